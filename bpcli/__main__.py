@@ -1,0 +1,5 @@
+"""`python -m bpcli` is `bp`."""
+
+from bpcli.cli import main
+
+main()

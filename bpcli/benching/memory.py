@@ -1,0 +1,86 @@
+"""Memory of a call, in bytes: what it allocates, and by how much the process grows.
+
+Both are measured in passes of their own, never while the clock runs: tracing slows every allocation down.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current value
+
+
+def allocated_bytes(work: Callable[[], object]) -> int:
+    """The most bytes that `work` held at once beyond what was there before, its result included.
+
+    Python's allocator counts: that covers NumPy's arrays and Numba's, not the buffers of a BLAS or of XLA.
+    """
+    started = not tracemalloc.is_tracing()
+    if started:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        result = work()
+        _, peak = tracemalloc.get_traced_memory()
+        del result
+    finally:
+        if started:
+            tracemalloc.stop()
+    return max(0, peak - before)
+
+
+def peak_bytes(work: Callable[[], object]) -> int | None:
+    """By how many bytes the resident set grew at its peak during `work`, less what a call that does nothing shows.
+
+    None where the kernel does not say (other systems than Linux). Memory that the process has already and reuses does
+    not count, so free memory is handed back first.
+    """
+    gc.collect()
+    floor = _growth(lambda: None)
+    grown = _growth(work)
+    return None if floor is None or grown is None else max(0, grown - floor)
+
+
+def _growth(work: Callable[[], object]) -> int | None:
+    _hand_back()
+    before = _status("VmRSS")
+    if before is None or not _reset():
+        return None
+    result = work()
+    peak = _status("VmHWM")
+    del result
+    return None if peak is None else max(0, peak - before)
+
+
+def _status(field: str) -> int | None:
+    """A field of /proc/self/status in bytes."""
+    try:
+        text = _STATUS.read_text()
+    except OSError:
+        return None
+    line = next((x for x in text.splitlines() if x.startswith(f"{field}:")), None)
+    return int(line.split()[1]) * 1024 if line else None
+
+
+def _reset() -> bool:
+    try:
+        _CLEAR.write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def _hand_back() -> None:
+    """Give free memory back to the system, where the C library is glibc."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

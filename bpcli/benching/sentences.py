@@ -1,0 +1,185 @@
+"""What a sweep says, in plain sentences: memory, time and truth traded between methods, growth with size, peers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from bpcli.benching.store import OURS, Row, by_spec
+
+GOOD_COSINE = 0.99
+WORTH_TELLING = 1.5
+_EXACT = {"float64": 1e-7, "float32": 1e-3}
+_REVERSE = ("bptt", "backprop")
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """Sentences on all rows: how many were measured, then for each spec its trade-offs, its growth and its peers."""
+    said = [_counted(rows)] if rows else []
+    several = len(by_spec(rows)) > 1
+    for spec, own in by_spec(rows).items():
+        timed = [r for r in own if r["time_s"] is not None]
+        about = [*_trades(timed), *_growth(timed), *_peers(timed)]
+        said += [f"{spec}: {s}" if several else s for s in about]
+    return said
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    wrong = [r for r in rows if r["check"]["verdict"] == "wrong"]
+    unsure = sum(r["check"]["verdict"] == "inconclusive" for r in rows)
+    measured = sum(r["time_s"] is not None for r in rows)
+    text = (
+        f"{measured} of {len(rows)} rows measured"
+        if wrong
+        else f"{len(rows)} row{'s' if len(rows) > 1 else ''} measured"
+    )
+    if wrong:
+        text += f"; the gradient of {', '.join(sorted({_who(r) for r in wrong}))} is wrong and was not timed"
+    elif unsure:
+        text += f"; the check of {unsure} was inconclusive"
+    else:
+        text += ", all gradients checked first"
+    return text + "."
+
+
+def _who(row: Row) -> str:
+    return row["method"] if row["backend"] == OURS else f"{row['method']} by {row['backend']}"
+
+
+def _trades(rows: Sequence[Row]) -> list[str]:
+    """At the most expensive point: every other method beside the exact one."""
+    own = [r for r in rows if r["backend"] == OURS]
+    points = _points(own)
+    exact = {key: base for key, group in points.items() if (base := _baseline(group))}
+    if not exact:
+        return []
+    largest = max(exact, key=lambda key: (exact[key]["flops"], exact[key]["time_s"]))
+    base = exact[largest]
+    said = []
+    for family in _families(points[largest]):
+        chosen = _choice(family)
+        if chosen is not base and chosen["cosine"] is not None:
+            said.append(_trade(chosen, base))
+    where = _where(base) if len(points) > 1 else ""
+    return [f"{where}{s}" for s in said]
+
+
+def _trade(row: Row, base: Row) -> str:
+    memory, seconds = _memory(row) / _memory(base), row["time_s"] / base["time_s"]
+    price = f"{_of(memory)} the memory of {base['method']} and {_of(seconds)} its time"
+    if _is_exact(row):
+        return f"{row['method']} gives the same gradient at {price}."
+    if row["cosine"] >= GOOD_COSINE:
+        return f"{row['method']} reaches cosine {_cosine(row['cosine'])} at {price}."
+    return f"{row['method']} gets no nearer than cosine {_cosine(row['cosine'])}, at {price}."
+
+
+def _choice(family: Sequence[Row]) -> Row:
+    """Of one method's rows the good one that costs least in memory times time, else the nearest to the truth."""
+    judged = [r for r in family if r["cosine"] is not None]
+    good = [r for r in judged if _is_exact(r) or r["cosine"] >= GOOD_COSINE]
+    if good:
+        return min(good, key=lambda r: _memory(r) * r["time_s"])
+    return max(judged or family, key=lambda r: r["cosine"] or -1.0)
+
+
+def _growth(rows: Sequence[Row]) -> list[str]:
+    """How times grow along the setting that changes them most, all else as in the last row."""
+    own = [r for r in rows if r["backend"] == OURS]
+    keys = dict.fromkeys(k for r in own for k, v in r["settings"].items() if isinstance(v, int | float) and k != "seed")
+    along = {key: ratios for key in keys if (ratios := _along(own, key))}
+    if not along:
+        return []
+    key = max(along, key=lambda k: max(along[k].values()))
+    if max(along[key].values()) < WORTH_TELLING:
+        return []
+    values = [r["settings"][key] for r in own]
+    parts = ", ".join(f"{method} {_plain(ratio)}" for method, ratio in _few(along[key]))
+    return [f"From {key}={min(values):g} to {key}={max(values):g} the time grows by these factors: {parts}."]
+
+
+def _along(rows: Sequence[Row], key: str) -> dict[str, float]:
+    """For each method its time at the largest value of a setting over that at the smallest."""
+    first, last = (pick(r["settings"][key] for r in rows) for pick in (min, max))
+    alike = [r for r in rows if _others(r, key) == _others(rows[-1], key)]
+    times = {(r["method"], r["settings"][key]): r["time_s"] for r in alike}
+    both = [m for m in dict.fromkeys(r["method"] for r in alike) if {(m, first), (m, last)} <= times.keys()]
+    return {m: times[m, last] / times[m, first] for m in both} if first < last else {}
+
+
+def _others(row: Row, key: str) -> dict[str, object]:
+    return {k: v for k, v in row["settings"].items() if k != key}
+
+
+def _few(ratios: Mapping[str, float]) -> list[tuple[str, float]]:
+    """All of a few methods, else those at the ends."""
+    ordered = sorted(ratios.items(), key=lambda item: item[1])
+    return ordered if len(ordered) <= 4 else [ordered[0], ordered[-1]]
+
+
+def _peers(rows: Sequence[Row]) -> list[str]:
+    """For each peer and method, its time as a multiple of ours: the middle one, and the range over cells."""
+    said = []
+    for backend, method in dict.fromkeys((r["backend"], r["method"]) for r in rows if r["ratio"]):
+        ratios = [r["ratio"]["median"] for r in rows if (r["backend"], r["method"]) == (backend, method) and r["ratio"]]
+        spread = f" ({min(ratios):.2g} to {max(ratios):.2g} over {len(ratios)} cells)" if len(ratios) > 1 else ""
+        said.append(f"{backend} takes {_of(statistics.median(ratios))} the time of bp for {method}{spread}.")
+    return said
+
+
+def _points(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(repr(sorted(row["settings"].items())), []).append(row)
+    return groups
+
+
+def _families(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows of the same method, whatever its options."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["method"].partition(":")[0], []).append(row)
+    return list(groups.values())
+
+
+def _baseline(rows: Sequence[Row]) -> Row | None:
+    """The exact method that others are compared with: plain reverse mode, else the quickest exact one."""
+    exact = [r for r in rows if _is_exact(r)]
+    return min(exact, key=lambda r: (r["method"] not in _REVERSE, r["time_s"]), default=None)
+
+
+def _is_exact(row: Row) -> bool:
+    return row["bias"] is not None and row["bias"] <= _EXACT[row["dtype"]]
+
+
+def _memory(row: Row) -> float:
+    """Bytes that a method holds: measured where they were, at least one."""
+    return max(1.0, float(row["allocated_bytes"] or row["predicted_bytes"] or 1))
+
+
+def _where(row: Row) -> str:
+    settings: Mapping[str, object] = row["settings"]
+    return f"At {', '.join(f'{k}={v:g}' if isinstance(v, float) else f'{k}={v}' for k, v in settings.items())}, "
+
+
+def _cosine(value: float) -> str:
+    """Two digits, and as many nines as there are: 0.87, 0.9998; never rounded up to 1."""
+    if value < 0.9:
+        return f"{value:.2f}"
+    digits = 2 if value >= 1.0 else min(12, 2 + int(-math.log10(1.0 - value)))
+    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+def _of(ratio: float) -> str:
+    """A ratio in front of a noun: "1.2 times", "0.3 of"."""
+    if 0.95 <= ratio < 1.05:
+        return "about"
+    return f"{_plain(ratio)} of" if ratio < 1.0 else f"{_plain(ratio)} times"
+
+
+def _plain(ratio: float) -> str:
+    """Two digits, without an exponent between 0.01 and a million."""
+    if 10.0 <= ratio < 1e6:
+        return f"{ratio:.0f}"
+    return f"{ratio:.2g}"

@@ -1,0 +1,43 @@
+"""The true gradient at a point of a sweep, and how far another one is from it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.methods import parse
+from bpcli.methods.base import Gradient
+from bpcli.problem.limits import Limits, array_bytes
+from bpcli.problem.model import Problem, Setup
+
+
+def exact_method(setup: Setup) -> str:
+    """The method that gives the true gradient of a graph at the least cost."""
+    return "bptt" if setup.graph.recurrent else "backprop"
+
+
+def true_gradient(problem: Problem, limits: Limits) -> Gradient | None:
+    """The exact gradient by reverse mode; None where it would need more memory than is allowed."""
+    call = parse(exact_method(problem.setup))
+    needed = call.cost(problem.setup).bytes + sum(array_bytes(problem.setup).values())
+    return call.gradient(problem) if needed <= limits.max_memory else None
+
+
+def flat(setup: Setup, gradient: Gradient) -> NDArray[np.float64]:
+    """Everything differentiated in one vector, in the setup's order."""
+    return np.concatenate([np.asarray(gradient.arrays[t.name], dtype=np.float64).reshape(-1) for t in setup.wrt])
+
+
+def distance(found: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Bias ‖g − g*‖ / ‖g*‖ and cosine of the angle between them; None where a norm is zero or nothing is finite."""
+    # Scaled first, so that squares of tiny or huge entries neither vanish nor overflow.
+    scale = max(float(np.max(np.abs(true), initial=0.0)), float(np.max(np.abs(found), initial=0.0)))
+    if not 0.0 < scale < math.inf:
+        return None, None
+    found, true = found / scale, true / scale
+    own, norm = float(np.linalg.norm(found)), float(np.linalg.norm(true))
+    bias = float(np.linalg.norm(found - true)) / norm if norm > 0.0 else None
+    cosine = float(found @ true) / (own * norm) if own > 0.0 and norm > 0.0 else None
+    return bias, None if cosine is None else max(-1.0, min(1.0, cosine))

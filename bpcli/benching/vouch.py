@@ -1,0 +1,137 @@
+"""No figure without a right gradient: every method is judged at every point of a sweep before the clock starts.
+
+Where it is affordable every entry is checked, as `bp check` does; where not, the same check runs on a sample of
+entries of each parameter, and a method that is meant to be exact must also agree with the true gradient in all of
+them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bpcli.benching.truth import distance, flat
+from bpcli.checking.findings import Finding, Verdict
+from bpcli.checking.run import CheckOptions, check, check_cost
+from bpcli.graph.model import Graph
+from bpcli.methods import MethodCall
+from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.references.base import copies
+
+AFFORDABLE_FLOPS = 1e9
+_LEAST_ENTRIES, _MOST_ENTRIES = 2, 16
+
+
+@dataclass(frozen=True)
+class Vouch:
+    """The verdict on a method at a point; `how` says what was compared, `detail` what was wrong, if anything."""
+
+    verdict: Verdict
+    how: str
+    detail: str
+
+
+def vouch(
+    problem: Problem, calls: Sequence[MethodCall], gradients: Mapping[str, Gradient], true: Gradient | None
+) -> dict[str, Vouch]:
+    """The verdict on each of `calls`, by text; `gradients` are what they gave, `true` the true one if known."""
+    setup = problem.setup
+    costs = {c.text: check_cost(setup, [c], CheckOptions()) for c in calls}
+    whole = [c for c in calls if costs[c.text] <= AFFORDABLE_FLOPS]
+    findings = check(setup, whole, CheckOptions()) if whole else []
+    verdicts = {c.text: _sum_up(findings, c, "every entry") for c in whole}
+    for call in [c for c in calls if c not in whole]:
+        sample = _sampled(setup, costs[call.text])
+        judged = _sum_up(check(sample, [_seen_through(call, setup)], CheckOptions()), call, _count(sample))
+        verdicts[call.text] = _against_truth(judged, call, problem, gradients[call.text], true)
+    return verdicts
+
+
+def tolerance(setup: Setup) -> float:
+    """How far apart, relative to their norm, two exact gradients may be that were computed in a different order."""
+    return float(np.sqrt(np.finfo(setup.dtype).eps))
+
+
+def _sampled(setup: Setup, flops: float) -> Setup:
+    """`setup` with a few entries of each parameter, always the same: as many as are affordable if all take `flops`."""
+    each = flops / copies(setup)
+    shared = [t for t in setup.wrt if t.kind == "param" or t.name in setup.shared] or list(setup.wrt)
+    count = int(AFFORDABLE_FLOPS / (each * len(shared)))
+    count = min(max(count, _LEAST_ENTRIES), _MOST_ENTRIES)
+    return dataclasses.replace(setup, wrt=tuple(_thinned(t, count) for t in shared))
+
+
+def _thinned(tensor: Tensor, count: int) -> Tensor:
+    """`tensor` with `count` of its entries, spread at random."""
+    there = tensor.pattern if tensor.pattern is not None else np.arange(tensor.entries, dtype=np.int64)
+    if len(there) <= count:
+        return tensor
+    chosen = np.random.default_rng(0).choice(there, count, replace=False)
+    return dataclasses.replace(tensor, pattern=np.sort(chosen))
+
+
+def _count(sample: Setup) -> str:
+    return f"{sum(t.entries for t in sample.wrt)} entries"
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A method that runs on the whole setup whatever part of it is looked at: what is checked is what is timed."""
+
+    call: MethodCall
+    setup: Setup
+    name: str
+    summary: str
+    tags: frozenset[str]
+    Options: type[Any]
+
+    def refusal(self, graph: Graph) -> str | None:
+        return self.call.refusal(graph)
+
+    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
+        return self.call.windows(setup)
+
+    def cost(self, setup: Setup, options: Any) -> Cost:
+        return self.call.cost(self.setup)
+
+    def gradient(self, problem: Problem, options: Any) -> Gradient:
+        found = self.call.gradient(dataclasses.replace(problem, setup=self.setup))
+        return Gradient(found.loss, {t.name: found.arrays[t.name] for t in problem.setup.wrt})
+
+
+def _seen_through(call: MethodCall, setup: Setup) -> MethodCall:
+    method = call.method
+    whole = _Whole(call, setup, method.name, method.summary, method.tags, method.Options)
+    # The protocol has class variables where this has fields.
+    return MethodCall(call.text, whole, call.options)  # type: ignore[arg-type]
+
+
+def _sum_up(findings: Sequence[Finding], call: MethodCall, how: str) -> Vouch:
+    """The worst verdict on a method's tensors."""
+    own = [f for f in findings if f.method == call.text]
+    for verdict in ("wrong", "inconclusive"):
+        bad = [f for f in own if f.verdict == verdict]
+        if bad:
+            worst = f", z = {bad[0].worst.z:.3g}" if bad[0].worst else ""
+            return Vouch(bad[0].verdict, how, f"{bad[0].tensor}: {bad[0].cause or verdict}{worst}")
+    return Vouch("pass", how, "")
+
+
+def _against_truth(
+    judged: Vouch, call: MethodCall, problem: Problem, gradient: Gradient, true: Gradient | None
+) -> Vouch:
+    """`judged`, or wrong where a method that is meant to be exact differs from the true gradient somewhere else."""
+    setup = problem.setup
+    exact = call.windows(setup) == (Window(0, 0, setup.T),)
+    if judged.verdict == "wrong" or not exact or true is None:
+        return judged
+    bias, _ = distance(flat(setup, gradient), flat(setup, true))
+    how = f"{judged.how}, and all against reverse mode"
+    if bias is not None and not bias <= tolerance(setup):
+        return Vouch("wrong", how, f"differs from reverse mode by {bias:.2g}")
+    return Vouch(judged.verdict, how, judged.detail)

@@ -1,0 +1,146 @@
+"""A check: every method's gradient against references that carry their own error bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from bpcli.checking.answers import Answer, ask
+from bpcli.checking.findings import Finding, Worst
+from bpcli.checking.truth import Truth, references_for, truth_cost, whole
+from bpcli.checking.verdict import judge, summarise
+from bpcli.methods import MethodCall
+from bpcli.methods.base import Window
+from bpcli.problem.draw import draw
+from bpcli.problem.finite import check_finite
+from bpcli.problem.model import Setup, Tensor
+from bpcli.references.base import FloatArray
+
+_ASKED = 2
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """`reference` judges: "auto" takes the sharpest that applies, and differences beside it.
+
+    Every entry is judged. The mode "full" puts differences beside every one, "auto" where that is affordable.
+    """
+
+    reference: Literal["auto", "central", "complex-step"] = "auto"
+    mode: Literal["auto", "full"] = "auto"
+
+
+def check(setup: Setup, calls: Sequence[MethodCall], options: CheckOptions) -> list[Finding]:
+    """Judge the gradients of `calls`: a finding per method and tensor, and one for a loss that is wrong.
+
+    Methods must apply to the graph. `BpError` when the loss is not finite, or the reference does not apply.
+    """
+    references = references_for(setup, options.reference, options.mode)
+    problem = draw(setup)
+    check_finite(problem)
+    truth = Truth(problem, references)
+    findings: list[Finding] = []
+    for call in calls:
+        windows = tuple(call.windows(setup))
+        answer = ask(call, problem)
+        findings += [_finding(truth, call, windows, answer, tensor) for tensor in setup.wrt]
+        findings += _loss_findings(truth, call, answer)
+    return findings
+
+
+def check_cost(setup: Setup, calls: Sequence[MethodCall], options: CheckOptions) -> float:
+    """Predicted floating-point operations of `check`."""
+    windows = {tuple(call.windows(setup)) for call in calls}
+    used = references_for(setup, options.reference, options.mode)
+    return truth_cost(setup, windows, used) + sum(_ASKED * call.cost(setup).flops for call in calls)
+
+
+def _finding(
+    truth: Truth, call: MethodCall, windows: tuple[Window, ...], answer: Answer, tensor: Tensor
+) -> Finding:
+    given = answer.arrays.get(tensor.name)
+    blank = Finding(
+        truth.problem.setup.spec.name, call.text, tensor.name, tensor.shape, 0, "wrong", "", None, None, None, None
+    )
+    if given is None:
+        return replace(blank, cause="missing")
+    if given.shape != tensor.shape:
+        return replace(blank, cause="wrong shape")
+    if given.dtype != truth.problem.setup.dtype:
+        return replace(blank, cause="wrong type")
+    found = _judged(truth, windows, tensor, given.astype(np.float64), blank)
+    if answer.changed:
+        return replace(found, verdict="wrong", cause="changes its arguments")
+    if tensor.name in answer.unsteady:
+        return replace(found, verdict="wrong", cause="not deterministic")
+    return found
+
+
+def _judged(
+    truth: Truth, windows: tuple[Window, ...], tensor: Tensor, value: FloatArray, blank: Finding
+) -> Finding:
+    """The verdict, with a second ladder of differences where the first is not enough to condemn."""
+    rounding = truth.rounding(windows, tensor)
+    dtype = truth.problem.setup.dtype
+    if tensor.pattern is not None:
+        value = _on_pattern(value, tensor)
+    entries = judge(value, truth.estimates(windows, tensor), rounding, dtype)
+    if entries.suspect.any():
+        entries = judge(value, truth.estimates(windows, tensor, second=True), rounding, dtype)
+    verdict, cause, worst = summarise(entries, tensor.pattern)
+    intended = truth.best(windows, tensor)
+    true = truth.best(whole(truth.problem.setup), tensor)
+    error = relative_error(value, intended)
+    return replace(
+        blank, checked=tensor.entries, verdict=verdict, cause=cause, worst=worst,
+        kernel_error=(0.0 if not value.any() else float("inf")) if error is None else error,
+        bias=relative_error(value, true), cosine=cosine(value, true),
+    )
+
+
+def _on_pattern(value: FloatArray, tensor: Tensor) -> FloatArray:
+    """Zero where a density leaves entries out: what stands there is ignored."""
+    kept = np.zeros_like(value)
+    kept.reshape(-1)[tensor.pattern] = value.reshape(-1)[tensor.pattern]
+    return kept
+
+
+def _loss_findings(truth: Truth, call: MethodCall, answer: Answer) -> list[Finding]:
+    """A finding when the loss that came with the gradient is wrong."""
+    reference, bound = truth.loss()
+    error = abs(answer.loss - reference)
+    steady = "loss" not in answer.unsteady
+    if error <= bound and steady:
+        return []
+    finite = np.isfinite(answer.loss)
+    cause = ("" if steady else "not deterministic") if finite else "not finite"
+    z = float(error / bound) if bound > 0 else float("inf")
+    worst = Worst((), answer.loss, reference, bound, z)
+    relative = error / abs(reference) if reference else None
+    spec = truth.problem.setup.spec.name
+    return [Finding(spec, call.text, "loss", (), 1, "wrong", cause, worst, relative, None, None)]
+
+
+def relative_error(value: FloatArray, reference: FloatArray) -> float | None:
+    """‖value − reference‖ / ‖reference‖ in the Euclidean norm; None where the reference is zero."""
+    size = _norm(reference)
+    return _norm(value - reference) / size if size > 0 else None
+
+
+def cosine(value: FloatArray, reference: FloatArray) -> float | None:
+    """Cosine of the angle between two gradients; None where one of them is zero."""
+    sizes = _norm(value), _norm(reference)
+    if not all(size > 0 for size in sizes):
+        return None
+    return float(np.dot(value.reshape(-1) / sizes[0], reference.reshape(-1) / sizes[1]))
+
+
+def _norm(array: FloatArray) -> float:
+    """Euclidean norm, scaled so that it neither overflows nor underflows."""
+    largest = float(np.abs(array).max())
+    if not 0 < largest < np.inf:
+        return largest
+    return largest * float(np.linalg.norm(array.reshape(-1) / largest))

@@ -1,0 +1,189 @@
+"""The verdict on a gradient, entry by entry: pure functions of arrays of one shape.
+
+z = |g - reference| / (U_ref + U_g), with U_ref the reference's error bound and U_g the rounding that a correct gradient
+may show. Every comparison is written so that NaN fails it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.checking.findings import Verdict, Worst
+from bpcli.references.base import Estimate, FloatArray
+from bpcli.references.numerics.rounding import FACTOR
+
+Mask = NDArray[np.bool_]
+Codes = NDArray[np.int8]
+
+PASS, INCONCLUSIVE, WRONG = 0, 1, 2
+VERDICTS: tuple[Verdict, ...] = ("pass", "inconclusive", "wrong")
+CAUSES = ("", "not finite", "kink", "underflow", "noise", "no power", "references disagree")
+_CAUSE = {cause: code for code, cause in enumerate(CAUSES)}
+
+# The relative error that differences alone must be able to see, in entries down to 1e-6 of the largest.
+POWER = 1e-3
+SMALL = 1e-6
+# Below this multiple of the smallest normal number, intermediate products may have been flushed to zero.
+_NEAR_UNDERFLOW = 1e3
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """One tensor's entries: verdict and cause as codes of `VERDICTS` and `CAUSES`, and what they were compared with.
+
+    `suspect` marks the entries for which a second ladder of differences would be decisive and was not given.
+    """
+
+    verdict: Codes
+    cause: Codes
+    value: FloatArray
+    reference: FloatArray
+    bound: FloatArray
+    z: FloatArray
+    suspect: Mask
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """The estimates at hand: complex step where the program is analytic, differences, differences on other points."""
+
+    complex_step: Estimate | None = None
+    central: Estimate | None = None
+    second: Estimate | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Gap:
+    """How a gradient stands to one reference: `within` its bounds, or `excused` by a kink at the very point."""
+
+    reference: FloatArray
+    bound: FloatArray
+    z: FloatArray
+    within: Mask
+    excused: Mask
+
+    @property
+    def accepted(self) -> Mask:
+        return self.within | self.excused
+
+
+def judge(
+    value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]
+) -> Entries:
+    """The verdict on each entry of a gradient `value` computed in `dtype`; all arrays have one shape.
+
+    `rounding` is U_g: zero exactly where no contribution exists. Raises ValueError without a reference.
+    """
+    tiny = float(np.finfo(dtype).tiny)
+    with np.errstate(all="ignore"):
+        value = np.asarray(value, dtype=np.float64)
+        if references.complex_step is None:
+            found = _by_differences(value, references, rounding, small(dtype))
+        else:
+            found = _by_complex_step(value, references.complex_step, references, rounding)
+        finite = np.isfinite(value)
+        near = (found.verdict == WRONG) & (rounding > 0) & (np.abs(value - found.reference) <= _NEAR_UNDERFLOW * tiny)
+        verdict = np.where(finite, np.where(near, INCONCLUSIVE, found.verdict), WRONG)
+        cause = np.where(finite, np.where(near, _CAUSE["underflow"], found.cause), _CAUSE["not finite"])
+        z = np.where(finite, found.z, np.nan)
+        return Entries(
+            verdict.astype(np.int8), cause.astype(np.int8), value, found.reference, found.bound, z,
+            found.suspect & finite & ~near,
+        )
+
+
+def _gap(value: FloatArray, estimate: Estimate, rounding: FloatArray) -> _Gap:
+    # Exactly nothing has no rounding, and a difference of exactly nothing has no error.
+    nothing = (rounding == 0) & (estimate.value == 0)
+    bound = np.where(nothing, 0.0, estimate.bound + rounding)
+    error = np.abs(value - estimate.value)
+    z = np.where(error == 0, 0.0, error / bound)
+    return _Gap(estimate.value, bound, z, z <= 1, (estimate.kink > 0) & (error <= bound + estimate.kink))
+
+
+def _by_complex_step(
+    value: FloatArray, exact: Estimate, references: References, rounding: FloatArray
+) -> Entries:
+    """Where the program is analytic: the complex step judges, and a real difference stands beside it."""
+    gap = _gap(value, exact, rounding)
+    known = np.isfinite(exact.bound)
+    accepts = gap.within & known
+    verdict = np.where(accepts, PASS, np.where(known, WRONG, INCONCLUSIVE))
+    cause = np.where(known, _CAUSE[""], _CAUSE["no power"])
+    suspect = np.zeros(value.shape, dtype=np.bool_)
+    if references.central is not None:
+        contradicts = known & _contradicts(value, exact, references.central, rounding, accepts)
+        if references.second is None:
+            suspect = contradicts
+        else:
+            contradicts &= _contradicts(value, exact, references.second, rounding, accepts)
+        verdict = np.where(contradicts, INCONCLUSIVE, verdict)
+        cause = np.where(contradicts, _CAUSE["references disagree"], cause)
+    return Entries(
+        verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect
+    )
+
+
+def _contradicts(
+    value: FloatArray, exact: Estimate, real: Estimate, rounding: FloatArray, accepts: Mask
+) -> Mask:
+    """Where the real difference rejects what the complex step accepts, or sides with a gradient that it rejects."""
+    real_accepts = _gap(value, real, rounding).accepted
+    agree = np.abs(exact.value - real.value) <= exact.bound + real.bound + real.kink
+    return np.where(accepts, ~real_accepts, real_accepts & ~agree)
+
+
+def small(dtype: np.dtype[np.floating]) -> float:
+    """Entries below this part of the largest one are judged by its size: 1e-6, or what the dtype's rounding allows."""
+    return max(SMALL, 4 * FACTOR * float(np.finfo(dtype).eps) / 2 / POWER)
+
+
+def _by_differences(value: FloatArray, references: References, rounding: FloatArray, part: float) -> Entries:
+    """Black boxes and programs with kinks: differences judge, with power to pass and on two ladders to condemn."""
+    central, second = references.central, references.second
+    if central is None:
+        raise ValueError("a verdict needs a reference")
+    gap = _gap(value, central, rounding)
+    size = np.abs(central.value)
+    power = gap.bound <= POWER * np.maximum(size, part * size.max())
+    weak = np.where(central.noise > 0.5 * gap.bound, _CAUSE["noise"], _CAUSE["no power"])
+    passes = gap.accepted & power
+    cause = np.where(passes, np.where(gap.within, _CAUSE[""], _CAUSE["kink"]), weak)
+    verdict = np.where(passes, PASS, INCONCLUSIVE)
+    rejected = ~gap.accepted
+    suspect = rejected
+    if second is not None:
+        suspect = np.zeros(value.shape, dtype=np.bool_)
+        both = rejected & ~_gap(value, second, rounding).accepted
+        verdict = np.where(both, WRONG, verdict)
+        cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
+    return Entries(
+        verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect
+    )
+
+
+def summarise(entries: Entries, places: NDArray[np.int64] | None = None) -> tuple[Verdict, str, Worst | None]:
+    """The tensor's verdict, its cause and its worst entry; `places` are the flat indices of the entries that exist.
+
+    One wrong entry makes a tensor wrong, one inconclusive entry keeps it from passing. The worst entry is the one with
+    the largest z among those that decided.
+    """
+    if places is None:
+        places = np.arange(entries.verdict.size)
+    if not len(places):
+        return "inconclusive", "nothing compared", None
+    verdicts = entries.verdict.reshape(-1)[places]
+    decided = int(verdicts.max())
+    deciding = places[verdicts == decided]
+    z = entries.z.reshape(-1)[deciding]
+    worst = int(deciding[np.where(np.isnan(z), np.inf, z).argmax()])
+    value, reference, bound = (float(a.reshape(-1)[worst]) for a in (entries.value, entries.reference, entries.bound))
+    index = tuple(int(i) for i in np.unravel_index(worst, entries.verdict.shape))
+    cause = CAUSES[int(entries.cause.reshape(-1)[worst])]
+    if decided == PASS and (entries.cause.reshape(-1)[places] == _CAUSE["kink"]).any():
+        cause = "kink"
+    z_worst = float(entries.z.reshape(-1)[worst])
+    return VERDICTS[decided], cause, Worst(index, value, reference, bound, z_worst)

@@ -1,0 +1,144 @@
+"""The `bp` command: a group that imports a command's module when the command is called, not before."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from bpcli import __version__
+
+# Kernels share work out themselves; BLAS on several threads below that gets in the way. Read once, at its import.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command: its module, the line that `bp --help` shows, and the JSON of a call refused before the command ran."""
+
+    module: str
+    help: str
+    rows_key: str = "rows"
+    summary: dict[str, int] = field(default_factory=dict)
+
+
+COMMANDS = {
+    "check": Entry(
+        "bpcli.commands.check",
+        "Judge gradients against references with error bounds.",
+        "findings",
+        {"passed": 0, "wrong": 0, "inconclusive": 0},
+    ),
+    "grad": Entry("bpcli.commands.grad", "Write the loss and its gradient to a file.", "arrays"),
+    "export": Entry("bpcli.commands.export", "Write the arrays that a spec runs on to a file.", "arrays"),
+    "bench": Entry("bpcli.commands.bench", "Measure time and memory over a sweep.", "cells"),
+    "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
+    "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands come from `COMMANDS`, with `BP_*` variables and `[tool.bp]` as their defaults."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; every option of it can be set by `BP_<OPTION>`."""
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(COMMANDS[cmd_name].module), cmd_name)
+        assert isinstance(command, click.Command)
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.envvar is None:
+                parameter.envvar = f"BP_{option_name(parameter).upper()}"
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command to run, its defaults read from the nearest `pyproject.toml`."""
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from bpcli.errors import fail, nearest
+
+            fail("usage", f'bp has no command "{args[0]}"', help=nearest(args[0], COMMANDS))
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing and not {"-h", "--help"} & set(rest):
+            from bpcli.commands.settings import defaults
+
+            ctx.default_map = {str(name): defaults(command)}
+        return name, command, rest
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands with their lines from the table, so that help imports none of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """The context; help and version are printed here, to a reader who may have gone."""
+        try:
+            return super().make_context(*args, **extra)
+        except BrokenPipeError as error:
+            raise click.exceptions.Exit(_gone()) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """What the command returns."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            return _gone()
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "bp",
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run and exit; without `standalone_mode` return what the command returns and let errors through."""
+        given = sys.argv[1:] if args is None else list(args)
+        if not standalone_mode:
+            return super().main(given, prog_name, standalone_mode=False, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to stop
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            code = super().main(given, prog_name, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except Exception as error:
+            from bpcli.commands.failures import report
+
+            code = report(error, given)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _gone() -> int:
+    """The exit code when the reader of stdout has gone; click's own, 1, would say that a gradient is wrong."""
+    from bpcli.commands.failures import silence
+
+    silence()
+    return 0
+
+
+def option_name(option: click.Parameter) -> str:
+    """The long name of an option without dashes in front: `max_memory` for `--max-memory`."""
+    longest = max(option.opts, key=len)
+    return longest.lstrip("-").replace("-", "_")
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 good, 1 a gradient is wrong, 2 usage or spec error, 3 regression, "
+    "4 inconclusive (with --strict), 5 nothing measured or compared, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="bp", message="%(prog)s %(version)s")
+def main() -> None:
+    """Check and benchmark the gradients of networks written as equations."""

@@ -1,0 +1,170 @@
+"""The rows of a bench run: all of each for programs, what people compare for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bpcli.benching.sentences import sentences
+from bpcli.benching.store import HEAD, OURS, TAIL, Row, column_name, csv_keys, grid_keys
+from bpcli.errors import Diagnostic
+from bpcli.problem.limits import format_bytes
+from bpcli.render.document import Column, Document
+
+_STYLES = {"pass": "", "wrong": "bold red", "inconclusive": "yellow"}
+
+
+def full_document(
+    rows: Sequence[Row],
+    errors: Sequence[Diagnostic] = (),
+    context: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> Document:
+    """Every row with every column of the CSV format; the rows themselves hold more: samples, check, ratio to peers."""
+    keys = grid_keys(rows)
+    names = dict(zip(csv_keys(keys), (*HEAD, *keys, *TAIL), strict=True))
+    grid = {column_name(k) for k in keys}
+    return Document(
+        title="Benchmark",
+        rows_key="cells",
+        columns=[_column(name, key, name in grid) for name, key in names.items()],
+        rows=rows,
+        context=context or {},
+        summary=_summary(rows),
+        sentences=sentences(rows) or ["Nothing was measured."],
+        notes=[*notes, *_faults(rows), *_rates(context or {})],
+        errors=errors,
+        style=lambda row: _STYLES[row["check"]["verdict"]],
+    )
+
+
+def brief_document(full: Document, quiet: bool) -> Document:
+    """What people compare; what is the same in all rows has no column. When `quiet`, only rows that do not pass."""
+    rows = [r for r in full.rows if r["check"]["verdict"] != "pass"] if quiet else list(full.rows)
+    shown = [c for c in _BRIEF if c.key in ("method", "time_s") or _varies(full.rows, c)]
+    settings = dict.fromkeys(k for r in full.rows for k in r["settings"])
+    swept = [c for c in (_column(k, k, True) for k in settings) if _varies(full.rows, c)]
+    at = 1 + max(i for i, c in enumerate(shown) if c.key in ("spec", "method", "backend"))
+    return Document(
+        title=full.title,
+        rows_key=full.rows_key,
+        columns=[*shown[:at], *swept, *shown[at:]],
+        rows=rows,
+        sentences=full.sentences if rows or not quiet else (),
+        notes=_faults(full.rows) if quiet else full.notes,
+        errors=full.errors,
+        style=full.style,
+    )
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, int]:
+    verdicts = [r["check"]["verdict"] for r in rows]
+    measured = sum(r["time_s"] is not None for r in rows)
+    return {"measured": measured, "wrong": verdicts.count("wrong"), "inconclusive": verdicts.count("inconclusive")}
+
+
+def _faults(rows: Sequence[Row]) -> list[str]:
+    """What is wrong with the gradients that are, and where."""
+    said = []
+    for row in rows:
+        check = row["check"]
+        if check["detail"]:
+            where = "".join(f" {k}={v}" for k, v in row["settings"].items())
+            by = "" if row["backend"] == OURS else f" by {row['backend']}"
+            said.append(
+                f"{row['spec']} {row['method']}{by}{where}: {check['verdict']}: {check['detail']} ({check['how']})"
+            )
+    return said
+
+
+def _rates(context: Mapping[str, Any]) -> list[str]:
+    """The machine in a line."""
+    machine = context.get("machine", {})
+    rates = [f"GEMM {v / 1e9:.3g} GFLOP/s in {k.split('_')[1]}" for k, v in machine.items() if k.startswith("gemm_")]
+    if not rates:
+        return []
+    copy = f"copy {machine['copy_bytes_per_s'] / 1e9:.3g} GB/s"
+    return [f"{machine['cpu']}, {machine['cores']} cores: {', '.join([*rates, copy])}."]
+
+
+def _varies(rows: Sequence[Row], column: Column) -> bool:
+    """Whether a column tells rows apart, or tells something at all where only some columns could."""
+    values = [column.get(r) for r in rows]
+    told = any(v is not None and v != "" for v in values)
+    return told and (column.key in _MEASURED or len({repr(v) for v in values}) > 1)
+
+
+def _column(name: str, key: str, grid: bool) -> Column:
+    """A column of the full document."""
+    if grid:
+        return Column(name, key, lambda row: row["grid"].get(key), _words)
+    return Column(name, name, lambda row: row[key], _SHOWN.get(key, _figure), right=key not in (*HEAD, "dtype"))
+
+
+def _of(key: str) -> Callable[[Row], Any]:
+    return lambda row: row[key]
+
+
+def _words(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _figure(value: Any) -> str:
+    return "" if value is None else str(value) if isinstance(value, str | int) else f"{value:.4g}"
+
+
+def _bytes(value: Any) -> str:
+    return "" if value is None else format_bytes(value)
+
+
+def _seconds(value: Any) -> str:
+    """Three digits in a unit that suits."""
+    if value is None:
+        return ""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-9:.3g} ns"
+
+
+def _percent(value: Any) -> str:
+    return "" if value is None else f"{100 * value:.2g}%" if value < 0.995 else f"{100 * value:.0f}%"
+
+
+def _cosine(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _spread(row: Row) -> float | None:
+    """Half the interval as a part of the median."""
+    return None if row["time_s"] is None else (row["time_high_s"] - row["time_low_s"]) / (2.0 * row["time_s"])
+
+
+def _times(value: Any) -> str:
+    return "" if value is None else f"{value['median']:.2g}x"
+
+
+_SHOWN: Mapping[str, Callable[[Any], str]] = {
+    **dict.fromkeys(("time_s", "time_low_s", "time_high_s", "compile_s"), _seconds),
+    **dict.fromkeys(("predicted_bytes", "allocated_bytes", "peak_bytes"), _bytes),
+    "gemm_fraction": _percent,
+    "cosine": _cosine,
+}
+
+_MEASURED = frozenset(
+    {"spread", "allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "cosine", "check", "ratio"}
+)
+_BRIEF = (
+    Column("spec", "spec", _of("spec"), _words, right=False),
+    Column("method", "method", _of("method"), _words, right=False),
+    Column("backend", "by", _of("backend"), _words, right=False),
+    Column("time_s", "time", _of("time_s"), _seconds),
+    Column("spread", "+-", _spread, _percent),
+    Column("ratio", "of bp's", _of("ratio"), _times),
+    Column("predicted_bytes", "holds", _of("predicted_bytes"), _bytes),
+    Column("allocated_bytes", "allocates", _of("allocated_bytes"), _bytes),
+    Column("peak_bytes", "grows by", _of("peak_bytes"), _bytes),
+    Column("gemm_fraction", "of GEMM rate", _of("gemm_fraction"), _percent),
+    Column("cosine", "cosine", _of("cosine"), _cosine),
+    Column("check", "checked", lambda row: row["check"]["how"], _words, right=False),
+)

@@ -1,0 +1,160 @@
+"""`bp check`: judge gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bpcli.commands.options import Common, one_of, shared
+
+if TYPE_CHECKING:
+    from bpcli.checking.findings import Finding
+    from bpcli.checking.run import CheckOptions
+    from bpcli.errors import Diagnostic
+    from bpcli.methods import MethodCall
+
+MODES = ("auto", "full")
+
+
+def references() -> tuple[str, ...]:
+    """What `--reference` takes: a reference, or the choice that suits the spec."""
+    from bpcli.references import known
+
+    return ("auto", *known())
+
+
+@dataclass
+class Results:
+    """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for."""
+
+    findings: list[Finding] = field(default_factory=list)
+    errors: list[Diagnostic] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """What a reader should know besides the verdicts."""
+        skipped = [f"skipped {m} of {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
+        return [*self.unused, *skipped]
+
+    def exit_code(self, strict: bool) -> int:
+        """The first that applies of refused, wrong, inconclusive when `strict`, good; 5 when nothing was judged."""
+        verdicts = {f.verdict for f in self.findings}
+        if self.errors:
+            return 2
+        if "wrong" in verdicts:
+            return 1
+        if strict and "inconclusive" in verdicts:
+            return 4
+        return 0 if verdicts else 5
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked of every spec: methods (`weak` ones give way to the spec's own) and how to judge them."""
+
+    methods: tuple[MethodCall, ...]
+    weak: bool
+    options: CheckOptions
+    common: Common
+    alone: bool
+
+
+@click.command()
+@click.argument("target", nargs=-1)
+@click.option(
+    "-m", "--method", multiple=True, metavar="METHOD", help="Judge this method, as tbptt:k1=1,k2=4; repeatable."
+)
+@click.option(
+    "--reference",
+    metavar="NAME",
+    default="auto",
+    callback=one_of(references),
+    help="What to judge by; `bp list references`.",
+)
+@click.option(
+    "--mode", metavar="MODE", default="auto", callback=one_of(lambda: MODES), help="auto, or full for every entry."
+)
+@shared(
+    "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
+    "format", "output", "quiet", "verbose", "strict",
+)  # fmt: skip
+def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode: str, common: Common) -> int:
+    """Judge the gradients of TARGET, a spec or a folder of specs, against references with error bounds of their own.
+
+    Without TARGET the folder specs/ is taken; without -m the methods that the spec names, else backprop for a
+    feed-forward network, bptt and rtrl for a recurrent one.
+    """
+    from bpcli.checking.run import CheckOptions
+    from bpcli.commands.choose import from_project, read
+    from bpcli.commands.kernels import announce
+    from bpcli.commands.progress import progress
+    from bpcli.commands.specs import find
+
+    paths, refused = find(target)
+    options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
+    call = Call(read(method), from_project(), options, common, alone=len(paths) == 1 and not refused)
+    results = Results(errors=list(refused))
+    if paths:
+        announce(common)
+    with progress(common) as say:
+        for number, path in enumerate(paths, start=1):
+            say(f"{path} ({number} of {len(paths)})")
+            _judge(path, call, results)
+    return _show(results, call, paths) or results.exit_code(common.strict)
+
+
+def _judge(path: Path, call: Call, results: Results) -> None:
+    """Add what there is to say about one spec; a refusal of one hides no other."""
+    from bpcli.checking import run
+    from bpcli.commands.choose import applying, choose
+    from bpcli.commands.failures import translate
+    from bpcli.commands.specs import open_spec
+    from bpcli.problem.limits import check_cost
+
+    try:
+        setup = open_spec(path, call.common)
+        methods, skipped = applying(setup, choose(setup, call.methods, call.weak), call.alone)
+        for name, reason in skipped.items():
+            results.skipped.setdefault((name, reason), []).append(setup.spec.name)
+        if setup.graph.unused:
+            results.unused.append(f"{setup.spec.name}: the loss does not depend on {', '.join(setup.graph.unused)}")
+        limits = call.common.limits()
+        for method in methods:
+            cost = method.cost(setup)
+            check_cost(setup, method.text, cost.bytes, cost.flops, limits)
+        if methods:
+            check_cost(setup, "the check", 0, run.check_cost(setup, methods, call.options), limits)
+            results.findings += run.check(setup, methods, call.options)
+    except Exception as error:
+        results.errors += [_named(d, path, call) for d in translate(error).diagnostics]
+
+
+def _named(diagnostic: Diagnostic, path: Path, call: Call) -> Diagnostic:
+    """A refusal that says which spec it is about, among several, by its place or in words."""
+    if call.alone or diagnostic.place:
+        return diagnostic
+    return replace(diagnostic, what=f"{path}: {diagnostic.what}")
+
+
+def _show(results: Results, call: Call, paths: Sequence[Path]) -> int:
+    """Print and write what was found; 0, or 2 where a file could not be written."""
+    from bpcli.commands.check_document import brief_document, findings_document
+    from bpcli.commands.context import describe
+    from bpcli.commands.output import emit
+
+    context = describe(
+        "check",
+        call.common,
+        specs=[str(p) for p in paths],
+        reference=call.options.reference,
+        mode=call.options.mode,
+        notes=results.notes(),
+    )
+    notes = () if call.common.quiet else results.notes()
+    document = findings_document(results.findings, results.errors, context, notes)
+    return emit(document, call.common, brief_document(results.findings, document, call.common.quiet))

@@ -1,0 +1,181 @@
+"""The findings of a check as rows: one a finding for programs; for people, a method's passing tensors in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from bpcli.checking.findings import Finding
+from bpcli.errors import Diagnostic
+from bpcli.render.document import Column, Document
+
+if TYPE_CHECKING:
+    from bpcli.checking.findings import Worst
+
+Row = Mapping[str, Any]
+_STYLES = {"pass": "green", "wrong": "bold red", "inconclusive": "yellow"}
+
+
+def findings_document(
+    findings: Sequence[Finding], errors: Sequence[Diagnostic], context: Mapping[str, Any], notes: Sequence[str]
+) -> Document:
+    """A row for each finding."""
+    return Document(
+        title="Gradient check",
+        rows_key="findings",
+        columns=COLUMNS,
+        rows=[_row(f) for f in findings],
+        context=context,
+        summary=summary(findings),
+        sentences=_sentences(findings, errors),
+        notes=[*_blames(findings), *notes],
+        errors=errors,
+        style=lambda row: _STYLES[row["verdict"]],
+    )
+
+
+def brief_document(findings: Sequence[Finding], full: Document, quiet: bool) -> Document:
+    """A row for each spec and method whose tensors pass, and one for each tensor that does not.
+
+    When `quiet`, only what does not pass, and nothing at all when everything does.
+    """
+    rows: list[Row] = []
+    for _, group in groupby(findings, key=lambda f: (f.spec, f.method)):
+        together = list(group)
+        passing = [f for f in together if f.verdict == "pass"]
+        if passing and not quiet:
+            rows.append(_together(passing, whole=len(passing) == len(together)))
+        rows += [_row(f) for f in together if f.verdict != "pass"]
+    return Document(
+        title=full.title,
+        rows_key=full.rows_key,
+        columns=COLUMNS,
+        rows=rows,
+        sentences=full.sentences if rows or not quiet else (),
+        notes=_blames(findings) if quiet else full.notes,
+        errors=full.errors,
+        style=full.style,
+    )
+
+
+def summary(findings: Sequence[Finding]) -> dict[str, int]:
+    """How many findings have each verdict."""
+    verdicts = [f.verdict for f in findings]
+    return {
+        "passed": verdicts.count("pass"),
+        "wrong": verdicts.count("wrong"),
+        "inconclusive": verdicts.count("inconclusive"),
+    }
+
+
+def _row(finding: Finding) -> Row:
+    return asdict(finding)
+
+
+def _together(passing: Sequence[Finding], whole: bool) -> Row:
+    """The passing tensors of one method as one row, with the worst figures among them."""
+    if len(passing) == 1:
+        return _row(passing[0])
+    worst = max((f.worst for f in passing if f.worst), key=lambda w: w.z, default=None)
+    causes = sorted({f.cause for f in passing if f.cause})
+    return {
+        **_row(passing[0]),
+        "tensor": f"{'all' if whole else 'other'} {len(passing)}",
+        "shape": None,
+        "checked": sum(f.checked for f in passing),
+        "cause": ", ".join(causes),
+        "worst": _plain(worst),
+        "kernel_error": _largest(f.kernel_error for f in passing),
+        "bias": _largest(f.bias for f in passing),
+        "cosine": min((f.cosine for f in passing if f.cosine is not None), default=None),
+    }
+
+
+def _plain(worst: Worst | None) -> dict[str, Any] | None:
+    return asdict(worst) if worst else None
+
+
+def _largest(values: Any) -> float | None:
+    return max((v for v in values if v is not None), default=None)
+
+
+def _sentences(findings: Sequence[Finding], errors: Sequence[Diagnostic]) -> list[str]:
+    specs = len({f.spec for f in findings})
+    sentences = []
+    if findings:
+        sentences.append(f"{_count(len(findings), 'gradient')} of {_count(specs, 'spec')}: {_verdicts(findings)}.")
+    elif not errors:
+        sentences.append("Nothing was checked.")
+    if errors:
+        sentences.append(f"{_count(len(errors), 'refusal')}, told on stderr." if findings else "Nothing was checked.")
+    return sentences
+
+
+def _verdicts(findings: Sequence[Finding]) -> str:
+    counts = summary(findings)
+    if counts["passed"] == len(findings):
+        return "all pass" if len(findings) > 1 else "it passes"
+    words = {"passed": "pass" if counts["passed"] > 1 else "passes", "wrong": "wrong", "inconclusive": "inconclusive"}
+    return ", ".join(f"{n} {words[k]}" for k, n in counts.items() if n)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _blames(findings: Sequence[Finding]) -> list[str]:
+    """What a wrong finding looks like, and the command that shows it again."""
+    notes = []
+    for finding in findings:
+        blame = finding.blame or {}
+        where = f"{finding.spec} {finding.method} {finding.tensor}"
+        notes += [f"{where}: {blame['text']}"] if blame.get("text") else []
+        notes += [f"  again: {blame['reproduce']}"] if blame.get("reproduce") else []
+    return notes
+
+
+def _of_worst(key: str) -> Callable[[Row], Any]:
+    return lambda row: row["worst"][key] if row["worst"] else None
+
+
+def _words(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _figure(digits: int) -> Callable[[Any], str]:
+    return lambda value: "" if value is None else f"{value:.{digits}g}"
+
+
+def _shape(value: Any) -> str:
+    return "" if value is None else "x".join(map(str, value)) or "scalar"
+
+
+def _index(value: Any) -> str:
+    return "" if value is None else f"[{', '.join(map(str, value))}]"
+
+
+def _blame(value: Any) -> str:
+    return str(value.get("text") or value.get("cause") or "") if value else ""
+
+
+COLUMNS = (
+    Column("spec", "spec", itemgetter("spec"), _words, right=False),
+    Column("method", "method", itemgetter("method"), _words, right=False),
+    Column("tensor", "tensor", itemgetter("tensor"), _words, right=False),
+    Column("shape", "shape", itemgetter("shape"), _shape, wide=True),
+    Column("checked", "entries", itemgetter("checked"), _words),
+    Column("index", "worst at", _of_worst("index"), _index, right=False, wide=True),
+    Column("value", "value", _of_worst("value"), _figure(12), wide=True),
+    Column("reference", "reference", _of_worst("reference"), _figure(12), wide=True),
+    Column("bound", "bound", _of_worst("bound"), _figure(2), wide=True),
+    Column("z", "worst z", _of_worst("z"), _figure(2)),
+    Column("kernel_error", "kernel error", itemgetter("kernel_error"), _figure(2)),
+    Column("bias", "bias", itemgetter("bias"), _figure(2)),
+    Column("cosine", "cosine", itemgetter("cosine"), _figure(6)),
+    Column("verdict", "verdict", itemgetter("verdict"), _words, right=False),
+    Column("cause", "cause", itemgetter("cause"), _words, right=False),
+    Column("blame", "blame", itemgetter("blame"), _blame, right=False, wide=True),
+)

@@ -1,0 +1,67 @@
+"""Which methods a command runs on a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from bpcli.errors import Collector
+
+if TYPE_CHECKING:
+    from bpcli.errors import Place
+    from bpcli.methods import MethodCall
+    from bpcli.problem.model import Setup
+
+
+def read(texts: Sequence[str]) -> tuple[MethodCall, ...]:
+    """The methods of `-m`, each once; raises BpError."""
+    from bpcli.methods import parse
+
+    return _distinct([parse(t) for t in texts])
+
+
+def from_project() -> bool:
+    """Whether the methods of this call come from `[tool.bp]`, so that a spec's own count more."""
+    source = click.get_current_context().get_parameter_source("method")
+    return source is ParameterSource.DEFAULT_MAP
+
+
+def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tuple[MethodCall, ...]:
+    """`given`; `[check] methods` where nothing is given or it is `weak`; else what suits any graph of its kind."""
+    own = setup.spec.check.methods
+    if given and not (weak and own):
+        return tuple(given)
+    from bpcli.methods import parse
+
+    place = setup.spec.source.value
+    if own:
+        return _distinct([parse(text, place("check", "methods", str(i))) for i, text in enumerate(own)])
+    return read(("bptt", "rtrl") if setup.graph.recurrent else ("backprop",))
+
+
+def applying(
+    setup: Setup, calls: Sequence[MethodCall], alone: bool
+) -> tuple[tuple[MethodCall, ...], Mapping[str, str]]:
+    """The methods that apply to the graph, and the reasons of those skipped; when `alone` these are refused instead."""
+    reasons = {call: reason for call in calls if (reason := call.refusal(setup.graph))}
+    collector = Collector()
+    for call, reason in reasons.items():
+        collector.add("method-refused", f"{call.text}: {reason}", _place(setup, call))
+    if alone:
+        collector.finish()
+    return tuple(c for c in calls if c not in reasons), {call.text: reason for call, reason in reasons.items()}
+
+
+def _place(setup: Setup, call: MethodCall) -> Place | None:
+    """Where the spec names the method; None where the command line does."""
+    texts = [m.strip() for m in setup.spec.check.methods]
+    if call.text not in texts:
+        return None
+    return setup.spec.source.value("check", "methods", str(texts.index(call.text)))
+
+
+def _distinct(calls: Sequence[MethodCall]) -> tuple[MethodCall, ...]:
+    return tuple({call.text: call for call in calls}.values())

@@ -1,0 +1,135 @@
+"""What stops a command, in the words of a refusal, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from bpcli.errors import USAGE, BpError, Diagnostic, format_diagnostic, nearest
+
+INTERRUPTED = 130
+
+
+def report(error: Exception, args: Sequence[str]) -> int:
+    """Tell the user what stopped the command called with `args`, and return the exit code.
+
+    The text goes to stderr. With a format for programs, stdout gets a document that holds the refusals.
+    """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    if isinstance(error, BrokenPipeError):  # the flush at the very end
+        silence()
+        return 0
+    known = translate(error)
+    tell(known.diagnostics)
+    try:
+        _document(known, args)
+    except Exception:  # stderr has the message; what stands in the way of a document is most likely the same
+        silence()
+    return known.exit_code
+
+
+def translate(error: Exception) -> BpError:
+    """Any exception as a BpError; with `BP_TRACEBACK=1` the traceback of an unforeseen one goes to stderr."""
+    if isinstance(error, BpError):
+        return error
+    if isinstance(error, click.UsageError):
+        return BpError([_usage(error)])
+    if isinstance(error, click.Abort):
+        return BpError([Diagnostic("interrupted", "interrupted")], INTERRUPTED)
+    if isinstance(error, click.ClickException):
+        return BpError([Diagnostic("usage", _sentence(error.format_message()))])
+    if isinstance(error, MemoryError):
+        advice = "smaller sizes, a batch of fewer samples or a method that holds less; --max-memory refuses beforehand"
+        return BpError([Diagnostic("memory", "out of memory", help=advice)])
+    if isinstance(error, OSError):
+        return BpError([Diagnostic("system", _system(error))])
+    return BpError([_internal(error)])
+
+
+def tell(diagnostics: Sequence[Diagnostic]) -> None:
+    """Write refusals to stderr, a blank line between them."""
+    click.echo("\n\n".join(format_diagnostic(d) for d in diagnostics), err=True)
+
+
+def silence() -> None:
+    """Point stdout at nothing, so that what is still buffered can't fail when Python exits."""
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+    except (OSError, ValueError):  # a stdout that is no file
+        sys.stdout = io.StringIO()
+
+
+def _system(error: OSError) -> str:
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {what}" if error.filename else what
+
+
+def _internal(error: Exception) -> Diagnostic:
+    if os.environ.get("BP_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    where = "".join(f" ({f.name}, {f.filename}:{f.lineno})" for f in traceback.extract_tb(error.__traceback__)[-1:])
+    what = f"{type(error).__name__}: {error}{where}"
+    return Diagnostic("internal", what, help="a bug in bp: please report it; BP_TRACEBACK=1 shows where it arose")
+
+
+def _usage(error: click.UsageError) -> Diagnostic:
+    """A usage error of click, in the words of a spec error."""
+    path = error.ctx.command_path if error.ctx else "bp"
+    seek = f"`{path} --help` lists what it takes"
+    if isinstance(error, click.NoSuchOption):
+        known = [o for p in error.ctx.command.get_params(error.ctx) for o in p.opts if o[0] == "-"] if error.ctx else []
+        return Diagnostic(
+            "usage", f'{path} has no option "{error.option_name}"', help=nearest(error.option_name, known)
+        )
+    if isinstance(error, click.MissingParameter):
+        return Diagnostic("usage", f"{path} needs {_names(error.param)}", help=seek)
+    if isinstance(error, click.BadParameter):
+        return _bad_value(error, seek)
+    return Diagnostic("usage", _sentence(error.format_message()), help=seek)
+
+
+def _bad_value(error: click.BadParameter, seek: str) -> Diagnostic:
+    from bpcli.commands.settings import came_from, place_of
+
+    source = came_from(error.ctx, error.param)
+    what = f"{_names(error.param)}{f' ({source})' if source else ''}: {_sentence(error.message)}"
+    return Diagnostic("usage", what, place_of(error.ctx, error.param), getattr(error, "hint", "") or seek)
+
+
+def _names(parameter: click.Parameter | None) -> str:
+    if parameter is None:
+        return "a value"
+    if isinstance(parameter, click.Argument):
+        return parameter.metavar or str(parameter.name).upper()
+    return "/".join(parameter.opts)
+
+
+def _sentence(text: str) -> str:
+    """A message of click's without its capital and full stop."""
+    text = text.strip().removesuffix(".").replace("is not a valid integer range", "is not an integer")
+    return text[:1].lower() + text[1:]
+
+
+def _document(error: BpError, args: Sequence[str]) -> None:
+    """The document that stdout gets when a command is refused, where programs read it."""
+    from bpcli.cli import COMMANDS
+    from bpcli.commands.output import wanted_format
+    from bpcli.render import render, renderer
+    from bpcli.render.document import Document
+
+    wanted = wanted_format(args)
+    if not renderer(wanted).MACHINE:
+        return
+    entry = next((COMMANDS[a] for a in args if a in COMMANDS), None)
+    rows_key, summary = (entry.rows_key, entry.summary) if entry else ("rows", {})
+    click.echo(render(Document("", rows_key, (), (), summary=summary, errors=error.diagnostics), wanted), nl=False)
+    sys.stdout.flush()

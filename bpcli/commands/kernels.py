@@ -1,0 +1,37 @@
+"""The compiled kernels: how many threads they use, where they are kept, and who hears that they are being compiled."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bpcli.commands.options import Common
+
+
+def use_threads(count: int) -> None:
+    """Let kernels run on `count` threads. Numba reads the number when it is imported, and never again."""
+    if "numba" not in sys.modules:
+        os.environ["NUMBA_NUM_THREADS"] = str(count)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    from bpcli.kernels.library import cache_folder
+
+    return cache_folder()
+
+
+def compiled() -> int:
+    """How many kernels the cache holds, counting each precision."""
+    return len(list(cache_folder().glob("*/ready")))
+
+
+def announce(common: Common) -> None:
+    """Have it said on stderr when kernels are compiled, which happens once on a machine and takes its time."""
+    from bpcli.commands.output import note
+    from bpcli.kernels import library
+
+    library.announce = lambda text: note(text, common)

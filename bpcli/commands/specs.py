@@ -1,0 +1,131 @@
+"""From targets on the command line to Setups."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bpcli.errors import Diagnostic, fail, nearest
+
+if TYPE_CHECKING:
+    from bpcli.commands.options import Common
+    from bpcli.problem.model import Setup
+
+_HOME = "specs"
+_MAX_BYTES = 1 << 20
+_MARK = re.compile(r"^[ \t]*(?:bp|\"bp\"|'bp')[ \t]*=", re.MULTILINE)
+_HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
+
+# What `[tool.bp]` can say and a spec too; the spec's word counts.
+_IN_SPEC = {"dtype": ("dtype",), "seed": ("data", "seed"), "wrt": ("check", "wrt")}
+
+
+def find(targets: Sequence[str]) -> tuple[list[Path], list[Diagnostic]]:
+    """The specs that `targets` name, each once: files as they are, folders searched; and a refusal for each bad target.
+
+    Without a target, `specs/` of the current folder.
+    """
+    if not targets and not Path(_HOME).is_dir():
+        advice = "name a spec or a folder of specs: bp check FILE.toml"
+        return [], [Diagnostic("no-specs", f'no target given, and no folder "{_HOME}" here', help=advice)]
+    found: dict[str, Path] = {}
+    refused = []
+    for target in targets or (_HOME,):
+        path = Path(target)
+        try:
+            inside = list(_search(path)) if path.is_dir() else [path]
+            if not os.path.lexists(path):
+                refused.append(Diagnostic("no-such-file", f'no file or folder "{target}"', help=_alike(path)))
+                continue
+        except (OSError, ValueError) as error:
+            refused.append(Diagnostic("unreadable-file", f'cannot read "{target}": {error}'))
+            continue
+        for spec in inside:
+            found.setdefault(os.path.realpath(spec), spec)
+    return list(found.values()), refused
+
+
+def open_spec(path: Path, common: Common) -> Setup:
+    """The Setup of a spec under the shared options; raises BpError with all that is wrong."""
+    from bpcli.problem.open import open_setup
+
+    missing = {n: v for n, v in common.fallbacks.items() if not _says(path, _IN_SPEC[n])}
+    wrt = common.wrt or tuple(missing.pop("wrt", ()))
+    return open_setup(path, {**missing, **common.overrides}, wrt, common.limits())
+
+
+def single(target: str) -> Path:
+    """The spec that a command for one spec is called with; raises BpError for a folder or nothing."""
+    path = Path(target)
+    if not os.path.lexists(path):
+        fail("no-such-file", f'no file "{target}"', help=_alike(path))
+    if path.is_dir():
+        fail("usage", f'"{target}" is a folder, one spec is needed', help="name a .toml file in it")
+    return path
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """`KEY=VALUE` of `--set`."""
+    from bpcli.spec.options import parse_assignment
+
+    return parse_assignment(text)
+
+
+def test_writable(path: str) -> None:
+    """Raise BpError where `path` can't be written."""
+    from bpcli.problem.export import check_writable
+
+    check_writable(Path(path))
+
+
+def _search(folder: Path) -> Iterator[Path]:
+    """The specs in a folder and below it, in order of their paths; hidden folders are left out."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield from (path for name in sorted(files) if name.endswith(".toml") and _is_spec(path := Path(here, name)))
+
+
+def _is_spec(path: Path) -> bool:
+    """Whether a TOML file has a top-level key `bp`; one that is no TOML counts when it looks like a spec."""
+    text = _head(path)
+    try:
+        return "bp" in tomllib.loads(text)
+    except (ValueError, RecursionError):
+        header = _HEADER.search(text)
+        return bool(_MARK.search(text, 0, header.start() if header else len(text)))
+
+
+def _head(path: Path) -> str:
+    try:
+        if not path.is_file():
+            return ""
+        with open(path, "rb") as file:
+            return file.read(_MAX_BYTES).decode("utf-8-sig", errors="replace")
+    except OSError:
+        return ""
+
+
+def _says(path: Path, keys: tuple[str, ...]) -> bool:
+    """Whether a spec has the key; False where it can't be read, which is told elsewhere."""
+    try:
+        table: Any = tomllib.loads(_head(path))
+    except (ValueError, RecursionError):
+        return False
+    for key in keys:
+        if not isinstance(table, dict) or key not in table:
+            return False
+        table = table[key]
+    return True
+
+
+def _alike(path: Path) -> str:
+    """Help for a path that does not exist: the nearest name in its folder."""
+    try:
+        names = [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".toml"]
+    except (OSError, ValueError):
+        return f'there is no folder "{path.parent}"'
+    return nearest(path.name, names) or f'no spec in "{path.parent}"'

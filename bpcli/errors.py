@@ -1,0 +1,116 @@
+"""What goes wrong, where, and what to do about it: the one error type that reaches a user.
+
+A `Diagnostic` is one finding about the user's input; a `BpError` carries one or more of them and the exit code.
+A `Collector` gathers diagnostics so that a refusal reports all that can be found, not only the first.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+USAGE = 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """A token in a text file: line and column count from 1, the column and width in characters; `quote` is the whole line."""
+
+    file: str
+    line: int
+    column: int
+    quote: str = ""
+    width: int = 1
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One refusal: `code` is a short kebab-case name (`unknown-name`), `what` a sentence without a full stop."""
+
+    code: str
+    what: str
+    place: Place | None = None
+    help: str = ""
+
+
+class BpError(Exception):
+    """One or more diagnostics and the exit code that the process ends with."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic], exit_code: int = USAGE) -> None:
+        self.diagnostics = tuple(diagnostics)
+        self.exit_code = exit_code
+        super().__init__("\n\n".join(format_diagnostic(d) for d in self.diagnostics))
+
+
+def fail(code: str, what: str, place: Place | None = None, help: str = "") -> NoReturn:  # noqa: A002 (the word of the page)
+    """Raise a `BpError` with one diagnostic."""
+    raise BpError([Diagnostic(code, what, place, help)])
+
+
+@dataclass
+class Collector:
+    """Diagnostics gathered on the way; `finish` raises them together."""
+
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    def add(self, code: str, what: str, place: Place | None = None, help: str = "") -> None:  # noqa: A002
+        """Note one refusal and go on."""
+        diagnostic = Diagnostic(code, what, place, help)
+        if diagnostic not in self.diagnostics:
+            self.diagnostics.append(diagnostic)
+
+    def finish(self) -> None:
+        """Raise `BpError` when anything was noted, ordered by place."""
+        if self.diagnostics:
+            raise BpError(sorted(self.diagnostics, key=_order))
+
+
+def _order(diagnostic: Diagnostic) -> tuple[str, int, int]:
+    place = diagnostic.place
+    return (place.file, place.line, place.column) if place else ("", 0, 0)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Help for an unknown name: the nearest known one if any is near, and all of them while they are few."""
+    names = sorted(set(known))
+    if not names:
+        return ""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not close:
+        close = [k for k in names if k.casefold() == name.casefold()]
+    hint = f'did you mean "{printable(close[0])}"? ' if close else ""
+    shown = ", ".join(printable(k) for k in names[:20]) + (", …" if len(names) > 20 else "")
+    return f"{hint}known: {shown}"
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """`text` with control characters escaped and long text cut, safe to print on a terminal."""
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def format_diagnostic(diagnostic: Diagnostic) -> str:
+    """The text of one refusal: `error[CODE]: what`, the place, the quoted line with a caret, the help."""
+    lines = [f"error[{diagnostic.code}]: {printable(diagnostic.what, 2000)}"]
+    place = diagnostic.place
+    if place:
+        lines.append(f" --> {printable(place.file, 500)}:{place.line}:{place.column}")
+        if place.quote.strip():
+            lines += _quote(place)
+    if diagnostic.help:
+        lines.append(f"help: {printable(diagnostic.help, 2000)}")
+    return "\n".join(lines)
+
+
+def _quote(place: Place, span: int = 100) -> list[str]:
+    start = max(0, place.column - 1 - span // 2) if len(place.quote) > span else 0
+    excerpt = place.quote[start : start + span]
+    head = "…" if start else ""
+    tail = "…" if start + span < len(place.quote) else ""
+    before = head + printable(place.quote[start : place.column - 1], 10_000)
+    shown = head + printable(excerpt, 10_000) + tail
+    width = max(1, min(place.width, len(place.quote) - place.column + 1, span))
+    number = str(place.line)
+    return [f"{number} | {shown}", f"{' ' * len(number)} | {' ' * len(before)}{'^' * width}"]

@@ -1,0 +1,160 @@
+"""Spec to Graph: every equation read once, what the loss and the states need kept, each node given its phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bpcli.errors import Collector, nearest
+from bpcli.graph.drafts import Drafts
+from bpcli.graph.expressions import Scope, translate
+from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.operations import describe
+from bpcli.graph.order import evaluation_order, unused_names
+from bpcli.graph.phases import ancestors, assign_phases
+from bpcli.spec.model import Equation, Spec
+
+FLOAT32_MAX = 3.4028234663852886e38
+
+
+def build(spec: Spec, collector: Collector) -> Graph | None:
+    """The graph of one step, or None when the collector holds any error, its own or an earlier one.
+
+    The loss is a node of its own: neither a leaf nor inside the time loop (a copy is made of one that is).
+    """
+    _check_trainable(spec, collector)
+    scope = _scope(spec, Drafts(collector))
+    for name in evaluation_order(spec.equations, collector):
+        _define(scope, spec.equations[name])
+    loss = _loss(scope)
+    if collector.diagnostics or loss is None:
+        return None
+    new = {name: node for name in spec.states if (node := scope.defined[name]) is not None}
+    loss = _loss_of_its_own(scope, loss, new)
+    graph = _assemble(scope, loss, new)
+    if spec.dtype == "float32":
+        _check_float32(graph, collector)
+    return None if collector.diagnostics else graph
+
+
+def _check_trainable(spec: Spec, collector: Collector) -> None:
+    if spec.refused or spec.inputs or spec.states:
+        return
+    if not any(param.trainable for param in spec.params.values()):
+        help_ = "declare a parameter, an input or a state; `trainable = false` makes a parameter a constant"
+        what = "nothing remains to differentiate: no trainable parameter, no input, no state"
+        collector.add("nothing-to-differentiate", what, spec.source.key("params"), help_)
+
+
+def _scope(spec: Spec, drafts: Drafts) -> Scope:
+    leaf = {p.name: drafts.leaf("param", p.name, p.shape, p.place) for p in spec.params.values()}
+    leaf |= {x.name: drafts.leaf("input", x.name, x.shape, x.place) for x in spec.inputs.values()}
+    previous = {s.name: drafts.leaf("previous", s.name, s.shape, s.place) for s in spec.states.values()}
+    return Scope(spec, drafts, leaf, previous, {})
+
+
+def _define(scope: Scope, equation: Equation) -> None:
+    """Read one equation; its root takes the equation's name where it has none."""
+    drafts, name = scope.drafts, equation.name
+    first = len(drafts.nodes)
+    node = translate(scope, equation.expr)
+    if name in scope.spec.states:
+        node = _state_root(scope, equation, node, first)
+    if node is not None and not drafts.names[node] and not drafts.is_leaf(node):
+        drafts.names[node] = name
+    scope.defined[name] = node
+
+
+def _state_root(scope: Scope, equation: Equation, node: int | None, first: int) -> int | None:
+    """The node of a state's new value, the state's own: neither a leaf, nor a slice, nor used under another name.
+
+    `first` is the first node that this equation made. None where the shape is not the declared one.
+    """
+    if node is None:
+        return None
+    drafts = scope.drafts
+    shape, declared = drafts.nodes[node].shape, scope.spec.states[equation.name].shape
+    if shape != declared:
+        what = f'state "{equation.name}" is declared as {describe(declared)}, its equation gives {describe(shape)}'
+        drafts.collector.add("shape-mismatch", what, equation.place, "the new value has the shape of the earlier one")
+        return None
+    if node < first or drafts.is_leaf(node) or drafts.nodes[node].op == "slice":
+        copy = drafts.apply("copy", (node,), equation.expr.place)
+        assert copy is not None, "a copy fits any shape"
+        node = copy
+    drafts.claim(node)
+    return node
+
+
+def _loss(scope: Scope) -> int | None:
+    """The node of the loss equation; None where it is missing, in error or no scalar."""
+    objective, spec = scope.spec.objective, scope.spec
+    if objective.loss in spec.refused or (objective.loss in spec.states and objective.loss not in spec.equations):
+        return None  # the loader has reported it
+    if objective.loss not in spec.equations:
+        what = f'the loss "{objective.loss}" is not an equation'
+        known = nearest(objective.loss, spec.equations)
+        help_ = f'write it in [equations], or name another with `loss = "…"`; {known}'
+        scope.collector.add("unknown-name", what, objective.place, help_)
+        return None
+    node = scope.defined[objective.loss]
+    if node is not None and scope.drafts.nodes[node].shape != ():
+        what = f'the loss "{objective.loss}" must be a scalar, it is {describe(scope.drafts.nodes[node].shape)}'
+        help_ = "make it one with `sum`, `mean` or `dot`"
+        scope.collector.add("loss-not-scalar", what, objective.place, help_)
+        return None
+    return node
+
+
+def _loss_of_its_own(scope: Scope, loss: int, new: Mapping[str, int]) -> int:
+    """The loss, or a copy of it where it is a leaf or a value that the loop computes for a state."""
+    drafts, name = scope.drafts, scope.spec.objective.loss
+    looped = drafts.nodes[loss].phase is Phase.RECURRENT and loss in ancestors(new.values(), _args(drafts))
+    if not looped and not drafts.is_leaf(loss):
+        return loss
+    copy = drafts.apply("copy", (loss,), scope.spec.equations[name].expr.place)
+    assert copy is not None, "a copy fits any shape"
+    if drafts.names[loss] != name:
+        drafts.names[copy] = name
+        scope.defined[name] = copy
+    return copy
+
+
+def _args(drafts: Drafts) -> list[tuple[int, ...]]:
+    return [draft.args for draft in drafts.nodes]
+
+
+def _assemble(scope: Scope, loss: int, new: Mapping[str, int]) -> Graph:
+    """Drop what nothing needs, give phases, and number the nodes phase by phase."""
+    drafts = scope.drafts
+    args = _args(drafts)
+    phases = assign_phases([draft.phase for draft in drafts.nodes], ancestors(new.values(), args))
+    kept = ancestors([loss, *new.values(), *scope.previous.values()], args)
+    order = sorted(kept, key=lambda index: (phases[index], index))
+    number = {old: position for position, old in enumerate(order)}
+    nodes: list[Node] = []
+    for old in order:
+        draft = drafts.nodes[old]
+        ends = tuple(number[arg] for arg in draft.args)
+        node = Node(len(nodes), draft.op, ends, draft.shape, phases[old], draft.numbers, drafts.names[old], draft.place)
+        nodes.append(node)
+
+    def renumber(names: Mapping[str, int | None]) -> dict[str, int]:
+        return {name: number[old] for name, old in names.items() if old is not None and old in number}
+
+    equations = {name: scope.defined[name] for name in scope.spec.equations}
+    return Graph(
+        nodes=tuple(nodes),
+        leaf=renumber(scope.leaf),
+        equation=renumber(equations),
+        previous=renumber(scope.previous),
+        new=renumber(new),
+        loss=number[loss],
+        unused=unused_names(scope.spec),
+    )
+
+
+def _check_float32(graph: Graph, collector: Collector) -> None:
+    for node in graph.nodes:
+        if any(abs(number) > FLOAT32_MAX for number in node.numbers):
+            help_ = 'set `dtype = "float64"` or use smaller numbers'
+            collector.add("not-finite", "this number is not finite in float32", node.place, help_)

@@ -1,0 +1,68 @@
+"""The Graph: every value of one step as a node with a shape and a phase, in an order that can be evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from bpcli.errors import Place
+
+
+class Phase(IntEnum):
+    """When a node is computed (see `bpcli.graph.phases`)."""
+
+    STATIC = 0
+    INPUT = 1
+    RECURRENT = 2
+    OUTPUT = 3
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation (or leaf) of the one-step graph.
+
+    `op` is a leaf ("param", "constant", "input", "previous") or a name in `bpcli.graph.operations.OPERATIONS`;
+    `args` are indices of earlier nodes. `numbers` are the operation's fixed numbers: (value,) of a constant, (exponent,)
+    of power, (slope,) of leaky_relu, (start, stop) of slice. `name` is the array's or equation's name where it has one
+    (the root of an equation carries the equation's name), else "". `place` is the token in the spec.
+    """
+
+    index: int
+    op: str
+    args: tuple[int, ...]
+    shape: tuple[int, ...]
+    phase: Phase
+    numbers: tuple[float, ...]
+    name: str
+    place: Place
+
+    @property
+    def size(self) -> int:
+        """Number of entries of one value (per step and sample where it varies)."""
+        size = 1
+        for d in self.shape:
+            size *= d
+        return size
+
+
+@dataclass(frozen=True)
+class Graph:
+    """`nodes` in topological order; `leaf` takes an input's or parameter's name to its node, `equation` an equation's.
+
+    `previous` and `new` take a state's name to the node of its value at t-1 and at t. `loss` is the scalar loss node.
+    `unused` names the parameters, inputs and equations that the loss does not depend on (over all steps).
+    """
+
+    nodes: tuple[Node, ...]
+    leaf: Mapping[str, int]
+    equation: Mapping[str, int]
+    previous: Mapping[str, int]
+    new: Mapping[str, int]
+    loss: int
+    unused: tuple[str, ...]
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the network has a state."""
+        return bool(self.previous)

@@ -1,0 +1,143 @@
+"""Matrix products inside kernels: SciPy's BLAS called at an offset into a flat array, single-threaded, without allocation.
+
+Numba's `np.dot` takes whole contiguous arrays and cannot add to its output; values here live in one flat array, views have
+a row stride of their own, and products add to what is there. The symbols come from `scipy.linalg.cython_blas`, SciPy's
+public C interface; they are named, not numbered, so that compiled kernels can be kept on disk.
+"""
+
+from __future__ import annotations
+
+import os
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import get_cython_function_address, intrinsic
+
+from bpcli.kernels.jit import inner
+
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # before SciPy's BLAS is loaded; `single_threaded` is for later comers
+
+_SYMBOLS = {types.float64: "d", types.float32: "s", types.complex128: "z"}
+for _letter in _SYMBOLS.values():
+    for _name in ("gemm", "gemv"):
+        llvm.add_symbol(
+            f"bp_{_letter}{_name}", get_cython_function_address("scipy.linalg.cython_blas", _letter + _name)
+        )
+
+
+def single_threaded() -> None:
+    """Hold every BLAS of this process to one thread: the parallelism is the kernels' own."""
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(limits=1, user_api="blas")
+
+
+def _call(context, builder, symbol, arguments):  # type: ignore[no-untyped-def]
+    """Fortran convention: everything by address; integers are 32 bits wide."""
+    byte_pointer = ir.IntType(8).as_pointer()
+    function_type = ir.FunctionType(ir.VoidType(), [byte_pointer] * len(arguments))
+    function = cgutils.get_or_insert_function(builder.module, function_type, symbol)
+    builder.call(function, arguments)
+
+
+def _address(builder, value):  # type: ignore[no-untyped-def]
+    return builder.bitcast(cgutils.alloca_once_value(builder, value), ir.IntType(8).as_pointer())
+
+
+def _integer(builder, value):  # type: ignore[no-untyped-def]
+    return _address(builder, builder.trunc(value, ir.IntType(32)))
+
+
+def _flag(builder, transposed):  # type: ignore[no-untyped-def]
+    byte = ir.IntType(8)
+    return _address(builder, builder.select(transposed, ir.Constant(byte, ord("T")), ir.Constant(byte, ord("N"))))
+
+
+def _entry(context, builder, kind, array, offset):  # type: ignore[no-untyped-def]
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [offset]), ir.IntType(8).as_pointer())
+
+
+@intrinsic
+def _gemm(typingctx, ta, tb, m, n, k, A, a, lda, B, b, ldb, alpha, beta, C, c, ldc):  # type: ignore[no-untyped-def]
+    index, flag, dtype = types.intp, types.boolean, C.dtype
+    symbol = f"bp_{_SYMBOLS[dtype]}gemm"
+    signature = types.void(
+        flag, flag, index, index, index, A, index, index, B, index, index, dtype, dtype, C, index, index
+    )
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        ta, tb, m, n, k, A_, a, lda, B_, b, ldb, alpha, beta, C_, c, ldc = args
+        A_, B_, C_ = (
+            _entry(context, builder, kind, array, offset)
+            for kind, array, offset in ((A, A_, a), (B, B_, b), (C, C_, c))
+        )
+        size = [_integer(builder, v) for v in (n, m, k)]
+        # Row-major C = op(A) op(B) is column-major Cᵀ = op(B)ᵀ op(A)ᵀ.
+        _call(
+            context,
+            builder,
+            symbol,
+            [_flag(builder, tb), _flag(builder, ta), *size, _address(builder, alpha), B_, _integer(builder, ldb)]
+            + [A_, _integer(builder, lda), _address(builder, beta), C_, _integer(builder, ldc)],
+        )
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _gemv(typingctx, ta, m, n, A, a, lda, X, x, incx, alpha, beta, Y, y, incy):  # type: ignore[no-untyped-def]
+    index, flag, dtype = types.intp, types.boolean, Y.dtype
+    symbol = f"bp_{_SYMBOLS[dtype]}gemv"
+    signature = types.void(flag, index, index, A, index, index, X, index, index, dtype, dtype, Y, index, index)
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        ta, m, n, A_, a, lda, X_, x, incx, alpha, beta, Y_, y, incy = args
+        A_, X_, Y_ = (
+            _entry(context, builder, kind, array, offset)
+            for kind, array, offset in ((A, A_, a), (X, X_, x), (Y, Y_, y))
+        )
+        turned = builder.not_(ta)  # a row-major m by n matrix is a column-major n by m one
+        _call(
+            context,
+            builder,
+            symbol,
+            [_flag(builder, turned), _integer(builder, n), _integer(builder, m), _address(builder, alpha), A_]
+            + [_integer(builder, lda), X_, _integer(builder, incx), _address(builder, beta), Y_]
+            + [_integer(builder, incy)],
+        )
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _gemm_plain(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type: ignore[no-untyped-def]
+    """`gemm` for uncompiled runs, where intrinsics do not exist."""
+    view = np.lib.stride_tricks.as_strided
+    left = view(A[a:], (k, m) if ta else (m, k), (lda * A.itemsize, A.itemsize))
+    right = view(B[b:], (n, k) if tb else (k, n), (ldb * B.itemsize, B.itemsize))
+    product = (left.T if ta else left) @ (right.T if tb else right)
+    out = view(C[c:], (m, n), (ldc * C.itemsize, C.itemsize))
+    out[...] = out + product if add else product
+
+
+@inner
+def gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
+    """C (m, n) = op(A) (m, k) op(B) (k, n), added to C where `add`: row-major, at offsets a, b, c, rows lda, ldb, ldc apart."""
+    one = C.dtype.type(1)
+    beta = one if add else one - one
+    if m == 1 and not ta:
+        _gemv(not tb, n if tb else k, k if tb else n, B, b, ldb, A, a, 1, one, beta, C, c, 1)
+    else:
+        _gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, one, beta, C, c, ldc)
+
+
+if config.DISABLE_JIT:
+    gemm = _gemm_plain

@@ -1,0 +1,168 @@
+"""Many perturbed copies of a network run side by side: finite differences at the speed of matrix products.
+
+Copies × rows are rows of a batch. What a perturbation cannot reach is computed once and shared. A changed matrix entry is a
+rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.fuse import LEAVES
+from bpcli.graph.lower_reverse import active_nodes
+from bpcli.graph.model import Graph, Phase
+from bpcli.graph.tape import ADDEND, OUT, A, Alias, B, Forward
+from bpcli.kernels import forward as kernel
+from bpcli.kernels.fixes import Fix, no_fixes
+from bpcli.kernels.layout import Allocator, Places
+from bpcli.kernels.library import Jobs, run
+from bpcli.kernels.rows import BASE
+from bpcli.kernels.trace import cut, forward_job
+
+PART_ROWS = 128
+"""Rows that one job takes on: enough for products to be quick, few enough to feed every thread."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Places for `copies` copies of `rows` rows over `steps` steps, when one leaf differs from copy to copy."""
+
+    graph: Graph
+    forward: Forward
+    leaf: int
+    copies: int
+    rows: int
+    steps: int
+
+    @cached_property
+    def reached(self) -> frozenset[int]:
+        """Nodes that differ between copies: all from the time loop on, and before it what the leaf reaches."""
+        late = {n.index for n in self.graph.nodes if n.phase in (Phase.RECURRENT, Phase.OUTPUT)}
+        return active_nodes(self.graph, {self.leaf}) | late
+
+    @cached_property
+    def before(self) -> Jobs:
+        """The instructions that all copies share."""
+        return self._select(lambda out: out not in self.reached and self.graph.nodes[out].phase is Phase.INPUT)
+
+    @cached_property
+    def each(self) -> Jobs:
+        """The instructions of one step that every copy runs for itself."""
+        return self._select(lambda out: out in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
+
+    def _select(self, wanted) -> Jobs:  # type: ignore[no-untyped-def]
+        code = self.forward.code
+        chosen = np.array([bool(wanted(int(out))) for out in code[:, OUT]], dtype=bool)
+        return np.ascontiguousarray(code[chosen])
+
+    @cached_property
+    def crossing(self) -> tuple[int, ...]:
+        """Static nodes that differ between copies and are read in the time loop or are the loss."""
+        read = {int(n) for field in (A, B, ADDEND) for n in self.each[:, field] if n >= 0} | {self.graph.loss}
+        owners = {self._slices[n].owner if n in self._slices else n for n in read}
+        return tuple(sorted(n for n in owners & self.reached if self.graph.nodes[n].phase is Phase.STATIC))
+
+    @cached_property
+    def _slices(self) -> Mapping[int, Alias]:
+        return {n: a for n, a in self.forward.alias.items() if self.graph.nodes[n].op == "slice"}
+
+    @cached_property
+    def places(self) -> Places:
+        """Static values; what is shared, for every step; what differs, for one step."""
+        allocator = Allocator(len(self.graph.nodes))
+        written = set(self.forward.code[:, OUT].tolist())
+        for node in self.graph.nodes:
+            if node.index in self._slices or not (node.op in LEAVES or node.index in written):
+                continue
+            if node.phase is Phase.STATIC:
+                vector = node.index in self.crossing and len(node.shape) < 2
+                entries = node.size * (self.copies if vector else 1)
+                allocator.place(node.index, allocator.take(entries), (0, node.size if vector else 0, 0, 0))
+            elif node.index in self.reached:
+                base = allocator.take(self.copies * self.rows * node.size)
+                allocator.place(node.index, base, (0, self.rows * node.size, node.size, 0))
+            else:
+                base = allocator.take(self.steps * self.rows * node.size)
+                allocator.place(node.index, base, (self.rows * node.size, 0, node.size, 0))
+        return allocator.finish(self._slices)
+
+    @property
+    def entries_per_copy(self) -> int:
+        """Numbers that one more copy takes."""
+        return sum(self.rows * n.size for n in self.graph.nodes if n.index in self.reached)
+
+
+class Copies:
+    """The values of one layout. `inputs[node] (steps, rows, size)` and `static[node]` are those of the base."""
+
+    def __init__(
+        self, layout: Layout, dtype: np.dtype, inputs: Mapping[int, NDArray], static: Mapping[int, NDArray]
+    ) -> None:
+        self.layout, self.inputs = layout, inputs
+        self.V = np.zeros(layout.places.size, dtype)
+        self.numbers = layout.forward.numbers.astype(dtype)
+        self.fix = no_fixes(len(layout.graph.nodes), dtype)
+        for node, values in static.items():
+            self.block(node)[..., :] = values.ravel()
+        for node, rows in inputs.items():
+            if node not in layout.reached:
+                self.block(node)[:] = rows.ravel()
+        everything = (0, layout.steps * layout.rows)
+        self._run(layout.before, cut(self._job(layout.before, self.fix), kernel.I0, *everything, 1))
+
+    def _job(self, code: Jobs, fix: Fix) -> Jobs:
+        job = forward_job(self.layout.forward, self.numbers, self.layout.places.table, self.V, fix)
+        job[kernel.CODE], job[kernel.LINES], job[kernel.LAST] = code.ctypes.data, len(code), len(code)
+        job[kernel.STEP1] = 1
+        return job
+
+    def _run(self, code: Jobs, jobs: Jobs) -> None:
+        if len(code):
+            run("forward", jobs, self.V)
+
+    def block(self, node: int) -> NDArray:
+        """All that is stored for a node, flat: `(copies, size)` where a static vector differs between copies."""
+        layout, place = self.layout, self.layout.places.table[node]
+        size = layout.graph.nodes[node].size
+        if layout.graph.nodes[node].phase is Phase.STATIC:
+            copies = layout.copies if node in layout.crossing and len(layout.graph.nodes[node].shape) < 2 else 1
+            return self.V[place[BASE] : place[BASE] + copies * size].reshape(copies, size)
+        spread = layout.copies if node in layout.reached else layout.steps
+        return self.V[place[BASE] : place[BASE] + spread * layout.rows * size]
+
+    def rows(self, node: int) -> NDArray:
+        """The values (copies, rows, size) of a node that differs between copies."""
+        return self.block(node).reshape(self.layout.copies, self.layout.rows, -1)
+
+    def step(self, j: int) -> NDArray:
+        """Run step j for every copy; the losses, (copies, rows) or what broadcasts to it. The state moves on."""
+        layout, graph = self.layout, self.layout.graph
+        parts = max(1, min(layout.copies, layout.copies * layout.rows // PART_ROWS))
+        job = self._job(layout.each, self.fix)
+        job[kernel.STEP0], job[kernel.STEP1], job[kernel.I1] = j, j + 1, layout.rows
+        self._run(layout.each, cut(job, kernel.O0, 0, layout.copies, parts))
+        losses = self._losses(j).copy()
+        for name, previous in graph.previous.items():
+            self.block(previous)[:] = self.block(graph.new[name])
+        return losses
+
+    def _losses(self, j: int) -> NDArray:
+        layout, loss = self.layout, self.layout.graph.nodes[self.layout.graph.loss]
+        if loss.phase is Phase.STATIC:
+            return self.block(loss.index)
+        if loss.index in layout.reached:
+            return self.rows(loss.index)[:, :, 0]
+        return self.block(loss.index).reshape(layout.steps, layout.rows)[j][None]
+
+    def static_run(self) -> None:
+        """Compute the static nodes afresh, from leaves that are stored once."""
+        layout = self.layout
+        bounds = layout.forward.bounds
+        job = self._job(layout.forward.code, no_fixes(len(layout.graph.nodes), self.V.dtype))
+        job[kernel.FIRST], job[kernel.LAST] = bounds[Phase.STATIC], bounds[Phase.INPUT]
+        self._run(layout.forward.code, cut(job, kernel.I0, 0, 1, 1))

@@ -1,0 +1,137 @@
+"""Elementwise functions of whole slices, for float64, float32 and complex128 alike.
+
+`f_into(x, y)` writes f(x) to y. Both are contiguous and one-dimensional, of one length and one type, and y may be x
+itself. An entry's result depends on that entry alone, never on its position or its neighbours, so a batch may be cut
+anywhere without changing a bit. float32 is computed in float64 and rounded once at the end.
+
+The loops read and write y alone after a copy of x: with one array there is nothing for LLVM to prove about overlap, and
+they vectorise in place too.
+"""
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from bpcli.kernels import elementwise_complex as complex_
+from bpcli.kernels import elementwise_real as real
+
+
+def _by_type(real_function, complex_function):
+    """A function of one number: the real or the complex routine, chosen at compile time.
+
+    The routines are handed to Numba as they are, not inside a closure: the names of closures can clash between
+    libraries that were cached by different processes.
+    """
+
+    def function(x):
+        return complex_function(x) if isinstance(x, complex) else real_function(x)
+
+    @overload(function, jit_options=real.INLINE)
+    def choose(x):
+        return complex_function.py_func if isinstance(x, types.Complex) else real_function.py_func
+
+    return function
+
+
+_exp = _by_type(real.exp_real, complex_.exp_complex)
+_tanh = _by_type(real.tanh_real, complex_.tanh_complex)
+_sigmoid = _by_type(real.sigmoid_real, complex_.sigmoid_complex)
+_softplus = _by_type(real.softplus_real, complex_.softplus_complex)
+_log = _by_type(real.log_real, complex_.log_complex)
+_sin = _by_type(real.sin_real, complex_.sin_complex)
+_cos = _by_type(real.cos_real, complex_.cos_complex)
+
+
+@njit(cache=True, error_model="numpy")
+def exp_into(x, y):
+    """y = e^x."""
+    for k in range(y.shape[0]):
+        y[k] = x[k]
+    for k in range(y.shape[0]):
+        y[k] = _exp(y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def tanh_into(x, y):
+    """y = tanh x."""
+    for k in range(y.shape[0]):
+        y[k] = x[k]
+    for k in range(y.shape[0]):
+        y[k] = _tanh(y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def sigmoid_into(x, y):
+    """y = 1 / (1 + e^-x)."""
+    for k in range(y.shape[0]):
+        y[k] = x[k]
+    for k in range(y.shape[0]):
+        y[k] = _sigmoid(y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def softplus_into(x, y):
+    """y = log(1 + e^x)."""
+    for k in range(y.shape[0]):
+        y[k] = x[k]
+    for k in range(y.shape[0]):
+        y[k] = _softplus(y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def log_into(x, y):
+    """y = log x."""
+    for k in range(y.shape[0]):
+        y[k] = x[k]
+    for k in range(y.shape[0]):
+        y[k] = _log(y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def sin_into(x, y):
+    """y = sin x; entries beyond TRIG_MAX go to the mathematics library, and their slice is not vectorised."""
+    far = 0
+    for k in range(y.shape[0]):
+        y[k] = x[k]
+        far += np.abs(y[k].real) > real.TRIG_MAX
+    if far > 0:
+        for k in range(y.shape[0]):
+            y[k] = np.sin(y[k]) if np.abs(y[k].real) > real.TRIG_MAX else _sin(y[k])
+    else:
+        for k in range(y.shape[0]):
+            y[k] = _sin(y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def cos_into(x, y):
+    """y = cos x; entries beyond TRIG_MAX go to the mathematics library, and their slice is not vectorised."""
+    far = 0
+    for k in range(y.shape[0]):
+        y[k] = x[k]
+        far += np.abs(y[k].real) > real.TRIG_MAX
+    if far > 0:
+        for k in range(y.shape[0]):
+            y[k] = np.cos(y[k]) if np.abs(y[k].real) > real.TRIG_MAX else _cos(y[k])
+    else:
+        for k in range(y.shape[0]):
+            y[k] = _cos(y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def tanh_slope(y, s):
+    """s = 1 - y^2 for y = tanh x, as a product that does not cancel further near saturation."""
+    for k in range(s.shape[0]):
+        s[k] = (1.0 - y[k]) * (1.0 + y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def sigmoid_slope(y, s):
+    """s = y (1 - y) for y = sigmoid x."""
+    for k in range(s.shape[0]):
+        s[k] = y[k] * (1.0 - y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def softplus_slope(x, s):
+    """s = sigmoid x, the derivative of softplus at x."""
+    sigmoid_into(x, s)

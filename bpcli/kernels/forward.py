@@ -1,0 +1,265 @@
+"""The forward kernel: runs a stretch of the tape on rows of values, step after step.
+
+Rows are counted by two indices, o (copies) and i (samples, or steps × samples); see `bpcli.kernels.rows`.
+"""
+
+from __future__ import annotations
+
+from bpcli.graph.tape import ADDEND, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
+from bpcli.kernels.blas import gemm
+from bpcli.kernels.codes import (
+    ADD,
+    CONCAT,
+    DIVIDE,
+    DOT,
+    FIELDS,
+    LOG_SOFTMAX,
+    LOGSUMEXP,
+    MATMAT,
+    MATMUL,
+    MULTIPLY,
+    SOFTMAX,
+    SUBTRACT,
+    SUM,
+    TRANSPOSE,
+)
+from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
+from bpcli.kernels.reductions import logsumexp_row, softmax_row, total
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PLACE_FIELDS, address
+from bpcli.kernels.unary import unary_into
+
+(
+    CODE,
+    LINES,
+    FIRST,
+    LAST,
+    NUMBERS,
+    PLACES,
+    NODES,
+    LENGTH,
+    STEP0,
+    STEP1,
+    O0,
+    O1,
+    I0,
+    I1,
+    SLOTS,
+    ENDS,
+    SLOT_COUNT,
+    COPIES,
+    FIX_ROWS,
+    FIX_COLUMNS,
+    FIX_CHANGES,
+    FIX_COUNT,
+) = range(22)
+"""Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the steps
+and rows to run, and the changes of matrix entries (see `bpcli.kernels.fixes`)."""
+JOB = FIX_COUNT + 1
+
+
+def forward_span(job, values):  # type: ignore[no-untyped-def]
+    """Run a stretch of the tape for steps STEP0 to STEP1 on one block of rows."""
+    ints = job
+    job = vector(job, JOB)
+    V = vector(values, job[LENGTH])
+    code = matrix_at(ints, job[CODE], job[LINES], FIELDS)
+    numbers = vector_at(values, job[NUMBERS], job[NODES])
+    place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
+    slots = vector_at(ints, job[SLOTS], job[NODES])
+    ends = matrix_at(ints, job[ENDS], job[SLOT_COUNT], job[COPIES] + 1)
+    rows = vector_at(ints, job[FIX_ROWS], job[FIX_COUNT])
+    columns = vector_at(ints, job[FIX_COLUMNS], job[FIX_COUNT])
+    fix = (slots, ends, rows, columns, vector_at(values, job[FIX_CHANGES], job[FIX_COUNT]))
+    for t in range(job[STEP0], job[STEP1]):
+        forward(code, job[FIRST], job[LAST], numbers, place, V, t, job[O0], job[O1], job[I0], job[I1], fix)
+
+
+@inner
+def forward(code, first, last, numbers, place, V, t, o0, o1, i0, i1, fix):
+    """Run instructions `first` to `last` at step t on rows o0..o1 × i0..i1 of the values V (flat).
+
+    `fix` holds changes to matrix entries, per copy (see `bpcli.kernels.fixes`).
+    """
+    no, ni = o1 - o0, i1 - i0
+    for c in range(first, last):
+        op, out, a, b, n = code[c, OP], code[c, OUT], code[c, A], code[c, B], code[c, SIZE]
+        po = address(place, out, t, o0, i0, 0)
+        so, io = place[out, OUTER], place[out, INNER_ROW]
+        pa = address(place, a, t, o0, i0, 0)
+        sa, ia = place[a, OUTER], place[a, INNER_ROW]
+        na = code[c, SIZE_A]
+        if op == MATMUL:
+            pb = address(place, b, t, o0, i0, 0)
+            sb, ib = place[b, OUTER], place[b, INNER_ROW]
+            addend = code[c, ADDEND]
+            if addend >= 0:
+                pc = address(place, addend, t, o0, i0, 0)
+                copy_rows(V, pc, place[addend, OUTER], place[addend, INNER_ROW], po, so, io, no, ni, n)
+            k = code[c, SIZE_B]
+            turned = code[c, TURNED] == 1
+            multiply_rows(V, place[a, BASE], turned, pb, sb, ib, k, addend >= 0, po, so, io, n, no, ni)
+            slot = fix[0][a]
+            if slot >= 0:
+                fix_rows(V, fix, slot, turned, o0, pb, sb, ib, po, so, io, no, ni)
+        elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
+            pb = address(place, b, t, o0, i0, 0)
+            sb, ib = place[b, OUTER], place[b, INNER_ROW]
+            ca, cb = int(na == n), int(code[c, SIZE_B] == n)
+            binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n)
+        elif op == CONCAT:
+            copy_rows(V, pa, sa, ia, po + code[c, INNER], so, io, no, ni, na)
+        elif op == MATMAT:
+            k = code[c, INNER]
+            columns = n // (na // k)
+            gemm(False, False, na // k, columns, k, V, pa, k, V, place[b, BASE], columns, False, V, po, columns)
+        elif op == TRANSPOSE:
+            rows = code[c, INNER]
+            for i in range(rows):
+                for j in range(n // rows):
+                    V[po + i * (n // rows) + j] = V[pa + j * rows + i]
+        elif op == SUM or op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX:
+            pb = address(place, b, t, o0, i0, 0) if b >= 0 else pa
+            sb, ib = (place[b, OUTER], place[b, INNER_ROW]) if b >= 0 else (sa, ia)
+            for o in range(no):
+                for i in range(ni):
+                    reduce_row(op, V, pa + o * sa + i * ia, pb + o * sb + i * ib, na, po + o * so + i * io)
+        else:
+            unary_rows(op, V, pa, sa, ia, po, so, io, no, ni, n, numbers[code[c, NUMBER]])
+
+
+@inner
+def reduce_row(op, V, pa, pb, n, po):
+    """Sum, dot, logsumexp, softmax or log_softmax of one row."""
+    x = V[pa : pa + n]
+    if op == SUM:
+        V[po] = total(x)
+    elif op == DOT:
+        y = V[pb : pb + n]
+        s = x[0] * y[0]
+        for k in range(1, n):
+            s += x[k] * y[k]
+        V[po] = s
+    elif op == LOGSUMEXP:
+        V[po] = logsumexp_row(x)
+    else:
+        softmax_row(x, V[po : po + n], op == LOG_SOFTMAX)
+
+
+@inner
+def copy_rows(V, pa, sa, ia, po, so, io, no, ni, n):
+    """out = a, row by row; nothing where a is already there."""
+    if pa == po and sa == so and ia == io:
+        return
+    if ia == n and io == n:
+        n, ni = n * ni, 1
+    for o in range(no):
+        for i in range(ni):
+            x = V[pa + o * sa + i * ia : pa + o * sa + i * ia + n]
+            y = V[po + o * so + i * io : po + o * so + i * io + n]
+            for k in range(n):
+                y[k] = x[k]
+
+
+@inner
+def multiply_rows(V, pw, turned, pb, sb, ib, k, add, po, so, io, n, no, ni):
+    """out (rows, n) = b (rows, k) Wᵀ, W (n, k) or, turned, (k, n); added to out where `add`."""
+    ldw = n if turned else k
+    if (no == 1) or (sb == ni * ib and so == ni * io):
+        gemm(False, not turned, no * ni, n, k, V, pb, ib, V, pw, ldw, add, V, po, io)
+        return
+    for o in range(no):
+        gemm(False, not turned, ni, n, k, V, pb + o * sb, ib, V, pw, ldw, add, V, po + o * so, io)
+
+
+@inner
+def fix_rows(V, fix, slot, turned, o0, pb, sb, ib, po, so, io, no, ni):
+    """Add each copy's own changes of matrix entries: out[row] += change · b[column]."""
+    _, ends, rows, columns, changes = fix
+    for o in range(no):
+        for e in range(ends[slot, o0 + o], ends[slot, o0 + o + 1]):
+            row, column = (columns[e], rows[e]) if turned else (rows[e], columns[e])
+            for i in range(ni):
+                V[po + o * so + i * io + row] += changes[e] * V[pb + o * sb + i * ib + column]
+
+
+@inner
+def unary_rows(op, V, pa, sa, ia, po, so, io, no, ni, n, number):
+    """out = f(a), rows joined where they lie end to end."""
+    if ia == n and io == n:
+        n, ni = n * ni, 1
+        if sa == n and so == n:
+            n, no = n * no, 1
+    for o in range(no):
+        for i in range(ni):
+            p, q = pa + o * sa + i * ia, po + o * so + i * io
+            unary_into(op, V[p : p + n], V[q : q + n], number)
+
+
+@inner
+def binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n):
+    """out = a op b; ca, cb are 0 where the argument is a scalar for the whole row."""
+    flat_a = ia == n if ca else ia == 0
+    flat_b = ib == n if cb else ib == 0
+    if flat_a and flat_b and io == n:
+        n, ni = n * ni, 1
+    for o in range(no):
+        for i in range(ni):
+            p, q, r = pa + o * sa + i * ia, pb + o * sb + i * ib, po + o * so + i * io
+            y = V[r : r + n]
+            if ca and cb:
+                _vector_vector(op, V[p : p + n], V[q : q + n], y)
+            elif cb:
+                _scalar_vector(op, V[p], V[q : q + n], y)
+            else:
+                _vector_scalar(op, V[p : p + n], V[q], y)
+
+
+@inner
+def _vector_vector(op, u, v, y):
+    n = len(y)
+    if op == ADD:
+        for k in range(n):
+            y[k] = u[k] + v[k]
+    elif op == SUBTRACT:
+        for k in range(n):
+            y[k] = u[k] - v[k]
+    elif op == MULTIPLY:
+        for k in range(n):
+            y[k] = u[k] * v[k]
+    else:
+        for k in range(n):
+            y[k] = u[k] / v[k]
+
+
+@inner
+def _scalar_vector(op, s, v, y):
+    n = len(y)
+    if op == ADD:
+        for k in range(n):
+            y[k] = s + v[k]
+    elif op == SUBTRACT:
+        for k in range(n):
+            y[k] = s - v[k]
+    elif op == MULTIPLY:
+        for k in range(n):
+            y[k] = s * v[k]
+    else:
+        for k in range(n):
+            y[k] = s / v[k]
+
+
+@inner
+def _vector_scalar(op, u, s, y):
+    n = len(y)
+    if op == ADD:
+        for k in range(n):
+            y[k] = u[k] + s
+    elif op == SUBTRACT:
+        for k in range(n):
+            y[k] = u[k] - s
+    elif op == MULTIPLY:
+        for k in range(n):
+            y[k] = u[k] * s
+    else:
+        for k in range(n):
+            y[k] = u[k] / s

@@ -1,0 +1,153 @@
+"""Layouts: where each node's value and cotangent are stored, worked out from sizes alone, before anything is allocated.
+
+A table of places has a line per node: base, step, outer, inner, lane, epoch (see `bpcli.kernels.rows`). The epoch says from
+where steps are counted: 0 from nowhere (static values and the scratch of one step), 1 from the first step of the chunk,
+2 from the first step of the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bpcli.graph.fuse import LEAVES
+from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.tape import ADDEND, MODE_A, MODE_ADDEND, MODE_B, OUT, A, Alias, B, Forward, Integers, Reverse
+from bpcli.kernels.rows import BASE, EPOCH
+
+ALIGN = 8  # entries: a cache line of float64
+CHUNK, WINDOW = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """A table of places and the number of entries that they take in all. Nodes without storage have base -1."""
+
+    table: Integers
+    size: int
+
+
+class Allocator:
+    """Hands out aligned stretches of one flat array."""
+
+    def __init__(self, nodes: int) -> None:
+        self.table = np.zeros((nodes, EPOCH + 1), dtype=np.int64)
+        self.table[:, BASE] = -1
+        self.size = 0
+
+    def take(self, entries: int) -> int:
+        """The offset of a new stretch."""
+        base = self.size
+        self.size += -(-entries // ALIGN) * ALIGN
+        return base
+
+    def place(self, node: int, base: int, strides: tuple[int, int, int, int] = (0, 0, 0, 0), epoch: int = 0) -> None:
+        """Write one line: strides are step, outer, inner, lane."""
+        self.table[node] = (base, *strides, epoch)
+
+    def rows(self, node: Node, steps: int, batch: int, epoch: int) -> None:
+        """Storage for one value a step and sample; one step's worth, used again every step, where epoch is 0."""
+        step = node.size * batch if epoch else 0
+        self.place(node.index, self.take(steps * batch * node.size), (step, 0, node.size, 0), epoch)
+
+    def finish(self, alias: Mapping[int, Alias]) -> Places:
+        """Give aliases their owners' places, and close."""
+        for node, target in alias.items():
+            if self.table[target.owner, BASE] >= 0:
+                self.table[node] = self.table[target.owner]
+                self.table[node, BASE] += target.shift
+        return Places(self.table, self.size)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Sizes of a trace: `window` steps held, `chunk` steps worked on at a time, samples, and accumulators (lanes)."""
+
+    window: int
+    chunk: int
+    batch: int
+    lanes: int
+
+
+def value_places(graph: Graph, forward: Forward, reads: Collection[int], extent: Extent) -> Places:
+    """Values: what the reverse program `reads` is held for the window, the rest for a chunk or a step."""
+    allocator = Allocator(len(graph.nodes))
+    held = {_owner(forward.alias, n) for n in reads}
+    crossing = {_owner(forward.alias, n) for n in (graph.loss, *crossings(forward))}
+    _place_states(graph, allocator, extent.window, extent.batch, WINDOW)
+    states = {*graph.previous.values(), *graph.new.values()}
+    written = set(forward.code[:, OUT].tolist())
+    for node in graph.nodes:
+        if node.index in forward.alias or node.index in states or not (node.op in LEAVES or node.index in written):
+            continue
+        if node.phase is Phase.STATIC:
+            allocator.place(node.index, allocator.take(node.size))
+        elif node.index in held and node.op != "input":
+            allocator.rows(node, extent.window, extent.batch, WINDOW)
+        elif node.phase is not Phase.RECURRENT or node.index in crossing:
+            allocator.rows(node, extent.chunk, extent.batch, CHUNK)
+        else:
+            allocator.rows(node, 1, extent.batch, 0)
+    return allocator.finish(forward.alias)
+
+
+def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Collection[int]) -> tuple[Places, Places]:
+    """Cotangents: of the `inputs` differentiated for the window, of what outlives its step for a chunk, else for a step.
+
+    Two tables over one array: in the second a static vector or scalar stands where its sum ends up, in the first where
+    each lane collects its own share.
+    """
+    allocator = Allocator(len(graph.nodes))
+    _place_states(graph, allocator, extent.chunk, extent.batch, CHUNK)
+    states = {*graph.previous.values(), *graph.new.values()}
+    for node in graph.nodes:
+        if node.index not in reverse.touched or node.index in reverse.alias or node.index in states:
+            continue
+        if node.phase is Phase.STATIC:
+            allocator.place(node.index, allocator.take(node.size))
+        elif node.index in inputs:
+            allocator.rows(node, extent.window, extent.batch, WINDOW)
+        elif node.phase is not Phase.RECURRENT or node.index in reverse.kept:
+            allocator.rows(node, extent.chunk, extent.batch, CHUNK)
+        else:
+            allocator.rows(node, 1, extent.batch, 0)
+    settled = allocator.table.copy()
+    for n in sorted(shared_arguments(graph, reverse)):
+        size = -(-graph.nodes[n].size // ALIGN) * ALIGN
+        allocator.place(n, allocator.take(size * extent.lanes), (0, 0, 0, size))
+    dynamic = allocator.finish(reverse.alias)
+    static = Allocator(len(graph.nodes))
+    static.table, static.size = settled, dynamic.size
+    return dynamic, static.finish(reverse.alias)
+
+
+def shared_arguments(graph: Graph, reverse: Reverse) -> set[int]:
+    """Static vectors and scalars that rows contribute to while they run."""
+    shared = set()
+    for row in reverse.code[: reverse.bounds[3]]:
+        for slot, mode in ((A, MODE_A), (B, MODE_B), (ADDEND, MODE_ADDEND)):
+            if row[mode] and graph.nodes[row[slot]].phase is Phase.STATIC:
+                shared.add(_owner(reverse.alias, int(row[slot])))
+    return shared
+
+
+def crossings(forward: Forward) -> set[int]:
+    """Nodes that the output phase reads."""
+    rows = forward.code[forward.bounds[Phase.OUTPUT] :]
+    return {int(n) for slot in (A, B, ADDEND) for n in rows[:, slot] if n >= 0}
+
+
+def _owner(alias: Mapping[int, Alias], node: int) -> int:
+    return alias[node].owner if node in alias else node
+
+
+def _place_states(graph: Graph, allocator: Allocator, steps: int, batch: int, epoch: int) -> None:
+    """A state has one slot more than steps: its value at t-1 is slot t, at t slot t + 1."""
+    for name, previous in graph.previous.items():
+        size = graph.nodes[previous].size
+        base = allocator.take((steps + 1) * batch * size)
+        strides = (batch * size, 0, size, 0)
+        allocator.place(previous, base, strides, epoch)
+        allocator.place(graph.new[name], base + batch * size, strides, epoch)

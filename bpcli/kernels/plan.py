@@ -1,0 +1,96 @@
+"""A plan: a graph lowered and laid out for a reverse-mode gradient over a window of steps. Sizes alone; no array yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bpcli.graph.fuse import fuse
+from bpcli.graph.lower import lower_forward
+from bpcli.graph.lower_reverse import active_nodes, lower_reverse
+from bpcli.graph.model import Graph, Phase
+from bpcli.graph.operations import OPERATIONS
+from bpcli.graph.tape import Forward, Integers, Reverse
+from bpcli.kernels.layout import Extent, Places, cotangent_places, value_places
+
+CHUNK_ROWS = 1024
+"""Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
+SHARD_ROWS = 16
+"""Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
+LANE_FLOPS = 2e6
+"""Work below which a phase is not cut: starting threads costs some ten microseconds."""
+MOST_LANES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Tapes and places. `sums` are the places of static cotangents where they end up; `leaves` are differentiated."""
+
+    graph: Graph
+    forward: Forward
+    reverse: Reverse
+    extent: Extent
+    shards: int
+    values: Places
+    cotangents: Places
+    sums: Places
+    leaves: frozenset[int]
+
+    @property
+    def entries(self) -> int:
+        """Numbers held by a trace of this plan."""
+        return self.values.size + self.cotangents.size
+
+    @cached_property
+    def tasks(self) -> Integers:
+        """Stretches of matrix gradients: matrix, delta, vector, turned, columns, first and last row."""
+        tasks = []
+        for product in self.reverse.products:
+            rows, columns = self.graph.nodes[product.matrix].shape
+            flops = 2.0 * rows * columns * self.extent.chunk * self.extent.batch
+            parts = max(1, min(MOST_LANES, rows // 16, int(flops / LANE_FLOPS)))
+            for part in range(parts):
+                stretch = (rows * part // parts, rows * (part + 1) // parts)
+                ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
+                tasks.append((*ends, *stretch))
+        return np.array(tasks, dtype=np.int64).reshape(len(tasks), 7)
+
+
+def make_plan(
+    graph: Graph, leaves: Collection[int], batch: int, window: int, seeds: Collection[int], cut: Collection[int] = ()
+) -> Plan:
+    """Lower `graph` for the gradient with respect to `leaves` (node indices) of cotangents entering at `seeds`."""
+    fusion = fuse(graph)
+    forward = lower_forward(graph, fusion)
+    active = active_nodes(graph, {*leaves, *graph.previous.values()})
+    reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], cut)
+    shards = max(1, -(-batch // SHARD_ROWS))
+    chunk = max(1, min(window, -(-CHUNK_ROWS // batch)))
+    extent = Extent(window, chunk, batch, max(shards, MOST_LANES if shared_work(graph, chunk * batch) else 1))
+    inputs = [n for n in leaves if graph.nodes[n].op == "input"]
+    values = value_places(graph, forward, reverse.reads, extent)
+    cotangents, sums = cotangent_places(graph, reverse, extent, inputs)
+    return Plan(graph, forward, reverse, extent, shards, values, cotangents, sums, frozenset(leaves))
+
+
+def lanes_for(graph: Graph, phase: Phase, rows: int) -> int:
+    """Into how many lanes `rows` rows of a phase are cut."""
+    return max(1, min(MOST_LANES, rows // 64, int(phase_flops(graph, phase) * rows / LANE_FLOPS)))
+
+
+def shared_work(graph: Graph, rows: int) -> bool:
+    """Whether any phase outside the time loop is cut into lanes."""
+    return any(lanes_for(graph, phase, rows) > 1 for phase in (Phase.INPUT, Phase.OUTPUT))
+
+
+def phase_flops(graph: Graph, phase: Phase) -> float:
+    """Floating-point operations of one row of a phase, forwards."""
+    flops = 0.0
+    for node in graph.nodes:
+        if node.phase is phase and node.op in OPERATIONS:
+            shapes = tuple(graph.nodes[a].shape for a in node.args)
+            flops += OPERATIONS[node.op].flops(shapes, node.shape)
+    return flops

@@ -1,0 +1,25 @@
+"""The matrix-gradient kernel: after the time loop, one product per stretch of rows of each matrix."""
+
+from __future__ import annotations
+
+from bpcli.kernels.blas import gemm
+from bpcli.kernels.jit import vector, vector_at
+
+(LENGTH_V, ADDRESS_C, LENGTH_C, TURNED_, ROWS, COLUMNS, DEPTH, DELTA, DELTA_STRIDE, VECTOR, VECTOR_STRIDE, SUM) = range(
+    12
+)
+"""Fields of a job: the arrays, then G (rows, columns) at SUM += Δᵀ v over `DEPTH` rows, or vᵀ Δ where turned."""
+JOB = SUM + 1
+
+
+def matrix_product(job, values):  # type: ignore[no-untyped-def]
+    """Add one stretch of a matrix's gradient. `values` are the factors."""
+    job = vector(job, JOB)
+    F = vector(values, job[LENGTH_V])
+    C = vector_at(values, job[ADDRESS_C], job[LENGTH_C])
+    m, n, k = job[ROWS], job[COLUMNS], job[DEPTH]
+    delta, ldd, v, ldv, out = job[DELTA], job[DELTA_STRIDE], job[VECTOR], job[VECTOR_STRIDE], job[SUM]
+    if job[TURNED_] == 1:
+        gemm(True, False, m, n, k, F, v, ldv, C, delta, ldd, True, C, out, n)
+    else:
+        gemm(True, False, m, n, k, C, delta, ldd, F, v, ldv, True, C, out, n)

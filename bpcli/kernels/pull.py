@@ -1,0 +1,94 @@
+"""The reverse rules of the four elementwise operators: target (+)= g times a factor, reduced where the target is shared."""
+
+from __future__ import annotations
+
+from bpcli.kernels.jit import inner
+
+PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE = range(6)
+"""Factors: 1, -1, f, 1/f, -h/f² and h/f²."""
+
+
+@inner
+def pull_rows(kind, C, pg, sg, ig, n, F, pf, sf, jf, nf, ph, sh, jh, nh, qt, st, jt, nt, add, no, ni):
+    """target (rows, nt) (+)= g (rows, n) · factor(f, h), with f (rows, nf) and h (rows, nh); sizes are n or 1.
+
+    A target smaller than n takes the sum over the row; one whose rows coincide takes the sum over the rows.
+    """
+    cf, ch, ct = int(nf == n), int(nh == n), int(nt == n)
+    flat_f = kind <= MINUS or (jf == n if cf else jf == 0)
+    flat_h = kind <= OVER or (jh == n if ch else jh == 0)
+    if flat_f and flat_h and ig == n and ct and jt == n:
+        n, ni = n * ni, 1
+    for o in range(no):
+        for i in range(ni):
+            g = C[pg + o * sg + i * ig : pg + o * sg + i * ig + n]
+            f, h = pf + o * sf + i * jf, ph + o * sh + i * jh
+            t = qt + o * st + i * jt
+            fresh = not add and (i == 0 or jt != 0) and (o == 0 or st != 0)
+            if ct:
+                _pull_vector(kind, g, F, f, cf, h, ch, C[t : t + n], not fresh)
+            else:
+                s = _pull_scalar(kind, g, F, f, cf, h, ch)
+                C[t] = s if fresh else C[t] + s
+
+
+@inner
+def _pull_vector(kind, g, F, f, cf, h, ch, target, add):
+    n = len(g)
+    if kind == PLAIN:
+        if add:
+            for k in range(n):
+                target[k] += g[k]
+        else:
+            for k in range(n):
+                target[k] = g[k]
+    elif kind == MINUS:
+        if add:
+            for k in range(n):
+                target[k] -= g[k]
+        else:
+            for k in range(n):
+                target[k] = -g[k]
+    elif kind == TIMES and cf:
+        v = F[f : f + n]
+        if add:
+            for k in range(n):
+                target[k] += g[k] * v[k]
+        else:
+            for k in range(n):
+                target[k] = g[k] * v[k]
+    elif kind == TIMES:
+        s = F[f]
+        if add:
+            for k in range(n):
+                target[k] += g[k] * s
+        else:
+            for k in range(n):
+                target[k] = g[k] * s
+    else:
+        for k in range(n):
+            d = _quotient(kind, g[k], F[f + k * cf], F[h + k * ch])
+            target[k] = target[k] + d if add else d
+
+
+@inner
+def _pull_scalar(kind, g, F, f, cf, h, ch):
+    """Σ over the row."""
+    s = g[0] - g[0]
+    for k in range(len(g)):
+        if kind == PLAIN:
+            s += g[k]
+        elif kind == MINUS:
+            s -= g[k]
+        elif kind == TIMES:
+            s += g[k] * F[f + k * cf]
+        else:
+            s += _quotient(kind, g[k], F[f + k * cf], F[h + k * ch])
+    return s
+
+
+@inner
+def _quotient(kind, g, f, h):
+    if kind == OVER:
+        return g / f
+    return -(g / f) * (h / f) if kind == OVER_SQUARE else (g / f) * (h / f)

@@ -1,0 +1,34 @@
+"""How kernels address rows: node n's value at step t, copy o, row i begins at base + t·step + o·outer + i·inner + lane·lane.
+
+A table of places has one line of six integers per node (see `bpcli.kernels.layout`): base, step, outer, inner, lane, epoch.
+Shared values have strides of zero. Rows that lie end to end are treated as one long row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bpcli.kernels.jit import inner
+
+BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH = range(6)
+PLACE_FIELDS = EPOCH + 1
+
+
+@inner
+def address(place, node, t, o, i, lane):
+    """Offset of the first entry of a row."""
+    return (
+        place[node, BASE]
+        + t * place[node, STEP]
+        + o * place[node, OUTER]
+        + i * place[node, INNER_ROW]
+        + lane * place[node, LANE]
+    )
+
+
+def settle(places, chunk_start: int, window_start: int):  # type: ignore[no-untyped-def]
+    """A table with steps counted from 0: what is stored per chunk or per window counts from where that begins."""
+    settled = places.copy()
+    starts = np.array([0, chunk_start, window_start])[places[:, EPOCH]]
+    settled[:, BASE] -= starts * places[:, STEP]
+    return settled

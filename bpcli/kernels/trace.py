@@ -1,0 +1,258 @@
+"""A Trace: the values of a window of steps, with the passes over them that make a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.model import Phase
+from bpcli.graph.tape import Forward
+from bpcli.kernels import forward as forward_kernel
+from bpcli.kernels import products as products_kernel
+from bpcli.kernels import reverse as reverse_kernel
+from bpcli.kernels.blas import single_threaded
+from bpcli.kernels.fixes import Fix, no_fixes
+from bpcli.kernels.layout import WINDOW
+from bpcli.kernels.library import Jobs, run
+from bpcli.kernels.plan import Plan, lanes_for
+from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, LANE, STEP, settle
+
+Array = NDArray[np.floating]
+Arrays = Mapping[str, Array]
+
+
+def forward_job(program: Forward, numbers: Array, places: Jobs, V: Array, fix: Fix) -> Jobs:
+    """A job of the forward kernel with everything but lines, steps and rows."""
+    slots, ends, rows, columns, changes = fix
+    job = np.zeros(forward_kernel.JOB, np.int64)
+    job[forward_kernel.CODE], job[forward_kernel.LINES] = program.code.ctypes.data, len(program.code)
+    job[forward_kernel.NUMBERS], job[forward_kernel.NODES] = numbers.ctypes.data, len(numbers)
+    job[forward_kernel.PLACES], job[forward_kernel.LENGTH] = places.ctypes.data, V.size
+    job[forward_kernel.SLOTS], job[forward_kernel.ENDS] = slots.ctypes.data, ends.ctypes.data
+    job[forward_kernel.SLOT_COUNT], job[forward_kernel.COPIES] = ends.shape[0], ends.shape[1] - 1
+    job[forward_kernel.FIX_ROWS], job[forward_kernel.FIX_COLUMNS] = rows.ctypes.data, columns.ctypes.data
+    job[forward_kernel.FIX_CHANGES], job[forward_kernel.FIX_COUNT] = changes.ctypes.data, changes.size
+    job[forward_kernel.O1] = 1
+    return job
+
+
+def cut(job: Jobs, field: int, first: int, last: int, parts: int) -> Jobs:
+    """`job` once for each of `parts` even stretches of `first` to `last`, written to `field` and the one after it."""
+    jobs = np.repeat(job[None], parts, axis=0)
+    ends = first + (last - first) * np.arange(parts + 1) // parts
+    jobs[:, field], jobs[:, field + 1] = ends[:-1], ends[1:]
+    return jobs
+
+
+class Trace:
+    """Values, cotangents and sums of one plan; steps count from 0, and those from `origin` on are held.
+
+    `params[name] (*shape)`, `inputs[name] (T, batch, *shape)` and `state[name]`, `(batch, *shape)` or `(*shape)`, are
+    read, never written. `rounding` makes the reverse pass add up absolute contributions (see `bpcli.kernels.slopes`).
+    """
+
+    def __init__(
+        self, plan: Plan, dtype: np.dtype, arrays: tuple[Arrays, Arrays, Arrays], rounding: bool = False
+    ) -> None:
+        single_threaded()
+        params, inputs, state = arrays
+        graph, batch = plan.graph, plan.extent.batch
+        self.plan, self.dtype, self.rounding, self.origin = plan, dtype, rounding, 0
+        self.V = np.zeros(plan.values.size, dtype)
+        self.F = np.zeros(plan.values.size, dtype) if rounding else self.V
+        self.C = np.zeros(plan.cotangents.size, dtype)
+        self.numbers = plan.forward.numbers.astype(dtype)
+        self.fix = no_fixes(len(graph.nodes), dtype)
+        self.inputs = {
+            graph.leaf[name]: rows.reshape(-1, graph.nodes[graph.leaf[name]].size)
+            for name, rows in inputs.items()
+            if name in graph.leaf
+        }
+        self.states = {}
+        for name, node in graph.previous.items():
+            size = graph.nodes[node].size
+            self.states[name] = np.broadcast_to(state[name].reshape(-1, size), (batch, size))
+        self._load_static(params)
+
+    def _load_static(self, params: Arrays) -> None:
+        graph = self.plan.graph
+        for node in graph.nodes:
+            if node.op == "param":
+                self.value(node.index, node.size)[:] = params[node.name].ravel()
+            elif node.op == "constant":
+                self.value(node.index, 1)[:] = node.numbers[0]
+        self._forward(Phase.STATIC, self.plan.values.table, (0, 1), (0, 1), 1)
+
+    def value(self, node: int, entries: int) -> Array:
+        """The first `entries` numbers stored for a node."""
+        base = self.plan.values.table[node, BASE]
+        return self.V[base : base + entries]
+
+    def start(self) -> None:
+        """Put the state before step 0 in place."""
+        self.origin = 0
+        for name, node in self.plan.graph.previous.items():
+            rows = self.states[name]
+            self.value(node, rows.size)[:] = rows.ravel()
+
+    def forward(self, first: int, last: int) -> None:
+        """Steps `first` to `last`, at most a chunk of them; they must lie in the window."""
+        plan, batch = self.plan, self.plan.extent.batch
+        self.place = settle(plan.values.table, first, self.origin)
+        self._load_inputs(first, last)
+        rows = (first * batch, last * batch)
+        self._forward(Phase.INPUT, self.place, (0, 1), rows, self._lanes(Phase.INPUT, first, last))
+        self._forward(Phase.RECURRENT, self.place, (first, last), (0, batch), plan.shards)
+        self._forward(Phase.OUTPUT, self.place, (0, 1), rows, self._lanes(Phase.OUTPUT, first, last))
+
+    def _lanes(self, phase: Phase, first: int, last: int) -> int:
+        return lanes_for(self.plan.graph, phase, (last - first) * self.plan.extent.batch)
+
+    def _load_inputs(self, first: int, last: int) -> None:
+        batch = self.plan.extent.batch
+        for node, rows in self.inputs.items():
+            part = rows[first * batch : last * batch].ravel()
+            self.value(node, part.size)[:] = part
+
+    def _forward(self, phase: Phase, places: Jobs, steps: tuple[int, int], rows: tuple[int, int], parts: int) -> None:
+        program = self.plan.forward
+        if program.bounds[phase] == program.bounds[phase + 1]:
+            return
+        job = forward_job(program, self.numbers, places, self.V, self.fix)
+        job[forward_kernel.FIRST], job[forward_kernel.LAST] = program.bounds[phase : phase + 2]
+        job[forward_kernel.STEP0], job[forward_kernel.STEP1] = steps
+        run("forward", cut(job, forward_kernel.I0, *rows, parts), self.V)
+
+    def losses(self, first: int, last: int) -> NDArray[np.float64]:
+        """The loss node's values (steps, batch) of the chunk just run."""
+        node, batch = self.plan.graph.nodes[self.plan.graph.loss], self.plan.extent.batch
+        if node.phase is Phase.STATIC:
+            return np.full((last - first, batch), self.value(node.index, 1)[0], np.float64)
+        base = self.place[node.index, BASE] + first * batch * self.place[node.index, INNER_ROW]
+        stretch = self.V[base:][: (last - first) * batch * self.place[node.index, INNER_ROW]]
+        return stretch[:: self.place[node.index, INNER_ROW]].reshape(last - first, batch).astype(np.float64)
+
+    def reverse(self, first: int, last: int, weights: Array, fresh: bool) -> None:
+        """Steps `last - 1` down to `first`, at most a chunk of them; gradients add up until `finish`.
+
+        `weights (steps, batch)` are the losses' cotangents; the state's cotangent after the last step is zero where
+        `fresh`, else what the call before left at its first step.
+        """
+        plan, batch = self.plan, self.plan.extent.batch
+        self.place = settle(plan.values.table, first, self.origin)
+        self.cplace = settle(plan.cotangents.table, first, self.origin)
+        self._load_inputs(first, last)
+        if self.rounding:
+            np.abs(self.V, out=self.F)
+        self._carry(last - first, fresh)
+        self._seed(first, weights)
+        rows = (first * batch, last * batch)
+        self._reverse(Phase.OUTPUT, (0, 1), rows, self._lanes(Phase.OUTPUT, first, last))
+        self._reverse(Phase.RECURRENT, (first, last), (0, batch), plan.shards)
+        self._reverse(Phase.INPUT, (0, 1), rows, self._lanes(Phase.INPUT, first, last))
+        self._matrix_gradients(first * batch, last * batch)
+
+    def _carry(self, steps: int, fresh: bool) -> None:
+        """The states' cotangents: what entered the first step of the later chunk leaves the last step of this one."""
+        graph, batch = self.plan.graph, self.plan.extent.batch
+        for node in graph.previous.values():
+            size = graph.nodes[node].size * batch
+            base = self.plan.cotangents.table[node, BASE]
+            last = self.C[base + steps * size : base + (steps + 1) * size]
+            last[:] = 0 if fresh else self.C[base : base + size].copy()
+            self.C[base : base + steps * size] = 0
+
+    def _seed(self, first: int, weights: Array) -> None:
+        node = self.plan.graph.nodes[self.plan.graph.loss]
+        if node.index not in self.plan.reverse.touched:
+            return
+        if node.phase is Phase.STATIC:
+            self.C[self.plan.sums.table[node.index, BASE]] += weights.sum()
+            return
+        base = self.cplace[node.index, BASE] + first * self.plan.extent.batch
+        self.C[base : base + weights.size] = weights.ravel()
+
+    def _reverse(self, phase: Phase, steps: tuple[int, int], rows: tuple[int, int], parts: int) -> None:
+        program = self.plan.reverse
+        if program.bounds[3 - phase] == program.bounds[4 - phase]:
+            return
+        job = self._reverse_job(self.place, self.cplace)
+        job[reverse_kernel.FIRST], job[reverse_kernel.LAST] = program.bounds[3 - phase : 5 - phase]
+        job[reverse_kernel.STEP0], job[reverse_kernel.STEP1] = steps
+        jobs = cut(job, reverse_kernel.I0, *rows, parts)
+        jobs[:, reverse_kernel.LANE] = np.arange(parts)
+        run("reverse", jobs, self.V)
+
+    def _reverse_job(self, places: Jobs, cplaces: Jobs) -> Jobs:
+        job = np.zeros(reverse_kernel.JOB, np.int64)
+        code = self.plan.reverse.code
+        job[reverse_kernel.CODE], job[reverse_kernel.LINES] = code.ctypes.data, len(code)
+        job[reverse_kernel.NUMBERS], job[reverse_kernel.NODES] = self.numbers.ctypes.data, len(self.numbers)
+        job[reverse_kernel.PLACES], job[reverse_kernel.COTANGENT_PLACES] = places.ctypes.data, cplaces.ctypes.data
+        job[reverse_kernel.LENGTH_V], job[reverse_kernel.FACTORS] = self.V.size, self.F.ctypes.data
+        job[reverse_kernel.COTANGENTS], job[reverse_kernel.LENGTH_C] = self.C.ctypes.data, self.C.size
+        job[reverse_kernel.O1], job[reverse_kernel.ROUNDING] = 1, self.rounding
+        return job
+
+    def _matrix_gradients(self, first: int, last: int) -> None:
+        kernel, tasks = products_kernel, self.plan.tasks
+        if not len(tasks):
+            return
+        matrix, delta, vector, turned, columns, r0, r1 = tasks.T
+        jobs = np.zeros((len(tasks), kernel.JOB), np.int64)
+        jobs[:, kernel.LENGTH_V], jobs[:, kernel.LENGTH_C] = self.V.size, self.C.size
+        jobs[:, kernel.ADDRESS_C] = self.C.ctypes.data
+        jobs[:, kernel.TURNED_], jobs[:, kernel.COLUMNS] = turned, columns
+        jobs[:, kernel.ROWS], jobs[:, kernel.DEPTH] = r1 - r0, last - first
+        ldd, ldv = self.cplace[delta, INNER_ROW], self.place[vector, INNER_ROW]
+        jobs[:, kernel.DELTA_STRIDE], jobs[:, kernel.VECTOR_STRIDE] = ldd, ldv
+        jobs[:, kernel.DELTA] = self.cplace[delta, BASE] + first * ldd + np.where(turned, 0, r0)
+        jobs[:, kernel.VECTOR] = self.place[vector, BASE] + first * ldv + np.where(turned, r0, 0)
+        jobs[:, kernel.SUM] = self.cplace[matrix, BASE] + r0 * columns
+        run("products", jobs, self.F)
+
+    def finish(self, extra: Sequence[tuple[int, Array]] = ()) -> dict[int, Array]:
+        """Add up the lanes (and `extra` sums of static nodes), take the static phase backwards; gradients by leaf."""
+        plan, graph = self.plan, self.plan.graph
+        for n, line in enumerate(plan.cotangents.table):
+            if line[LANE] and n not in plan.reverse.alias:
+                base, size = plan.sums.table[n, BASE], graph.nodes[n].size
+                lanes = self.C[line[BASE] : line[BASE] + line[LANE] * plan.extent.lanes].reshape(-1, line[LANE])
+                for lane in lanes:
+                    self.C[base : base + size] += lane[:size]
+        for n, values in extra:
+            base = plan.sums.table[n, BASE]
+            self.C[base : base + values.size] += values
+        if self.rounding:
+            np.abs(self.V, out=self.F)
+        self.place, self.cplace = plan.values.table, plan.sums.table
+        self._reverse(Phase.STATIC, (0, 1), (0, 1), 1)
+        return {n: self._leaf(n) for n in plan.leaves if graph.nodes[n].op != "previous"}
+
+    def _leaf(self, n: int) -> Array:
+        """A copy of a leaf's cotangent, flat: a parameter's, or an input's over the whole window."""
+        node, line, extent = self.plan.graph.nodes[n], self.plan.sums.table[n], self.plan.extent
+        entries = node.size if node.op == "param" else extent.window * extent.batch * node.size
+        if line[BASE] < 0:
+            return np.zeros(entries, self.dtype)
+        return self.C[line[BASE] : line[BASE] + entries].copy()
+
+    def initial(self, name: str) -> Array:
+        """The cotangent (batch, size) of the state before the first step of the chunk last taken backwards."""
+        node = self.plan.graph.nodes[self.plan.graph.previous[name]]
+        base = self.plan.cotangents.table[node.index, BASE]
+        return self.C[base : base + self.plan.extent.batch * node.size].reshape(-1, node.size).copy()
+
+    def slide(self, steps: int) -> None:
+        """Forget the first `steps` steps of the window: what follows moves to its front."""
+        table, graph = self.plan.values.table, self.plan.graph
+        owners = set(range(len(graph.nodes))) - set(self.plan.forward.alias) - set(graph.new.values())
+        for n in owners:
+            if table[n, EPOCH] == WINDOW:
+                held = self.plan.extent.window + (graph.nodes[n].op == "previous")
+                rows = self.V[table[n, BASE] : table[n, BASE] + held * table[n, STEP]]
+                kept = rows[steps * table[n, STEP] :].copy()
+                rows[: kept.size] = kept
+        self.origin += steps

@@ -1,0 +1,168 @@
+"""The catalogue of gradient methods: one module each, found by its file name; and the reading of method strings."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bpcli.errors import Place, fail, nearest
+
+if TYPE_CHECKING:
+    from bpcli.graph.model import Graph
+    from bpcli.methods.base import Cost, Gradient, Method, Window
+    from bpcli.problem.model import Problem, Setup
+
+_NOT_METHODS = frozenset({"base"})
+_NUMERAL = re.compile(r"[+-]?[0-9]{1,300}")
+
+
+@dataclass(frozen=True)
+class MethodCall:
+    """A method with its options; `text` is what the user wrote, stripped, and names the method in every report."""
+
+    text: str
+    method: Method
+    options: Any
+
+    def refusal(self, graph: Graph) -> str | None:
+        """Why the method does not apply to this graph, and what does; None when it applies."""
+        return self.method.refusal(graph)
+
+    def windows(self, setup: Setup) -> tuple[Window, ...]:
+        """What the method is meant to compute, exactly: the sum of these windows."""
+        return self.method.windows(setup, self.options)
+
+    def cost(self, setup: Setup) -> Cost:
+        """Predicted flops, bytes held and forward steps."""
+        return self.method.cost(setup, self.options)
+
+    def gradient(self, problem: Problem) -> Gradient:
+        """The gradient with respect to `problem.setup.wrt`."""
+        return self.method.gradient(problem, self.options)
+
+
+def known_names() -> tuple[str, ...]:
+    """The names of all methods, sorted; read off the file names, so that nothing is imported."""
+    files = (m.name for m in pkgutil.iter_modules(__path__))
+    return tuple(sorted(f.replace("_", "-") for f in files if f not in _NOT_METHODS and not f.startswith("_")))
+
+
+def load(name: str) -> Method:
+    """The method called `name`, which is one of `known_names()`; imports its kernels."""
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return typing.cast("Method", module.METHOD)
+
+
+def parse(text: str, place: Place | None = None) -> MethodCall:
+    """Read `name`, `name:option=value,…` or, where there is one option, `name:value`.
+
+    Raises BpError at `place` (None: the command line) for an unknown name or option, a value of the wrong type or out
+    of range, a missing or repeated option.
+    """
+    text = text.strip()
+    name, colon, tail = text.partition(":")
+    name = name.strip()
+    if name not in known_names():
+        fail("unknown-method", f'unknown method "{name}"', place, nearest(name, known_names()))
+    method = load(name)
+    return MethodCall(text, method, _options(method, tail if colon else None, place))
+
+
+def options_of(method: Method) -> tuple[str, ...]:
+    """The method's options as `name=default`, or `name=…` where there is no default, in their order."""
+    return tuple(f"{f.name}={_default(f)}" for f in dataclasses.fields(method.Options))
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return str(field.default)
+    return "…" if field.default_factory is dataclasses.MISSING else str(field.default_factory())
+
+
+def _options(method: Method, text: str | None, place: Place | None) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(method.Options)}
+    types = typing.get_type_hints(method.Options)
+    given: dict[str, Any] = {}
+    for name, value in _pairs(method.name, text, fields, place):
+        if name in given:
+            fail("repeated-option", f'option "{name}" of {method.name} is given twice', place)
+        given[name] = _value(f"{method.name}:{name}", value, types[name], place)
+    missing = [n for n, f in fields.items() if n not in given and _default(f) == "…"]
+    if missing:
+        example = ",".join(f"{n}=4" if types[n] is int else f"{n}=0.5" for n in missing)
+        named = " and ".join(missing)
+        fail("missing-option", f"{method.name} needs {named}", place, f"write {method.name}:{example}, for example")
+    try:
+        return method.Options(**given)
+    except ValueError as error:
+        fail("out-of-range", f"{method.name}: {error}", place)
+
+
+def _pairs(method: str, text: str | None, fields: Mapping[str, object], place: Place | None) -> list[tuple[str, str]]:
+    """The options as written, names checked against `fields`."""
+    if text is None:
+        return []
+    pairs = []
+    for part in text.split(","):
+        name, equals, value = (p.strip() for p in part.partition("="))
+        if not equals and len(fields) == 1 and name:
+            name, value = next(iter(fields)), name
+        elif not equals:
+            fail(
+                "bad-option",
+                f'expected option=value after "{method}:", got "{part.strip()}"',
+                place,
+                _usage(method, fields),
+            )
+        elif name not in fields:
+            fail("unknown-option", f'{method} has no option "{name}"', place, _usage(method, fields, name))
+        pairs.append((name, value))
+    return pairs
+
+
+def _usage(method: str, fields: Mapping[str, object], name: str = "") -> str:
+    if not fields:
+        return f"{method} takes no options"
+    return nearest(name, fields) if name else f"options of {method}: {', '.join(fields)}"
+
+
+def _value(what: str, text: str, kind: Any, place: Place | None) -> Any:
+    """`text` as the option's type: int, float, bool or str, one of a Literal's words, or None where that is allowed."""
+    allowed = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in allowed:
+            fail("bad-option", f'{what}: unknown value "{text}"', place, nearest(text, map(str, allowed)))
+        return text
+    if type(None) in allowed:
+        return None if text == "none" else _value(what, text, next(a for a in allowed if a is not type(None)), place)
+    value = _READERS[kind](text)
+    if value is None:
+        fail("wrong-type", f'{what} must be {_WORDS[kind]}, got "{text}"', place)
+    return value
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if _NUMERAL.fullmatch(text) else None
+
+
+def _real(text: str) -> float | None:
+    try:
+        value = float(text.replace("_", "x"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _truth(text: str) -> bool | None:
+    return {"true": True, "false": False}.get(text)
+
+
+_READERS: Mapping[Any, Any] = {int: _integer, float: _real, bool: _truth, str: lambda text: text or None}
+_WORDS: Mapping[Any, str] = {int: "an integer", float: "a finite number", bool: "true or false", str: "a word"}

@@ -1,0 +1,49 @@
+"""The protocol of a gradient method, and what every method returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from bpcli.graph.model import Graph
+from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.unrolled import Window as Window
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted before anything runs: floating-point operations, bytes held at the peak, steps of the forward recurrence."""
+
+    flops: float
+    bytes: int
+    forward_steps: int
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """`loss` is the whole loss; `arrays[name]` has the shape of its `Tensor` and the spec's dtype."""
+
+    loss: float
+    arrays: Mapping[str, Array]
+
+
+class Method(Protocol):
+    """One file of `bpcli.methods` holds one of these, as `METHOD`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    tags: ClassVar[frozenset[str]]
+    Options: ClassVar[type[Any]]
+
+    def refusal(self, graph: Graph) -> str | None:
+        """Why the method does not apply to this graph, and what does; None when it applies."""
+
+    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
+        """What the method is meant to compute, exactly: the sum of these windows."""
+
+    def cost(self, setup: Setup, options: Any) -> Cost:
+        """Predicted cost, from sizes alone."""
+
+    def gradient(self, problem: Problem, options: Any) -> Gradient:
+        """The gradient with respect to `problem.setup.wrt`."""

@@ -1,0 +1,15 @@
+"""Backpropagation through time: the reverse pass of the unrolled graph (Werbos 1990).
+
+c(t) = q(t) + J(t+1)ᵀ c(t+1) backwards from the last loss, g = Σ_t c(t) M̄(t). All T steps are held.
+"""
+
+from bpcli.methods._unrolling import NoOptions, Unrolling
+from bpcli.problem.unrolled import Window
+
+METHOD = Unrolling(
+    name="bptt",
+    summary="reverse pass of the unrolled graph; holds all steps",
+    tags=frozenset({"exact", "offline", "recurrent"}),
+    Options=NoOptions,
+    reach=lambda T, options: (Window(0, 0, T),),
+)

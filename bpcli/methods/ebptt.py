@@ -1,0 +1,26 @@
+"""Epochwise truncated BPTT (Williams & Zipser 1995): blocks of tau steps, each taken on its own."""
+
+from dataclasses import dataclass
+
+from bpcli.methods._unrolling import Unrolling
+from bpcli.problem.unrolled import staircase
+
+
+@dataclass(frozen=True)
+class Options:
+    """Steps that a loss goes back, `tau` >= 1."""
+
+    tau: int
+
+    def __post_init__(self) -> None:
+        if self.tau < 1:
+            raise ValueError(f"tau must be at least 1, not {self.tau}")
+
+
+METHOD = Unrolling(
+    name="ebptt",
+    summary="consecutive blocks of tau steps, each on its own (tbptt with k1 = k2 = tau)",
+    tags=frozenset({"biased", "online", "recurrent"}),
+    Options=Options,
+    reach=lambda T, options: staircase(T, options.tau, options.tau),
+)

@@ -1,0 +1,29 @@
+"""The protocol of a peer: another program that computes the gradients of a Problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+from bpcli.methods.base import Gradient
+from bpcli.problem.model import Problem, Setup
+
+
+class Peer(Protocol):
+    """One file of `bpcli.peers` holds one of these, as `PEER`; importing it does not import the other program."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]]
+
+    def available(self) -> str | None:
+        """Why the program can't run here; None when it can."""
+
+    def prepare(self, threads: int) -> None:
+        """Let the program use that many threads, where it can be told; called before its first gradient."""
+
+    def refusal(self, setup: Setup, method: str) -> str | None:
+        """Why the peer does not run this method on this setup; None when it does."""
+
+    def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
+        """A function that computes the gradient and waits for it; its first call compiles."""

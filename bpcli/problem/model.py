@@ -1,0 +1,74 @@
+"""A Setup says what is to be computed before any array exists; a Problem is a Setup with its arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.model import Graph
+from bpcli.spec.model import Kind, Spec
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """Something to differentiate with respect to.
+
+    `shape` is the gradient's: the array's own for a parameter, the data's for an input, `(batch, *shape)` or `(*shape)`
+    for an initial state. `pattern` holds the flat indices of the entries that exist where a `density` leaves some out.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    pattern: NDArray[np.int64] | None = None
+
+    @property
+    def entries(self) -> int:
+        """How many numbers are differentiated."""
+        if self.pattern is not None:
+            return len(self.pattern)
+        count = 1
+        for d in self.shape:
+            count *= d
+        return count
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """Spec, graph and sizes: enough to predict a method's cost. T is 1 when feed-forward.
+
+    `wrt` lists what is differentiated, in the spec's order; `shared` names the states whose initial value is one for all
+    samples; `dtype` is the spec's.
+    """
+
+    spec: Spec
+    graph: Graph
+    T: int
+    batch: int
+    dtype: np.dtype[np.floating]
+    wrt: tuple[Tensor, ...]
+    shared: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A Setup with its arrays, C-contiguous and of the setup's dtype.
+
+    `params[name] (*shape)`, every declared parameter; `inputs[name] (T, batch, *shape)`, or `(batch, *shape)` when
+    feed-forward; `state[name] (batch, *shape)`, or `(*shape)` where one state serves all samples.
+    """
+
+    setup: Setup
+    params: Mapping[str, Array]
+    inputs: Mapping[str, Array]
+    state: Mapping[str, Array]
+
+    def array(self, tensor: Tensor) -> Array:
+        """The array that `tensor` names."""
+        group = {"param": self.params, "input": self.inputs, "state": self.state}[tensor.kind]
+        return group[tensor.name]

@@ -1,0 +1,193 @@
+"""Losses of perturbed copies of a problem: what finite differences and the complex step are made of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.fuse import fuse
+from bpcli.graph.lower import lower_forward
+from bpcli.graph.lower_reverse import active_nodes
+from bpcli.graph.model import Phase
+from bpcli.kernels.copies import Copies, Layout
+from bpcli.kernels.fixes import Entries, make_fixes
+from bpcli.kernels.plan import make_plan
+from bpcli.kernels.rows import BASE
+from bpcli.kernels.trace import Trace
+from bpcli.problem.cast import cast
+from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.unrolled import Window, loss_weights
+
+BLOCK_ENTRIES = 1 << 18
+"""Numbers that the copies of one block may take: some megabytes, so that a step's values stay in cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """What makes the copies of one block differ: entries of one tensor's array, a change for each."""
+
+    tensor: Tensor
+    entries: NDArray[np.int64]
+    deltas: NDArray
+
+
+class Perturbed:
+    """Losses of perturbed copies, restricted to windows; `dtype` is float64 or complex128."""
+
+    def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype) -> None:
+        self.problem = cast(problem, np.dtype(dtype))
+        self.setup, self.graph = problem.setup, problem.setup.graph
+        self.forward = lower_forward(self.graph, fuse(self.graph))
+        self.weights = loss_weights(problem.setup)
+        self.groups: dict[int, list[Window]] = defaultdict(list)
+        for window in _merged(windows):
+            self.groups[window.stop - window.start].append(window)
+        plan = make_plan(self.graph, [], self.setup.batch, self.setup.T, [])
+        arrays = (self.problem.params, self.problem.inputs, self.problem.state)
+        self.trace = Trace(plan, np.dtype(dtype), arrays)
+        self.trace.start()
+        for first in range(0, self.setup.T, plan.extent.chunk):
+            self.trace.forward(first, min(self.setup.T, first + plan.extent.chunk))
+
+    def losses(self, tensor: Tensor, entries: NDArray[np.int64], deltas: NDArray) -> NDArray:
+        """Losses (C, batch) of C copies; copy c has entry `entries[c]` of the tensor's array changed by `deltas[c]`.
+
+        The weights of `over_time` and `over_batch` are included: the sum over the batch is the loss. For a parameter or
+        a state shared by all samples entries are flat indices into its shape; for inputs (T, batch, *shape) and states
+        (batch, *shape) they are flat indices into (T, *shape) and (*shape), and every sample is changed at once: no
+        sample's loss depends on another's.
+        """
+        losses = np.zeros((len(entries), self.setup.batch), self.trace.V.dtype)
+        deltas = np.asarray(deltas, losses.dtype)
+        for windows in self.groups.values():
+            for block in self._blocks(tensor, len(entries), windows):
+                losses[block] += self._run(_Change(tensor, entries[block], deltas[block]), windows)
+        return losses
+
+    def _node(self, tensor: Tensor) -> int:
+        group = self.graph.previous if tensor.kind == "state" else self.graph.leaf
+        return group.get(tensor.name, -1)
+
+    def _layout(self, tensor: Tensor, copies: int, windows: Sequence[Window]) -> Layout:
+        rows = len(windows) * self.setup.batch
+        steps = windows[0].stop - windows[0].start
+        return Layout(self.graph, self.forward, self._node(tensor), copies, rows, steps)
+
+    def _blocks(self, tensor: Tensor, count: int, windows: Sequence[Window]) -> Iterator[slice]:
+        size = max(1, BLOCK_ENTRIES // max(1, self._layout(tensor, 1, windows).entries_per_copy))
+        for start in range(0, count, size):
+            yield slice(start, min(count, start + size))
+
+    def _run(self, change: _Change, windows: Sequence[Window]) -> NDArray:
+        """The losses (copies, batch) of one block over windows of equal length."""
+        layout = self._layout(change.tensor, len(change.entries), windows)
+        batch, starts = self.setup.batch, np.array([w.start for w in windows])
+        steps = starts + np.arange(layout.steps)[:, None]
+        copies = self._copies(layout, change, steps)
+        self._enter(copies, change, starts)
+        counted = np.where(steps >= [w.loss_from for w in windows], 1.0, 0.0)
+        total = np.zeros((layout.copies, layout.rows), copies.V.dtype)
+        lost = np.zeros_like(total)
+        for j in range(layout.steps):
+            self._feed(copies, change, steps[j], j)
+            weights = (self.weights[steps[j]] * counted[j][:, None]).reshape(layout.rows)
+            term = copies.step(j) * weights - lost  # Kahan: the sum's own rounding is not to be taken for noise
+            new = total + term
+            lost = (new - total) - term
+            total = new
+        return total.reshape(layout.copies, len(windows), batch).sum(axis=1)
+
+    def _copies(self, layout: Layout, change: _Change, steps: NDArray[np.int64]) -> Copies:
+        """The block's values, with the change made where it concerns a parameter."""
+        static = {
+            n.index: self.trace.value(n.index, n.size)
+            for n in self.graph.nodes
+            if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
+        }
+        inputs = {}
+        for node, rows in self.trace.inputs.items():
+            inputs[node] = rows.reshape(self.setup.T, self.setup.batch, -1)[steps].reshape(layout.steps, layout.rows, -1)
+        copies = Copies(layout, self.trace.V.dtype, inputs, static)
+        if change.tensor.kind == "param" and layout.leaf >= 0:
+            self._change_parameter(copies, change)
+        return copies
+
+    def _change_parameter(self, copies: Copies, change: _Change) -> None:
+        layout, leaf = copies.layout, copies.layout.leaf
+        static = {n for n in active_nodes(self.graph, {leaf}) if self.graph.nodes[n].phase is Phase.STATIC}
+        changed: dict[int, Entries] = {}
+        if static == {leaf}:
+            shape, index = self.graph.nodes[leaf].shape, np.arange(len(change.entries))
+            if len(shape) == 2:
+                changed[leaf] = (index, change.entries // shape[1], change.entries % shape[1], change.deltas)
+            elif leaf in layout.crossing:
+                copies.block(leaf)[index, change.entries] += change.deltas
+        else:
+            changed = self._through_static(copies, change)
+        copies.fix = make_fixes(len(self.graph.nodes), layout.copies, changed, copies.V.dtype)
+
+    def _through_static(self, copies: Copies, change: _Change) -> dict[int, Entries]:
+        """Run the static phase for each copy: vectors that the loop reads are kept, matrices as lists of differences."""
+        layout, leaf = copies.layout, copies.layout.leaf
+        plain = Layout(self.graph, self.forward, -1, 1, 1, 1)
+        single = Copies(plain, copies.V.dtype, {}, {n: self.trace.value(n, self.graph.nodes[n].size) for n in
+                                                    self._static_nodes(plain)})
+        matrices = {n: list[tuple[NDArray, NDArray, NDArray, NDArray]]() for n in layout.crossing
+                    if len(self.graph.nodes[n].shape) == 2}
+        for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
+            single.block(leaf)[0, entry] += delta
+            single.static_run()
+            for n in layout.crossing:
+                values, base = single.block(n)[0], self.trace.value(n, self.graph.nodes[n].size)
+                if n in matrices:
+                    where = np.flatnonzero(values != base)
+                    columns = self.graph.nodes[n].shape[1]
+                    entries = (np.full(len(where), c), where // columns, where % columns, values[where] - base[where])
+                    matrices[n].append(entries)
+                else:
+                    copies.block(n)[c] = values
+            single.block(leaf)[0, entry] = self.trace.value(leaf, self.graph.nodes[leaf].size)[entry]
+        return {n: tuple(np.concatenate(parts) for parts in zip(*lists, strict=True)) for n, lists in matrices.items()}
+
+    def _static_nodes(self, layout: Layout) -> list[int]:
+        return [n.index for n in self.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0]
+
+    def _enter(self, copies: Copies, change: _Change, starts: NDArray[np.int64]) -> None:
+        """Put every row's state before its first step in place; a changed initial state where a row starts at step 0."""
+        layout, batch = copies.layout, self.setup.batch
+        for node in self.graph.previous.values():
+            size = self.graph.nodes[node].size
+            held = self.trace.value(node, (self.setup.T + 1) * batch * size).reshape(self.setup.T + 1, batch, size)
+            copies.rows(node)[:] = held[starts].reshape(1, layout.rows, size)
+        if change.tensor.kind == "state" and (starts == 0).any():
+            first = int(np.flatnonzero(starts == 0)[0]) * batch
+            rows = copies.rows(layout.leaf)
+            index = np.arange(layout.copies)
+            for b in range(first, first + batch):
+                rows[index, b, change.entries] += change.deltas
+
+    def _feed(self, copies: Copies, change: _Change, steps: NDArray[np.int64], j: int) -> None:
+        """The changed input's rows of one step."""
+        layout, leaf = copies.layout, copies.layout.leaf
+        if change.tensor.kind != "input" or leaf < 0:
+            return
+        rows = copies.rows(leaf)
+        rows[:] = copies.inputs[leaf][j]
+        size, batch = rows.shape[2], self.setup.batch
+        for w, t in enumerate(steps):
+            hit = np.flatnonzero(change.entries // size == t)
+            for b in range(w * batch, (w + 1) * batch):
+                rows[hit, b, change.entries[hit] % size] += change.deltas[hit]
+
+
+def _merged(windows: Sequence[Window]) -> list[Window]:
+    """Windows that start together as one: their losses add up."""
+    first: dict[int, Window] = {}
+    for w in windows:
+        old = first.get(w.start, w)
+        first[w.start] = Window(w.start, min(old.loss_from, w.loss_from), max(old.stop, w.stop))
+    return list(first.values())

@@ -1,0 +1,148 @@
+"""Reverse mode over windows of the unrolled graph: BPTT is one window, truncated BPTT is many.
+
+A window (start, loss_from, stop) takes the losses of steps loss_from..stop back to step start. Only so many steps are held
+as the longest window needs, and some more so that moving on costs little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.model import Phase
+from bpcli.kernels.plan import Plan, make_plan, phase_flops
+from bpcli.kernels.trace import Trace
+from bpcli.problem.model import Array, Problem, Setup
+
+SLACK = 32
+"""Steps held beyond the longest window (or as many as that has, if fewer), so that the window seldom moves."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Part of what a method computes: the losses of steps `loss_from <= t < stop`, differentiated through steps `s >= start`.
+
+    The state that enters step `start` counts as a constant, unless `start` is 0. Steps count from 0.
+    """
+
+    start: int
+    loss_from: int
+    stop: int
+
+
+def staircase(T: int, k1: int, k2: int) -> tuple[Window, ...]:
+    """The windows of TBPTT(k1, k2): at steps k1, 2·k1, … and at T the losses since the last one go back through k2 steps.
+
+    Counting steps from 1, ∂l(t)/∂θ_s is taken in when s <= t and s > min(T, k1·⌈t/k1⌉) − k2.
+    """
+    stops = sorted({*range(k1, T, k1), T})
+    return tuple(Window(max(0, stop - k2), (stop - 1) // k1 * k1, stop) for stop in stops)
+
+
+def loss_weights(setup: Setup) -> NDArray[np.float64]:
+    """∂L/∂l(t, b), (T, batch): what `over_time` and `over_batch` say."""
+    objective = setup.spec.objective
+    steps = np.ones(setup.T)
+    if setup.graph.recurrent and objective.over_time == "mean":
+        steps /= setup.T
+    elif setup.graph.recurrent and objective.over_time == "last":
+        steps[:-1] = 0
+    share = 1 / setup.batch if objective.over_batch == "mean" else 1.0
+    return np.repeat(steps[:, None] * share, setup.batch, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled:
+    """The gradient of a setup restricted to windows, in ascending order of `stop`; sizes are known before it runs."""
+
+    setup: Setup
+    windows: Sequence[Window]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Tapes and layout."""
+        setup, graph = self.setup, self.setup.graph
+        leaves = [graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf]
+        longest = max(w.stop - w.start for w in self.windows)
+        held = min(setup.T, longest + min(longest, SLACK))
+        if len(self.windows) == 1 or any(x.kind == "input" for x in setup.wrt):
+            held = setup.T
+        return make_plan(graph, leaves, setup.batch, held, [graph.loss, *graph.new.values()])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held while it runs: values, cotangents and the gradient itself."""
+        results = sum(int(np.prod(x.shape)) for x in self.setup.wrt)
+        return (self.plan.entries + results) * self.setup.dtype.itemsize
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations: a step backwards does the products of a step forwards twice."""
+        once = sum(phase_flops(self.setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
+        back = sum(w.stop - w.start for w in self.windows)
+        static = 3 * phase_flops(self.setup.graph, Phase.STATIC)
+        return once * self.setup.batch * (self.setup.T + 2.0 * back) + static
+
+    def gradient(self, problem: Problem, rounding: bool = False) -> tuple[float, dict[str, Array]]:
+        """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead."""
+        trace = Trace(self.plan, problem.setup.dtype, (problem.params, problem.inputs, problem.state), rounding)
+        weights = loss_weights(self.setup)
+        initial = {x.name: np.zeros((self.setup.batch, self._size(x.name))) for x in self.setup.wrt if x.kind == "state"}
+        trace.start()
+        loss, done = 0.0, 0
+        for window in self.windows:
+            loss += self._advance(trace, done, window, weights)
+            done = window.stop
+            self._back(trace, window, weights)
+            if window.start == 0:
+                for name in initial:
+                    initial[name] += trace.initial(name)
+        loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
+        return loss, self._collect(trace.finish(), initial)
+
+    def _size(self, state: str) -> int:
+        return self.setup.graph.nodes[self.setup.graph.previous[state]].size
+
+    def _advance(self, trace: Trace, done: int, window: Window, weights: NDArray[np.float64]) -> float:
+        """Run forwards from `done` to the window's end, forgetting what lies before its start; the loss on the way."""
+        loss, extent = 0.0, self.plan.extent
+        while done < window.stop:
+            room = trace.origin + extent.window - done
+            if room == 0:
+                trace.slide(min(window.start, done) - trace.origin)
+                continue
+            last = min(window.stop, done + min(room, extent.chunk))
+            trace.forward(done, last)
+            loss += float((trace.losses(done, last) * weights[done:last]).sum())
+            done = last
+        return loss
+
+    def _back(self, trace: Trace, window: Window, weights: NDArray[np.float64]) -> None:
+        last = window.stop
+        while last > window.start:
+            first = max(window.start, last - self.plan.extent.chunk)
+            part = weights[first:last].copy()
+            part[: max(0, window.loss_from - first)] = 0
+            trace.reverse(first, last, part, fresh=last == window.stop)
+            last = first
+
+    def _collect(self, leaves: dict[int, Array], initial: dict[str, NDArray[np.float64]]) -> dict[str, Array]:
+        """Gradients by name and in their shapes; nothing outside a pattern."""
+        arrays = {}
+        for x in self.setup.wrt:
+            if x.kind == "state":
+                flat = initial[x.name].sum(axis=0) if x.name in self.setup.shared else initial[x.name]
+            elif x.name in self.setup.graph.leaf:
+                flat = leaves[self.setup.graph.leaf[x.name]]
+            else:
+                flat = np.zeros(x.shape)
+            if x.pattern is not None:
+                kept = np.zeros(flat.size, flat.dtype)
+                kept[x.pattern] = flat.ravel()[x.pattern]
+                flat = kept
+            arrays[x.name] = np.ascontiguousarray(flat.reshape(x.shape), dtype=self.setup.dtype)
+        return arrays

@@ -1,0 +1,26 @@
+"""The estimators of the truth: one module each, found by its file name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import typing
+
+from bpcli.errors import fail, nearest
+
+if typing.TYPE_CHECKING:
+    from bpcli.references.base import Reference
+
+
+def known() -> tuple[str, ...]:
+    """The names of all references, sorted; read off the file names, so that nothing is imported."""
+    files = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "base")
+    return tuple(sorted(f.replace("_", "-") for f in files))
+
+
+def get(name: str) -> Reference:
+    """The reference called `name`; BpError with the nearest name when there is none."""
+    if name not in known():
+        fail("unknown-reference", f'unknown reference "{name}"', help=nearest(name, known()))
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return typing.cast("Reference", module.REFERENCE)

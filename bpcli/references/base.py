@@ -1,0 +1,76 @@
+"""What an estimator of the truth promises: values with error bounds of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.model import Graph, Phase
+from bpcli.graph.operations import OPERATIONS
+from bpcli.methods.base import Window
+from bpcli.problem.model import Problem, Setup, Tensor
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A gradient as a reference sees it; all arrays have the gradient's shape.
+
+    The true derivative is within `bound` of `value`, and `noise` is the share of the bound that rounding of the loss
+    causes (the rest is truncation). Where the loss has a kink at the very point, `value` is the mean of the one-sided
+    derivatives, which are `value ± kink`; elsewhere `kink` is 0. Where nothing could be learnt, `value` is 0 and
+    `bound` infinite; entries that a density leaves out hold zeros.
+    """
+
+    value: FloatArray
+    bound: FloatArray
+    noise: FloatArray
+    kink: FloatArray
+
+
+class Reference(Protocol):
+    """One file of `bpcli.references` holds one of these, as `REFERENCE`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def applies(self, graph: Graph) -> str | None:
+        """Why the reference does not apply to this graph; None when it applies."""
+
+    def estimate(
+        self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
+    ) -> Mapping[str, Estimate]:
+        """The derivatives of what `windows` define, by tensor name, in float64 at the problem's own values."""
+
+    def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
+        """Predicted floating-point operations for all of `setup.wrt`."""
+
+
+def forward_flops(setup: Setup, windows: Sequence[Window]) -> float:
+    """Floating-point operations of evaluating the losses of `windows` once, for the whole batch."""
+    once = each_row = 0.0
+    for node in setup.graph.nodes:
+        if node.op not in OPERATIONS:
+            continue
+        flops = OPERATIONS[node.op].flops(tuple(setup.graph.nodes[a].shape for a in node.args), node.shape)
+        if node.phase is Phase.STATIC:
+            once += flops
+        else:
+            each_row += flops
+    steps = sum(w.stop - w.start for w in windows)
+    return once + each_row * steps * setup.batch
+
+
+def copies(setup: Setup, at_most: int | None = None) -> int:
+    """How many perturbed copies one sweep over the entries takes, `at_most` so many a tensor; samples go together."""
+    total = 0
+    for tensor in setup.wrt:
+        shared = tensor.kind == "param" or tensor.name in setup.shared
+        count = tensor.entries if shared else tensor.entries // setup.batch
+        total += count if at_most is None else min(count, at_most)
+    return total

@@ -1,0 +1,75 @@
+"""The complex step: Im f(x + ih) / h, without cancellation or truncation (Squire & Trapp, SIAM Review 40, 1998)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from bpcli.graph.model import Graph
+from bpcli.graph.operations import OPERATIONS
+from bpcli.methods.base import Window
+from bpcli.problem.magnitude import magnitude
+from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.perturbed import Perturbed
+from bpcli.references.base import Estimate, copies, forward_flops
+from bpcli.references.numerics.probe import FloatArray, Probe, probe
+from bpcli.references.numerics.rounding import rounding
+
+STEP = 1e-40
+_COPIES_AT_ONCE = 4096
+# A complex product is four real products and two sums.
+_COMPLEX_FLOPS = 4
+
+
+@dataclass(frozen=True)
+class ComplexStep:
+    """Good to rounding wherever the program is analytic; it shares the forward pass with the methods that it judges."""
+
+    name: ClassVar[str] = "complex-step"
+    summary: ClassVar[str] = "imaginary perturbations: exact to rounding, for programs of analytic operations"
+
+    def applies(self, graph: Graph) -> str | None:
+        """The first operation that is not analytic, named."""
+        for node in graph.nodes:
+            if node.op in OPERATIONS and not OPERATIONS[node.op].analytic:
+                return f"{node.op} is not analytic (line {node.place.line})"
+        return None
+
+    def estimate(
+        self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
+    ) -> Mapping[str, Estimate]:
+        """See `Reference`. The bound is the rounding that a derivative of this magnitude has in float64."""
+        perturbed = Perturbed(problem, windows, np.dtype(np.complex128))
+        magnitudes = magnitude(problem, windows)
+        estimates = {}
+        for tensor in tensors:
+            around = probe(problem, tensor)
+            value = around.scatter(_derivatives(perturbed, tensor, around), tensor.shape)
+            bound = rounding(magnitudes[tensor.name], np.dtype(np.float64))
+            finite = np.isfinite(value) & np.isfinite(bound)
+            none = np.zeros(tensor.shape)
+            estimates[tensor.name] = Estimate(
+                np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none
+            )
+        return estimates
+
+    def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
+        """See `Reference`."""
+        return _COMPLEX_FLOPS * copies(setup) * forward_flops(setup, windows)
+
+
+def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:
+    """`(K, S)`: one evaluation an entry."""
+    found = []
+    for start in range(0, len(around.entries), _COPIES_AT_ONCE):
+        entries = around.entries[start : start + _COPIES_AT_ONCE]
+        losses = perturbed.losses(tensor, entries, np.full(len(entries), STEP * 1j))
+        found.append(losses.imag / STEP)
+    derivatives = np.concatenate(found)
+    return derivatives.sum(axis=1, keepdims=True) if around.summed else derivatives
+
+
+REFERENCE = ComplexStep()

@@ -1,0 +1,178 @@
+"""Central differences on a ladder of steps: each entry has a step of its own and an error bound that was measured.
+
+A rung at step h evaluates at ±h, ±2h and ±4h. With D(h) the central difference, R(h) = (4 D(h) - D(2h)) / 3 has error
+O(h⁴) (Richardson), and |R(h) - R(2h)| is about 15 times that error, which is the safety margin of the truncation. The
+even part E(h) = f(x+h) + f(x-h) - 2 f(x) shows kinks: E(h)/h tends to 0 where f is smooth, and to the jump J of the
+slope at a kink. With J extrapolated over the three steps, |R(h) - R(2h)| + |J|/2 covers the error of R(h) for one
+kink at any distance. The step goes to where noise and truncation balance. A first difference with a tiny step, the
+pilot, guards against steps so large that they leap over the function's oscillations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.references.numerics.noise import loss_noise
+from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
+
+ROUNDS = 8
+FIRST_STEP = 2.0**-10
+PILOT = 2.0**-20
+# Beyond six standard deviations: `loss_noise` is two, and R(h) carries one over h.
+NOISE_FACTOR = 3.0
+# An entry this much smaller than the largest of its tensor is judged by the size of the largest.
+SMALL = 1e-6
+_UNIT_ROUNDOFF = 2.0**-53
+_LEAP = 2.0**8
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Derivatives:
+    """What is known of the derivatives, as `Estimate` says: `truncation` and `noise` are the two parts of the bound."""
+
+    value: FloatArray
+    truncation: FloatArray
+    noise: FloatArray
+    kink: FloatArray
+
+    @property
+    def bound(self) -> FloatArray:
+        """Truncation, noise and the rounding of the quotient itself."""
+        return self.truncation + self.noise + 8 * _UNIT_ROUNDOFF * np.abs(self.value)
+
+
+def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Derivatives:
+    """Derivatives `(K, S)` of the loss with respect to every number of the probe.
+
+    Rounds of evaluations go on, for the entries that need it, until the bound is `target` relative to the entry or to
+    1e-6 of the largest one. Ladders with an `offset` of 1 and of 0.75 have no point in common.
+    """
+    with np.errstate(all="ignore"):
+        return _Climb(sampler, target, offset).run()
+
+
+def scales(probe: Probe) -> FloatArray:
+    """`(K,)`: the size that a step is relative to: the entry's, or the median of its tensor; 1 where all are zero."""
+    sizes = np.abs(probe.points)
+    typical = float(np.median(sizes[sizes > 0])) if sizes.any() else 1.0
+    return np.asarray(np.maximum(np.maximum(sizes.max(axis=1), typical), 1e-30), dtype=np.float64)
+
+
+def _power_of_two(steps: FloatArray) -> FloatArray:
+    """Nearest powers of two: to add one to a number and take it away again is exact, but for a carry."""
+    return np.asarray(np.exp2(np.round(np.log2(steps))), dtype=np.float64)
+
+
+class _Climb:
+    """The search for the best step of each entry; `best` only ever improves, by rungs that agree with it."""
+
+    def __init__(self, sampler: Sampler, target: float, offset: float) -> None:
+        self.sampler, self.target, self.offset = sampler, target, offset
+        self.step = offset * _power_of_two(FIRST_STEP * scales(sampler.probe))
+        self.noise = loss_noise(sampler, self.step)
+        self.low, self.high = np.zeros_like(self.step), np.full_like(self.step, np.inf)
+        self.least = self.step * PILOT
+        slope, even, size = self._differences(np.arange(len(self.step)), self.least)
+        self.pilot_jump = even / self.least[:, None]
+        self.pilot_doubt = 4.0 * self.noise / self.least[:, None]
+        noise = NOISE_FACTOR * (self.noise / self.least[:, None] + _UNIT_ROUNDOFF * size)
+        self.best = _where_finite(Derivatives(slope, np.abs(self.pilot_jump) / 2, noise, np.zeros_like(slope)))
+        self.only_pilot = np.ones(slope.shape, dtype=np.bool_)
+
+    def run(self) -> Derivatives:
+        """Rounds of rungs, until every entry is good enough or can't become better."""
+        active = np.arange(len(self.step))
+        for _ in range(ROUNDS):
+            rung = self._rung(active)
+            agrees = self._merge(active, rung)
+            tolerance = self._tolerance(active)
+            need = self.best.bound[active] / tolerance
+            # One step serves all samples, so the one in greatest need decides.
+            worst = (np.arange(len(active)), need.argmax(axis=1))
+            goes_on = self._move(active, rung.truncation[worst], rung.noise[worst], agrees[worst], tolerance[worst])
+            active = active[goes_on & (need[worst] > 1)]
+            if not len(active):
+                break
+        return self.best
+
+    def _differences(self, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Central difference, even part E, largest change per step, `(R, S)` each, at the points that really are."""
+        count = len(rows)
+        change, shift = self.sampler.shift(np.tile(rows, 2), np.concatenate([steps, -steps]))
+        slope = (change[:count] - change[count:]) / (shift[:count] - shift[count:])
+        even = change[:count] + change[count:] - slope * (shift[:count] + shift[count:])
+        size = np.maximum(np.abs(change[:count]), np.abs(change[count:])) / steps[:, None]
+        return slope, even, size
+
+    def _rung(self, rows: Indices) -> Derivatives:
+        """The rung at the present steps of `rows`: three central differences, extrapolated."""
+        h = self.step[rows]
+        slope, even, size = self._differences(np.tile(rows, 3), np.concatenate([h, 2 * h, 4 * h]))
+        d1, d2, d4 = slope.reshape(3, len(rows), -1)
+        j1, j2, j4 = even.reshape(3, len(rows), -1) / np.array([h, 2 * h, 4 * h])[:, :, None]
+        value, coarse = (4 * d1 - d2) / 3, (4 * d2 - d4) / 3
+        # E/h = J + h d²f + h³/12 d⁴f + …: this combination keeps J and cancels the next two.
+        jump = (16 * j1 - 10 * j2 + j4) / 7
+        pilot, doubt = self.pilot_jump[rows], self.pilot_doubt[rows]
+        at_kink = (np.abs(pilot) > doubt) & (np.abs(jump - pilot) <= np.abs(pilot) / 4)
+        near = np.where(at_kink, np.maximum(np.abs(jump - pilot) - doubt, 0.0), np.abs(jump)) / 2
+        size = size.reshape(3, len(rows), -1).max(axis=0)
+        noise = NOISE_FACTOR * (self.noise / h[:, None] + _UNIT_ROUNDOFF * size)
+        return _where_finite(
+            Derivatives(value, np.abs(value - coarse) + near, noise, np.where(at_kink, np.abs(jump) / 2, 0.0))
+        )
+
+    def _merge(self, rows: Indices, rung: Derivatives) -> Mask:
+        """Take over what is better and within the bounds of what is known; says where the two agree."""
+        best = self.best
+        bound = best.bound[rows]
+        agrees = np.abs(rung.value - best.value[rows]) <= rung.bound + bound
+        # The pilot knows nothing of its truncation: any rung that agrees with it is better.
+        better = agrees & np.isfinite(rung.bound) & (self.only_pilot[rows] | (rung.bound < bound))
+        self.only_pilot[rows] &= ~better
+        pairs = (
+            (best.value, rung.value),
+            (best.truncation, rung.truncation),
+            (best.noise, rung.noise),
+            (best.kink, rung.kink),
+        )
+        for kept, new in pairs:
+            kept[rows] = np.where(better, new, kept[rows])
+        return np.asarray(agrees & np.isfinite(rung.bound))
+
+    def _tolerance(self, rows: Indices) -> FloatArray:
+        size = np.abs(self.best.value)
+        wanted = self.target * np.maximum(size[rows], SMALL * size.max())
+        return np.asarray(np.maximum(wanted, np.finfo(np.float64).tiny), dtype=np.float64)
+
+    def _move(
+        self, rows: Indices, truncation: FloatArray, noise: FloatArray, agrees: Mask, tolerance: FloatArray
+    ) -> Mask:
+        """Move the steps of `rows` to where noise and truncation balance; False where there is nowhere to go.
+
+        Steps where noise prevails and steps where truncation does enclose the best one, and the search stays between.
+        """
+        h = self.step[rows]
+        noisy = agrees & (truncation <= noise)
+        self.low[rows] = low = np.where(noisy, np.maximum(self.low[rows], h), self.low[rows])
+        self.high[rows] = high = np.where(noisy, self.high[rows], np.minimum(self.high[rows], h))
+        # Noise falls as 1/h; truncation rises as h⁴.
+        up = np.clip(2 * noise / tolerance, 2.0, _LEAP)
+        down = np.where(agrees, np.clip((noise / (2 * truncation)) ** 0.2, 2.0**-6, 0.5), 1 / _LEAP)
+        step = h * np.where(noisy, up, down)
+        enclosed = (low > 0) & np.isfinite(high) & ((step <= low) | (step >= high))
+        step = np.where(enclosed, np.sqrt(low * high), step)
+        self.step[rows] = step = self.offset * _power_of_two(step / self.offset)
+        return np.asarray((step > low) & (step < high) & (step > self.least[rows]) & np.isfinite(16 * step))
+
+
+def _where_finite(known: Derivatives) -> Derivatives:
+    """The same with value 0 and an infinite bound where something is not finite."""
+    finite = np.isfinite(known.value) & np.isfinite(known.bound)
+    value, noise, kink = (np.where(finite, a, 0.0) for a in (known.value, known.noise, known.kink))
+    return Derivatives(value, np.where(finite, known.truncation, np.inf), noise, kink)

@@ -1,0 +1,81 @@
+"""The noise of a computed loss, measured: ECnoise of Moré & Wild, "Estimating computational noise" (SISC 33, 2011)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.references.numerics.probe import FloatArray, Sampler
+
+POINTS = 9
+_SAMPLED = 8
+_AGREE = 4.0
+_UNIT_ROUNDOFF = 2.0**-53
+# Rounding noise is the same at every spacing, a kink or an oscillation within reach is not: the smallest answer counts.
+_SPACINGS = (2.0**-26, 2.0**-16, 2.0**-8)
+# Where the loss does not move, its resolution is found further out.
+_WIDE_SPACINGS = (1.0, 2.0**8, 2.0**16)
+# Spacings that differ and are no powers of two, so as not to keep step with the grid of rounded values; their few bits
+# keep the points equispaced in floating point.
+_FACTORS = 1 + np.round(np.arange(1, _SAMPLED + 1) * 0.6180339887 % 1 * 2.0**12) / 2.0**12
+
+
+def table_noise(values: FloatArray) -> FloatArray:
+    """Standard deviation of the noise in `values (..., m)`, taken at m >= 7 equispaced points of a smooth function.
+
+    The k-th differences of a smooth function vanish quickly and those of noise do not; sigma_k is what the k-th column
+    of Hamming's difference table says. The first column counts whose differences change sign and which agrees with
+    the next two to a factor of 4; without one, the smallest of the columns from the fourth on.
+    """
+    columns, signs = [], []
+    for k in range(1, values.shape[-1]):
+        differences = np.diff(values, k, axis=-1)
+        gamma = math.factorial(k) ** 2 / math.factorial(2 * k)
+        columns.append(np.sqrt(gamma * np.mean(differences**2, axis=-1)))
+        signs.append((differences.min(axis=-1) < 0) & (differences.max(axis=-1) > 0))
+    sigma = np.stack(columns)
+    noise = sigma[3:].min(axis=0)
+    for k in reversed(range(len(columns) - 2)):
+        three = sigma[k : k + 3]
+        settled = signs[k] & (three.max(axis=0) <= _AGREE * three.min(axis=0))
+        noise = np.where(settled, sigma[k], noise)
+    return np.asarray(noise, dtype=np.float64)
+
+
+def loss_noise(sampler: Sampler, steps: FloatArray) -> FloatArray:
+    """Noise of the loss `(S,)` as it is felt through this tensor, never less than one rounding of the loss.
+
+    `steps (K,)` are the differentiation steps; the points lie within a small part of them. The median over some
+    entries stands for all, so that a few entries without influence or near a kink do not matter.
+    """
+    rows = np.linspace(0, len(sampler.probe.entries) - 1, _SAMPLED).astype(np.int64)
+    spread = steps[rows] * _FACTORS
+    seen = [_at_spacing(sampler, rows, spread * spacing) for spacing in _SPACINGS]
+    noise = np.array([n for n, _ in seen]).min(axis=0)
+    moves = np.array([m for _, m in seen]).any(axis=0)
+    for spacing in _WIDE_SPACINGS:
+        if moves.all():
+            break
+        further, moves_further = _at_spacing(sampler, rows, spread * spacing)
+        noise = np.where(moves, noise, further)
+        moves |= moves_further
+    noise = np.where(np.isfinite(noise), 2.0 * noise, 0.0)
+    return np.asarray(np.maximum(noise, _UNIT_ROUNDOFF * sampler.level), dtype=np.float64)
+
+
+def _at_spacing(sampler: Sampler, rows: NDArray[np.int64], spacing: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """The median noise over those of `rows` that show any, infinity if none does; and whether the loss moves `(S,)`."""
+    offsets = np.arange(POINTS) - POINTS // 2
+    change, _ = sampler.shift(np.repeat(rows, POINTS), np.outer(spacing, offsets).ravel())
+    values = change.reshape(len(rows), POINTS, -1).transpose(0, 2, 1)
+    # A loss that stays the same from point to point shows its resolution, not its noise; so does one that keeps step
+    # with the grid of its own values, where the differences vanish exactly.
+    moves = (np.diff(values, axis=-1) != 0).sum(axis=-1) > POINTS // 2
+    moves &= np.isfinite(values).all(axis=-1)
+    sigma = table_noise(np.nan_to_num(values))
+    shown = moves & (sigma > 0)
+    ordered = np.sort(np.where(shown, sigma, np.inf), axis=0)
+    middle = np.minimum(shown.sum(axis=0) // 2, np.maximum(shown.sum(axis=0) - 1, 0))
+    return np.take_along_axis(ordered, middle[None], axis=0)[0], moves.any(axis=0)

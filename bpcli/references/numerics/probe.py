@@ -1,0 +1,95 @@
+"""Which numbers are shifted to differentiate a tensor, and where the derivatives then go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.problem.model import Problem, Tensor
+
+FloatArray = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Losses = Callable[[Indices, FloatArray], FloatArray]
+
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """The K numbers to shift and the S derivatives that each shift yields.
+
+    `entries (K,)` are flat indices as `Perturbed.losses` takes them. Samples do not interact, so what each sample owns
+    is shifted in all samples at once and S is the batch; what samples share is `summed` over them and S is 1.
+    `points (K, S)` are the values at which the derivative is taken. `places (K, S)` are flat indices into the gradient.
+    """
+
+    entries: Indices
+    points: FloatArray
+    places: Indices
+    summed: bool
+
+    def sample(self, count: int, seed: int) -> Probe:
+        """At most `count` of the K numbers, chosen at random with a seed."""
+        if count >= len(self.entries):
+            return self
+        rows = np.sort(np.random.default_rng(seed).choice(len(self.entries), count, replace=False))
+        return Probe(self.entries[rows], self.points[rows], self.places[rows], self.summed)
+
+    def scatter(self, values: FloatArray, shape: tuple[int, ...], elsewhere: float = 0.0) -> FloatArray:
+        """`values (K, S)` in a gradient of the given shape, `elsewhere` in the rest."""
+        out = np.full(shape, elsewhere)
+        out.reshape(-1)[self.places] = values
+        return out
+
+
+def probe(problem: Problem, tensor: Tensor) -> Probe:
+    """How `tensor` is differentiated in `problem`."""
+    setup = problem.setup
+    array = np.asarray(problem.array(tensor), dtype=np.float64)
+    shared = tensor.kind == "param" or tensor.name in setup.shared
+    steps = setup.T if tensor.kind == "input" else 1
+    if shared:
+        entries = np.arange(array.size) if tensor.pattern is None else tensor.pattern
+        places = entries[:, None]
+    else:
+        places = np.arange(array.size).reshape(steps, setup.batch, -1).transpose(0, 2, 1).reshape(-1, setup.batch)
+        entries = np.arange(len(places))
+    return Probe(entries.astype(np.int64), array.reshape(-1)[places], places, shared)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """A loss around the values of one tensor: `losses(entries (C,), deltas (C,)) -> (C, batch)` under a `Probe`."""
+
+    losses: Losses
+    probe: Probe
+    base: FloatArray
+
+    @staticmethod
+    def of(losses: Losses, probe: Probe) -> Sampler:
+        """The sampler, with the unshifted losses `base (batch,)` evaluated."""
+        return Sampler(losses, probe, losses(probe.entries[:1], np.zeros(1))[0])
+
+    @property
+    def level(self) -> FloatArray:
+        """`(S,)`: the size of the loss, as far as its rounding is concerned."""
+        size = np.abs(self.base)
+        return size.sum(keepdims=True) if self.probe.summed else size
+
+    def shift(self, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Shift the numbers `rows (R,)` by `steps (R,)`, one at a time.
+
+        Returns the change of the loss `(R, S)`, differences taken sample by sample before anything is summed, and the
+        shift that took place in floating point `(R, S)`.
+        """
+        entries = self.probe.entries[rows]
+        size = max(1, _ROWS_AT_ONCE // len(self.base))
+        blocks = [slice(i, i + size) for i in range(0, len(rows), size)]
+        change = np.concatenate([self.losses(entries[b], steps[b]) - self.base for b in blocks])
+        if self.probe.summed:
+            change = change.sum(axis=1, keepdims=True)
+        points = self.probe.points[rows]
+        return change, (points + steps[:, None]) - points

@@ -1,0 +1,46 @@
+"""What every output format renders: rows under columns, with sentences above and the context, errors and notes beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bpcli.errors import Diagnostic
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: `key` names it in CSV; `heading` in tables; `get` takes the value from a row; `show` formats it for people.
+
+    `wide` columns are left out of tables unless verbose; every format for programs has them.
+    """
+
+    key: str
+    heading: str
+    get: Callable[[Mapping[str, Any]], Any]
+    show: Callable[[Any], str]
+    right: bool = True
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Document:
+    """One command's result. `rows_key` is the rows' name in JSON ("findings", "cells"); `rows` are JSON-ready mappings.
+
+    `sentences` stand above a table, `notes` below it; `summary` is a mapping for programs. `style` takes a row to a rich
+    style for its line ("" for none).
+    """
+
+    title: str
+    rows_key: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    context: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    sentences: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    errors: Sequence[Diagnostic] = ()
+    style: Callable[[Mapping[str, Any]], str] = lambda row: ""

@@ -1,0 +1,118 @@
+"""Declarations of inputs, params and states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bpcli.errors import printable
+from bpcli.spec import schema
+from bpcli.spec.context import Context
+from bpcli.spec.equations import parse
+from bpcli.spec.integers import MAX_SIZE, evaluate
+from bpcli.spec.model import ArrayDecl, Kind, Nested
+from bpcli.spec.outline import Path
+from bpcli.spec.values import FLOAT32_MAX, nested
+
+KINDS: Mapping[str, Kind] = {"inputs": "input", "params": "param", "state": "state"}
+_MATRICES = ("identity", "orthogonal", "glorot")
+_DRAWN = ("normal", "uniform")
+_FLAT_SCALE = 0.1
+
+
+@dataclass(frozen=True)
+class Declarer:
+    """What declarations refer to: the dims, the names refused so far, the dtype."""
+
+    context: Context
+    dims: Mapping[str, int]
+    refused: frozenset[str]
+    dtype: str
+
+    def declare(self, path: Path, name: str, table: schema.Input | schema.Param | schema.State) -> ArrayDecl | None:
+        """The array at `path`; None where its shape is refused, since nothing can be said of one without."""
+        if self.context.full:
+            return None
+        kind = KINDS[path[0]]
+        shape = self.shape(path, table.shape, kind)
+        if shape is None:
+            return None
+        place = self.context.source.key(*path)
+        if isinstance(table, schema.Input):
+            return ArrayDecl(name, kind, shape, place)
+        density = self.density(path, table, shape)
+        init, scale = self.init(path, table, shape), self.scale(path, table, shape)
+        value: Nested | None = None
+        if table.value is not None:
+            value = nested(table.value, (*path, "value"), shape, self.dtype, self.context)
+        return ArrayDecl(name, kind, shape, place, init, scale, value, table.trainable, density)
+
+    def shape(self, path: Path, entries: list[int | str], kind: Kind) -> tuple[int, ...] | None:
+        """The sizes that a shape's entries stand for."""
+        inside = (*path, "shape") if (*path, "shape") in self.context.source.values else path
+        most = 2 if kind == "param" else 1
+        sizes = [self.entry((*inside, str(i)), entry) for i, entry in enumerate(entries[: most + 1])]
+        if len(entries) > most:
+            noun = "a parameter" if kind == "param" else f"an {kind}" if kind == "input" else f"a {kind}"
+            extent = "a scalar, a vector or a matrix" if kind == "param" else "a scalar or a vector"
+            what = f"{noun} is {extent}; more axes are a known limit of version 1"
+            remedy = "" if kind == "param" else "declare a vector and cut it with slices, or several vectors"
+            self.context.refuse("known-limit", what, inside, remedy)
+            return None
+        known = tuple(size for size in sizes if size is not None)
+        return known if len(known) == len(sizes) else None
+
+    def entry(self, path: Path, entry: int | str) -> int | None:
+        if isinstance(entry, int):
+            return entry
+        context = self.context
+        expression = parse(entry, context.where(path, entry), context.collector, "whole")
+        size = None if expression is None else evaluate(expression, self.dims, context.collector, self.refused)
+        if size is None or 1 <= size <= MAX_SIZE:
+            return size
+        what = f'"{printable(entry, 60)}" is {size}; a size is an integer from 1 to 2**40'
+        context.refuse("out-of-range", what, path, "change the dims in it")
+        return None
+
+    def init(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> str:
+        """The name of the init, "value" included, with the default of the kind."""
+        if table.value is not None:
+            for key in ("init", "scale"):
+                if key in table.model_fields_set:
+                    what = f'"value" and "{key}" exclude each other'
+                    self.context.refuse_key("conflict", what, (*path, key), "keep one of the two")
+            return "value"
+        default = "zeros" if isinstance(table, schema.State) else "normal"
+        init = table.init or default
+        if init in _MATRICES and len(shape) != 2:
+            what = f'init "{init}" is for matrices, "{printable(path[1])}" is {_noun(shape)}'
+            self.context.refuse("bad-init", what, (*path, "init"), "use zeros, ones, normal or uniform")
+            return default
+        return init
+
+    def scale(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float:
+        """The scale as given, or the default of the init: 1/sqrt(columns) or 0.1 where numbers are drawn, else 1."""
+        init = table.init or ("zeros" if isinstance(table, schema.State) else "normal")
+        if table.scale is None:
+            drawn = 1 / math.sqrt(shape[1]) if len(shape) == 2 else _FLAT_SCALE
+            return drawn if init in _DRAWN else 1.0
+        if init in _DRAWN and table.scale < 0:
+            what = f'the scale of init "{init}" is {table.scale}; a spread is at least 0'
+            self.context.refuse("out-of-range", what, (*path, "scale"), "leave out the minus")
+        elif self.dtype == "float32" and abs(table.scale) > FLOAT32_MAX:
+            what = "this number is not finite in float32"
+            self.context.refuse("not-finite", what, (*path, "scale"), "every number must be finite")
+        return float(table.scale)
+
+    def density(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:
+        density = table.density if isinstance(table, schema.Param) else None
+        if density is None or len(shape) == 2:
+            return density
+        what = f'"density" is for matrices, "{printable(path[1])}" is {_noun(shape)}'
+        self.context.refuse_key("bad-density", what, (*path, "density"), "leave it out")
+        return None
+
+
+def _noun(shape: tuple[int, ...]) -> str:
+    return ("a scalar", "a vector", "a matrix")[len(shape)]

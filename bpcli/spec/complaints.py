@@ -1,0 +1,168 @@
+"""pydantic's errors in our own words, each at its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bpcli.errors import nearest, printable
+from bpcli.spec import schema
+from bpcli.spec.context import Context
+from bpcli.spec.outline import Path
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+ARRAYS: Mapping[str, type[schema.Input | schema.Param | schema.State]] = {
+    "inputs": schema.Input,
+    "params": schema.Param,
+    "state": schema.State,
+}
+_NUMBER = "a finite number"
+_SIZE = "an integer from 1 to 2**40"
+_TEXT = "a non-empty string"
+_EXPECTED: Mapping[Path, str] = {
+    ("bp",): "the integer 1",
+    ("title",): "a string",
+    ("description",): "a string",
+    ("dims", "*"): _SIZE,
+    ("constants", "*"): _NUMBER,
+    ("equations", "*"): "a string, an equation",
+    ("*", "*"): f"a shape ({schema.SHAPE}) or a table with one",
+    ("*", "*", "shape"): schema.SHAPE,
+    ("*", "*", "shape", "*"): f"{_SIZE}, or a string with an integer expression of dims",
+    ("*", "*", "scale"): _NUMBER,
+    ("*", "*", "init"): "a string, the name of an init",
+    ("*", "*", "trainable"): "true or false",
+    ("*", "*", "density"): "a number above 0 and at most 1",
+    ("objective", "*"): _TEXT,
+    ("weights", "file"): _TEXT,
+    ("weights", "map"): "a table of our name = name in the file",
+    ("weights", "map", "*"): _TEXT,
+    ("data", "*"): _TEXT,
+    ("data", "values"): "a table of input = numbers",
+    ("data", "T"): _SIZE,
+    ("data", "batch"): _SIZE,
+    ("data", "seed"): "an integer from 0 to 2**63 - 1",
+    ("check", "methods"): "a list of methods, strings",
+    ("check", "wrt"): "a non-empty list of params, inputs, state",
+    ("bench", "methods"): "a list of methods, strings",
+    ("bench", "grid"): "a table of lists",
+    ("bench", "grid", "*"): "a non-empty list of numbers or strings",
+    ("*", "methods", "*"): _TEXT,
+    ("*", "wrt", "*"): _TEXT,
+}
+_RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
+def complain(errors: Iterable[ErrorDetails], raw: Mapping[str, Any], context: Context) -> list[tuple[Path, str]]:
+    """Note every error once; returns the path and pydantic's type of each."""
+    found: dict[Path, ErrorDetails] = {}
+    for error in errors:
+        path = _path(error, raw)
+        # Of the alternatives of a union, the one that fits the type says most.
+        if path not in found or found[path]["type"].endswith("_type"):
+            found[path] = error
+    for path, error in found.items():
+        if not context.full:
+            _complain(path, error, context)
+    return [(path, error["type"]) for path, error in found.items()]
+
+
+def describe(value: object) -> str:
+    """A value in a few words, fit for any size and type."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value) if abs(value) < 10**20 else "an integer of more than 20 digits"
+        case float():
+            return repr(value)
+        case str():
+            return f'the string "{printable(value, 40)}"'
+        case list():
+            return "an array" if value else "an empty array"
+        case dict():
+            return "a table"
+    return "a date or time"
+
+
+def _path(error: ErrorDetails, raw: Any) -> Path:
+    """The key path of an error, without what pydantic adds: union members, and "shape" of the short form."""
+    path: Path = ()
+    for part in error["loc"]:
+        in_list = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
+        if in_list or (isinstance(raw, dict) and part in raw):
+            raw = raw[part]
+        elif error["type"] != "missing" or part != error["loc"][-1]:
+            continue
+        path = (*path, str(part))
+    return path
+
+
+def _complain(path: Path, error: ErrorDetails, context: Context) -> None:
+    kind, value, name = error["type"], error["input"], printable(".".join(path))
+    if kind == "missing":
+        _missing(path, context)
+    elif kind == "extra_forbidden":
+        _unknown_key(path, context)
+    elif path == ("bp",) and kind in _RANGES:
+        context.refuse("unknown-version", f"version {describe(value)} of the format is unknown", path, "write bp = 1")
+    elif kind == "literal_error" and isinstance(value, str):
+        known = [word.strip("'") for word in error["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        what = f'unknown {printable(path[-1])} "{printable(value)}"'
+        context.refuse("unknown-value", what, path, nearest(value, known))
+    elif kind == "finite_number" or (kind == "float_type" and _is_huge(value)):
+        context.refuse("not-finite", f"{name} must be finite in float64", path, "every number must be finite")
+    else:
+        code = "out-of-range" if kind in (*_RANGES, "too_short", "string_too_short") else "wrong-type"
+        what = f"{name} must be {_expected(path)}, not {describe(value)}"
+        context.refuse(code, what, path, _remedy(path, value))
+
+
+def _is_huge(value: object) -> bool:
+    return type(value) is int or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _remedy(path: Path, value: object) -> str:
+    if path[0] == "equations" and isinstance(value, int | float) and not isinstance(value, bool):
+        return "equations are strings, numbers too: put it in quotes"
+    if isinstance(value, str) and path not in (("dtype",),):
+        return "numbers have no quotes" if "number" in _expected(path) or "integer" in _expected(path) else ""
+    return ""
+
+
+def _expected(path: Path) -> str:
+    if len(path) == 1 and path not in _EXPECTED:
+        return "a table" if path[0] != "dtype" else "a string"
+    if len(path) == 2 and path[0] not in ARRAYS and path not in _EXPECTED:
+        return _EXPECTED[path[0], "*"]
+    for pattern, words in sorted(_EXPECTED.items(), key=lambda item: item[0].count("*")):
+        if len(pattern) == len(path) and all(p in ("*", q) for p, q in zip(pattern, path, strict=True)):
+            return words
+    return "of another type"
+
+
+def _missing(path: Path, context: Context) -> None:
+    *table, key = path
+    header = context.outline.headers.get(tuple(table))
+    place = context.text.place(*header) if header else context.source.key(*table)
+    remedies = {"bp": "write bp = 1 at the top", "equations": "write [equations], one equation a line, one called loss"}
+    inside = f" in {printable('.'.join(table))}" if table else ""
+    what = f'the {"table" if key == "equations" else "key"} "{key}" is missing{inside}'
+    context.collector.add("missing-key", what, place, remedies.get(key, f"write {key} = …"))
+
+
+def _unknown_key(path: Path, context: Context) -> None:
+    *table, key = path
+    models: dict[str, Any] = {name: f.annotation for name, f in schema.Document.model_fields.items()}
+    model: Any = schema.Document
+    if table:
+        model = ARRAYS.get(table[0]) or models[table[0]]
+        model = schema.Weights if table[0] == "weights" else model
+    remedy = nearest(key, model.model_fields)
+    if model is schema.Input:
+        remedy = "an input has a shape alone; its numbers come from [data]"
+    where = f"[{printable('.'.join(table))}]" if table else "a spec"
+    context.refuse_key("unknown-key", f'unknown key "{printable(key)}" in {where}', path, remedy)

@@ -1,0 +1,240 @@
+"""Equation text to `Expr`, by Python's `ast` and a whitelist. Nothing is ever evaluated."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from bisect import bisect_left
+from typing import Literal
+
+from bpcli.errors import Collector, Place, nearest
+from bpcli.spec.chains import MAX_NESTING, Term, joined, spine, too_deep
+from bpcli.spec.language import FUNCTIONS, TIME, canonical
+from bpcli.spec.model import Call, Expr, Item, Negate, Number, Ref, Slice, Transpose
+from bpcli.spec.scan import CONTENTS, MAX_CHARACTERS, Token, Where, scan
+
+_WHOLE = frozenset(("+", "-", "*", "//"))
+_CONVOLUTIONS = ("conv", "conv1d", "conv2d", "convolve", "convolution")
+Grammar = Literal["real", "whole"]
+
+
+def parse(text: str, where: Where, collector: Collector, grammar: Grammar = "real") -> Expr | None:
+    """The expression that `text` writes, or None where something was refused.
+
+    `where(start, end)` is the place of the characters start..end of `text`. The grammar "whole" is that of integer
+    expressions, as in shapes: `+ - * //`, integers, names and parentheses.
+    """
+    tokens = scan(text, where, collector)
+    if tokens is None:
+        return None
+    # White space never matters here, so that one line serves, and a column of `ast` is an offset.
+    source = "(" + "".join(" " if c in "\t\n\r\f\v" else c for c in text) + ")"
+    reader = _Reader(tokens, source, where, collector)
+    try:
+        tree = _tree(source)
+    except SyntaxError as error:
+        at = min(max((error.offset or 1) - 2, 0), len(text) - 1)
+        collector.add("equation-syntax", "the equation can't be read from here on", where(at, at + 1), CONTENTS)
+        return None
+    except (RecursionError, MemoryError):
+        reader.too_deep(tokens[0])
+        return None
+    if deep := too_deep(tree):
+        reader.too_deep(reader.first(deep))
+        return None
+    expression = reader.real(tree) if grammar == "real" else reader.whole(tree)
+    return None if reader.refused else expression
+
+
+def _tree(source: str) -> ast.expr:
+    """Python's tree of `source`; a sum of thousands of terms is thousands deep there."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, MAX_CHARACTERS))
+    try:
+        return ast.parse(source, mode="eval").body
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+class _Reader:
+    """From `ast` nodes to expressions; a refused part stands as a zero until all of the text was seen."""
+
+    def __init__(self, tokens: list[Token], source: str, where: Where, collector: Collector) -> None:
+        self.tokens = tokens
+        self.starts = [token.start for token in tokens]
+        self.where = where
+        self.collector = collector
+        self.refused = False
+        # ast counts columns in bytes of UTF-8, and the opening parenthesis is not part of the text.
+        self.columns: list[int] | None = None
+        if not source.isascii():
+            self.columns = [at - 1 for at, c in enumerate(source) for _ in c.encode("utf-8")] + [len(source) - 1]
+
+    def index(self, column: int | None) -> int:
+        """The index of the first token at or after a column."""
+        column = column or 0
+        return bisect_left(self.starts, self.columns[column] if self.columns else column - 1)
+
+    def first(self, node: ast.expr) -> Token:
+        """The first token of `node`."""
+        return self.tokens[self.index(node.col_offset)]
+
+    def after(self, node: ast.expr) -> Token:
+        """The first token after `node` and the parentheses that close around it."""
+        index = self.index(node.end_col_offset)
+        while self.tokens[index].text == ")":
+            index += 1
+        return self.tokens[index]
+
+    def place(self, token: Token) -> Place:
+        return self.where(token.start, token.end)
+
+    def refuse(self, code: str, what: str, token: Token, remedy: str = "") -> Expr:
+        self.refused = True
+        self.collector.add(code, what, self.place(token), remedy)
+        return Number(0, self.place(token))
+
+    def too_deep(self, token: Token) -> None:
+        what = f"an equation is nested more than {MAX_NESTING} deep"
+        self.refuse("too-deep", what, token, "split it into several equations")
+
+    def real(self, node: ast.expr) -> Expr:
+        """An expression of real numbers and arrays."""
+        match node:
+            case ast.Constant(value=int() | float() as value):
+                return Number(value, self.place(self.first(node)))
+            case ast.Name():
+                return self.name(node, 0)
+            case ast.UnaryOp(op=ast.USub()):
+                return Negate(self.real(node.operand), self.place(self.first(node)))
+            case ast.BinOp():
+                return self.chain(node)
+            case ast.Attribute():
+                return self.transpose(node)
+            case ast.Call():
+                return self.call(node)
+            case ast.Subscript():
+                return self.subscript(node)
+        return self.foreign(node)
+
+    def foreign(self, node: ast.expr) -> Expr:
+        what, remedy = "this is not in the language of equations", CONTENTS
+        if isinstance(node, ast.Tuple):
+            what, remedy = "a comma stands outside a call", "join vectors with concat(u, v)"
+        elif isinstance(node, ast.Slice):
+            what, remedy = "a slice stands where a number belongs", "slices are written v[start:stop]"
+        return self.refuse("not-in-language", what, self.first(node), remedy)
+
+    def name(self, node: ast.Name, lag: int) -> Expr:
+        token = self.first(node)
+        name = canonical(token.text)
+        if name == TIME:
+            what = "the step index t can't be used as a value: a known limit of version 1"
+            return self.refuse("known-limit", what, token, "give the step index as an input")
+        if name in FUNCTIONS:
+            return self.refuse("not-a-value", f'"{name}" is a function', token, f"call it: {name}(…)")
+        return Ref(name, lag, self.place(token))
+
+    def chain(self, node: ast.BinOp) -> Expr:
+        operations = spine(node)
+        first = operations[0].left
+        terms = [Term("", self.real(first), self.place(self.first(first)))]
+        for operation in operations:
+            token = self.after(operation.left)
+            if token.text == "//":
+                remedy = "divide with /; // is for shapes and the bounds of slices"
+                self.refuse("not-in-language", '"//" is not in the language of equations', token, remedy)
+            terms.append(Term(token.text, self.real(operation.right), self.place(token)))
+        return joined(terms)
+
+    def transpose(self, node: ast.Attribute) -> Expr:
+        token = self.tokens[self.index(node.end_col_offset) - 1]
+        if node.attr != "T":
+            what = f'".{token.text}" is not in the language of equations'
+            return self.refuse("not-in-language", what, token, "the only attribute is .T, the transpose")
+        return Transpose(self.real(node.value), self.place(token))
+
+    def call(self, node: ast.Call) -> Expr:
+        token = self.first(node.func)
+        if isinstance(node.func, ast.Attribute):
+            called = self.tokens[self.index(node.func.end_col_offset) - 1]
+            known = canonical(called.text) in FUNCTIONS
+            remedy = f"write {called.text}(…)" if known else "functions are called by their bare name"
+            return self.refuse("not-in-language", f'".{called.text}" can\'t be called', called, remedy)
+        if not isinstance(node.func, ast.Name):
+            return self.refuse("not-in-language", "only functions can be called", token, "a product is written with *")
+        arguments = tuple(self.real(argument) for argument in node.args)
+        return self.function(canonical(token.text), token, arguments)
+
+    def function(self, name: str, token: Token, arguments: tuple[Expr, ...]) -> Expr:
+        if name in _CONVOLUTIONS:
+            what = "convolutions are a known limit of version 1"
+            return self.refuse("known-limit", what, token, "write it as a product with a matrix")
+        arity = FUNCTIONS.get(name)
+        if arity is None:
+            remedy = nearest(name, FUNCTIONS) + ". A product is written with * or @"
+            return self.refuse("unknown-function", f'unknown function "{name}"', token, remedy)
+        if len(arguments) < arity.least or len(arguments) > (arity.most or len(arguments)):
+            what = f"{name} takes {arity}, not {len(arguments)}"
+            return self.refuse("arity", what, token, "see `bp list operations`")
+        return Call(name, arguments, self.place(token))
+
+    def subscript(self, node: ast.Subscript) -> Expr:
+        index = node.slice
+        bracket = self.after(node.value)
+        timed = next((n for n in ast.walk(index) if isinstance(n, ast.Name) and canonical(n.id) == TIME), None)
+        if timed:
+            return self.lagged(node, self.first(timed))
+        vector = self.real(node.value)
+        if isinstance(index, ast.Slice):
+            if index.step is not None:
+                return self.refuse("not-in-language", "slices have no step", self.first(index.step), "leave it out")
+            start = self.whole(index.lower) if index.lower else None
+            stop = self.whole(index.upper) if index.upper else None
+            return Slice(vector, start, stop, self.place(bracket))
+        if isinstance(index, ast.Tuple):
+            what = "a vector has one index: only vectors can be sliced"
+            return self.refuse("not-in-language", what, bracket, "write v[start:stop] or v[i]")
+        return Item(vector, self.whole(index), self.place(bracket))
+
+    def lagged(self, node: ast.Subscript, token: Token) -> Expr:
+        """`name[t]` and `name[t-1]`; everything else with a t in brackets is refused."""
+        if not isinstance(node.value, ast.Name):
+            remedy = "put the step right after a name, as in a[t-1][1:n]"
+            return self.refuse("not-in-language", "only a name has a step index", token, remedy)
+        leads = token is self.first(node.slice)
+        match node.slice:
+            case ast.Name():
+                return self.name(node.value, 0)
+            case ast.BinOp(left=ast.Name(), op=ast.Sub(), right=ast.Constant(value=1)) if leads:
+                return self.name(node.value, 1)
+            case ast.BinOp(left=ast.Name(), op=ast.Sub()) if leads:
+                what, remedy = "states older than t-1 are a known limit of version 1", "use a delay line of states"
+                return self.refuse("known-limit", what, token, remedy)
+        return self.refuse("not-in-language", "a step index is t or t-1", token, "write a[t-1] or a")
+
+    def whole(self, node: ast.expr) -> Expr:
+        """An integer expression: `+ - * //` of integers and names."""
+        match node:
+            case ast.Constant(value=int() as value):
+                return Number(value, self.place(self.first(node)))
+            case ast.Name():
+                return self.name(node, 0)
+            case ast.BinOp():
+                return self.whole_chain(node)
+            case ast.UnaryOp():
+                remedy = "count from the start, from 0"
+                return self.refuse("not-whole", "nothing is negative here", self.first(node), remedy)
+        what, remedy = "an integer expression is wanted here", "use + - * //, numbers and dims"
+        return self.refuse("not-whole", what, self.first(node), remedy)
+
+    def whole_chain(self, node: ast.BinOp) -> Expr:
+        operations = spine(node)
+        terms = [Term("", self.whole(operations[0].left), self.place(self.first(operations[0].left)))]
+        for operation in operations:
+            token = self.after(operation.left)
+            if token.text not in _WHOLE:
+                remedy = "integers are divided with //" if token.text == "/" else "use + - * //"
+                self.refuse("not-whole", f'"{token.text}" is not for integer expressions', token, remedy)
+            terms.append(Term(token.text, self.whole(operation.right), self.place(token)))
+        return joined(terms)

@@ -1,0 +1,84 @@
+"""A spec's text as read from disk: checked for size and encoding, with places for its characters."""
+
+from __future__ import annotations
+
+import stat
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bpcli.errors import Collector, Place
+
+MAX_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Text:
+    """`content` has no BOM and `\\n` alone at line ends; `lines` are without them."""
+
+    path: str
+    content: str
+    lines: tuple[str, ...] = field(init=False)
+    starts: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        lines = tuple(self.content.split("\n"))
+        starts = [0]
+        for line in lines:
+            starts.append(starts[-1] + len(line) + 1)
+        object.__setattr__(self, "lines", lines)
+        object.__setattr__(self, "starts", tuple(starts[:-1]))
+
+    def place(self, start: int, end: int) -> Place:
+        """The place of the characters from offset `start` to before `end`; the width stops at the end of the line."""
+        row = bisect_right(self.starts, start) - 1
+        line = self.lines[row]
+        column = start - self.starts[row]
+        width = max(1, min(end - start, len(line) - column))
+        return Place(self.path, row + 1, column + 1, line, width)
+
+    def at(self, line: int, column: int) -> Place:
+        """The place at a line and column, both from 1 and brought inside the text."""
+        row = min(max(line, 1), len(self.lines)) - 1
+        return self.place(self.starts[row] + min(max(column, 1), len(self.lines[row]) + 1) - 1, 0)
+
+    def end(self) -> Place:
+        """The place of the last character that is not white space."""
+        last = len(self.content.rstrip())
+        return self.place(max(0, last - 1), last)
+
+
+def read(path: str | Path, collector: Collector) -> Text | None:
+    """The text of the file at `path`, or None where it is no regular file, too large or not UTF-8."""
+    name = str(path)
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            collector.add("unreadable-file", f'"{name}" is {kind}', help="name a spec, a .toml file")
+            return None
+        with open(path, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "its name is not one that a file can have"
+        collector.add("unreadable-file", f'cannot read "{name}": {reason}', help="check the path of the spec")
+        return None
+    if len(data) > MAX_BYTES:
+        collector.add("file-too-large", f'"{name}" is larger than 1 MiB', Place(name, 1, 1), "keep data in a data file")
+        return None
+    return _decoded(name, data.removeprefix(_BOM), collector)
+
+
+def _decoded(name: str, data: bytes, collector: Collector) -> Text | None:
+    try:
+        return Text(name, data.decode("utf-8").replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        start = data.rfind(b"\n", 0, error.start) + 1
+        stop = data.find(b"\n", error.start)
+        quote = data[start : stop if stop >= 0 else len(data)].decode("utf-8", errors="replace").rstrip("\r")
+        column = len(data[start : error.start].decode("utf-8")) + 1
+        what = f"byte 0x{data[error.start]:02x} is not UTF-8"
+        collector.add("not-utf-8", what, Place(name, line, column, quote), "save the file as UTF-8")
+        return None

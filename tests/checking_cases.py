@@ -1,0 +1,109 @@
+"""What the tests of the checking room share: methods made of the loop-only gradients of `naive`, correct or broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import naive
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.methods import MethodCall
+from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.problem.limits import Limits
+from bpcli.problem.model import Problem, Setup
+from bpcli.problem.open import open_setup
+
+SPECS = Path(__file__).parent.parent / "specs"
+LIMITS = Limits(max_memory=1 << 30)
+# Small enough for loops in Python.
+SMALL: dict[str, dict[str, object]] = {
+    "vanilla_rnn": {"n": 3, "n_in": 2, "n_out": 2, "T": 4, "batch": 2},
+    "leaky_rnn": {"n": 3, "T": 4, "batch": 2},
+    "indrnn": {"n": 3, "T": 4, "batch": 2},
+    "masked_rnn": {"n": 6, "T": 3, "batch": 2},
+    "exercise": {"n_hidden": 4, "batch": 2},
+}
+Arrays = dict[str, NDArray[Any]]
+
+
+def small_setup(name: str, wrt: tuple[str, ...] = ("params", "inputs", "state"), **more: object) -> Setup:
+    """The spec of that name, shrunk."""
+    return open_setup(SPECS / f"{name}.toml", {**SMALL[name], **more}, wrt, LIMITS)
+
+
+def naive_gradient(problem: Problem, k1: int = 0, k2: int = 0) -> Arrays:
+    """The exact gradient, or the truncated one of `tbptt:k1,k2`, in float64."""
+    setup = problem.setup
+    masks = {
+        t.name: np.isin(np.arange(np.prod(t.shape)), t.pattern).reshape(t.shape)
+        for t in setup.wrt
+        if t.pattern is not None
+    }
+    groups = {"params": problem.params, "inputs": problem.inputs, "state": problem.state}
+    arrays: dict[str, Mapping[str, NDArray[Any]]] = {
+        kind: {name: np.asarray(a, dtype=np.float64) for name, a in group.items()} for kind, group in groups.items()
+    }
+    arrays["mask"] = masks
+    if k1:
+        found = naive.tbptt(setup.spec, arrays, k1, k2)
+    elif setup.graph.recurrent:
+        found = naive.bptt(setup.spec, arrays)
+    else:
+        found = naive.backprop(setup.spec, arrays)
+    return {t.name: np.asarray(found[t.name], dtype=setup.dtype) for t in setup.wrt}
+
+
+def naive_loss(problem: Problem) -> float:
+    """The whole loss."""
+    arrays = {"params": problem.params, "inputs": problem.inputs, "state": problem.state}
+    return float(naive.loss(problem.setup.spec, arrays))
+
+
+def truncation_windows(T: int, k1: int, k2: int) -> tuple[Window, ...]:
+    """What `tbptt:k1,k2` computes."""
+    ends = [*range(k1, T, k1), T]
+    return tuple(Window(max(0, end - k2), end - (k1 if end % k1 == 0 else end % k1), end) for end in ends)
+
+
+@dataclass
+class FakeMethod:
+    """A method that computes naively, and then `spoils` its answer; `calls` counts."""
+
+    spoil: Callable[[Arrays, FakeMethod, Problem], None] = lambda arrays, method, problem: None
+    k1: int = 0
+    k2: int = 0
+    loss_factor: float = 1.0
+    claims_exact: bool = False
+    calls: int = 0
+
+    def refusal(self, graph: object) -> str | None:
+        """It always applies."""
+        return None
+
+    def windows(self, setup: Setup, options: object) -> tuple[Window, ...]:
+        """The windows of the truncation, or the whole."""
+        if self.k1 and not self.claims_exact:
+            return truncation_windows(setup.T, self.k1, self.k2)
+        return (Window(0, 0, setup.T),)
+
+    def cost(self, setup: Setup, options: object) -> Cost:
+        """A thousand operations."""
+        return Cost(1e3, 0, setup.T)
+
+    def gradient(self, problem: Problem, options: object) -> Gradient:
+        """The naive gradient, spoiled."""
+        self.calls += 1
+        arrays = naive_gradient(problem, self.k1, self.k2)
+        loss = naive_loss(problem) * self.loss_factor
+        self.spoil(arrays, self, problem)
+        return Gradient(loss, arrays)
+
+
+def call(method: FakeMethod) -> MethodCall:
+    """The method as a check takes it."""
+    return MethodCall("fake", cast("Any", method), SimpleNamespace())

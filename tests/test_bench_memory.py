@@ -1,0 +1,60 @@
+"""What a call allocates and by how much the process grows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bpcli.benching import memory
+from bpcli.benching.memory import allocated_bytes, peak_bytes
+
+SIZE = 50_000_000
+
+
+def hold() -> np.ndarray:
+    """Fifty megabytes, touched and returned."""
+    return np.ones(SIZE, dtype=np.uint8)
+
+
+def hold_twice() -> int:
+    """The same once more after the first is gone."""
+    return len(hold()) + len(hold())
+
+
+@pytest.mark.parametrize("work", [hold, hold_twice])
+def test_an_allocation_is_seen_at_its_size(work):
+    """Fifty megabytes are seen within 2%, held once or twice in a row."""
+    assert allocated_bytes(work) == pytest.approx(SIZE, rel=0.02)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.parametrize("work", [hold, hold_twice])
+def test_the_resident_set_grows_by_what_is_touched(work):
+    """Fifty megabytes are seen within 2%."""
+    assert peak_bytes(work) == pytest.approx(SIZE, rel=0.02)
+
+
+def test_a_call_that_does_nothing_needs_nothing():
+    """Next to nothing, for the frames of Python."""
+    assert allocated_bytes(lambda: None) < 10_000
+
+
+def test_a_system_without_proc_has_no_peak(monkeypatch, tmp_path):
+    """None, not zero and not an error."""
+    monkeypatch.setattr(memory, "_STATUS", Path(tmp_path / "status"))
+    assert peak_bytes(hold) is None
+
+
+def test_tracing_that_was_on_stays_on():
+    """Somebody else's tracemalloc is not stopped."""
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        assert allocated_bytes(hold) == pytest.approx(SIZE, rel=0.02)
+        assert tracemalloc.is_tracing()
+    finally:
+        tracemalloc.stop()

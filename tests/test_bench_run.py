@@ -1,0 +1,272 @@
+"""A bench run on methods made of a few lines: rows, refusals, faults, interruption, files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from bpcli import methods
+from bpcli.benching import clock, measure
+from bpcli.benching.vouch import Vouch
+from bpcli.cli import main
+from bpcli.methods.base import Cost, Gradient, Window
+
+SPEC = """bp = 1
+[dims]
+n = 3
+[constants]
+alpha = 0.5
+[inputs]
+x = ["n"]
+[params]
+W = ["n", "n"]
+[state]
+a = ["n"]
+[equations]
+a = "tanh(W @ a[t-1] + alpha * x)"
+loss = "sum(a**2)"
+[data]
+T = 4
+batch = 2
+[bench]
+methods = ["bptt", "tbptt:k1=1,k2=2"]
+[bench.grid]
+n = [2, 3]
+k2 = [1, 2]
+"""
+CSV = [
+    "spec", "method", "backend", "n", "k2", "T", "batch", "dtype", "threads", "time_s", "time_low_s", "time_high_s",
+    "compile_s", "predicted_bytes", "allocated_bytes", "peak_bytes", "forward_steps", "flops", "gemm_fraction", "bias", "cosine",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """None."""
+
+
+@dataclass(frozen=True)
+class Lags:
+    """Options of a truncated method."""
+
+    k1: int
+    k2: int
+
+    def __post_init__(self) -> None:
+        if self.k2 < self.k1:
+            raise ValueError("k2 is smaller than k1")
+
+
+class Ones:
+    """A method whose gradient is a matrix of ones."""
+
+    name: ClassVar[str] = "bptt"
+    summary: ClassVar[str] = "ones"
+    tags: ClassVar[frozenset[str]] = frozenset()
+    Options: ClassVar[type[Any]] = NoOptions
+
+    def refusal(self, graph: Any) -> str | None:
+        return None if graph.recurrent else "needs a state"
+
+    def windows(self, setup: Any, options: Any) -> tuple[Window, ...]:
+        return (Window(0, 0, setup.T),)
+
+    def cost(self, setup: Any, options: Any) -> Cost:
+        return Cost(1000.0 * setup.T, 8 * setup.wrt[0].entries, setup.T)
+
+    def gradient(self, problem: Any, options: Any) -> Gradient:
+        return Gradient(1.0, {t.name: np.ones(t.shape, problem.setup.dtype) for t in problem.setup.wrt})
+
+
+class Tilted(Ones):
+    """Ones, but for the first entry, which comes right only as k2 grows."""
+
+    name: ClassVar[str] = "tbptt"
+    Options: ClassVar[type[Any]] = Lags
+
+    def gradient(self, problem: Any, options: Any) -> Gradient:
+        found = super().gradient(problem, options)
+        for array in found.arrays.values():
+            array.flat[0] += 1.0 / options.k2
+        return found
+
+
+class Stopped(Ones):
+    """A method during which the user presses Ctrl-C."""
+
+    name: ClassVar[str] = "rtrl"
+
+    def gradient(self, problem: Any, options: Any) -> Gradient:
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[dict[str, Vouch]]:
+    """A folder with `net.toml`, three methods, and a check that passes all but what the test puts into the mapping."""
+    known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
+    given: dict[str, Vouch] = {}
+    monkeypatch.setattr(methods, "known_names", lambda: tuple(sorted(known)))
+    monkeypatch.setattr(methods, "load", known.__getitem__)
+    monkeypatch.setattr(clock, "BLOCK_SECONDS", 1e-4)
+    good = Vouch("pass", "every entry", "")
+    monkeypatch.setattr(
+        measure, "vouch", lambda problem, calls, *rest: {c.text: given.get(c.text, good) for c in calls}
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.toml").write_text(SPEC)
+    yield given
+
+
+def bench(*args: str) -> Result:
+    """`bp bench` with little time for each cell."""
+    return CliRunner().invoke(main, ["bench", "net.toml", "--budget", "0.001", "--threads", "1", *args])
+
+
+def table(result: Result) -> pd.DataFrame:
+    """The CSV on stdout."""
+    return pd.read_csv(io.StringIO(result.stdout))
+
+
+def test_the_csv_has_exactly_the_columns_and_a_row_a_cell(verdicts, tmp_path):
+    """The file under reports/ and stdout agree, and pandas reads numbers as numbers."""
+    result = bench("--format", "csv")
+    assert 0 == result.exit_code, result.output
+    frame = table(result)
+    assert CSV == list(frame.columns)
+    cells = [("bptt", 2), ("tbptt:k1=1,k2=1", 2), ("tbptt:k1=1,k2=2", 2)]
+    assert [*cells, *((m, 3) for m, _ in cells)] == list(zip(frame.method, frame.n, strict=True))
+    assert [True, False, False] * 2 == list(frame.k2.isna())
+    assert {("net", "bp", 4, 2, "float64", 1, 4)} == set(
+        frame[["spec", "backend", "T", "batch", "dtype", "threads", "forward_steps"]].itertuples(index=False, name=None)
+    )
+    assert all(frame[c].dtype.kind in "if" for c in CSV if c not in ("spec", "method", "backend", "dtype"))
+    assert (frame.time_low_s <= frame.time_s).all() and (frame.time_s <= frame.time_high_s).all()
+    assert (frame.time_s > 0).all() and (frame.flops == 4000).all()
+    assert [32, 72] == sorted(set(frame.predicted_bytes))
+    pd.testing.assert_frame_equal(frame, pd.read_csv(tmp_path / "reports" / "bench-net.csv"))
+
+
+def test_bias_and_cosine_are_those_of_the_whole_gradient(verdicts):
+    """One entry in four is off by 1/k2."""
+    frame = table(bench("--format", "csv", "-g", "n=2"))
+    assert pytest.approx([0.0, 0.5, 0.25]) == list(frame.bias)
+    expected = [1.0, 5 / (2 * 7**0.5), 4.5 / (2 * 5.25**0.5)]
+    assert pytest.approx(expected) == list(frame.cosine)
+
+
+def test_json_holds_samples_machine_and_check(verdicts):
+    """What a program needs to judge the figures."""
+    document = json.loads(bench("--format", "json", "-g", "n=2").stdout)
+    assert 1 == document["schema_version"]
+    assert {"measured": 3, "wrong": 0, "inconclusive": 0} == document["summary"]
+    cell = document["cells"][0]
+    assert len(cell["samples_s"]) >= 7
+    assert cell["time_min_s"] == min(cell["samples_s"])
+    assert {"verdict": "pass", "how": "every entry", "detail": ""} == cell["check"]
+    assert {"n": 2} == cell["settings"]
+    assert document["context"]["machine"]["gemm_float64_flops_per_s"] > 1e6
+    assert "numpy" in document["context"]["machine"]["versions"]
+
+
+def test_a_wrong_gradient_is_not_timed(verdicts):
+    """No timing, exit code 1, and what was wrong."""
+    verdicts["tbptt:k1=1,k2=1"] = Vouch("wrong", "every entry", "W: wrong, z = 7")
+    result = bench("--format", "csv", "-g", "n=2")
+    assert 1 == result.exit_code
+    assert [False, True, False] == list(table(result).time_s.isna())
+    shown = bench("-g", "n=2")
+    assert "net tbptt:k1=1,k2=1 n=2: wrong: W: wrong, z = 7 (every entry)" in shown.stdout
+    assert "2 of 3 rows measured" in shown.stdout
+
+
+@pytest.mark.parametrize(("flags", "code"), [((), 0), (("--strict",), 4)])
+def test_an_inconclusive_check_counts_when_strict(verdicts, flags, code):
+    """Timed all the same."""
+    verdicts["bptt"] = Vouch("inconclusive", "every entry", "W: noise")
+    assert code == bench("-g", "n=2", *flags).exit_code
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("-g", "m=1,2"), 2, 'unknown grid key "m"'),
+        (("-g", "n=1,,2"), 2, "expected KEY=V1,V2"),
+        (("-g", "n=2", "--set", "n=4"), 2, "--grid n contradicts"),
+        (("-g", "dtype=float16"), 2, "float16"),
+        (("-g", "n=0"), 2, "error["),
+        (("-m", "nothing"), 2, 'unknown method "nothing"'),
+        (("-m", "tbptt:k1=x,k2=2"), 2, "must be an integer"),
+        (("-m", "tbptt:k1=4", "-g", "k2=2,3"), 5, "left out"),
+        (("--peer", "nobody"), 2, 'unknown peer "nobody"'),
+        (("--budget", "0"), 2, "budget"),
+        (("--max-memory", "100"), 2, "too-large"),
+        (("elsewhere",), 2, "elsewhere"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused(verdicts, args, code, words):
+    """With a word on why, and the exit code that goes with it."""
+    result = bench("-g", "n=2", *args) if "n=" not in " ".join(args) else bench(*args)
+    assert words in result.output
+    assert code == result.exit_code
+    assert "Traceback" not in result.output
+
+
+def test_one_bad_point_hides_no_other(verdicts):
+    """The rest is measured, and the exit code tells."""
+    result = bench("--format", "csv", "-g", "n=0,2")
+    assert 2 == result.exit_code
+    assert {2} == set(table(result).n)
+
+
+def test_a_flag_goes_over_the_grid_of_the_spec(verdicts):
+    """`--set` fixes what the spec sweeps."""
+    frame = table(bench("--format", "csv", "--set", "n=4"))
+    assert "n" not in frame.columns
+    assert {128} == set(frame.predicted_bytes)
+
+
+def test_an_option_is_swept_over_the_methods_that_have_it(verdicts):
+    """A method that lacks it runs once; one that gives it no value needs the grid's."""
+    frame = table(bench("--format", "csv", "-m", "bptt", "-m", "tbptt:k1=1", "-g", "n=2", "-g", "k2=3,4,5"))
+    assert ["bptt", *(f"tbptt:k1=1,k2={k}" for k in (3, 4, 5))] == list(frame.method)
+
+
+def test_ctrl_c_keeps_what_was_measured(verdicts, tmp_path):
+    """The points before are printed and written; the exit code is 130."""
+    (tmp_path / "second.toml").write_text(SPEC.replace("methods = [", 'methods = ["rtrl", '))
+    result = bench("second.toml", "--format", "csv")
+    assert 130 == result.exit_code
+    assert {"net"} == set(table(result).spec)
+    assert 6 == len(pd.read_csv(tmp_path / "reports" / "bench-net.csv"))
+    assert not (tmp_path / "reports" / "bench-second.csv").exists()
+
+
+def test_the_csv_goes_where_it_is_told(verdicts, tmp_path):
+    """`--output csv=PATH` in place of reports/."""
+    result = bench("-g", "n=2", "--output", "csv=here.csv")
+    assert "wrote here.csv" in result.stderr
+    assert CSV == list(pd.read_csv(tmp_path / "here.csv").columns)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_the_table_is_for_people(verdicts):
+    """Units, what differs between rows, and sentences on top."""
+    out = bench().stdout
+    assert "6 rows measured, all gradients checked first." in out
+    heading = next(line for line in out.splitlines() if line.lstrip().startswith("method"))
+    assert ["method", "n", "time"] == heading.split()[:3]
+    assert "GFLOP/s" in out
+
+
+def test_quiet_says_nothing_when_all_is_well(verdicts):
+    """Files are written all the same."""
+    result = bench("-q", "-g", "n=2")
+    assert ("", "") == (result.stdout, result.stderr)

@@ -1,0 +1,163 @@
+"""Peers: other programs that run the same Graph."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from naive import backprop, bptt, loss
+
+from bpcli import peers
+from bpcli.errors import BpError
+from bpcli.peers.jax import PEER as JAX
+from bpcli.problem.draw import draw
+from bpcli.problem.limits import Limits
+from bpcli.problem.model import Problem, Setup
+from bpcli.problem.open import open_setup
+
+SPECS = sorted((Path(__file__).parents[1] / "specs").glob("*.toml"))
+SMALL = {"n": 3, "n1": 2, "n2": 3, "T": 3, "batch": 2}
+RECURRENT = ("gru", "indrnn", "leaky_rnn", "lru", "lstm", "masked_rnn", "stacked_rnn", "vanilla_rnn")
+needs_jax = pytest.mark.skipif(JAX.available() is not None, reason="JAX is not installed")
+
+ODD = """bp = 1
+dtype = "{dtype}"
+[dims]
+n = 2
+[constants]
+slope = 0.1
+[inputs]
+x = ["n"]
+[params]
+W = {{ shape = ["n", "n"], density = 0.75 }}
+V = ["n", "n"]
+b = ["n"]
+g = []
+[state]
+a = {{ shape = ["n"], init = "normal", trainable = true }}
+s = []
+[equations]
+U = "g * V + V.T @ W"
+r = "relu(U @ a[t-1] + x) + leaky_relu(b, slope) + abs(x)"
+a = "softmax(r)[0:n] * s[t-1] + log_softmax(b) - a[t-1]**3"
+s = "dot(a[t-1], x) + 0.1 * logsumexp(concat(a[t-1], s[t-1], g)) + a[t-1][0]"
+loss = "mean(r)**2 + sum(a) + s[t-1] * mean(a) + sum(V) / (2 + cos(s)) - sqrt(exp(g)) + cross_entropy(a, softmax(x))"
+[objective]
+over_time = "{over_time}"
+over_batch = "{over_batch}"
+[data]
+T = 4
+batch = 3
+"""
+
+
+def opened(path: Path, overrides: dict[str, object], wrt: tuple[str, ...] = ()) -> Setup:
+    """The setup of a spec with those overrides that it knows."""
+    spec = open_setup(path, {}, (), Limits()).spec
+    known = {k: v for k, v in overrides.items() if k in spec.dims or k == "batch" or (k == "T" and spec.states)}
+    return open_setup(path, known, wrt, Limits())
+
+
+def truth(problem: Problem) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss and the gradient by the loop-only twin, zero where a density leaves entries out."""
+    setup = problem.setup
+    arrays = {"params": problem.params, "inputs": problem.inputs, "state": problem.state}
+    found = (bptt if setup.graph.recurrent else backprop)(setup.spec, arrays)
+    gradients = {}
+    for tensor in setup.wrt:
+        kept = np.ones(tensor.shape) if tensor.pattern is None else np.zeros(tensor.shape)
+        if tensor.pattern is not None:
+            kept.reshape(-1)[tensor.pattern] = 1.0
+        gradients[tensor.name] = np.asarray(found[tensor.name]).reshape(tensor.shape) * kept
+    return loss(setup.spec, arrays), gradients
+
+
+def assert_equal(setup: Setup, method: str, tolerance: float) -> None:
+    """The peer's loss and gradient equal the truth, relative to the largest entry of each tensor."""
+    problem = draw(setup)
+    expected, gradients = truth(problem)
+    found = JAX.gradient_function(problem, method)()
+    assert expected == pytest.approx(found.loss, rel=tolerance)
+    for tensor in setup.wrt:
+        assert (tensor.shape, setup.dtype) == (found.arrays[tensor.name].shape, found.arrays[tensor.name].dtype)
+        scale = max(np.abs(gradients[tensor.name]).max(), 1e-300)
+        np.testing.assert_allclose(found.arrays[tensor.name], gradients[tensor.name], rtol=0, atol=tolerance * scale)
+
+
+@needs_jax
+@pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
+def test_jax_reverse_mode_equals_the_twin_on_every_spec(path):
+    """BPTT and backprop with respect to everything, to 1e-10."""
+    setup = opened(path, SMALL, ("params", "state", "inputs") if path.stem in RECURRENT else ("params", "inputs"))
+    assert_equal(setup, "bptt" if setup.graph.recurrent else "backprop", 1e-10)
+
+
+@needs_jax
+@pytest.mark.parametrize("path", [p for p in SPECS if p.stem in ("lru", "lstm", "masked_rnn")], ids=lambda p: p.stem)
+def test_jax_rtrl_equals_the_twin_on_recurrent_specs(path):
+    """RTRL with respect to parameters and initial states, to 1e-10."""
+    assert_equal(opened(path, SMALL, ("params", "state")), "rtrl", 1e-10)
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("method", "over_time", "over_batch"), [("bptt", "sum", "mean"), ("bptt", "mean", "sum"), ("rtrl", "last", "mean")]
+)
+def test_jax_knows_all_operations_and_reductions(tmp_path, method, over_time, over_batch):
+    """A spec that uses every operation, a shared trainable state, a density, and losses that look at t-1."""
+    path = tmp_path / "odd.toml"
+    path.write_text(ODD.format(dtype="float64", over_time=over_time, over_batch=over_batch))
+    assert_equal(opened(path, {}, ("params", "state")), method, 1e-10)
+
+
+@needs_jax
+@pytest.mark.parametrize("method", ["rtrl"])
+def test_jax_stays_in_float32(tmp_path, method):
+    """The spec's precision is the peer's."""
+    path = tmp_path / "odd.toml"
+    path.write_text(ODD.format(dtype="float32", over_time="sum", over_batch="mean"))
+    assert_equal(opened(path, {}, ("params",)), method, 1e-4)
+
+
+def test_peers_are_found_by_their_files():
+    """Modules that belong to a peer are no peers."""
+    assert ("jax",) == peers.known_names()
+
+
+def test_an_unknown_peer_gets_the_nearest():
+    """A usage error."""
+    with pytest.raises(BpError, match='unknown peer "jacks"') as caught:
+        peers.get("jacks")
+    assert "jax" in caught.value.diagnostics[0].help
+
+
+def test_a_peer_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    """The extra is named."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BpError, match="JAX is not installed") as caught:
+        peers.get("jax")
+    assert "bp[peers]" in caught.value.diagnostics[0].help
+
+
+@pytest.mark.parametrize(
+    ("method", "wrt", "refused"),
+    [("bptt", ("params", "inputs"), False), ("rtrl", ("params", "state"), False), ("rtrl", ("inputs",), True),
+     ("tbptt:k1=1,k2=2", ("params",), True)],
+)  # fmt: skip
+def test_a_peer_says_what_it_does_not_run(method, wrt, refused):
+    """RTRL with respect to inputs, and methods that it lacks."""
+    setup = opened(SPECS[[p.stem for p in SPECS].index("vanilla_rnn")], SMALL, wrt)
+    assert refused == (JAX.refusal(setup, method) is not None)
+
+
+@pytest.mark.parametrize(("threads", "told"), [(1, True), (2, False)])
+def test_one_thread_is_told_to_xla(monkeypatch, threads, told):
+    """XLA takes all cores unless its flags say otherwise."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_some=1")
+    JAX.prepare(threads)
+    import os
+
+    assert told == ("multi_thread_eigen=false" in os.environ["XLA_FLAGS"])
+    assert os.environ["XLA_FLAGS"].startswith("--xla_some=1")

@@ -1,0 +1,122 @@
+"""Sizes are checked before anything is allocated."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from problem_cases import RNN, open_text, refusals
+
+from bpcli.errors import BpError
+from bpcli.problem.limits import Limits, array_bytes, check_arrays, check_cost, format_bytes, free_memory, parse_bytes
+from bpcli.problem.open import open_setup
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("12345", 12345),
+        ("1B", 1),
+        ("500MB", 500_000_000),
+        ("500 mb", 500_000_000),
+        ("2GiB", 2 << 30),
+        ("2G", 2_000_000_000),
+        ("1.5kB", 1500),
+        ("0.5TiB", 1 << 39),
+        (" 3Ki ", 3072),
+    ],
+)
+def test_parse_bytes_reads_amounts(text, size):
+    """Numbers with decimal or binary units, in any case."""
+    assert size == parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "MB", "-1", "0", "0.1", "1e9", "inf", "nan", "2 PB", "1,5GB", "1" * 400, "٣MB", "\x1b["]
+)
+def test_parse_bytes_refuses_the_rest(text):
+    """Anything else is refused with an example, control codes escaped."""
+    with pytest.raises(BpError) as caught:
+        parse_bytes(text)
+    (diagnostic,) = caught.value.diagnostics
+    assert "bad-size" == diagnostic.code
+    assert "500MB" in diagnostic.help
+    assert "\x1b" not in diagnostic.what
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (8.8e12, "8.8 TB"), (5e22, "5e+04 EB")]
+)
+def test_format_bytes(size, text):
+    """The largest unit that leaves at least one."""
+    assert text == format_bytes(size)
+
+
+def test_the_default_limit_is_most_of_free_memory():
+    """Between nothing and all of it."""
+    assert 0 < Limits().max_memory < 1 << 50
+    assert 0 < free_memory()
+    assert 3600.0 == Limits().max_time
+
+
+def test_array_bytes_are_those_of_the_arrays(tmp_path):
+    """Eight bytes an entry: inputs over T and batch, a shared state once."""
+    setup = open_text(tmp_path, RNN, T=7, batch=5)
+    expected = {"W": 72, "U": 48, "w": 24, "x": 8 * 7 * 5 * 2, "y_star": 8 * 7 * 5, "a": 24}
+    assert expected == array_bytes(setup)
+    assert 4 * 7 * 5 * 2 == array_bytes(open_text(tmp_path, RNN, T=7, batch=5, dtype="float32"))["x"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"n": 2**21}, 9),
+        ({"m": 2**34}, 6),
+        ({"T": 2**36}, 6),
+        ({"batch": 2**39, "m": 1}, 6),
+        ({"T": 2**36, "m": 2**20}, 6),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("density", ["", ", density = 0.5"])
+def test_terabytes_are_refused_at_once(overrides, line, density, tmp_path):
+    """Terabytes are refused at the largest array's declaration, with the number, without drawing a pattern."""
+    text = RNN.replace('W = ["n", "n"]', f'W = {{ shape = ["n", "n"]{density} }}')
+    start = time.perf_counter()
+    with pytest.raises(BpError) as caught:
+        open_text(tmp_path, text, **overrides)
+    assert [("too-large", line)] == refusals(caught.value)
+    assert re.search("need [0-9]{13,} bytes .*[TPE]B", caught.value.diagnostics[0].what)
+    assert time.perf_counter() - start < 1.0
+
+
+def test_the_limit_is_exact(tmp_path):
+    """As many bytes as allowed pass; one fewer does not."""
+    setup = open_text(tmp_path, RNN)
+    total = sum(array_bytes(setup).values())
+    check_arrays(setup, Limits(max_memory=total))
+    with pytest.raises(BpError, match=rf"{total} bytes .*limit is {total - 1} bytes"):
+        open_setup(tmp_path / "spec.toml", {}, (), Limits(max_memory=total - 1))
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "flops", "code", "says"),
+    [
+        (1 << 40, 0.0, "too-large", "rtrl and the arrays need 10995"),
+        (0, 5e9 * 4000, "too-long", "rtrl would take about 66.7 minutes, the limit is 60 minutes"),
+        (0, 1e30, "too-long", "years"),
+    ],
+)
+def test_costs_are_refused(nbytes, flops, code, says, tmp_path):
+    """A method beyond memory or time is refused with the prediction."""
+    setup = open_text(tmp_path, RNN)
+    with pytest.raises(BpError) as caught:
+        check_cost(setup, "rtrl", nbytes, flops, Limits(max_memory=1 << 30))
+    assert [(code, 6)] == refusals(caught.value)
+    assert says in caught.value.diagnostics[0].what
+
+
+def test_costs_within_the_limits_pass(tmp_path):
+    """A small cost is no refusal."""
+    check_cost(open_text(tmp_path, RNN), "rtrl", 1000, 1e9, Limits(max_memory=1 << 30))

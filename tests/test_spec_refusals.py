@@ -1,0 +1,310 @@
+"""Refusals of the loader: each with its code, and the line and column of its token."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from spec_cases import FEED_FORWARD, RECURRENT, changed, load_text, unmarked
+
+from bpcli.errors import Collector, format_diagnostic
+from bpcli.spec.load import load
+
+HUGE = "9" * 400
+
+# (what to replace, its replacement with ▸ where the refusals point, codes in the order of the text)
+ONE_CHANGE = [
+    # versions, keys and types
+    ("bp = 1", "bp = ▸2", "unknown-version"),
+    ("bp = 1", "bp = ▸true", "wrong-type"),
+    ("bp = 1", "bp = ▸1.0", "wrong-type"),
+    ("bp = 1", 'bp = ▸"1"', "wrong-type"),
+    ('title = "A net"', "title = ▸3", "wrong-type"),
+    ('title = "A net"', '▸titel = "A net"', "unknown-key"),
+    ('"float64"', '▸"float16"', "unknown-value"),
+    ('"float64"', "▸64", "wrong-type"),
+    ("n = 4\n", "n = ▸0\n", "out-of-range"),
+    ("n = 4\n", "n = ▸-4\n", "out-of-range"),
+    ("n = 4\n", "n = ▸4.0\n", "wrong-type"),
+    ("n = 4\n", 'n = ▸"4"\n', "wrong-type"),
+    ("n = 4\n", "n = ▸true\n", "wrong-type"),
+    ("n = 4\n", "n = ▸1979-05-27\n", "wrong-type"),
+    ("n = 4\n", f"n = ▸{HUGE}\n", "out-of-range"),
+    ("alpha = 0.5", "alpha = ▸nan", "not-finite"),
+    ("alpha = 0.5", "alpha = ▸-inf", "not-finite"),
+    ("alpha = 0.5", f"alpha = ▸{HUGE}", "not-finite"),
+    ("alpha = 0.5", f"alpha = ▸{'9' * 5000}", "not-finite"),
+    ("alpha = 0.5", "alpha = ▸true", "wrong-type"),
+    ("alpha = 0.5", "alpha = ▸[0.5]", "wrong-type"),
+    ("[constants]", "[▸constant]", "unknown-key"),
+    ("[dims]\nn = 4\nm = 2", "dims = ▸3", "wrong-type"),
+    ("[dims]", "[▸extra]\nq = 1\n[dims]", "unknown-key"),
+    # names
+    ("alpha = 0.5", "alpha = 0.5\n▸n = 1.0", "name-clash"),
+    ("m = 2", "m = 2\n▸t = 3", "reserved-name"),
+    ("m = 2", "m = 2\n▸sum = 3", "reserved-name"),
+    ("m = 2", "m = 2\n▸lambda = 3", "reserved-name"),
+    ("m = 2", "m = 2\n▸2m = 3", "bad-name"),
+    ("m = 2", 'm = 2\n▸"" = 3', "bad-name"),
+    ("m = 2", "m = 2\n▸m-x = 3", "bad-name"),
+    ("m = 2", 'm = 2\nfi = 1\n▸"ﬁ" = 3', "name-clash"),
+    ('b = ["n"]', 'b = ["n"]\n▸x = ["n"]', "name-clash"),
+    ('a = ["n"]', 'a = ["n"]\n▸b = ["n"]', "name-clash"),
+    ('loss = "(', '▸V = "n"\nloss = "(', "name-clash"),
+    # shapes
+    ('b = ["n"]', 'b = ["▸k"]', "unknown-name"),
+    ('b = ["n"]', 'b = ["2*n - ▸k"]', "unknown-name"),
+    ('b = ["n"]', "b = [▸0]", "out-of-range"),
+    ('b = ["n"]', "b = [▸true]", "wrong-type"),
+    ('b = ["n"]', "b = [▸4.0]", "wrong-type"),
+    ('b = ["n"]', 'b = [▸"n-4"]', "out-of-range"),
+    ('b = ["n"]', 'b = ["n▸/2"]', "not-whole"),
+    ('b = ["n"]', 'b = ["▸-n"]', "not-whole"),
+    ('b = ["n"]', 'b = ["▸tanh(n)"]', "not-whole"),
+    ('b = ["n"]', 'b = [▸["n"]]', "wrong-type"),
+    ('b = ["n"]', 'b = ▸"n"', "wrong-type"),
+    ('b = ["n"]', "b = ▸4", "wrong-type"),
+    ('b = ["n"]', '▸b = { init = "zeros" }', "missing-key"),
+    ('b = ["n"]', 'b = { shape = ["▸k"] }', "unknown-name"),
+    ('b = ["n"]', 'b = { shape = ▸"n" }', "wrong-type"),
+    ('b = ["n"]', 'b = [▸"n*1000000000000"]', "out-of-range"),
+    ('b = ["n"]', 'b = ▸["n", "n", 2]', "known-limit"),
+    ('x = ["m"]', 'x = ▸["m", "n"]', "known-limit"),
+    ('a = ["n"]', 'a = ▸["n", "n"]', "known-limit"),
+    # init, scale, value, trainable, density
+    ('b = ["n"]', 'b = { shape = ["n"], init = ▸"zero" }', "unknown-value"),
+    ('b = ["n"]', 'b = { shape = ["n"], init = ▸0 }', "wrong-type"),
+    ('b = ["n"]', 'b = { shape = ["n"], init = ▸"orthogonal" }', "bad-init"),
+    ('b = ["n"]', 'b = { shape = ["n"], init = ▸"identity" }', "bad-init"),
+    ('b = ["n"]', 'b = { shape = ["n"], init = ▸"glorot" }', "bad-init"),
+    ('a = ["n"]', 'a = { shape = ["n"], init = ▸"orthogonal" }', "bad-init"),
+    ('b = ["n"]', 'b = { shape = ["n"], scale = ▸"big" }', "wrong-type"),
+    ('b = ["n"]', 'b = { shape = ["n"], scale = ▸inf }', "not-finite"),
+    ('b = ["n"]', 'b = { shape = ["n"], scale = ▸-0.1 }', "out-of-range"),
+    ('b = ["n"]', 'b = { shape = ["n"], ▸scal = 1 }', "unknown-key"),
+    ('b = ["n"]', 'b = { shape = ["n"], value = ▸1.0 }', "shape-mismatch"),
+    ('b = ["n"]', 'b = { shape = ["n"], value = ▸[1, 2, 3] }', "shape-mismatch"),
+    ('b = ["n"]', 'b = { shape = ["n"], value = [1, 2, ▸nan, 4] }', "not-finite"),
+    ('b = ["n"]', 'b = { shape = ["n"], value = [1, 2, ▸"3", ▸true] }', "wrong-type wrong-type"),
+    ('b = ["n"]', "b = { shape = [], value = ▸[1] }", "shape-mismatch"),
+    ('b = ["n"]', "b = { shape = [1, 1], value = [[▸[1]]] }", "wrong-type"),
+    ('b = ["n"]', "b = { shape = [2, 2], value = ▸[[1, 2], [3]] }", "shape-mismatch"),
+    ('b = ["n"]', 'b = { shape = [2], value = [0, 0], ▸init = "zeros" }', "conflict"),
+    ('b = ["n"]', "b = { shape = [2], ▸scale = 2, value = [0, 0] }", "conflict"),
+    ('b = ["n"]', 'b = { shape = ["n"], ▸density = 0.5 }', "bad-density"),
+    ('b = ["n"]', 'b = { shape = ["n", 2], density = ▸0 }', "out-of-range"),
+    ('b = ["n"]', 'b = { shape = ["n", 2], density = ▸1.5 }', "out-of-range"),
+    ('b = ["n"]', 'b = { shape = ["n"], trainable = ▸0 }', "wrong-type"),
+    ('a = ["n"]', 'a = { shape = ["n"], ▸density = 0.5 }', "unknown-key"),
+    ('x = ["m"]', 'x = { shape = ["m"], ▸init = "zeros" }', "unknown-key"),
+    ('x = ["m"]', 'x = { shape = ["m"], ▸value = [0, 0] }', "unknown-key"),
+    # equations
+    ('h = "W @ a[t-1] + V @ x + b"', "h = ▸1.0", "wrong-type"),
+    ('h = "W @ a[t-1] + V @ x + b"', 'h = ▸["W"]', "wrong-type"),
+    ('h = "W @ a[t-1] + V @ x + b"', 'h = "W @ a[▸t-2]"', "known-limit"),
+    ('h = "W @ a[t-1] + V @ x + b"', "h = 'W @ ▸tahn(x)'", "unknown-function"),
+    ('h = "W @ a[t-1] + V @ x + b"', 'h = "\\u0057 \\t @ ▸tahn(x)"', "unknown-function"),
+    ('h = "W @ a[t-1] + V @ x + b"', 'h = """W @ a[t-1]\n  + V @ ▸tahn(x)"""', "unknown-function"),
+    ('h = "W @ a[t-1] + V @ x + b"', "h = '''\n\nW @ a[t-1]\n  + V @ ▸tahn(x)\n'''", "unknown-function"),
+    ('h = "W @ a[t-1] + V @ x + b"', 'h = """W @ \\\n    ▸tahn(x)"""', "unknown-function"),
+    ('h = "W @ a[t-1] + V @ x + b"', 'h = ▸""', "empty-equation"),
+    ('a = "(1 - alpha) * a[t-1] + alpha * tanh(h)"\n', "", "missing-equation"),
+    # the tables after the equations
+    ('[objective]\nloss = "loss"', '[objective]\nloss = ▸""', "out-of-range"),
+    ('[objective]\nloss = "loss"', '[objective]\nover_time = ▸"max"', "unknown-value"),
+    ('[objective]\nloss = "loss"', '[objective]\nover_batch = ▸"last"', "unknown-value"),
+    ('[objective]\nloss = "loss"', '[objective]\n▸lost = "loss"', "unknown-key"),
+    ("[data]", "▸[weights]\n[data]", "missing-key"),
+    ("[data]", "[weights]\nfile = ▸3\n[data]", "wrong-type"),
+    ("[data]", '[weights]\nfile = "w.npz"\nmap = { ▸Z = "q" }\n[data]', "unknown-name"),
+    ("[data]", '[weights]\nfile = "w.npz"\nmap = { W = ▸1 }\n[data]', "wrong-type"),
+    ("T = 7", "T = ▸0", "out-of-range"),
+    ("T = 7", "T = ▸7.0", "wrong-type"),
+    ("batch = 3", "batch = ▸-1", "out-of-range"),
+    ("batch = 3", "seed = ▸-1", "out-of-range"),
+    ("batch = 3", f"seed = ▸{HUGE}", "out-of-range"),
+    ("batch = 3", 'task = "random"\n▸file = "x.npz"', "conflict"),
+    ("batch = 3", '▸values = { x = [0, 0], y_star = 1 }\ntask = "random"', "conflict"),
+    ("batch = 3", 'input = ▸"xx"', "unknown-name"),
+    ("batch = 3", 'file = "d.npz"\n▸target = "x"', "conflict"),
+    ("batch = 3", "▸values = { x = [0, 0] }", "missing-array"),
+    ("batch = 3", "values = { x = ▸[0], y_star = 1 }", "shape-mismatch"),
+    ("batch = 3", "values = { x = [0, 0], y_star = 1, ▸z = 2 }", "unknown-name"),
+    ("batch = 3", "values = { x = [0, ▸inf], y_star = 1 }", "not-finite"),
+    ("batch = 3", "▸bach = 3", "unknown-key"),
+    ('methods = ["bptt"]', 'methods = [▸""]', "out-of-range"),
+    ('methods = ["bptt"]', "methods = [▸1]", "wrong-type"),
+    ('methods = ["bptt"]', 'methods = ▸"bptt"', "wrong-type"),
+    ('methods = ["bptt"]', 'wrt = [▸"param"]', "unknown-wrt"),
+    ('methods = ["bptt"]', "wrt = ▸[]", "out-of-range"),
+    ("n = [4, 8]", "n = [4, ▸0]", "out-of-range"),
+    ("n = [4, 8]", "n = [4, ▸8.0]", "wrong-type"),
+    ("n = [4, 8]", "n = ▸[]", "out-of-range"),
+    ("n = [4, 8]", "n = ▸4", "wrong-type"),
+    ("n = [4, 8]", "alpha = [▸nan]", "not-finite"),
+    ("n = [4, 8]", 'alpha = [▸"x"]', "wrong-type"),
+    ("n = [4, 8]", 'dtype = ["float32", ▸"f8"]', "unknown-value"),
+    ("n = [4, 8]", "k1 = [1, ▸[2]]", "wrong-type"),
+    ("[bench.grid]\nn = [4, 8]", f"▸[bench.grid]\nk1 = {list(range(400))}\nk2 = {list(range(251))}", "sweep-too-large"),
+    # TOML
+    ("m = 2", "m = ▸", "toml-syntax"),
+    ("m = 2", "m = 2 ▸3", "toml-syntax"),
+    ("m = 2", "▸µ = 2", "toml-syntax"),
+    ("m = 2", "m = 2\n▸n = 5", "duplicate-key"),
+    ("m = 2", 'm = 2\n▸"n" = 5', "duplicate-key"),
+    ("[constants]", "[▸dims]", "duplicate-key"),
+    ("m = 2", "m = ▸[1]", "wrong-type"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "codes"), ONE_CHANGE)
+def test_one_mistake_in_a_recurrent_spec(old, new, codes, tmp_path):
+    """Each mistake is refused alone, at its token."""
+    text, places = unmarked(changed(RECURRENT, old, new))
+    if codes == "missing-equation":
+        places = [(17, 1)]
+    _, refused = load_text(tmp_path, text)
+    expected = [(code, *place) for code, place in zip(codes.split(), places, strict=True)]
+    assert expected == [(d.code, d.place.line, d.place.column) for d in refused]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [("missing-key", 1, 1), ("missing-key", 1, 1)]),
+        ("bp = 1\n", [("missing-key", 1, 1)]),
+        (changed(FEED_FORWARD, "bp = 1\n", ""), [("missing-key", 1, 1)]),
+        (FEED_FORWARD + "[data]\nT = 3\n", [("recurrent-only", 12, 1)]),
+        (FEED_FORWARD + "[bench]\ngrid = { T = [3] }\n", [("recurrent-only", 12, 10)]),
+        (FEED_FORWARD + '[objective]\nover_time = "sum"\n', [("recurrent-only", 12, 1)]),
+        (changed(FEED_FORWARD, "[params]\n", "[params.W]\n"), [("missing-key", 6, 1), ("unknown-key", 7, 1)]),
+        (changed(FEED_FORWARD, "[params]\n", "[[params]]\n"), [("wrong-type", 6, 1)]),
+        ("bp = 1\n[equations]\nloss = 'sum(x", [("toml-syntax", 3, 13)]),
+        ("bp = 1\n[equations]\nloss = 'x\n'", [("toml-syntax", 3, 10)]),
+        ('bp = 1\ntitle = "a\\qb"\n', [("toml-syntax", 2, 11)]),
+        ("bp = 1\ntitle = 'a\0b'\n", [("toml-syntax", 2, 11)]),
+        ("bp = 1\n" + "x." * 40 + "y = 1\n", [("too-deep", 2, 1)]),
+        ("bp = 1\ntitle = " + "[" * 60 + "]" * 60, [("too-deep", 2, 41)]),
+        ("bp = 1\ntitle = " + "[" * 5000, [("too-deep", 2, 109)]),
+        (b"bp = 1\ntitle = '\xff'\n", [("not-utf-8", 2, 10)]),
+        ("bp = 1\ntitle = 'α'\n".encode() + b"# \xc3", [("not-utf-8", 3, 3)]),
+        (b"\xef\xbb\xbfbp = 2\r\n[equations]\r\nloss = '1'\r\n", [("unknown-version", 1, 6)]),
+        ("bp = 1\n" + "#" * (1 << 20), [("file-too-large", 1, 1)]),
+    ],
+)
+def test_whole_files(text, expected, tmp_path):
+    """Files that lack a table, or that are no TOML, no UTF-8 or too large."""
+    _, refused = load_text(tmp_path, text)
+    assert expected == [(d.code, d.place.line, d.place.column) for d in refused]
+
+
+def test_all_mistakes_are_reported_together(tmp_path):
+    """A mistake hides no other, and makes no second one."""
+    text, places = unmarked(
+        """bp = 1
+▸titel = "x"
+[dims]
+n = ▸0
+m = 2
+[inputs]
+x = ["n"]
+▸t = ["m"]
+[params]
+W = { shape = ["m", "n"], init = ▸"orthogonl", ▸scal = 2 }
+b = { shape = ["▸k"], scale = 3 }
+[state]
+▸s = ["m"]
+[equations]
+y = "W @ x + ▸tahn(b)"
+z = ▸1
+▸W = "y"
+loss = "sum(y) + ▸1e999"
+[objective]
+over_time = ▸"all"
+[data]
+input = ▸"q"
+[check]
+wrt = ["params", "x", ▸"everything"]
+"""
+    )
+    spec, refused = load_text(tmp_path, text)
+    assert places == [(d.place.line, d.place.column) for d in refused]
+    assert spec is not None
+    assert {"n", "x", "t", "W", "b", "y", "z", "loss"} == spec.refused
+    assert set() == set(spec.equations)
+    assert ["s"] == list(spec.states)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("title", "titel", 'did you mean "title"?'),
+        ("[constants]", "[constant]", 'did you mean "constants"?'),
+        ("tanh(h)", "tahn(h)", 'did you mean "tanh"?'),
+        ('b = ["n"]', 'b = { shape = ["n"], init = "norml" }', 'did you mean "normal"?'),
+        ('b = ["n"]', 'b = ["nn"]', 'did you mean "n"?'),
+        ('"float64"', '"float46"', 'did you mean "float64"?'),
+        ("batch = 3", 'input = "y_str"', 'did you mean "y_star"?'),
+        ("m = 2", "µ = 2", '"µ"'),
+        ("m = 2", "m = 2\nlambda = 3", '"lambda_"'),
+        ("tanh(h)", "h / a[t-2]", "delay line"),
+        ("tanh(h)", "h * t", "as an input"),
+        ("tanh(h)", "h**2 if h else 0", "no conditions"),
+        ('x = ["m"]', 'x = ["m", "m"]', "known limit"),
+        ("tanh(h)", "conv(h, h)", "known limit"),
+    ],
+)
+def test_what_refusals_say(old, new, says, tmp_path):
+    """An unknown name is answered with the nearest known one, a limit called by that word."""
+    _, refused = load_text(tmp_path, changed(RECURRENT, old, new))
+    assert says in " ".join(format_diagnostic(d) for d in refused)
+
+
+def test_what_refusals_quote(tmp_path):
+    """A message has the line and a caret under the token."""
+    _, (refused,) = load_text(tmp_path, changed(FEED_FORWARD, "sum(y)", "1 + smu(y)"))
+    assert f"""error[unknown-function]: unknown function "smu"
+ --> {tmp_path / "spec.toml"}:10:13
+10 | loss = "1 + smu(y)"
+   |             ^^^""" == format_diagnostic(refused).partition("\nhelp")[0]
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "nul"])
+def test_what_is_no_regular_file(kind, tmp_path):
+    """A spec that can't be opened is refused without being waited for."""
+    path = tmp_path / "spec.toml"
+    if kind == "folder":
+        path.mkdir()
+    if kind == "fifo":
+        os.mkfifo(path)
+    collector = Collector()
+    assert load(f"{path}\0" if kind == "nul" else path, {}, collector) is None
+    assert ["unreadable-file"] == [d.code for d in collector.diagnostics]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "says"),
+    [
+        ({"n": 0}, "out-of-range", "--set n"),
+        ({"n": 2.5}, "wrong-type", "--set n"),
+        ({"n": "many"}, "wrong-type", "--set n"),
+        ({"alpha": float("nan")}, "not-finite", "--set alpha"),
+        ({"alpha": "x"}, "wrong-type", "--set alpha"),
+        ({"T": 0}, "out-of-range", "--set T"),
+        ({"seed": -1}, "out-of-range", "--seed"),
+        ({"dtype": "float16"}, "unknown-value", "--dtype"),
+        ({"dtype": 64}, "wrong-type", "--dtype"),
+        ({"alhpa": 1}, "unknown-name", 'did you mean "alpha"?'),
+    ],
+)
+def test_options_that_do_not_fit(overrides, code, says, tmp_path):
+    """What comes from an option has no place in the file, and its refusal names the option."""
+    _, refused = load_text(tmp_path, RECURRENT, overrides)
+    assert [(code, None)] == [(d.code, d.place) for d in refused]
+    assert says in refused[0].help
+
+
+def test_steps_of_a_network_without_any(tmp_path):
+    """T is refused from an option as well where nothing has steps."""
+    _, refused = load_text(tmp_path, FEED_FORWARD, {"T": 3})
+    assert [("recurrent-only", None)] == [(d.code, d.place) for d in refused]
