@@ -44,7 +44,8 @@ k2 = [1, 2]
 """
 CSV = [
     "spec", "method", "backend", "n", "k2", "T", "batch", "dtype", "threads", "time_s", "time_low_s", "time_high_s",
-    "compile_s", "predicted_bytes", "allocated_bytes", "peak_bytes", "forward_steps", "flops", "gemm_fraction", "bias", "cosine",
+    "compile_s", "predicted_bytes", "allocated_bytes", "peak_bytes", "forward_steps", "flops", "gemm_fraction",
+    "bias", "cosine",
 ]  # fmt: skip
 
 

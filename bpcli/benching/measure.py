@@ -46,8 +46,8 @@ def measure_point(
     problem: Problem, cells: Sequence[tuple[Cell, MethodCall]], ask: Ask, settings: Mapping[str, Any]
 ) -> Iterator[list[Row]]:
     """The rows of each cell in turn, bp's own first. The gradients of all are judged before any is timed."""
-    true = true_gradient(problem, ask.limits)
     firsts = {call.text: _first(lambda call=call: call.gradient(problem)) for _, call in cells}  # type: ignore[misc]
+    true = true_gradient(problem, ask.limits)  # after the first calls: it would compile for them
     verdicts = vouch(problem, [call for _, call in cells], {text: g for text, (g, _) in firsts.items()}, true)
     for cell, call in cells:
         gradient, first = firsts[call.text]

@@ -33,7 +33,7 @@ def flat(setup: Setup, gradient: Gradient) -> NDArray[np.float64]:
 def distance(found: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float | None, float | None]:
     """Bias ‖g − g*‖ / ‖g*‖ and cosine of the angle between them; None where a norm is zero or nothing is finite."""
     # Scaled first, so that squares of tiny or huge entries neither vanish nor overflow.
-    scale = max(float(np.max(np.abs(true), initial=0.0)), float(np.max(np.abs(found), initial=0.0)))
+    scale = float(np.max(np.abs([found, true]), initial=0.0))
     if not 0.0 < scale < math.inf:
         return None, None
     found, true = found / scale, true / scale

@@ -54,12 +54,13 @@ def bench(
     to the grid or replaces keys of it. The rows of each spec go to reports/bench-SPEC.csv as well, or where --output
     csv=PATH says.
     """
+    ask = _ask(peer, budget, common)  # first of all: it sets the threads that numba reads when it is imported
+
     from bpcli.benching.run import Results, Wish
     from bpcli.benching.sweep import parse_axis
     from bpcli.commands.choose import from_project
 
     results = Results()
-    ask = _ask(peer, budget, common)
     paths = _find(target, results)
     wish = Wish(method, from_project(), dict(map(parse_axis, grid)), frozenset(common.overrides), alone=len(paths) == 1)
     jobs = _jobs(paths, wish, common, results)
@@ -73,7 +74,7 @@ def bench(
 def _ask(peer: Sequence[str], budget: float, common: Common) -> Ask:
     """How to measure; kernels and peers are told of the threads before they start."""
     from bpcli.benching.machine import cores
-    from bpcli.commands.kernels import announce, use_threads
+    from bpcli.commands.kernels import use_threads
     from bpcli.peers import get
 
     threads = common.threads or cores()
@@ -81,7 +82,6 @@ def _ask(peer: Sequence[str], budget: float, common: Common) -> Ask:
     peers = tuple(get(name) for name in dict.fromkeys(peer))
     for other in peers:
         other.prepare(threads)
-    announce(common)
 
     from bpcli.benching.measure import Ask
 
@@ -127,7 +127,9 @@ def _run(jobs: Mapping[Path, Job], ask: Ask, common: Common, results: Results) -
     """Measure all jobs into `results`; True when the user stopped it, which loses nothing that was finished."""
     from bpcli.benching.run import run
     from bpcli.commands.failures import translate
+    from bpcli.commands.kernels import announce
 
+    announce(common)
     try:
         with _counting(sum(j.sweep.cells for j in jobs.values()), common) as count:
             for job in jobs.values():

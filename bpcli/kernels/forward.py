@@ -124,7 +124,7 @@ def forward(code, first, last, numbers, place, V, t, o0, o1, i0, i1, fix):
                 for i in range(ni):
                     reduce_row(op, V, pa + o * sa + i * ia, pb + o * sb + i * ib, na, po + o * so + i * io)
         else:
-            unary_rows(op, V, pa, sa, ia, po, so, io, no, ni, n, numbers[code[c, NUMBER]])
+            unary_rows(op, V, pa, sa, ia, po, so, io, no, ni, n, numbers[code[c, NUMBER]].real)
 
 
 @inner

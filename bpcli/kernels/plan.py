@@ -60,9 +60,18 @@ class Plan:
 
 
 def make_plan(
-    graph: Graph, leaves: Collection[int], batch: int, window: int, seeds: Collection[int], cut: Collection[int] = ()
+    graph: Graph,
+    leaves: Collection[int],
+    batch: int,
+    window: int,
+    seeds: Collection[int],
+    cut: Collection[int] = (),
+    reads: Collection[int] = (),
 ) -> Plan:
-    """Lower `graph` for the gradient with respect to `leaves` (node indices) of cotangents entering at `seeds`."""
+    """Lower `graph` for the gradient with respect to `leaves` (node indices) of cotangents entering at `seeds`.
+
+    Cotangents stop at the nodes in `cut`; the values of `reads` are held too.
+    """
     fusion = fuse(graph)
     forward = lower_forward(graph, fusion)
     active = active_nodes(graph, {*leaves, *graph.previous.values()})
@@ -71,7 +80,7 @@ def make_plan(
     chunk = max(1, min(window, -(-CHUNK_ROWS // batch)))
     extent = Extent(window, chunk, batch, max(shards, MOST_LANES if shared_work(graph, chunk * batch) else 1))
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
-    values = value_places(graph, forward, reverse.reads, extent)
+    values = value_places(graph, forward, reverse.reads | set(reads), extent)
     cotangents, sums = cotangent_places(graph, reverse, extent, inputs)
     return Plan(graph, forward, reverse, extent, shards, values, cotangents, sums, frozenset(leaves))
 

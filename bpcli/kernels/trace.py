@@ -178,21 +178,21 @@ class Trace:
         program = self.plan.reverse
         if program.bounds[3 - phase] == program.bounds[4 - phase]:
             return
-        job = self._reverse_job(self.place, self.cplace)
+        job = self.reverse_job(program.code, self.place, self.cplace, self.C)
         job[reverse_kernel.FIRST], job[reverse_kernel.LAST] = program.bounds[3 - phase : 5 - phase]
         job[reverse_kernel.STEP0], job[reverse_kernel.STEP1] = steps
         jobs = cut(job, reverse_kernel.I0, *rows, parts)
         jobs[:, reverse_kernel.LANE] = np.arange(parts)
         run("reverse", jobs, self.V)
 
-    def _reverse_job(self, places: Jobs, cplaces: Jobs) -> Jobs:
+    def reverse_job(self, code: Jobs, places: Jobs, cplaces: Jobs, C: Array) -> Jobs:
+        """A job of the reverse kernel on this trace's values with everything but lines, steps and rows."""
         job = np.zeros(reverse_kernel.JOB, np.int64)
-        code = self.plan.reverse.code
         job[reverse_kernel.CODE], job[reverse_kernel.LINES] = code.ctypes.data, len(code)
         job[reverse_kernel.NUMBERS], job[reverse_kernel.NODES] = self.numbers.ctypes.data, len(self.numbers)
         job[reverse_kernel.PLACES], job[reverse_kernel.COTANGENT_PLACES] = places.ctypes.data, cplaces.ctypes.data
         job[reverse_kernel.LENGTH_V], job[reverse_kernel.FACTORS] = self.V.size, self.F.ctypes.data
-        job[reverse_kernel.COTANGENTS], job[reverse_kernel.LENGTH_C] = self.C.ctypes.data, self.C.size
+        job[reverse_kernel.COTANGENTS], job[reverse_kernel.LENGTH_C] = C.ctypes.data, C.size
         job[reverse_kernel.O1], job[reverse_kernel.ROUNDING] = 1, self.rounding
         return job
 
@@ -238,6 +238,14 @@ class Trace:
         if line[BASE] < 0:
             return np.zeros(entries, self.dtype)
         return self.C[line[BASE] : line[BASE] + entries].copy()
+
+    def take_window(self, n: int, steps: int) -> Array:
+        """An input's cotangents (steps, batch, size) of the window so far; they are set to zero."""
+        size, base = self.plan.graph.nodes[n].size, self.plan.sums.table[n, BASE]
+        rows = self.C[base : base + steps * self.plan.extent.batch * size] if base >= 0 else np.zeros(0, self.dtype)
+        taken = rows.copy() if base >= 0 else np.zeros(steps * self.plan.extent.batch * size, self.dtype)
+        rows[:] = 0
+        return taken.reshape(steps, self.plan.extent.batch, size)
 
     def initial(self, name: str) -> Array:
         """The cotangent (batch, size) of the state before the first step of the chunk last taken backwards."""

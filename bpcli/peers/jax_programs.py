@@ -101,7 +101,8 @@ def _scan(setup: Setup, arrays: Arrays, values: Values) -> Values:
     first = {name: rows(name, arrays[name]) for name in graph.previous}
     _, (states, others) = lax.scan(step, first, fed, length=setup.T)
     earlier = {i: jnp.concatenate([first[name][None], states[name][:-1]]) for name, i in graph.previous.items()}
-    return values | others | {i: states[name] for name, i in graph.new.items()} | earlier
+    found: Values = values | others | {i: states[name] for name, i in graph.new.items()} | earlier
+    return found
 
 
 def _every_step(setup: Setup, value: Any, shape: tuple[int, ...]) -> Any:

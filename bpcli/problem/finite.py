@@ -5,26 +5,39 @@ from __future__ import annotations
 import numpy as np
 
 from bpcli.errors import fail
-from bpcli.graph.model import Phase
+from bpcli.graph.fuse import LEAVES
+from bpcli.graph.model import Node
 from bpcli.kernels.plan import make_plan
-from bpcli.kernels.rows import BASE, INNER_ROW
+from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.model import Problem
 
 
 def check_finite(problem: Problem) -> None:
-    """Raise `BpError` at the first node whose value is not finite, if the loss is not finite."""
+    """Raise `BpError` that names the first value that is not finite, if there is one, in a pass forwards."""
     setup, graph = problem.setup, problem.setup.graph
-    everything = [n.index for n in graph.nodes if n.phase is not Phase.STATIC]
     plan = make_plan(graph, [], setup.batch, 1, [])
     trace = Trace(plan, setup.dtype, (problem.params, problem.inputs, problem.state))
     trace.start()
     for t in range(setup.T):
         trace.forward(t, t + 1)
         if not np.isfinite(trace.losses(t, t + 1)).all():
-            break
-        if t + 1 < setup.T:
-            trace.slide(1)
-    else:
-        return
-    del everything
+            _refuse(problem, trace, t)
+        trace.slide(1)
+
+
+def _refuse(problem: Problem, trace: Trace, t: int) -> None:
+    setup, graph = problem.setup, problem.setup.graph
+    for node in graph.nodes:
+        if node.op in LEAVES or trace.plan.values.table[node.index, BASE] < 0 or node.index in trace.plan.forward.alias:
+            continue
+        values = trace.value(node.index, node.size * (1 if node.phase == 0 else setup.batch))
+        if not np.isfinite(values).all():
+            when = f" at step {t + 1}" if graph.recurrent else ""
+            what = f"the loss is not finite where the check starts: the first value that is not is {_called(node)}{when}"
+            fail("not-finite", what, node.place, "scale the parameters or the inputs, or keep arguments in range")
+    fail("not-finite", "the loss is not finite where the check starts", graph.nodes[graph.loss].place)
+
+
+def _called(node: Node) -> str:
+    return f'"{node.name}"' if node.name else f"that of {node.op}"

@@ -1,0 +1,124 @@
+"""Real-time recurrent learning (Williams & Zipser 1989): M(t) = J(t) M(t-1) + M̄(t), g = Σ_t q(t) M(t).
+
+M (N, P) is the influence da(t)/dw of the parameters that reach a state; J = ∂a(t)/∂a(t-1), M̄ = ∂a(t)/∂w at fixed
+a(t-1), q = ∂l(t)/∂a(t). What the loss owes to a(t-1) directly meets M(t-1), and what it owes to parameters directly is
+added. Exact while the parameters stand still; runs forwards, so its memory does not grow with T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from bpcli.graph.model import Graph, Phase
+from bpcli.kernels.online import Online, OnlinePlan
+from bpcli.kernels.plan import phase_flops
+from bpcli.kernels.trace import Trace
+from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.problem.model import Array, Problem, Setup, Tensor
+from bpcli.problem.unrolled import loss_weights
+
+
+@dataclass(frozen=True)
+class Options:
+    """None."""
+
+
+class RTRL:
+    """Exact, online."""
+
+    name: ClassVar[str] = "rtrl"
+    summary: ClassVar[str] = "influence matrix forwards, M <- J M + Mbar; memory does not grow with T"
+    tags: ClassVar[frozenset[str]] = frozenset({"exact", "online", "recurrent"})
+    Options: ClassVar[type[Options]] = Options
+
+    def refusal(self, graph: Graph) -> str | None:
+        """It needs a state."""
+        return None if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
+
+    def windows(self, setup: Setup, options: Options) -> tuple[Window, ...]:
+        """The whole gradient."""
+        return (Window(0, 0, setup.T),)
+
+    def cost(self, setup: Setup, options: Options) -> Cost:
+        """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M."""
+        plan = _plan(setup)
+        N, P = plan.size, plan.rows
+        once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
+        step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
+        flops = setup.T * setup.batch * (2.0 * N * N * P + 2.0 * N * P + N * step + 3 * once)
+        results = sum(int(np.prod(x.shape)) for x in setup.wrt)
+        return Cost(flops, (plan.entries + results) * setup.dtype.itemsize, setup.T)
+
+    def gradient(self, problem: Problem, options: Options) -> Gradient:
+        """Forwards, a chunk of steps at a time."""
+        setup, plan = problem.setup, _plan(problem.setup)
+        trace = Trace(plan.trace, setup.dtype, (problem.params, problem.inputs, problem.state))
+        online = Online(plan, trace)
+        weights = loss_weights(setup)
+        direct = {n: list[Array]() for n in plan.leaves if setup.graph.nodes[n].op == "input"}
+        trace.start()
+        loss = 0.0
+        for first in range(0, setup.T, plan.chunk):
+            last = min(setup.T, first + plan.chunk)
+            trace.forward(first, last)
+            loss += float((trace.losses(first, last) * weights[first:last]).sum())
+            trace.reverse(first, last, weights[first:last], fresh=True)
+            for n, parts in direct.items():
+                parts.append(trace.take_window(n, last - first))
+            online.advance(first, last)
+            if last < setup.T:
+                trace.slide(last - first)
+        return Gradient(loss, _collect(problem, plan, online, trace, direct))
+
+
+def _plan(setup: Setup) -> OnlinePlan:
+    graph = setup.graph
+    leaves = frozenset(graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf)
+    patterns = {
+        graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf
+    }
+    states = any(x.kind == "state" for x in setup.wrt)
+    return OnlinePlan(graph, leaves, states, setup.batch, setup.T, patterns)
+
+
+def _collect(
+    problem: Problem, plan: OnlinePlan, online: Online, trace: Trace, direct: dict[int, list[Array]]
+) -> dict[str, Array]:
+    """What came through the influence and what the loss owes directly, by name and in shape."""
+    graph, through = plan.graph, {s.node: online.gradient(s.node) for s in plan.stretches}
+    extra = []
+    for n, rows in through.items():
+        if graph.nodes[n].phase is Phase.STATIC:
+            values = np.zeros(graph.nodes[n].size, rows.dtype)
+            values[plan.patterns.get(n, slice(None))] = rows.sum(axis=0)
+            extra.append((n, values))
+    leaves = trace.finish(extra)
+    return {x.name: _shaped(problem.setup, x, leaves, through, direct) for x in problem.setup.wrt}
+
+
+def _shaped(
+    setup: Setup, x: Tensor, leaves: dict[int, Array], through: dict[int, Array], direct: dict[int, list[Array]]
+) -> Array:
+    """One tensor's gradient."""
+    graph = setup.graph
+    if x.kind == "state":
+        rows = through[graph.previous[x.name]]
+        values = rows.sum(axis=0) if x.name in setup.shared else rows
+    elif x.name not in graph.leaf:
+        values = np.zeros(x.shape, setup.dtype)
+    elif x.kind == "input":
+        n = graph.leaf[x.name]
+        values = np.concatenate(direct[n])
+        if n in through:
+            values = values + through[n].reshape(setup.batch, setup.T, -1).swapaxes(0, 1)
+    else:
+        values = leaves[graph.leaf[x.name]].copy()
+        if x.pattern is not None:
+            values[np.setdiff1d(np.arange(values.size), x.pattern)] = 0
+    return np.ascontiguousarray(values.reshape(x.shape))
+
+
+METHOD = RTRL()

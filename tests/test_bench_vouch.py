@@ -1,0 +1,135 @@
+"""No timing without a right gradient: the check before the clock, on a small recurrent network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bpcli.benching import clock, vouch
+from bpcli.benching.truth import distance, flat, true_gradient
+from bpcli.cli import main
+from bpcli.methods import MethodCall, parse
+from bpcli.methods.base import Gradient
+from bpcli.problem.draw import draw
+from bpcli.problem.limits import Limits
+from bpcli.problem.model import Problem
+from bpcli.problem.open import open_setup
+
+SPEC = Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml"
+Fault = Callable[[dict[str, np.ndarray]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Faulty:
+    """A method whose gradient goes through `fault` before anybody sees it."""
+
+    inner: Any
+    fault: Fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def gradient(self, problem: Problem, options: Any) -> Gradient:
+        found = self.inner.gradient(problem, options)
+        arrays = {name: np.array(a) for name, a in found.arrays.items()}
+        self.fault(arrays)
+        return Gradient(found.loss, arrays)
+
+
+def none(arrays: dict[str, np.ndarray]) -> None:
+    """No fault."""
+
+
+def scaled(arrays: dict[str, np.ndarray]) -> None:
+    """All of one matrix off by a thousandth."""
+    arrays["W"] *= 1.001
+
+
+def one_entry(arrays: dict[str, np.ndarray]) -> None:
+    """One entry of many off by a tenth."""
+    arrays["W"][3, 4] *= 1.1
+
+
+def judge(text: str, fault: Fault) -> vouch.Vouch:
+    """The verdict on a method with a fault."""
+    problem = draw(open_setup(SPEC, {"n": 6, "T": 5, "batch": 2}, (), Limits()))
+    right = parse(text)
+    call = MethodCall(right.text, Faulty(right.method, fault), right.options)
+    true = true_gradient(problem, Limits())
+    return vouch.vouch(problem, [call], {call.text: call.gradient(problem)}, true)[call.text]
+
+
+@pytest.mark.parametrize(
+    ("text", "affordable", "fault", "verdict", "how"),
+    [
+        ("bptt", 1e9, none, "pass", "every entry"),
+        ("rtrl", 1e9, none, "pass", "every entry"),
+        ("tbptt:k1=1,k2=2", 1e9, none, "pass", "every entry"),
+        ("bptt", 1e9, scaled, "wrong", "every entry"),
+        ("tbptt:k1=1,k2=2", 1e9, one_entry, "wrong", "every entry"),
+        ("bptt", 1.0, none, "pass", "10 entries, and all against reverse mode"),
+        ("rtrl", 1.0, none, "pass", "10 entries, and all against reverse mode"),
+        ("tbptt:k1=1,k2=2", 1.0, none, "pass", "10 entries"),
+        ("tbptt:k1=1,k2=2", 1.0, scaled, "wrong", "10 entries"),
+        ("rtrl", 1.0, scaled, "wrong", "10 entries, and all against reverse mode"),
+        ("rtrl", 1.0, one_entry, "wrong", "10 entries, and all against reverse mode"),
+    ],
+)
+def test_a_gradient_is_judged_before_it_is_timed(monkeypatch, text, affordable, fault, verdict, how):
+    """Every entry where that is affordable, else a sample, and all against the truth where the method is exact."""
+    monkeypatch.setattr(vouch, "AFFORDABLE_FLOPS", affordable)
+    found = judge(text, fault)
+    assert verdict == found.verdict
+    assert found.how in (how, how.partition(",")[0])
+    assert (verdict == "pass") == (found.detail == "")
+
+
+@pytest.mark.parametrize(
+    ("found", "true", "bias", "cosine"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.0, 1.0),
+        ([-3.0, 4.0], [3.0, 4.0], 1.2, 0.28),
+        ([3e-200, 4e-200], [6e-200, 8e-200], 0.5, 1.0),
+        ([3e300, 4e300], [-3e300, -4e300], 2.0, -1.0),
+        ([0.0, 0.0], [1.0, 0.0], 1.0, None),
+        ([1.0, 0.0], [0.0, 0.0], None, None),
+        ([np.nan, 0.0], [1.0, 0.0], None, None),
+    ],
+)
+def test_the_distance_from_the_truth(found, true, bias, cosine):
+    """Bias and cosine, with no overflow and no underflow, and nothing where there is nothing to compare."""
+    expected = [None if x is None else pytest.approx(x) for x in (bias, cosine)]
+    assert expected == list(distance(np.array(found), np.array(true)))
+
+
+def test_the_flat_gradient_is_in_the_order_of_the_setup():
+    """All parameters one after the other."""
+    problem = draw(open_setup(SPEC, {"n": 3, "T": 2}, (), Limits()))
+    gradient = true_gradient(problem, Limits())
+    assert gradient is not None
+    names = ["W", "W_in", "b_rec", "W_out", "b_out"]
+    expected = np.concatenate([gradient.arrays[n].reshape(-1) for n in names])
+    np.testing.assert_array_equal(expected, flat(problem.setup, gradient))
+
+
+def test_the_truth_is_left_out_where_it_does_not_fit():
+    """Memory beyond the limit gives no bias rather than a crash."""
+    problem = draw(open_setup(SPEC, {"n": 3, "T": 2}, (), Limits()))
+    assert true_gradient(problem, Limits(max_memory=1)) is None
+
+
+def test_a_bench_of_the_packaged_network_runs_as_it_is(monkeypatch, tmp_path):
+    """`bp bench` without a target, small: all pass, exit code 0, the CSV in its place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clock, "BLOCK_SECONDS", 1e-4)
+    flags = ["-g", "n=4", "-g", "T=6", "-g", "k2=2", "--budget", "0.001"]
+    result = CliRunner().invoke(main, ["bench", *flags])
+    assert 0 == result.exit_code, result.output
+    assert "all gradients checked first" in result.stdout
+    assert ["bench-vanilla_rnn.csv"] == [p.name for p in (tmp_path / "reports").iterdir()]
