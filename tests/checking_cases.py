@@ -19,6 +19,7 @@ from bpcli.problem.model import Problem, Setup
 from bpcli.problem.open import open_setup
 
 SPECS = Path(__file__).parent.parent / "specs"
+OURS = {name: Path(__file__).parent / f"checking_{name}.toml" for name in ("relu", "kink")}
 LIMITS = Limits(max_memory=1 << 30)
 # Small enough for loops in Python.
 SMALL: dict[str, dict[str, object]] = {
@@ -27,17 +28,18 @@ SMALL: dict[str, dict[str, object]] = {
     "indrnn": {"n": 3, "T": 4, "batch": 2},
     "masked_rnn": {"n": 6, "T": 3, "batch": 2},
     "exercise": {"n_hidden": 4, "batch": 2},
+    "relu": {},
 }
 Arrays = dict[str, NDArray[Any]]
 
 
 def small_setup(name: str, wrt: tuple[str, ...] = ("params", "inputs", "state"), **more: object) -> Setup:
     """The spec of that name, shrunk."""
-    return open_setup(SPECS / f"{name}.toml", {**SMALL[name], **more}, wrt, LIMITS)
+    return open_setup(OURS.get(name, SPECS / f"{name}.toml"), {**SMALL.get(name, {}), **more}, wrt, LIMITS)
 
 
-def naive_gradient(problem: Problem, k1: int = 0, k2: int = 0) -> Arrays:
-    """The exact gradient, or the truncated one of `tbptt:k1,k2`, in float64."""
+def naive_gradient(problem: Problem, k1: int = 0, k2: int = 0, in_double: bool = False) -> Arrays:
+    """The exact gradient, or the truncated one of `tbptt:k1,k2`, rounded to the spec's dtype or left `in_double`."""
     setup = problem.setup
     masks = {
         t.name: np.isin(np.arange(np.prod(t.shape)), t.pattern).reshape(t.shape)
@@ -55,7 +57,8 @@ def naive_gradient(problem: Problem, k1: int = 0, k2: int = 0) -> Arrays:
         found = naive.bptt(setup.spec, arrays)
     else:
         found = naive.backprop(setup.spec, arrays)
-    return {t.name: np.asarray(found[t.name], dtype=setup.dtype) for t in setup.wrt}
+    dtype = np.float64 if in_double else setup.dtype
+    return {t.name: np.asarray(found[t.name], dtype=dtype) for t in setup.wrt}
 
 
 def naive_loss(problem: Problem) -> float:

@@ -47,7 +47,7 @@ def check(setup: Setup, calls: Sequence[MethodCall], options: CheckOptions) -> l
         windows = tuple(call.windows(setup))
         answer = ask(call, problem)
         findings += [_finding(truth, call, windows, answer, tensor) for tensor in setup.wrt]
-        findings += _loss_findings(truth, call, answer)
+        findings += _loss_findings(truth, call, windows, answer)
     return findings
 
 
@@ -83,7 +83,7 @@ def _judged(
     truth: Truth, windows: tuple[Window, ...], tensor: Tensor, value: FloatArray, blank: Finding
 ) -> Finding:
     """The verdict, with a second ladder of differences where the first is not enough to condemn."""
-    rounding = truth.rounding(windows, tensor)
+    rounding = truth.rounding(windows).gradient[tensor.name]
     dtype = truth.problem.setup.dtype
     if tensor.pattern is not None:
         value = _on_pattern(value, tensor)
@@ -108,9 +108,11 @@ def _on_pattern(value: FloatArray, tensor: Tensor) -> FloatArray:
     return kept
 
 
-def _loss_findings(truth: Truth, call: MethodCall, answer: Answer) -> list[Finding]:
+def _loss_findings(
+    truth: Truth, call: MethodCall, windows: tuple[Window, ...], answer: Answer
+) -> list[Finding]:
     """A finding when the loss that came with the gradient is wrong."""
-    reference, bound = truth.loss()
+    reference, bound = truth.loss(), truth.rounding(windows).loss
     error = abs(answer.loss - reference)
     steady = "loss" not in answer.unsteady
     if error <= bound and steady:

@@ -10,12 +10,11 @@ import numpy as np
 from bpcli.checking.verdict import References
 from bpcli.errors import fail
 from bpcli.methods.base import Window
-from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references import central, complex_step
 from bpcli.references.base import Estimate, FloatArray, Reference
-from bpcli.references.numerics.rounding import rounding
+from bpcli.references.numerics.rounding import Rounding, rounding
 
 Windows = tuple[Window, ...]
 
@@ -53,7 +52,7 @@ class Truth:
     problem: Problem
     references: tuple[Reference, ...]
     _estimates: dict[tuple[str, Windows], Mapping[str, Estimate]] = field(default_factory=dict)
-    _magnitudes: dict[Windows, Mapping[str, FloatArray]] = field(default_factory=dict)
+    _roundings: dict[Windows, Rounding] = field(default_factory=dict)
 
     def estimates(self, windows: Windows, tensor: Tensor, second: bool = False) -> References:
         """The estimates of one tensor's gradient; with `second`, differences on other points too."""
@@ -65,28 +64,17 @@ class Truth:
         """The value of the sharpest estimate."""
         return self._all(self.references[0], windows)[tensor.name].value
 
-    def rounding(self, windows: Windows, tensor: Tensor) -> FloatArray:
-        """U_g: what a correct gradient may be off by."""
-        return rounding(self.magnitudes(windows)[tensor.name], self.problem.setup.dtype)
+    def rounding(self, windows: Windows) -> Rounding:
+        """U_g: what a correct gradient, and the loss that comes with it, may be off by in the spec's dtype."""
+        if windows not in self._roundings:
+            self._roundings[windows] = rounding(self.problem, windows, self.problem.setup.dtype)
+        return self._roundings[windows]
 
-    def magnitudes(self, windows: Windows) -> Mapping[str, FloatArray]:
-        """Sums of absolute contributions, by tensor."""
-        if windows not in self._magnitudes:
-            self._magnitudes[windows] = magnitude(self.problem, windows)
-        return self._magnitudes[windows]
-
-    def loss(self) -> tuple[float, float]:
-        """The whole loss in float64, and the rounding that it may show in the spec's dtype.
-
-        The rounding is that of the loss itself and of everything the loss depends on, to first order.
-        """
+    def loss(self) -> float:
+        """The whole loss in float64."""
         setup = self.problem.setup
         perturbed = Perturbed(self.problem, whole(setup), np.dtype(np.float64))
-        each = perturbed.losses(setup.wrt[0], np.zeros(1, dtype=np.int64), np.zeros(1))[0]
-        size = np.abs(each).sum()
-        for tensor in setup.wrt:
-            size += np.abs(self.problem.array(tensor) * self.magnitudes(whole(setup))[tensor.name]).sum()
-        return float(each.sum()), float(rounding(np.asarray(size), setup.dtype))
+        return float(perturbed.losses(setup.wrt[0], np.zeros(1, dtype=np.int64), np.zeros(1)).sum())
 
     def _second(self, windows: Windows, tensor: Tensor) -> Estimate | None:
         ladders = [r.on_other_points() for r in self.references if isinstance(r, central.Central)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bpcli.checking.findings import Verdict, Worst
 from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.numerics.rounding import FACTOR
+from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
 
 Mask = NDArray[np.bool_]
 Codes = NDArray[np.int8]
@@ -57,17 +57,13 @@ class References:
 
 @dataclass(frozen=True, eq=False)
 class _Gap:
-    """How a gradient stands to one reference: `within` its bounds, or `excused` by a kink at the very point."""
+    """How a gradient stands to one reference: `within` its bounds, `accepted` also for a kink at the very point."""
 
     reference: FloatArray
     bound: FloatArray
     z: FloatArray
     within: Mask
-    excused: Mask
-
-    @property
-    def accepted(self) -> Mask:
-        return self.within | self.excused
+    accepted: Mask
 
 
 def judge(
@@ -101,7 +97,7 @@ def _gap(value: FloatArray, estimate: Estimate, rounding: FloatArray) -> _Gap:
     bound = np.where(nothing, 0.0, estimate.bound + rounding)
     error = np.abs(value - estimate.value)
     z = np.where(error == 0, 0.0, error / bound)
-    return _Gap(estimate.value, bound, z, z <= 1, (estimate.kink > 0) & (error <= bound + estimate.kink))
+    return _Gap(estimate.value, bound, z, z <= 1, (z <= 1) | (error <= bound + estimate.kink))
 
 
 def _by_complex_step(
@@ -138,7 +134,7 @@ def _contradicts(
 
 def small(dtype: np.dtype[np.floating]) -> float:
     """Entries below this part of the largest one are judged by its size: 1e-6, or what the dtype's rounding allows."""
-    return max(SMALL, 4 * FACTOR * float(np.finfo(dtype).eps) / 2 / POWER)
+    return max(SMALL, 8 * FACTOR * unit_roundoff(dtype) / POWER)
 
 
 def _by_differences(value: FloatArray, references: References, rounding: FloatArray, part: float) -> Entries:
@@ -151,7 +147,7 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
     power = gap.bound <= POWER * np.maximum(size, part * size.max())
     weak = np.where(central.noise > 0.5 * gap.bound, _CAUSE["noise"], _CAUSE["no power"])
     passes = gap.accepted & power
-    cause = np.where(passes, np.where(gap.within, _CAUSE[""], _CAUSE["kink"]), weak)
+    cause = np.where(passes, np.where(central.kink > 0, _CAUSE["kink"], _CAUSE[""]), weak)
     verdict = np.where(passes, PASS, INCONCLUSIVE)
     rejected = ~gap.accepted
     suspect = rejected

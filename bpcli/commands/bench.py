@@ -127,9 +127,9 @@ def _run(jobs: Mapping[Path, Job], ask: Ask, common: Common, results: Results) -
     """Measure all jobs into `results`; True when the user stopped it, which loses nothing that was finished."""
     from bpcli.benching.run import run
     from bpcli.commands.failures import translate
-    from bpcli.commands.kernels import announce
+    from bpcli.commands.kernels import prepare
 
-    announce(common)
+    prepare(common)
     try:
         with _counting(sum(j.sweep.cells for j in jobs.values()), common) as count:
             for job in jobs.values():

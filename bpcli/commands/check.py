@@ -91,7 +91,7 @@ def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode
     """
     from bpcli.checking.run import CheckOptions
     from bpcli.commands.choose import from_project, read
-    from bpcli.commands.kernels import announce
+    from bpcli.commands.kernels import prepare
     from bpcli.commands.progress import progress
     from bpcli.commands.specs import find
 
@@ -100,7 +100,7 @@ def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode
     call = Call(read(method), from_project(), options, common, alone=len(paths) == 1 and not refused)
     results = Results(errors=list(refused))
     if paths:
-        announce(common)
+        prepare(common)
     with progress(common) as say:
         for number, path in enumerate(paths, start=1):
             say(f"{path} ({number} of {len(paths)})")

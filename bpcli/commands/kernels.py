@@ -35,3 +35,11 @@ def announce(common: Common) -> None:
     from bpcli.kernels import library
 
     library.announce = lambda text: note(text, common)
+
+
+def prepare(common: Common) -> None:
+    """Announce, and compile what a check takes, two kernels at a time, where this machine has none of them yet."""
+    from bpcli.kernels import library
+
+    announce(common)
+    library.prepare(library.CHECKING)

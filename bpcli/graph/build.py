@@ -19,7 +19,8 @@ FLOAT32_MAX = 3.4028234663852886e38
 def build(spec: Spec, collector: Collector) -> Graph | None:
     """The graph of one step, or None when the collector holds any error, its own or an earlier one.
 
-    The loss is a node of its own: neither a leaf nor inside the time loop (a copy is made of one that is).
+    The loss is a node of its own: neither a leaf, nor part of a vector, nor inside the time loop (a copy is made of one
+    that is).
     """
     _check_trainable(spec, collector)
     scope = _scope(spec, Drafts(collector))
@@ -106,10 +107,10 @@ def _loss(scope: Scope) -> int | None:
 
 
 def _loss_of_its_own(scope: Scope, loss: int, new: Mapping[str, int]) -> int:
-    """The loss, or a copy of it where it is a leaf or a value that the loop computes for a state."""
+    """The loss, or a copy of it where it is a leaf, part of a vector or a value that the loop computes for a state."""
     drafts, name = scope.drafts, scope.spec.objective.loss
     looped = drafts.nodes[loss].phase is Phase.RECURRENT and loss in ancestors(new.values(), _args(drafts))
-    if not looped and not drafts.is_leaf(loss):
+    if not looped and not drafts.is_leaf(loss) and drafts.nodes[loss].op != "slice":
         return loss
     copy = drafts.apply("copy", (loss,), scope.spec.equations[name].expr.place)
     assert copy is not None, "a copy fits any shape"

@@ -41,7 +41,8 @@ def fuse(graph: Graph) -> Fusion:
             continue
         for one, other in (node.args, node.args[::-1]):
             term = graph.nodes[one]
-            if term.op == "matmul" and one not in roots and uses[one] == 1 and _alike(term, node):
+            whole = term.shape == graph.nodes[other].shape == node.shape  # a scalar would not fill the sum's storage
+            if term.op == "matmul" and one not in roots and uses[one] == 1 and term.phase is node.phase and whole:
                 product[node.index], addend[node.index] = one, other
                 break
     elided = set(product.values())

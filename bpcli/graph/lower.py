@@ -9,6 +9,7 @@ from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import (
     ADDEND,
+    FIELDS,
     INNER,
     NUMBER,
     OP,
@@ -23,8 +24,6 @@ from bpcli.graph.tape import (
     Forward,
     Integers,
 )
-
-FIELDS = INNER + 1
 
 
 def lower_forward(graph: Graph, fusion: Fusion) -> Forward:

@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from bpcli.graph.fuse import LEAVES, Fusion, matrix_of
-from bpcli.graph.lower import FIELDS, instructions, pack, resolve
+from bpcli.graph.lower import instructions, pack, resolve
 from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import (
     ACCUMULATE,
     ADDEND,
+    FIELDS,
     MODE_A,
     MODE_ADDEND,
     MODE_B,

@@ -18,6 +18,7 @@ ZERO = 1000
 """Opcode of the reverse program alone: set a node's cotangent to zero."""
 
 OP, OUT, A, B, ADDEND, NUMBER, SIZE, SIZE_A, SIZE_B, TURNED, MODE_A, MODE_B, MODE_ADDEND, INNER = range(14)
+FIELDS = INNER + 1
 """Fields of an instruction.
 
 ADDEND is a node added to a product (-1: none). NUMBER is the index of the operation's fixed number. SIZE, SIZE_A and

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bpcli.graph.lower import FIELDS as FIELDS
 from bpcli.graph.operations import OPERATIONS
+from bpcli.graph.tape import FIELDS as FIELDS
 from bpcli.graph.tape import ZERO as ZERO
 
 COPY, NEGATE, ADD, SUBTRACT, MULTIPLY, DIVIDE, POWER = (

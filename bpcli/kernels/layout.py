@@ -15,7 +15,7 @@ import numpy as np
 from bpcli.graph.fuse import LEAVES
 from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.tape import ADDEND, MODE_A, MODE_ADDEND, MODE_B, OUT, A, Alias, B, Forward, Integers, Reverse
-from bpcli.kernels.rows import BASE, EPOCH
+from bpcli.kernels.rows import BASE, EPOCH, STEP
 
 ALIGN = 8  # entries: a cache line of float64
 CHUNK, WINDOW = 1, 2
@@ -151,3 +151,10 @@ def _place_states(graph: Graph, allocator: Allocator, steps: int, batch: int, ep
         strides = (batch * size, 0, size, 0)
         allocator.place(previous, base, strides, epoch)
         allocator.place(graph.new[name], base + batch * size, strides, epoch)
+
+
+def settle(places: Integers, chunk_start: int, window_start: int, settled: Integers) -> None:
+    """Write to `settled` the table with steps counted from 0."""
+    settled[:] = places
+    starts = np.array((0, chunk_start, window_start))[places[:, EPOCH]]
+    settled[:, BASE] -= starts * places[:, STEP]

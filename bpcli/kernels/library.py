@@ -1,17 +1,16 @@
-"""The compiled kernels: where they are kept on disk, how they are got, and the message while they are made.
+"""The compiled kernels: how they are got, and the message while they are made.
 
-The folder's name carries a hash of the sources of this package and of what they are generated from, because Numba itself
-only sees that a function's own file has changed. Each kernel and dtype has a folder of its own, so that processes that
+Each kernel and dtype has a folder of its own, so that processes that
 compile different kernels at the same time do not write to the same index.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -23,7 +22,8 @@ import numpy as np
 from numba import cfunc, types
 from numpy.typing import NDArray
 
-from bpcli import __version__
+from bpcli.kernels import jit
+from bpcli.kernels.folder import cache_folder
 
 KERNELS = {
     "forward": "bpcli.kernels.forward:forward_span",
@@ -31,22 +31,20 @@ KERNELS = {
     "products": "bpcli.kernels.products:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
 }
+_DOUBLE, _COMPLEX = np.dtype(np.float64), np.dtype(np.complex128)
+CHECKING = (
+    ("reverse", _DOUBLE),
+    ("forward", _COMPLEX),
+    ("forward", _DOUBLE),
+    ("influence", _DOUBLE),
+    ("products", _DOUBLE),
+)
+"""The kernels that a check in float64 takes, the slowest to compile first."""
+
 announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced by whoever has a terminal)
 
 Jobs = NDArray[np.int64]
 Request = tuple[str, np.dtype]
-
-
-@functools.cache
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: under NUMBA_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache."""
-    package = Path(__file__).resolve().parent
-    sources = sorted([*package.glob("*.py"), *(package.parent / "graph").glob("*.py")])
-    digest = hashlib.sha256(f"{__version__} {numba.__version__} {np.__version__} {sys.version_info[:2]}".encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "bp" / digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -79,23 +77,15 @@ def _compiled(name: str, dtype: np.dtype) -> Any:
     return kernel
 
 
-def run(name: str, jobs: Jobs, values: NDArray) -> None:
-    """Run a kernel with every row of `jobs` on `values`, in parallel where there are several rows and threads."""
+def run(name: str, jobs: Jobs, values: NDArray, parallel: bool = True) -> None:
+    """Run a kernel with every row of `jobs` on `values`, in `parallel` where there are several rows and threads."""
     kernel = _compiled(name, values.dtype)
     if numba.config.DISABLE_JIT:
         for job in jobs:
             kernel(job, values)
         return
-    loop = _loop(parallel=len(jobs) > 1 and numba.get_num_threads() > 1)
+    loop = jit.run_parallel if parallel and len(jobs) > 1 and numba.get_num_threads() > 1 else jit.run
     loop(kernel.address, jobs, values.ctypes.data)
-
-
-@functools.cache
-def _loop(parallel: bool) -> Any:
-    with _cached_in(cache_folder() / "loops"):
-        from bpcli.kernels import jit
-
-        return jit.run_parallel if parallel else jit.run
 
 
 def missing(requests: Iterable[Request]) -> list[Request]:
@@ -108,15 +98,19 @@ def prepare(requests: Iterable[Request]) -> None:
     todo = [] if numba.config.DISABLE_JIT else missing(requests)
     if len(todo) < 2 or (os.cpu_count() or 1) < 2:
         return
-    names = ", ".join(f"{name} ({dtype})" for name, dtype in todo)
-    announce(f"compiling kernels, once on this machine: {names}")
+    announce(f"compiling {len(todo)} kernels, once on this machine; this takes about half a minute")
     queue, running = list(todo), list[subprocess.Popen[bytes]]()
     while queue or running:
         while queue and len(running) < (os.cpu_count() or 1):
             name, dtype = queue.pop(0)
             command = [sys.executable, "-m", "bpcli.kernels.library", name, str(dtype)]
             running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        running.pop(0).wait()
+        done = next((p for p in running if p.poll() is not None), None)
+        if done is None:
+            time.sleep(0.05)
+            continue
+        running.remove(done)
+        announce(f"compiled {len(todo) - len(queue) - len(running)} of {len(todo)}")
 
 
 if __name__ == "__main__":

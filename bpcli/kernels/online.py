@@ -161,7 +161,12 @@ class Online:
         plan, lines, lists = self.plan, list[list[int]](), list[NDArray[np.int64]]()
         for stretch in plan.stretches:
             node = plan.graph.nodes[stretch.node]
-            line = [stretch.start, stretch.rows, kernel.SHARED, *plan.seeds.table[stretch.node, [BASE, OUTER, INNER_ROW]]]
+            line = [
+                stretch.start,
+                stretch.rows,
+                kernel.SHARED,
+                *plan.seeds.table[stretch.node, [BASE, OUTER, INNER_ROW]],
+            ]
             line += [0, 0, 1, 0, -1]
             if node.op == "input":
                 line[kernel.KIND], line[kernel.COLUMNS], line[kernel.COUNT] = kernel.STEPWISE, node.size, node.size
@@ -244,4 +249,3 @@ class Online:
         """What has been collected for a stretch: (batch, rows)."""
         stretch = next(s for s in self.plan.stretches if s.node == node)
         return self.G.reshape(self.plan.batch, -1)[:, stretch.start : stretch.start + stretch.rows]
-

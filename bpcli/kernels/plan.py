@@ -22,6 +22,9 @@ SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
 LANE_FLOPS = 2e6
 """Work below which a phase is not cut: starting threads costs some ten microseconds."""
+TASK_ROWS = 64
+"""Rows of a matrix gradient in one task: every task packs the other factor anew."""
+LANE_ROWS = 64
 MOST_LANES = 16
 
 
@@ -39,6 +42,14 @@ class Plan:
     sums: Places
     leaves: frozenset[int]
 
+    @cached_property
+    def _flops(self) -> dict[Phase, float]:
+        return {phase: phase_flops(self.graph, phase) for phase in Phase}
+
+    def lanes(self, phase: Phase, steps: int) -> int:
+        """Into how many lanes the rows of some steps are cut."""
+        return lanes_for(self._flops[phase], steps * self.extent.batch)
+
     @property
     def entries(self) -> int:
         """Numbers held by a trace of this plan."""
@@ -51,7 +62,7 @@ class Plan:
         for product in self.reverse.products:
             rows, columns = self.graph.nodes[product.matrix].shape
             flops = 2.0 * rows * columns * self.extent.chunk * self.extent.batch
-            parts = max(1, min(MOST_LANES, rows // 16, int(flops / LANE_FLOPS)))
+            parts = max(1, min(MOST_LANES, rows // TASK_ROWS, int(flops / LANE_FLOPS)))
             for part in range(parts):
                 stretch = (rows * part // parts, rows * (part + 1) // parts)
                 ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
@@ -78,21 +89,18 @@ def make_plan(
     reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], cut)
     shards = max(1, -(-batch // SHARD_ROWS))
     chunk = max(1, min(window, -(-CHUNK_ROWS // batch)))
-    extent = Extent(window, chunk, batch, max(shards, MOST_LANES if shared_work(graph, chunk * batch) else 1))
+    phases = (Phase.INPUT, Phase.OUTPUT)
+    lanes = max(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases)
+    extent = Extent(window, chunk, batch, max(shards, lanes))
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
     values = value_places(graph, forward, reverse.reads | set(reads), extent)
     cotangents, sums = cotangent_places(graph, reverse, extent, inputs)
     return Plan(graph, forward, reverse, extent, shards, values, cotangents, sums, frozenset(leaves))
 
 
-def lanes_for(graph: Graph, phase: Phase, rows: int) -> int:
-    """Into how many lanes `rows` rows of a phase are cut."""
-    return max(1, min(MOST_LANES, rows // 64, int(phase_flops(graph, phase) * rows / LANE_FLOPS)))
-
-
-def shared_work(graph: Graph, rows: int) -> bool:
-    """Whether any phase outside the time loop is cut into lanes."""
-    return any(lanes_for(graph, phase, rows) > 1 for phase in (Phase.INPUT, Phase.OUTPUT))
+def lanes_for(flops: float, rows: int) -> int:
+    """Into how many lanes `rows` rows are cut of a phase that takes `flops` for one."""
+    return max(1, min(MOST_LANES, rows // LANE_ROWS, int(flops * rows / LANE_FLOPS)))
 
 
 def phase_flops(graph: Graph, phase: Phase) -> float:

@@ -129,7 +129,9 @@ def reverse(code, first, last, numbers, place, cplace, V, F, C, t, lane, o0, o1,
         elif op == MATMAT or op == TRANSPOSE:
             pull_static(code[c], place, cplace, F, C)
         elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
-            pull_unary_rows(code[c], numbers[code[c, NUMBER]].real, place, cplace, V, C, t, lane, o0, i0, no, ni, rounding)
+            pull_unary_rows(
+                code[c], numbers[code[c, NUMBER]].real, place, cplace, V, C, t, lane, o0, i0, no, ni, rounding
+            )
         for slot in range(3):
             kind, field = factor(code[c], slot, rounding)
             if kind < 0:

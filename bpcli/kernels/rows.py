@@ -6,8 +6,6 @@ Shared values have strides of zero. Rows that lie end to end are treated as one 
 
 from __future__ import annotations
 
-import numpy as np
-
 from bpcli.kernels.jit import inner
 
 BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH = range(6)
@@ -24,11 +22,3 @@ def address(place, node, t, o, i, lane):
         + i * place[node, INNER_ROW]
         + lane * place[node, LANE]
     )
-
-
-def settle(places, chunk_start: int, window_start: int):  # type: ignore[no-untyped-def]
-    """A table with steps counted from 0: what is stored per chunk or per window counts from where that begins."""
-    settled = places.copy()
-    starts = np.array([0, chunk_start, window_start])[places[:, EPOCH]]
-    settled[:, BASE] -= starts * places[:, STEP]
-    return settled

@@ -14,10 +14,10 @@ from bpcli.kernels import products as products_kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.blas import single_threaded
 from bpcli.kernels.fixes import Fix, no_fixes
-from bpcli.kernels.layout import WINDOW
+from bpcli.kernels.layout import WINDOW, settle
 from bpcli.kernels.library import Jobs, run
-from bpcli.kernels.plan import Plan, lanes_for
-from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, LANE, STEP, settle
+from bpcli.kernels.plan import Plan
+from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, LANE, STEP
 
 Array = NDArray[np.floating]
 Arrays = Mapping[str, Array]
@@ -40,6 +40,9 @@ def forward_job(program: Forward, numbers: Array, places: Jobs, V: Array, fix: F
 
 def cut(job: Jobs, field: int, first: int, last: int, parts: int) -> Jobs:
     """`job` once for each of `parts` even stretches of `first` to `last`, written to `field` and the one after it."""
+    if parts == 1:
+        job[field], job[field + 1] = first, last
+        return job[None]
     jobs = np.repeat(job[None], parts, axis=0)
     ends = first + (last - first) * np.arange(parts + 1) // parts
     jobs[:, field], jobs[:, field + 1] = ends[:-1], ends[1:]
@@ -60,11 +63,16 @@ class Trace:
         params, inputs, state = arrays
         graph, batch = plan.graph, plan.extent.batch
         self.plan, self.dtype, self.rounding, self.origin = plan, dtype, rounding, 0
-        self.V = np.zeros(plan.values.size, dtype)
-        self.F = np.zeros(plan.values.size, dtype) if rounding else self.V
-        self.C = np.zeros(plan.cotangents.size, dtype)
+        self.V = np.empty(plan.values.size, dtype)
+        self.F = np.empty(plan.values.size, dtype) if rounding else self.V
+        self.C = np.empty(plan.cotangents.size, dtype)
+        self._clear_sums()
         self.numbers = plan.forward.numbers.astype(dtype)
         self.fix = no_fixes(len(graph.nodes), dtype)
+        self.place, self.cplace = plan.values.table.copy(), plan.cotangents.table.copy()
+        self._forward_job = forward_job(plan.forward, self.numbers, self.place, self.V, self.fix)
+        self._reverse_job = self.reverse_job(plan.reverse.code, self.place, self.cplace, self.C)
+        self._products_job = self._product_jobs()
         self.inputs = {
             graph.leaf[name]: rows.reshape(-1, graph.nodes[graph.leaf[name]].size)
             for name, rows in inputs.items()
@@ -83,7 +91,17 @@ class Trace:
                 self.value(node.index, node.size)[:] = params[node.name].ravel()
             elif node.op == "constant":
                 self.value(node.index, 1)[:] = node.numbers[0]
-        self._forward(Phase.STATIC, self.plan.values.table, (0, 1), (0, 1), 1)
+        self._forward(Phase.STATIC, (0, 1), (0, 1), 1)
+
+    def _clear_sums(self) -> None:
+        """Set to zero what contributions are only ever added to: all but what a first contribution is stored in."""
+        plan = self.plan
+        for n, node in enumerate(plan.graph.nodes):
+            final, line = plan.sums.table[n], plan.cotangents.table[n]
+            if final[BASE] >= 0 and (node.phase is Phase.STATIC or node.op == "input"):
+                steps = 1 if node.phase is Phase.STATIC else plan.extent.window * plan.extent.batch
+                self.C[final[BASE] : final[BASE] + node.size * steps] = 0
+                self.C[line[BASE] : line[BASE] + line[LANE] * plan.extent.lanes] = 0
 
     def value(self, node: int, entries: int) -> Array:
         """The first `entries` numbers stored for a node."""
@@ -100,15 +118,12 @@ class Trace:
     def forward(self, first: int, last: int) -> None:
         """Steps `first` to `last`, at most a chunk of them; they must lie in the window."""
         plan, batch = self.plan, self.plan.extent.batch
-        self.place = settle(plan.values.table, first, self.origin)
+        settle(plan.values.table, first, self.origin, self.place)
         self._load_inputs(first, last)
         rows = (first * batch, last * batch)
-        self._forward(Phase.INPUT, self.place, (0, 1), rows, self._lanes(Phase.INPUT, first, last))
-        self._forward(Phase.RECURRENT, self.place, (first, last), (0, batch), plan.shards)
-        self._forward(Phase.OUTPUT, self.place, (0, 1), rows, self._lanes(Phase.OUTPUT, first, last))
-
-    def _lanes(self, phase: Phase, first: int, last: int) -> int:
-        return lanes_for(self.plan.graph, phase, (last - first) * self.plan.extent.batch)
+        self._forward(Phase.INPUT, (0, 1), rows, plan.lanes(Phase.INPUT, last - first))
+        self._forward(Phase.RECURRENT, (first, last), (0, batch), plan.shards)
+        self._forward(Phase.OUTPUT, (0, 1), rows, plan.lanes(Phase.OUTPUT, last - first))
 
     def _load_inputs(self, first: int, last: int) -> None:
         batch = self.plan.extent.batch
@@ -116,13 +131,13 @@ class Trace:
             part = rows[first * batch : last * batch].ravel()
             self.value(node, part.size)[:] = part
 
-    def _forward(self, phase: Phase, places: Jobs, steps: tuple[int, int], rows: tuple[int, int], parts: int) -> None:
+    def _forward(self, phase: Phase, steps: tuple[int, int], rows: tuple[int, int], parts: int) -> None:
         program = self.plan.forward
         if program.bounds[phase] == program.bounds[phase + 1]:
             return
-        job = forward_job(program, self.numbers, places, self.V, self.fix)
-        job[forward_kernel.FIRST], job[forward_kernel.LAST] = program.bounds[phase : phase + 2]
-        job[forward_kernel.STEP0], job[forward_kernel.STEP1] = steps
+        job = self._forward_job.copy()
+        job[forward_kernel.FIRST : forward_kernel.LAST + 1] = program.bounds[phase : phase + 2]
+        job[forward_kernel.STEP0 : forward_kernel.STEP1 + 1] = steps
         run("forward", cut(job, forward_kernel.I0, *rows, parts), self.V)
 
     def losses(self, first: int, last: int) -> NDArray[np.float64]:
@@ -141,17 +156,17 @@ class Trace:
         `fresh`, else what the call before left at its first step.
         """
         plan, batch = self.plan, self.plan.extent.batch
-        self.place = settle(plan.values.table, first, self.origin)
-        self.cplace = settle(plan.cotangents.table, first, self.origin)
+        settle(plan.values.table, first, self.origin, self.place)
+        settle(plan.cotangents.table, first, self.origin, self.cplace)
         self._load_inputs(first, last)
         if self.rounding:
             np.abs(self.V, out=self.F)
         self._carry(last - first, fresh)
         self._seed(first, weights)
         rows = (first * batch, last * batch)
-        self._reverse(Phase.OUTPUT, (0, 1), rows, self._lanes(Phase.OUTPUT, first, last))
+        self._reverse(Phase.OUTPUT, (0, 1), rows, plan.lanes(Phase.OUTPUT, last - first))
         self._reverse(Phase.RECURRENT, (first, last), (0, batch), plan.shards)
-        self._reverse(Phase.INPUT, (0, 1), rows, self._lanes(Phase.INPUT, first, last))
+        self._reverse(Phase.INPUT, (0, 1), rows, plan.lanes(Phase.INPUT, last - first))
         self._matrix_gradients(first * batch, last * batch)
 
     def _carry(self, steps: int, fresh: bool) -> None:
@@ -178,11 +193,12 @@ class Trace:
         program = self.plan.reverse
         if program.bounds[3 - phase] == program.bounds[4 - phase]:
             return
-        job = self.reverse_job(program.code, self.place, self.cplace, self.C)
-        job[reverse_kernel.FIRST], job[reverse_kernel.LAST] = program.bounds[3 - phase : 5 - phase]
-        job[reverse_kernel.STEP0], job[reverse_kernel.STEP1] = steps
+        job = self._reverse_job.copy()
+        job[reverse_kernel.FIRST : reverse_kernel.LAST + 1] = program.bounds[3 - phase : 5 - phase]
+        job[reverse_kernel.STEP0 : reverse_kernel.STEP1 + 1] = steps
         jobs = cut(job, reverse_kernel.I0, *rows, parts)
-        jobs[:, reverse_kernel.LANE] = np.arange(parts)
+        if parts > 1:
+            jobs[:, reverse_kernel.LANE] = np.arange(parts)
         run("reverse", jobs, self.V)
 
     def reverse_job(self, code: Jobs, places: Jobs, cplaces: Jobs, C: Array) -> Jobs:
@@ -196,22 +212,28 @@ class Trace:
         job[reverse_kernel.O1], job[reverse_kernel.ROUNDING] = 1, self.rounding
         return job
 
-    def _matrix_gradients(self, first: int, last: int) -> None:
-        kernel, tasks = products_kernel, self.plan.tasks
-        if not len(tasks):
-            return
-        matrix, delta, vector, turned, columns, r0, r1 = tasks.T
-        jobs = np.zeros((len(tasks), kernel.JOB), np.int64)
+    def _product_jobs(self) -> Jobs:
+        """The jobs of all matrix gradients with everything but where their rows begin and how many there are."""
+        kernel = products_kernel
+        matrix, delta, vector, turned, columns, r0, r1 = self.plan.tasks.T
+        jobs = np.zeros((len(r0), kernel.JOB), np.int64)
         jobs[:, kernel.LENGTH_V], jobs[:, kernel.LENGTH_C] = self.V.size, self.C.size
         jobs[:, kernel.ADDRESS_C] = self.C.ctypes.data
-        jobs[:, kernel.TURNED_], jobs[:, kernel.COLUMNS] = turned, columns
-        jobs[:, kernel.ROWS], jobs[:, kernel.DEPTH] = r1 - r0, last - first
-        ldd, ldv = self.cplace[delta, INNER_ROW], self.place[vector, INNER_ROW]
-        jobs[:, kernel.DELTA_STRIDE], jobs[:, kernel.VECTOR_STRIDE] = ldd, ldv
-        jobs[:, kernel.DELTA] = self.cplace[delta, BASE] + first * ldd + np.where(turned, 0, r0)
-        jobs[:, kernel.VECTOR] = self.place[vector, BASE] + first * ldv + np.where(turned, r0, 0)
-        jobs[:, kernel.SUM] = self.cplace[matrix, BASE] + r0 * columns
-        run("products", jobs, self.F)
+        jobs[:, kernel.TURNED_], jobs[:, kernel.COLUMNS], jobs[:, kernel.ROWS] = turned, columns, r1 - r0
+        jobs[:, kernel.DELTA_STRIDE] = self.plan.cotangents.table[delta, INNER_ROW]
+        jobs[:, kernel.VECTOR_STRIDE] = self.plan.values.table[vector, INNER_ROW]
+        jobs[:, kernel.SUM] = self.plan.cotangents.table[matrix, BASE] + r0 * columns
+        return jobs
+
+    def _matrix_gradients(self, first: int, last: int) -> None:
+        kernel, jobs = products_kernel, self._products_job
+        if not len(jobs):
+            return
+        _, delta, vector, turned, _, r0, _ = self.plan.tasks.T
+        jobs[:, kernel.DEPTH] = last - first
+        jobs[:, kernel.DELTA] = self.cplace[delta, BASE] + first * jobs[:, kernel.DELTA_STRIDE] + (1 - turned) * r0
+        jobs[:, kernel.VECTOR] = self.place[vector, BASE] + first * jobs[:, kernel.VECTOR_STRIDE] + turned * r0
+        run("products", jobs, self.F, parallel=len(jobs) > len(self.plan.reverse.products))
 
     def finish(self, extra: Sequence[tuple[int, Array]] = ()) -> dict[int, Array]:
         """Add up the lanes (and `extra` sums of static nodes), take the static phase backwards; gradients by leaf."""
@@ -227,7 +249,7 @@ class Trace:
             self.C[base : base + values.size] += values
         if self.rounding:
             np.abs(self.V, out=self.F)
-        self.place, self.cplace = plan.values.table, plan.sums.table
+        self.place[:], self.cplace[:] = plan.values.table, plan.sums.table
         self._reverse(Phase.STATIC, (0, 1), (0, 1), 1)
         return {n: self._leaf(n) for n in plan.leaves if graph.nodes[n].op != "previous"}
 

@@ -9,7 +9,7 @@ from typing import Any
 from bpcli.graph.model import Graph
 from bpcli.methods.base import Cost, Gradient, Window
 from bpcli.problem.model import Problem, Setup
-from bpcli.problem.unrolled import Unrolled
+from bpcli.problem.unrolled import unrolled
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Unrolling:
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """One pass forwards; backwards through every window; the longest window held."""
-        unrolled = Unrolled(setup, self.windows(setup, options))
-        return Cost(unrolled.flops, unrolled.bytes, setup.T)
+        plan = unrolled(setup, self.windows(setup, options))
+        return Cost(plan.flops, plan.bytes, setup.T)
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """Forwards, and backwards from the end of each window."""
-        return Gradient(*Unrolled(problem.setup, self.windows(problem.setup, options)).gradient(problem))
+        return Gradient(*unrolled(problem.setup, self.windows(problem.setup, options)).gradient(problem))

@@ -77,9 +77,7 @@ class RTRL:
 def _plan(setup: Setup) -> OnlinePlan:
     graph = setup.graph
     leaves = frozenset(graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf)
-    patterns = {
-        graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf
-    }
+    patterns = {graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf}
     states = any(x.kind == "state" for x in setup.wrt)
     return OnlinePlan(graph, leaves, states, setup.batch, setup.T, patterns)
 

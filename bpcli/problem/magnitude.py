@@ -8,7 +8,7 @@ import numpy as np
 
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Array, Problem
-from bpcli.problem.unrolled import Unrolled, Window
+from bpcli.problem.unrolled import Window, unrolled
 
 
 def magnitude(problem: Problem, windows: Sequence[Window]) -> dict[str, Array]:
@@ -18,4 +18,4 @@ def magnitude(problem: Problem, windows: Sequence[Window]) -> dict[str, Array]:
     evaluation, so saturated units are not taken for exact; a path that is exactly nothing counts as nothing.
     """
     double = cast(problem, np.dtype(np.float64))
-    return Unrolled(double.setup, windows).gradient(double, rounding=True)[1]
+    return unrolled(double.setup, tuple(windows)).gradient(double, rounding=True)[1]

@@ -110,7 +110,9 @@ class Perturbed:
         }
         inputs = {}
         for node, rows in self.trace.inputs.items():
-            inputs[node] = rows.reshape(self.setup.T, self.setup.batch, -1)[steps].reshape(layout.steps, layout.rows, -1)
+            inputs[node] = rows.reshape(self.setup.T, self.setup.batch, -1)[steps].reshape(
+                layout.steps, layout.rows, -1
+            )
         copies = Copies(layout, self.trace.V.dtype, inputs, static)
         if change.tensor.kind == "param" and layout.leaf >= 0:
             self._change_parameter(copies, change)
@@ -134,10 +136,17 @@ class Perturbed:
         """Run the static phase for each copy: vectors that the loop reads are kept, matrices as lists of differences."""
         layout, leaf = copies.layout, copies.layout.leaf
         plain = Layout(self.graph, self.forward, -1, 1, 1, 1)
-        single = Copies(plain, copies.V.dtype, {}, {n: self.trace.value(n, self.graph.nodes[n].size) for n in
-                                                    self._static_nodes(plain)})
-        matrices = {n: list[tuple[NDArray, NDArray, NDArray, NDArray]]() for n in layout.crossing
-                    if len(self.graph.nodes[n].shape) == 2}
+        single = Copies(
+            plain,
+            copies.V.dtype,
+            {},
+            {n: self.trace.value(n, self.graph.nodes[n].size) for n in self._static_nodes(plain)},
+        )
+        matrices = {
+            n: list[tuple[NDArray, NDArray, NDArray, NDArray]]()
+            for n in layout.crossing
+            if len(self.graph.nodes[n].shape) == 2
+        }
         for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
             single.block(leaf)[0, entry] += delta
             single.static_run()
@@ -154,7 +163,9 @@ class Perturbed:
         return {n: tuple(np.concatenate(parts) for parts in zip(*lists, strict=True)) for n, lists in matrices.items()}
 
     def _static_nodes(self, layout: Layout) -> list[int]:
-        return [n.index for n in self.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0]
+        return [
+            n.index for n in self.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
+        ]
 
     def _enter(self, copies: Copies, change: _Change, starts: NDArray[np.int64]) -> None:
         """Put every row's state before its first step in place; a changed initial state where a row starts at step 0."""

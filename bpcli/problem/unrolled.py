@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,12 @@ def loss_weights(setup: Setup) -> NDArray[np.float64]:
     return np.repeat(steps[:, None] * share, setup.batch, axis=1)
 
 
+@lru_cache(maxsize=8)
+def unrolled(setup: Setup, windows: tuple[Window, ...]) -> Unrolled:
+    """The `Unrolled` of a setup and windows; the plan of a gradient that is taken again is kept."""
+    return Unrolled(setup, windows)
+
+
 @dataclass(frozen=True, eq=False)
 class Unrolled:
     """The gradient of a setup restricted to windows, in ascending order of `stop`; sizes are known before it runs."""
@@ -91,7 +97,9 @@ class Unrolled:
         """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead."""
         trace = Trace(self.plan, problem.setup.dtype, (problem.params, problem.inputs, problem.state), rounding)
         weights = loss_weights(self.setup)
-        initial = {x.name: np.zeros((self.setup.batch, self._size(x.name))) for x in self.setup.wrt if x.kind == "state"}
+        initial = {
+            x.name: np.zeros((self.setup.batch, self._size(x.name))) for x in self.setup.wrt if x.kind == "state"
+        }
         trace.start()
         loss, done = 0.0, 0
         for window in self.windows:

@@ -11,7 +11,6 @@ import numpy as np
 from bpcli.graph.model import Graph
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods.base import Window
-from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.base import Estimate, copies, forward_flops
@@ -41,14 +40,14 @@ class ComplexStep:
     def estimate(
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
-        """See `Reference`. The bound is the rounding that a derivative of this magnitude has in float64."""
+        """See `Reference`. The bound is the rounding that such a gradient shows in float64."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128))
-        magnitudes = magnitude(problem, windows)
+        bounds = rounding(problem, tuple(windows), np.dtype(np.float64)).gradient
         estimates = {}
         for tensor in tensors:
             around = probe(problem, tensor)
             value = around.scatter(_derivatives(perturbed, tensor, around), tensor.shape)
-            bound = rounding(magnitudes[tensor.name], np.dtype(np.float64))
+            bound = bounds[tensor.name]
             finite = np.isfinite(value) & np.isfinite(bound)
             none = np.zeros(tensor.shape)
             estimates[tensor.name] = Estimate(

@@ -52,30 +52,32 @@ def loss_noise(sampler: Sampler, steps: FloatArray) -> FloatArray:
     """
     rows = np.linspace(0, len(sampler.probe.entries) - 1, _SAMPLED).astype(np.int64)
     spread = steps[rows] * _FACTORS
-    seen = [_at_spacing(sampler, rows, spread * spacing) for spacing in _SPACINGS]
-    noise = np.array([n for n, _ in seen]).min(axis=0)
-    moves = np.array([m for _, m in seen]).any(axis=0)
-    for spacing in _WIDE_SPACINGS:
-        if moves.all():
-            break
-        further, moves_further = _at_spacing(sampler, rows, spread * spacing)
-        noise = np.where(moves, noise, further)
-        moves |= moves_further
+    noise, moves = _at_spacings(sampler, rows, [spread * spacing for spacing in _SPACINGS])
+    if not moves.all():
+        further, moves_further = _at_spacings(sampler, rows, [spread * spacing for spacing in _WIDE_SPACINGS])
+        noise = np.where(moves, noise, np.where(moves_further, further, np.inf))
     noise = np.where(np.isfinite(noise), 2.0 * noise, 0.0)
     return np.asarray(np.maximum(noise, _UNIT_ROUNDOFF * sampler.level), dtype=np.float64)
 
 
-def _at_spacing(sampler: Sampler, rows: NDArray[np.int64], spacing: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """The median noise over those of `rows` that show any, infinity if none does; and whether the loss moves `(S,)`."""
+def _at_spacings(
+    sampler: Sampler, rows: NDArray[np.int64], spacings: list[FloatArray]
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """The smallest over the spacings of the median noise of `rows`, infinity if none shows any; does the loss move?
+
+    Spacings are `(rows,)` each, the answers `(S,)`.
+    """
     offsets = np.arange(POINTS) - POINTS // 2
-    change, _ = sampler.shift(np.repeat(rows, POINTS), np.outer(spacing, offsets).ravel())
-    values = change.reshape(len(rows), POINTS, -1).transpose(0, 2, 1)
+    everything = np.concatenate([np.outer(spacing, offsets).ravel() for spacing in spacings])
+    change, _ = sampler.shift(np.tile(np.repeat(rows, POINTS), len(spacings)), everything)
+    values = change.reshape(len(spacings), len(rows), POINTS, -1).transpose(0, 1, 3, 2)
     # A loss that stays the same from point to point shows its resolution, not its noise; so does one that keeps step
     # with the grid of its own values, where the differences vanish exactly.
     moves = (np.diff(values, axis=-1) != 0).sum(axis=-1) > POINTS // 2
     moves &= np.isfinite(values).all(axis=-1)
     sigma = table_noise(np.nan_to_num(values))
     shown = moves & (sigma > 0)
-    ordered = np.sort(np.where(shown, sigma, np.inf), axis=0)
-    middle = np.minimum(shown.sum(axis=0) // 2, np.maximum(shown.sum(axis=0) - 1, 0))
-    return np.take_along_axis(ordered, middle[None], axis=0)[0], moves.any(axis=0)
+    ordered = np.sort(np.where(shown, sigma, np.inf), axis=1)
+    count = shown.sum(axis=1, keepdims=True)
+    median = np.take_along_axis(ordered, np.minimum(count // 2, np.maximum(count - 1, 0)), axis=1)[:, 0]
+    return median.min(axis=0), moves.any(axis=(0, 1))

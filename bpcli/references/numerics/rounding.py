@@ -1,16 +1,15 @@
 """How far rounding alone may take a correct gradient from the exact one: measured in float32, where it is large.
 
 Worst-case bounds (products of absolute Jacobians) grow exponentially with the number of steps and soon excuse any
-gradient. So the rounding is sampled: the reverse pass is run in float32 and in float64 on the same slightly shifted arrays,
-and the difference is what a forward and a backward pass really lose, cancellation and saturation included. Rounding is
-linear in unit roundoff, which takes the sample from float32 to float64 (as in stochastic arithmetic: Parker, "Monte Carlo
-arithmetic", 1997).
+gradient. So the rounding is sampled: the reverse pass is run in float32 and in float64 on the same slightly shifted
+arrays, and the difference is what a forward and a backward pass really lose, by cancellation too. Rounding is linear in
+unit roundoff, which takes the sample from float32 to float64 (compare Parker, "Monte Carlo arithmetic", 1997).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,17 +17,20 @@ from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Array, Problem
-from bpcli.problem.unrolled import Unrolled
+from bpcli.problem.unrolled import Unrolled, unrolled
 from bpcli.references.numerics.probe import FloatArray
 
 # Multiples of the sampled standard deviation, and of one rounding of the result, that a correct gradient may be off by;
-# with eight samples a Gaussian error exceeds the first in one of 10⁹ entries.
+# with a dozen samples a Gaussian error exceeds the first in fewer than one of 10⁹ entries.
 FACTOR = 32.0
-SAMPLES = 8
-_SHIFT = 2.0**-20
+# Relative shifts of the arrays. A saturated unit hardly moves under a small one, and would always round the same way.
+_SHIFTS = (2.0**-20, 2.0**-14, 2.0**-8) * 4
 # Where float32 loses this much of an entry it is no longer linear in unit roundoff.
 _LINEAR = 1e-2
+# Roundings of the tensor's largest entry that any entry with as large contributions may show, over FACTOR.
+_SATURATED = 1 / 8
 _UNDERFLOWS = 1e3
+_LOSS = ""  # beside the names of tensors
 _SINGLE = np.dtype(np.float32)
 _DOUBLE = np.dtype(np.float64)
 
@@ -38,56 +40,73 @@ def unit_roundoff(dtype: np.dtype[np.floating]) -> float:
     return float(np.finfo(dtype).eps) / 2
 
 
-def rounding(
-    problem: Problem, windows: Sequence[Window], dtype: np.dtype[np.floating]
-) -> Mapping[str, FloatArray]:
-    """By tensor, a bound on the rounding of each entry of the gradient that `windows` define, computed in `dtype`.
+@dataclass(frozen=True, eq=False)
+class Rounding:
+    """Bounds on rounding: by tensor, of each entry of the gradient; and of the loss that comes with it."""
+
+    gradient: Mapping[str, FloatArray]
+    loss: float
+
+
+def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
+    """What the gradient that `windows` define may be off by when it is computed in `dtype`.
 
     Where there is no contribution at all the bound is exactly zero.
     """
     with np.errstate(all="ignore"):
         magnitudes = magnitude(problem, windows)
         sizes, spreads = _samples(problem, windows)
-        return {
-            name: bound(sizes[name], spreads[name], magnitudes[name], dtype) for name in magnitudes
+        each = {
+            name: bound(sizes[name], spreads[name], m.astype(np.float64), dtype) for name, m in magnitudes.items()
         }
+        loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype)
+        return Rounding(each, float(loss))
 
 
 def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
     """The bound for entries of absolute value `size` whose float32 rounding has root mean square `spread`.
 
-    `magnitude`, the sum of absolute contributions, stands in where float32 has lost the entry. Below the normal range
-    rounding is absolute.
+    Where float32 has lost an entry, the size of its tensor stands in, or, where it has lost most of the tensor, the sum
+    of absolute contributions `magnitude`. Below the normal range rounding is absolute.
     """
     roundoff = unit_roundoff(dtype)
     scaled = spread * (roundoff / unit_roundoff(_SINGLE)) + roundoff * size
-    lost = ~(spread <= _LINEAR * size) & (dtype != _SINGLE)
-    scaled = np.where(lost, np.fmax(scaled, roundoff * magnitude), scaled)
-    scaled = np.where(np.isfinite(scaled), scaled, roundoff * magnitude)
+    lost = ~(spread <= _LINEAR * size)
+    if dtype == _SINGLE:
+        lost = ~np.isfinite(spread)
+    largest = np.nanmax(size) if 2 * lost.sum() < lost.size else np.inf
+    # A unit that saturates to exactly 1 in float32 has no rounding there, and has some in float64.
+    saturated = roundoff * np.fmin(magnitude, largest)
+    scaled = np.fmax(scaled, np.where(lost, saturated, _SATURATED * saturated))
     underflow = _UNDERFLOWS * float(np.finfo(dtype).smallest_subnormal)
     return np.where(magnitude == 0, 0.0, FACTOR * scaled + underflow)
 
 
-def _samples(
-    problem: Problem, windows: Sequence[Window]
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """By tensor, the mean absolute value of the gradient and the root mean square of its rounding in float32."""
     single = cast(problem, _SINGLE)
     double = replace(problem.setup, dtype=_DOUBLE)
     generator = np.random.default_rng(0)
-    sizes = {t.name: np.zeros(t.shape) for t in problem.setup.wrt}
-    squares = {t.name: np.zeros(t.shape) for t in problem.setup.wrt}
-    for _ in range(SAMPLES):
-        shifted = Problem(single.setup, *(_shifted(g, generator) for g in (single.params, single.inputs, single.state)))
-        rounded = Unrolled(single.setup, windows).gradient(shifted)[1]
-        exact = Unrolled(double, windows).gradient(cast(shifted, _DOUBLE))[1]
-        for name in sizes:
-            sizes[name] += np.abs(exact[name]) / SAMPLES
-            squares[name] += (rounded[name].astype(np.float64) - exact[name]) ** 2 / SAMPLES
+    shapes = {_LOSS: (), **{t.name: t.shape for t in problem.setup.wrt}}
+    sizes = {name: np.zeros(shape) for name, shape in shapes.items()}
+    squares = {name: np.zeros(shape) for name, shape in shapes.items()}
+    for shift in _SHIFTS:
+        groups = (single.params, single.inputs, single.state)
+        shifted = Problem(single.setup, *(_shifted(group, shift, generator) for group in groups))
+        rounded = _answers(unrolled(single.setup, windows), shifted)
+        exact = _answers(unrolled(double, windows), cast(shifted, _DOUBLE))
+        for name in shapes:
+            sizes[name] += np.abs(exact[name]) / len(_SHIFTS)
+            squares[name] += (rounded[name] - exact[name]) ** 2 / len(_SHIFTS)
     return sizes, {name: np.sqrt(square) for name, square in squares.items()}
 
 
-def _shifted(group: Mapping[str, Array], generator: np.random.Generator) -> dict[str, Array]:
-    """Each number off by up to a millionth of itself, so that it rounds differently."""
-    factors = ((name, array, generator.uniform(-_SHIFT, _SHIFT, array.shape)) for name, array in group.items())
-    return {name: (array * (1 + factor)).astype(_SINGLE) for name, array, factor in factors}
+def _answers(method: Unrolled, problem: Problem) -> dict[str, FloatArray]:
+    loss, arrays = method.gradient(problem)
+    return {name: np.asarray(a, dtype=np.float64) for name, a in {_LOSS: loss, **arrays}.items()}
+
+
+def _shifted(group: Mapping[str, Array], shift: float, generator: np.random.Generator) -> dict[str, Array]:
+    """Each number off by up to `shift` of itself, so that it rounds differently."""
+    factors = ((name, array, generator.uniform(-shift, shift, array.shape)) for name, array in group.items())
+    return {name: np.asarray(array * (1 + factor), dtype=_SINGLE) for name, array, factor in factors}

@@ -1,0 +1,45 @@
+"""Where compiled kernels are kept on disk.
+
+The folder's name carries a hash of the sources that compiled code is made of, because Numba itself only sees that a
+function's own file has changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from bpcli import __version__
+
+SOURCES = (
+    *("blas", "codes", "elementwise", "elementwise_complex", "elementwise_real", "forward", "influence", "jit"),
+    *("products", "pull", "pull_reductions", "reductions", "reverse", "rows", "slopes", "unary"),
+    *("../graph/operations", "../graph/tape"),
+)
+"""What compiled code is made of: the modules that kernels import, directly or not, from this package."""
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: under NUMBA_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache, else for this run."""
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256(f"{__version__} {numba.__version__} {np.__version__} {sys.version_info[:2]}".encode())
+    for source in SOURCES:
+        digest.update((package / f"{source}.py").read_bytes())
+    name = f"bp/{digest.hexdigest()[:16]}"
+    for root in (os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME"), "~/.cache"):
+        folder = Path(root or "").expanduser() / name
+        try:
+            if root and folder.is_absolute():
+                folder.mkdir(parents=True, exist_ok=True)
+                return folder
+        except OSError:
+            continue
+    return Path(tempfile.mkdtemp(prefix="bp-kernels-"))

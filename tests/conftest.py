@@ -1,0 +1,46 @@
+"""Before the first test, the kernels, compiled side by side where this machine lacks them; and the slow marker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+NAMES = ("reverse", "influence", "forward", "products")
+KERNELS = [(name, np.dtype(dtype)) for dtype in ("float64", "float32") for name in NAMES]
+KERNELS.append(("forward", np.dtype(np.complex128)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of tests that compile kernels afresh."""
+    config.addinivalue_line("markers", "slow: takes minutes; runs last, and only where BP_SLOW=1 is set")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow tests last, and leave them out unless they are asked for."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    if os.environ.get("BP_SLOW") != "1":
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="set BP_SLOW=1 to run it"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels() -> None:
+    """Compile what is missing, if any test of this run uses kernels at all."""
+    library = sys.modules.get("bpcli.kernels.library")
+    if library is not None:
+        library.prepare(KERNELS)
+
+
+@pytest.fixture
+def threads() -> Iterator[object]:
+    """A function that sets the number of threads, at most what there is; undone after the test."""
+    import numba
+
+    before = numba.get_num_threads()
+    yield lambda count: numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(before)

@@ -1,0 +1,122 @@
+"""Work cut into chunks, shards, lanes, sliding windows and blocks: the same gradient; and memory as predicted."""
+
+from __future__ import annotations
+
+import pytest
+from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small
+
+from bpcli.benching.memory import allocated_bytes
+from bpcli.kernels import online, plan
+from bpcli.methods import parse
+from bpcli.problem import unrolled
+from bpcli.problem.model import Problem
+
+CUTS: dict[str, dict[object, dict[str, float]]] = {
+    "chunks": {plan: {"CHUNK_ROWS": 4}},
+    "chunks of one step": {plan: {"CHUNK_ROWS": 1}},
+    "shards": {plan: {"SHARD_ROWS": 2}},
+    "lanes": {plan: {"LANE_FLOPS": 1.0, "LANE_ROWS": 1, "TASK_ROWS": 1}},
+    "slides": {unrolled: {"SLACK": 1}},
+    "slides by chunks": {unrolled: {"SLACK": 1}, plan: {"CHUNK_ROWS": 4}},
+    "blocks": {online: {"BLOCK_ENTRIES": 7}},
+    "blocks of one row": {online: {"BLOCK_ENTRIES": 1, "JOBS": 3}},
+    "one step at a time": {online: {"MOST_STEPS": 1}},
+    "two steps at a time": {online: {"MOST_STEPS": 2, "BLOCK_ENTRIES": 11}},
+    "three steps at a time": {online: {"MOST_STEPS": 3}, plan: {"SHARD_ROWS": 2}},
+    "all at once": {
+        plan: {"CHUNK_ROWS": 6, "SHARD_ROWS": 1, "LANE_FLOPS": 1.0, "LANE_ROWS": 1, "TASK_ROWS": 1},
+        online: {"MOST_STEPS": 2, "BLOCK_ENTRIES": 5, "SEED_ENTRIES": 300},
+        unrolled: {"SLACK": 2},
+    },
+}
+METHODS = ("bptt", "rtrl", "tbptt:k1=1,k2=2", "tbptt:k1=2,k2=3", "ebptt:3")
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Set the sizes of pieces."""
+    for module, sizes in CUTS[name].items():
+        for size, value in sizes.items():
+            monkeypatch.setattr(module, size, value)
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("wrt", [("params", "state"), ("params", "inputs", "state")])
+@pytest.mark.parametrize("spec", ["gru", "masked_rnn", "stacked_rnn"])
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, spec: str, wrt: tuple[str, ...], name: str) -> None:
+    """Any size of pieces gives the gradient of the whole."""
+    overrides = {**SMALL, "T": 9}
+    whole = problem_of(SPECS / f"{spec}.toml", overrides, wrt)
+    gradients = {method: gradient(whole, method).arrays for method in METHODS}
+    cut(monkeypatch, name)
+    pieces = problem_of(SPECS / f"{spec}.toml", overrides, wrt)
+    for method in METHODS:
+        assert distance(gradient(pieces, method).arrays, gradients[method]) < 1e-13, method
+
+
+@pytest.mark.parametrize("spec", RECURRENT)
+def test_pieces_of_every_cell(monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+    """All kinds of pieces at once, against loops."""
+    whole = small(spec)
+    cut(monkeypatch, "all at once")
+    pieces = problem_of(SPECS / f"{spec}.toml", SMALL)
+    for method in ("bptt", "rtrl", "tbptt:k1=1,k2=2"):
+        assert distance(gradient(pieces, method).arrays, expected(whole, method)) < 1e-12, method
+
+
+WIDE = {"n": 64, "n_in": 8, "n_out": 4, "T": 200, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def wide() -> Problem:
+    """A network whose arrays outweigh all bookkeeping."""
+    return problem_of(SPECS / "vanilla_rnn.toml", WIDE, ("params",))
+
+
+@pytest.mark.parametrize("method", ["bptt", "tbptt:k1=8,k2=16", "tbptt:k1=40,k2=120", "fbptt:20", "rtrl"])
+def test_memory_is_as_predicted(wide: Problem, method: str) -> None:
+    """The bytes held at the peak are those predicted from sizes, within a tenth; steps forwards are T."""
+    gradient(wide, method)
+    cost = parse(method).cost(wide.setup)
+    assert pytest.approx(allocated_bytes(lambda: gradient(wide, method)), rel=0.1) == cost.bytes
+    assert 200 == cost.forward_steps
+
+
+@pytest.mark.parametrize("wrt", [("inputs",), ("params", "inputs", "state")])
+@pytest.mark.parametrize("method", ["bptt", "tbptt:k1=8,k2=16"])
+def test_memory_of_gradients_of_inputs(method: str, wrt: tuple[str, ...]) -> None:
+    """The same where inputs are differentiated."""
+    problem = problem_of(SPECS / "vanilla_rnn.toml", WIDE, wrt)
+    gradient(problem, method)
+    cost = parse(method).cost(problem.setup)
+    assert pytest.approx(allocated_bytes(lambda: gradient(problem, method)), rel=0.1) == cost.bytes
+
+
+def test_memory_of_backprop() -> None:
+    """The same for a feed-forward network."""
+    problem = problem_of(SPECS / "residual_mlp.toml", {"n": 128, "n_in": 32, "m": 256, "batch": 512}, ("params",))
+    gradient(problem, "backprop")
+    cost = parse("backprop").cost(problem.setup)
+    assert pytest.approx(allocated_bytes(lambda: gradient(problem, "backprop")), rel=0.1) == cost.bytes
+    assert 1 == cost.forward_steps
+
+
+def test_what_grows_with_time() -> None:
+    """BPTT holds all steps, its truncations and RTRL hold a number that T has no part in."""
+    costs = {}
+    for steps in (200, 400):
+        setup = problem_of(SPECS / "vanilla_rnn.toml", {**WIDE, "T": steps}, ("params",)).setup
+        for method in ("bptt", "tbptt:k1=8,k2=16", "rtrl"):
+            costs[method, steps] = parse(method).cost(setup)
+    assert costs["bptt", 400].bytes > 1.5 * costs["bptt", 200].bytes
+    for method in ("tbptt:k1=8,k2=16", "rtrl"):
+        assert costs[method, 200].bytes == costs[method, 400].bytes
+    for method in ("bptt", "tbptt:k1=8,k2=16", "rtrl"):
+        assert pytest.approx(2 * costs[method, 200].flops, rel=0.05) == costs[method, 400].flops
+
+
+def test_flops_of_the_lecture() -> None:
+    """Per step, BPTT costs about 6 n² a sample and RTRL about 2 n² P."""
+    setup = problem_of(SPECS / "vanilla_rnn.toml", {**WIDE, "batch": 1}, ("params",)).setup
+    n, parameters = 64, 64 * 64 + 64 * 8 + 64
+    assert pytest.approx(200 * 6 * (n * n + n * 8 + n * 4), rel=0.25) == parse("bptt").cost(setup).flops
+    assert pytest.approx(200 * 2 * n * n * parameters, rel=0.1) == parse("rtrl").cost(setup).flops
