@@ -89,7 +89,7 @@ def gradient(problem: Problem, method: str) -> Gradient:
 
 
 def by_copies(problem: Problem, method: str, step: complex) -> dict[str, Array]:
-    """What the method is meant to compute, from perturbed copies: a complex step, or a central difference of that step."""
+    """What the method is meant to compute, from perturbed copies: by a complex step, or by a central difference."""
     perturbed = Perturbed(problem, parse(method).windows(problem.setup), np.dtype(type(step)))
     return {x.name: _by_copies(problem, perturbed, x, step) for x in problem.setup.wrt}
 
@@ -116,11 +116,9 @@ def _by_copies(problem: Problem, perturbed: Perturbed, x: Tensor, step: complex)
 
 def distance(first: Mapping[str, Array], second: Mapping[str, Array]) -> float:
     """The largest difference of any tensor, relative to the largest entry of the second's; NaN where there is one."""
-    worst = 0.0
+    ratios = []
     for name, values in first.items():
-        other = np.asarray(second[name], np.result_type(second[name], np.float64)).reshape(values.shape)
-        scale = np.abs(other).max()
-        worst = np.fmax(worst, np.abs(values - other).max() / (scale or 1.0)) if np.isfinite(values).all() else np.nan
-        if np.isnan(worst):
-            break
-    return float(worst)
+        other = np.asarray(second[name], np.float64)
+        assert values.shape == other.shape
+        ratios.append(np.abs(values - other).max() / (np.abs(other).max() or 1.0))
+    return float(np.max(ratios))

@@ -1,4 +1,4 @@
-"""Every method on every shipped spec against the loop-only twin; and the equalities between methods, with their twins."""
+"""Every method on every shipped spec against the loop-only twin; the equalities between methods, and their twins."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_threads_change_no_bit(threads: Threads, large: Problem, method: str) ->
 
 
 def test_threads_change_no_bit_of_rtrl(threads: Threads) -> None:
-    """Where blocks of influence are shared out, one thread, two, and two again give the same bits, those of bptt nearly."""
+    """Where blocks of influence are shared out, one thread, two, and two again give the same bits."""
     problem = problem_of(SPECS / "gru.toml", {"n": 32, "T": 20, "batch": 6}, ("params", "state"))
     threads(1)
     alone = gradient(problem, "rtrl")

@@ -14,7 +14,7 @@ from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references import central, complex_step
 from bpcli.references.base import Estimate, FloatArray, Reference
-from bpcli.references.numerics.rounding import Rounding, rounding
+from bpcli.references.numerics.rounding import Rounding, rounding, rounding_flops
 
 Windows = tuple[Window, ...]
 
@@ -89,6 +89,6 @@ class Truth:
 
 def truth_cost(setup: Setup, windows: set[Windows], used: tuple[Reference, ...]) -> float:
     """Predicted floating-point operations of all estimates, without the second ladders that wrong gradients cause."""
-    each = sum(r.cost(setup, w) for r in used for w in windows)
+    each = sum(r.cost(setup, w) for r in used for w in windows) + sum(rounding_flops(setup, w) for w in windows)
     extra = 0.0 if whole(setup) in windows else used[0].cost(setup, whole(setup))
     return each + extra

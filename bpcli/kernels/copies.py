@@ -21,6 +21,7 @@ from bpcli.kernels import forward as kernel
 from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.layout import Allocator, Places
 from bpcli.kernels.library import Jobs, run
+from bpcli.kernels.plan import LANE_FLOPS, phase_flops
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import cut, forward_job
 
@@ -91,6 +92,11 @@ class Layout:
                 allocator.place(node.index, base, (self.rows * node.size, 0, node.size, 0))
         return allocator.finish(self._slices)
 
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations of a row's step."""
+        return sum(phase_flops(self.graph, phase) for phase in Phase if phase is not Phase.STATIC)
+
     @property
     def entries_per_copy(self) -> int:
         """Numbers that one more copy takes."""
@@ -142,7 +148,8 @@ class Copies:
     def step(self, j: int) -> NDArray:
         """Run step j for every copy; the losses, (copies, rows) or what broadcasts to it. The state moves on."""
         layout, graph = self.layout, self.layout.graph
-        parts = max(1, min(layout.copies, layout.copies * layout.rows // PART_ROWS))
+        rows = layout.copies * layout.rows
+        parts = max(1, min(layout.copies, rows // PART_ROWS, int(layout.flops * rows / LANE_FLOPS)))
         job = self._job(layout.each, self.fix)
         job[kernel.STEP0], job[kernel.STEP1], job[kernel.I1] = j, j + 1, layout.rows
         self._run(layout.each, cut(job, kernel.O0, 0, layout.copies, parts))

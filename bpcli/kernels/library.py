@@ -31,15 +31,18 @@ KERNELS = {
     "products": "bpcli.kernels.products:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
 }
-_DOUBLE, _COMPLEX = np.dtype(np.float64), np.dtype(np.complex128)
+_SINGLE, _DOUBLE, _COMPLEX = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.complex128)
 CHECKING = (
-    ("reverse", _DOUBLE),
     ("forward", _COMPLEX),
+    ("reverse", _DOUBLE),
+    ("reverse", _SINGLE),
     ("forward", _DOUBLE),
+    ("forward", _SINGLE),
     ("influence", _DOUBLE),
     ("products", _DOUBLE),
+    ("products", _SINGLE),
 )
-"""The kernels that a check in float64 takes, the slowest to compile first."""
+"""The kernels that a check in float64 takes, the slowest to compile first: float32 shows what rounding does."""
 
 announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced by whoever has a terminal)
 

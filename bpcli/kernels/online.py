@@ -22,7 +22,7 @@ from bpcli.kernels import influence as kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.layout import Allocator, Places, shared_arguments
 from bpcli.kernels.library import run
-from bpcli.kernels.plan import Plan, make_plan
+from bpcli.kernels.plan import Plan, chunk_steps, make_plan
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER
 from bpcli.kernels.trace import Array, Trace, cut
 
@@ -89,7 +89,7 @@ class OnlinePlan:
     def chunk(self) -> int:
         """Steps taken at a time."""
         per_row = self.size * sum(self.graph.nodes[n].size for n in self._owners()) * self.batch
-        return max(1, min(self.steps, MOST_STEPS, SEED_ENTRIES // max(1, per_row)))
+        return max(1, min(chunk_steps(self.steps, self.batch), MOST_STEPS, SEED_ENTRIES // max(1, per_row)))
 
     def _owners(self) -> set[int]:
         """Nodes with cotangents of their own in the seeded program."""

@@ -88,7 +88,7 @@ def make_plan(
     active = active_nodes(graph, {*leaves, *graph.previous.values()})
     reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], cut)
     shards = max(1, -(-batch // SHARD_ROWS))
-    chunk = max(1, min(window, -(-CHUNK_ROWS // batch)))
+    chunk = chunk_steps(window, batch)
     phases = (Phase.INPUT, Phase.OUTPUT)
     lanes = max(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases)
     extent = Extent(window, chunk, batch, max(shards, lanes))
@@ -96,6 +96,11 @@ def make_plan(
     values = value_places(graph, forward, reverse.reads | set(reads), extent)
     cotangents, sums = cotangent_places(graph, reverse, extent, inputs)
     return Plan(graph, forward, reverse, extent, shards, values, cotangents, sums, frozenset(leaves))
+
+
+def chunk_steps(window: int, batch: int) -> int:
+    """Steps that are worked on at a time."""
+    return max(1, min(window, -(-CHUNK_ROWS // batch)))
 
 
 def lanes_for(flops: float, rows: int) -> int:

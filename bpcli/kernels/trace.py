@@ -283,6 +283,6 @@ class Trace:
             if table[n, EPOCH] == WINDOW:
                 held = self.plan.extent.window + (graph.nodes[n].op == "previous")
                 rows = self.V[table[n, BASE] : table[n, BASE] + held * table[n, STEP]]
-                kept = rows[steps * table[n, STEP] :].copy()
-                rows[: kept.size] = kept
+                kept = rows[steps * table[n, STEP] :]
+                rows[: kept.size] = kept  # they overlap; NumPy moves one dimension in place, without a copy
         self.origin += steps

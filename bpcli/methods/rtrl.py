@@ -116,7 +116,7 @@ def _shaped(
         values = leaves[graph.leaf[x.name]].copy()
         if x.pattern is not None:
             values[np.setdiff1d(np.arange(values.size), x.pattern)] = 0
-    return np.ascontiguousarray(values.reshape(x.shape))
+    return np.asarray(values.reshape(x.shape), order="C")
 
 
 METHOD = RTRL()

@@ -152,5 +152,5 @@ class Unrolled:
                 kept = np.zeros(flat.size, flat.dtype)
                 kept[x.pattern] = flat.ravel()[x.pattern]
                 flat = kept
-            arrays[x.name] = np.ascontiguousarray(flat.reshape(x.shape), dtype=self.setup.dtype)
+            arrays[x.name] = np.asarray(flat.reshape(x.shape), self.setup.dtype, order="C")
         return arrays

@@ -15,7 +15,7 @@ from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.base import Estimate, copies, forward_flops
 from bpcli.references.numerics.probe import FloatArray, Probe, probe
-from bpcli.references.numerics.rounding import rounding
+from bpcli.references.numerics.rounding import rounding, rounding_flops
 
 STEP = 1e-40
 _COPIES_AT_ONCE = 4096
@@ -57,7 +57,8 @@ class ComplexStep:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        return _COMPLEX_FLOPS * copies(setup) * forward_flops(setup, windows)
+        evaluations = _COMPLEX_FLOPS * copies(setup) * forward_flops(setup, windows)
+        return evaluations + rounding_flops(setup, tuple(windows))
 
 
 def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:

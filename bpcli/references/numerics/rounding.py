@@ -16,7 +16,7 @@ import numpy as np
 from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
 from bpcli.problem.magnitude import magnitude
-from bpcli.problem.model import Array, Problem
+from bpcli.problem.model import Array, Problem, Setup
 from bpcli.problem.unrolled import Unrolled, unrolled
 from bpcli.references.numerics.probe import FloatArray
 
@@ -61,6 +61,11 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
         }
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype)
         return Rounding(each, float(loss))
+
+
+def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
+    """Predicted floating-point operations of `rounding`: the samples in two dtypes, and the magnitude."""
+    return (2 * len(_SHIFTS) + 1) * unrolled(setup, windows).flops
 
 
 def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
