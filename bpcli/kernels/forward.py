@@ -58,7 +58,7 @@ JOB = FIX_COUNT + 1
 
 
 def forward_span(job, values):  # type: ignore[no-untyped-def]
-    """Run a stretch of the tape for steps STEP0 to STEP1 on one block of rows."""
+    """Run a stretch of the tape for steps STEP0 to STEP1 on one block of rows. (One function: Numba compiles each anew.)"""
     ints = job
     job = vector(job, JOB)
     V = vector(values, job[LENGTH])
@@ -66,65 +66,47 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
     numbers = vector_at(values, job[NUMBERS], job[NODES])
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     slots = vector_at(ints, job[SLOTS], job[NODES])
-    ends = matrix_at(ints, job[ENDS], job[SLOT_COUNT], job[COPIES] + 1)
-    rows = vector_at(ints, job[FIX_ROWS], job[FIX_COUNT])
-    columns = vector_at(ints, job[FIX_COLUMNS], job[FIX_COUNT])
-    fix = (slots, ends, rows, columns, vector_at(values, job[FIX_CHANGES], job[FIX_COUNT]))
+    o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(job[STEP0], job[STEP1]):
-        forward(code, job[FIRST], job[LAST], numbers, place, V, t, job[O0], job[O1], job[I0], job[I1], fix)
-
-
-@inner
-def forward(code, first, last, numbers, place, V, t, o0, o1, i0, i1, fix):
-    """Run instructions `first` to `last` at step t on rows o0..o1 × i0..i1 of the values V (flat).
-
-    `fix` holds changes to matrix entries, per copy (see `bpcli.kernels.fixes`).
-    """
-    no, ni = o1 - o0, i1 - i0
-    for c in range(first, last):
-        op, out, a, b, n = code[c, OP], code[c, OUT], code[c, A], code[c, B], code[c, SIZE]
-        po = address(place, out, t, o0, i0, 0)
-        so, io = place[out, OUTER], place[out, INNER_ROW]
-        pa = address(place, a, t, o0, i0, 0)
-        sa, ia = place[a, OUTER], place[a, INNER_ROW]
-        na = code[c, SIZE_A]
-        if op == MATMUL:
-            pb = address(place, b, t, o0, i0, 0)
-            sb, ib = place[b, OUTER], place[b, INNER_ROW]
-            addend = code[c, ADDEND]
-            if addend >= 0:
-                pc = address(place, addend, t, o0, i0, 0)
-                copy_rows(V, pc, place[addend, OUTER], place[addend, INNER_ROW], po, so, io, no, ni, n)
-            k = code[c, SIZE_B]
-            turned = code[c, TURNED] == 1
-            multiply_rows(V, place[a, BASE], turned, pb, sb, ib, k, addend >= 0, po, so, io, n, no, ni)
-            slot = fix[0][a]
-            if slot >= 0:
-                fix_rows(V, fix, slot, turned, o0, pb, sb, ib, po, so, io, no, ni)
-        elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
-            pb = address(place, b, t, o0, i0, 0)
-            sb, ib = place[b, OUTER], place[b, INNER_ROW]
-            ca, cb = int(na == n), int(code[c, SIZE_B] == n)
-            binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n)
-        elif op == CONCAT:
-            copy_rows(V, pa, sa, ia, po + code[c, INNER], so, io, no, ni, na)
-        elif op == MATMAT:
-            k = code[c, INNER]
-            columns = n // (na // k)
-            gemm(False, False, na // k, columns, k, V, pa, k, V, place[b, BASE], columns, False, V, po, columns)
-        elif op == TRANSPOSE:
-            rows = code[c, INNER]
-            for i in range(rows):
-                for j in range(n // rows):
-                    V[po + i * (n // rows) + j] = V[pa + j * rows + i]
-        elif op == SUM or op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX:
-            pb = address(place, b, t, o0, i0, 0) if b >= 0 else pa
-            sb, ib = (place[b, OUTER], place[b, INNER_ROW]) if b >= 0 else (sa, ia)
-            for o in range(no):
-                for i in range(ni):
-                    reduce_row(op, V, pa + o * sa + i * ia, pb + o * sb + i * ib, na, po + o * so + i * io)
-        else:
-            unary_rows(op, V, pa, sa, ia, po, so, io, no, ni, n, numbers[code[c, NUMBER]].real)
+        for line in range(job[FIRST], job[LAST]):
+            row = code[line]
+            op, out, a, b, n, na = row[OP], row[OUT], row[A], row[B], row[SIZE], row[SIZE_A]
+            po, so, io = address(place, out, t, o0, i0, 0), place[out, OUTER], place[out, INNER_ROW]
+            pa, sa, ia = address(place, a, t, o0, i0, 0), place[a, OUTER], place[a, INNER_ROW]
+            pb, sb, ib = pa, sa, ia
+            if b >= 0:
+                pb, sb, ib = address(place, b, t, o0, i0, 0), place[b, OUTER], place[b, INNER_ROW]
+            if op == CONCAT or (op == MATMUL and row[ADDEND] >= 0):
+                c, size, shift = (a, na, row[INNER]) if op == CONCAT else (row[ADDEND], n, 0)
+                pc, sc, ic = address(place, c, t, o0, i0, 0), place[c, OUTER], place[c, INNER_ROW]
+                copy_rows(V, pc, sc, ic, po + shift, so, io, no, ni, size)
+            if op == MATMUL:
+                turned = row[TURNED] == 1
+                multiply_rows(
+                    V, place[a, BASE], turned, pb, sb, ib, row[SIZE_B], row[ADDEND] >= 0, po, so, io, n, no, ni
+                )
+                if slots[a] >= 0:
+                    fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
+            elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
+                ca, cb = int(na == n), int(row[SIZE_B] == n)
+                binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n)
+            elif op == MATMAT:
+                k, columns = row[INNER], n // (na // row[INNER])
+                gemm(False, False, na // k, columns, k, V, pa, k, V, pb, columns, False, V, po, columns)
+            elif op == TRANSPOSE:
+                for e in range(n):
+                    V[po + e] = V[pa + e % (n // row[INNER]) * row[INNER] + e // (n // row[INNER])]
+            elif op != CONCAT:
+                reduces = op == SUM or op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX
+                flat = not reduces and ia == n and io == n
+                rows, n = (1, n * ni) if flat else (ni, n)
+                for o in range(no):
+                    for i in range(rows):
+                        p, q = pa + o * sa + i * ia, po + o * so + i * io
+                        if reduces:
+                            reduce_row(op, V, p, pb + o * sb + i * ib, na, q)
+                        else:
+                            unary_into(op, V[p : p + n], V[q : q + n], numbers[row[NUMBER]].real)
 
 
 @inner
@@ -172,27 +154,17 @@ def multiply_rows(V, pw, turned, pb, sb, ib, k, add, po, so, io, n, no, ni):
 
 
 @inner
-def fix_rows(V, fix, slot, turned, o0, pb, sb, ib, po, so, io, no, ni):
+def fix_rows(ints, values, job, slot, V, turned, o0, pb, sb, ib, po, so, io, no, ni):
     """Add each copy's own changes of matrix entries: out[row] += change · b[column]."""
-    _, ends, rows, columns, changes = fix
+    ends = matrix_at(ints, job[ENDS], job[SLOT_COUNT], job[COPIES] + 1)
+    rows = vector_at(ints, job[FIX_ROWS], job[FIX_COUNT])
+    columns = vector_at(ints, job[FIX_COLUMNS], job[FIX_COUNT])
+    changes = vector_at(values, job[FIX_CHANGES], job[FIX_COUNT])
     for o in range(no):
         for e in range(ends[slot, o0 + o], ends[slot, o0 + o + 1]):
             row, column = (columns[e], rows[e]) if turned else (rows[e], columns[e])
             for i in range(ni):
                 V[po + o * so + i * io + row] += changes[e] * V[pb + o * sb + i * ib + column]
-
-
-@inner
-def unary_rows(op, V, pa, sa, ia, po, so, io, no, ni, n, number):
-    """out = f(a), rows joined where they lie end to end."""
-    if ia == n and io == n:
-        n, ni = n * ni, 1
-        if sa == n and so == n:
-            n, no = n * no, 1
-    for o in range(no):
-        for i in range(ni):
-            p, q = pa + o * sa + i * ia, po + o * so + i * io
-            unary_into(op, V[p : p + n], V[q : q + n], number)
 
 
 @inner

@@ -247,5 +247,5 @@ class Online:
 
     def gradient(self, node: int) -> Array:
         """What has been collected for a stretch: (batch, rows)."""
-        stretch = next(s for s in self.plan.stretches if s.node == node)
-        return self.G.reshape(self.plan.batch, -1)[:, stretch.start : stretch.start + stretch.rows]
+        start, rows = next((s.start, s.rows) for s in self.plan.stretches if s.node == node)
+        return self.G.reshape(self.plan.batch, -1)[:, start : start + rows]

@@ -85,69 +85,33 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
     numbers = vector_at(values, job[NUMBERS], job[NODES])
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     cplace = matrix_at(ints, job[COTANGENT_PLACES], job[NODES], PLACE_FIELDS)
-    rounding = job[ROUNDING] == 1
+    rounding, lane = job[ROUNDING] == 1, job[LANE]
+    o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(job[STEP1] - 1, job[STEP0] - 1, -1):
-        reverse(
-            code,
-            job[FIRST],
-            job[LAST],
-            numbers,
-            place,
-            cplace,
-            V,
-            F,
-            C,
-            t,
-            job[LANE],
-            job[O0],
-            job[O1],
-            job[I0],
-            job[I1],
-            rounding,
-        )
-
-
-@inner
-def reverse(code, first, last, numbers, place, cplace, V, F, C, t, lane, o0, o1, i0, i1, rounding):
-    """Run reverse instructions `first` to `last` at step t on rows o0..o1 × i0..i1."""
-    no, ni = o1 - o0, i1 - i0
-    for c in range(first, last):
-        op, out, a, b, n = code[c, OP], code[c, OUT], code[c, A], code[c, B], code[c, SIZE]
-        pg = address(cplace, out, t, o0, i0, lane)
-        sg, ig = cplace[out, OUTER], cplace[out, INNER_ROW]
-        if op == ZERO:
-            for o in range(no):
-                for i in range(ni):
-                    C[pg + o * sg + i * ig : pg + o * sg + i * ig + n] = 0
-            continue
-        if op == MATMUL:
-            pull_product(code[c], place, cplace, F, C, t, lane, o0, i0, no, ni)
-        elif op == SUM or op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX:
-            for o in range(no):
-                for i in range(ni):
-                    pull_reduction(code[c], place, cplace, F, V, C, t, o0 + o, i0 + i, lane, rounding)
-        elif op == MATMAT or op == TRANSPOSE:
-            pull_static(code[c], place, cplace, F, C)
-        elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
-            pull_unary_rows(
-                code[c], numbers[code[c, NUMBER]].real, place, cplace, V, C, t, lane, o0, i0, no, ni, rounding
-            )
-        for slot in range(3):
-            kind, field = factor(code[c], slot, rounding)
-            if kind < 0:
-                continue
-            target = code[c, ADDEND] if slot == 2 else code[c, A + slot]
-            mode = code[c, MODE_A + slot]
-            size = n if slot == 2 else code[c, SIZE_A + slot]
-            length = size if op == CONCAT else n
-            f, h = (code[c, field], a) if kind >= TIMES else (target, target)
-            pull_rows(
-                kind, C, pg + (code[c, INNER] if op == CONCAT else 0), sg, ig, length,
-                F, address(place, f, t, o0, i0, lane), place[f, OUTER], place[f, INNER_ROW], code[c, field + SIZE_A - A],
-                address(place, h, t, o0, i0, lane), place[h, OUTER], place[h, INNER_ROW], code[c, SIZE_A],
-                address(cplace, target, t, o0, i0, lane), cplace[target, OUTER], cplace[target, INNER_ROW], size,
-                mode != STORE, no, ni,
-            )  # fmt: skip
+        for line in range(job[FIRST], job[LAST]):
+            row = code[line]
+            op, out, a, n = row[OP], row[OUT], row[A], row[SIZE]
+            pg, sg, ig = address(cplace, out, t, o0, i0, lane), cplace[out, OUTER], cplace[out, INNER_ROW]
+            if op == MATMUL:
+                pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni)
+            elif op == MATMAT or op == TRANSPOSE:
+                pull_static(row, place, cplace, F, C)
+            elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
+                pull_others(row, numbers[row[NUMBER]].real, place, cplace, F, V, C, t, lane, o0, i0, no, ni, rounding)
+            for slot in range(3):
+                kind, field = factor(row, slot, rounding)
+                if kind < 0:
+                    continue
+                target = row[ADDEND] if slot == 2 else row[A + slot]
+                size = n if slot == 2 else row[SIZE_A + slot]
+                f, h = (row[field], a) if kind >= TIMES else (target, target)
+                pull_rows(
+                    kind, C, pg + (row[INNER] if op == CONCAT else 0), sg, ig, size if op == CONCAT else n,
+                    F, address(place, f, t, o0, i0, lane), place[f, OUTER], place[f, INNER_ROW], row[field + SIZE_A - A],
+                    address(place, h, t, o0, i0, lane), place[h, OUTER], place[h, INNER_ROW], row[SIZE_A],
+                    address(cplace, target, t, o0, i0, lane), cplace[target, OUTER], cplace[target, INNER_ROW], size,
+                    row[MODE_A + slot] != STORE, no, ni,
+                )  # fmt: skip
 
 
 @inner
@@ -209,19 +173,24 @@ def pull_static(row, place, cplace, F, C):
 
 
 @inner
-def pull_unary_rows(row, number, place, cplace, V, C, t, lane, o0, i0, no, ni, rounding):
-    """The rule of an elementwise function over rows, joined where all of them lie end to end."""
-    out, a, n, add = row[OUT], row[A], row[SIZE], row[MODE_A] != STORE
+def pull_others(row, number, place, cplace, F, V, C, t, lane, o0, i0, no, ni, rounding):
+    """Zeroing, elementwise functions and reductions, row by row; elementwise rows that lie end to end are joined."""
+    op, out, a, n, add = row[OP], row[OUT], row[A], row[SIZE], row[MODE_A] != STORE
+    pg, sg, ig = address(cplace, out, t, o0, i0, lane), cplace[out, OUTER], cplace[out, INNER_ROW]
     pa, sa, ia = address(place, a, t, o0, i0, lane), place[a, OUTER], place[a, INNER_ROW]
     po, so, io = address(place, out, t, o0, i0, lane), place[out, OUTER], place[out, INNER_ROW]
-    pg, sg, ig = address(cplace, out, t, o0, i0, lane), cplace[out, OUTER], cplace[out, INNER_ROW]
     qa, ta, ja = address(cplace, a, t, o0, i0, lane), cplace[a, OUTER], cplace[a, INNER_ROW]
-    if ia == n and io == n and ig == n and ja == n:
-        n, ni = n * ni, 1
-        if sa == n and so == n and sg == n and ta == n:
-            n, no = n * no, 1
+    reduces = op == SUM or op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX
+    rows = ni
+    if op != ZERO and not reduces and ia == n and io == n and ig == n and ja == n:
+        n, rows = n * ni, 1
     for o in range(no):
-        for i in range(ni):
+        for i in range(rows):
             p, q = pa + o * sa + i * ia, po + o * so + i * io
             g, d = pg + o * sg + i * ig, qa + o * ta + i * ja
-            pull_unary(row[OP], V[p : p + n], V[q : q + n], C[g : g + n], C[d : d + n], add, number, rounding)
+            if op == ZERO:
+                C[g : g + n] = 0
+            elif reduces:
+                pull_reduction(row, place, cplace, F, V, C, t, o0 + o, i0 + i, lane, rounding)
+            else:
+                pull_unary(op, V[p : p + n], V[q : q + n], C[g : g + n], C[d : d + n], add, number, rounding)

@@ -1,0 +1,202 @@
+"""The library of compiled kernels: where they are kept, what is compiled when, and the same kernels as plain Python."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_cases import SMALL, SPECS, by_copies, distance, expected, gradient, problem_of
+
+from bpcli.kernels import blas, folder, jit, library
+
+PACKAGE = Path(folder.__file__).parents[1]
+CODE = """
+import sys
+from pathlib import Path
+import numpy as np
+from kernel_cases import SMALL, SPECS, by_copies, gradient, problem_of
+from bpcli.kernels import library
+library.announce = lambda text: print(text)
+found = {}
+for name, methods in %r:
+    problem = problem_of(SPECS / f"{name}.toml", {**SMALL, "n": 2, "T": 3, "batch": 2})
+    for method in methods:
+        found |= {f"{name} {method} {x}": v for x, v in gradient(problem, method).arrays.items()}
+        found |= {f"{name} {method} {x} by copies": v for x, v in by_copies(problem, method, 1e-40j).items()}
+np.savez(sys.argv[1], **found)
+"""
+WORK = (("gru", ("bptt", "rtrl", "tbptt:k1=1,k2=2")), ("tied_autoencoder", ("backprop",)))
+
+
+def started(out: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A process that takes some gradients, writes them to `out`, and prints what is announced."""
+    paths = os.pathsep.join([str(PACKAGE.parent), str(Path(__file__).parent)])
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE % (WORK,), str(out)],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str], out: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """What it announced, and its gradients."""
+    announced, errors = process.communicate(timeout=600)
+    assert 0 == process.returncode, errors
+    with np.load(out) as arrays:
+        return announced, dict(arrays)
+
+
+def ours() -> dict[str, np.ndarray]:
+    """The same gradients by this process."""
+    found = {}
+    for name, methods in WORK:
+        problem = problem_of(SPECS / f"{name}.toml", {**SMALL, "n": 2, "T": 3, "batch": 2})
+        for method in methods:
+            assert distance(gradient(problem, method).arrays, expected(problem, method)) < 1e-12
+            found |= {f"{name} {method} {x}": v for x, v in gradient(problem, method).arrays.items()}
+            found |= {f"{name} {method} {x} by copies": v for x, v in by_copies(problem, method, 1e-40j).items()}
+    return found
+
+
+def test_kernels_as_plain_python(tmp_path: Path) -> None:
+    """Without a compiler the same sources give the same numbers to rounding, complex ones too; nothing is kept."""
+    environment = {"NUMBA_DISABLE_JIT": "1", "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    out = tmp_path / "plain.npz"
+    announced, plain = finished(started(out, environment), out)
+    assert distance(plain, ours()) < 1e-12
+    assert ("", []) == (announced, [path for path in tmp_path.rglob("*.nbi")])
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
+    """What is on disk is used as it is, and gives the same bits."""
+    first = ours()
+    before = files(library.cache_folder())
+    out = tmp_path / "second.npz"
+    announced, second = finished(started(out, {"NUMBA_CACHE_DIR": str(library.cache_folder().parents[1])}), out)
+    assert "" == announced
+    assert before == files(library.cache_folder())
+    assert all(np.array_equal(values, second[name]) for name, values in first.items())
+
+
+def files(top: Path) -> dict[str, int]:
+    """Every file of compiled code, with when it was written."""
+    return {str(path): path.stat().st_mtime_ns for path in top.rglob("*.nb?")}
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_nothing(tmp_path: Path) -> None:
+    """Both compile into the same empty folder at the same time, and both get it right; a third finds all of it."""
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    outs = [tmp_path / "0.npz", tmp_path / "1.npz", tmp_path / "2.npz"]
+    running = [started(out, environment) for out in outs[:2]]
+    answers = [finished(process, out) for process, out in zip(running, outs, strict=False)]
+    assert all("compiling" in announced for announced, _ in answers)
+    answers.append(finished(started(outs[2], environment), outs[2]))
+    assert "" == answers[2][0]
+    want = ours()
+    assert all(distance(arrays, want) == 0 for _, arrays in answers)
+
+
+def imports(module: str) -> set[str]:
+    """The modules of the package that a module imports, those in rooms' __init__ apart."""
+    syntax = ast.parse((PACKAGE.parent / Path(*module.split("."))).with_suffix(".py").read_text(encoding="utf-8"))
+    froms = [node for node in ast.walk(syntax) if isinstance(node, ast.ImportFrom)]
+    names = {f"{node.module}.{alias.name}" for node in froms for alias in node.names} | {str(n.module) for n in froms}
+    return {
+        n
+        for n in names
+        if n.startswith("bpcli.") and (PACKAGE.parent / Path(*n.split("."))).with_suffix(".py").exists()
+    }
+
+
+def test_the_folder_knows_all_sources() -> None:
+    """Everything that compiled code is made of counts in the folder's name, and nothing else does."""
+    todo = [place.split(":")[0] for place in library.KERNELS.values()]
+    found = set(todo)
+    while todo:
+        new = imports(todo.pop()) - found
+        found |= new
+        todo += new
+    listed = {(PACKAGE / "kernels" / source).resolve().relative_to(PACKAGE.resolve()) for source in folder.SOURCES}
+    assert sorted(found) == sorted(".".join(("bpcli", *path.parts)) for path in listed)
+
+
+@pytest.mark.parametrize("source", ["kernels/reverse.py", "kernels/elementwise_real.py", "graph/operations.py", ""])
+def test_the_folder_changes_with_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Another line in any source is another folder; the same sources elsewhere are the same."""
+    for room in ("kernels", "graph"):
+        shutil.copytree(PACKAGE / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    if source:
+        with (tmp_path / source).open("a", encoding="utf-8") as file:
+            file.write("# changed\n")
+    before = folder.cache_folder.__wrapped__().name
+    monkeypatch.setattr(folder, "__file__", str(tmp_path / "kernels" / "folder.py"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
+    found = folder.cache_folder.__wrapped__()
+    assert (source == "") == (before == found.name)
+    assert tmp_path / "cache" / "bp" == found.parent
+
+
+def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next place is taken, in the end one for this run alone."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, str(blocked))
+    monkeypatch.setattr(folder.tempfile, "mkdtemp", lambda prefix: str(tmp_path / prefix))
+    assert tmp_path / "bp-kernels-" == folder.cache_folder.__wrapped__()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert tmp_path / "xdg" == folder.cache_folder.__wrapped__().parents[1]
+
+
+def test_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel counts as compiled where its folder says so; one that is missing alone is left to its first use."""
+    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
+    said: list[str] = []
+    monkeypatch.setattr(library, "announce", said.append)
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("nothing is to be compiled"))
+    requests = [("forward", np.dtype(np.float64)), ("reverse", np.dtype(np.float64)), ("forward", np.dtype(np.float64))]
+    assert requests[:2] == library.missing(requests)
+    (tmp_path / "forward-float64").mkdir()
+    (tmp_path / "forward-float64" / "ready").touch()
+    assert requests[1:2] == library.missing(requests)
+    library.prepare(requests)
+    assert [] == said
+
+
+PRODUCTS = [(m, n, k) for m in (1, 2, 5) for n in (1, 3) for k in (1, 4)]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "complex128"])
+@pytest.mark.parametrize(("m", "n", "k"), PRODUCTS)
+def test_the_plain_product_at_offsets(m: int, n: int, k: int, dtype: str) -> None:
+    """The stand-in for BLAS: all transpositions, rows apart, offsets, with and without adding."""
+    rng = np.random.default_rng(3)
+    flat = [rng.normal(size=200).astype(dtype) for _ in range(3)]
+    for ta, tb, add in np.ndindex(2, 2, 2):
+        A, B, C = (x.copy() for x in flat)
+        shape_a, shape_b = ((k, m) if ta else (m, k)), ((n, k) if tb else (k, n))
+        left = A[3 : 3 + shape_a[0] * 7].reshape(-1, 7)[:, : shape_a[1]]
+        right = B[5 : 5 + shape_b[0] * 6].reshape(-1, 6)[:, : shape_b[1]]
+        want = (left.T if ta else left) @ (right.T if tb else right)
+        want = want + (C[2 : 2 + m * 8].reshape(-1, 8)[:, :n] if add else 0)
+        blas._gemm_plain(bool(ta), bool(tb), m, n, k, A, 3, 7, B, 5, 6, bool(add), C, 2, 8)
+        got = C[2 : 2 + m * 8].reshape(-1, 8)
+        assert np.allclose(want, got[:, :n], rtol=1e-5, atol=1e-6)
+        assert np.array_equal(flat[2][2 : 2 + m * 8].reshape(-1, 8)[:, n:], got[:, n:])
+
+
+def test_the_loops_are_compiled_once() -> None:
+    """One loop over jobs serves every kernel and dtype."""
+    ours()
+    assert 1 == len(jit.run.signatures)
+    assert len(jit.run_parallel.signatures) <= 1
