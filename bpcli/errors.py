@@ -16,7 +16,10 @@ USAGE = 2
 
 @dataclass(frozen=True)
 class Place:
-    """A token in a text file: line and column count from 1, the column and width in characters; `quote` is the whole line."""
+    """A token in a text file: line and column count from 1, the column and width in characters.
+
+    `quote` is the whole line.
+    """
 
     file: str
     line: int
@@ -44,7 +47,7 @@ class BpError(Exception):
         super().__init__("\n\n".join(format_diagnostic(d) for d in self.diagnostics))
 
 
-def fail(code: str, what: str, place: Place | None = None, help: str = "") -> NoReturn:  # noqa: A002 (the word of the page)
+def fail(code: str, what: str, place: Place | None = None, help: str = "") -> NoReturn:
     """Raise a `BpError` with one diagnostic."""
     raise BpError([Diagnostic(code, what, place, help)])
 
@@ -55,7 +58,7 @@ class Collector:
 
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
-    def add(self, code: str, what: str, place: Place | None = None, help: str = "") -> None:  # noqa: A002
+    def add(self, code: str, what: str, place: Place | None = None, help: str = "") -> None:
         """Note one refusal and go on."""
         diagnostic = Diagnostic(code, what, place, help)
         if diagnostic not in self.diagnostics:

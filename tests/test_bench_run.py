@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -110,7 +109,7 @@ class Stopped(Ones):
 
 
 @pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[dict[str, Vouch]]:
+def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Vouch]:
     """A folder with `net.toml`, three methods, and a check that passes all but what the test puts into the mapping."""
     known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
     given: dict[str, Vouch] = {}
@@ -123,7 +122,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[dict[st
     )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.toml").write_text(SPEC)
-    yield given
+    return given
 
 
 def bench(*args: str) -> Result:

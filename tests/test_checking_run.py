@@ -80,14 +80,29 @@ def unsteady(arrays: Arrays, method: FakeMethod, problem: Problem) -> None:
 
 
 FAULTS = {
-    sign: "", permille: "", transposed: "", one_entry: "", zeroed: "", late: "", not_finite: "not finite",
-    missing: "missing", misshapen: "wrong shape", mistyped: "wrong type", unsteady: "not deterministic",
+    sign: "",
+    permille: "",
+    transposed: "",
+    one_entry: "",
+    zeroed: "",
+    late: "",
+    not_finite: "not finite",
+    missing: "missing",
+    misshapen: "wrong shape",
+    mistyped: "wrong type",
+    unsteady: "not deterministic",
 }
 
 
-@pytest.mark.parametrize(("name", "reference"), [
-    ("vanilla_rnn", "auto"), ("vanilla_rnn", "central"), ("vanilla_rnn", "complex-step"), ("relu", "auto"),
-])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("vanilla_rnn", "auto"),
+        ("vanilla_rnn", "central"),
+        ("vanilla_rnn", "complex-step"),
+        ("relu", "auto"),
+    ],
+)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
 def test_planted_faults_are_wrong(fault: object, name: str, reference: str) -> None:
     """Each fault is found in the tensor that has it, and nowhere else."""
@@ -156,13 +171,16 @@ def test_the_cost_grows_with_what_is_compared() -> None:
     assert 2e3 < costs[0] < costs[1] / 4
 
 
-@pytest.mark.parametrize(("value", "reference", "error", "angle"), [
-    ([3.0, 4.0], [3.0, 4.0], 0.0, 1.0),
-    ([0.0, 0.0], [3.0, 4.0], 1.0, None),
-    ([3.0, 4.0], [0.0, 0.0], None, None),
-    ([-3e200, -4e200], [3e200, 4e200], 2.0, -1.0),
-    ([4e-200, -3e-200], [3e-200, 4e-200], 2**0.5, 0.0),
-])
+@pytest.mark.parametrize(
+    ("value", "reference", "error", "angle"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.0, 1.0),
+        ([0.0, 0.0], [3.0, 4.0], 1.0, None),
+        ([3.0, 4.0], [0.0, 0.0], None, None),
+        ([-3e200, -4e200], [3e200, 4e200], 2.0, -1.0),
+        ([4e-200, -3e-200], [3e-200, 4e-200], 2**0.5, 0.0),
+    ],
+)
 def test_errors_and_angles(
     value: list[float], reference: list[float], error: float | None, angle: float | None
 ) -> None:

@@ -64,8 +64,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("references", [ANALYTIC, replace(ANALYTIC, central=None), BLACK_BOX],
-                         ids=["complex step and differences", "complex step", "two ladders"])
+@pytest.mark.parametrize(
+    "references",
+    [ANALYTIC, replace(ANALYTIC, central=None), BLACK_BOX],
+    ids=["complex step and differences", "complex step", "two ladders"],
+)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_wrong(fault: str, references: References) -> None:
     """Every planted fault is found, by every set of references."""
@@ -100,20 +103,39 @@ ROWS = (
     Row("complex step accepts, difference accepts", 1.0, (1.0, 1e-14), (1.0, 1e-9), None, (PASS, "", False)),
     Row("complex step rejects, difference rejects", 1.1, (1.0, 1e-14), (1.0, 1e-9), None, (WRONG, "", False)),
     Row("complex step rejects, difference can't tell", 1.1, (1.0, 1e-14), (1.0, 0.5), None, (WRONG, "", False)),
-    Row("difference rejects what the complex step accepts", 1.0, (1.0, 1e-14), (1.1, 1e-9), None,
-        (INCONCLUSIVE, "references disagree", True)),
-    Row("so does the second ladder", 1.0, (1.0, 1e-14), (1.1, 1e-9), (1.1, 1e-9),
-        (INCONCLUSIVE, "references disagree", False)),
+    Row(
+        "difference rejects what the complex step accepts",
+        1.0,
+        (1.0, 1e-14),
+        (1.1, 1e-9),
+        None,
+        (INCONCLUSIVE, "references disagree", True),
+    ),
+    Row(
+        "so does the second ladder",
+        1.0,
+        (1.0, 1e-14),
+        (1.1, 1e-9),
+        (1.1, 1e-9),
+        (INCONCLUSIVE, "references disagree", False),
+    ),
     Row("the second ladder does not", 1.0, (1.0, 1e-14), (1.1, 1e-9), (1.0, 1e-9), (PASS, "", False)),
-    Row("difference sides with the gradient", 1.1, (1.0, 1e-14), (1.1, 1e-9), None,
-        (INCONCLUSIVE, "references disagree", True)),
+    Row(
+        "difference sides with the gradient",
+        1.1,
+        (1.0, 1e-14),
+        (1.1, 1e-9),
+        None,
+        (INCONCLUSIVE, "references disagree", True),
+    ),
     Row("the second ladder does not side with it", 1.1, (1.0, 1e-14), (1.1, 1e-9), (1.0, 1e-9), (WRONG, "", False)),
     Row("complex step unknown", 1.0, (0.0, np.inf), (1.0, 1e-9), None, (INCONCLUSIVE, "no power", False)),
     Row("difference alone, powerful", 1.0, None, (1.0, 1e-9), None, (PASS, "", False)),
     Row("difference alone, z > 1, one ladder", 1.1, None, (1.0, 1e-9), None, (INCONCLUSIVE, "no power", True)),
     Row("z > 1 on both ladders", 1.1, None, (1.0, 1e-9), (1.0, 1e-9), (WRONG, "", False)),
-    Row("z > 1 on one of two ladders", 1.1, None, (1.0, 1e-9), (1.1, 1e-9),
-        (INCONCLUSIVE, "references disagree", False)),
+    Row(
+        "z > 1 on one of two ladders", 1.1, None, (1.0, 1e-9), (1.1, 1e-9), (INCONCLUSIVE, "references disagree", False)
+    ),
     Row("difference without power", 1.0, None, (1.0, 1e-2), None, (INCONCLUSIVE, "no power", False)),
     Row("difference that knows nothing", 1.0, None, (0.0, np.inf), None, (INCONCLUSIVE, "no power", False)),
     Row("nan", np.nan, None, (1.0, 1e-9), None, (WRONG, "not finite", False)),
@@ -124,8 +146,9 @@ ROWS = (
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
 def test_the_table_of_verdicts(row: Row) -> None:
     """Three verdicts, their causes, and when a second ladder is asked for."""
-    references = References(*(None if e is None else estimate(np.array([e[0]]), e[1])
-                              for e in (row.exact, row.real, row.second)))
+    references = References(
+        *(None if e is None else estimate(np.array([e[0]]), e[1]) for e in (row.exact, row.real, row.second))
+    )
     found = judge(np.array([row.g]), references, np.array([1e-15]), F64)
     assert row.expected == (found.verdict[0], CAUSES[found.cause[0]], found.suspect[0])
 
@@ -138,19 +161,29 @@ def test_noise_never_accuses() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0.0, "pass"), (1e-9, "wrong"), (-1e-300, "wrong")])
-@pytest.mark.parametrize("references", [
-    References(estimate(np.zeros(3)), estimate(np.zeros(3), 1e-7)),
-    References(None, estimate(np.zeros(3), 1e-7), estimate(np.zeros(3), 1e-7)),
-], ids=["analytic", "differences"])
+@pytest.mark.parametrize(
+    "references",
+    [
+        References(estimate(np.zeros(3)), estimate(np.zeros(3), 1e-7)),
+        References(None, estimate(np.zeros(3), 1e-7), estimate(np.zeros(3), 1e-7)),
+    ],
+    ids=["analytic", "differences"],
+)
 def test_exactly_nothing_has_no_rounding(references: References, value: float, expected: str) -> None:
     """Without any contribution 0 passes and nothing else does, however small."""
     assert expected == summarise(judge(np.full(3, value), references, np.zeros(3), F64))[0]
 
 
-@pytest.mark.parametrize(("value", "expected"), [
-    (1.0, ("pass", "kink")), (0.5, ("pass", "kink")), (1.5, ("pass", "kink")),
-    (1.6, ("wrong", "")), (0.0, ("wrong", "")),
-])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1.0, ("pass", "kink")),
+        (0.5, ("pass", "kink")),
+        (1.5, ("pass", "kink")),
+        (1.6, ("wrong", "")),
+        (0.0, ("wrong", "")),
+    ],
+)
 def test_any_one_sided_value_passes_at_a_kink(value: float, expected: tuple[str, str]) -> None:
     """At an exact kink everything between the one-sided derivatives is accepted, and said so."""
     mean = estimate(np.array([1.0]), 1e-9, kink=0.5)

@@ -45,12 +45,9 @@ DOORS = {
     ("__main__", "cli"): "the way in",
 }
 LONG_MODULES = {
-    "kernels/forward.py": "the whole interpreter; a third of it are lists of names",
     "kernels/trace.py": "the passes over one set of arrays",
 }
-LONG_FUNCTIONS: dict[str, str] = {
-    "kernels/reverse.py:reverse": "one branch for each kind of instruction",
-}
+LONG_FUNCTIONS: dict[str, str] = {}
 MANY_ARGUMENTS = "kernels"  # compiled functions take arrays, offsets and strides one by one
 
 

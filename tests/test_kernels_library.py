@@ -73,7 +73,7 @@ def test_kernels_as_plain_python(tmp_path: Path) -> None:
     out = tmp_path / "plain.npz"
     announced, plain = finished(started(out, environment), out)
     assert distance(plain, ours()) < 1e-12
-    assert ("", []) == (announced, [path for path in tmp_path.rglob("*.nbi")])
+    assert ("", []) == (announced, list(tmp_path.rglob("*.nbi")))
 
 
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:

@@ -49,8 +49,11 @@ CASES = (
     Case("noisy", lambda x: np.sin(x) + 1e-10 * hashed(x), math.cos),
     Case("narrow", lambda x: 1 / (1 + (1e4 * x) ** 2), lambda x: -2e8 * x / (1 + (1e4 * x) ** 2) ** 2),
     Case("near kink", lambda x: np.abs(x - 1e-5) + np.sin(x), lambda x: math.copysign(1, x - 1e-5) + math.cos(x)),
-    Case("kinks", lambda x: sum(np.abs(x - 0.3 - 0.001 * i) for i in range(-9, 10)),
-         lambda x: sum(math.copysign(1, x - 0.3 - 0.001 * i) for i in range(-9, 10))),
+    Case(
+        "kinks",
+        lambda x: sum(np.abs(x - 0.3 - 0.001 * i) for i in range(-9, 10)),
+        lambda x: sum(math.copysign(1, x - 0.3 - 0.001 * i) for i in range(-9, 10)),
+    ),
 )
 POINTS_OF_INTEREST = (0.0, 1e-8, -1e-4, 0.3012345, -1.7, 1e3, 1e6)
 LADDERS = (1.0, 0.75)

@@ -58,9 +58,7 @@ def check_cost(setup: Setup, calls: Sequence[MethodCall], options: CheckOptions)
     return truth_cost(setup, windows, used) + sum(_ASKED * call.cost(setup).flops for call in calls)
 
 
-def _finding(
-    truth: Truth, call: MethodCall, windows: tuple[Window, ...], answer: Answer, tensor: Tensor
-) -> Finding:
+def _finding(truth: Truth, call: MethodCall, windows: tuple[Window, ...], answer: Answer, tensor: Tensor) -> Finding:
     given = answer.arrays.get(tensor.name)
     blank = Finding(
         truth.problem.setup.spec.name, call.text, tensor.name, tensor.shape, 0, "wrong", "", None, None, None, None
@@ -79,9 +77,7 @@ def _finding(
     return found
 
 
-def _judged(
-    truth: Truth, windows: tuple[Window, ...], tensor: Tensor, value: FloatArray, blank: Finding
-) -> Finding:
+def _judged(truth: Truth, windows: tuple[Window, ...], tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
     """The verdict, with a second ladder of differences where the first is not enough to condemn."""
     rounding = truth.rounding(windows).gradient[tensor.name]
     dtype = truth.problem.setup.dtype
@@ -95,9 +91,14 @@ def _judged(
     true = truth.best(whole(truth.problem.setup), tensor)
     error = relative_error(value, intended)
     return replace(
-        blank, checked=tensor.entries, verdict=verdict, cause=cause, worst=worst,
+        blank,
+        checked=tensor.entries,
+        verdict=verdict,
+        cause=cause,
+        worst=worst,
         kernel_error=(0.0 if not value.any() else float("inf")) if error is None else error,
-        bias=relative_error(value, true), cosine=cosine(value, true),
+        bias=relative_error(value, true),
+        cosine=cosine(value, true),
     )
 
 
@@ -108,9 +109,7 @@ def _on_pattern(value: FloatArray, tensor: Tensor) -> FloatArray:
     return kept
 
 
-def _loss_findings(
-    truth: Truth, call: MethodCall, windows: tuple[Window, ...], answer: Answer
-) -> list[Finding]:
+def _loss_findings(truth: Truth, call: MethodCall, windows: tuple[Window, ...], answer: Answer) -> list[Finding]:
     """A finding when the loss that came with the gradient is wrong."""
     reference, bound = truth.loss(), truth.rounding(windows).loss
     error = abs(answer.loss - reference)

@@ -66,9 +66,7 @@ class _Gap:
     accepted: Mask
 
 
-def judge(
-    value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]
-) -> Entries:
+def judge(value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]) -> Entries:
     """The verdict on each entry of a gradient `value` computed in `dtype`; all arrays have one shape.
 
     `rounding` is U_g: zero exactly where no contribution exists. Raises ValueError without a reference.
@@ -86,7 +84,12 @@ def judge(
         cause = np.where(finite, np.where(near, _CAUSE["underflow"], found.cause), _CAUSE["not finite"])
         z = np.where(finite, found.z, np.nan)
         return Entries(
-            verdict.astype(np.int8), cause.astype(np.int8), value, found.reference, found.bound, z,
+            verdict.astype(np.int8),
+            cause.astype(np.int8),
+            value,
+            found.reference,
+            found.bound,
+            z,
             found.suspect & finite & ~near,
         )
 
@@ -100,9 +103,7 @@ def _gap(value: FloatArray, estimate: Estimate, rounding: FloatArray) -> _Gap:
     return _Gap(estimate.value, bound, z, z <= 1, (z <= 1) | (error <= bound + estimate.kink))
 
 
-def _by_complex_step(
-    value: FloatArray, exact: Estimate, references: References, rounding: FloatArray
-) -> Entries:
+def _by_complex_step(value: FloatArray, exact: Estimate, references: References, rounding: FloatArray) -> Entries:
     """Where the program is analytic: the complex step judges, and a real difference stands beside it."""
     gap = _gap(value, exact, rounding)
     known = np.isfinite(exact.bound)
@@ -118,14 +119,10 @@ def _by_complex_step(
             contradicts &= _contradicts(value, exact, references.second, rounding, accepts)
         verdict = np.where(contradicts, INCONCLUSIVE, verdict)
         cause = np.where(contradicts, _CAUSE["references disagree"], cause)
-    return Entries(
-        verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect
-    )
+    return Entries(verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect)
 
 
-def _contradicts(
-    value: FloatArray, exact: Estimate, real: Estimate, rounding: FloatArray, accepts: Mask
-) -> Mask:
+def _contradicts(value: FloatArray, exact: Estimate, real: Estimate, rounding: FloatArray, accepts: Mask) -> Mask:
     """Where the real difference rejects what the complex step accepts, or sides with a gradient that it rejects."""
     real_accepts = _gap(value, real, rounding).accepted
     agree = np.abs(exact.value - real.value) <= exact.bound + real.bound + real.kink
@@ -156,9 +153,7 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
         both = rejected & ~_gap(value, second, rounding).accepted
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
-    return Entries(
-        verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect
-    )
+    return Entries(verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect)
 
 
 def summarise(entries: Entries, places: NDArray[np.int64] | None = None) -> tuple[Verdict, str, Worst | None]:

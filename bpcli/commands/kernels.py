@@ -19,7 +19,7 @@ def use_threads(count: int) -> None:
 
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
-    from bpcli.kernels.library import cache_folder
+    from bpcli.kernels.folder import cache_folder
 
     return cache_folder()
 

@@ -53,7 +53,7 @@ def _threads() -> Lines:
 
 
 def _blas() -> Lines:
-    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_info
 
     importlib.import_module("scipy.linalg")  # loads the library that is examined
     libraries = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]

@@ -22,9 +22,9 @@ class Phase(IntEnum):
 class Node:
     """One operation (or leaf) of the one-step graph.
 
-    `op` is a leaf ("param", "constant", "input", "previous") or a name in `bpcli.graph.operations.OPERATIONS`;
-    `args` are indices of earlier nodes. `numbers` are the operation's fixed numbers: (value,) of a constant, (exponent,)
-    of power, (slope,) of leaky_relu, (start, stop) of slice. `name` is the array's or equation's name where it has one
+    `op` is a leaf ("param", "constant", "input", "previous") or a name in `bpcli.graph.operations.OPERATIONS`; `args`
+    are indices of earlier nodes. `numbers` are the operation's fixed numbers: (value,) of a constant, (exponent,) of
+    power, (slope,) of leaky_relu, (start, stop) of slice. `name` is the array's or equation's name where it has one
     (the root of an equation carries the equation's name), else "". `place` is the token in the spec.
     """
 

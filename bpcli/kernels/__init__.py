@@ -1,7 +1,11 @@
 """Compiled code, and what drives it; the only room that imports Numba."""
 
+import os
+
 import numba
 
 from bpcli.kernels.folder import cache_folder
 
+# Threads that wait sleep: where cores are shared, spinning at a barrier keeps the thread it waits for from running.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 numba.config.CACHE_DIR = str(cache_folder())  # before any function of this package is decorated

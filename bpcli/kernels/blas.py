@@ -1,8 +1,9 @@
-"""Matrix products inside kernels: SciPy's BLAS called at an offset into a flat array, single-threaded, without allocation.
+"""Matrix products inside kernels.
 
-Numba's `np.dot` takes whole contiguous arrays and cannot add to its output; values here live in one flat array, views have
-a row stride of their own, and products add to what is there. The symbols come from `scipy.linalg.cython_blas`, SciPy's
-public C interface; they are named, not numbered, so that compiled kernels can be kept on disk.
+SciPy's BLAS called at an offset into a flat array, single-threaded, without allocation. Numba's `np.dot` takes whole
+contiguous arrays and cannot add to its output; values here live in one flat array, views have a row stride of their
+own, and products add to what is there. The symbols come from `scipy.linalg.cython_blas`, SciPy's public C interface;
+they are named, not numbered, so that compiled kernels can be kept on disk.
 """
 
 from __future__ import annotations
@@ -80,13 +81,9 @@ def _gemm(typingctx, ta, tb, m, n, k, A, a, lda, B, b, ldb, alpha, beta, C, c, l
         )
         size = [_integer(builder, v) for v in (n, m, k)]
         # Row-major C = op(A) op(B) is column-major Cᵀ = op(B)ᵀ op(A)ᵀ.
-        _call(
-            context,
-            builder,
-            symbol,
-            [_flag(builder, tb), _flag(builder, ta), *size, _address(builder, alpha), B_, _integer(builder, ldb)]
-            + [A_, _integer(builder, lda), _address(builder, beta), C_, _integer(builder, ldc)],
-        )
+        right = [_flag(builder, tb), _flag(builder, ta), *size, _address(builder, alpha), B_, _integer(builder, ldb)]
+        left = [A_, _integer(builder, lda), _address(builder, beta), C_, _integer(builder, ldc)]
+        _call(context, builder, symbol, [*right, *left])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -105,14 +102,9 @@ def _gemv(typingctx, ta, m, n, A, a, lda, X, x, incx, alpha, beta, Y, y, incy): 
             for kind, array, offset in ((A, A_, a), (X, X_, x), (Y, Y_, y))
         )
         turned = builder.not_(ta)  # a row-major m by n matrix is a column-major n by m one
-        _call(
-            context,
-            builder,
-            symbol,
-            [_flag(builder, turned), _integer(builder, n), _integer(builder, m), _address(builder, alpha), A_]
-            + [_integer(builder, lda), X_, _integer(builder, incx), _address(builder, beta), Y_]
-            + [_integer(builder, incy)],
-        )
+        matrix = [_flag(builder, turned), _integer(builder, n), _integer(builder, m), _address(builder, alpha), A_]
+        vectors = [_integer(builder, lda), X_, _integer(builder, incx), _address(builder, beta), Y_]
+        _call(context, builder, symbol, [*matrix, *vectors, _integer(builder, incy)])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -130,7 +122,10 @@ def _gemm_plain(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type:
 
 @inner
 def gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
-    """C (m, n) = op(A) (m, k) op(B) (k, n), added to C where `add`: row-major, at offsets a, b, c, rows lda, ldb, ldc apart."""
+    """C (m, n) = op(A) (m, k) op(B) (k, n), added to C where `add`.
+
+    Row-major, at offsets a, b, c, rows lda, ldb, ldc apart.
+    """
     one = C.dtype.type(1)
     beta = one if add else one - one
     if m == 1 and not ta:

@@ -1,7 +1,7 @@
 """Many perturbed copies of a network run side by side: finite differences at the speed of matrix products.
 
-Copies × rows are rows of a batch. What a perturbation cannot reach is computed once and shared. A changed matrix entry is a
-rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy.
+Copies × rows are rows of a batch. What a perturbation cannot reach is computed once and shared. A changed matrix entry
+is a rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy.
 """
 
 from __future__ import annotations

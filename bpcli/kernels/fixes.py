@@ -1,13 +1,13 @@
 """Changes to single matrix entries, copy by copy: how perturbed copies share one product.
 
-A perturbed copy's product is the shared one plus, in its own rows, change · v[column] at the changed row: a rank-one fix.
-`fix = (slots, ends, rows, columns, changes)`: `slots[node]` is a matrix's slot or -1; the changes of copy o in slot s are
-entries `ends[s, o]` to `ends[s, o + 1]` of the three lists.
+A perturbed copy's product is the shared one plus, in its own rows, change · v[column] at the changed row: a rank-one
+fix. `fix = (slots, ends, rows, columns, changes)`: `slots[node]` is a matrix's slot or -1; the changes of copy o in
+slot s are entries `ends[s, o]` to `ends[s, o + 1]` of the three lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,3 +34,9 @@ def make_fixes(nodes: int, copies: int, changed: Mapping[int, Entries], dtype: n
     lists = [np.concatenate([e[i] for e in changed.values()] or [np.zeros(0)]) for i in range(1, 4)]
     rows, columns = (np.ascontiguousarray(x, dtype=np.int64) for x in lists[:2])
     return slots, ends, rows, columns, np.ascontiguousarray(lists[2], dtype=dtype)
+
+
+def joined(lists: Sequence[Entries]) -> Entries:
+    """Lists of changes one after another."""
+    copies, rows, columns, changes = (np.concatenate(parts) for parts in zip(*lists, strict=True))
+    return copies, rows, columns, changes

@@ -58,7 +58,10 @@ JOB = FIX_COUNT + 1
 
 
 def forward_span(job, values):  # type: ignore[no-untyped-def]
-    """Run a stretch of the tape for steps STEP0 to STEP1 on one block of rows. (One function: Numba compiles each anew.)"""
+    """Run a stretch of the tape for steps STEP0 to STEP1 on one block of rows.
+
+    (One function: Numba compiles each anew.)
+    """
     ints = job
     job = vector(job, JOB)
     V = vector(values, job[LENGTH])

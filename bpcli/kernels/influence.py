@@ -1,7 +1,7 @@
 """The influence kernel of RTRL: M ← J M + M̄ and g += q M, block by block of parameters.
 
-M is stored transposed, (batch, P, N): a block of parameters is a block of rows, small enough for the cache, and is taken
-through all steps of a chunk before the next one is touched. J(t) and M̄(t) depend on the forward pass alone.
+M is stored transposed, (batch, P, N): a block of parameters is a block of rows, small enough for the cache, and is
+taken through all steps of a chunk before the next one is touched. J(t) and M̄(t) depend on the forward pass alone.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 JOB = SCRATCH + 1
 
 (ROW, COUNT, KIND, DELTA, DELTA_ROW, DELTA_SEED, VECTOR, VECTOR_ROW, COLUMNS, TURNED, LISTED) = range(11)
-"""Fields of a source of immediate influence: its rows of M, the cotangents Δ (row r, seed i, entry) and, for a matrix, the
-vectors v (row r, entry), the matrix's columns, whether it is used transposed, and where its entries are listed (-1: all)."""
+"""Fields of a source of immediate influence: its rows of M, the cotangents Δ (row r, seed i, entry) and, for a matrix,
+the vectors v (row r, entry), the matrix's columns, whether it is used transposed, and where its entries are listed
+(-1: all)."""
 SOURCE = LISTED + 1
 
 MATRIX, SHARED, STEPWISE = range(3)
-"""Kinds of source: a matrix in a product; a static vector or scalar; an input, whose rows are counted over all steps."""
+"""Kinds of source: a matrix in a product; a static vector or scalar;
+an input, whose rows are counted over all steps."""
 
 
 def influence_span(job, values):  # type: ignore[no-untyped-def]

@@ -1,8 +1,8 @@
 """Compiling and calling kernels.
 
-A kernel is a function `kernel(job, values)`: `job` points to integers (sizes, ranges, addresses of arrays), `values` to an
-array of the kernel's dtype. It is compiled once per dtype as a C function and called by its address. Whoever calls it
-therefore neither compiles it again nor depends on its type, and one small loop, `run` (or its parallel twin), drives
+A kernel is a function `kernel(job, values)`: `job` points to integers (sizes, ranges, addresses of arrays), `values` to
+an array of the kernel's dtype. It is compiled once per dtype as a C function and called by its address. Whoever calls
+it therefore neither compiles it again nor depends on its type, and one small loop, `run` (or its parallel twin), drives
 every kernel: a job per shard. Numba would otherwise compile the whole interpreter again into each of its callers.
 """
 
@@ -77,12 +77,15 @@ def run_parallel(address, jobs, values):
 
 if config.DISABLE_JIT:  # the same kernels as plain Python, on arrays in place of pointers
 
-    def vector(pointer, entries):  # type: ignore[no-untyped-def]  # noqa: F811
+    def vector(pointer, entries):  # type: ignore[no-untyped-def]
+        """The first `entries` numbers of an array."""
         return pointer[:entries]
 
-    def vector_at(like, address, entries):  # type: ignore[no-untyped-def]  # noqa: F811
+    def vector_at(like, address, entries):  # type: ignore[no-untyped-def]
+        """The array of `entries` numbers at an address, of the dtype of the array `like`."""
         stretch = (ctypes.c_byte * (int(entries) * like.itemsize)).from_address(int(address)) if entries else b""
         return np.frombuffer(stretch, like.dtype)
 
-    def matrix_at(like, address, rows, columns):  # type: ignore[no-untyped-def]  # noqa: F811
+    def matrix_at(like, address, rows, columns):  # type: ignore[no-untyped-def]
+        """The C-ordered matrix at an address, of the dtype of the array `like`."""
         return vector_at(like, address, rows * columns).reshape(rows, columns)

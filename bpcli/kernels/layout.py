@@ -1,8 +1,8 @@
 """Layouts: where each node's value and cotangent are stored, worked out from sizes alone, before anything is allocated.
 
-A table of places has a line per node: base, step, outer, inner, lane, epoch (see `bpcli.kernels.rows`). The epoch says from
-where steps are counted: 0 from nowhere (static values and the scratch of one step), 1 from the first step of the chunk,
-2 from the first step of the window.
+A table of places has a line per node: base, step, outer, inner, lane, epoch (see `bpcli.kernels.rows`). The epoch says
+from where steps are counted: 0 from nowhere (static values and the scratch of one step), 1 from the first step of the
+chunk, 2 from the first step of the window.
 """
 
 from __future__ import annotations
@@ -94,10 +94,11 @@ def value_places(graph: Graph, forward: Forward, reads: Collection[int], extent:
 
 
 def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Collection[int]) -> tuple[Places, Places]:
-    """Cotangents: of the `inputs` differentiated for the window, of what outlives its step for a chunk, else for a step.
+    """Cotangents.
 
-    Two tables over one array: in the second a static vector or scalar stands where its sum ends up, in the first where
-    each lane collects its own share.
+    Of the `inputs` differentiated for the window, of what outlives its step for a chunk, else for a step. Two tables
+    over one array: in the second a static vector or scalar stands where its sum ends up, in the first where each lane
+    collects its own share.
     """
     allocator = Allocator(len(graph.nodes))
     _place_states(graph, allocator, extent.chunk, extent.batch, CHUNK)

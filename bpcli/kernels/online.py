@@ -1,8 +1,9 @@
 """Forward-mode gradients over time: the one-step ingredients J, M̄ and q of any graph, and the influence matrix.
 
-A chunk of steps is run forwards. The reverse program from the new states, seeded with one unit vector per state entry, gives
-J(t) = ∂a(t)/∂a(t-1) and, at every product and shared vector, the cotangents that M̄(t) is made of. The reverse program from
-the loss, stopping at the new states, gives q(t) = ∂l(t)/∂a(t) and what the loss owes to parameters directly.
+A chunk of steps is run forwards. The reverse program from the new states, seeded with one unit vector per state entry,
+gives J(t) = ∂a(t)/∂a(t-1) and, at every product and shared vector, the cotangents that M̄(t) is made of. The reverse
+program from the loss, stopping at the new states, gives q(t) = ∂l(t)/∂a(t) and what the loss owes to parameters
+directly.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ class OnlinePlan:
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
-        """The rows of the influence matrix: parameters that reach a state, initial states, inputs that reach a state."""
+        """The rows of the influence matrix.
+
+        Parameters that reach a state, initial states, inputs that reach a state.
+        """
         matrices = {product.matrix for product in self.step.products}
         roots = sorted(matrices | shared_arguments(self.graph, self.step))
         inputs = sorted(n for n in self.leaves if self.graph.nodes[n].op == "input" and n in self.step.touched)
@@ -149,8 +153,7 @@ class Online:
         self.C = np.zeros(plan.seeds.size, dtype)
         self.Q = np.zeros((plan.chunk + 1) * plan.batch * N, dtype)
         self.sources, self.entries = self._sources()
-        offset = 0
-        M = self.M.reshape(plan.batch, P, N)
+        offset, M = 0, self.M.reshape(plan.batch, P, N)
         for stretch in plan.stretches:
             if plan.graph.nodes[stretch.node].op == "previous":
                 M[:, stretch.start + np.arange(stretch.rows), offset + np.arange(stretch.rows)] = 1
@@ -161,13 +164,8 @@ class Online:
         plan, lines, lists = self.plan, list[list[int]](), list[NDArray[np.int64]]()
         for stretch in plan.stretches:
             node = plan.graph.nodes[stretch.node]
-            line = [
-                stretch.start,
-                stretch.rows,
-                kernel.SHARED,
-                *plan.seeds.table[stretch.node, [BASE, OUTER, INNER_ROW]],
-            ]
-            line += [0, 0, 1, 0, -1]
+            line = [stretch.start, stretch.rows, kernel.SHARED]
+            line += [*plan.seeds.table[stretch.node, [BASE, OUTER, INNER_ROW]], 0, 0, 1, 0, -1]
             if node.op == "input":
                 line[kernel.KIND], line[kernel.COLUMNS], line[kernel.COUNT] = kernel.STEPWISE, node.size, node.size
             products = [p for p in plan.step.products if p.matrix == stretch.node]

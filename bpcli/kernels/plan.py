@@ -1,4 +1,4 @@
-"""A plan: a graph lowered and laid out for a reverse-mode gradient over a window of steps. Sizes alone; no array yet."""
+"""A plan: a graph lowered and laid out for a reverse-mode gradient over a window of steps; no array exists yet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import Forward, Integers, Reverse
 from bpcli.kernels.layout import Extent, Places, cotangent_places, value_places
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
 SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
@@ -25,7 +25,9 @@ LANE_FLOPS = 2e6
 TASK_ROWS = 64
 """Rows of a matrix gradient in one task: every task packs the other factor anew."""
 LANE_ROWS = 64
+"""Rows that a lane has at least."""
 MOST_LANES = 16
+"""Parts that any work is cut into at most; a fixed number, whatever the machine."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""The reverse rules of the four elementwise operators: target (+)= g times a factor, reduced where the target is shared."""
+"""The reverse rules of the four elementwise operators.
+
+Target (+)= g times a factor, reduced where the target is shared.
+"""
 
 from __future__ import annotations
 

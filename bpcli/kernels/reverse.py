@@ -69,8 +69,8 @@ from bpcli.kernels.slopes import pull_unary
     I1,
     ROUNDING,
 ) = range(20)
-"""Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays, the steps, the lane
-that collects static cotangents, the rows, and whether to add up absolute contributions."""
+"""Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays, the steps, the
+lane that collects static cotangents, the rows, and whether to add up absolute contributions."""
 JOB = ROUNDING + 1
 
 
@@ -106,8 +106,8 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                 size = n if slot == 2 else row[SIZE_A + slot]
                 f, h = (row[field], a) if kind >= TIMES else (target, target)
                 pull_rows(
-                    kind, C, pg + (row[INNER] if op == CONCAT else 0), sg, ig, size if op == CONCAT else n,
-                    F, address(place, f, t, o0, i0, lane), place[f, OUTER], place[f, INNER_ROW], row[field + SIZE_A - A],
+                    kind, C, pg + (row[INNER] if op == CONCAT else 0), sg, ig, size if op == CONCAT else n, F,
+                    address(place, f, t, o0, i0, lane), place[f, OUTER], place[f, INNER_ROW], row[field + SIZE_A - A],
                     address(place, h, t, o0, i0, lane), place[h, OUTER], place[h, INNER_ROW], row[SIZE_A],
                     address(cplace, target, t, o0, i0, lane), cplace[target, OUTER], cplace[target, INNER_ROW], size,
                     row[MODE_A + slot] != STORE, no, ni,
@@ -116,7 +116,10 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
 
 @inner
 def factor(row, slot, rounding):
-    """With which factor an argument takes the cotangent (-1: not at all, or by another rule), and that factor's field."""
+    """With which factor an argument takes the cotangent, and that factor's field.
+
+    -1: not at all, or by another rule.
+    """
     op = row[OP]
     if row[MODE_A + slot] == NONE:
         return -1, A
@@ -137,7 +140,10 @@ def factor(row, slot, rounding):
 
 @inner
 def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni):
-    """cotangent of b (rows, k) (+)= g (rows, n) W, W (n, k) or, turned, (k, n); a static W takes its gradient at once."""
+    """cotangent of b (rows, k) (+)= g (rows, n) W, W (n, k) or, turned, (k, n).
+
+    A static W takes its gradient at once.
+    """
     out, a, b, n, k = row[OUT], row[A], row[B], row[SIZE], row[SIZE_B]
     pg, sg, ig = address(cplace, out, t, o0, i0, lane), cplace[out, OUTER], cplace[out, INNER_ROW]
     turned = row[TURNED] == 1

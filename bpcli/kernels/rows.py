@@ -1,7 +1,8 @@
-"""How kernels address rows: node n's value at step t, copy o, row i begins at base + t·step + o·outer + i·inner + lane·lane.
+"""How kernels address rows.
 
-A table of places has one line of six integers per node (see `bpcli.kernels.layout`): base, step, outer, inner, lane, epoch.
-Shared values have strides of zero. Rows that lie end to end are treated as one long row.
+Node n's value at step t, copy o, row i begins at base + t·step + o·outer + i·inner + lane·lane. A table of places has
+one line of six integers per node (see `bpcli.kernels.layout`): base, step, outer, inner, lane, epoch. Shared values
+have strides of zero. Rows that lie end to end are treated as one long row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The reverse rule of elementwise functions: c (+)= g · slope.
 
-`rounding` asks for sums of absolute contributions instead: g is non-negative, and to the absolute slope is added what its
-own evaluation may be off by, in units of roundoff (for tanh, 1 − y² loses its digits where y is near ±1).
+`rounding` asks for sums of absolute contributions instead: g is non-negative, and to the absolute slope is added what
+its own evaluation may be off by, in units of roundoff (for tanh, 1 − y² loses its digits where y is near ±1).
 """
 
 from __future__ import annotations

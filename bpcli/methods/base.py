@@ -13,7 +13,10 @@ from bpcli.problem.unrolled import Window as Window
 
 @dataclass(frozen=True)
 class Cost:
-    """Predicted before anything runs: floating-point operations, bytes held at the peak, steps of the forward recurrence."""
+    """Predicted before anything runs.
+
+    Floating-point operations, bytes held at the peak, steps of the forward recurrence.
+    """
 
     flops: float
     bytes: int

@@ -7,7 +7,6 @@ added. Exact while the parameters stand still; runs forwards, so its memory does
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -16,14 +15,10 @@ from bpcli.graph.model import Graph, Phase
 from bpcli.kernels.online import Online, OnlinePlan
 from bpcli.kernels.plan import phase_flops
 from bpcli.kernels.trace import Trace
+from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient, Window
 from bpcli.problem.model import Array, Problem, Setup, Tensor
 from bpcli.problem.unrolled import loss_weights
-
-
-@dataclass(frozen=True)
-class Options:
-    """None."""
 
 
 class RTRL:
@@ -32,17 +27,17 @@ class RTRL:
     name: ClassVar[str] = "rtrl"
     summary: ClassVar[str] = "influence matrix forwards, M <- J M + Mbar; memory does not grow with T"
     tags: ClassVar[frozenset[str]] = frozenset({"exact", "online", "recurrent"})
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[NoOptions]] = NoOptions
 
     def refusal(self, graph: Graph) -> str | None:
         """It needs a state."""
         return None if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
 
-    def windows(self, setup: Setup, options: Options) -> tuple[Window, ...]:
+    def windows(self, setup: Setup, options: NoOptions) -> tuple[Window, ...]:
         """The whole gradient."""
         return (Window(0, 0, setup.T),)
 
-    def cost(self, setup: Setup, options: Options) -> Cost:
+    def cost(self, setup: Setup, options: NoOptions) -> Cost:
         """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M."""
         plan = _plan(setup)
         N, P = plan.size, plan.rows
@@ -52,7 +47,7 @@ class RTRL:
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
         return Cost(flops, (plan.entries + results) * setup.dtype.itemsize, setup.T)
 
-    def gradient(self, problem: Problem, options: Options) -> Gradient:
+    def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Forwards, a chunk of steps at a time."""
         setup, plan = problem.setup, _plan(problem.setup)
         trace = Trace(plan.trace, setup.dtype, (problem.params, problem.inputs, problem.state))

@@ -42,8 +42,8 @@ class Tensor:
 class Setup:
     """Spec, graph and sizes: enough to predict a method's cost. T is 1 when feed-forward.
 
-    `wrt` lists what is differentiated, in the spec's order; `shared` names the states whose initial value is one for all
-    samples; `dtype` is the spec's.
+    `wrt` lists what is differentiated, in the spec's order; `shared` names the states whose initial value is one for
+    all samples; `dtype` is the spec's.
     """
 
     spec: Spec

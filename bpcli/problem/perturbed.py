@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from bpcli.graph.lower import lower_forward
 from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Phase
 from bpcli.kernels.copies import Copies, Layout
-from bpcli.kernels.fixes import Entries, make_fixes
+from bpcli.kernels.fixes import Entries, joined, make_fixes
 from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
@@ -26,19 +27,23 @@ BLOCK_ENTRIES = 1 << 18
 """Numbers that the copies of one block may take: some megabytes, so that a step's values stay in cache."""
 
 
+Values = NDArray[Any]
+"""float64 or complex128, as the copies are."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Change:
     """What makes the copies of one block differ: entries of one tensor's array, a change for each."""
 
     tensor: Tensor
     entries: NDArray[np.int64]
-    deltas: NDArray
+    deltas: Values
 
 
 class Perturbed:
     """Losses of perturbed copies, restricted to windows; `dtype` is float64 or complex128."""
 
-    def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype) -> None:
+    def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any]) -> None:
         self.problem = cast(problem, np.dtype(dtype))
         self.setup, self.graph = problem.setup, problem.setup.graph
         self.forward = lower_forward(self.graph, fuse(self.graph))
@@ -53,7 +58,7 @@ class Perturbed:
         for first in range(0, self.setup.T, plan.extent.chunk):
             self.trace.forward(first, min(self.setup.T, first + plan.extent.chunk))
 
-    def losses(self, tensor: Tensor, entries: NDArray[np.int64], deltas: NDArray) -> NDArray:
+    def losses(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Values:
         """Losses (C, batch) of C copies; copy c has entry `entries[c]` of the tensor's array changed by `deltas[c]`.
 
         The weights of `over_time` and `over_batch` are included: the sum over the batch is the loss. For a parameter or
@@ -82,7 +87,7 @@ class Perturbed:
         for start in range(0, count, size):
             yield slice(start, min(count, start + size))
 
-    def _run(self, change: _Change, windows: Sequence[Window]) -> NDArray:
+    def _run(self, change: _Change, windows: Sequence[Window]) -> Values:
         """The losses (copies, batch) of one block over windows of equal length."""
         layout = self._layout(change.tensor, len(change.entries), windows)
         batch, starts = self.setup.batch, np.array([w.start for w in windows])
@@ -99,7 +104,7 @@ class Perturbed:
             new = total + term
             lost = (new - total) - term
             total = new
-        return total.reshape(layout.copies, len(windows), batch).sum(axis=1)
+        return np.asarray(total.reshape(layout.copies, len(windows), batch).sum(axis=1))
 
     def _copies(self, layout: Layout, change: _Change, steps: NDArray[np.int64]) -> Copies:
         """The block's values, with the change made where it concerns a parameter."""
@@ -133,7 +138,7 @@ class Perturbed:
         copies.fix = make_fixes(len(self.graph.nodes), layout.copies, changed, copies.V.dtype)
 
     def _through_static(self, copies: Copies, change: _Change) -> dict[int, Entries]:
-        """Run the static phase for each copy: vectors that the loop reads are kept, matrices as lists of differences."""
+        """Run the static phase for each copy; vectors that the loop reads are kept, matrices as differences."""
         layout, leaf = copies.layout, copies.layout.leaf
         plain = Layout(self.graph, self.forward, -1, 1, 1, 1)
         single = Copies(
@@ -142,11 +147,7 @@ class Perturbed:
             {},
             {n: self.trace.value(n, self.graph.nodes[n].size) for n in self._static_nodes(plain)},
         )
-        matrices = {
-            n: list[tuple[NDArray, NDArray, NDArray, NDArray]]()
-            for n in layout.crossing
-            if len(self.graph.nodes[n].shape) == 2
-        }
+        matrices = {n: list[Entries]() for n in layout.crossing if len(self.graph.nodes[n].shape) == 2}
         for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
             single.block(leaf)[0, entry] += delta
             single.static_run()
@@ -160,7 +161,7 @@ class Perturbed:
                 else:
                     copies.block(n)[c] = values
             single.block(leaf)[0, entry] = self.trace.value(leaf, self.graph.nodes[leaf].size)[entry]
-        return {n: tuple(np.concatenate(parts) for parts in zip(*lists, strict=True)) for n, lists in matrices.items()}
+        return {n: joined(lists) for n, lists in matrices.items()}
 
     def _static_nodes(self, layout: Layout) -> list[int]:
         return [
@@ -168,7 +169,7 @@ class Perturbed:
         ]
 
     def _enter(self, copies: Copies, change: _Change, starts: NDArray[np.int64]) -> None:
-        """Put every row's state before its first step in place; a changed initial state where a row starts at step 0."""
+        """Put every row's state before its first step in place, changed where that is asked for and it is step 0."""
         layout, batch = copies.layout, self.setup.batch
         for node in self.graph.previous.values():
             size = self.graph.nodes[node].size
@@ -183,7 +184,7 @@ class Perturbed:
 
     def _feed(self, copies: Copies, change: _Change, steps: NDArray[np.int64], j: int) -> None:
         """The changed input's rows of one step."""
-        layout, leaf = copies.layout, copies.layout.leaf
+        leaf = copies.layout.leaf
         if change.tensor.kind != "input" or leaf < 0:
             return
         rows = copies.rows(leaf)

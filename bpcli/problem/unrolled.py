@@ -1,7 +1,7 @@
 """Reverse mode over windows of the unrolled graph: BPTT is one window, truncated BPTT is many.
 
-A window (start, loss_from, stop) takes the losses of steps loss_from..stop back to step start. Only so many steps are held
-as the longest window needs, and some more so that moving on costs little.
+A window (start, loss_from, stop) takes the losses of steps loss_from..stop back to step start. Only so many steps are
+held as the longest window needs, and some more so that moving on costs little.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ SLACK = 32
 
 @dataclass(frozen=True)
 class Window:
-    """Part of what a method computes: the losses of steps `loss_from <= t < stop`, differentiated through steps `s >= start`.
+    """Part of what a method computes.
 
-    The state that enters step `start` counts as a constant, unless `start` is 0. Steps count from 0.
+    The losses of steps `loss_from <= t < stop`, differentiated through steps `s >= start`. The state that enters step
+    `start` counts as a constant, unless `start` is 0. Steps count from 0.
     """
 
     start: int
@@ -35,9 +36,10 @@ class Window:
 
 
 def staircase(T: int, k1: int, k2: int) -> tuple[Window, ...]:
-    """The windows of TBPTT(k1, k2): at steps k1, 2·k1, … and at T the losses since the last one go back through k2 steps.
+    """The windows of TBPTT(k1, k2).
 
-    Counting steps from 1, ∂l(t)/∂θ_s is taken in when s <= t and s > min(T, k1·⌈t/k1⌉) − k2.
+    At steps k1, 2·k1, … and at T the losses since the last one go back through k2 steps. Counting steps from 1,
+    ∂l(t)/∂θ_s is taken in when s <= t and s > min(T, k1·⌈t/k1⌉) − k2.
     """
     stops = sorted({*range(k1, T, k1), T})
     return tuple(Window(max(0, stop - k2), (stop - 1) // k1 * k1, stop) for stop in stops)

@@ -50,9 +50,7 @@ class ComplexStep:
             bound = bounds[tensor.name]
             finite = np.isfinite(value) & np.isfinite(bound)
             none = np.zeros(tensor.shape)
-            estimates[tensor.name] = Estimate(
-                np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none
-            )
+            estimates[tensor.name] = Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)
         return estimates
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:

@@ -1,4 +1,7 @@
-"""What every output format renders: rows under columns, with sentences above and the context, errors and notes beside."""
+"""What every output format renders.
+
+Rows under columns, with sentences above and the context, errors and notes beside.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Column:
-    """A column: `key` names it in CSV; `heading` in tables; `get` takes the value from a row; `show` formats it for people.
+    """A column.
 
-    `wide` columns are left out of tables unless verbose; every format for programs has them.
+    `key` names it in CSV; `heading` in tables; `get` takes the value from a row; `show` formats it for people. `wide`
+    columns are left out of tables unless verbose; every format for programs has them.
     """
 
     key: str
@@ -30,8 +34,8 @@ class Column:
 class Document:
     """One command's result. `rows_key` is the rows' name in JSON ("findings", "cells"); `rows` are JSON-ready mappings.
 
-    `sentences` stand above a table, `notes` below it; `summary` is a mapping for programs. `style` takes a row to a rich
-    style for its line ("" for none).
+    `sentences` stand above a table, `notes` below it; `summary` is a mapping for programs. `style` takes a row to a
+    rich style for its line ("" for none).
     """
 
     title: str

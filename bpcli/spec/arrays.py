@@ -64,6 +64,7 @@ class Declarer:
         return known if len(known) == len(sizes) else None
 
     def entry(self, path: Path, entry: int | str) -> int | None:
+        """One size, evaluated where it is an expression; None where it has been refused."""
         if isinstance(entry, int):
             return entry
         context = self.context
@@ -106,6 +107,7 @@ class Declarer:
         return float(table.scale)
 
     def density(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:
+        """The density as given; None where there is none, or where it has been refused."""
         density = table.density if isinstance(table, schema.Param) else None
         if density is None or len(shape) == 2:
             return density

@@ -11,7 +11,6 @@ from bpcli.spec.outline import Outline, Path
 from bpcli.spec.strings import decode
 from bpcli.spec.text import Text
 
-
 MAX_REFUSALS = 200
 
 

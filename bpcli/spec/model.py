@@ -182,7 +182,10 @@ class Source:
     values: Mapping[tuple[str, ...], Place]
 
     def key(self, *path: str) -> Place:
-        """The place of a key; of the nearest table that exists when the key is missing; line 1 where that is missing too."""
+        """The place of a key.
+
+        Of the nearest table that exists when the key is missing; line 1 where that is missing too.
+        """
         while path:
             if path in self.keys:
                 return self.keys[path]

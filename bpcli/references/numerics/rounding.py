@@ -56,9 +56,7 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
     with np.errstate(all="ignore"):
         magnitudes = magnitude(problem, windows)
         sizes, spreads = _samples(problem, windows)
-        each = {
-            name: bound(sizes[name], spreads[name], m.astype(np.float64), dtype) for name, m in magnitudes.items()
-        }
+        each = {name: bound(sizes[name], spreads[name], m.astype(np.float64), dtype) for name, m in magnitudes.items()}
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype)
         return Rounding(each, float(loss))
 
