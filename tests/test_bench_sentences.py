@@ -31,6 +31,11 @@ def biased(method, time_s, memory, cosine):
     ("rows", "expected"),
     [
         ([], []),
+        (
+            [row(), biased("tbptt:k2=4", 1e-3, 1000, 0.0), biased("tbptt:k2=8", 1e-3, 1000, -0.5)],
+            ["3 rows measured, all gradients checked first.",
+             "tbptt:k2=4 gets no nearer than cosine 0.00, at about the memory of bptt and about its time."],
+        ),
         ([row()], ["1 row measured, all gradients checked first."]),
         (
             [row(), row("rtrl", 12e-3, memory=400)],

@@ -73,7 +73,7 @@ def judge(text: str, fault: Fault) -> vouch.Vouch:
         ("tbptt:k1=1,k2=2", 1e9, none, "pass", "every entry"),
         ("bptt", 1e9, scaled, "wrong", "every entry"),
         ("tbptt:k1=1,k2=2", 1e9, one_entry, "wrong", "every entry"),
-        ("bptt", 1.0, none, "pass", "10 entries, and all against reverse mode"),
+        ("bptt", 1.0, none, "pass", "10 entries"),
         ("rtrl", 1.0, none, "pass", "10 entries, and all against reverse mode"),
         ("tbptt:k1=1,k2=2", 1.0, none, "pass", "10 entries"),
         ("tbptt:k1=1,k2=2", 1.0, scaled, "wrong", "10 entries"),

@@ -56,6 +56,7 @@ ONE_CHANGE = [
     ('b = ["n"]', 'b = ["2*n - ▸k"]', "unknown-name"),
     ('b = ["n"]', "b = [▸0]", "out-of-range"),
     ('b = ["n"]', "b = [▸true]", "wrong-type"),
+    ('a = ["n"]', "a = ▸3", "wrong-type"),
     ('b = ["n"]', "b = [▸4.0]", "wrong-type"),
     ('b = ["n"]', 'b = [▸"n-4"]', "out-of-range"),
     ('b = ["n"]', 'b = ["n▸/2"]', "not-whole"),

@@ -81,7 +81,7 @@ def _choice(family: Sequence[Row]) -> Row:
     good = [r for r in judged if _is_exact(r) or r["cosine"] >= GOOD_COSINE]
     if good:
         return min(good, key=lambda r: _memory(r) * r["time_s"])
-    return max(judged or family, key=lambda r: r["cosine"] or -1.0)
+    return max(judged or family, key=lambda r: -1.0 if r["cosine"] is None else r["cosine"])
 
 
 def _growth(rows: Sequence[Row]) -> list[str]:

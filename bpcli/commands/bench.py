@@ -129,7 +129,8 @@ def _run(jobs: Mapping[Path, Job], ask: Ask, common: Common, results: Results) -
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare
 
-    prepare(common)
+    if jobs:
+        prepare(common)
     try:
         with _counting(sum(j.sweep.cells for j in jobs.values()), common) as count:
             for job in jobs.values():

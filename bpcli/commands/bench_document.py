@@ -122,7 +122,7 @@ def _seconds(value: Any) -> str:
     if value is None:
         return ""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= size:
+        if value >= 0.9995 * size:  # three digits of the smaller unit would be 1e+03
             return f"{value / size:.3g} {unit}"
     return f"{value / 1e-9:.3g} ns"
 

@@ -48,10 +48,13 @@ def _tasks() -> Iterator[Row]:
 
 
 def _operations() -> Iterator[Row]:
+    from bpcli.graph.functions import COMPOSED
     from bpcli.graph.operations import OPERATIONS
 
     for name, operation in OPERATIONS.items():
         yield _row(name, operation.description, tags=("analytic" if operation.analytic else "kinked",))
+    for name, description in COMPOSED.items():
+        yield _row(name, description, tags=("analytic",))
 
 
 def _references() -> Iterator[Row]:

@@ -91,7 +91,6 @@ def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode
     """
     from bpcli.checking.run import CheckOptions
     from bpcli.commands.choose import from_project, read
-    from bpcli.commands.kernels import prepare
     from bpcli.commands.progress import progress
     from bpcli.commands.specs import find
 
@@ -99,8 +98,6 @@ def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode
     options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
     call = Call(read(method), from_project(), options, common, alone=len(paths) == 1 and not refused)
     results = Results(errors=list(refused))
-    if paths:
-        prepare(common)
     with progress(common) as say:
         for number, path in enumerate(paths, start=1):
             say(f"{path} ({number} of {len(paths)})")
@@ -113,6 +110,7 @@ def _judge(path: Path, call: Call, results: Results) -> None:
     from bpcli.checking import run
     from bpcli.commands.choose import applying, choose
     from bpcli.commands.failures import translate
+    from bpcli.commands.kernels import prepare
     from bpcli.commands.specs import open_spec
     from bpcli.problem.limits import check_cost
 
@@ -129,6 +127,7 @@ def _judge(path: Path, call: Call, results: Results) -> None:
             check_cost(setup, method.text, cost.bytes, cost.flops, limits)
         if methods:
             check_cost(setup, "the check", 0, run.check_cost(setup, methods, call.options), limits)
+            prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
             results.findings += run.check(setup, methods, call.options)
     except Exception as error:
         results.errors += [_named(d, path, call) for d in translate(error).diagnostics]

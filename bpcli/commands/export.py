@@ -16,12 +16,13 @@ def export(spec: str, out: str, common: Common) -> int:
     from bpcli.commands.arrays_document import arrays_document
     from bpcli.commands.context import describe
     from bpcli.commands.output import emit, note
-    from bpcli.commands.specs import open_spec, single, test_writable
+    from bpcli.commands.specs import open_spec, single, test_out
     from bpcli.problem.draw import draw
     from bpcli.problem.export import export_arrays, write_npz
 
-    test_writable(out)
-    problem = draw(open_spec(single(spec), common))
+    path = single(spec)
+    test_out(out, path, common)
+    problem = draw(open_spec(path, common))
     declared = problem.setup.spec
     write_npz(out, export_arrays(problem))
     note(f"wrote {out}", common)

@@ -30,15 +30,16 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
     from bpcli.commands.kernels import announce
     from bpcli.commands.output import note
     from bpcli.commands.progress import progress
-    from bpcli.commands.specs import open_spec, single, test_writable
+    from bpcli.commands.specs import open_spec, single, test_out
     from bpcli.methods import parse
     from bpcli.problem.draw import draw
     from bpcli.problem.export import write_npz
     from bpcli.problem.limits import check_cost
 
     call = parse(method)
-    test_writable(out)
-    setup = open_spec(single(spec), common)
+    path = single(spec)
+    test_out(out, path, common)
+    setup = open_spec(path, common)
     applying(setup, (call,), alone=True)
     cost = call.cost(setup)
     check_cost(setup, call.text, cost.bytes, cost.flops, common.limits())

@@ -94,10 +94,12 @@ def _memory() -> Lines:
 def _self_check() -> Lines:
     from bpcli.checking.run import CheckOptions, check
     from bpcli.commands.choose import read
+    from bpcli.commands.kernels import prepare
     from bpcli.commands.options import Common
     from bpcli.commands.packaged import packaged_spec
     from bpcli.commands.specs import open_spec
 
+    prepare(Common())
     start = time.perf_counter()
     setup = open_spec(packaged_spec(_SPEC), Common())
     findings = check(setup, read(("bptt", "rtrl")), CheckOptions())

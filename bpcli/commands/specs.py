@@ -82,6 +82,16 @@ def test_writable(path: str) -> None:
     check_writable(Path(path))
 
 
+def test_out(out: str, spec: Path, common: Common) -> None:
+    """Raise BpError where `-o` can't be written, or would replace the spec or share a file with an `--output`."""
+    target = os.path.realpath(out)
+    if target == os.path.realpath(spec):
+        fail("usage", f'-o "{out}" is the spec itself', help="name another file")
+    if target in {os.path.realpath(path) for _, path in common.outputs}:
+        fail("usage", f'-o and --output both go to "{out}"', help="give each a path of its own")
+    test_writable(out)
+
+
 def _search(folder: Path) -> Iterator[Path]:
     """The specs in a folder and below it, in order of their paths; hidden folders are left out."""
     for here, folders, files in os.walk(folder):

@@ -8,14 +8,22 @@ they are named, not numbered, so that compiled kernels can be kept on disk.
 
 from __future__ import annotations
 
+import ctypes
+import importlib
+import importlib.util
 import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder
+from pathlib import Path
+from types import ModuleType
 
 import llvmlite.binding as llvm
 import numpy as np
+import scipy
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import get_cython_function_address, intrinsic
+from numba.extending import intrinsic
 
 from bpcli.kernels.jit import inner
 
@@ -24,11 +32,34 @@ os.environ.setdefault(
 )  # before SciPy's BLAS is loaded; `single_threaded` is for later comers
 
 _SYMBOLS = {types.float64: "d", types.float32: "s", types.complex128: "z"}
+
+
+def _cython_blas() -> ModuleType:
+    """SciPy's BLAS interface by itself: importing all of `scipy.linalg` takes longer than many a check."""
+    name = "scipy.linalg.cython_blas"
+    if name in sys.modules:
+        return sys.modules[name]
+    folder = str(Path(scipy.__file__).parent / "linalg")
+    spec = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES)).find_spec("cython_blas")
+    if spec is None or spec.origin is None:
+        return importlib.import_module(name)
+    found = importlib.util.spec_from_file_location(name, spec.origin)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def _address_of(capsule: object) -> int:
+    """The pointer in a capsule, whatever the capsule's name, which is the function's signature."""
+    name_of, pointer_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return int(pointer_of(capsule, name_of(capsule)))
+
+
 for _letter in _SYMBOLS.values():
     for _name in ("gemm", "gemv"):
-        llvm.add_symbol(
-            f"bp_{_letter}{_name}", get_cython_function_address("scipy.linalg.cython_blas", _letter + _name)
-        )
+        llvm.add_symbol(f"bp_{_letter}{_name}", _address_of(_cython_blas().__pyx_capi__[_letter + _name]))
 
 
 def single_threaded() -> None:

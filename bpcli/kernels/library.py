@@ -87,8 +87,11 @@ def run(name: str, jobs: Jobs, values: NDArray, parallel: bool = True) -> None:
         for job in jobs:
             kernel(job, values)
         return
-    loop = jit.run_parallel if parallel and len(jobs) > 1 and numba.get_num_threads() > 1 else jit.run
-    loop(kernel.address, jobs, values.ctypes.data)
+    if parallel and len(jobs) > 1 and numba.get_num_threads() > 1:
+        with numba.parallel_chunksize(1):  # jobs differ in size: a thread that is done takes the next one
+            jit.run_parallel(kernel.address, jobs, values.ctypes.data)
+    else:
+        jit.run(kernel.address, jobs, values.ctypes.data)
 
 
 def missing(requests: Iterable[Request]) -> list[Request]:

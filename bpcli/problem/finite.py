@@ -6,7 +6,7 @@ import numpy as np
 
 from bpcli.errors import fail
 from bpcli.graph.fuse import LEAVES
-from bpcli.graph.model import Node
+from bpcli.graph.model import Node, Phase
 from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
@@ -31,7 +31,7 @@ def _refuse(problem: Problem, trace: Trace, t: int) -> None:
     for node in graph.nodes:
         if node.op in LEAVES or trace.plan.values.table[node.index, BASE] < 0 or node.index in trace.plan.forward.alias:
             continue
-        values = trace.value(node.index, node.size * (1 if node.phase == 0 else setup.batch))
+        values = trace.value(node.index, node.size * (1 if node.phase is Phase.STATIC else setup.batch))
         if not np.isfinite(values).all():
             when = f" at step {t + 1}" if graph.recurrent else ""
             what = (

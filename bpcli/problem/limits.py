@@ -68,7 +68,7 @@ def parse_bytes(text: str) -> int:
 def format_bytes(size: float) -> str:
     """`size` in the largest decimal unit that leaves at least one."""
     for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if size < 1000:
+        if size < 999.5:  # three digits would round the rest up to 1e+03
             return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
         size /= 1000
     return f"{size:.3g} EB"

@@ -46,11 +46,3 @@ def assemble(parts: Plan, graph: Graph, limits: Limits) -> Setup:
     setup = Setup(spec, graph, sizes.T, sizes.batch, dtype, (), sizes.shared)
     check_arrays(setup, limits)
     return dataclasses.replace(setup, wrt=tensors(setup, parts.chosen))
-
-
-def make_setup(spec: Spec, graph: Graph, wrt: Sequence[str], limits: Limits) -> Setup:
-    """`plan` and `assemble` for a spec that has its graph; raises `BpError`."""
-    collector = Collector()
-    parts = plan(spec, wrt, collector)
-    collector.finish()
-    return assemble(parts, graph, limits)

@@ -67,9 +67,12 @@ def _spec(name: str, document: Document, names: Names, context: Context) -> Spec
     equations = _equations(document, names, context)
     _check_states(document, names, context)
     intact = {*dims, *constants, *equations, *(n for table in arrays.values() for n in table)}
-    lost = names.refused | (set(names.of.values()) - intact)
+    # A state goes by the name of its equation too, which may stand where the declaration fell.
+    fallen = {n for (table, _), n in names.of.items() if table == "state" and n not in arrays["state"]}
+    lost = names.refused | (set(names.of.values()) - intact) | fallen
     groups = arrays["inputs"], arrays["params"], arrays["state"]
-    known = sections.Declared(dims, constants, *groups, lost, bool(document.state), document.dtype)
+    recurrent = bool(document.state) or any(table == "state" for table, _ in names.of)
+    known = sections.Declared(dims, constants, *groups, lost, recurrent, document.dtype)
     return Spec(
         name=name,
         title=document.title,

@@ -56,7 +56,6 @@ class _Reader:
         self.encoded = content.encode("utf-8")
         self.characters: list[int] | None = None if content.isascii() else _character_offsets(content)
         self.found = Outline()
-        self.elements: dict[Path, int] = {}
         self.defined: dict[Path, Span] = {}
 
     def read(self) -> Outline:

@@ -8,6 +8,7 @@ unit roundoff, which takes the sample from float32 to float64 (compare Parker, "
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -48,6 +49,7 @@ class Rounding:
     loss: float
 
 
+@functools.lru_cache(maxsize=2)
 def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
     """What the gradient that `windows` define may be off by when it is computed in `dtype`.
 
