@@ -141,6 +141,13 @@ def test_refused_elsewhere(tmp_path: Path, line: str, code: str) -> None:
     assert ([code], _marks(marked)) == (codes, places)
 
 
+def test_refused_state(tmp_path: Path) -> None:
+    """A state whose shape was refused is still one: its earlier value is not refused as well."""
+    marked = with_arrays('fallen = "fallen[t-1] + x"').replace("[state]\n", "[state]\nfallen = [¦0]\n")
+    codes, places, _ = _refused(tmp_path, marked)
+    assert (["out-of-range"], _marks(marked)) == (codes, places)
+
+
 def test_refused_loss(tmp_path: Path) -> None:
     """A loss that could not be read is not reported as missing."""
     marked = with_arrays('loss = "x ¦% 2"')

@@ -46,7 +46,8 @@ def test_parse_bytes_refuses_the_rest(text):
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_900, "1 MB"), (8.8e12, "8.8 TB"), (5e22, "5e+04 EB")]
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_900, "1 MB"), (8.8e12, "8.8 TB"), (5e22, "5e+04 EB")],
 )
 def test_format_bytes(size, text):
     """The largest unit that leaves at least one."""

@@ -35,7 +35,9 @@ def plan(spec: Spec, wrt: Sequence[str], collector: Collector) -> Plan:
     """
     check_task(spec, collector)
     check_weights(spec, collector)
-    sizes = find_sizes(spec, bool(spec.states), collector)
+    # An equation of a refused name is that of a state whose declaration fell.
+    recurrent = bool(spec.states or spec.refused & spec.equations.keys())
+    sizes = find_sizes(spec, recurrent, collector)
     return Plan(spec, sizes, choose(spec, wrt, collector))
 
 
