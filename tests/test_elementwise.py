@@ -168,22 +168,6 @@ def test_results_do_not_depend_on_position(name, dtype):
             assert part.tobytes() == apply(name, x[offset : offset + length]).tobytes()
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.complex128])
-def test_slopes(dtype):
-    """Slopes follow from values, to a few ulp of the value given."""
-    x = np.linspace(-12, 12, 97).astype(dtype)
-    tolerance = 4 * np.finfo(dtype).eps
-    s = np.empty_like(x)
-    tanh, logistic = apply("tanh", x), apply("sigmoid", x)
-    wide = np.float64 if dtype is np.float32 else dtype
-    elementwise.tanh_slope(tanh, s)
-    np.testing.assert_allclose(s, (1 - tanh.astype(wide)) * (1 + tanh.astype(wide)), rtol=tolerance)
-    elementwise.sigmoid_slope(logistic, s)
-    np.testing.assert_allclose(s, logistic.astype(wide) * (1 - logistic.astype(wide)), rtol=tolerance)
-    elementwise.softplus_slope(x, s)
-    np.testing.assert_array_equal(s, logistic)
-
-
 PLAIN_PYTHON = """
 import numpy as np
 from bpcli.kernels import elementwise

@@ -61,6 +61,7 @@ UNARY = {
     **{f"power {p} of any base": f"({{}})**{p}" for p in (2, 3, 0, 1, 4)},
     "power -1 of a negative base": "(tanh({}) - 1.5)**(-1)",
     "power -3 of a negative base": "(tanh({}) - 1.5)**(-3)",
+    "power 66 of a negative base": "(0.1 * tanh({}) - 0.9)**66",
 }
 REDUCTIONS = {
     **{name: f"{name}({{}})" for name in ("sum", "mean", "logsumexp", "softmax", "log_softmax")},

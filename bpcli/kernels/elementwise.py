@@ -115,23 +115,3 @@ def cos_into(x, y):
     else:
         for k in range(y.shape[0]):
             y[k] = _cos(y[k])
-
-
-@njit(cache=True, error_model="numpy")
-def tanh_slope(y, s):
-    """s = 1 - y^2 for y = tanh x, as a product that does not cancel further near saturation."""
-    for k in range(s.shape[0]):
-        s[k] = (1.0 - y[k]) * (1.0 + y[k])
-
-
-@njit(cache=True, error_model="numpy")
-def sigmoid_slope(y, s):
-    """s = y (1 - y) for y = sigmoid x."""
-    for k in range(s.shape[0]):
-        s[k] = y[k] * (1.0 - y[k])
-
-
-@njit(cache=True, error_model="numpy")
-def softplus_slope(x, s):
-    """s = sigmoid x, the derivative of softplus at x."""
-    sigmoid_into(x, s)

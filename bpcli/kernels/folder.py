@@ -39,7 +39,11 @@ def cache_folder() -> Path:
         try:
             if root and folder.is_absolute():
                 folder.mkdir(parents=True, exist_ok=True)
-                return folder
+                if os.access(folder, os.W_OK):
+                    return folder
         except OSError:
             continue
-    return Path(tempfile.mkdtemp(prefix="bp-kernels-"))
+    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="bp-kernels-")  # for processes that compile for this one
+    folder = Path(os.environ["NUMBA_CACHE_DIR"]) / name
+    folder.mkdir(parents=True)
+    return folder

@@ -87,11 +87,8 @@ def run(name: str, jobs: Jobs, values: NDArray, parallel: bool = True) -> None:
         for job in jobs:
             kernel(job, values)
         return
-    if parallel and len(jobs) > 1 and numba.get_num_threads() > 1:
-        with numba.parallel_chunksize(1):  # jobs differ in size: a thread that is done takes the next one
-            jit.run_parallel(kernel.address, jobs, values.ctypes.data)
-    else:
-        jit.run(kernel.address, jobs, values.ctypes.data)
+    loop = jit.run_parallel if parallel and len(jobs) > 1 and numba.get_num_threads() > 1 else jit.run
+    loop(kernel.address, jobs, values.ctypes.data)
 
 
 def missing(requests: Iterable[Request]) -> list[Request]:
@@ -104,19 +101,31 @@ def prepare(requests: Iterable[Request]) -> None:
     todo = [] if numba.config.DISABLE_JIT else missing(requests)
     if len(todo) < 2 or (os.cpu_count() or 1) < 2:
         return
-    announce(f"compiling {len(todo)} kernels, once on this machine; this takes about half a minute")
+    announce(f"compiling {len(todo)} kernels, once on this machine; this takes up to a minute")
     queue, running = list(todo), list[subprocess.Popen[bytes]]()
     while queue or running:
         while queue and len(running) < (os.cpu_count() or 1):
             name, dtype = queue.pop(0)
-            command = [sys.executable, "-m", "bpcli.kernels.library", name, str(dtype)]
-            running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            running.append(_compiling(name, str(dtype)))
         done = next((p for p in running if p.poll() is not None), None)
         if done is None:
             time.sleep(0.05)
             continue
         running.remove(done)
-        announce(f"compiled {len(todo) - len(queue) - len(running)} of {len(todo)}")
+        announce(f"compiled {len(todo) - len(missing(todo))} of {len(todo)}")
+
+
+def _compiling(name: str, dtype: str) -> subprocess.Popen[bytes]:
+    """A process that compiles one kernel. What goes wrong there goes wrong again, and is told, when it is used here."""
+    package_home = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (package_home, os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "bpcli.kernels.library", name, dtype],  # -P: run nothing from the current folder
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 if __name__ == "__main__":

@@ -69,7 +69,9 @@ class Plan:
                 stretch = (rows * part // parts, rows * (part + 1) // parts)
                 ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
                 tasks.append((*ends, *stretch))
-        return np.array(tasks, dtype=np.int64).reshape(len(tasks), 7)
+        tasks.sort(key=lambda task: -task[4] * (task[6] - task[5]))
+        # Threads take even stretches of the list: large tasks stand at both ends.
+        return np.array(tasks[::2] + tasks[1::2][::-1], dtype=np.int64).reshape(len(tasks), 7)
 
 
 def make_plan(

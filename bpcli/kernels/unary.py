@@ -86,7 +86,7 @@ def power_into(x, y, exponent):
     elif exponent == 0.0:
         for k in range(n):
             y[k] = one
-    elif size == np.floor(size) and size <= 64:
+    elif size == np.floor(size) and size < 2.0**53:
         for k in range(n):
             y[k] = whole_power(x[k], int(size))
         if exponent < 0:
