@@ -17,7 +17,7 @@ import bpcli.checking
 import bpcli.methods as methods
 from bpcli.checking.findings import Finding, Verdict, Worst
 from bpcli.cli import main
-from bpcli.methods.base import Cost, Gradient
+from bpcli.methods.base import Cost, Gradient, Window
 
 RECURRENT = """bp = 1
 [params]
@@ -64,6 +64,10 @@ class Toy:
     def refusal(self, graph: Any) -> str | None:
         """Only the kind of graph counts."""
         return None if graph.recurrent == self.recurrent else f"{self.name} does not apply"
+
+    def windows(self, setup: Any, options: Any) -> tuple[Window, ...]:
+        """All of it."""
+        return (Window(0, 0, setup.T),)
 
     def cost(self, setup: Any, options: Any) -> Cost:
         """Next to nothing."""

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from bpcli import methods
+from bpcli import methods, peers
 from bpcli.benching import clock, measure
 from bpcli.benching.vouch import Vouch
 from bpcli.cli import main
@@ -247,6 +247,65 @@ def test_ctrl_c_keeps_what_was_measured(verdicts, tmp_path):
     assert {"net"} == set(table(result).spec)
     assert 6 == len(pd.read_csv(tmp_path / "reports" / "bench-net.csv"))
     assert not (tmp_path / "reports" / "bench-second.csv").exists()
+
+
+def test_specs_of_one_file_name_have_files_of_their_own(verdicts, tmp_path):
+    """The folders tell them apart; a slash is a hyphen in the name of a file."""
+    for name in ("a/net", "b/net", "a-net"):
+        (tmp_path / f"{name}.toml").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.toml").write_text(SPEC)
+    targets = ["a/net.toml", "b/net.toml", "a-net.toml"]
+    result = CliRunner().invoke(main, ["bench", *targets, "--budget", "0.001", "-g", "n=2", "-m", "bptt"])
+    assert 0 == result.exit_code, result.output
+    files = {p.stem: set(pd.read_csv(p).spec) for p in (tmp_path / "reports").iterdir()}
+    assert {"bench-a-net": {"a/net"}, "bench-b-net": {"b/net"}, "bench-a-net-": {"a-net"}} == files
+
+
+class Halves:
+    """A peer whose gradient is `value` everywhere."""
+
+    name: ClassVar[str] = "halves"
+    summary: ClassVar[str] = "one number"
+    methods: ClassVar[tuple[str, ...]] = ("bptt", "rtrl")
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def available(self) -> str | None:
+        return None
+
+    def prepare(self, threads: int) -> int | None:
+        return None
+
+    def refusal(self, setup: Any, method: str) -> str | None:
+        return None
+
+    def gradient_function(self, problem: Any, method: str) -> Any:
+        arrays = {t.name: np.full(t.shape, self.value) for t in problem.setup.wrt}
+        return lambda: Gradient(1.0, arrays)
+
+
+@pytest.mark.parametrize(
+    ("method", "ours", "value", "known", "verdict", "how"),
+    [
+        ("tbptt:k1=1,k2=1", "pass", 2.0, True, "wrong", "all entries against bp"),
+        ("bptt", "pass", 1.0, True, "pass", "all entries against bp"),
+        ("tbptt:k1=1,k2=1", "wrong", 1.0, True, "pass", "all entries against reverse mode"),
+        ("tbptt:k1=1,k2=1", "inconclusive", 2.0, True, "wrong", "all entries against reverse mode"),
+        ("tbptt:k1=1,k2=1", "wrong", 1.0, False, "inconclusive", "nothing"),
+        ("bptt", "wrong", 1.0, True, "inconclusive", "nothing"),
+    ],
+)
+def test_a_peer_is_judged_by_a_right_gradient(verdicts, monkeypatch, method, ours, value, known, verdict, how):
+    """By ours where that passes, else by the true one, else by none; its threads are unknown."""
+    verdicts[method] = Vouch(ours, "every entry", "")
+    monkeypatch.setattr(peers, "get", lambda name: Halves(value))
+    if not known:
+        monkeypatch.setattr(measure, "true_gradient", lambda problem, limits: None)
+    cells = json.loads(bench("--format", "json", "-g", "n=2", "-m", method, "--peer", "halves").stdout)["cells"]
+    found = {c["backend"]: (c["threads"], c["check"]["verdict"]) for c in cells if c["method"] == method}
+    assert {"bp": (1, ours), "halves": (None, verdict)} == found
+    assert how == next(c["check"]["how"] for c in cells if c["backend"] == "halves")
 
 
 def test_the_csv_goes_where_it_is_told(verdicts, tmp_path):

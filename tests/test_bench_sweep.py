@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bpcli.benching.sweep import MOST_CELLS, merge, parse_axis, plan, with_options
+from bpcli.benching.sweep import merge, parse_axis, plan, with_options
 from bpcli.errors import BpError, Diagnostic, Place
+from bpcli.spec.sections import MAX_CELLS
 
 SETTINGS = ("n", "alpha", "T", "batch", "dtype", "seed")
 OPTIONS = {"bptt": (), "rtrl": (), "tbptt": ("k1", "k2"), "ebptt": ("tau",)}
@@ -90,8 +91,8 @@ def test_an_unknown_key_is_refused_where_it_stands():
 
 def test_the_largest_lawful_sweep_is_planned():
     """As many cells as are allowed."""
-    half = tuple(range(MOST_CELLS // 2))
-    assert MOST_CELLS == plan({"seed": half}, SETTINGS, ("bptt", "rtrl"), OPTIONS, take).cells
+    half = tuple(range(MAX_CELLS // 2))
+    assert MAX_CELLS == plan({"seed": half}, SETTINGS, ("bptt", "rtrl"), OPTIONS, take).cells
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def scaled(arrays: dict[str, np.ndarray]) -> None:
 
 def one_entry(arrays: dict[str, np.ndarray]) -> None:
     """One entry of many off by a tenth."""
-    arrays["W"][3, 4] *= 1.1
+    arrays["W"][0, 5] *= 1.1  # not in the sample
 
 
 def judge(text: str, fault: Fault) -> vouch.Vouch:
@@ -77,7 +77,7 @@ def judge(text: str, fault: Fault) -> vouch.Vouch:
         ("rtrl", 1.0, none, "pass", "10 entries, and all against reverse mode"),
         ("tbptt:k1=1,k2=2", 1.0, none, "pass", "10 entries"),
         ("tbptt:k1=1,k2=2", 1.0, scaled, "wrong", "10 entries"),
-        ("rtrl", 1.0, scaled, "wrong", "10 entries, and all against reverse mode"),
+        ("rtrl", 1.0, scaled, "wrong", "10 entries"),
         ("rtrl", 1.0, one_entry, "wrong", "10 entries, and all against reverse mode"),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_gradient_is_judged_before_it_is_timed(monkeypatch, text, affordable, 
     monkeypatch.setattr(vouch, "AFFORDABLE_FLOPS", affordable)
     found = judge(text, fault)
     assert verdict == found.verdict
-    assert found.how in (how, how.partition(",")[0])
+    assert how == found.how
     assert (verdict == "pass") == (found.detail == "")
 
 

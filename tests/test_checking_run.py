@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from checking_cases import SMALL, Arrays, FakeMethod, call, small_setup
+from checking_cases import LIMITS, SMALL, Arrays, FakeMethod, call, small_setup
 
 from bpcli.checking.findings import Finding
-from bpcli.checking.run import CheckOptions, check, check_cost, cosine, relative_error
+from bpcli.checking.run import CheckOptions, check, check_bytes, check_cost, cosine, on_a_sample, relative_error
+from bpcli.checking.truth import Truth
+from bpcli.commands.check import Results
 from bpcli.errors import BpError
-from bpcli.problem.model import Problem
+from bpcli.methods import parse
+from bpcli.problem.draw import draw
+from bpcli.problem.limits import array_bytes
+from bpcli.problem.model import Problem, Setup
+from bpcli.problem.open import open_setup
 
 AUTO = CheckOptions()
 
@@ -188,3 +196,96 @@ def test_errors_and_angles(
     pair = np.array(value), np.array(reference)
     assert relative_error(*pair) == (error if error is None else pytest.approx(error))
     assert cosine(*pair) == (angle if angle is None else pytest.approx(angle, abs=1e-15))
+
+
+TINY = """bp = 1
+[inputs]
+x = [2]
+[params]
+W = {{ shape = [2, 2], density = 0.1 }}
+{more}
+[equations]
+loss = "{loss}"
+[data]
+batch = 3
+"""
+
+
+def opened(folder: Path, text: str, wrt: tuple[str, ...] = ("params",)) -> Setup:
+    """The setup of a spec's text."""
+    path = folder / "tiny.toml"
+    path.write_text(text, encoding="utf-8")
+    return open_setup(path, {}, wrt, LIMITS)
+
+
+@pytest.mark.parametrize("reference", ["auto", "central"])
+def test_a_tensor_without_entries_gives_no_finding(tmp_path: Path, reference: str) -> None:
+    """Beside others; alone it says that nothing was compared."""
+    options = CheckOptions(reference)  # type: ignore[arg-type]
+    setup = opened(tmp_path, TINY.format(more="b = [2]", loss="sum(tanh(W @ x + b))"))
+    assert {"b": ("pass", "")} == verdicts(check(setup, [parse("backprop")], options))
+    setup = replace(setup, wrt=setup.wrt[:1])
+    assert {"W": ("inconclusive", "nothing compared")} == verdicts(check(setup, [parse("backprop")], options))
+
+
+def test_at_a_kink_errors_are_from_the_nearest_derivative(tmp_path: Path) -> None:
+    """Any slope of relu(w) + abs(w) at 0 is exact: z and the kernel's error say so."""
+    text = TINY.format(more="w = { shape = [2], value = [0.0, 0.0] }", loss="sum(relu(w) + abs(w)) + sum(W @ x)")
+    (finding,) = check(opened(tmp_path, text), [parse("backprop")], AUTO)
+    assert ("w", "pass", "kink") == (finding.tensor, finding.verdict, finding.cause)
+    assert finding.worst is not None and finding.kernel_error is not None
+    assert finding.worst.z <= 1
+    assert finding.kernel_error < 1e-6
+
+
+def test_the_loss_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many methods are judged by it."""
+    truth = Truth(draw(small_setup("exercise", ("params",))), ())
+    first = truth.loss
+    monkeypatch.setattr("bpcli.checking.truth.Perturbed", None)
+    assert first == truth.loss
+
+
+@pytest.mark.parametrize("reference", ["auto", "central"])
+@pytest.mark.parametrize(
+    ("name", "sizes", "methods"),
+    [
+        ("vanilla_rnn", {"n": 6, "T": 30, "batch": 8}, ("bptt", "tbptt:k1=1,k2=4")),
+        ("relu", {"n": 8, "T": 50}, ("bptt",)),
+        ("exercise", {"n_hidden": 40, "batch": 30}, ("backprop",)),
+    ],
+)
+def test_the_memory_of_a_check_is_foreseen(
+    name: str, sizes: dict[str, object], methods: tuple[str, ...], reference: str
+) -> None:
+    """What is predicted is at least what is held, and not much more."""
+    setup, options = small_setup(name, ("params",), **sizes), CheckOptions(reference)  # type: ignore[arg-type]
+    calls = [parse(text) for text in methods]
+    check(small_setup(name, ("params",)), calls, options)  # what is imported and compiled is not the check's
+    tracemalloc.start()
+    check(setup, calls, options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= check_bytes(setup, calls, options) + sum(array_bytes(setup).values()) + (1 << 19)
+    assert check_bytes(setup, calls, options) <= 10 * peak
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "options", "expected"),
+    [
+        ("vanilla_rnn", {}, AUTO, False),
+        ("vanilla_rnn", {"n": 200, "T": 100}, AUTO, True),
+        ("vanilla_rnn", {"n": 200, "T": 100}, CheckOptions(mode="full"), False),
+        ("vanilla_rnn", {"n": 200, "T": 100}, CheckOptions("central"), False),
+    ],
+)
+def test_a_sample_is_owned_up_to(name: str, sizes: dict[str, object], options: CheckOptions, expected: bool) -> None:
+    """Where differences beside the complex step cost too much."""
+    assert expected == on_a_sample(small_setup(name, ("params",), **sizes), options)
+
+
+def test_the_notes_say_what_was_sampled() -> None:
+    """By the names of the specs, with the way out; nothing where all was taken."""
+    (note,) = Results(sampled=["a", "b"]).notes()
+    assert "of a, b; --mode full takes all" in note
+    assert [] == Results().notes()

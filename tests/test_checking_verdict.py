@@ -238,3 +238,26 @@ def test_a_verdict_needs_a_reference() -> None:
     """Nothing compared is never a pass."""
     with pytest.raises(ValueError, match="reference"):
         judge(TRUE, References(), NO_ROUNDING, F64)
+
+
+@pytest.mark.parametrize(
+    "references",
+    [
+        References(estimate(np.zeros(3), np.inf)),
+        References(None, estimate(np.zeros(3), np.inf), estimate(np.zeros(3), np.inf)),
+    ],
+    ids=["complex step", "differences"],
+)
+def test_what_nothing_was_learnt_of_does_not_pass(references: References) -> None:
+    """A zero without rounding is not vouched for by an estimate with an infinite bound."""
+    assert summarise(judge(np.zeros(3), references, np.zeros(3), F64))[0] == "inconclusive"
+
+
+@pytest.mark.parametrize(("value", "z"), [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (2 + 1e-9, 0.5), (-1 - 4e-9, 2.0)])
+def test_distances_at_a_kink_are_from_the_nearest_derivative(value: float, z: float) -> None:
+    """As of relu(w) + abs(w) at 0, with slopes from -1 to 2."""
+    mean = estimate(np.array([0.5]), 2e-9, kink=1.5)
+    found = judge(np.array([value]), References(None, mean, mean), np.zeros(1), F64)
+    assert found.z[0] == pytest.approx(z, rel=1e-6)
+    assert found.reference[0] == min(max(value, -1.0), 2.0)
+    assert found.verdict[0] == (PASS if z <= 1 else WRONG)

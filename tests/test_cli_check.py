@@ -86,6 +86,22 @@ def test_a_spec_named_twice_is_judged_once(calls: list[Any]) -> None:
     assert 1 == len(calls)
 
 
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["a/net.toml", "b/net.toml", "b/other.toml"], ["a/net", "b/net", "other"]),
+        (["a/x/net.toml", "b/x/net.toml", "c/y/net.toml"], ["a/x/net", "b/x/net", "y/net"]),
+        (["w/net.toml", "w/b/net.toml"], ["w/net", "b/net"]),
+        (["w/net.toml", "w/net.txt"], ["net.toml", "net.txt"]),
+    ],
+)
+def test_specs_of_one_file_name_are_told_apart(paths: list[str], expected: list[str]) -> None:
+    """By the shortest end of the path that does, and only where names clash."""
+    files = [write(Path(p), RECURRENT) for p in paths]
+    document = json.loads(run("check", *files, "-m", "bptt", "--format", "json").stdout)
+    assert expected == list(dict.fromkeys(f["spec"] for f in document["findings"]))
+
+
 def test_no_specs_here() -> None:
     """Without a target and without `specs/` there is advice."""
     result = run("check")
@@ -150,6 +166,13 @@ def test_limits(option: list[str], code: str) -> None:
     """What is too large or too long is refused before it runs."""
     result = run("check", write(Path("a.toml"), RECURRENT), *option)
     assert 2 == result.exit_code and f"error[{code}]" in result.stderr
+
+
+def test_many_tiny_steps_are_too_long() -> None:
+    """Steps cost time, not only their arithmetic."""
+    path = write(Path("a.toml"), RECURRENT)
+    codes = [run("check", path, "--set", f"T={T}", "--max-time", "0.5").exit_code for T in (20, 20_000)]
+    assert [0, 2] == codes
 
 
 def test_json_schema() -> None:

@@ -156,8 +156,9 @@ def test_a_peer_says_what_it_does_not_run(method, wrt, refused):
 def test_one_thread_is_told_to_xla(monkeypatch, threads, told):
     """XLA takes all cores unless its flags say otherwise."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_some=1")
-    JAX.prepare(threads)
+    held = JAX.prepare(threads)
     import os
 
+    assert (1 if told else None) == held
     assert told == ("multi_thread_eigen=false" in os.environ["XLA_FLAGS"])
     assert os.environ["XLA_FLAGS"].startswith("--xla_some=1")

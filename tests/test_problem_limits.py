@@ -9,6 +9,7 @@ import pytest
 from problem_cases import RNN, open_text, refusals
 
 from bpcli.errors import BpError
+from bpcli.problem import limits
 from bpcli.problem.limits import Limits, array_bytes, check_arrays, check_cost, format_bytes, free_memory, parse_bytes
 from bpcli.problem.open import open_setup
 
@@ -59,6 +60,26 @@ def test_the_default_limit_is_most_of_free_memory():
     assert 0 < Limits().max_memory < 1 << 50
     assert 0 < free_memory()
     assert 3600.0 == Limits().max_time
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"max": "5000", "current": "3000", "stat": "anon 2000\ninactive_file 700\n"}, 2700),
+        ({"max": "5000", "current": "6000", "stat": "anon 2000\n"}, 0),
+        ({"max": "max", "current": "3000", "stat": "inactive_file 700\n"}, 10_000),
+        ({"max": "50000", "current": "0", "stat": ""}, 10_000),
+        ({"max": "5000"}, 10_000),
+        ({}, 10_000),
+    ],
+)
+def test_free_memory_is_what_the_control_group_has_left(monkeypatch, tmp_path, files, expected):
+    """Its limit less what is in use and can't be dropped, where that is less than the machine has."""
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(limits, "_GROUP", tmp_path)
+    monkeypatch.setattr(limits, "_meminfo", lambda: 10_000)
+    assert expected == free_memory()
 
 
 def test_array_bytes_are_those_of_the_arrays(tmp_path):
@@ -116,6 +137,15 @@ def test_costs_are_refused(nbytes, flops, code, says, tmp_path):
         check_cost(setup, "rtrl", nbytes, flops, Limits(max_memory=1 << 30))
     assert [(code, 6)] == refusals(caught.value)
     assert says in caught.value.diagnostics[0].what
+
+
+def test_many_tiny_steps_take_time(tmp_path):
+    """A step costs some microseconds however little it computes."""
+    setup = open_text(tmp_path, RNN)
+    allowed = Limits(max_memory=1 << 30, max_time=0.5)
+    check_cost(setup, "rtrl", 0, 1.0, allowed, 20_000)
+    with pytest.raises(BpError, match=r"rtrl would take about 0\.6 seconds"):
+        check_cost(setup, "rtrl", 0, 1.0, allowed, 30_000)
 
 
 def test_costs_within_the_limits_pass(tmp_path):

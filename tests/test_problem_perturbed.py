@@ -16,6 +16,7 @@ from bpcli.problem.cast import cast
 from bpcli.problem.finite import check_finite
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Problem
+from bpcli.problem.unrolled import Window
 
 METHODS = [
     *((name, method) for name in RECURRENT for method in ("bptt", "tbptt:k1=1,k2=2", "tbptt:k1=3,k2=3")),
@@ -190,3 +191,36 @@ def test_casting() -> None:
     for tensor in problem.setup.wrt:
         assert np.dtype(np.float64) == wide.array(tensor).dtype
         assert (wide.array(tensor) == problem.array(tensor)).all()
+
+
+@pytest.mark.parametrize(
+    ("windows", "merged"),
+    [
+        ([(0, 0, 1), (0, 1, 3), (1, 3, 4)], [(0, 0, 3), (1, 3, 4)]),
+        ([(0, 0, 1), (0, 1, 2), (0, 2, 4)], [(0, 0, 4)]),
+        ([(0, 0, 2), (0, 0, 2)], [(0, 0, 2), (0, 0, 2)]),
+        ([(0, 0, 1), (0, 2, 4)], [(0, 0, 1), (0, 2, 4)]),
+        ([(0, 0, 3), (0, 2, 4)], [(0, 0, 3), (0, 2, 4)]),
+        ([(0, 0, 2), (0, 0, 2), (0, 2, 4)], [(0, 0, 2), (0, 0, 4)]),
+    ],
+)
+def test_windows_merge_where_their_losses_adjoin(
+    windows: list[tuple[int, int, int]], merged: list[tuple[int, int, int]]
+) -> None:
+    """Identical, overlapping and gapped ones stay apart."""
+    found = perturbed._merged([Window(*w) for w in windows])
+    assert merged == [(w.start, w.loss_from, w.stop) for w in found]
+
+
+@pytest.mark.parametrize("windows", [[(0, 0, 3), (0, 0, 3)], [(0, 0, 1), (0, 2, 4)], [(0, 0, 3), (0, 2, 4)]])
+def test_losses_of_windows_add_up(windows: list[tuple[int, int, int]]) -> None:
+    """Together they give the sum of what each gives alone."""
+    problem = small("vanilla_rnn")
+    tensor, step = next(t for t in problem.setup.wrt if t.kind == "param"), np.full(1, 1e-40j)
+    entry = np.zeros(1, dtype=np.int64)
+
+    def losses(several: list[tuple[int, int, int]]) -> np.ndarray:
+        made = [Window(*w) for w in several]
+        return perturbed.Perturbed(problem, made, np.dtype(np.complex128)).losses(tensor, entry, step)
+
+    assert losses(windows) == pytest.approx(sum(losses([w]) for w in windows), rel=1e-13)

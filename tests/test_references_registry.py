@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from checking_cases import SMALL, naive_gradient, small_setup, truncation_windows
@@ -66,3 +68,15 @@ def test_a_probe_puts_derivatives_where_they_belong() -> None:
         around = probe(problem, tensor)
         assert np.array_equal(problem.array(tensor), around.scatter(around.points, tensor.shape))
         assert around.points.shape[1] == (1 if around.summed else setup.batch)
+
+
+@pytest.mark.parametrize("reference", ["central", "complex-step"])
+def test_a_tensor_without_entries_has_an_estimate_of_zeros(reference: str) -> None:
+    """A density may leave nothing to differentiate."""
+    setup = small_setup("vanilla_rnn", ("params",))
+    empty = replace(setup.wrt[0], pattern=np.zeros(0, dtype=np.int64))
+    setup = replace(setup, wrt=(empty, *setup.wrt[1:]))
+    found = get(reference).estimate(draw(setup), (Window(0, 0, setup.T),), setup.wrt)[empty.name]
+    for array in (found.value, found.bound, found.noise, found.kink):
+        assert empty.shape == array.shape
+        assert not array.any()

@@ -12,7 +12,7 @@ from bpcli.benching.machine import gemm_rate
 from bpcli.benching.memory import allocated_bytes, peak_bytes
 from bpcli.benching.store import OURS, Row
 from bpcli.benching.sweep import Cell
-from bpcli.benching.truth import distance, flat, true_gradient
+from bpcli.benching.truth import distance, exact_method, flat, true_gradient
 from bpcli.benching.vouch import Vouch, tolerance, vouch
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Gradient
@@ -23,12 +23,20 @@ from bpcli.problem.model import Problem, Setup
 
 @dataclass(frozen=True)
 class Ask:
-    """How to measure: `budget` seconds for the blocks of a row, `threads` of the kernels, peers to run beside."""
+    """How to measure: `budget` seconds for the blocks of a row, peers to run beside.
+
+    `threads` says how many each backend is held to; None is unknown, a peer's own choice.
+    """
 
     budget: float
-    threads: int
+    threads: Mapping[str, int | None]
     peers: tuple[Peer, ...]
     limits: Limits
+
+    @property
+    def own_threads(self) -> int:
+        """How many threads bp's kernels use."""
+        return self.threads[OURS] or 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ def measure_point(
     for cell, call in cells:
         gradient, first = firsts[call.text]
         own = Entrant(OURS, lambda call=call: call.gradient(problem), gradient, first, verdicts[call.text])  # type: ignore[misc]
-        entrants = [own, *(_peer(problem, p, call, gradient) for p in _willing(ask.peers, problem.setup, call))]
+        entrants = [own, *(_peer(problem, p, call, own, true) for p in _willing(ask.peers, problem.setup, call))]
         base = {"spec": problem.setup.spec.name, "method": call.text, "grid": cell.grid, "settings": dict(settings)}
         yield _rows(problem, call, entrants, ask, (base, true))
 
@@ -68,16 +76,25 @@ def _first(run: Callable[[], Gradient]) -> tuple[Gradient, float]:
     return gradient, time.perf_counter() - start
 
 
-def _peer(problem: Problem, peer: Peer, call: MethodCall, ours: Gradient) -> Entrant:
-    """A peer's entrant, its gradient judged against ours."""
+def _peer(problem: Problem, peer: Peer, call: MethodCall, own: Entrant, true: Gradient | None) -> Entrant:
+    """A peer's entrant; all methods that peers run are exact, so that the true gradient can stand in for a bad one."""
     run = peer.gradient_function(problem, call.text)
     gradient, first = _first(run)
-    apart, _ = distance(flat(problem.setup, gradient), flat(problem.setup, ours))
-    good = apart is not None and apart <= tolerance(problem.setup)
-    detail = "" if good else f"differs from bp by {'an undefined amount' if apart is None else format(apart, '.2g')}"
-    return Entrant(
-        peer.name, run, gradient, first, Vouch("pass" if good else "wrong", "all entries against bp", detail)
-    )
+    if own.vouch.verdict == "pass":
+        judged = _against(problem.setup, gradient, own.gradient, "bp")
+    elif true is not None and call.method.name != exact_method(problem.setup):
+        judged = _against(problem.setup, gradient, true, "reverse mode")
+    else:  # the true gradient is bp's own by this very method
+        judged = Vouch("inconclusive", "nothing", "no right gradient to compare with")
+    return Entrant(peer.name, run, gradient, first, judged)
+
+
+def _against(setup: Setup, gradient: Gradient, right: Gradient, whose: str) -> Vouch:
+    apart, _ = distance(flat(setup, gradient), flat(setup, right))
+    how = f"all entries against {whose}"
+    if apart is not None and apart <= tolerance(setup):
+        return Vouch("pass", how, "")
+    return Vouch("wrong", how, f"differs from {whose} by {'an undefined amount' if apart is None else f'{apart:.2g}'}")
 
 
 def _rows(
@@ -94,7 +111,8 @@ def _rows(
     rows: list[Row] = []
     for entrant in entrants:
         timing = timings.get(entrant.backend)
-        row = {**base, "backend": entrant.backend, **_sizes(problem.setup, ask), **_time(timing, entrant)}
+        row = {**base, "backend": entrant.backend, "threads": ask.threads[entrant.backend]}
+        row |= {**_sizes(problem.setup), **_time(timing, entrant)}
         row |= _cost(problem.setup, call, entrant, timing, ask) | _memory(entrant, timing)
         row |= _nearness(problem.setup, entrant.gradient, true)
         row["check"] = {"verdict": entrant.vouch.verdict, "how": entrant.vouch.how, "detail": entrant.vouch.detail}
@@ -103,10 +121,10 @@ def _rows(
     return rows
 
 
-def _sizes(setup: Setup, ask: Ask) -> dict[str, Any]:
+def _sizes(setup: Setup) -> dict[str, Any]:
     entries = sum(t.entries for t in setup.wrt)
     steps = setup.T if setup.graph.recurrent else None
-    return {"T": steps, "batch": setup.batch, "dtype": setup.dtype.name, "threads": ask.threads, "parameters": entries}
+    return {"T": steps, "batch": setup.batch, "dtype": setup.dtype.name, "parameters": entries}
 
 
 def _time(timing: clock.Timing | None, entrant: Entrant) -> dict[str, Any]:
@@ -126,7 +144,7 @@ def _cost(setup: Setup, call: MethodCall, entrant: Entrant, timing: clock.Timing
     if entrant.backend != OURS:
         return dict.fromkeys(("predicted_bytes", "forward_steps", "flops", "gemm_fraction"))
     cost = call.cost(setup)
-    rate = gemm_rate(setup.dtype.name, ask.threads)
+    rate = gemm_rate(setup.dtype.name, ask.own_threads)
     return {
         "predicted_bytes": int(cost.bytes),
         "forward_steps": cost.forward_steps,

@@ -15,7 +15,7 @@ from bpcli.errors import BpError, Collector, Diagnostic, Place, fail
 from bpcli.methods import MethodCall
 from bpcli.problem.draw import draw
 from bpcli.problem.finite import check_finite
-from bpcli.problem.limits import check_cost
+from bpcli.problem.limits import PASSES, check_cost
 from bpcli.problem.model import Setup
 
 Opener = Callable[[Mapping[str, Value]], Setup]
@@ -116,7 +116,7 @@ def _cells(job: Job, setup: Setup, point: Point, ask: Ask, results: Results) -> 
             continue
         try:
             cost = call.cost(setup)
-            check_cost(setup, call.text, cost.bytes, cost.flops, ask.limits)
+            check_cost(setup, call.text, cost.bytes, cost.flops, ask.limits, PASSES * cost.forward_steps)
         except BpError as error:
             results.refuse(_at(error, point))
             continue

@@ -15,12 +15,12 @@ from bpcli.errors import BpError, Place, fail, nearest
 from bpcli.spec.language import canonical
 from bpcli.spec.model import Spec
 from bpcli.spec.options import parse_value
+from bpcli.spec.sections import MAX_CELLS
 
 Value = int | float | str
 Grid = Mapping[str, Sequence[Value]]
 Options = Mapping[str, tuple[str, ...]]
 
-MOST_CELLS = 100_000
 DATA_KEYS = ("T", "batch", "dtype", "seed")
 
 
@@ -78,7 +78,7 @@ def plan(
     `options` takes the name of every method to the names of its options. `check(text, method)` parses a method's
     text, which came from `method`, and raises BpError: a combination of values that a method does not take (k2
     smaller than k1) is left out with a note. `places` says where keys of the grid stand. Raises BpError for a key
-    that is neither a setting nor an option, for a method that does not parse, and for more than `MOST_CELLS` cells.
+    that is neither a setting nor an option, for a method that does not parse, and for more than `MAX_CELLS` cells.
     """
     known = {o for names in options.values() for o in names}
     for key in grid:
@@ -141,11 +141,11 @@ def _left_out(text: str, method: str, check: Callable[[str, str], object], swept
 
 
 def _refuse_crowd(cells: int) -> None:
-    if cells > MOST_CELLS:
+    if cells > MAX_CELLS:
         fail(
             "too-large",
             f"a sweep of {cells:,} cells",
-            help=f"{MOST_CELLS:,} at most; give fewer values with -g KEY=V1,V2",
+            help=f"{MAX_CELLS:,} at most; give fewer values with -g KEY=V1,V2",
         )
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from bpcli.checking.run import cosine, relative_error
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.limits import Limits, array_bytes
@@ -32,12 +33,10 @@ def flat(setup: Setup, gradient: Gradient) -> NDArray[np.float64]:
 
 def distance(found: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float | None, float | None]:
     """Bias ‖g − g*‖ / ‖g*‖ and cosine of the angle between them; None where a norm is zero or nothing is finite."""
-    # Scaled first, so that squares of tiny or huge entries neither vanish nor overflow.
+    # Scaled first, so that the difference of huge entries does not overflow.
     scale = float(np.max(np.abs([found, true]), initial=0.0))
     if not 0.0 < scale < math.inf:
         return None, None
     found, true = found / scale, true / scale
-    own, norm = float(np.linalg.norm(found)), float(np.linalg.norm(true))
-    bias = float(np.linalg.norm(found - true)) / norm if norm > 0.0 else None
-    cosine = float(found @ true) / (own * norm) if own > 0.0 and norm > 0.0 else None
-    return bias, None if cosine is None else max(-1.0, min(1.0, cosine))
+    angle = cosine(found, true)
+    return relative_error(found, true), None if angle is None else max(-1.0, min(1.0, angle))

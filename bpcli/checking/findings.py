@@ -12,7 +12,7 @@ Verdict = Literal["pass", "wrong", "inconclusive"]
 class Worst:
     """The entry (or direction: index None) with the largest z.
 
-    `bound` is U_ref + U_g, z = |value - reference| / bound.
+    `bound` is U_ref + U_g, z = |value - reference| / bound. At a kink, `reference` is the nearest derivative there.
     """
 
     index: tuple[int, ...] | None
@@ -27,9 +27,9 @@ class Finding:
     """The verdict on one tensor of one method on one spec.
 
     `checked` counts entries (or directions) compared. `kernel_error` is ‖g − ref‖ / ‖ref‖ against what the method is
-    meant to compute; `bias` is ‖g − g*‖ / ‖g*‖ against the true gradient and `cosine` the cosine with it (None where
-    the truth was not computed or has norm zero). `cause` is "" or a word such as "noise", "not finite". `blame` comes
-    with a wrong verdict where it is known.
+    meant to compute, at a kink the distance from the nearest derivative over the largest; `bias` is ‖g − g*‖ / ‖g*‖
+    against the true gradient and `cosine` the cosine with it (None where the truth was not computed or has norm zero).
+    `cause` is "" or a word such as "noise", "not finite". `blame` comes with a wrong verdict where it is known.
     """
 
     spec: str

@@ -10,14 +10,16 @@ import numpy as np
 
 from bpcli.checking.answers import Answer, ask
 from bpcli.checking.findings import Finding, Worst
+from bpcli.checking.forecast import check_bytes as check_bytes
+from bpcli.checking.forecast import on_a_sample as on_a_sample
 from bpcli.checking.truth import Truth, references_for, truth_cost, whole
-from bpcli.checking.verdict import judge, summarise
+from bpcli.checking.verdict import judge, nearest, summarise
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
 from bpcli.problem.finite import check_finite
 from bpcli.problem.model import Setup, Tensor
-from bpcli.references.base import FloatArray
+from bpcli.references.base import Estimate, FloatArray
 
 _ASKED = 2
 
@@ -34,7 +36,7 @@ class CheckOptions:
 
 
 def check(setup: Setup, calls: Sequence[MethodCall], options: CheckOptions) -> list[Finding]:
-    """Judge the gradients of `calls`: a finding per method and tensor, and one for a loss that is wrong.
+    """Judge the gradients of `calls`: a finding per method and tensor with entries, and one for a loss that is wrong.
 
     Methods must apply to the graph. `BpError` when the loss is not finite, or the reference does not apply.
     """
@@ -43,10 +45,12 @@ def check(setup: Setup, calls: Sequence[MethodCall], options: CheckOptions) -> l
     check_finite(problem)
     truth = Truth(problem, references)
     findings: list[Finding] = []
+    # A density may leave a tensor without entries: nothing exists to compare, and the others decide if there are any.
+    tensors = [t for t in setup.wrt if t.entries] or setup.wrt
     for call in calls:
         windows = tuple(call.windows(setup))
         answer = ask(call, problem)
-        findings += [_finding(truth, call, windows, answer, tensor) for tensor in setup.wrt]
+        findings += [_finding(truth, call, windows, answer, tensor) for tensor in tensors]
         findings += _loss_findings(truth, call, windows, answer)
     return findings
 
@@ -87,19 +91,25 @@ def _judged(truth: Truth, windows: tuple[Window, ...], tensor: Tensor, value: Fl
     if entries.suspect.any():
         entries = judge(value, truth.estimates(windows, tensor, second=True), rounding, dtype)
     verdict, cause, worst = summarise(entries, tensor.pattern)
-    intended = truth.best(windows, tensor)
-    true = truth.best(whole(truth.problem.setup), tensor)
-    error = relative_error(value, intended)
+    true = truth.best(whole(truth.problem.setup), tensor).value
     return replace(
         blank,
         checked=tensor.entries,
         verdict=verdict,
         cause=cause,
         worst=worst,
-        kernel_error=(0.0 if not value.any() else float("inf")) if error is None else error,
+        kernel_error=_kernel_error(value, truth.best(windows, tensor)),
         bias=relative_error(value, true),
         cosine=cosine(value, true),
     )
+
+
+def _kernel_error(value: FloatArray, intended: Estimate) -> float:
+    """Distance from the nearest derivative, relative to the largest: away from kinks there is only one."""
+    off, size = _norm(value - nearest(value, intended)), _norm(np.abs(intended.value) + intended.kink)
+    if size > 0:
+        return off / size
+    return 0.0 if off == 0 else float("inf")
 
 
 def _on_pattern(value: FloatArray, tensor: Tensor) -> FloatArray:
@@ -111,7 +121,7 @@ def _on_pattern(value: FloatArray, tensor: Tensor) -> FloatArray:
 
 def _loss_findings(truth: Truth, call: MethodCall, windows: tuple[Window, ...], answer: Answer) -> list[Finding]:
     """A finding when the loss that came with the gradient is wrong."""
-    reference, bound = truth.loss(), truth.rounding(windows).loss
+    reference, bound = truth.loss, truth.rounding(windows).loss
     error = abs(answer.loss - reference)
     steady = "loss" not in answer.unsteady
     if error <= bound and steady:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references import central, complex_step
-from bpcli.references.base import Estimate, FloatArray, Reference
+from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.rounding import Rounding, rounding, rounding_flops
 
 Windows = tuple[Window, ...]
@@ -60,9 +61,9 @@ class Truth:
         other = self._second(windows, tensor) if second else None
         return References(found.get(complex_step.REFERENCE.name), found.get(central.REFERENCE.name), other)
 
-    def best(self, windows: Windows, tensor: Tensor) -> FloatArray:
-        """The value of the sharpest estimate."""
-        return self._all(self.references[0], windows)[tensor.name].value
+    def best(self, windows: Windows, tensor: Tensor) -> Estimate:
+        """The sharpest estimate."""
+        return self._all(self.references[0], windows)[tensor.name]
 
     def rounding(self, windows: Windows) -> Rounding:
         """U_g: what a correct gradient, and the loss that comes with it, may be off by in the spec's dtype."""
@@ -70,6 +71,7 @@ class Truth:
             self._roundings[windows] = rounding(self.problem, windows, self.problem.setup.dtype)
         return self._roundings[windows]
 
+    @cached_property
     def loss(self) -> float:
         """The whole loss in float64."""
         setup = self.problem.setup

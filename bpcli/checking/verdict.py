@@ -57,13 +57,12 @@ class References:
 
 @dataclass(frozen=True, eq=False)
 class _Gap:
-    """How a gradient stands to one reference: `within` its bounds, `accepted` also for a kink at the very point."""
+    """How a gradient stands to one reference: distances are from the nearest derivative where there is a kink."""
 
     reference: FloatArray
     bound: FloatArray
     z: FloatArray
     within: Mask
-    accepted: Mask
 
 
 def judge(value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]) -> Entries:
@@ -94,13 +93,20 @@ def judge(value: FloatArray, references: References, rounding: FloatArray, dtype
         )
 
 
+def nearest(value: FloatArray, estimate: Estimate) -> FloatArray:
+    """What `value` is compared with: the estimate, or at a kink the nearest of all derivatives there."""
+    between = np.clip(value, estimate.value - estimate.kink, estimate.value + estimate.kink)
+    return np.where((estimate.kink > 0) & ~np.isnan(value), between, estimate.value)
+
+
 def _gap(value: FloatArray, estimate: Estimate, rounding: FloatArray) -> _Gap:
-    # Exactly nothing has no rounding, and a difference of exactly nothing has no error.
-    nothing = (rounding == 0) & (estimate.value == 0)
+    # Exactly nothing has no rounding, and a difference of exactly nothing has no error, if there was one at all.
+    nothing = (rounding == 0) & (estimate.value == 0) & np.isfinite(estimate.bound)
     bound = np.where(nothing, 0.0, estimate.bound + rounding)
-    error = np.abs(value - estimate.value)
+    reference = nearest(value, estimate)
+    error = np.abs(value - reference)
     z = np.where(error == 0, 0.0, error / bound)
-    return _Gap(estimate.value, bound, z, z <= 1, (z <= 1) | (error <= bound + estimate.kink))
+    return _Gap(reference, bound, z, z <= 1)
 
 
 def _by_complex_step(value: FloatArray, exact: Estimate, references: References, rounding: FloatArray) -> Entries:
@@ -124,7 +130,7 @@ def _by_complex_step(value: FloatArray, exact: Estimate, references: References,
 
 def _contradicts(value: FloatArray, exact: Estimate, real: Estimate, rounding: FloatArray, accepts: Mask) -> Mask:
     """Where the real difference rejects what the complex step accepts, or sides with a gradient that it rejects."""
-    real_accepts = _gap(value, real, rounding).accepted
+    real_accepts = _gap(value, real, rounding).within
     agree = np.abs(exact.value - real.value) <= exact.bound + real.bound + real.kink
     return np.where(accepts, ~real_accepts, real_accepts & ~agree)
 
@@ -143,14 +149,14 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
     size = np.abs(central.value)
     power = gap.bound <= POWER * np.maximum(size, part * size.max())
     weak = np.where(central.noise > 0.5 * gap.bound, _CAUSE["noise"], _CAUSE["no power"])
-    passes = gap.accepted & power
+    passes = gap.within & power
     cause = np.where(passes, np.where(central.kink > 0, _CAUSE["kink"], _CAUSE[""]), weak)
     verdict = np.where(passes, PASS, INCONCLUSIVE)
-    rejected = ~gap.accepted
+    rejected = ~gap.within
     suspect = rejected
     if second is not None:
         suspect = np.zeros(value.shape, dtype=np.bool_)
-        both = rejected & ~_gap(value, second, rounding).accepted
+        both = rejected & ~_gap(value, second, rounding).within
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
     return Entries(verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect)

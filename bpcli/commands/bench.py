@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +80,12 @@ def _ask(peer: Sequence[str], budget: float, common: Common) -> Ask:
     threads = common.threads or cores()
     use_threads(threads)
     peers = tuple(get(name) for name in dict.fromkeys(peer))
-    for other in peers:
-        other.prepare(threads)
+    held = {other.name: other.prepare(threads) for other in peers}
 
     from bpcli.benching.measure import Ask
+    from bpcli.benching.store import OURS
 
-    return Ask(budget, threads, peers, common.limits())
+    return Ask(budget, {OURS: threads, **held}, peers, common.limits())
 
 
 def _find(target: Sequence[str], results: Results) -> list[Path]:
@@ -100,30 +100,31 @@ def _find(target: Sequence[str], results: Results) -> list[Path]:
     return paths
 
 
-def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -> dict[Path, Job]:
-    """The sweep of each spec; a refusal of one hides no other."""
+def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -> dict[str, Job]:
+    """The sweep of each spec by its name; a refusal of one hides no other."""
     from bpcli.benching.run import prepare
     from bpcli.commands.failures import translate
+    from bpcli.commands.specs import names
 
     jobs = {}
-    for path in paths:
+    for path, name in names(paths).items():
         try:
-            jobs[path] = prepare(_opener(path, common), wish, results)
+            jobs[name] = prepare(_opener(path, name, common), wish, results)
         except Exception as error:
             results.refuse(translate(error))
     return jobs
 
 
-def _opener(path: Path, common: Common) -> Callable[[Mapping[str, Any]], Setup]:
+def _opener(path: Path, name: str, common: Common) -> Callable[[Mapping[str, Any]], Setup]:
     from bpcli.commands.specs import open_spec
 
     def open_at(settings: Mapping[str, Any]) -> Setup:
-        return open_spec(path, dataclasses.replace(common, overrides={**common.overrides, **settings}))
+        return open_spec(path, dataclasses.replace(common, overrides={**common.overrides, **settings}), name)
 
     return open_at
 
 
-def _run(jobs: Mapping[Path, Job], ask: Ask, common: Common, results: Results) -> bool:
+def _run(jobs: Mapping[str, Job], ask: Ask, common: Common, results: Results) -> bool:
     """Measure all jobs into `results`; True when the user stopped it, which loses nothing that was finished."""
     from bpcli.benching.run import run
     from bpcli.commands.failures import translate
@@ -162,14 +163,19 @@ def _counting(cells: int, common: Common) -> Iterator[Callable[[int], None]]:
         yield count
 
 
-def _files(jobs: Mapping[Path, Job], common: Common) -> dict[str, Path]:
+def _files(jobs: Iterable[str], common: Common) -> dict[str, Path]:
     """The CSV file of each spec by name, tested before anything is measured; none where --output names one."""
     if any(name == "csv" for name, _ in common.outputs):
         return {}
     from bpcli.commands.specs import test_writable
     from bpcli.errors import fail
 
-    files = {path.stem: _REPORTS / f"bench-{path.stem}.csv" for path in jobs}
+    files: dict[str, Path] = {}
+    for spec in jobs:
+        stem = spec.replace("/", "-")
+        while (file := _REPORTS / f"bench-{stem}.csv") in files.values():
+            stem += "-"  # a/net beside a-net
+        files[spec] = file
     try:
         if files:
             _REPORTS.mkdir(exist_ok=True)
@@ -205,7 +211,7 @@ def _show(results: Results, common: Common, paths: Sequence[Path], ask: Ask) -> 
 
     peers = [p.name for p in ask.peers]
     dtypes = sorted({r["dtype"] for r in results.rows})
-    rates = {f"gemm_{d}_flops_per_s": gemm_rate(d, ask.threads) for d in dtypes}
+    rates = {f"gemm_{d}_flops_per_s": gemm_rate(d, ask.own_threads) for d in dtypes}
     rates |= {"copy_bytes_per_s": copy_rate()} if dtypes else {}
     machine = {**dataclasses.asdict(describe(tuple(peers))), **rates}
     about = context.describe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from bpcli.methods import MethodCall
 
 MODES = ("auto", "full")
+# Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
+_SWEEPS = 16
 
 
 def references() -> tuple[str, ...]:
@@ -29,17 +31,22 @@ def references() -> tuple[str, ...]:
 
 @dataclass
 class Results:
-    """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for."""
+    """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
+
+    `sampled` names the specs of which differences saw a sample of the entries only.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     errors: list[Diagnostic] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    sampled: list[str] = field(default_factory=list)
     skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """What a reader should know besides the verdicts."""
         skipped = [f"skipped {m} of {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
-        return [*self.unused, *skipped]
+        beside = f"differences beside the complex step took a sample of the entries of {', '.join(self.sampled)}"
+        return [*self.unused, *([f"{beside}; --mode full takes all"] if self.sampled else []), *skipped]
 
     def exit_code(self, strict: bool) -> int:
         """The first that applies of refused, wrong, inconclusive when `strict`, good; 5 when nothing was judged."""
@@ -55,12 +62,16 @@ class Results:
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked of every spec: methods (`weak` ones give way to the spec's own) and how to judge them."""
+    """What is asked of every spec: methods (`weak` ones give way to the spec's own) and how to judge them.
+
+    `names` says what each spec is called.
+    """
 
     methods: tuple[MethodCall, ...]
     weak: bool
     options: CheckOptions
     common: Common
+    names: Mapping[Path, str]
     alone: bool
 
 
@@ -92,11 +103,12 @@ def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode
     from bpcli.checking.run import CheckOptions
     from bpcli.commands.choose import from_project, read
     from bpcli.commands.progress import progress
-    from bpcli.commands.specs import find
+    from bpcli.commands.specs import find, names
 
     paths, refused = find(target)
     options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
-    call = Call(read(method), from_project(), options, common, alone=len(paths) == 1 and not refused)
+    alone = len(paths) == 1 and not refused
+    call = Call(read(method), from_project(), options, common, names(paths), alone)
     results = Results(errors=list(refused))
     with progress(common) as say:
         for number, path in enumerate(paths, start=1):
@@ -108,14 +120,15 @@ def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode
 def _judge(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
     from bpcli.checking import run
+    from bpcli.checking.forecast import check_bytes, on_a_sample
     from bpcli.commands.choose import applying, choose
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare
     from bpcli.commands.specs import open_spec
-    from bpcli.problem.limits import check_cost
+    from bpcli.problem.limits import PASSES, check_cost
 
     try:
-        setup = open_spec(path, call.common)
+        setup = open_spec(path, call.common, call.names[path])
         methods, skipped = applying(setup, choose(setup, call.methods, call.weak), call.alone)
         for name, reason in skipped.items():
             results.skipped.setdefault((name, reason), []).append(setup.spec.name)
@@ -124,11 +137,15 @@ def _judge(path: Path, call: Call, results: Results) -> None:
         limits = call.common.limits()
         for method in methods:
             cost = method.cost(setup)
-            check_cost(setup, method.text, cost.bytes, cost.flops, limits)
+            check_cost(setup, method.text, cost.bytes, cost.flops, limits, PASSES * cost.forward_steps)
         if methods:
-            check_cost(setup, "the check", 0, run.check_cost(setup, methods, call.options), limits)
+            held = check_bytes(setup, methods, call.options)
+            flops, steps = run.check_cost(setup, methods, call.options), _SWEEPS * len(setup.wrt) * setup.T
+            check_cost(setup, "the check", held, flops, limits, steps)
             prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
             results.findings += run.check(setup, methods, call.options)
+            if on_a_sample(setup, call.options):
+                results.sampled.append(setup.spec.name)
     except Exception as error:
         results.errors += [_named(d, path, call) for d in translate(error).diagnostics]
 

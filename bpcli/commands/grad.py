@@ -34,7 +34,7 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
     from bpcli.methods import parse
     from bpcli.problem.draw import draw
     from bpcli.problem.export import write_npz
-    from bpcli.problem.limits import check_cost
+    from bpcli.problem.limits import PASSES, check_cost
 
     call = parse(method)
     path = single(spec)
@@ -42,7 +42,7 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
     setup = open_spec(path, common)
     applying(setup, (call,), alone=True)
     cost = call.cost(setup)
-    check_cost(setup, call.text, cost.bytes, cost.flops, common.limits())
+    check_cost(setup, call.text, cost.bytes, cost.flops, common.limits(), PASSES * cost.forward_steps)
     announce(common)
     with progress(common) as say:
         say(f"{setup.spec.name}: {call.text}")

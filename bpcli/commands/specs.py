@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,25 @@ def find(targets: Sequence[str]) -> tuple[list[Path], list[Diagnostic]]:
     return list(found.values()), refused
 
 
-def open_spec(path: Path, common: Common) -> Setup:
-    """The Setup of a spec under the shared options; raises BpError with all that is wrong."""
+def names(paths: Sequence[Path]) -> Mapping[Path, str]:
+    """What to call each spec: its stem or, where several have that, the shortest end of its path that tells it apart.
+
+    The path is without its suffix, unless that alone tells two apart, and has `/` between its parts.
+    """
+    return {path: _shortest(path, [p for p in paths if p != path and p.stem == path.stem]) for path in paths}
+
+
+def open_spec(path: Path, common: Common, name: str = "") -> Setup:
+    """The Setup of a spec under the shared options, the spec called `name`, or by its stem where that is empty.
+
+    Raises BpError with all that is wrong.
+    """
     from bpcli.problem.open import open_setup
 
     missing = {n: v for n, v in common.fallbacks.items() if not _says(path, _IN_SPEC[n])}
     wrt = common.wrt or tuple(missing.pop("wrt", ()))
-    return open_setup(path, {**missing, **common.overrides}, wrt, common.limits())
+    setup = open_setup(path, {**missing, **common.overrides}, wrt, common.limits())
+    return dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, name=name)) if name else setup
 
 
 def single(target: str) -> Path:
@@ -90,6 +103,17 @@ def test_out(out: str, spec: Path, common: Common) -> None:
     if target in {os.path.realpath(path) for _, path in common.outputs}:
         fail("usage", f'-o and --output both go to "{out}"', help="give each a path of its own")
     test_writable(out)
+
+
+def _shortest(path: Path, others: Iterable[Path]) -> str:
+    own, rest = Path(os.path.abspath(path)), [Path(os.path.abspath(p)) for p in others]
+    for suffix in ("", own.suffix):
+        parts = own.with_suffix(suffix).parts
+        for count in range(1, len(parts) + 1):
+            end = parts[-count:]
+            if all(p.with_suffix(suffix and p.suffix).parts[-count:] != end for p in rest):
+                return Path(*end).as_posix()
+    return own.as_posix()
 
 
 def _search(folder: Path) -> Iterator[Path]:

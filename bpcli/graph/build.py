@@ -12,8 +12,7 @@ from bpcli.graph.operations import describe
 from bpcli.graph.order import evaluation_order, unused_names
 from bpcli.graph.phases import ancestors, assign_phases
 from bpcli.spec.model import Equation, Spec
-
-FLOAT32_MAX = 3.4028234663852886e38
+from bpcli.spec.values import FLOAT32_MAX
 
 
 def build(spec: Spec, collector: Collector) -> Graph | None:

@@ -20,7 +20,7 @@ CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
 SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
-LANE_FLOPS = 3e5
+LANE_FLOPS = 1e6
 """Work below which a phase is not cut: starting threads costs some ten microseconds."""
 TASK_ROWS = 64
 """Rows of a matrix gradient in one task: every task packs the other factor anew."""

@@ -19,8 +19,11 @@ class Peer(Protocol):
     def available(self) -> str | None:
         """Why the program can't run here; None when it can."""
 
-    def prepare(self, threads: int) -> None:
-        """Let the program use that many threads, where it can be told; called before its first gradient."""
+    def prepare(self, threads: int) -> int | None:
+        """Let the program use that many threads; called before its first gradient.
+
+        Returns how many it is held to; None where it can't be told and takes what it likes.
+        """
 
     def refusal(self, setup: Setup, method: str) -> str | None:
         """Why the peer does not run this method on this setup; None when it does."""

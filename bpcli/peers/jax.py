@@ -22,13 +22,13 @@ class Jax:
         """Why JAX can't run here; None when it is installed."""
         return None if importlib.util.find_spec("jax") else "JAX is not installed"
 
-    def prepare(self, threads: int) -> None:
-        """One thread, or as many as XLA takes by itself; it reads its flags once, at its start."""
-        if threads == 1:
-            flags = os.environ.get("XLA_FLAGS", "")
-            os.environ["XLA_FLAGS"] = (
-                f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()
-            )
+    def prepare(self, threads: int) -> int | None:
+        """One thread, or None: as many as XLA takes by itself; it reads its flags once, at its start."""
+        if threads != 1:
+            return None
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1".strip()
+        return 1
 
     def refusal(self, setup: Setup, method: str) -> str | None:
         """Why the method is not run: it is no peer's method, or RTRL with respect to inputs."""

@@ -13,6 +13,11 @@ from bpcli.problem.model import Setup
 FREE_SHARE = 0.8
 FALLBACK = 2 << 30
 FLOPS_PER_SECOND = 5e9
+SECONDS_PER_STEP = 2e-5
+"""What a step costs beside its arithmetic, each time that it is taken."""
+PASSES = 2
+"""How often a method goes over its steps: forwards, and backwards or for the influence."""
+_GROUP = Path("/sys/fs/cgroup")
 DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS = {**DECIMAL, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
@@ -32,18 +37,30 @@ class Limits:
 
 
 def free_memory() -> int:
-    """Bytes that can be allocated without swapping, at most the control group's limit; 2 GiB where nothing tells."""
+    """Bytes that can be allocated without swapping, in the machine and in the control group; 2 GiB where nothing tells.
+
+    Only the group (version 2) that is mounted as the root is seen, as in a container, not a limit of a group above.
+    """
     available = _meminfo()
     if available is None:
         try:
             available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (AttributeError, ValueError, OSError):
             available = FALLBACK
+    left = _group_memory()
+    return available if left is None else min(available, left)
+
+
+def _group_memory() -> int | None:
+    """What the control group has left: its limit less what it uses, caches that can be dropped not counted."""
     try:
-        group = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        limit = int((_GROUP / "memory.max").read_text(encoding="ascii"))  # "max" is no number
+        used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
+        stat = (_GROUP / "memory.stat").read_text(encoding="ascii")
     except (OSError, ValueError):
-        group = "max"
-    return min(available, int(group)) if group.isdigit() else available
+        return None
+    found = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
+    return max(0, limit - used + (int(found[1]) if found else 0))
 
 
 def _meminfo() -> int | None:
@@ -98,13 +115,16 @@ def check_arrays(setup: Setup, limits: Limits) -> None:
         _too_large(f'the arrays need {_amount(total)}, most of it "{largest[0]}"', largest[1], limits)
 
 
-def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, limits: Limits) -> None:
-    """Refuse a method that needs more memory (with the arrays) or time than is allowed; at the largest array."""
+def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, limits: Limits, steps: int = 0) -> None:
+    """Refuse a method that needs more memory (with the arrays) or time than is allowed; at the largest array.
+
+    `steps` are those of the recurrence in all passes over it: small ones take longer than their arithmetic.
+    """
     place = _largest(setup)[1]
     total = sum(array_bytes(setup).values()) + int(method_bytes)
     if total > limits.max_memory:
         _too_large(f"{printable(method_text)} and the arrays need {_amount(total)}", place, limits)
-    seconds = flops / FLOPS_PER_SECOND
+    seconds = flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP
     if seconds > limits.max_time:
         what = f"{printable(method_text)} would take about {_duration(seconds)}"
         limit = f", the limit is {_duration(limits.max_time)}"

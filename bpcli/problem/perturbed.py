@@ -175,12 +175,10 @@ class Perturbed:
             size = self.graph.nodes[node].size
             held = self.trace.value(node, (self.setup.T + 1) * batch * size).reshape(self.setup.T + 1, batch, size)
             copies.rows(node)[:] = held[starts].reshape(1, layout.rows, size)
-        if change.tensor.kind == "state" and (starts == 0).any():
-            first = int(np.flatnonzero(starts == 0)[0]) * batch
-            rows = copies.rows(layout.leaf)
-            index = np.arange(layout.copies)
-            for b in range(first, first + batch):
-                rows[index, b, change.entries] += change.deltas
+        if change.tensor.kind == "state":
+            rows, index = copies.rows(layout.leaf), np.arange(layout.copies)
+            for row in np.flatnonzero(np.repeat(starts == 0, batch)):
+                rows[index, row, change.entries] += change.deltas
 
     def _feed(self, copies: Copies, change: _Change, steps: NDArray[np.int64], j: int) -> None:
         """The changed input's rows of one step."""
@@ -197,9 +195,14 @@ class Perturbed:
 
 
 def _merged(windows: Sequence[Window]) -> list[Window]:
-    """Windows that start together as one: their losses add up."""
-    first: dict[int, Window] = {}
+    """Windows that start together, and the losses of one follow on those of the other, as one; others stay apart."""
+    merged: list[Window] = []
+    ends: dict[tuple[int, int], int] = {}
     for w in windows:
-        old = first.get(w.start, w)
-        first[w.start] = Window(w.start, min(old.loss_from, w.loss_from), max(old.stop, w.stop))
-    return list(first.values())
+        at = ends.pop((w.start, w.loss_from), len(merged))
+        if at < len(merged):
+            merged[at] = Window(w.start, merged[at].loss_from, w.stop)
+        else:
+            merged.append(w)
+        ends[w.start, w.stop] = at
+    return merged

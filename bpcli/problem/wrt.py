@@ -9,8 +9,7 @@ from bpcli.problem.initial import pattern
 from bpcli.problem.model import Setup, Tensor
 from bpcli.spec.language import canonical
 from bpcli.spec.model import ArrayDecl, Spec
-
-KINDS = ("params", "inputs", "state")
+from bpcli.spec.sections import KINDS
 
 
 def choose(spec: Spec, wrt: Sequence[str], collector: Collector) -> tuple[ArrayDecl, ...]:

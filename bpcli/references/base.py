@@ -33,6 +33,11 @@ class Estimate:
     kink: FloatArray
 
 
+def nothing(shape: tuple[int, ...]) -> Estimate:
+    """The estimate of a tensor without entries: zeros all over, as a density of next to nothing leaves them."""
+    return Estimate(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape))
+
+
 class Reference(Protocol):
     """One file of `bpcli.references` holds one of these, as `REFERENCE`."""
 

@@ -14,7 +14,7 @@ from bpcli.graph.model import Graph
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
-from bpcli.references.base import Estimate, copies, forward_flops
+from bpcli.references.base import Estimate, copies, forward_flops, nothing
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.probe import Sampler, probe
 
@@ -49,6 +49,9 @@ class Central:
         estimates = {}
         for tensor in tensors:
             around = probe(problem, tensor)
+            if not len(around.entries):
+                estimates[tensor.name] = nothing(tensor.shape)
+                continue
             if self.sample is not None:
                 around = around.sample(self.sample, zlib.crc32(tensor.name.encode()))
             losses = partial(perturbed.losses, tensor)

@@ -13,7 +13,7 @@ from bpcli.graph.operations import OPERATIONS
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
-from bpcli.references.base import Estimate, copies, forward_flops
+from bpcli.references.base import Estimate, copies, forward_flops, nothing
 from bpcli.references.numerics.probe import FloatArray, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 
@@ -46,6 +46,9 @@ class ComplexStep:
         estimates = {}
         for tensor in tensors:
             around = probe(problem, tensor)
+            if not len(around.entries):
+                estimates[tensor.name] = nothing(tensor.shape)
+                continue
             value = around.scatter(_derivatives(perturbed, tensor, around), tensor.shape)
             bound = bounds[tensor.name]
             finite = np.isfinite(value) & np.isfinite(bound)

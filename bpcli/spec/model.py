@@ -138,7 +138,6 @@ class Weights:
 
     file: str
     map: Mapping[str, str]
-    place: Place
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,6 @@ class Data:
     T: int | None
     batch: int | None
     seed: int
-    place: Place
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bpcli.spec.outline import Path
 from bpcli.spec.values import nested, number
 
 MAX_CELLS = 100_000
-_KINDS = ("params", "inputs", "state")
+KINDS = ("params", "inputs", "state")
 Scalar = int | float | str
 
 
@@ -55,7 +55,7 @@ def weights(table: schema.Weights | None, declared: Declared, context: Context) 
             what = f'"{printable(name)}" is no parameter'
             context.refuse_key("unknown-name", what, ("weights", "map", name), nearest(name, known))
     renamed = {canonical(name): held for name, held in table.map.items()}
-    return Weights(table.file, renamed, context.source.key("weights"))
+    return Weights(table.file, renamed)
 
 
 def data(table: schema.Data, declared: Declared, context: Context) -> Data:
@@ -79,7 +79,6 @@ def data(table: schema.Data, declared: Declared, context: Context) -> Data:
         T=table.T,
         batch=table.batch,
         seed=table.seed,
-        place=context.source.key("data"),
     )
 
 
@@ -89,9 +88,9 @@ def check(table: schema.Check, declared: Declared, context: Context) -> Check:
     for index, word in enumerate(table.wrt):
         if context.full:
             break
-        if word not in _KINDS and canonical(word) not in arrays and canonical(word) not in declared.refused:
+        if word not in KINDS and canonical(word) not in arrays and canonical(word) not in declared.refused:
             what = f'cannot differentiate with respect to "{printable(word)}"'
-            context.refuse("unknown-wrt", what, ("check", "wrt", str(index)), nearest(word, [*_KINDS, *arrays]))
+            context.refuse("unknown-wrt", what, ("check", "wrt", str(index)), nearest(word, [*KINDS, *arrays]))
     return Check(tuple(table.methods), tuple(canonical(word) for word in table.wrt))
 
 
