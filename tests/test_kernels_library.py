@@ -153,7 +153,11 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.setenv(name, str(blocked))
     monkeypatch.setattr(folder.tempfile, "mkdtemp", lambda prefix: str(tmp_path / prefix))
-    assert tmp_path / "bp-kernels-" == folder.cache_folder.__wrapped__()
+    found = folder.cache_folder.__wrapped__()
+    assert found.is_dir()
+    assert (tmp_path / "bp-kernels-", "bp") == (found.parents[1], found.parent.name)
+    assert str(tmp_path / "bp-kernels-") == os.environ["NUMBA_CACHE_DIR"]
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(blocked))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert tmp_path / "xdg" == folder.cache_folder.__wrapped__().parents[1]
 
