@@ -24,6 +24,8 @@ LANE_FLOPS = 1e6
 """Work below which a phase is not cut: starting threads costs some ten microseconds."""
 TASK_ROWS = 64
 """Rows of a matrix gradient in one task: every task packs the other factor anew."""
+STEPWISE_ROWS = 8
+"""Samples in a shard from which a step's rows are worked on by themselves in every phase."""
 LANE_ROWS = 64
 """Rows that a lane has at least."""
 MOST_LANES = 16
@@ -51,6 +53,14 @@ class Plan:
     def lanes(self, phase: Phase, steps: int) -> int:
         """Into how many lanes the rows of some steps are cut."""
         return lanes_for(self._flops[phase], steps * self.extent.batch)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether each shard takes all phases of a step together, while its rows are in cache and without waiting.
+
+        With few samples a step's rows are too few for products to be quick: then a phase takes many steps at once.
+        """
+        return self.graph.recurrent and self.extent.batch // self.shards >= STEPWISE_ROWS
 
     @property
     def entries(self) -> int:

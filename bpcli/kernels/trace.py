@@ -91,7 +91,7 @@ class Trace:
                 self.value(node.index, node.size)[:] = params[node.name].ravel()
             elif node.op == "constant":
                 self.value(node.index, 1)[:] = node.numbers[0]
-        self._forward(Phase.STATIC, (0, 1), (0, 1), 1)
+        self._forward((Phase.STATIC, Phase.STATIC), (0, 1), (0, 1), 1)
 
     def _clear_sums(self) -> None:
         """Set to zero what contributions are only ever added to: all but what a first contribution is stored in."""
@@ -120,10 +120,13 @@ class Trace:
         plan, batch = self.plan, self.plan.extent.batch
         settle(plan.values.table, first, self.origin, self.place)
         self._load_inputs(first, last)
+        if plan.stepwise:
+            self._forward((Phase.INPUT, Phase.OUTPUT), (first, last), (0, batch), plan.shards)
+            return
         rows = (first * batch, last * batch)
-        self._forward(Phase.INPUT, (0, 1), rows, plan.lanes(Phase.INPUT, last - first))
-        self._forward(Phase.RECURRENT, (first, last), (0, batch), plan.shards)
-        self._forward(Phase.OUTPUT, (0, 1), rows, plan.lanes(Phase.OUTPUT, last - first))
+        self._forward((Phase.INPUT, Phase.INPUT), (0, 1), rows, plan.lanes(Phase.INPUT, last - first))
+        self._forward((Phase.RECURRENT, Phase.RECURRENT), (first, last), (0, batch), plan.shards)
+        self._forward((Phase.OUTPUT, Phase.OUTPUT), (0, 1), rows, plan.lanes(Phase.OUTPUT, last - first))
 
     def _load_inputs(self, first: int, last: int) -> None:
         batch = self.plan.extent.batch
@@ -131,12 +134,16 @@ class Trace:
             part = rows[first * batch : last * batch].ravel()
             self.value(node, part.size)[:] = part
 
-    def _forward(self, phase: Phase, steps: tuple[int, int], rows: tuple[int, int], parts: int) -> None:
+    def _forward(
+        self, phases: tuple[Phase, Phase], steps: tuple[int, int], rows: tuple[int, int], parts: int
+    ) -> None:
+        """Run the instructions of `phases`, the first to the last of them."""
         program = self.plan.forward
-        if program.bounds[phase] == program.bounds[phase + 1]:
+        lines = program.bounds[phases[0]], program.bounds[phases[1] + 1]
+        if lines[0] == lines[1]:
             return
         job = self._forward_job.copy()
-        job[forward_kernel.FIRST : forward_kernel.LAST + 1] = program.bounds[phase : phase + 2]
+        job[forward_kernel.FIRST : forward_kernel.LAST + 1] = lines
         job[forward_kernel.STEP0 : forward_kernel.STEP1 + 1] = steps
         run("forward", cut(job, forward_kernel.I0, *rows, parts), self.V)
 
@@ -163,10 +170,13 @@ class Trace:
             np.abs(self.V, out=self.F)
         self._carry(last - first, fresh)
         self._seed(first, weights)
-        rows = (first * batch, last * batch)
-        self._reverse(Phase.OUTPUT, (0, 1), rows, plan.lanes(Phase.OUTPUT, last - first))
-        self._reverse(Phase.RECURRENT, (first, last), (0, batch), plan.shards)
-        self._reverse(Phase.INPUT, (0, 1), rows, plan.lanes(Phase.INPUT, last - first))
+        if plan.stepwise:
+            self._reverse((Phase.OUTPUT, Phase.INPUT), (first, last), (0, batch), plan.shards)
+        else:
+            rows = (first * batch, last * batch)
+            self._reverse((Phase.OUTPUT, Phase.OUTPUT), (0, 1), rows, plan.lanes(Phase.OUTPUT, last - first))
+            self._reverse((Phase.RECURRENT, Phase.RECURRENT), (first, last), (0, batch), plan.shards)
+            self._reverse((Phase.INPUT, Phase.INPUT), (0, 1), rows, plan.lanes(Phase.INPUT, last - first))
         self._matrix_gradients(first * batch, last * batch)
 
     def _carry(self, steps: int, fresh: bool) -> None:
@@ -189,12 +199,16 @@ class Trace:
         base = self.cplace[node.index, BASE] + first * self.plan.extent.batch
         self.C[base : base + weights.size] = weights.ravel()
 
-    def _reverse(self, phase: Phase, steps: tuple[int, int], rows: tuple[int, int], parts: int) -> None:
+    def _reverse(
+        self, phases: tuple[Phase, Phase], steps: tuple[int, int], rows: tuple[int, int], parts: int
+    ) -> None:
+        """Run the reverse instructions of `phases`, from the later phase to the earlier."""
         program = self.plan.reverse
-        if program.bounds[3 - phase] == program.bounds[4 - phase]:
+        lines = program.bounds[3 - phases[0]], program.bounds[4 - phases[1]]
+        if lines[0] == lines[1]:
             return
         job = self._reverse_job.copy()
-        job[reverse_kernel.FIRST : reverse_kernel.LAST + 1] = program.bounds[3 - phase : 5 - phase]
+        job[reverse_kernel.FIRST : reverse_kernel.LAST + 1] = lines
         job[reverse_kernel.STEP0 : reverse_kernel.STEP1 + 1] = steps
         jobs = cut(job, reverse_kernel.I0, *rows, parts)
         if parts > 1:
@@ -250,7 +264,7 @@ class Trace:
         if self.rounding:
             np.abs(self.V, out=self.F)
         self.place[:], self.cplace[:] = plan.values.table, plan.sums.table
-        self._reverse(Phase.STATIC, (0, 1), (0, 1), 1)
+        self._reverse((Phase.STATIC, Phase.STATIC), (0, 1), (0, 1), 1)
         return {n: self._leaf(n) for n in plan.leaves if graph.nodes[n].op != "previous"}
 
     def _leaf(self, n: int) -> Array:
