@@ -63,19 +63,26 @@ class Allocator:
 
 @dataclass(frozen=True)
 class Extent:
-    """Sizes of a trace: `window` steps held, `chunk` steps worked on at a time, samples, and accumulators (lanes)."""
+    """Sizes of a trace: `window` steps held, `chunk` steps worked on at a time, samples, and accumulators (lanes).
+
+    `stepwise`: each shard takes all phases of a step together, while its rows are in cache and without waiting for
+    others. With few samples a step's rows are too few for products to be quick: then a phase takes many steps at once.
+    """
 
     window: int
     chunk: int
     batch: int
     lanes: int
+    stepwise: bool
 
 
 def value_places(graph: Graph, forward: Forward, reads: Collection[int], extent: Extent) -> Places:
     """Values: what the reverse program `reads` is held for the window, the rest for a chunk or a step."""
     allocator = Allocator(len(graph.nodes))
     held = {_owner(forward.alias, n) for n in reads}
-    crossing = {_owner(forward.alias, n) for n in (graph.loss, *crossings(forward))}
+    lasting = {_owner(forward.alias, graph.loss)} | {n.index for n in graph.nodes if n.op == "input"}
+    if not extent.stepwise:
+        lasting |= {_owner(forward.alias, n) for n in crossings(forward)}
     _place_states(graph, allocator, extent.window, extent.batch, WINDOW)
     states = {*graph.previous.values(), *graph.new.values()}
     written = set(forward.code[:, OUT].tolist())
@@ -86,7 +93,7 @@ def value_places(graph: Graph, forward: Forward, reads: Collection[int], extent:
             allocator.place(node.index, allocator.take(node.size))
         elif node.index in held and node.op != "input":
             allocator.rows(node, extent.window, extent.batch, WINDOW)
-        elif node.phase is not Phase.RECURRENT or node.index in crossing:
+        elif node.index in lasting or (node.phase is not Phase.RECURRENT and not extent.stepwise):
             allocator.rows(node, extent.chunk, extent.batch, CHUNK)
         else:
             allocator.rows(node, 1, extent.batch, 0)
@@ -101,6 +108,11 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
     collects its own share.
     """
     allocator = Allocator(len(graph.nodes))
+    lasting = {_owner(reverse.alias, graph.loss)}
+    if extent.stepwise:
+        lasting |= {_owner(reverse.alias, product.delta) for product in reverse.products}
+    else:
+        lasting |= reverse.kept
     _place_states(graph, allocator, extent.chunk, extent.batch, CHUNK)
     states = {*graph.previous.values(), *graph.new.values()}
     for node in graph.nodes:
@@ -110,7 +122,7 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
             allocator.place(node.index, allocator.take(node.size))
         elif node.index in inputs:
             allocator.rows(node, extent.window, extent.batch, WINDOW)
-        elif node.phase is not Phase.RECURRENT or node.index in reverse.kept:
+        elif node.index in lasting or (node.phase is not Phase.RECURRENT and not extent.stepwise):
             allocator.rows(node, extent.chunk, extent.batch, CHUNK)
         else:
             allocator.rows(node, 1, extent.batch, 0)

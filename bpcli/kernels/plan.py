@@ -55,14 +55,6 @@ class Plan:
         return lanes_for(self._flops[phase], steps * self.extent.batch)
 
     @property
-    def stepwise(self) -> bool:
-        """Whether each shard takes all phases of a step together, while its rows are in cache and without waiting.
-
-        With few samples a step's rows are too few for products to be quick: then a phase takes many steps at once.
-        """
-        return self.graph.recurrent and self.extent.batch // self.shards >= STEPWISE_ROWS
-
-    @property
     def entries(self) -> int:
         """Numbers held by a trace of this plan."""
         return self.values.size + self.cotangents.size
@@ -105,7 +97,8 @@ def make_plan(
     chunk = chunk_steps(window, batch)
     phases = (Phase.INPUT, Phase.OUTPUT)
     lanes = max(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases)
-    extent = Extent(window, chunk, batch, max(shards, lanes))
+    stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
+    extent = Extent(window, chunk, batch, max(shards, lanes), stepwise)
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
     values = value_places(graph, forward, reverse.reads | set(reads), extent)
     cotangents, sums = cotangent_places(graph, reverse, extent, inputs)

@@ -120,7 +120,7 @@ class Trace:
         plan, batch = self.plan, self.plan.extent.batch
         settle(plan.values.table, first, self.origin, self.place)
         self._load_inputs(first, last)
-        if plan.stepwise:
+        if plan.extent.stepwise:
             self._forward((Phase.INPUT, Phase.OUTPUT), (first, last), (0, batch), plan.shards)
             return
         rows = (first * batch, last * batch)
@@ -134,9 +134,7 @@ class Trace:
             part = rows[first * batch : last * batch].ravel()
             self.value(node, part.size)[:] = part
 
-    def _forward(
-        self, phases: tuple[Phase, Phase], steps: tuple[int, int], rows: tuple[int, int], parts: int
-    ) -> None:
+    def _forward(self, phases: tuple[Phase, Phase], steps: tuple[int, int], rows: tuple[int, int], parts: int) -> None:
         """Run the instructions of `phases`, the first to the last of them."""
         program = self.plan.forward
         lines = program.bounds[phases[0]], program.bounds[phases[1] + 1]
@@ -170,7 +168,7 @@ class Trace:
             np.abs(self.V, out=self.F)
         self._carry(last - first, fresh)
         self._seed(first, weights)
-        if plan.stepwise:
+        if plan.extent.stepwise:
             self._reverse((Phase.OUTPUT, Phase.INPUT), (first, last), (0, batch), plan.shards)
         else:
             rows = (first * batch, last * batch)
@@ -199,9 +197,7 @@ class Trace:
         base = self.cplace[node.index, BASE] + first * self.plan.extent.batch
         self.C[base : base + weights.size] = weights.ravel()
 
-    def _reverse(
-        self, phases: tuple[Phase, Phase], steps: tuple[int, int], rows: tuple[int, int], parts: int
-    ) -> None:
+    def _reverse(self, phases: tuple[Phase, Phase], steps: tuple[int, int], rows: tuple[int, int], parts: int) -> None:
         """Run the reverse instructions of `phases`, from the later phase to the earlier."""
         program = self.plan.reverse
         lines = program.bounds[3 - phases[0]], program.bounds[4 - phases[1]]
