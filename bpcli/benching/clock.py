@@ -45,6 +45,7 @@ def measure(works: Sequence[Work], budget: float, timer: Timer = time.perf_count
         start = timer()
         while len(samples[0]) < LEAST_BLOCKS or timer() - start < budget * len(works):
             for work, count, own in zip(works, counts, samples, strict=True):
+                work()  # the one before it has had the caches, and its threads may still be waiting for more work
                 own.append(block(work, count, timer) / count)
             if len(samples[0]) == MOST_BLOCKS:
                 break

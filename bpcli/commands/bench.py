@@ -128,10 +128,11 @@ def _run(jobs: Mapping[str, Job], ask: Ask, common: Common, results: Results) ->
     """Measure all jobs into `results`; True when the user stopped it, which loses nothing that was finished."""
     from bpcli.benching.run import run
     from bpcli.commands.failures import translate
-    from bpcli.commands.kernels import prepare
+    from bpcli.commands.kernels import load_threads, prepare
 
     if jobs:
         prepare(common)
+        load_threads()
     try:
         with _counting(sum(j.sweep.cells for j in jobs.values()), common) as count:
             for job in jobs.values():
