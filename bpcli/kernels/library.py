@@ -94,7 +94,7 @@ def _compiling(names: list[str]) -> subprocess.Popen[bytes]:
     package_home = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_home, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-P", "-W", "ignore", "-m", "bpcli.kernels.compiling", *names],  # -P: not from the current folder
+        [sys.executable, "-P", "-W", "ignore", "-m", "bpcli.kernels.compiling", *names],  # -P: not what is here
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
