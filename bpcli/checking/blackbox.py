@@ -11,7 +11,7 @@ import numpy as np
 
 from bpcli.checking.answers import differing, same
 from bpcli.checking.findings import Finding, Verdict
-from bpcli.checking.returned import LOSS, Flaw, Returned, all_faulty, scalar, take
+from bpcli.checking.returned import LOSS, FlawError, Returned, all_faulty, scalar, take
 from bpcli.checking.run import cosine, relative_error
 from bpcli.checking.supplied import altered
 from bpcli.checking.userfile import UserFile
@@ -50,7 +50,8 @@ def open_box(file: UserFile, name: str) -> Box:
         try:
             thing = thing() if isinstance(thing, type) else thing
             parts = {part: getattr(thing, part, None) for part in ("params", "loss", "grad")}
-            params = {key: np.array(value) for key, value in dict(parts["params"] or {}).items()}
+            given = dict(parts["params"] or {})
+            params = {key: np.array(value) for key, value in given.items()}
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -59,7 +60,7 @@ def open_box(file: UserFile, name: str) -> Box:
     if lacking:
         advice = "a black box has params (a dict of arrays), loss(params) and grad(params)"
         fail("usage", f"{shown} lacks {' and '.join(lacking)} ({file.at(file.line_of(name))})", help=advice)
-    arrays = {key: _floats(shown, key, parts["params"][key], array) for key, array in params.items()}
+    arrays = {key: _floats(shown, key, given[key], array) for key, array in params.items()}
     return Box(f"{file.shown}:{name}", file, thing, name, arrays)
 
 
@@ -146,7 +147,7 @@ def _fault_of_loss(box: Box) -> str:
                 values.append(scalar(box.thing.loss(params)))
             except KeyboardInterrupt:
                 raise
-            except Flaw as flaw:
+            except FlawError as flaw:
                 return f"{flaw}{where}"
             except BaseException as error:
                 return box.file.raised(error, _line(box, "loss"))
@@ -163,14 +164,12 @@ def _gradient(box: Box, tensors: Sequence[Tensor]) -> tuple[Returned, list[str]]
     where = f" ({box.file.at(line)})"
     with box.file.running():
         try:
-            returned = take(box.thing.grad(params), tensors, set(box.params), _DTYPES)
+            returned = take(box.thing.grad(params), tensors, set(box.params), _DTYPES).located(where)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             returned = all_faulty(tensors, box.file.raised(error, line))
-            where = ""
-    faults = {name: fault + where for name, fault in returned.faults.items()}
-    return Returned(None, returned.arrays, faults), altered(params, box.params)
+    return returned, altered(params, box.params)
 
 
 def _judged(box: Box, tensor: Tensor, value: Array) -> Finding:

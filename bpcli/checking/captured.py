@@ -32,18 +32,16 @@ class Captured(Foreign):
         held = {name: self._array(name) for name in self.file.names() if name == LOSS or name.startswith(_MARK)}
         gradients = {name.removeprefix(_MARK): array for name, array in held.items() if name != LOSS}
         given = (held[LOSS], gradients) if LOSS in held else gradients
-        returned = take(given, setup.wrt, names, [setup.dtype])
         where = f" ({printable(str(self.path))})"
-        faults = {name: fault + where for name, fault in returned.faults.items()}
-        return Answer(returned.loss, returned.arrays, frozenset(), (), faults, where)
+        returned = take(given, setup.wrt, names, [setup.dtype]).located(where)
+        return Answer(returned.loss, returned.arrays, frozenset(), (), returned.faults, where)
 
     def _array(self, name: str) -> Array:
         """As it is saved, finite or not. Its header was compared with its size before anything is allocated."""
         self.file.shape(name)
-        with Report(self.path.name, None).guard(f'array "{printable(name)}" is damaged'):
-            # Not by name: NumPy looks for `d_w` before `d_w.npy`.
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
-                array: Array = np.lib.format.read_array(member, allow_pickle=False)
+        guard = Report(self.path.name, None).guard(f'array "{printable(name)}" is damaged')
+        with guard, zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
+            array: Array = np.lib.format.read_array(member, allow_pickle=False)
         return array
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import random
 import sys
@@ -46,7 +47,7 @@ def _stdout_to_stderr() -> Iterator[None]:
             os.close(kept)
         sys.stdout, sys.stderr = before, errors
         if errors.closed:
-            sys.stderr = open(_STDERR, "w", errors="backslashreplace", closefd=False)
+            sys.stderr = io.TextIOWrapper(io.FileIO(_STDERR, "w", closefd=False), errors="backslashreplace")
 
 
 def _divert() -> int | None:

@@ -26,8 +26,12 @@ class Returned:
     arrays: Mapping[str, Array] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
 
+    def located(self, where: str) -> Returned:
+        """The same, with the user's file and line after each fault."""
+        return Returned(self.loss, self.arrays, {name: fault + where for name, fault in self.faults.items()})
 
-class Flaw(Exception):
+
+class FlawError(Exception):
     """What is wrong with one array or number, in a few words."""
 
 
@@ -47,7 +51,7 @@ def take(given: Any, tensors: Sequence[Tensor], known: Collection[str], dtypes: 
         number, given = given
         try:
             loss = scalar(number)
-        except Flaw as flaw:
+        except FlawError as flaw:
             faults[LOSS] = str(flaw)
     if not isinstance(given, Mapping):
         return all_faulty(tensors, f"wrong type: returns {_kind(given)}, not a dict of gradients by name")
@@ -55,42 +59,42 @@ def take(given: Any, tensors: Sequence[Tensor], known: Collection[str], dtypes: 
     for tensor in tensors:
         try:
             arrays[tensor.name] = entry(given, tensor, dtypes)
-        except Flaw as flaw:
+        except FlawError as flaw:
             faults[tensor.name] = str(flaw)
     faults |= {_key(key): _unknown(key, known) for key in given if not (isinstance(key, str) and key in known)}
     return Returned(loss, arrays, faults)
 
 
 def entry(given: Mapping[Any, Any], tensor: Tensor, dtypes: Sequence[np.dtype[Any]]) -> Array:
-    """The gradient of one tensor, copied; raises Flaw."""
+    """The gradient of one tensor, copied; raises FlawError."""
     if tensor.name not in given:
-        raise Flaw("missing")
+        raise FlawError("missing")
     value = given[tensor.name]
     if isinstance(value, int | float) and not isinstance(value, bool) and tensor.shape == ():
         return np.array(value, dtype=dtypes[0])  # as in NumPy, a number of Python's takes the type of its company
     if getattr(type(value), "__array__", None) is None:
-        raise Flaw(f"wrong type: {_kind(value)}, not an array")
+        raise FlawError(f"wrong type: {_kind(value)}, not an array")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise Flaw(f"wrong type: {_kind(value)} that NumPy can't read ({printable(str(error))})") from error
+        raise FlawError(f"wrong type: {_kind(value)} that NumPy can't read ({printable(str(error))})") from error
     if array.dtype.newbyteorder("=") not in dtypes:
-        raise Flaw(f"wrong type: {array.dtype}, not {' or '.join(map(str, dtypes))}")
+        raise FlawError(f"wrong type: {array.dtype}, not {' or '.join(map(str, dtypes))}")
     if array.shape != tensor.shape:
-        raise Flaw(f"wrong shape: {array.shape}, not {tensor.shape}")
+        raise FlawError(f"wrong shape: {array.shape}, not {tensor.shape}")
     return on_pattern(np.array(array, dtype=array.dtype.newbyteorder("="), order="C", subok=False), tensor)
 
 
 def scalar(value: Any) -> float:
-    """A loss as a float, of whatever library it is; raises Flaw."""
+    """A loss as a float, of whatever library it is; raises FlawError."""
     if getattr(value, "shape", ()) not in ((), None):
-        raise Flaw(f"wrong shape: {tuple(value.shape)}, not a scalar")
+        raise FlawError(f"wrong shape: {tuple(value.shape)}, not a scalar")
     if isinstance(value, bool | str | bytes | bytearray | None):
-        raise Flaw(f"wrong type: {_kind(value)}, not a number")
+        raise FlawError(f"wrong type: {_kind(value)}, not a number")
     try:
         return float(value)
     except (TypeError, ValueError) as error:
-        raise Flaw(f"wrong type: {_kind(value)}, not a number") from error
+        raise FlawError(f"wrong type: {_kind(value)}, not a number") from error
 
 
 def on_pattern(value: Array, tensor: Tensor) -> Array:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from bpcli.checking.answers import Answer, Foreign, ask
-from bpcli.checking.findings import Finding, Worst
+from bpcli.checking.findings import Finding, Verdict, Worst
 from bpcli.checking.forecast import check_bytes as check_bytes
 from bpcli.checking.forecast import on_a_sample as on_a_sample
 from bpcli.checking.returned import LOSS, on_pattern
@@ -39,7 +39,8 @@ class CheckOptions:
 def check(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> list[Finding]:
     """Judge the gradients of `calls`: a finding per method and tensor with entries, and one for a loss that is wrong.
 
-    What comes from elsewhere has findings for unknown keys too, and one for its loss if it gives one. Methods must apply to the graph. `BpError` when the loss is not finite, or the reference does not apply.
+    What comes from elsewhere has findings for unknown keys too, and one for its loss if it gives one. Methods must
+    apply to the graph. `BpError` when the loss is not finite, or the reference does not apply.
     """
     references = references_for(setup, options.reference, options.mode)
     problem = draw(setup)
@@ -149,7 +150,8 @@ def _loss_findings(
     z = float(error / bound) if bound > 0 else (0.0 if error == 0 else float("inf"))
     worst = Worst((), answer.loss, reference, bound, z)
     relative = error / abs(reference) if reference else None
-    spec, verdict = truth.problem.setup.spec.name, "pass" if good else "wrong"
+    spec = truth.problem.setup.spec.name
+    verdict: Verdict = "pass" if good else "wrong"
     return [Finding(spec, call.text, LOSS, (), 1, verdict, cause, worst, relative, None, None)]
 
 

@@ -34,12 +34,15 @@ class Supplied(Foreign):
         """See `Foreign`."""
         (first, changed), (second, changed_later) = self._call(problem), self._call(problem)
         later = {n: f"not deterministic: called again, {f}" for n, f in second.faults.items() if n not in first.faults}
-        where = f" ({self.file.at(self.line)})"
-        faults = {name: f if f.endswith(")") else f + where for name, f in {**later, **first.faults}.items()}
+        faults = {**later, **first.faults}
         unsteady = differing((first.loss, first.arrays), (second.loss, second.arrays)) - set(later)
         arrays = {name: array for name, array in first.arrays.items() if name not in later}
         loss = None if LOSS in faults else first.loss
-        return Answer(loss, arrays, unsteady, tuple(dict.fromkeys((*changed, *changed_later))), faults, where)
+        return Answer(loss, arrays, unsteady, tuple(dict.fromkeys((*changed, *changed_later))), faults, self._where)
+
+    @property
+    def _where(self) -> str:
+        return f" ({self.file.at(self.line)})"
 
     def _call(self, problem: Problem) -> tuple[Returned, tuple[str, ...]]:
         """What comes back from fresh copies, and which of them were changed."""
@@ -52,7 +55,7 @@ class Supplied(Foreign):
         known = {name for group in groups for name in group}
         with self.file.running():
             try:
-                returned = take(self.function(*given), setup.wrt, known, [setup.dtype])
+                returned = take(self.function(*given), setup.wrt, known, [setup.dtype]).located(self._where)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
