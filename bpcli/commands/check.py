@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bpcli.checking.findings import Finding
     from bpcli.checking.run import CheckOptions
     from bpcli.commands.foreign import Asked
-    from bpcli.errors import Diagnostic
+    from bpcli.errors import Diagnostic, Place
     from bpcli.methods import MethodCall
 
 MODES = ("auto", "full")
@@ -35,7 +35,8 @@ def references() -> tuple[str, ...]:
 class Results:
     """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
 
-    `sampled` names the specs of which differences saw a sample of the entries only, `declared` their kernels.
+    `sampled` names the specs of which differences saw a sample of the entries only, `declared` their kernels;
+    `places` are those of their tensors.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Results:
     sampled: list[str] = field(default_factory=list)
     skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     declared: list[str] = field(default_factory=list)
+    places: dict[tuple[str, str], Place] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """What a reader should know besides the verdicts."""
@@ -168,6 +170,7 @@ def _judge(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
     from bpcli.checking import run
     from bpcli.checking.forecast import check_bytes, on_a_sample
+    from bpcli.commands.check_cases import places_of
     from bpcli.commands.choose import applying, choose
     from bpcli.commands.failures import translate
     from bpcli.commands.foreign import of_spec
@@ -178,6 +181,7 @@ def _judge(path: Path, call: Call, results: Results) -> None:
     try:
         setup = open_spec(path, call.common, call.names[path])
         results.declared += setup.spec.kernels
+        results.places |= places_of(setup.spec)
         chosen = () if call.foreign and (call.weak or not call.methods) else choose(setup, call.methods, call.weak)
         own, skipped = applying(setup, chosen, call.alone)
         methods: tuple[MethodCall | Foreign, ...] = (*own, *of_spec(setup, path, call.foreign, call.common))
@@ -210,7 +214,7 @@ def _named(diagnostic: Diagnostic, path: Path, call: Call) -> Diagnostic:
 
 def _show(results: Results, call: Call, paths: Sequence[Path], boxes: Sequence[str]) -> int:
     """Print and write what was found; 0, or 2 where a file could not be written."""
-    from bpcli.commands.check_document import brief_document, findings_document
+    from bpcli.commands.check_document import brief_document, findings_document, with_cases
     from bpcli.commands.context import describe
     from bpcli.commands.output import emit
 
@@ -225,5 +229,5 @@ def _show(results: Results, call: Call, paths: Sequence[Path], boxes: Sequence[s
         notes=results.notes(),
     )
     notes = () if call.common.quiet else results.notes()
-    document = findings_document(results.findings, results.errors, context, notes)
+    document = with_cases(findings_document(results.findings, results.errors, context, notes), results.places)
     return emit(document, call.common, brief_document(results.findings, document, call.common.quiet))

@@ -51,6 +51,10 @@ class Case:
         """The message and all lines, for whoever shows them together."""
         return [*([self.message] if self.message else []), *self.lines]
 
+    def where(self) -> list[str]:
+        """The place in a line, as refusals have it; no line where there is none."""
+        return [f" --> {self.place.file}:{self.place.line}:{self.place.column}"] if self.place else []
+
 
 @dataclass(frozen=True)
 class Document:

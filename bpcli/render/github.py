@@ -1,4 +1,4 @@
-"""Workflow commands of GitHub Actions: what is wrong as annotations of the spec, all rows in a folded group of the log."""
+"""Workflow commands of GitHub Actions: annotations of what is wrong, and all rows in a folded group of the log."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _add(suite: Element, case: Case, columns: Iterable[str], strict: bool) -> No
         test.set("time", f"{case.seconds:.9f}")
     if case.verdict != "pass":
         skipped = case.verdict == "inconclusive" and not strict
-        _say(test, "skipped" if skipped else "failure", case.verdict, case.message, case.text())
+        _say(test, "skipped" if skipped else "failure", case.verdict, case.message, [*case.text(), *case.where()])
     SubElement(test, "system-out").text = _body(columns)
 
 
