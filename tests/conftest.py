@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+pytest_plugins = ["pytester"]
+
 NAMES = ("reverse", "influence", "forward", "products")
 KERNELS = [(name, np.dtype(dtype)) for dtype in ("float64", "float32") for name in NAMES]
 KERNELS.append(("forward", np.dtype(np.complex128)))

@@ -50,7 +50,8 @@ def _lines(row: Mapping[str, Any], at: str) -> list[str]:
     sizes = (("kernel error", "kernel_error", 2), ("bias", "bias", 2), ("cosine", "cosine", 6))
     figures = [f"{words} {_figure(row[key], digits)}" for words, key, digits in sizes if row[key] is not None]
     counted = f"{row['checked']} {'entry' if row['checked'] == 1 else 'entries'} compared"
-    lines.append(", ".join([counted, *figures]))
+    if row["checked"]:
+        lines.append(", ".join([counted, *figures]))
     if blame.get("text"):
         lines.append(str(blame["text"]))
     if blame.get("reproduce"):

@@ -28,7 +28,8 @@ class _Annotation:
 def render(document: Document, look: Look) -> str:
     """Refusals and the worst of what is wrong as errors, of what is inconclusive as warnings, the rest counted.
 
-    A command is a line: what stands in one is escaped, and lines of the log begin with a bar, which is no command.
+    A command is a line: what stands in one is escaped. Lines of the log are Markdown, which none is that can be taken
+    for a command.
     """
     cases = document.cases()
     errors = [*map(_refused, document.errors), *_worst(cases, "wrong")]
@@ -57,7 +58,7 @@ def _refused(diagnostic: Diagnostic) -> _Annotation:
 
 def _log(document: Document) -> list[str]:
     table = replace(document, sentences=(), notes=(), errors=())
-    notes = [f"| {markdown.escape(note)}" for note in document.notes]
+    notes = [f"- {markdown.escape(note)}" for note in document.notes]
     return [*markdown.render(table, Look(verbose=True)).splitlines(), *notes]
 
 
