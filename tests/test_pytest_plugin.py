@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from cli_cases import FORWARD, RECURRENT
 
-import bpcli.checking.run  # for runs of pytest in this process, which leaves no module that such a run imports first
-
 ROOT = Path(__file__).parents[1]
 WITH_PLUGIN = ("-p", "bpcli.pytest_plugin")
 
@@ -180,6 +178,7 @@ def test_what_is_collected(
     pytester: pytest.Pytester, settings: str, args: tuple[str, ...], expected: list[str]
 ) -> None:
     """The specs that match, once each, also beside testpaths; of these, what the command line asks for."""
+    importlib.import_module("bpcli.checking.run")  # a run in this process takes back the modules that it imports
     project(pytester, settings, a=RECURRENT, b=FORWARD)
     pytester.mkdir("tests").joinpath("test_one.py").write_text("def test_one():\n    pass\n")
     result = pytester.runpytest_inprocess(*WITH_PLUGIN, "--collect-only", "-q", "-W", "ignore", *args)
