@@ -46,7 +46,7 @@ def judge(text: str, target: str = "box.py:box", *args: str) -> tuple[int, dict[
 def test_a_right_gradient_passes(target: str) -> None:
     """Of an object, or of a class that makes one; nothing that moves nothing has gradient zero."""
     code, document = judge(BOX, target)
-    assert (0, {n: ("pass", "") for n in "wbu"}) == (code, outcomes(document))
+    assert (0, dict.fromkeys("wbu", ("pass", ""))) == (code, outcomes(document))
     assert {(target, "grad")} == {(f["spec"], f["method"]) for f in document["findings"]}
 
 
@@ -87,7 +87,7 @@ def test_what_grad_does_wrong(old: str, new: str, tensor: str, cause: str) -> No
 def test_a_grad_that_gives_nothing(line: str, cause: str) -> None:
     """Every tensor is wrong."""
     code, document = judge(BOX.replace('t = np.tanh(p["w"])\n', f"{line}\n        t = 0\n"))
-    assert (1, {n: ("wrong", cause) for n in "wbu"}) == (code, outcomes(document))
+    assert (1, dict.fromkeys("wbu", ("wrong", cause))) == (code, outcomes(document))
 
 
 def test_a_grad_that_changes_its_arguments() -> None:
@@ -116,7 +116,7 @@ def test_a_loss_that_nothing_can_be_judged_by(line: str, cause: str) -> None:
 def test_a_slope_below_the_noise_is_not_accused() -> None:
     """Differences that can't see a gradient neither pass nor condemn it."""
     text = "import numpy as np\nclass Box:\n    params = {'w': np.array(1.0)}\n"
-    text += "    def loss(self, p): return 1.0 + 1e-20 * float(p['w'])\n    def grad(self, p): return {'w': 1e-20}\n"
+    text += "    def loss(self, p): return 1.0 + 1e-200 * float(p['w'])\n    def grad(self, p): return {'w': 1e-200}\n"
     code, document = judge(text, "box.py:Box")
     assert (0, "inconclusive") == (code, document["findings"][0]["verdict"])
     assert 4 == judge(text, "box.py:Box", "--strict")[0]
