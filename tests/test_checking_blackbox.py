@@ -146,7 +146,8 @@ def test_float32() -> None:
 def test_a_loss_that_raises_near_by() -> None:
     """A domain that ends there makes steps smaller, and accuses nobody."""
     text = "import numpy as np, math\nclass Box:\n    params = {'w': np.array([1e-3, 2.0])}\n"
-    text += "    def loss(self, p): return sum(math.log(v) for v in p['w'])\n    def grad(self, p): return {'w': 1 / p['w']}\n"
+    text += "    def loss(self, p): return sum(math.log(v) for v in p['w'])\n"
+    text += "    def grad(self, p): return {'w': 1 / p['w']}\n"
     assert "wrong" not in {f["verdict"] for f in judge(text, "box.py:Box")[1]["findings"]}
     assert 1 == judge(text.replace("1 / p", "1.1 / p"), "box.py:Box")[0]
 
