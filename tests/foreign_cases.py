@@ -1,4 +1,4 @@
-"""What the tests of gradients from elsewhere share: a right function for the recurrent toy spec, and a way to run it."""
+"""What the tests of gradients from elsewhere share: a right function for the toy spec, and a way to run it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_a_right_gradient_passes(dtype: str, wrt: list[str]) -> None:
     """In both dtypes, for parameters, inputs and a state that all samples share; what was not asked for is ignored."""
     code, document = check("--kernel", "good.py:grad", "--dtype", dtype, *(p for w in wrt for p in ("--wrt", w)))
     names = ["W"] if wrt == ["params"] else ["W", "x", "a"]
-    assert (0, {name: ("pass", "") for name in names}) == (code, outcomes(document))
+    assert (0, dict.fromkeys(names, ("pass", ""))) == (code, outcomes(document))
     assert {"kernel:grad"} == {f["method"] for f in document["findings"]}
 
 
@@ -151,7 +151,8 @@ def test_ctrl_c_passes() -> None:
 def test_the_process_stays_as_it_was(tmp_path: Path) -> None:
     """Folder, environment, path, warnings, random states and NumPy's settings."""
     spoil = (
-        "import random, warnings\n    os.chdir('/'); os.environ['BP_SPOILED'] = '1'; sys.path.clear(); sys.argv.clear()\n"
+        "import random, warnings\n    os.chdir('/'); os.environ['BP_SPOILED'] = '1'\n"
+        "    sys.path.clear(); sys.argv.clear()\n"
         "    warnings.simplefilter('ignore'); np.seterr(all='raise'); np.set_printoptions(precision=1)\n"
         "    np.random.seed(1); random.seed(1); sys.setrecursionlimit(500); sys.stdout = None\n    return g\n"
     )
@@ -239,7 +240,9 @@ def test_a_kernel_that_the_spec_declares() -> None:
     """It runs when it is asked for by its name, and not before: a spec runs no code."""
     code, document = check("--kernel", "mine", spec=RECURRENT + KERNEL)
     assert (0, ["kernel:mine"]) == (code, [f["method"] for f in document["findings"]])
-    assert ["bptt"] == [f["method"] for f in check(spec=RECURRENT + KERNEL.replace("good", "absent"))[1]["findings"]]
+    unasked = check(spec=RECURRENT + KERNEL.replace("good", "absent"))[1]
+    assert ["bptt"] == [f["method"] for f in unasked["findings"]]
+    assert ["net: the kernel mine was not run; --kernel mine judges it"] == unasked["context"]["notes"]
 
 
 @pytest.mark.parametrize(

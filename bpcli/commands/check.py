@@ -182,6 +182,8 @@ def _judge(path: Path, call: Call, results: Results) -> None:
         setup = open_spec(path, call.common, call.names[path])
         results.declared += setup.spec.kernels
         results.places |= places_of(setup.spec)
+        idle = [name for name in setup.spec.kernels if name not in call.foreign.names]
+        results.unused += [f"{setup.spec.name}: the kernel {n} was not run; --kernel {n} judges it" for n in idle]
         chosen = () if call.foreign and (call.weak or not call.methods) else choose(setup, call.methods, call.weak)
         own, skipped = applying(setup, chosen, call.alone)
         methods: tuple[MethodCall | Foreign, ...] = (*own, *of_spec(setup, path, call.foreign, call.common))
