@@ -19,7 +19,7 @@ from bpcli.references.central import Central
 from bpcli.references.numerics.ladder import scales
 from bpcli.references.numerics.probe import Probe, Sampler, probe
 
-STEPS = 2.0 ** np.arange(-50, 1)
+STEPS: FloatArray = np.exp2(np.arange(-50, 1, dtype=np.float64))
 """Relative to the size of the entry; powers of two, so that to shift and to shift back is exact."""
 ENTRIES = 8
 """How many entries of a tensor stand for it, chosen at random with a seed of the tensor's name."""
@@ -62,15 +62,19 @@ def v_curve(problem: Problem) -> VCurve:
             errors[tensor.name] = apart[:, known] / size[known]
     if not errors:
         fail("no-curve", f"{setup.spec.name}: all derivatives are zero, so that no error is relative to them")
-    overall = np.median(np.concatenate(list(errors.values()), axis=1), axis=1)
+    together = np.concatenate(list(errors.values()), axis=1)
     judge = "the complex step" if exact else "extrapolated differences"
-    return VCurve(STEPS, {n: np.median(e, axis=1) for n, e in errors.items()}, overall, judge)
+    return VCurve(STEPS, {n: _median(e) for n, e in errors.items()}, _median(together), judge)
 
 
 def curve_flops(setup: Setup) -> float:
     """Predicted floating-point operations of `v_curve`."""
     copies = ENTRIES * len(setup.wrt) * (2 * len(STEPS) + _COMPLEX_FLOPS)
     return copies * forward_flops(setup, (Window(0, 0, setup.T),))
+
+
+def _median(errors: FloatArray) -> FloatArray:
+    return np.asarray(np.median(errors, axis=1), dtype=np.float64)
 
 
 def _differences(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:

@@ -143,6 +143,10 @@ def _subtitle(runs: list[Run]) -> str:
         machine = context.get("machine")
         machine = machine if isinstance(machine, dict) else {}
         cores = [f"{machine['cores']} cores"] if "cores" in machine else []
-        words = [f"bp {context.get('version', '')}".strip(), *(str(machine[k]) for k in ("cpu",) if k in machine), *cores]
+        words = [
+            f"bp {context.get('version', '')}".strip(),
+            *(str(machine[k]) for k in ("cpu",) if k in machine),
+            *cores,
+        ]
         said.append(", ".join(words))
     return " · ".join(dict.fromkeys(said))

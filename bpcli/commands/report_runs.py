@@ -101,7 +101,7 @@ def _check(
     from bpcli.checking.findings import Finding, Worst
     from bpcli.commands.check_document import findings_document
 
-    names = [f for f in Finding.__dataclass_fields__]
+    names = list(Finding.__dataclass_fields__)
     findings = []
     for row in rows:
         worst = row["worst"]

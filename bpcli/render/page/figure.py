@@ -21,7 +21,7 @@ SIZE = (4.6, 3.3)
 INK, MUTED, FAINT, ACCENT, PAPER = "#1c2126", "#5f6872", "#c9ced4", "#b3470f", "#fefefd"
 ROLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", ACCENT: "--accent", PAPER: "--paper"}
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "bp", "font.size": 9.0, "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"], "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": MUTED,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.unicode_minus": True,
@@ -49,7 +49,9 @@ def need_matplotlib() -> None:
     import importlib.util
 
     if importlib.util.find_spec("matplotlib") is None:
-        fail("missing-extra", "bp report draws with matplotlib, which is not installed", help='pip install "bp[report]"')
+        fail(
+            "missing-extra", "bp report draws with matplotlib, which is not installed", help='pip install "bp[report]"'
+        )
 
 
 def svg(figure: Figure, number: int) -> str:

@@ -69,7 +69,9 @@ def _lines(rows: Sequence[Row], key: str, cost: str) -> list[Line]:
     for row in rows:
         value = (row["allocated_bytes"] or row["predicted_bytes"]) if cost == "memory" else row["time_s"]
         if _number(value):
-            points.setdefault((_without(row["method"], key), row["backend"]), {})[float(row["grid"][key])] = float(value)
+            points.setdefault((_without(row["method"], key), row["backend"]), {})[float(row["grid"][key])] = float(
+                value
+            )
     named = short([method for method, _ in points])
     lines = []
     for (method, backend), found in points.items():

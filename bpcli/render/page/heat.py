@@ -58,6 +58,8 @@ def _figure(spec: str, method: str, cells: Cells) -> Figure:
 
 
 def _draw(axes: Axes, cells: Cells) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     names = list(cells)[:ROWS_AT_MOST]
     last = max(t for name in names for t in cells[name])
     finite = [e for name in names for e in cells[name].values() if 0 < e < math.inf]
@@ -76,6 +78,6 @@ def _draw(axes: Axes, cells: Cells) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.tick_params(axis="x", length=3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.hlines([r + 0.5 for r in range(len(names))], -0.5, last + 0.5, color=FAINT, linewidth=0.5)
     axes.set_xlabel("step", color=MUTED)

@@ -115,7 +115,7 @@ def _table(section: Section, number: int) -> str:
     columns = sorted(document.columns, key=lambda c: c.key not in section.show)
     head = "".join(_heading(c, section) for c in columns)
     body = "".join(
-        f'<tr{_marked(document.style(row))}>{"".join(_cell(c, row, section) for c in columns)}</tr>'
+        f"<tr{_marked(document.style(row))}>{''.join(_cell(c, row, section) for c in columns)}</tr>"
         for row in document.rows
     )
     more = any(c.key not in section.show for c in columns)
@@ -138,7 +138,9 @@ def _menus(document: Document, columns: Sequence[Column]) -> str:
         if not column.right and 1 < len(words) <= MENU_AT_MOST and not column.wide:
             options = "".join(f"<option>{escape(w)}</option>" for w in sorted(words))
             name = escape(column.heading)
-            menus.append(f'<label>{name} <select data-column="{place}"><option value="">all</option>{options}</select></label>')
+            menus.append(
+                f'<label>{name} <select data-column="{place}"><option value="">all</option>{options}</select></label>'
+            )
     return "".join(menus)
 
 
@@ -166,7 +168,9 @@ def _cell(column: Column, row: Mapping[str, Any], section: Section) -> str:
 
 def _plain(number: float) -> str:
     """As JavaScript's Number() reads it."""
-    return "NaN" if math.isnan(number) else f"{'-' if number < 0 else ''}Infinity" if math.isinf(number) else f"{number!r}"
+    return (
+        "NaN" if math.isnan(number) else f"{'-' if number < 0 else ''}Infinity" if math.isinf(number) else f"{number!r}"
+    )
 
 
 def _marked(style: str) -> str:

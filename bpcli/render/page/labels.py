@@ -11,43 +11,47 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
+Spot = tuple[float, float, str, bool]
+Place = tuple[int, int, Any, Any]
+
 # Where a label may stand around its point: offset in points, and how it is aligned there.
-_PLACES = (
+_PLACES: tuple[Place, ...] = (
     (6, 0, "left", "center"), (5, 6, "left", "bottom"), (5, -6, "left", "top"), (-6, 0, "right", "center"),
     (-5, 6, "right", "bottom"), (-5, -6, "right", "top"), (0, 8, "center", "bottom"), (0, -8, "center", "top"),
     (8, 17, "left", "bottom"), (8, -17, "left", "top"), (-8, 17, "right", "bottom"), (-8, -17, "right", "top"),
 )  # fmt: skip
-
-Spot = tuple[float, float, str, bool]
 
 
 def place(axes: Axes, spots: Sequence[Spot]) -> None:
     """Label points `(x, y, text, must)`; one that finds no free place is left out, unless it `must` stand."""
     canvas: Any = axes.figure
     canvas.draw_without_rendering()
-    inside = axes.get_tightbbox()
     taken = [_around(axes.transData.transform((x, y)), 3.5) for x, y, _, _ in spots]
     for x, y, text, must in sorted(spots, key=lambda s: not s[3]):
-        color = INK if must else MUTED
-        best: tuple[float, Any, Bbox | None] = (float("inf"), None, None)
-        for dx, dy, ha, va in _PLACES:
-            note = axes.annotate(
-                text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=color, fontsize=8.5
-            )
+        tried = []
+        for where in _PLACES:
+            note = _write(axes, (x, y), text, where, must)
             box = note.get_window_extent()
-            clash = sum(box.overlaps(other) for other in taken)
-            clash += 2 * (inside is not None and (box.x1 > inside.x1 + 4 or box.y1 > inside.y1 + 4 or box.x0 < axes.bbox.x0))
+            clash = sum(box.overlaps(other) for other in taken) + (0 if _inside(box, axes) else 2)
+            tried.append((clash, where, box))
             note.remove()
-            if clash < best[0]:
-                best = (clash, (dx, dy, ha, va), box)
             if not clash:
                 break
-        clash, where, box = best
-        if clash and not must:
-            continue
-        dx, dy, ha, va = where
-        axes.annotate(text, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=color, fontsize=8.5)
-        taken += [box] if box is not None else []
+        clash, where, box = min(tried, key=lambda t: t[0])
+        if must or not clash:
+            _write(axes, (x, y), text, where, must)
+            taken.append(box)
+
+
+def _write(axes: Axes, point: tuple[float, float], text: str, where: Place, must: bool) -> Any:
+    dx, dy, ha, va = where
+    color = INK if must else MUTED
+    return axes.annotate(text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, color=color, fontsize=8.5)
+
+
+def _inside(box: Bbox, axes: Axes) -> bool:
+    frame = axes.bbox
+    return bool(frame.x0 <= box.x0 and box.x1 <= frame.x1 + 2 and frame.y0 + 2 <= box.y0 and box.y1 <= frame.y1 + 8)
 
 
 def _around(point: Any, radius: float) -> Bbox:
