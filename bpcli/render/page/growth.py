@@ -92,10 +92,15 @@ def _without(method: str, key: str) -> str:
 
 def _figure(lines: Sequence[Line], key: str, what: tuple[str, str], where: str) -> Figure:
     unit, word = what
-    slopes = ", ".join(f"{line.name} {line.slope:.2f}" for line in lines)
+    slopes = ", ".join(f"{line.name} {_signed(line.slope)}" for line in lines)
     caption = f"{where}The number after a name is the slope of its fit: {word} grows as {key} to that power."
     alt = f"{word.capitalize()} against {key} on logarithmic axes. Fitted slopes: {slopes}."
     return Figure(f"{word.capitalize()} against {key}", caption, alt, lambda axes: _draw(axes, lines, key, unit, word))
+
+
+def _signed(slope: float) -> str:
+    """Two decimals; what rounds to nothing has no sign."""
+    return f"{round(slope, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _draw(axes: Axes, lines: Sequence[Line], key: str, unit: str, word: str) -> None:
@@ -110,7 +115,7 @@ def _draw(axes: Axes, lines: Sequence[Line], key: str, unit: str, word: str) -> 
         middle = [sum(math.log(v) for v in values) / len(values) for values in (line.x, line.y)]
         fit = [math.exp(middle[1] + line.slope * (math.log(x) - middle[0])) for x in line.x]
         axes.plot(line.x, fit, color=color, linewidth=1.1)
-        ends.append((line.x[-1], fit[-1], f"{line.name}  {line.slope:.2f}", color))
+        ends.append((line.x[-1], fit[-1], f"{line.name}  {_signed(line.slope)}", color))
     numbers(axes.xaxis, [x for line in lines for x in line.x])
     scale(axes.yaxis, [y for line in lines for y in line.y], unit)
     grid(axes)

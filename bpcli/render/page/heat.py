@@ -52,7 +52,7 @@ def _float(value: Any) -> float | None:
 def _figure(spec: str, method: str, cells: Cells) -> Figure:
     worst = {name: max(row, key=lambda t: row[t]) for name, row in cells.items()}
     told = ", ".join(f"{name} at step {t}" for name, t in worst.items())
-    caption = f"{spec}, {method}. The darker, the larger the relative error at that step; blank is not known or right."
+    caption = f"{spec}, {method}. The stronger the colour, the larger the relative error at that step; blank: right, or not known."
     alt = f"Heat map of the wrong gradients of {spec} by {method}, tensors by steps. Worst: {told}."
     return Figure("Where the gradient is wrong", caption, alt, lambda axes: _draw(axes, cells))
 

@@ -16,7 +16,7 @@ Place = tuple[int, int, Any, Any]
 
 # Where a label may stand around its point: offset in points, and how it is aligned there.
 _PLACES: tuple[Place, ...] = (
-    (6, 0, "left", "center"), (5, 6, "left", "bottom"), (5, -6, "left", "top"), (-6, 0, "right", "center"),
+    (4, 4, "left", "bottom"), (7, 0, "left", "center"), (5, -6, "left", "top"), (-6, 0, "right", "center"),
     (-5, 6, "right", "bottom"), (-5, -6, "right", "top"), (0, 8, "center", "bottom"), (0, -8, "center", "top"),
     (8, 17, "left", "bottom"), (8, -17, "left", "top"), (-8, 17, "right", "bottom"), (-8, -17, "right", "top"),
 )  # fmt: skip
@@ -86,12 +86,21 @@ def scale(axis: Any, values: Sequence[float], unit: str) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
     low, high = min(values), max(values)
-    few = high / low < 60
+    few = high / low < 12
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=8))
     if unit:
         axis.set_major_formatter(EngFormatter(unit=unit))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def tidy(value: float) -> str:
+    """A number on an axis: as it is down to a thousandth, with a power of ten below."""
+    if 1e-3 <= abs(value) < 1e5 or value == 0:
+        return f"{value:g}"
+    digits, _, power = f"{value:.0e}".partition("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
 
 
 def numbers(axis: Any, values: Sequence[float]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpcli.render.page.figure import ACCENT, FAINT, MUTED, PAPER, Figure
-from bpcli.render.page.labels import grid, place, scale, short
+from bpcli.render.page.labels import grid, place, scale, short, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,8 @@ def _draw(axes: Axes, dots: Sequence[Dot], best: Sequence[Dot], unit: str, word:
     axes.set_xscale("log")
     axes.set_yscale("log")
     prices = [d.price for d in dots]
-    axes.set_xlim(min(prices) / 1.25, max(prices) * (max(prices) / min(prices)) ** 0.28 * 1.25)
+    wide = max(prices) / min(prices)
+    axes.set_xlim(min(prices) / (1.15 * wide**0.06), max(prices) * 1.3 * wide**0.28)
     axes.set_ylim(floor / (low / floor) ** 0.5, top * (top / floor) ** 0.12)
     scale(axes.xaxis, prices, unit)
     _errors(axes, low, floor, biased)
@@ -109,7 +110,7 @@ def _errors(axes: Axes, low: float, floor: float, biased: Sequence[float]) -> No
         ticks = sorted({t * s for t in ticks for s in (1, 2, 5)})
     top = axes.get_ylim()[1]
     axes.yaxis.set_major_locator(FixedLocator([floor, *(t for t in ticks if t <= top)]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: "exact" if v <= floor * 1.001 else f"{v:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: "exact" if v <= floor * 1.001 else tidy(v)))
     axes.yaxis.set_minor_locator(NullLocator())
 
 
