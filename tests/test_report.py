@@ -158,7 +158,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.SVG", b"<?xml")])
 def test_plots(name: str, start: bytes, tmp_path: Path) -> None:
     """`--plot` writes the figures as an image, the same bytes each time."""
-    file = save(tmp_path / "run.json", bench((8, 16), (10,)))
+    file = save(tmp_path / "run.json", bench((8,), (10,)))
     images = []
     for _ in range(2):
         assert 0 == run("report", file, "--plot", str(tmp_path / name)).exit_code

@@ -81,7 +81,8 @@ def test_sort(tab: Browser) -> None:
 def test_filter(tab: Browser) -> None:
     """Words and menus narrow the rows, together; the count is told."""
     tab.js(
-        '{const s = document.querySelector("[data-filter]"); s.value = "TBPTT k2=8"; s.dispatchEvent(new Event("input"))}'
+        '{const s = document.querySelector("[data-filter]"); s.value = "TBPTT k2=8";'
+        's.dispatchEvent(new Event("input"))}'
     )
     assert (6, "6 of 24 rows") == (tab.js(f"{VISIBLE}.length"), tab.js('document.querySelector("output").textContent'))
     tab.js(
@@ -156,7 +157,7 @@ def test_keyboard(tab: Browser) -> None:
 
 
 def test_a_thousand_rows(chromium: Browser, tmp_path: Path) -> None:
-    """A page of a thousand rows stays below 3 MB and is there within a second; the bound leaves room for a busy machine."""
+    """A page of a thousand rows stays below 3 MB and opens in a second; the bound leaves room for a busy machine."""
     sizes, steps = tuple(range(8, 58)), (10, 20, 40, 80, 160)
     file = save(tmp_path / "run.json", bench(sizes, steps))
     assert 0 == run("report", file, "-o", str(tmp_path / "page.html")).exit_code

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bpcli.render.page.figure import ACCENT, MUTED, Figure
-from bpcli.render.page.labels import grid, tidy
+from bpcli.render.page.labels import brief, grid, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def _draw(axes: Axes, steps: Curve, errors: Mapping[str, Curve], overall: Curve)
     axes.set_yscale("log")
     for number, (name, values) in enumerate(errors.items()):
         shown = [max(v, LEAST) for v in values]
-        axes.plot(steps, shown, color=MUTED, linewidth=0.7, alpha=0.55, gid=f"tip:{name}:{number}")
+        axes.plot(steps, shown, color=MUTED, linewidth=0.7, alpha=0.55, gid=f"tip:{brief(name)}:{number}")
     shown = [max(v, LEAST) for v in overall]
     axes.plot(steps, shown, color=ACCENT, linewidth=1.8)
     best = min(range(len(steps)), key=lambda i: overall[i])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bpcli.errors import fail
+from bpcli.errors import fail, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ INK, MUTED, FAINT, ACCENT, PAPER = "#1c2126", "#5f6872", "#c9ced4", "#b3470f", "
 ROLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", ACCENT: "--accent", PAPER: "--paper"}
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "bp", "font.size": 9.0, "font.family": "sans-serif",
+    "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "bp", "font.size": 9.0, "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"], "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": MUTED,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.unicode_minus": True,
     "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
@@ -65,7 +65,7 @@ def svg(figure: Figure, number: int) -> str:
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     alt = ET.Element(f"{{{_SVG}}}title", {"id": f"alt{number}"})
-    alt.text = figure.alt
+    alt.text = printable(figure.alt, 4000)
     root.insert(0, alt)
     ET.register_namespace("", _SVG)
     ET.register_namespace("xlink", _LINK)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpcli.render.page.figure import ACCENT, MUTED, Figure
-from bpcli.render.page.labels import at_line_ends, grid, numbers, scale, short
+from bpcli.render.page.labels import at_line_ends, brief, grid, numbers, scale, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def growths(rows: Sequence[Row]) -> list[Figure]:
         for cost, unit, word in (("time_s", "s", "time"), ("memory", "B", "memory")):
             lines = _lines(alike, key, cost)
             if lines:
-                figures.append(_figure(lines, key, (unit, word), _where(_others(base, key))))
+                figures.append(_figure(lines, brief(key), (unit, word), _where(_others(base, key))))
     return figures
 
 
@@ -77,7 +77,7 @@ def _lines(rows: Sequence[Row], key: str, cost: str) -> list[Line]:
     for (method, backend), found in points.items():
         if len(found) > 1:
             x, y = zip(*sorted(found.items()), strict=True)
-            lines.append(Line(named[method] + ("" if backend == "bp" else f" ({backend})"), x, y, slope(x, y)))
+            lines.append(Line(named[method] + ("" if backend == "bp" else f" ({brief(backend)})"), x, y, slope(x, y)))
     lines.sort(key=lambda line: line.y[-1])
     step = (len(lines) - 1) / (AT_MOST - 1)
     return lines if len(lines) <= AT_MOST else [lines[round(i * step)] for i in range(AT_MOST)]

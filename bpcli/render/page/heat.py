@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bpcli.render.page.figure import ACCENT, FAINT, INK, MUTED, Figure
+from bpcli.render.page.labels import brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ def heat_maps(findings: Sequence[Mapping[str, Any]]) -> list[Figure]:
     groups: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for finding in findings:
         if finding["verdict"] == "wrong" and (cells := errors_by_step(finding)):
-            groups.setdefault((finding["spec"], finding["method"]), {})[finding["tensor"]] = cells
+            groups.setdefault((brief(finding["spec"]), brief(finding["method"])), {})[brief(finding["tensor"])] = cells
     return [_figure(spec, method, cells) for (spec, method), cells in groups.items()]
 
 
@@ -52,7 +53,9 @@ def _float(value: Any) -> float | None:
 def _figure(spec: str, method: str, cells: Cells) -> Figure:
     worst = {name: max(row, key=lambda t: row[t]) for name, row in cells.items()}
     told = ", ".join(f"{name} at step {t}" for name, t in worst.items())
-    caption = f"{spec}, {method}. The stronger the colour, the larger the relative error at that step; blank: right, or not known."
+    caption = (
+        f"{spec}, {method}. The stronger the colour, the larger the error of that step; blank: none, or not known."
+    )
     alt = f"Heat map of the wrong gradients of {spec} by {method}, tensors by steps. Worst: {told}."
     return Figure("Where the gradient is wrong", caption, alt, lambda axes: _draw(axes, cells))
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib import resources
 from typing import Any
 
-from bpcli.errors import format_diagnostic
+from bpcli.errors import format_diagnostic, printable
 from bpcli.render.document import Column, Document
 from bpcli.render.page.figure import Figure, svg
 
@@ -60,6 +60,11 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     )
 
 
+def escape(text: str) -> str:
+    """`text` as it may stand anywhere in the page, without control characters."""
+    return html.escape(printable(text, 4000))
+
+
 def _asset(name: str) -> str:
     return resources.files("bpcli.render.page").joinpath(name).read_text(encoding="utf-8")
 
@@ -68,7 +73,7 @@ def _section(section: Section, number: int, counter: Iterator[int]) -> str:
     document = section.document
     parts = [f'<section id="run{number}" aria-labelledby="h{number}"><h2 id="h{number}">{escape(section.name)}</h2>']
     parts += [_sentences(document.sentences)]
-    parts += [f'<pre class="error">{escape(format_diagnostic(d))}</pre>' for d in document.errors]
+    parts += [f'<pre class="error">{html.escape(format_diagnostic(d))}</pre>' for d in document.errors]
     parts += [_figures(section.groups, counter)]
     parts += [_table(section, number) if document.rows else ""]
     if document.notes:
@@ -162,7 +167,7 @@ def _cell(column: Column, row: Mapping[str, Any], section: Section) -> str:
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
     if isinstance(value, Mapping) and isinstance(value.get("median"), int | float):
         number = value["median"]
-    sort = "" if number is None or str(number) == shown else f' data-v="{_plain(number)}"'
+    sort = "" if number is None or (math.isfinite(number) and str(number) == shown) else f' data-v="{_plain(number)}"'
     return f"<td{_classes(column, section)}{sort}>{shown}</td>"
 
 

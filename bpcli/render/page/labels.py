@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bpcli.errors import printable
 from bpcli.render.page.figure import FAINT, INK, MUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
+
+LABEL_AT_MOST = 32
 
 Spot = tuple[float, float, str, bool]
 Place = tuple[int, int, Any, Any]
@@ -119,6 +122,11 @@ def grid(axes: Axes) -> None:
     axes.tick_params(length=3, width=0.8)
 
 
+def brief(text: str) -> str:
+    """A name from a document, fit to be drawn."""
+    return printable(text, LABEL_AT_MOST)
+
+
 def short(methods: Sequence[str]) -> dict[str, str]:
     """Methods without the options that all of one name agree on: `tbptt:k1=1,k2=4` is `tbptt k2=4` among its like."""
     parts = {m: (m.partition(":")[0], [p for p in m.partition(":")[2].split(",") if p]) for m in methods}
@@ -126,5 +134,5 @@ def short(methods: Sequence[str]) -> dict[str, str]:
     for method, (name, options) in parts.items():
         like = [set(o) for n, o in parts.values() if n == name]
         own = [o for o in options if len(like) > 1 and not all(o in other for other in like)]
-        said[method] = " ".join([name, *own])
+        said[method] = brief(" ".join([name, *own]))
     return said

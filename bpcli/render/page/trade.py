@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpcli.render.page.figure import ACCENT, FAINT, MUTED, PAPER, Figure
-from bpcli.render.page.labels import grid, place, scale, short, tidy
+from bpcli.render.page.labels import brief, grid, place, scale, short, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def _dots(rows: Sequence[Mapping[str, Any]], key: str) -> list[Dot]:
         price = (row["allocated_bytes"] or row["predicted_bytes"]) if key == "memory" else row["time_s"]
         error = row["bias"]
         if price and error is not None and math.isfinite(error) and math.isfinite(price):
-            by = "" if row["backend"] == "bp" else f" ({row['backend']})"
+            by = "" if row["backend"] == "bp" else f" ({brief(row['backend'])})"
             exact = error <= EXACT.get(row["dtype"], 1e-7)
             dots.append(Dot(names[row["method"]] + by, float(price), 0.0 if exact else float(error)))
     return dots
