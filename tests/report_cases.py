@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-EVIL = '</script><script>fetch("//evil")</script><img src=x onerror=alert(1)>"\'& $\\frac{$ \x00\x1b\ud800'
+EVIL = '</script><script>fetch("//evil")</script><img src=x onerror=alert(1)>"\'& $\\frac{$ \x00\x1b\ud800\u6f22'
 METHODS = {
     "bptt": (1.0, 4.0, 0.0),
     "tbptt:k1=1,k2=2": (3.0, 1.0, 0.2),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bpcli.errors import Diagnostic, Place, fail, printable
 
@@ -77,8 +77,8 @@ def _run(file: str, kind: str, data: Mapping[str, Any]) -> Run:
     rows = _validated(file, kind, data[kind])
     about = context if isinstance(context, dict) else {}
     document, show = (_bench if kind == "cells" else _check)(rows, errors, about)
-    said = [[c.show(c.get(row)) for c in document.columns] + [document.style(row)] for row in rows]
-    assert len(said) == len(rows)  # every cell can be shown
+    for row in document.rows:  # every cell can be shown, or the run is refused here and not while it is drawn
+        _ = [c.show(c.get(row)) for c in document.columns], document.style(row)
     return Run(file, kind, rows, document, show)
 
 
@@ -139,22 +139,25 @@ def _validated(file: str, kind: str, rows: Sequence[Any]) -> list[dict[str, Any]
 
 def _models() -> dict[str, type[BaseModel]]:
     """What the page relies on; rows may hold more. Numbers that JSON lacks are words in a document."""
+    return {"cells": _cell(), "findings": _finding()}
+
+
+def _cell() -> type[BaseModel]:
     from pydantic import BaseModel, ConfigDict
 
-    class Base(BaseModel):
+    class Check(BaseModel):
         model_config = ConfigDict(extra="allow")
-
-    class Check(Base):
-        verdict: str
+        verdict: Literal["pass", "wrong", "inconclusive"]
         how: str
         detail: str
 
-    class Ratio(Base):
+    class Ratio(BaseModel):
         median: float
         low: float
         high: float
 
-    class Cell(Base):
+    class Cell(BaseModel):
+        model_config = ConfigDict(extra="allow")
         spec: str
         method: str
         backend: str
@@ -179,6 +182,12 @@ def _models() -> dict[str, type[BaseModel]]:
         check: Check
         ratio: Ratio | None
 
+    return Cell
+
+
+def _finding() -> type[BaseModel]:
+    from pydantic import BaseModel, ConfigDict
+
     class Worst(BaseModel):
         index: tuple[int, ...] | None
         value: float
@@ -186,13 +195,14 @@ def _models() -> dict[str, type[BaseModel]]:
         bound: float
         z: float
 
-    class Found(Base):
+    class Found(BaseModel):
+        model_config = ConfigDict(extra="allow")
         spec: str
         method: str
         tensor: str
         shape: tuple[int, ...]
         checked: int
-        verdict: str
+        verdict: Literal["pass", "wrong", "inconclusive"]
         cause: str
         worst: Worst | None
         kernel_error: float | None
@@ -200,4 +210,4 @@ def _models() -> dict[str, type[BaseModel]]:
         cosine: float | None
         blame: dict[str, Any] | None
 
-    return {"cells": Cell, "findings": Found}
+    return Found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ INK, MUTED, FAINT, ACCENT, PAPER = "#1c2126", "#5f6872", "#c9ced4", "#b3470f", "
 ROLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", ACCENT: "--accent", PAPER: "--paper"}
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _STYLE: Any = {
-    "svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "bp", "font.size": 9.0, "font.family": "sans-serif",
+    "svg.fonttype": "none", "text.parse_math": False,
+    "svg.hashsalt": "bp", "font.size": 9.0, "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"], "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": MUTED,
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.unicode_minus": True,
     "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
@@ -56,9 +58,7 @@ def need_matplotlib() -> None:
 
 def svg(figure: Figure, number: int) -> str:
     """The figure as an `<svg>` element for a page, its ids made unique by `number`."""
-    stream = io.BytesIO()
-    _save(_canvas([figure], titled=False), stream, "svg")
-    root = ET.fromstring(stream.getvalue())
+    root = ET.fromstring(_drawn([figure], "svg", titled=False))
     _tidy(root, number)
     root.set("role", "img")
     root.set("aria-labelledby", f"alt{number}")
@@ -74,8 +74,15 @@ def svg(figure: Figure, number: int) -> str:
 
 def picture(figures: Sequence[Figure], kind: str) -> bytes:
     """All figures in one image, two in a row; `kind` is "svg" or "png"."""
+    return _drawn(figures, kind, titled=True)
+
+
+def _drawn(figures: Sequence[Figure], kind: str, titled: bool) -> bytes:
     stream = io.BytesIO()
-    _save(_canvas(figures, titled=True), stream, kind)
+    with warnings.catch_warnings():
+        # A letter that the font lacks, a name too long for the layout: the page has the words elsewhere too.
+        warnings.simplefilter("ignore", UserWarning)
+        _save(_canvas(figures, titled), stream, kind, "none" if kind == "svg" and not titled else PAPER)
     return stream.getvalue()
 
 
@@ -97,12 +104,11 @@ def _canvas(figures: Sequence[Figure], titled: bool) -> Canvas:
     return canvas
 
 
-def _save(canvas: Canvas, stream: io.BytesIO, kind: str) -> None:
+def _save(canvas: Canvas, stream: io.BytesIO, kind: str, ground: str) -> None:
     import matplotlib
 
     about: Mapping[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context(_STYLE):
-        ground = "none" if kind == "svg" and len(canvas.axes) == 1 and not canvas.axes[0].get_title("left") else PAPER
         canvas.savefig(stream, format=kind, metadata=dict(about), facecolor=ground, dpi=160)
 
 
