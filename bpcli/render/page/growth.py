@@ -110,7 +110,12 @@ def _draw(axes: Axes, lines: Sequence[Line], key: str, unit: str, word: str) -> 
     for line, marker in zip(lines, _MARKERS, strict=False):
         color = ACCENT if line.name in _EXACT else MUTED
         axes.plot(
-            line.x, line.y, marker, color=color, markersize=4.5, gid=f"tip:{line.name}: slope {line.slope:.2f}:{marker}"
+            line.x,
+            line.y,
+            marker,
+            color=color,
+            markersize=4.5 if len(line.x) <= 12 else 2.0,
+            gid=f"tip:{line.name}: slope {line.slope:.2f}:{marker}",
         )
         middle = [sum(math.log(v) for v in values) / len(values) for values in (line.x, line.y)]
         fit = [math.exp(middle[1] + line.slope * (math.log(x) - middle[0])) for x in line.x]

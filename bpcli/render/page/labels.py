@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,12 @@ def numbers(axis: Any, values: Sequence[float]) -> None:
     """Ticks of a logarithmic axis at the very values that were measured."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    axis.set_major_locator(FixedLocator(sorted(set(values))))
+    found = sorted(set(values))
+    shown: list[float] = []
+    for value in found:  # far enough from the last for both to be read
+        if not shown or math.log(value / shown[-1]) > 0.09 * math.log(found[-1] / found[0]):
+            shown.append(value)
+    axis.set_major_locator(FixedLocator(shown))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_locator(NullLocator())
 

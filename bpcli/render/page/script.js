@@ -30,12 +30,14 @@
   for (const tools of document.querySelectorAll(".tools")) {
     const table = document.getElementById(tools.dataset.for), body = table.tBodies[0];
     const heads = [...table.tHead.rows[0].cells], rows = [...body.rows];
-    const texts = rows.map((row) => [...row.cells].map((c) => c.textContent).join(" ").toLowerCase());
+    let texts = null;
+    const read = () => rows.map((row) => [...row.cells].map((c) => c.textContent).join(" ").toLowerCase());
     const search = tools.querySelector("[data-filter]"), menus = [...tools.querySelectorAll("[data-column]")];
     const count = tools.querySelector("output");
 
     const filter = () => {
       const wanted = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      texts ??= read();
       let shown = 0;
       rows.forEach((row, i) => {
         const keep = wanted.every((w) => texts[i].includes(w)) &&
@@ -48,7 +50,7 @@
     search.addEventListener("input", filter);
     for (const menu of menus) menu.addEventListener("change", filter);
     tools.querySelector("[data-more]")?.addEventListener("change", (e) => table.classList.toggle("all", e.target.checked));
-    filter();
+    if (search.value || menus.some((m) => m.value)) filter();  // a browser may bring back what was typed
 
     heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
       const way = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
