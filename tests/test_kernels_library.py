@@ -171,10 +171,33 @@ def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("nothing is to be compiled"))
     requests = [("forward", np.dtype(np.float64)), ("reverse", np.dtype(np.float64)), ("forward", np.dtype(np.float64))]
     assert requests[:2] == library.missing(requests)
-    (tmp_path / "forward-float64.o").touch()
+    library.write_object(requests[0], b"code")
+    assert b"code" == library.read_object(requests[0])
     assert requests[1:2] == library.missing(requests)
     library.prepare(requests[:1])
-    assert [] == said
+    assert ([], ["forward-float64.o"]) == (said, [path.name for path in tmp_path.iterdir()])
+
+
+@pytest.mark.parametrize("keep", [0, 10, -1])
+def test_a_damaged_file_is_no_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
+    """What was cut short by a full disk or a power loss is compiled again, not run."""
+    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
+    request = ("forward", np.dtype(np.float64))
+    library.write_object(request, b"code")
+    path = library.object_file(request)
+    path.write_bytes(path.read_bytes()[:keep])
+    assert [request] == library.missing([request])
+
+
+@pytest.mark.parametrize(("wish", "count"), [("3", 3), ("0", None), ("-1", None), ("many", None)])
+def test_how_many_threads(monkeypatch: pytest.MonkeyPatch, wish: str, count: int | None) -> None:
+    """NUMBA_NUM_THREADS counts, and has to be a number."""
+    monkeypatch.setenv("NUMBA_NUM_THREADS", wish)
+    if count is None:
+        with pytest.raises(BpError, match="must be a number of threads"):
+            library._Threads()
+    else:
+        assert count == library._Threads().count
 
 
 def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

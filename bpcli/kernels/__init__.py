@@ -1,4 +1,4 @@
-"""Compiled code, and what drives it; the only room that imports Numba, and only to compile."""
+"""Compiled code, and what drives it; the only room that imports Numba: to compile, and to run many jobs in parallel."""
 
 import os
 

@@ -11,10 +11,8 @@ good part of its time. Here a function is left as it comes until the kernel that
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -26,7 +24,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu import CPUContext
 
 from bpcli.kernels import mode
-from bpcli.kernels.library import ENTRY, KERNELS, PARALLEL, object_file
+from bpcli.kernels.library import ENTRY, KERNELS, PARALLEL, write_object
 
 mode.compiling = True
 
@@ -94,13 +92,7 @@ def main(requests: list[str]) -> None:
         name, dtype = request.split(":")
         module, function = KERNELS[name].split(":")
         code = _object_code(getattr(import_module(module), function), np.dtype(dtype))
-        _write(object_file((name, np.dtype(dtype))), code)
-
-
-def _write(path: Path, content: bytes) -> None:
-    passing = path.with_name(f"{path.name}.{os.getpid()}")
-    passing.write_bytes(content)
-    passing.replace(path)
+        write_object((name, np.dtype(dtype)), code)
 
 
 if __name__ == "__main__":

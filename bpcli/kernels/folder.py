@@ -29,8 +29,10 @@ SOURCES = (
 def cache_folder() -> Path:
     """Where compiled kernels are kept: under NUMBA_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache, else for this run."""
     package = Path(__file__).resolve().parent
-    machine = f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
-    digest = hashlib.sha256(f"{__version__} {version('numba')} {sys.version_info[:2]} {machine}".encode())
+    machine = (sys.platform, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    settings = [os.environ.get(f"NUMBA_{name}") for name in ("OPT", "CPU_NAME", "CPU_FEATURES")]
+    versions = (__version__, version("numba"), version("llvmlite"), sys.version_info[:2])
+    digest = hashlib.sha256(repr((versions, machine, settings)).encode())
     for source in SOURCES:
         digest.update((package / f"{source}.py").read_bytes())
     name = f"bp/{digest.hexdigest()[:16]}"

@@ -40,8 +40,8 @@ if mode.compiling:
         return like(like, types.intp), codegen
 
     @intrinsic
-    def _stack(typingctx, like):  # type: ignore[no-untyped-def]
-        """A pointer to CHUNK entries on the stack, of the type of the array `like`."""
+    def stack(typingctx, like):  # type: ignore[no-untyped-def]
+        """A pointer to CHUNK entries of the dtype of the array `like`, on the stack of the calling function."""
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             entry = context.get_data_type(like.dtype)
@@ -63,11 +63,6 @@ if mode.compiling:
     def matrix_at(like, address, rows, columns):
         """The C-ordered matrix at an address, of the type that the pointer `like` points to."""
         return carray(_same_pointer(like, address), (rows, columns))
-
-    @inline
-    def chunk(like):
-        """Room for CHUNK entries of the dtype of the array `like`, until the calling function returns."""
-        return carray(_stack(like), (CHUNK,))
 
 else:
 
@@ -91,6 +86,6 @@ else:
         """The C-ordered matrix at an address, of the dtype of the array `like`."""
         return vector_at(like, address, rows * columns).reshape(rows, columns)
 
-    def chunk(like):  # type: ignore[no-untyped-def]
+    def stack(like):  # type: ignore[no-untyped-def]
         """Room for CHUNK entries of the dtype of the array `like`."""
         return np.empty(CHUNK, like.dtype)

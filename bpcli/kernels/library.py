@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
+from typing import IO
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -52,13 +55,34 @@ CHECKING: tuple[Request, ...] = (
 
 
 def object_file(request: Request) -> Path:
-    """Where a kernel is kept."""
+    """Where a kernel is kept: a digest of its object code, and the code."""
     return cache_folder() / f"{request[0]}-{request[1]}.o"
+
+
+def write_object(request: Request, code: bytes) -> None:
+    """Keep the object code of a kernel; the file appears when it is whole."""
+    path = object_file(request)
+    passing = path.with_name(f"{path.name}.{os.getpid()}")
+    passing.write_bytes(hashlib.sha256(code).digest() + code)
+    try:
+        passing.replace(path)
+    except PermissionError:  # some systems don't replace what another process reads: it has the same code
+        passing.unlink()
+
+
+def read_object(request: Request) -> bytes | None:
+    """The object code of a kernel, None where there is none or it is damaged."""
+    try:
+        content = object_file(request).read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
 
 
 def missing(requests: Iterable[Request]) -> list[Request]:
     """Those of the requested kernels that this machine has not compiled yet."""
-    return [r for r in dict.fromkeys(requests) if not object_file(r).exists()]
+    return [r for r in dict.fromkeys(requests) if read_object(r) is None]
 
 
 def prepare(requests: Iterable[Request]) -> None:
@@ -72,25 +96,35 @@ def prepare(requests: Iterable[Request]) -> None:
     announce(f"compiling {len(todo)} kernels, once on this machine; this takes up to half a minute")
     doubles = [r for r in todo if r[1] == _DOUBLE]
     others = [r for r in todo if r[1] != _DOUBLE]
-    groups = [doubles, others] if (os.cpu_count() or 1) > 1 else [todo]
+    groups = [doubles, others] if _cores() > 1 else [todo]
     names = [[f"{name}:{dtype}" for name, dtype in group] for group in groups if group]
     names[-1].insert(0, PARALLEL)
-    running = [_compiling(group) for group in names]
+    with tempfile.TemporaryFile() as said:
+        running = [_compiling(group, said) for group in names]
+        try:
+            _wait(running, todo)
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+        if any(process.returncode != 0 for process in running):
+            said.seek(0)
+            last = (said.read().decode(errors="replace").strip().splitlines() or ["it says nothing"])[-1]
+            fail("kernels", f"the kernels could not be compiled: {last}", help="bp doctor examines the installation")
+
+
+def _wait(running: list[subprocess.Popen[bytes]], todo: list[Request]) -> None:
+    """Until all have ended, or one has failed; says how far they are."""
     left = len(todo)
-    while any(process.poll() is None for process in running):
+    while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
         time.sleep(0.05)
         if len(missing(todo)) < left:
             left = len(missing(todo))
             announce(f"compiled {len(todo) - left} of {len(todo)}")
-    for process in running:
-        said = process.communicate()[1].decode(errors="replace").strip()
-        if process.returncode != 0:
-            last = said.splitlines()[-1] if said else f"exit code {process.returncode}"
-            fail("kernels", f"the kernels could not be compiled: {last}", help="bp doctor examines the installation")
 
 
-def _compiling(names: list[str]) -> subprocess.Popen[bytes]:
-    """A process that compiles."""
+def _compiling(names: list[str], said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """A process that compiles; what it complains of goes to `said`."""
     package_home = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_home, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
@@ -98,8 +132,13 @@ def _compiling(names: list[str]) -> subprocess.Popen[bytes]:
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=said,
     )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Code:
@@ -115,7 +154,7 @@ class _Code:
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_default_triple().create_target_machine()
         self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        self.engine.add_object_file(str(object_file(request)))
+        self.engine.add_object_file(llvm.ObjectFileRef.from_data(read_object(request)))
         self.engine.finalize_object()
         self.address = self.engine.get_function_address(ENTRY)
         self.call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(self.address)
@@ -139,21 +178,24 @@ def run(name: str, jobs: Jobs, values: NDArray, parallel: bool = True) -> None:
         return
     code = _code((name, values.dtype))
     arguments = (jobs.ctypes.data, len(jobs), jobs.strides[0], values.ctypes.data)
-    if not parallel or len(jobs) == 1 or _threads.count == 1:
+    if not parallel or len(jobs) == 1 or _threads().count == 1:
         code.call(*arguments)
-    elif _threads.loop is not None:
-        _threads.loop(code.address, *arguments)
+    elif (loop := _threads().loop) is not None:
+        loop(code.address, *arguments)
     else:
         start = time.perf_counter()
         code.call(*arguments)
-        _threads.spend(time.perf_counter() - start)
+        _threads().spend(time.perf_counter() - start)
 
 
 class _Threads:
     """How many threads run kernels, and the parallel loop once it is loaded."""
 
     def __init__(self) -> None:
-        self.count = int(os.environ.get("NUMBA_NUM_THREADS") or os.cpu_count() or 1)
+        wish = os.environ.get("NUMBA_NUM_THREADS") or str(_cores())
+        if not wish.isdecimal() or int(wish) < 1:
+            fail("threads", f'NUMBA_NUM_THREADS must be a number of threads, not "{wish}"')
+        self.count = int(wish)
         self.loop: Callable[..., None] | None = None
         self._spent_s = 0.0
 
@@ -167,20 +209,22 @@ class _Threads:
         """Load the parallel loop, for `count` threads or as many as Numba has."""
         from bpcli.kernels.parallel import run_parallel, use
 
-        use(self.count)
+        self.count = use(self.count)
         self.loop = run_parallel
 
 
-_threads = _Threads()
+@functools.cache
+def _threads() -> _Threads:
+    return _Threads()
 
 
 def threads() -> int:
     """How many threads run kernels."""
-    return _threads.count
+    return _threads().count
 
 
 def set_threads(count: int) -> None:
     """Let kernels run on `count` threads from now on, in parallel from the first job; at most as many as Numba has."""
-    _threads.count = count
+    _threads().count = count
     if count > 1 and not mode.plain:
-        _threads.load()
+        _threads().load()

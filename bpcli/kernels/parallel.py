@@ -14,7 +14,7 @@ numba.config.CACHE_DIR = str(cache_folder())  # before the loop is decorated
 
 
 @intrinsic
-def _call(typingctx, address, jobs, count, stride, values):  # type: ignore[no-untyped-def]
+def _call_kernel(typingctx, address, jobs, count, stride, values):  # type: ignore[no-untyped-def]
     """Call the machine code at `address`."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -32,9 +32,10 @@ def _call(typingctx, address, jobs, count, stride, values):  # type: ignore[no-u
 def run_parallel(address, jobs, count, stride, values):
     """Run the kernel at `address` with `count` jobs, `stride` bytes apart, in parallel: they share nothing."""
     for j in prange(count):
-        _call(address, jobs + j * stride, 1, stride, values)
+        _call_kernel(address, jobs + j * stride, 1, stride, values)
 
 
-def use(count: int) -> None:
-    """Let the loop run on `count` threads, or as many as there are."""
+def use(count: int) -> int:
+    """Let the loop run on `count` threads, or as many as there are; how many that is."""
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    return int(numba.get_num_threads())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bpcli.graph.tape import MODE_A, MODE_B, NONE, OP, OUT, SIZE_A, STORE, A, B
 from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP, SUM
 from bpcli.kernels.elementwise import exp_into
-from bpcli.kernels.jit import CHUNK, chunk, inner
+from bpcli.kernels.jit import CHUNK, inner, stack, vector
 from bpcli.kernels.reductions import total
 from bpcli.kernels.rows import address
 
@@ -44,7 +44,7 @@ def _scaled(g, F, pf, factor, C, q, n, mode):
 @inner
 def _pull_logsumexp(g, x, y, c, mode):
     """c (+)= g exp(x - y), y = logsumexp(x)."""
-    room = chunk(c)
+    room = vector(stack(c), CHUNK)
     for i in range(0, len(x), CHUNK):
         j = min(i + CHUNK, len(x))
         p = room[: j - i]
@@ -59,7 +59,7 @@ def _pull_logsumexp(g, x, y, c, mode):
 @inner
 def _pull_log_softmax(g, y, c, mode, rounding):
     """c (+)= g - softmax Σ g, y = log softmax."""
-    room = chunk(c)
+    room = vector(stack(c), CHUNK)
     s = total(g)
     for i in range(0, len(y), CHUNK):
         j = min(i + CHUNK, len(y))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bpcli.kernels.elementwise import exp_into, log_into
-from bpcli.kernels.jit import CHUNK, chunk, inner
+from bpcli.kernels.jit import CHUNK, inner, stack, vector
 
 
 @inner
@@ -29,7 +29,7 @@ def largest(x):
 @inner
 def _log_sum(x, m):
     """log Σ exp(x - m)."""
-    room = chunk(x)
+    room = vector(stack(x), CHUNK)
     s = x.dtype.type(0)
     for i in range(0, len(x), CHUNK):
         j = min(i + CHUNK, len(x))

@@ -24,7 +24,7 @@ from bpcli.kernels.codes import (
     TANH,
 )
 from bpcli.kernels.elementwise import cos_into, sigmoid_into, sin_into
-from bpcli.kernels.jit import CHUNK, chunk, inner
+from bpcli.kernels.jit import CHUNK, inner, stack, vector
 from bpcli.kernels.unary import power_into
 
 SLOPE_ROUNDING = 4.0
@@ -66,7 +66,7 @@ def pull_unary(op, x, y, g, c, add, number, rounding):
     elif op == RELU or op == LEAKY_RELU or op == ABS:
         _pull_kinked(op, x, g, c, add, number, rounding)
     else:
-        slopes = chunk(c)
+        slopes = vector(stack(c), CHUNK)
         for i in range(0, n, CHUNK):
             j = min(i + CHUNK, n)
             s = slopes[: j - i]

@@ -45,8 +45,11 @@ def _cython_blas() -> ModuleType:
     found = importlib.util.spec_from_file_location(name, spec.origin) if spec and spec.origin else None
     if found is None or found.loader is None:
         return importlib.import_module(name)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    try:
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+    except ImportError:  # where SciPy first has to say where its libraries are
+        return importlib.import_module(name)
     return module
 
 
