@@ -11,7 +11,7 @@ from bpcli.errors import Diagnostic
 from bpcli.render import Look
 from bpcli.render.document import SCHEMA_VERSION, Document
 
-SUMMARY = "one object with context, rows, errors and summary"
+SUMMARY = "one object with context, the rows (findings, cells, …), errors and summary"
 MACHINE = True
 
 
