@@ -37,7 +37,7 @@ class Child:
     """A process of its own, `python -m bpcli.benching.child`. It ends when this one does, however that ends."""
 
     def __init__(self, threads: int) -> None:
-        self._complaints = tempfile.TemporaryFile()
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "bpcli.benching.child"],  # -P: run nothing from the current folder
             env=environment(threads),

@@ -37,6 +37,13 @@ class Item:
     threads: int
     seconds: float
     bytes: int
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        """The cell in a few words."""
+        settings = "".join(f" {k}={v}" for k, v in self.settings.items())
+        return f"{self.target.name} {self.cell.method}{settings}"
 
 
 class Watch:
