@@ -36,7 +36,6 @@ class Timing:
 def take(work: Work, calls: int, blocks: int, timer: Timer = time.perf_counter) -> list[float]:
     """Seconds a call in each of some blocks of `calls` calls, one block after another."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         return [block(work, calls, timer) / calls for _ in range(blocks)]
