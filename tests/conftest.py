@@ -9,6 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from bpcli.kernels import mode
+
+mode.compiling = not mode.plain  # elementwise functions are tested as compiled functions of their own
+
 NAMES = ("reverse", "influence", "forward", "products")
 KERNELS = [(name, np.dtype(dtype)) for dtype in ("float64", "float32") for name in NAMES]
 KERNELS.append(("forward", np.dtype(np.complex128)))
@@ -39,8 +43,8 @@ def kernels() -> None:
 @pytest.fixture
 def threads() -> Iterator[object]:
     """A function that sets the number of threads, at most what there is; undone after the test."""
-    import numba
+    from bpcli.kernels import library
 
-    before = numba.get_num_threads()
-    yield lambda count: numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-    numba.set_num_threads(before)
+    before = library.threads()
+    yield library.set_threads
+    library.set_threads(before)

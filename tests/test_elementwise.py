@@ -7,8 +7,7 @@ import sys
 import mpmath
 import numpy as np
 import pytest
-
-from bpcli.kernels import elementwise
+from elementwise_callers import cos_into, exp_into, log_into, sigmoid_into, sin_into, softplus_into, tanh_into
 
 INF, NAN = np.inf, np.nan
 EXP_EDGES = [709.782712893384, 709.7827128933841, -708.3964185322641, -745.1332191019411, -745.1332191019412, 710.0]
@@ -47,10 +46,21 @@ SPECIAL = [
 ]
 
 
+INTO = {
+    "exp": exp_into,
+    "tanh": tanh_into,
+    "sigmoid": sigmoid_into,
+    "softplus": softplus_into,
+    "log": log_into,
+    "sin": sin_into,
+    "cos": cos_into,
+}
+
+
 def apply(name, x):
     """f(x) in a new array."""
     y = np.empty_like(x)
-    getattr(elementwise, f"{name}_into")(x, y)
+    INTO[name](x, y)
     return y
 
 
@@ -163,7 +173,7 @@ def test_results_do_not_depend_on_position(name, dtype):
     for length in range(1, 18):
         for offset in range(8):
             part = x[offset : offset + length].copy()
-            getattr(elementwise, f"{name}_into")(part, part)
+            INTO[name](part, part)
             assert whole[offset : offset + length].tobytes() == part.tobytes()
             assert part.tobytes() == apply(name, x[offset : offset + length]).tobytes()
 

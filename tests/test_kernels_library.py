@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from kernel_cases import SMALL, SPECS, by_copies, distance, expected, gradient, problem_of
 
-from bpcli.kernels import blas, folder, jit, library
+from bpcli.errors import BpError
+from bpcli.kernels import blas, folder, library
 
 PACKAGE = Path(folder.__file__).parents[1]
 CODE = """
@@ -73,7 +74,7 @@ def test_kernels_as_plain_python(tmp_path: Path) -> None:
     out = tmp_path / "plain.npz"
     announced, plain = finished(started(out, environment), out)
     assert distance(plain, ours()) < 1e-12
-    assert ("", []) == (announced, list(tmp_path.rglob("*.nbi")))
+    assert ("", []) == (announced, list(tmp_path.rglob("*.o")))
 
 
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
 
 def files(top: Path) -> dict[str, int]:
     """Every file of compiled code, with when it was written."""
-    return {str(path): path.stat().st_mtime_ns for path in top.rglob("*.nb?")}
+    return {str(path): path.stat().st_mtime_ns for path in top.rglob("*.o")}
 
 
 @pytest.mark.slow
@@ -121,7 +122,7 @@ def imports(module: str) -> set[str]:
 def test_the_folder_knows_all_sources() -> None:
     """Everything that compiled code is made of counts in the folder's name, and nothing else does."""
     todo = [place.split(":")[0] for place in library.KERNELS.values()]
-    found = set(todo)
+    found = {*todo, "bpcli.kernels.compiling", "bpcli.kernels.parallel"}
     while todo:
         new = imports(todo.pop()) - found
         found |= new
@@ -162,19 +163,35 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tmp_path / "xdg" == folder.cache_folder.__wrapped__().parents[1]
 
 
-def test_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel counts as compiled where its folder says so; one that is missing alone is left to its first use."""
+def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel counts as compiled where its object file stands; nothing else is compiled."""
     monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
     said: list[str] = []
     monkeypatch.setattr(library, "announce", said.append)
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("nothing is to be compiled"))
     requests = [("forward", np.dtype(np.float64)), ("reverse", np.dtype(np.float64)), ("forward", np.dtype(np.float64))]
     assert requests[:2] == library.missing(requests)
-    (tmp_path / "forward-float64").mkdir()
-    (tmp_path / "forward-float64" / "ready").touch()
+    (tmp_path / "forward-float64.o").touch()
     assert requests[1:2] == library.missing(requests)
-    library.prepare(requests)
+    library.prepare(requests[:1])
     assert [] == said
+
+
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is one clear error with the compiler's last words; no file is left."""
+    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
+    with pytest.raises(BpError, match="could not be compiled: KeyError: 'unheard-of'"):
+        library.prepare([("unheard-of", np.dtype(np.float64))])
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("paid", [False, True])
+def test_the_parallel_loop_is_loaded_where_it_pays(monkeypatch: pytest.MonkeyPatch, paid: bool) -> None:
+    """Several jobs run one after another until they have taken as long as loading the loop would."""
+    count = library._Threads()
+    monkeypatch.setattr(count, "load", lambda: setattr(count, "loop", print))
+    count.spend(2 * library._PATIENCE_S if paid else library._PATIENCE_S / 2)
+    assert paid == (count.loop is not None)
 
 
 PRODUCTS = [(m, n, k) for m in (1, 2, 5) for n in (1, 3) for k in (1, 4)]
@@ -193,14 +210,7 @@ def test_the_plain_product_at_offsets(m: int, n: int, k: int, dtype: str) -> Non
         right = B[5 : 5 + shape_b[0] * 6].reshape(-1, 6)[:, : shape_b[1]]
         want = (left.T if ta else left) @ (right.T if tb else right)
         want = want + (C[2 : 2 + m * 8].reshape(-1, 8)[:, :n] if add else 0)
-        blas._gemm_plain(bool(ta), bool(tb), m, n, k, A, 3, 7, B, 5, 6, bool(add), C, 2, 8)
+        blas.plain_gemm(bool(ta), bool(tb), m, n, k, A, 3, 7, B, 5, 6, bool(add), C, 2, 8)
         got = C[2 : 2 + m * 8].reshape(-1, 8)
         assert np.allclose(want, got[:, :n], rtol=1e-5, atol=1e-6)
         assert np.array_equal(flat[2][2 : 2 + m * 8].reshape(-1, 8)[:, n:], got[:, n:])
-
-
-def test_the_loops_are_compiled_once() -> None:
-    """One loop over jobs serves every kernel and dtype."""
-    ours()
-    assert 1 == len(jit.run.signatures)
-    assert len(jit.run_parallel.signatures) <= 1

@@ -122,17 +122,18 @@ class Session:
 
 
 def _first_calls(order: Order) -> tuple[Case, tuple[Gradient, float, float]]:
-    """The case of an order; its gradient, the seconds of its first call, and the seconds spent compiling before.
+    """The case of an order; its gradient, the seconds of its first call, and those of compiling and loading kernels.
 
     bp's kernels tell what they took; of a peer the second call counts as the first, and what the very first took more
     as compiling.
     """
     case = _open(order)
+    library.set_threads(order.threads)  # loads the parallel loop now, not when it has begun to pay
     _, seconds = library.compiled()
     gradient, first = _called(case.run)
     if order.backend == OURS:
-        compiling = library.compiled()[1] - seconds
-        return case, (gradient, first - compiling, compiling)
+        compiled = library.compiled()[1]
+        return case, (gradient, first - (compiled - seconds), compiled)
     gradient, second = _called(case.run)
     return case, (gradient, second, max(0.0, first - second))
 

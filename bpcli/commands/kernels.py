@@ -15,6 +15,10 @@ def use_threads(count: int) -> None:
     """Let kernels run on `count` threads. Numba reads the number when it is imported, and never again."""
     if "numba" not in sys.modules:
         os.environ["NUMBA_NUM_THREADS"] = str(count)
+    if "bpcli.kernels.library" in sys.modules:
+        from bpcli.kernels import library
+
+        library.set_threads(count)
 
 
 def cache_folder() -> Path:
@@ -26,7 +30,7 @@ def cache_folder() -> Path:
 
 def compiled() -> int:
     """How many kernels the cache holds, counting each precision."""
-    return len(list(cache_folder().glob("*/ready")))
+    return len(list(cache_folder().glob("*.o")))
 
 
 def announce(common: Common) -> None:

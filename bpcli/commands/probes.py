@@ -73,7 +73,7 @@ def _cache() -> Lines:
     folder = cache_folder()
     existing = next(f for f in (folder, *folder.parents) if f.exists())
     writable = os.access(existing, os.W_OK)
-    size = sum(f.stat().st_size for f in folder.rglob("*.nb[ic]"))
+    size = sum(f.stat().st_size for f in folder.rglob("*.*"))
     advice = "" if writable else ", not writable: kernels are compiled again in every run; set NUMBA_CACHE_DIR"
     yield "kernel cache", "ok" if writable else "warn", f"{folder}, {format_bytes(size)}{advice}"
     count = compiled()

@@ -2,147 +2,20 @@
 
 SciPy's BLAS called at an offset into a flat array, single-threaded, without allocation. Numba's `np.dot` takes whole
 contiguous arrays and cannot add to its output; values here live in one flat array, views have a row stride of their
-own, and products add to what is there. The symbols come from `scipy.linalg.cython_blas`, SciPy's public C interface;
-they are named, not numbered, so that compiled kernels can be kept on disk.
+own, and products add to what is there.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import importlib.util
-import os
-import sys
-from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder
-from pathlib import Path
-from types import ModuleType
-
-import llvmlite.binding as llvm
 import numpy as np
-import scipy
-from llvmlite import ir
-from numba import config, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
+from bpcli.kernels import mode
 from bpcli.kernels.jit import inner
-
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # before SciPy's BLAS is loaded; `single_threaded` is for later comers
-
-_SYMBOLS = {types.float64: "d", types.float32: "s", types.complex128: "z"}
+from bpcli.kernels.symbols import symbol
 
 
-def _cython_blas() -> ModuleType:
-    """SciPy's BLAS interface by itself: importing all of `scipy.linalg` takes longer than many a check."""
-    name = "scipy.linalg.cython_blas"
-    if name in sys.modules:
-        return sys.modules[name]
-    folder = str(Path(scipy.__file__).parent / "linalg")
-    spec = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES)).find_spec("cython_blas")
-    if spec is None or spec.origin is None:
-        return importlib.import_module(name)
-    found = importlib.util.spec_from_file_location(name, spec.origin)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-def _address_of(capsule: object) -> int:
-    """The pointer in a capsule, whatever the capsule's name, which is the function's signature."""
-    name_of, pointer_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
-    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    return int(pointer_of(capsule, name_of(capsule)))
-
-
-for _letter in _SYMBOLS.values():
-    for _name in ("gemm", "gemv"):
-        llvm.add_symbol(f"bp_{_letter}{_name}", _address_of(_cython_blas().__pyx_capi__[_letter + _name]))
-
-
-def single_threaded() -> None:
-    """Hold every BLAS of this process to one thread: the parallelism is the kernels' own."""
-    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
-        from threadpoolctl import threadpool_limits
-
-        threadpool_limits(limits=1, user_api="blas")
-
-
-def _call(context, builder, symbol, arguments):  # type: ignore[no-untyped-def]
-    """Fortran convention: everything by address; integers are 32 bits wide."""
-    byte_pointer = ir.IntType(8).as_pointer()
-    function_type = ir.FunctionType(ir.VoidType(), [byte_pointer] * len(arguments))
-    function = cgutils.get_or_insert_function(builder.module, function_type, symbol)
-    builder.call(function, arguments)
-
-
-def _address(builder, value):  # type: ignore[no-untyped-def]
-    return builder.bitcast(cgutils.alloca_once_value(builder, value), ir.IntType(8).as_pointer())
-
-
-def _integer(builder, value):  # type: ignore[no-untyped-def]
-    return _address(builder, builder.trunc(value, ir.IntType(32)))
-
-
-def _flag(builder, transposed):  # type: ignore[no-untyped-def]
-    byte = ir.IntType(8)
-    return _address(builder, builder.select(transposed, ir.Constant(byte, ord("T")), ir.Constant(byte, ord("N"))))
-
-
-def _entry(context, builder, kind, array, offset):  # type: ignore[no-untyped-def]
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), ir.IntType(8).as_pointer())
-
-
-@intrinsic
-def _gemm(typingctx, ta, tb, m, n, k, A, a, lda, B, b, ldb, alpha, beta, C, c, ldc):  # type: ignore[no-untyped-def]
-    index, flag, dtype = types.intp, types.boolean, C.dtype
-    symbol = f"bp_{_SYMBOLS[dtype]}gemm"
-    signature = types.void(
-        flag, flag, index, index, index, A, index, index, B, index, index, dtype, dtype, C, index, index
-    )
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        ta, tb, m, n, k, A_, a, lda, B_, b, ldb, alpha, beta, C_, c, ldc = args
-        A_, B_, C_ = (
-            _entry(context, builder, kind, array, offset)
-            for kind, array, offset in ((A, A_, a), (B, B_, b), (C, C_, c))
-        )
-        size = [_integer(builder, v) for v in (n, m, k)]
-        # Row-major C = op(A) op(B) is column-major Cᵀ = op(B)ᵀ op(A)ᵀ.
-        right = [_flag(builder, tb), _flag(builder, ta), *size, _address(builder, alpha), B_, _integer(builder, ldb)]
-        left = [A_, _integer(builder, lda), _address(builder, beta), C_, _integer(builder, ldc)]
-        _call(context, builder, symbol, [*right, *left])
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
-def _gemv(typingctx, ta, m, n, A, a, lda, X, x, incx, alpha, beta, Y, y, incy):  # type: ignore[no-untyped-def]
-    index, flag, dtype = types.intp, types.boolean, Y.dtype
-    symbol = f"bp_{_SYMBOLS[dtype]}gemv"
-    signature = types.void(flag, index, index, A, index, index, X, index, index, dtype, dtype, Y, index, index)
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        ta, m, n, A_, a, lda, X_, x, incx, alpha, beta, Y_, y, incy = args
-        A_, X_, Y_ = (
-            _entry(context, builder, kind, array, offset)
-            for kind, array, offset in ((A, A_, a), (X, X_, x), (Y, Y_, y))
-        )
-        turned = builder.not_(ta)  # a row-major m by n matrix is a column-major n by m one
-        matrix = [_flag(builder, turned), _integer(builder, n), _integer(builder, m), _address(builder, alpha), A_]
-        vectors = [_integer(builder, lda), X_, _integer(builder, incx), _address(builder, beta), Y_]
-        _call(context, builder, symbol, [*matrix, *vectors, _integer(builder, incy)])
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-def _gemm_plain(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type: ignore[no-untyped-def]
-    """`gemm` for uncompiled runs, where intrinsics do not exist."""
+def plain_gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type: ignore[no-untyped-def]
+    """C = op(A) op(B), or C + op(A) op(B), where nothing is compiled."""
     view = np.lib.stride_tricks.as_strided
     left = view(A[a:], (k, m) if ta else (m, k), (lda * A.itemsize, A.itemsize))
     right = view(B[b:], (n, k) if tb else (k, n), (ldb * B.itemsize, B.itemsize))
@@ -151,19 +24,95 @@ def _gemm_plain(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type:
     out[...] = out + product if add else product
 
 
-@inner
-def gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
-    """C (m, n) = op(A) (m, k) op(B) (k, n), added to C where `add`.
+if mode.compiling:
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
 
-    Row-major, at offsets a, b, c, rows lda, ldb, ldc apart.
-    """
-    one = C.dtype.type(1)
-    beta = one if add else one - one
-    if m == 1 and not ta:
-        _gemv(not tb, n if tb else k, k if tb else n, B, b, ldb, A, a, 1, one, beta, C, c, 1)
-    else:
-        _gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, one, beta, C, c, ldc)
+    def _call(builder, name, arguments):  # type: ignore[no-untyped-def]
+        """Fortran convention: everything by address; integers are 32 bits wide."""
+        byte_pointer = ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [byte_pointer] * len(arguments))
+        function = cgutils.get_or_insert_function(builder.module, function_type, name)
+        builder.call(function, arguments)
 
+    def _address(builder, value):  # type: ignore[no-untyped-def]
+        return builder.bitcast(cgutils.alloca_once_value(builder, value), ir.IntType(8).as_pointer())
 
-if config.DISABLE_JIT:
-    gemm = _gemm_plain
+    def _integer(builder, value):  # type: ignore[no-untyped-def]
+        return _address(builder, builder.trunc(value, ir.IntType(32)))
+
+    def _flag(builder, transposed):  # type: ignore[no-untyped-def]
+        byte = ir.IntType(8)
+        return _address(builder, builder.select(transposed, ir.Constant(byte, ord("T")), ir.Constant(byte, ord("N"))))
+
+    def _entry(context, builder, kind, array, offset):  # type: ignore[no-untyped-def]
+        data = context.make_array(kind)(context, builder, array).data
+        return builder.bitcast(builder.gep(data, [offset]), ir.IntType(8).as_pointer())
+
+    @intrinsic
+    def _gemm(typingctx, ta, tb, m, n, k, A, a, lda, B, b, ldb, alpha, beta, C, c, ldc):  # type: ignore[no-untyped-def]
+        index, flag, dtype = types.intp, types.boolean, C.dtype
+        name = symbol(str(dtype), "gemm")
+        signature = types.void(
+            flag, flag, index, index, index, A, index, index, B, index, index, dtype, dtype, C, index, index
+        )
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            ta, tb, m, n, k, A_, a, lda, B_, b, ldb, alpha, beta, C_, c, ldc = args
+            A_, B_, C_ = (
+                _entry(context, builder, kind, array, offset)
+                for kind, array, offset in ((A, A_, a), (B, B_, b), (C, C_, c))
+            )
+            size = [_integer(builder, v) for v in (n, m, k)]
+            # Row-major C = op(A) op(B) is column-major Cᵀ = op(B)ᵀ op(A)ᵀ.
+            right = [
+                _flag(builder, tb),
+                _flag(builder, ta),
+                *size,
+                _address(builder, alpha),
+                B_,
+                _integer(builder, ldb),
+            ]
+            left = [A_, _integer(builder, lda), _address(builder, beta), C_, _integer(builder, ldc)]
+            _call(builder, name, [*right, *left])
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    @intrinsic
+    def _gemv(typingctx, ta, m, n, A, a, lda, X, x, incx, alpha, beta, Y, y, incy):  # type: ignore[no-untyped-def]
+        index, flag, dtype = types.intp, types.boolean, Y.dtype
+        name = symbol(str(dtype), "gemv")
+        signature = types.void(flag, index, index, A, index, index, X, index, index, dtype, dtype, Y, index, index)
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            ta, m, n, A_, a, lda, X_, x, incx, alpha, beta, Y_, y, incy = args
+            A_, X_, Y_ = (
+                _entry(context, builder, kind, array, offset)
+                for kind, array, offset in ((A, A_, a), (X, X_, x), (Y, Y_, y))
+            )
+            turned = builder.not_(ta)  # a row-major m by n matrix is a column-major n by m one
+            matrix = [_flag(builder, turned), _integer(builder, n), _integer(builder, m), _address(builder, alpha), A_]
+            vectors = [_integer(builder, lda), X_, _integer(builder, incx), _address(builder, beta), Y_]
+            _call(builder, name, [*matrix, *vectors, _integer(builder, incy)])
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    @inner
+    def gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
+        """C (m, n) = op(A) (m, k) op(B) (k, n), added to C where `add`.
+
+        Row-major, at offsets a, b, c, rows lda, ldb, ldc apart.
+        """
+        one = C.dtype.type(1)
+        beta = one if add else one - one
+        if m == 1 and not ta:
+            _gemv(not tb, n if tb else k, k if tb else n, B, b, ldb, A, a, 1, one, beta, C, c, 1)
+        else:
+            _gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, one, beta, C, c, ldc)
+
+else:
+    gemm = plain_gemm

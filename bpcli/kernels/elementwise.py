@@ -9,28 +9,42 @@ they vectorise in place too.
 """
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
 
 from bpcli.kernels import elementwise_complex as complex_
 from bpcli.kernels import elementwise_real as real
+from bpcli.kernels import mode
+from bpcli.kernels.jit import INLINED, inner
+
+if mode.compiling:
+    from numba import types
+    from numba.extending import overload
 
 
 def _by_type(real_function, complex_function):
-    """A function of one number: the real or the complex routine, chosen at compile time.
-
-    The routines are handed to Numba as they are, not inside a closure: the names of closures can clash between
-    libraries that were cached by different processes.
-    """
+    """A function of one number: the real or the complex routine, chosen at compile time."""
 
     def function(x):
         return complex_function(x) if isinstance(x, complex) else real_function(x)
 
-    @overload(function, jit_options=real.INLINE)
-    def choose(x):
-        return complex_function.py_func if isinstance(x, types.Complex) else real_function.py_func
+    if mode.compiling:
+
+        @overload(function, jit_options=INLINED)
+        def choose(x):
+            return complex_function.py_func if isinstance(x, types.Complex) else real_function.py_func
 
     return function
+
+
+def _power(x, exponent):
+    """x ** exponent: the real or the complex routine, chosen at compile time."""
+    return complex_.power_complex(x, exponent) if isinstance(x, complex) else real.power_real(x, exponent)
+
+
+if mode.compiling:
+
+    @overload(_power, jit_options=INLINED)
+    def _choose_power(x, exponent):
+        return (complex_.power_complex if isinstance(x, types.Complex) else real.power_real).py_func
 
 
 _exp = _by_type(real.exp_real, complex_.exp_complex)
@@ -42,7 +56,7 @@ _sin = _by_type(real.sin_real, complex_.sin_complex)
 _cos = _by_type(real.cos_real, complex_.cos_complex)
 
 
-@njit(cache=True, error_model="numpy")
+@inner
 def exp_into(x, y):
     """y = e^x."""
     for k in range(y.shape[0]):
@@ -51,7 +65,7 @@ def exp_into(x, y):
         y[k] = _exp(y[k])
 
 
-@njit(cache=True, error_model="numpy")
+@inner
 def tanh_into(x, y):
     """y = tanh x."""
     for k in range(y.shape[0]):
@@ -60,7 +74,7 @@ def tanh_into(x, y):
         y[k] = _tanh(y[k])
 
 
-@njit(cache=True, error_model="numpy")
+@inner
 def sigmoid_into(x, y):
     """y = 1 / (1 + e^-x)."""
     for k in range(y.shape[0]):
@@ -69,7 +83,7 @@ def sigmoid_into(x, y):
         y[k] = _sigmoid(y[k])
 
 
-@njit(cache=True, error_model="numpy")
+@inner
 def softplus_into(x, y):
     """y = log(1 + e^x)."""
     for k in range(y.shape[0]):
@@ -78,7 +92,7 @@ def softplus_into(x, y):
         y[k] = _softplus(y[k])
 
 
-@njit(cache=True, error_model="numpy")
+@inner
 def log_into(x, y):
     """y = log x."""
     for k in range(y.shape[0]):
@@ -87,7 +101,7 @@ def log_into(x, y):
         y[k] = _log(y[k])
 
 
-@njit(cache=True, error_model="numpy")
+@inner
 def sin_into(x, y):
     """y = sin x; entries beyond TRIG_MAX go to the mathematics library, and their slice is not vectorised."""
     far = 0
@@ -102,7 +116,7 @@ def sin_into(x, y):
             y[k] = _sin(y[k])
 
 
-@njit(cache=True, error_model="numpy")
+@inner
 def cos_into(x, y):
     """y = cos x; entries beyond TRIG_MAX go to the mathematics library, and their slice is not vectorised."""
     far = 0
@@ -115,3 +129,10 @@ def cos_into(x, y):
     else:
         for k in range(y.shape[0]):
             y[k] = _cos(y[k])
+
+
+@inner
+def real_power_into(x, y, exponent):
+    """y = x ** exponent for any real exponent."""
+    for k in range(y.shape[0]):
+        y[k] = _power(x[k], exponent)

@@ -6,10 +6,8 @@ variables to estimate derivatives of real functions", 1998). Any other number ta
 """
 
 import numpy as np
-from numba import njit
 
 from bpcli.kernels.elementwise_real import (
-    INLINE,
     TRIG_MAX,
     cos_real,
     exp_real,
@@ -19,17 +17,18 @@ from bpcli.kernels.elementwise_real import (
     softplus_real,
     tanh_real,
 )
+from bpcli.kernels.jit import inline
 
 STEP_MAX = 1e-20  # at most this size an imaginary part is a first-order perturbation
 
 
-@njit(**INLINE)
+@inline
 def _first_order(value, slope, h):
     """value + i h slope; a zero h stays the zero it is even where the slope is infinite."""
     return complex(value, h * slope if h != 0.0 else h)
 
 
-@njit(**INLINE)
+@inline
 def exp_complex(x):
     """e^x."""
     if np.abs(x.imag) <= STEP_MAX:
@@ -38,7 +37,7 @@ def exp_complex(x):
     return np.exp(x)
 
 
-@njit(**INLINE)
+@inline
 def tanh_complex(x):
     """tanh x; its slope is sech^2 a = 4 e / (1 + e)^2 with e = e^-2|a|."""
     if np.abs(x.imag) <= STEP_MAX:
@@ -47,7 +46,7 @@ def tanh_complex(x):
     return np.tanh(x)
 
 
-@njit(**INLINE)
+@inline
 def sigmoid_complex(x):
     """1 / (1 + e^-x); its slope is e / (1 + e)^2 with e = e^-|a|."""
     if np.abs(x.imag) <= STEP_MAX:
@@ -59,7 +58,7 @@ def sigmoid_complex(x):
     return 1.0 / (1.0 + np.exp(-x))
 
 
-@njit(**INLINE)
+@inline
 def softplus_complex(x):
     """log(1 + e^x); its slope is the sigmoid."""
     if np.abs(x.imag) <= STEP_MAX:
@@ -69,7 +68,7 @@ def softplus_complex(x):
     return x + np.log1p(np.exp(-x))
 
 
-@njit(**INLINE)
+@inline
 def log_complex(x):
     """log x, principal branch; the perturbation is small beside the real part, not beside one."""
     if np.abs(x.imag) <= STEP_MAX * x.real:
@@ -77,7 +76,7 @@ def log_complex(x):
     return np.log(x)
 
 
-@njit(**INLINE)
+@inline
 def sin_complex(x):
     """sin x."""
     if np.abs(x.imag) <= STEP_MAX and np.abs(x.real) <= TRIG_MAX:
@@ -85,9 +84,18 @@ def sin_complex(x):
     return np.sin(x)
 
 
-@njit(**INLINE)
+@inline
 def cos_complex(x):
     """cos x."""
     if np.abs(x.imag) <= STEP_MAX and np.abs(x.real) <= TRIG_MAX:
         return _first_order(cos_real(x.real), -sin_real(x.real), x.imag)
     return np.cos(x)
+
+
+@inline
+def power_complex(x, exponent):
+    """x ** exponent for a real exponent; a base below zero has none."""
+    if np.abs(x.imag) <= STEP_MAX:
+        value = x.real**exponent
+        return _first_order(value, exponent * x.real ** (exponent - 1.0), x.imag)
+    return np.exp(exponent * np.log(x))

@@ -10,12 +10,10 @@ polynomials of `log`, `sin` and `cos` are those of fdlibm (Sun Microsystems, 199
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import lower_builtin, type_callable
 
-# Python never calls these functions, so they are compiled without the wrappers it would need.
-INLINE = {"error_model": "numpy", "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+from bpcli.kernels import mode
+from bpcli.kernels.jit import inline
+
 LOG2_E = 1.4426950408889634
 LN2_HI = 6.93147180369123816490e-01  # 32 significant bits: k * LN2_HI is exact for every exponent k
 LN2_LO = 1.90821492927058770002e-10
@@ -42,19 +40,23 @@ def _fma(a, b, c):
     return a * b + c
 
 
-@type_callable(_fma)
-def _type_fma(_context):
-    return lambda a, b, c: types.float64
+if mode.compiling:
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import lower_builtin, type_callable
+
+    @type_callable(_fma)
+    def _type_fma(_context):
+        return lambda a, b, c: types.float64
+
+    @lower_builtin(_fma, types.float64, types.float64, types.float64)
+    def _lower_fma(_context, builder, _signature, arguments):
+        double = ir.DoubleType()
+        fmuladd = builder.module.declare_intrinsic("llvm.fmuladd", [double], ir.FunctionType(double, [double] * 3))
+        return builder.call(fmuladd, arguments)
 
 
-@lower_builtin(_fma, types.float64, types.float64, types.float64)
-def _lower_fma(_context, builder, _signature, arguments):
-    double = ir.DoubleType()
-    fmuladd = builder.module.declare_intrinsic("llvm.fmuladd", [double], ir.FunctionType(double, [double] * 3))
-    return builder.call(fmuladd, arguments)
-
-
-@njit(**INLINE)
+@inline
 def _reduce(x):
     """Write x = k ln 2 + r + c with integer k, |r| <= 0.347 and c << r; return r, c, and k + BIAS as an integer."""
     shifted = _fma(x, LOG2_E, ROUND + BIAS)
@@ -64,7 +66,7 @@ def _reduce(x):
     return r, _fma(k, -LN2_LO, high - r), np.float64(shifted).view(np.int64) & 4095
 
 
-@njit(**INLINE)
+@inline
 def _exp_tail(r, c):
     """e^(r + c) - 1 - r for |r| <= 0.347 and c << r."""
     r2 = r * r
@@ -76,7 +78,7 @@ def _exp_tail(r, c):
     return _fma(r2, _fma(r4, _fma(r4, p2, p1), p0), c)
 
 
-@njit(**INLINE)
+@inline
 def _log_kernel(f, k):
     """log(1 + f) + k log 2 for 1 + f in [sqrt(1/2), sqrt(2)]."""
     s = f / (2.0 + f)
@@ -90,7 +92,7 @@ def _log_kernel(f, k):
     return _fma(k, LN2_HI, -((half_square - correction) - f))
 
 
-@njit(**INLINE)
+@inline
 def _exp_below(x):
     """e^x for x <= EXP_MAX."""
     r, c, k = _reduce(EXP_MIN if x < EXP_MIN else x)
@@ -101,14 +103,14 @@ def _exp_below(x):
     return p * np.int64(half << 52).view(np.float64) * np.int64((k - half) << 52).view(np.float64)
 
 
-@njit(**INLINE)
+@inline
 def exp_real(x):
     """e^x."""
     x = np.float64(x)
     return np.inf if x > EXP_MAX else _exp_below(x)
 
 
-@njit(**INLINE)
+@inline
 def tanh_real(x):
     """tanh x = E / (2 + E) with E = e^2|x| - 1, and the sign of x."""
     x = np.float64(x)
@@ -124,7 +126,7 @@ def tanh_real(x):
     return np.copysign(_fma(-half, quotient, half) if expm1 < 1.0 else quotient, x)
 
 
-@njit(**INLINE)
+@inline
 def sigmoid_real(x):
     """1 / (1 + e^-x), without overflow and without cancellation on either side."""
     x = np.float64(x)
@@ -133,7 +135,7 @@ def sigmoid_real(x):
     return _fma(-top, e / (1.0 + e), top)  # top / (1 + e) with one rounding less
 
 
-@njit(**INLINE)
+@inline
 def softplus_real(x):
     """log(1 + e^x) = max(x, 0) + log(1 + e^-|x|)."""
     x = np.float64(x)
@@ -143,7 +145,7 @@ def softplus_real(x):
     return (0.0 if x < 0.0 else x) + _log_kernel(f, 1.0 if far else 0.0)
 
 
-@njit(**INLINE)
+@inline
 def log_real(x):
     """log x; -inf at zero and NaN below it."""
     x = np.float64(x)
@@ -161,7 +163,7 @@ def log_real(x):
     return value if x >= 0.0 else np.nan
 
 
-@njit(**INLINE)
+@inline
 def _two_sum(a, b):
     """a + b and its rounding error (Knuth)."""
     s = a + b
@@ -169,7 +171,7 @@ def _two_sum(a, b):
     return s, (a - (s - v)) + (b - v)
 
 
-@njit(**INLINE)
+@inline
 def _sin_kernel(r, c):
     """sin(r + c) for |r| <= pi/4 and c << r."""
     z = r * r
@@ -180,7 +182,7 @@ def _sin_kernel(r, c):
     return r - _fma(v, 1.66666666666666324348e-01, z * _fma(-v, p, 0.5 * c) - c)
 
 
-@njit(**INLINE)
+@inline
 def _cos_kernel(r, c):
     """cos(r + c) for |r| <= pi/4 and c << r."""
     z = r * r
@@ -192,7 +194,7 @@ def _cos_kernel(r, c):
     return base + (((1.0 - base) - half) + _fma(z, p, -r * c))
 
 
-@njit(**INLINE)
+@inline
 def _sin_turned(x, turns):
     """sin(x + turns pi/2) for |x| <= TRIG_MAX and turns 0 or 1."""
     shifted = _fma(x, TWO_OVER_PI, ROUND)
@@ -207,7 +209,7 @@ def _sin_turned(x, turns):
     return value if (quadrant & 2) == 0 else -value
 
 
-@njit(**INLINE)
+@inline
 def sin_real(x):
     """sin x for |x| <= TRIG_MAX."""
     x = np.float64(x)
@@ -215,8 +217,14 @@ def sin_real(x):
     return x if x == 0.0 else value  # the sign of zero
 
 
-@njit(**INLINE)
+@inline
 def cos_real(x):
     """cos x for |x| <= TRIG_MAX."""
     x = np.float64(x)
     return _sin_turned(x, 1)
+
+
+@inline
+def power_real(x, exponent):
+    """x ** exponent, by the mathematics library."""
+    return np.float64(x) ** exponent

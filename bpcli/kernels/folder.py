@@ -1,7 +1,6 @@
 """Where compiled kernels are kept on disk.
 
-The folder's name carries a hash of the sources that compiled code is made of, because Numba itself only sees that a
-function's own file has changed.
+The folder's name carries a hash of what compiled code depends on: the sources, the compiler and the processor.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ import hashlib
 import os
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
-import numba
-import numpy as np
+import llvmlite.binding as llvm
 
 from bpcli import __version__
 
 SOURCES = (
-    *("blas", "codes", "elementwise", "elementwise_complex", "elementwise_real", "forward", "influence", "jit"),
-    *("products", "pull", "pull_reductions", "reductions", "reverse", "rows", "slopes", "unary"),
-    *("../graph/operations", "../graph/tape"),
+    *("blas", "codes", "compiling", "elementwise", "elementwise_complex", "elementwise_real", "forward", "influence"),
+    *("jit", "mode", "parallel", "products", "pull", "pull_reductions", "reductions", "reverse", "rows", "slopes"),
+    *("symbols", "unary", "../graph/operations", "../graph/tape"),
 )
 """What compiled code is made of: the modules that kernels import, directly or not, from this package."""
 
@@ -30,7 +29,8 @@ SOURCES = (
 def cache_folder() -> Path:
     """Where compiled kernels are kept: under NUMBA_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache, else for this run."""
     package = Path(__file__).resolve().parent
-    digest = hashlib.sha256(f"{__version__} {numba.__version__} {np.__version__} {sys.version_info[:2]}".encode())
+    machine = f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    digest = hashlib.sha256(f"{__version__} {version('numba')} {sys.version_info[:2]} {machine}".encode())
     for source in SOURCES:
         digest.update((package / f"{source}.py").read_bytes())
     name = f"bp/{digest.hexdigest()[:16]}"

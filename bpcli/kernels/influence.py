@@ -85,7 +85,8 @@ def _take_through(job, N, B, P, M, V, C, Q, G, S, sources, entries, b, p0, p1):
             _add_immediate(M, home, N, V, C, sources, entries, r, job[STEP0] + t, p0, p1, S, spare + count * N)
             _collect(M, home, Q, ((t + 1) * B + b) * N, G, b * P + p0, N, count)
     if steps % 2 == 1:
-        M[home : home + count * N] = S[spare : spare + count * N]
+        for k in range(count * N):
+            M[home + k] = S[spare + k]
 
 
 @inner

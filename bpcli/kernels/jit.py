@@ -1,9 +1,9 @@
-"""Compiling and calling kernels.
+"""What kernels are written with.
 
 A kernel is a function `kernel(job, values)`: `job` points to integers (sizes, ranges, addresses of arrays), `values` to
-an array of the kernel's dtype. It is compiled once per dtype as a C function and called by its address. Whoever calls
-it therefore neither compiles it again nor depends on its type, and one small loop, `run` (or its parallel twin), drives
-every kernel: a job per shard. Numba would otherwise compile the whole interpreter again into each of its callers.
+an array of the kernel's dtype. It is compiled once per dtype into machine code that one address and one calling
+convention serve (see `bpcli.kernels.compiling`), so that whoever calls it neither compiles it again nor depends on its
+type. Nothing in a kernel allocates, raises or counts references.
 """
 
 from __future__ import annotations
@@ -11,74 +11,75 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, config, njit, prange, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""Decorates what is only called from inside kernels: it is compiled into them and kept on disk with them."""
+from bpcli.kernels import mode
 
+CHUNK = 128
+"""Entries of a chunk: what a kernel keeps of a row on its stack while it works through the row."""
 
-@intrinsic
-def _call(typingctx, address, job, values):  # type: ignore[no-untyped-def]
-    """Call the C function at `address` with two pointers."""
+OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""How Numba compiles what only kernels call: no wrappers for Python."""
+INLINED = {**OPTIONS, "forceinline": True}
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer = cgutils.voidptr_t
-        function = builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), [pointer, pointer]).as_pointer())
-        builder.call(function, [builder.inttoptr(a, pointer) for a in args[1:]])
-        return context.get_dummy_value()
+if mode.compiling:
+    from llvmlite import ir
+    from numba import carray, njit, types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
 
-    return types.void(types.intp, types.intp, types.intp), codegen
+    inner = njit(**OPTIONS)
+    inline = njit(**INLINED)
 
+    @intrinsic
+    def _same_pointer(typingctx, like, address):  # type: ignore[no-untyped-def]
+        """`address` as a pointer of the type of `like`."""
 
-@intrinsic
-def _same_pointer(typingctx, like, address):  # type: ignore[no-untyped-def]
-    """`address` as a pointer of the type of `like`."""
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(args[1], args[0].type)
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(args[1], args[0].type)
+        return like(like, types.intp), codegen
 
-    return like(like, types.intp), codegen
+    @intrinsic
+    def _stack(typingctx, like):  # type: ignore[no-untyped-def]
+        """A pointer to CHUNK entries on the stack, of the type of the array `like`."""
 
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            entry = context.get_data_type(like.dtype)
+            return cgutils.alloca_once(builder, entry, size=ir.Constant(ir.IntType(64), CHUNK))
 
-@inner
-def vector(pointer, entries):
-    """The array of `entries` numbers at a pointer."""
-    return carray(pointer, (entries,))
+        return types.CPointer(like.dtype)(like), codegen
 
+    @inner
+    def vector(pointer, entries):
+        """The array of `entries` numbers at a pointer."""
+        return carray(pointer, (entries,))
 
-@inner
-def vector_at(like, address, entries):
-    """The array of `entries` numbers at an address, of the type that the pointer `like` points to."""
-    return carray(_same_pointer(like, address), (entries,))
+    @inner
+    def vector_at(like, address, entries):
+        """The array of `entries` numbers at an address, of the type that the pointer `like` points to."""
+        return carray(_same_pointer(like, address), (entries,))
 
+    @inner
+    def matrix_at(like, address, rows, columns):
+        """The C-ordered matrix at an address, of the type that the pointer `like` points to."""
+        return carray(_same_pointer(like, address), (rows, columns))
 
-@inner
-def matrix_at(like, address, rows, columns):
-    """The C-ordered matrix at an address, of the type that the pointer `like` points to."""
-    return carray(_same_pointer(like, address), (rows, columns))
+    @inline
+    def chunk(like):
+        """Room for CHUNK entries of the dtype of the array `like`, until the calling function returns."""
+        return carray(_stack(like), (CHUNK,))
 
+else:
 
-@njit(cache=True)
-def run(address, jobs, values):
-    """Call the kernel at `address` with each row of `jobs`, one after another; `values` is an address."""
-    for j in range(len(jobs)):
-        _call(address, jobs.ctypes.data + j * jobs.strides[0], values)
+    def inner(function):  # type: ignore[no-untyped-def]
+        """Decorates what is only called from inside kernels, and compiled into them."""
+        return function
 
-
-@njit(cache=True, parallel=True)
-def run_parallel(address, jobs, values):
-    """`run`, the jobs in parallel: they write to different places."""
-    for j in prange(len(jobs)):
-        _call(address, jobs.ctypes.data + j * jobs.strides[0], values)
-
-
-if config.DISABLE_JIT:  # the same kernels as plain Python, on arrays in place of pointers
+    inline = inner
+    """Decorates what is called where a call would cost too much: it becomes part of its callers."""
 
     def vector(pointer, entries):  # type: ignore[no-untyped-def]
-        """The first `entries` numbers of an array."""
+        """The first `entries` numbers of an array: uncompiled kernels take arrays in place of pointers."""
         return pointer[:entries]
 
     def vector_at(like, address, entries):  # type: ignore[no-untyped-def]
@@ -89,3 +90,7 @@ if config.DISABLE_JIT:  # the same kernels as plain Python, on arrays in place o
     def matrix_at(like, address, rows, columns):  # type: ignore[no-untyped-def]
         """The C-ordered matrix at an address, of the dtype of the array `like`."""
         return vector_at(like, address, rows * columns).reshape(rows, columns)
+
+    def chunk(like):  # type: ignore[no-untyped-def]
+        """Room for CHUNK entries of the dtype of the array `like`."""
+        return np.empty(CHUNK, like.dtype)

@@ -1,29 +1,30 @@
-"""The compiled kernels: how they are got, and the message while they are made.
+"""The compiled kernels: how they are got, how they are run, and the message while they are made.
 
-Each kernel and dtype has a folder of its own, so that processes that
-compile different kernels at the same time do not write to the same index.
+A kernel for one dtype is one object file. LLVM loads it in some milliseconds, without Numba, whose import alone takes
+longer than a small check. Numba is imported where there is something to compile, by processes of their own, and where
+there is so much to run that the parallel loop pays.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import numba
+import llvmlite.binding as llvm
 import numpy as np
-from numba import cfunc, types
 from numpy.typing import NDArray
 
-from bpcli.kernels import jit
+from bpcli.errors import fail
+from bpcli.kernels import mode
 from bpcli.kernels.folder import cache_folder
+from bpcli.kernels.symbols import blas_symbols
 
 KERNELS = {
     "forward": "bpcli.kernels.forward:forward_span",
@@ -31,118 +32,170 @@ KERNELS = {
     "products": "bpcli.kernels.products:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
 }
-_SINGLE, _DOUBLE, _COMPLEX = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.complex128)
-CHECKING = (
-    ("forward", _COMPLEX),
-    ("reverse", _DOUBLE),
-    ("reverse", _SINGLE),
-    ("forward", _DOUBLE),
-    ("forward", _SINGLE),
-    ("influence", _DOUBLE),
-    ("products", _DOUBLE),
-    ("products", _SINGLE),
-)
-"""The kernels that a check in float64 takes, the slowest to compile first: float32 shows what rounding does."""
-
-announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced by whoever has a terminal)
-
+PARALLEL = "parallel"
+"""The loop over jobs, which is compiled beside the kernels."""
+ENTRY = "bp_kernel"
+"""The function that every object file exports: `void bp_kernel(jobs, count, stride, values)`."""
 Jobs = NDArray[np.int64]
 Request = tuple[str, np.dtype]
+_SINGLE, _DOUBLE, _COMPLEX = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.complex128)
+_PATIENCE_S = 0.4
+"""So long jobs that could run in parallel run one after another: loading the parallel loop takes about as long."""
+
+announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced by whoever has a terminal)
+CHECKING: tuple[Request, ...] = (
+    *((name, _DOUBLE) for name in ("reverse", "forward", "influence", "products")),
+    *((name, _SINGLE) for name in ("reverse", "forward", "products")),
+    ("forward", _COMPLEX),
+)
+"""The kernels that a check in float64 takes: float32 shows what rounding does."""
 
 
-@contextmanager
-def _cached_in(folder: Path) -> Iterator[None]:
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
-    try:
-        yield
-    finally:
-        numba.config.CACHE_DIR = before
+def object_file(request: Request) -> Path:
+    """Where a kernel is kept."""
+    return cache_folder() / f"{request[0]}-{request[1]}.o"
 
 
-def _marker(request: Request) -> Path:
-    return cache_folder() / f"{request[0]}-{request[1]}" / "ready"
+def missing(requests: Iterable[Request]) -> list[Request]:
+    """Those of the requested kernels that this machine has not compiled yet."""
+    return [r for r in dict.fromkeys(requests) if not object_file(r).exists()]
+
+
+def prepare(requests: Iterable[Request]) -> None:
+    """Compile what is missing, by two processes if there are two cores: Numba compiles one function at a time.
+
+    Kernels of one dtype share most of their functions and are compiled together. Raises BpError where this fails.
+    """
+    todo = [] if mode.plain else missing(requests)
+    if not todo:
+        return
+    announce(f"compiling {len(todo)} kernels, once on this machine; this takes up to half a minute")
+    doubles = [r for r in todo if r[1] == _DOUBLE]
+    others = [r for r in todo if r[1] != _DOUBLE]
+    groups = [doubles, others] if (os.cpu_count() or 1) > 1 else [todo]
+    names = [[f"{name}:{dtype}" for name, dtype in group] for group in groups if group]
+    names[-1].insert(0, PARALLEL)
+    running = [_compiling(group) for group in names]
+    left = len(todo)
+    while any(process.poll() is None for process in running):
+        time.sleep(0.05)
+        if len(missing(todo)) < left:
+            left = len(missing(todo))
+            announce(f"compiled {len(todo) - left} of {len(todo)}")
+    for process in running:
+        said = process.communicate()[1].decode(errors="replace").strip()
+        if process.returncode != 0:
+            last = said.splitlines()[-1] if said else f"exit code {process.returncode}"
+            fail("kernels", f"the kernels could not be compiled: {last}", help="bp doctor examines the installation")
+
+
+def _compiling(names: list[str]) -> subprocess.Popen[bytes]:
+    """A process that compiles."""
+    package_home = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (package_home, os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen(
+        [sys.executable, "-P", "-W", "ignore", "-m", "bpcli.kernels.compiling", *names],  # -P: not what is here
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+class _Code:
+    """Machine code in memory, and the engine that owns it."""
+
+    def __init__(self, request: Request) -> None:
+        prepare([request])
+        for name, address in blas_symbols().items():
+            llvm.add_symbol(name, address)
+        # What Numba calls when the last reference to an array is gone; kernels count none.
+        llvm.add_symbol("NRT_MemInfo_call_dtor", ctypes.cast(ctypes.pythonapi.Py_FatalError, ctypes.c_void_p).value)
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        machine = llvm.Target.from_default_triple().create_target_machine()
+        self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        self.engine.add_object_file(str(object_file(request)))
+        self.engine.finalize_object()
+        self.address = self.engine.get_function_address(ENTRY)
+        self.call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(self.address)
 
 
 _seconds: list[float] = []
 
 
+@functools.cache
+def _code(request: Request) -> _Code:
+    start = time.perf_counter()
+    code = _Code(request)
+    _seconds.append(time.perf_counter() - start)
+    return code
+
+
 def compiled() -> tuple[int, float]:
-    """How many kernels this process has compiled or loaded so far, and how many seconds that took."""
-    loops = 0 if numba.config.DISABLE_JIT else len(jit.run.signatures) + len(jit.run_parallel.signatures)
-    return len(_seconds) + loops, sum(_seconds)
+    """How many kernels (with the parallel loop) this process has compiled or loaded so far, and the seconds it took."""
+    return len(_seconds), sum(_seconds)
 
 
 @functools.cache
-def _compiled(name: str, dtype: np.dtype) -> Any:
-    start = time.perf_counter()
-    kernel = _compile(name, dtype)
-    _seconds.append(time.perf_counter() - start)
-    return kernel
-
-
-def _compile(name: str, dtype: np.dtype) -> Any:
+def _plain(name: str) -> Callable[[NDArray, NDArray], None]:
     module, function = KERNELS[name].split(":")
-    python = getattr(import_module(module), function)
-    if numba.config.DISABLE_JIT:
-        return python
-    marker = _marker((name, dtype))
-    if not marker.exists():
-        announce(f"compiling the {name} kernel for {dtype}, once on this machine")
-    signature = types.void(types.CPointer(types.int64), types.CPointer(numba.from_dtype(dtype)))
-    with _cached_in(marker.parent):
-        kernel = cfunc(signature, cache=True, error_model="numpy")(python)
-    if not marker.exists() and marker.parent.is_dir():
-        marker.touch()
-    return kernel
+    python: Callable[[NDArray, NDArray], None] = getattr(import_module(module), function)
+    return python
 
 
 def run(name: str, jobs: Jobs, values: NDArray, parallel: bool = True) -> None:
     """Run a kernel with every row of `jobs` on `values`, in `parallel` where there are several rows and threads."""
-    kernel = _compiled(name, values.dtype)
-    if numba.config.DISABLE_JIT:
+    if mode.plain:
         for job in jobs:
-            kernel(job, values)
+            _plain(name)(job, values)
         return
-    loop = jit.run_parallel if parallel and len(jobs) > 1 and numba.get_num_threads() > 1 else jit.run
-    loop(kernel.address, jobs, values.ctypes.data)
+    code = _code((name, values.dtype))
+    arguments = (jobs.ctypes.data, len(jobs), jobs.strides[0], values.ctypes.data)
+    if not parallel or len(jobs) == 1 or _threads.count == 1:
+        code.call(*arguments)
+    elif _threads.loop is not None:
+        _threads.loop(code.address, *arguments)
+    else:
+        start = time.perf_counter()
+        code.call(*arguments)
+        _threads.spend(time.perf_counter() - start)
 
 
-def missing(requests: Iterable[Request]) -> list[Request]:
-    """Those of the requested kernels that this machine has not compiled yet."""
-    return [r for r in dict.fromkeys(requests) if not _marker(r).exists()]
+class _Threads:
+    """How many threads run kernels, and the parallel loop once it is loaded."""
+
+    def __init__(self) -> None:
+        self.count = int(os.environ.get("NUMBA_NUM_THREADS") or os.cpu_count() or 1)
+        self.loop: Callable[..., None] | None = None
+        self._spent_s = 0.0
+
+    def spend(self, seconds: float) -> None:
+        """Count time that the parallel loop would have shortened, and load it when that is worth its time."""
+        self._spent_s += seconds
+        if self._spent_s > _PATIENCE_S:
+            self.load()
+
+    def load(self) -> None:
+        """Load the parallel loop, for `count` threads or as many as Numba has."""
+        start = time.perf_counter()
+        from bpcli.kernels.parallel import run_parallel, use
+
+        use(self.count)
+        self.loop = run_parallel
+        _seconds.append(time.perf_counter() - start)
 
 
-def prepare(requests: Iterable[Request]) -> None:
-    """Compile what is missing, several kernels at a time in processes of their own: compiling is serial in Numba."""
-    todo = [] if numba.config.DISABLE_JIT else missing(requests)
-    if len(todo) < 2 or (os.cpu_count() or 1) < 2:
-        return
-    announce(f"compiling {len(todo)} kernels, once on this machine; this takes up to a minute")
-    queue, running = list(todo), list[subprocess.Popen[bytes]]()
-    while queue or running:
-        while queue and len(running) < (os.cpu_count() or 1):
-            name, dtype = queue.pop(0)
-            running.append(_compiling(name, str(dtype)))
-        done = next((p for p in running if p.poll() is not None), None)
-        if done is None:
-            time.sleep(0.05)
-            continue
-        running.remove(done)
-        announce(f"compiled {len(todo) - len(missing(todo))} of {len(todo)}")
+_threads = _Threads()
 
 
-def _compiling(name: str, dtype: str) -> subprocess.Popen[bytes]:
-    """A process that compiles one kernel. What goes wrong there goes wrong again, and is told, when it is used here."""
-    package_home = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package_home, os.environ.get("PYTHONPATH"))))
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "bpcli.kernels.library", name, dtype],  # -P: run nothing from the current folder
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def threads() -> int:
+    """How many threads run kernels."""
+    return _threads.count
 
 
-if __name__ == "__main__":
-    _compiled(sys.argv[1], np.dtype(sys.argv[2]))
+def set_threads(count: int) -> None:
+    """Let kernels run on `count` threads from now on, in parallel from the first job; at most as many as Numba has."""
+    _threads.count = count
+    if count > 1 and not mode.plain:
+        _threads.load()

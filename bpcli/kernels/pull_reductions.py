@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from bpcli.graph.tape import MODE_A, MODE_B, NONE, OP, OUT, SIZE_A, STORE, A, B
 from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP, SUM
 from bpcli.kernels.elementwise import exp_into
-from bpcli.kernels.jit import inner
+from bpcli.kernels.jit import CHUNK, chunk, inner
+from bpcli.kernels.reductions import total
 from bpcli.kernels.rows import address
 
 
@@ -27,19 +26,12 @@ def pull_reduction(row, place, cplace, F, V, C, t, o, i, lane, rounding):
             _scaled(C[pg], F, pb, True, C, qa, n, ma)
         if mb != NONE:
             _scaled(C[pg], F, pa, True, C, qb, n, mb)
+    elif op == LOGSUMEXP:
+        _pull_logsumexp(C[pg], V[pa : pa + n], V[po], C[qa : qa + n], ma)
+    elif op == LOG_SOFTMAX:
+        _pull_log_softmax(C[pg : pg + n], V[po : po + n], C[qa : qa + n], ma, rounding)
     else:
-        d = np.empty_like(C[qa : qa + n])
-        if op == LOGSUMEXP:
-            _probabilities(V[pa : pa + n], V[po], d)
-            for k in range(n):
-                d[k] *= C[pg]
-        elif op == LOG_SOFTMAX:
-            exp_into(V[po : po + n], d)
-            _pull_log_softmax(C[pg : pg + n], d, rounding)
-        else:
-            _pull_softmax(C[pg : pg + n], V[po : po + n], d, rounding)
-        for k in range(n):
-            C[qa + k] = d[k] if ma == STORE else C[qa + k] + d[k]
+        _pull_softmax(C[pg : pg + n], V[po : po + n], C[qa : qa + n], ma, rounding)
 
 
 @inner
@@ -50,28 +42,40 @@ def _scaled(g, F, pf, factor, C, q, n, mode):
 
 
 @inner
-def _probabilities(x, y, d):
-    """d = exp(x - y), y = logsumexp(x)."""
-    for k in range(len(d)):
-        d[k] = x[k] - y
-    exp_into(d, d)
+def _pull_logsumexp(g, x, y, c, mode):
+    """c (+)= g exp(x - y), y = logsumexp(x)."""
+    room = chunk(c)
+    for i in range(0, len(x), CHUNK):
+        j = min(i + CHUNK, len(x))
+        p = room[: j - i]
+        for k in range(i, j):
+            p[k - i] = x[k] - y
+        exp_into(p, p)
+        for k in range(i, j):
+            d = g * p[k - i]
+            c[k] = d if mode == STORE else c[k] + d
 
 
 @inner
-def _pull_log_softmax(g, d, rounding):
-    """d = g - softmax Σ g, with d = softmax on entry."""
-    s = g[0]
-    for k in range(1, len(g)):
-        s += g[k]
-    for k in range(len(g)):
-        d[k] = g[k] + d[k] * s if rounding else g[k] - d[k] * s
+def _pull_log_softmax(g, y, c, mode, rounding):
+    """c (+)= g - softmax Σ g, y = log softmax."""
+    room = chunk(c)
+    s = total(g)
+    for i in range(0, len(y), CHUNK):
+        j = min(i + CHUNK, len(y))
+        p = room[: j - i]
+        exp_into(y[i:j], p)
+        for k in range(i, j):
+            d = g[k] + p[k - i] * s if rounding else g[k] - p[k - i] * s
+            c[k] = d if mode == STORE else c[k] + d
 
 
 @inner
-def _pull_softmax(g, y, d, rounding):
-    """d = y (g - Σ g y)."""
+def _pull_softmax(g, y, c, mode, rounding):
+    """c (+)= y (g - Σ g y)."""
     s = g[0] * y[0]
     for k in range(1, len(g)):
         s += g[k] * y[k]
     for k in range(len(g)):
-        d[k] = y[k] * (g[k] + s) if rounding else y[k] * (g[k] - s)
+        d = y[k] * (g[k] + s) if rounding else y[k] * (g[k] - s)
+        c[k] = d if mode == STORE else c[k] + d

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bpcli.kernels.elementwise import exp_into, log_into
-from bpcli.kernels.jit import inner
+from bpcli.kernels.jit import CHUNK, chunk, inner
 
 
 @inner
@@ -27,36 +27,42 @@ def largest(x):
 
 
 @inner
-def _exponentials(x, y):
-    """y = exp(x - m), its sum and m, the largest x."""
-    m = largest(x)
-    for k in range(len(x)):
-        y[k] = x[k] - m
-    exp_into(y, y)
-    return total(y), m
+def _log_sum(x, m):
+    """log Σ exp(x - m)."""
+    room = chunk(x)
+    s = x.dtype.type(0)
+    for i in range(0, len(x), CHUNK):
+        j = min(i + CHUNK, len(x))
+        w = room[: j - i]
+        for k in range(i, j):
+            w[k - i] = x[k] - m
+        exp_into(w, w)
+        for k in range(j - i):
+            s += w[k]
+    room[0] = s
+    log_into(room[:1], room[:1])
+    return room[0]
 
 
 @inner
 def softmax_row(x, y, log):
     """y = softmax(x), or its logarithm."""
-    n = len(x)
-    s, m = _exponentials(x, y)
+    m = largest(x)
     if log:
-        w = x[:1].copy()
-        w[0] = s
-        log_into(w, w)
-        for k in range(n):
-            y[k] = (x[k] - m) - w[0]
+        s = _log_sum(x, m)
+        for k in range(len(x)):
+            y[k] = (x[k] - m) - s
     else:
-        for k in range(n):
+        for k in range(len(x)):
+            y[k] = x[k] - m
+        exp_into(y, y)
+        s = total(y)
+        for k in range(len(x)):
             y[k] = y[k] / s
 
 
 @inner
 def logsumexp_row(x):
     """log(Σ exp(x))."""
-    w = x.copy()
-    s, m = _exponentials(x, w)
-    w[0] = s
-    log_into(w[:1], w[:1])
-    return w[0] + m
+    m = largest(x)
+    return _log_sum(x, m) + m

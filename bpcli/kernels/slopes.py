@@ -24,7 +24,7 @@ from bpcli.kernels.codes import (
     TANH,
 )
 from bpcli.kernels.elementwise import cos_into, sigmoid_into, sin_into
-from bpcli.kernels.jit import inner
+from bpcli.kernels.jit import CHUNK, chunk, inner
 from bpcli.kernels.unary import power_into
 
 SLOPE_ROUNDING = 4.0
@@ -66,13 +66,16 @@ def pull_unary(op, x, y, g, c, add, number, rounding):
     elif op == RELU or op == LEAKY_RELU or op == ABS:
         _pull_kinked(op, x, g, c, add, number, rounding)
     else:
-        s = np.empty_like(c)
-        _smooth_slope(op, x, y, s, number)
-        if rounding:
-            for k in range(n):
-                s[k] = abs(s[k]) + (abs(x[k]) if op == SIN or op == COS else zero)
-        for k in range(n):
-            c[k] = (c[k] if add else zero) + g[k] * s[k]
+        slopes = chunk(c)
+        for i in range(0, n, CHUNK):
+            j = min(i + CHUNK, n)
+            s = slopes[: j - i]
+            _smooth_slope(op, x[i:j], y[i:j], s, number)
+            if rounding:
+                for k in range(i, j):
+                    s[k - i] = abs(s[k - i]) + (abs(x[k]) if op == SIN or op == COS else zero)
+            for k in range(i, j):
+                c[k] = (c[k] if add else zero) + g[k] * s[k - i]
 
 
 @inner

@@ -12,12 +12,12 @@ from bpcli.graph.tape import Forward
 from bpcli.kernels import forward as forward_kernel
 from bpcli.kernels import products as products_kernel
 from bpcli.kernels import reverse as reverse_kernel
-from bpcli.kernels.blas import single_threaded
 from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.layout import WINDOW, settle
 from bpcli.kernels.library import Jobs, run
 from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, LANE, STEP
+from bpcli.kernels.symbols import single_threaded
 
 Array = NDArray[np.floating]
 Arrays = Mapping[str, Array]

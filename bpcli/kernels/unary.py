@@ -24,6 +24,7 @@ from bpcli.kernels.elementwise import (
     cos_into,
     exp_into,
     log_into,
+    real_power_into,
     sigmoid_into,
     sin_into,
     softplus_into,
@@ -93,9 +94,7 @@ def power_into(x, y, exponent):
             for k in range(n):
                 y[k] = one / y[k]
     else:
-        p = y.dtype.type(exponent)
-        for k in range(n):
-            y[k] = x[k] ** p
+        real_power_into(x, y, exponent)
 
 
 @inner

@@ -1,0 +1,107 @@
+"""The process that compiles: `python -m bpcli.kernels.compiling [parallel] forward:float64 reverse:float64 …`.
+
+Numba makes LLVM code of a kernel; LLVM makes an object file of it, which any process loads without Numba (see
+`bpcli.kernels.library`). Kernels that are compiled together share what they call. The object file exports one function,
+`void bp_kernel(jobs, count, stride, values)`, which calls the kernel with each of `count` jobs, `stride` bytes apart.
+
+As it is, Numba optimises and translates every function on its own, with all that it calls, at every level of calls: a
+good part of its time. Here a function is left as it comes until the kernel that it becomes part of is optimised, once.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from numba import types
+from numba.core.codegen import CPUCodeLibrary
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.cpu import CPUContext
+
+from bpcli.kernels import mode
+from bpcli.kernels.library import ENTRY, KERNELS, PARALLEL, object_file
+
+mode.compiling = True
+
+_LOOP = """
+define void @{entry}(i8* %jobs, i64 %count, i64 %stride, i8* %values) {{
+start:
+  %result = alloca i8*
+  %problem = alloca i8*
+  %any = icmp sgt i64 %count, 0
+  br i1 %any, label %each, label %end
+each:
+  %j = phi i64 [0, %start], [%next, %each]
+  %offset = mul i64 %j, %stride
+  %job = getelementptr i8, i8* %jobs, i64 %offset
+  %status = call i32 @{kernel}(i8** %result, i8** %problem, i8* %job, i8* %values)
+  %next = add i64 %j, 1
+  %more = icmp slt i64 %next, %count
+  br i1 %more, label %each, label %end
+end:
+  ret void
+}}
+declare i32 @{kernel}(i8**, i8**, i8*, i8*)
+"""
+
+
+def _postpone_code() -> None:
+    """Leave what kernels call unoptimised and untranslated: it is linked into the kernels, and done there."""
+    link = CPUCodeLibrary.add_linking_library
+
+    def add_linking_library(self: CPUCodeLibrary, library: CPUCodeLibrary) -> None:
+        if not library._finalized:
+            library._optimize_final_module = lambda: None
+        link(self, library)
+
+    CPUCodeLibrary.add_linking_library = add_linking_library
+    CPUCodeLibrary._optimize_functions = lambda self, module: None
+    CPUCodeLibrary._finalize_final_module = lambda self: setattr(self, "_finalized", True)  # nothing is run here
+    CPUContext.get_executable = lambda self, library, fndesc, env: [].append  # a key that Numba knows the code by
+
+
+@global_compiler_lock
+def _object_code(python: Any, dtype: np.dtype) -> bytes:
+    """The object file of one kernel for one dtype."""
+    from bpcli.kernels.jit import OPTIONS
+
+    signature = types.void(types.CPointer(types.int64), types.CPointer(numba.from_dtype(dtype)))
+    compiled = numba.njit([signature], **OPTIONS)(getattr(python, "py_func", python)).overloads[signature.args]
+    library, name = compiled.library, compiled.fndesc.mangled_name
+    library.finalize()
+    module = library._final_module
+    module.link_in(llvm.parse_assembly(_LOOP.format(entry=ENTRY, kernel=f'"{name}"')))
+    module.get_function(name).linkage = llvm.Linkage.internal
+    module.verify()
+    return bytes(library.codegen._tm.emit_object(module))
+
+
+def main(requests: list[str]) -> None:
+    """Compile what is asked for, in order, each into a file of its own, which appears when it is whole."""
+
+    gc.disable()  # what a compiler makes it keeps
+    if requests[0] == PARALLEL:
+        import_module(f"bpcli.kernels.{requests.pop(0)}")  # Numba keeps this one on disk by itself
+    _postpone_code()
+    for request in requests:
+        name, dtype = request.split(":")
+        module, function = KERNELS[name].split(":")
+        code = _object_code(getattr(import_module(module), function), np.dtype(dtype))
+        _write(object_file((name, np.dtype(dtype))), code)
+
+
+def _write(path: Path, content: bytes) -> None:
+    passing = path.with_name(f"{path.name}.{os.getpid()}")
+    passing.write_bytes(content)
+    passing.replace(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
