@@ -16,6 +16,7 @@ from bpcli import methods, peers
 from bpcli.benching import clock, control, measure, pool
 from bpcli.benching.vouch import Vouch
 from bpcli.cli import main
+from bpcli.kernels import library
 from bpcli.methods.base import Cost, Gradient, Window
 
 SPEC = """bp = 1
@@ -126,6 +127,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Vouch]
     """A folder with `net.toml`, three methods, and a check that passes all but what the test puts into the mapping."""
     known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
     monkeypatch.setattr(pool, "start", lambda threads: Here())
+    monkeypatch.setattr(library, "set_threads", lambda count: None)  # other tests run in this process too
     monkeypatch.setattr(control, "sample", lambda: {"gemm": 1e-3, "copy": 2e-3})
     given: dict[str, Vouch] = {}
     monkeypatch.setattr(methods, "known_names", lambda: tuple(sorted(known)))

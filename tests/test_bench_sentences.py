@@ -17,8 +17,8 @@ def row(method="bptt", time_s=1e-3, *, memory=1000, cosine=1.0, bias=0.0, backen
     return {
         "spec": "net", "method": method, "backend": backend, "settings": settings,
         "grid": {**settings, **rest.pop("options", {})}, "dtype": "float64", "time_s": time_s, "flops": 1e6,
-        "threads": 1, "predicted_bytes": memory, "allocated_bytes": memory, "cosine": cosine, "bias": bias, "check": checked,
-        "ratio": None, **rest,
+        "threads": 1, "predicted_bytes": memory, "allocated_bytes": memory, "cosine": cosine, "bias": bias,
+        "check": checked, "ratio": None, **rest,
     }  # fmt: skip
 
 
