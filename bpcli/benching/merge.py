@@ -64,6 +64,9 @@ def merge(runs: Sequence[Run]) -> tuple[list[Row], dict[str, Any], list[str]]:
                 collector.add("doubled", f"{_words(row)} is in {other} and in {run.path}", help="leave one of them out")
     collector.finish()
     rows = [row for run in runs for row in run.rows]
+    sweeps = {run.context.get("sweep_sha256") for run in runs}
+    if len(sweeps) == 1 and None not in sweeps:
+        rows.sort(key=lambda row: row.get("cell", 0))  # parts of one sweep number their cells alike
     return rows, {**first.context, **_together(runs)}, _missing(runs)
 
 

@@ -38,6 +38,7 @@ class Timed:
 def rows_of(item: Item, backends: Sequence[Timed], movement: Mapping[str, float]) -> list[Row]:
     """A row for each backend of a cell; `movement` says by how much the control kernels moved."""
     about = {
+        "cell": item.index,
         "spec": item.target.name,
         "method": item.cell.method,
         "base": item.cell.base,

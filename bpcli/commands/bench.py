@@ -199,6 +199,7 @@ def _show(results: Results, common: Common, paths: Sequence[Path], ask: Ask, run
         skipped=results.notes,
         spec_sha256=run["spec_sha256"],
         run_sha256=run_hash(run),
+        sweep_sha256=run_hash({k: v for k, v in run.items() if k != "shard"}),
         shard=run["shard"],
     )
     document = full_document(results.rows, results.errors, about, () if common.quiet else results.notes)
