@@ -21,7 +21,8 @@ from bpcli.cli import main
 def timed(method, time_s, memory, cosine=1.0, spread=0.0, **rest):
     """A row with an interval of `spread` each way."""
     made = biased(method, time_s, memory, cosine) if cosine < 1 else row(method, time_s, memory=memory)
-    return {**made, "time_low_s": time_s * (1 - spread), "time_high_s": time_s * (1 + spread), "samples_s": [], **rest}
+    return {**made, "time_low_s": time_s * (1 - spread), "time_high_s": time_s * (1 + spread), "samples_s": [],
+            "grid": rest.get("settings", {}), **rest}  # fmt: skip
 
 
 @pytest.mark.parametrize(

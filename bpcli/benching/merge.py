@@ -18,7 +18,7 @@ from bpcli.errors import Collector, fail, printable
 
 SCHEMA_VERSION = 1
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_SAME = ("version", "budget_s", "threads", "wrt", "peers")
+_SAME = ("version", "budget_s", "threads", "set", "wrt", "peers")  # rows do not say what --set set
 _SAME_MACHINE = ("cpu", "cores", "system", "python", "versions")
 _FIGURES = ("bias", "cosine", "time_s", "flops", "gemm_fraction")
 

@@ -47,7 +47,16 @@ def _together(group: Sequence[Row]) -> Row:
         "spread": {k: [min(values(k)), max(values(k))] for k in SPREAD if values(k)},
         "check": min((r["check"] for r in group), key=lambda c: _WORST.index(c["verdict"])),
         "samples_s": [s for r in group for s in r["samples_s"]],
+        "ratio": _ratio([r["ratio"] for r in group if r["ratio"]]),
     }
+
+
+def _ratio(ratios: Sequence[Any]) -> dict[str, float] | None:
+    """A peer's times over ours: the middle one, and what holds all intervals."""
+    if not ratios:
+        return None
+    middle = statistics.median(r["median"] for r in ratios)
+    return {"median": middle, "low": min(r["low"] for r in ratios), "high": max(r["high"] for r in ratios)}
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -185,7 +185,8 @@ _SHOWN: Mapping[str, Callable[[Any], str]] = {
 
 _OVER_SEEDS = ("spec", "method", "backend", "threads", "settings", "seeds", "spread", "time_s", "bias", "cosine")
 _MEASURED = frozenset(
-    {"spread", "seeds", "range", "allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "cosine", "check", "ratio"}
+    {"spread", "seeds", "range", "ratio", "check"}
+    | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "cosine"}
 )
 _BRIEF = (
     Column("spec", "spec", _of("spec"), _words, right=False),
