@@ -13,6 +13,8 @@ from bpcli.kernels import mode
 
 mode.compiling = not mode.plain  # elementwise functions are tested as compiled functions of their own
 
+pytest_plugins = ["pytester"]
+
 NAMES = ("reverse", "influence", "forward", "products")
 KERNELS = [(name, np.dtype(dtype)) for dtype in ("float64", "float32") for name in NAMES]
 KERNELS.append(("forward", np.dtype(np.complex128)))

@@ -30,13 +30,14 @@ FLOORS = (
     ("references", "peers"),
     ("checking", "benching"),
     ("commands",),
-    ("cli",),
+    ("cli", "pytest_plugin"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Room or file, and what it may import beside the floors below: the reason.
 DOORS = {
     ("benching", "checking"): "what is benched is vouched for by the check's own verdict",
     ("commands", "cli"): "the table of commands and the names of their options",
+    ("pytest_plugin", "render.document"): "what a test is told of a finding",
     ("commands", "render"): "output is for whoever talks to the user",
     ("render", "problem.export"): "both write files whole or not at all",
     ("render", "errors"): "a path that cannot be written is refused",
@@ -113,18 +114,19 @@ def test_numba_stays_in_its_room(name: str) -> None:
     assert not {"numba", "llvmlite"} & {module.split(".")[0] for module, _ in imported(PACKAGE / name)}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("commands/", "cli.py"))])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("commands/", "cli.py", "pytest_plugin"))])
 def test_commands_start_fast(name: str) -> None:
     """At module level the command line imports click, the standard library, and its own package."""
     modules = {module.split(".")[0] for module, top in imported(PACKAGE / name) if top}
-    assert set() == modules - {"click", "bpcli"} - sys.stdlib_module_names
+    started = {"pytest"} if name == "pytest_plugin.py" else {"click"}  # what has been imported by then anyway
+    assert set() == modules - started - {"bpcli"} - sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("methods/")])
 def test_methods_do_not_know_each_other(name: str) -> None:
-    """Methods share the protocol, and the unrolling ones what they differ from by their windows alone."""
+    """Methods share the protocol, the unrolling ones all but their windows; those of other packages come by one way."""
     others = [module for module, _ in imported(PACKAGE / name) if room(module) == "methods"]
-    assert {"bpcli.methods.base", "bpcli.methods._unrolling"} >= set(others)
+    assert {"bpcli.methods.base", "bpcli.methods._unrolling", "bpcli.methods._installed"} >= set(others)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -33,7 +33,7 @@ ROWS = table_of([{"name": n, "z": 0.5, "index": [1, 2]} for n in NASTY], sentenc
 
 def test_formats_are_the_files() -> None:
     """The formats are found by their modules."""
-    assert known_formats() == ("csv", "json", "jsonl", "markdown", "table")
+    assert known_formats() == ("csv", "github", "json", "jsonl", "junit", "markdown", "table")
 
 
 @pytest.mark.parametrize("name", known_formats())

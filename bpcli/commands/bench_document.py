@@ -12,7 +12,7 @@ from bpcli.benching.sentences import sentences
 from bpcli.benching.store import HEAD, OURS, TAIL, Row, column_name, csv_keys, grid_keys
 from bpcli.errors import Diagnostic
 from bpcli.problem.limits import format_bytes
-from bpcli.render.document import Column, Document
+from bpcli.render.document import Case, Column, Document
 
 _STYLES = {"pass": "", "wrong": "bold red", "inconclusive": "yellow"}
 
@@ -42,6 +42,7 @@ def full_document(
         notes=[*notes, *_faults(rows), *_rates(context or {})],
         errors=errors,
         style=lambda row: _STYLES[row["check"]["verdict"]],
+        case=_case,
     )
 
 
@@ -96,6 +97,15 @@ def _faults(rows: Sequence[Row]) -> list[str]:
                 f"{row['spec']} {row['method']}{by}{where}: {check['verdict']}: {check['detail']} ({check['how']})"
             )
     return said
+
+
+def _case(row: Row) -> Case:
+    """A cell as a test: whether its gradient was right, and how long it took."""
+    check = row["check"]
+    backend = [] if row["backend"] == OURS else [f"by {row['backend']}"]
+    name = " ".join([row["method"], *backend, *(f"{k}={v}" for k, v in row["settings"].items())])
+    message = ": ".join(part for part in (check["verdict"], check["detail"]) if part)
+    return Case(row["spec"], name, check["verdict"], message, (check["how"],), seconds=row["time_s"])
 
 
 def _rates(context: Mapping[str, Any]) -> list[str]:

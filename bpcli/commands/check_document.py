@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from bpcli.checking.findings import Finding
+from bpcli.commands.check_cases import Places, case
 from bpcli.errors import Diagnostic
 from bpcli.render.document import Column, Document
 
@@ -35,6 +36,11 @@ def findings_document(
         errors=errors,
         style=lambda row: _STYLES[row["verdict"]],
     )
+
+
+def with_cases(document: Document, places: Places) -> Document:
+    """`document` for formats in which a finding is a test, `places` being those of the tensors in their specs."""
+    return replace(document, case=lambda row: case(row, places))
 
 
 def brief_document(findings: Sequence[Finding], full: Document, quiet: bool) -> Document:

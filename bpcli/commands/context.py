@@ -22,6 +22,7 @@ def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
         "command": command,
         "machine": asdict(machine.describe()),
         "threads": common.threads,
+        "strict": common.strict,
         "set": dict(common.overrides),
         "wrt": list(common.wrt),
         **more,

@@ -67,6 +67,8 @@ class Extent:
 
     `stepwise`: each shard takes all phases of a step together, while its rows are in cache and without waiting for
     others. With few samples a step's rows are too few for products to be quick: then a phase takes many steps at once.
+    `apart`: the reverse pass takes every step by itself, all at once; a state's cotangents before and after a step
+    stand in places of their own, and what connects steps is added from outside.
     """
 
     window: int
@@ -74,6 +76,7 @@ class Extent:
     batch: int
     lanes: int
     stepwise: bool
+    apart: bool = False
 
 
 def value_places(graph: Graph, forward: Forward, reads: Collection[int], extent: Extent) -> Places:
@@ -113,8 +116,13 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
         lasting |= {_owner(reverse.alias, product.delta) for product in reverse.products}
     else:
         lasting |= reverse.kept
-    _place_states(graph, allocator, extent.chunk, extent.batch, CHUNK)
     states = {*graph.previous.values(), *graph.new.values()}
+    if extent.apart:
+        for n in sorted(states):
+            allocator.rows(graph.nodes[n], extent.chunk, extent.batch, CHUNK)
+    else:
+        _place_states(graph, allocator, extent.chunk, extent.batch, CHUNK)
+    at_once = {phase for phase in Phase if extent.apart or not (extent.stepwise or phase is Phase.RECURRENT)}
     for node in graph.nodes:
         if node.index not in reverse.touched or node.index in reverse.alias or node.index in states:
             continue
@@ -122,7 +130,7 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
             allocator.place(node.index, allocator.take(node.size))
         elif node.index in inputs:
             allocator.rows(node, extent.window, extent.batch, WINDOW)
-        elif node.index in lasting or (node.phase is not Phase.RECURRENT and not extent.stepwise):
+        elif node.index in lasting or node.phase in at_once:
             allocator.rows(node, extent.chunk, extent.batch, CHUNK)
         else:
             allocator.rows(node, 1, extent.batch, 0)

@@ -84,10 +84,11 @@ def make_plan(
     seeds: Collection[int],
     cut: Collection[int] = (),
     reads: Collection[int] = (),
+    apart: bool = False,
 ) -> Plan:
     """Lower `graph` for the gradient with respect to `leaves` (node indices) of cotangents entering at `seeds`.
 
-    Cotangents stop at the nodes in `cut`; the values of `reads` are held too.
+    Cotangents stop at the nodes in `cut`; the values of `reads` are held too; `apart` as in `Extent`.
     """
     fusion = fuse(graph)
     forward = lower_forward(graph, fusion)
@@ -95,10 +96,10 @@ def make_plan(
     reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], cut)
     shards = max(1, -(-batch // SHARD_ROWS))
     chunk = chunk_steps(window, batch)
-    phases = (Phase.INPUT, Phase.OUTPUT)
+    phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
     lanes = max(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases)
     stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
-    extent = Extent(window, chunk, batch, max(shards, lanes), stepwise)
+    extent = Extent(window, chunk, batch, max(shards, lanes), stepwise, apart)
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
     values = value_places(graph, forward, reverse.reads | set(reads), extent)
     cotangents, sums = cotangent_places(graph, reverse, extent, inputs)

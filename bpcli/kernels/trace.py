@@ -128,6 +128,12 @@ class Trace:
         self._forward((Phase.RECURRENT, Phase.RECURRENT), (first, last), (0, batch), plan.shards)
         self._forward((Phase.OUTPUT, Phase.OUTPUT), (0, 1), rows, plan.lanes(Phase.OUTPUT, last - first))
 
+    def load(self, first: int, last: int) -> None:
+        """Have everything in place that the reverse pass of some steps reads, at most a chunk of them."""
+        self._load_inputs(first, last)
+        if self.rounding:
+            np.abs(self.V, out=self.F)
+
     def _load_inputs(self, first: int, last: int) -> None:
         batch = self.plan.extent.batch
         for node, rows in self.inputs.items():
@@ -154,27 +160,33 @@ class Trace:
         stretch = self.V[base:][: (last - first) * batch * self.place[node.index, INNER_ROW]]
         return stretch[:: self.place[node.index, INNER_ROW]].reshape(last - first, batch).astype(np.float64)
 
-    def reverse(self, first: int, last: int, weights: Array, fresh: bool) -> None:
+    def reverse(
+        self, first: int, last: int, weights: Array, fresh: bool = False, later: Mapping[int, Array] | None = None
+    ) -> None:
         """Steps `last - 1` down to `first`, at most a chunk of them; gradients add up until `finish`.
 
         `weights (steps, batch)` are the losses' cotangents; the state's cotangent after the last step is zero where
-        `fresh`, else what the call before left at its first step.
+        `fresh`, else what the call before left at its first step. Where steps are taken apart (see `Extent`), `later`
+        has for each new state the cotangents `(steps, batch, size)` that later steps bring.
         """
         plan, batch = self.plan, self.plan.extent.batch
         settle(plan.values.table, first, self.origin, self.place)
         settle(plan.cotangents.table, first, self.origin, self.cplace)
-        self._load_inputs(first, last)
-        if self.rounding:
-            np.abs(self.V, out=self.F)
-        self._carry(last - first, fresh)
+        self.load(first, last)
+        if later is None:
+            self._carry(last - first, fresh)
+        else:
+            self._bring(later)
         self._seed(first, weights)
-        if plan.extent.stepwise:
+        if plan.extent.stepwise and not plan.extent.apart:
             self._reverse((Phase.OUTPUT, Phase.INPUT), (first, last), (0, batch), plan.shards)
         else:
             rows = (first * batch, last * batch)
-            self._reverse((Phase.OUTPUT, Phase.OUTPUT), (0, 1), rows, plan.lanes(Phase.OUTPUT, last - first))
-            self._reverse((Phase.RECURRENT, Phase.RECURRENT), (first, last), (0, batch), plan.shards)
-            self._reverse((Phase.INPUT, Phase.INPUT), (0, 1), rows, plan.lanes(Phase.INPUT, last - first))
+            for phase in (Phase.OUTPUT, Phase.RECURRENT, Phase.INPUT):
+                if phase is Phase.RECURRENT and not plan.extent.apart:
+                    self._reverse((phase, phase), (first, last), (0, batch), plan.shards)
+                else:
+                    self._reverse((phase, phase), (0, 1), rows, plan.lanes(phase, last - first))
         self._matrix_gradients(first * batch, last * batch)
 
     def _carry(self, steps: int, fresh: bool) -> None:
@@ -186,6 +198,14 @@ class Trace:
             last = self.C[base + steps * size : base + (steps + 1) * size]
             last[:] = 0 if fresh else self.C[base : base + size].copy()
             self.C[base : base + steps * size] = 0
+
+    def _bring(self, later: Mapping[int, Array]) -> None:
+        """Put the new states' cotangents in place; those of the states before have nothing yet."""
+        graph = self.plan.graph
+        for name, new in graph.new.items():
+            for node, values in ((graph.previous[name], 0), (new, later[new].ravel())):
+                base = self.plan.cotangents.table[node, BASE]
+                self.C[base : base + later[new].size] = values
 
     def _seed(self, first: int, weights: Array) -> None:
         node = self.plan.graph.nodes[self.plan.graph.loss]

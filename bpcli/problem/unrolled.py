@@ -6,7 +6,7 @@ held as the longest window needs, and some more so that moving on costs little.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.model import Phase
-from bpcli.kernels.plan import Plan, make_plan, phase_flops
+from bpcli.kernels.plan import Plan, chunk_steps, make_plan, phase_flops
 from bpcli.kernels.trace import Trace
+from bpcli.kernels.windows import BLOCK_ROWS, Windows, WindowsPlan
 from bpcli.problem.model import Array, Problem, Setup
 
 SLACK = 32
@@ -71,29 +72,63 @@ class Unrolled:
     windows: Sequence[Window]
 
     @cached_property
+    def side_by_side(self) -> WindowsPlan | None:
+        """How the windows go back side by side: where there are several, as far apart as long, and they are short."""
+        setup, longest = self.setup, max(w.stop - w.start for w in self.windows)
+        apart = self.windows[0].stop
+        count = min(len(self.windows), -(-BLOCK_ROWS // setup.batch))
+        held = min(setup.T, longest + (count - 1) * apart)
+        if any(x.kind == "input" for x in setup.wrt):
+            held = setup.T
+        if count == 1 or held > chunk_steps(held, setup.batch) or self.windows != staircase(setup.T, apart, longest):
+            return None
+        return WindowsPlan(setup.graph, frozenset(self._leaves), setup.batch, apart, longest, count, held)
+
+    @property
+    def _leaves(self) -> list[int]:
+        graph = self.setup.graph
+        return [graph.leaf[x.name] for x in self.setup.wrt if x.kind != "state" and x.name in graph.leaf]
+
+    @cached_property
     def plan(self) -> Plan:
         """Tapes and layout."""
+        if self.side_by_side:
+            return self.side_by_side.trace
         setup, graph = self.setup, self.setup.graph
-        leaves = [graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf]
         longest = max(w.stop - w.start for w in self.windows)
         held = min(setup.T, longest + min(longest, SLACK))
         if len(self.windows) == 1 or any(x.kind == "input" for x in setup.wrt):
             held = setup.T
-        return make_plan(graph, leaves, setup.batch, held, [graph.loss, *graph.new.values()])
+        return make_plan(graph, self._leaves, setup.batch, held, [graph.loss, *graph.new.values()])
 
     @property
     def bytes(self) -> int:
         """Bytes held while it runs: values, cotangents and the gradient itself."""
         results = sum(int(np.prod(x.shape)) for x in self.setup.wrt)
-        return (self.plan.entries + results) * self.setup.dtype.itemsize
+        entries = self.side_by_side.entries if self.side_by_side else self.plan.entries
+        return (entries + results) * self.setup.dtype.itemsize
 
     @property
     def flops(self) -> float:
-        """Floating-point operations: a step backwards does the products of a step forwards twice."""
+        """Floating-point operations: a step backwards does the products of a step forwards twice.
+
+        Where windows go back side by side, what they share is done once a block, and what they don't, the way from
+        state to state, is one product.
+        """
         once = sum(phase_flops(self.setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
-        back = sum(w.stop - w.start for w in self.windows)
-        static = 3 * phase_flops(self.setup.graph, Phase.STATIC)
-        return once * self.setup.batch * (self.setup.T + 2.0 * back) + static
+        back = 2.0 * once * sum(w.stop - w.start for w in self.windows)
+        if self.side_by_side:
+            back = 2.0 * once * sum(part[-1].stop - part[0].start for part in self._blocks())
+            back += phase_flops(self.setup.graph, Phase.RECURRENT) * sum(w.stop - w.start for w in self.windows)
+        return self.setup.batch * (once * self.setup.T + back) + 3 * phase_flops(self.setup.graph, Phase.STATIC)
+
+    def _blocks(self) -> Iterator[Sequence[Window]]:
+        """The windows that go back side by side; the last one by itself where it has fewer losses."""
+        plan = self.side_by_side
+        regular = self.setup.T // plan.k1 if plan else 0
+        for first in range(0, regular, plan.count if plan else 1):
+            yield self.windows[first : min(first + plan.count, regular)] if plan else ()
+        yield from ([window] for window in self.windows[regular:])
 
     def gradient(self, problem: Problem, rounding: bool = False) -> tuple[float, dict[str, Array]]:
         """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead."""
@@ -103,6 +138,8 @@ class Unrolled:
             x.name: np.zeros((self.setup.batch, self._size(x.name))) for x in self.setup.wrt if x.kind == "state"
         }
         trace.start()
+        if self.side_by_side:
+            return self._side_by_side(trace, weights, self.side_by_side)
         loss, done = 0.0, 0
         for window in self.windows:
             loss += self._advance(trace, done, window, weights)
@@ -113,6 +150,18 @@ class Unrolled:
                     initial[name] += trace.initial(name)
         loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
         return loss, self._collect(trace.finish(), initial)
+
+    def _side_by_side(
+        self, trace: Trace, weights: NDArray[np.float64], plan: WindowsPlan
+    ) -> tuple[float, dict[str, Array]]:
+        """The same, a block of windows at a time."""
+        windows, loss, done = Windows(plan, trace), 0.0, 0
+        for block in self._blocks():
+            stop = block[-1].stop
+            loss += self._advance(trace, done, Window(block[0].start, done, stop), weights)
+            done = stop
+            windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights)
+        return loss, self._collect(trace.finish(), windows.initial)
 
     def _size(self, state: str) -> int:
         return self.setup.graph.nodes[self.setup.graph.previous[state]].size

@@ -36,7 +36,7 @@ class Renderer(Protocol):
 
 def known_formats() -> tuple[str, ...]:
     """The names of all formats, sorted; read off the file names."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "document"))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "document"))
 
 
 def renderer(name: str) -> Renderer:

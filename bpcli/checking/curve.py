@@ -1,0 +1,105 @@
+"""The V-curve of a problem: the error of the plain central difference at every step, from too small to too large."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from bpcli.errors import fail
+from bpcli.methods.base import Window
+from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.perturbed import Perturbed
+from bpcli.references import complex_step
+from bpcli.references.base import FloatArray, forward_flops
+from bpcli.references.central import Central
+from bpcli.references.numerics.ladder import scales
+from bpcli.references.numerics.probe import Probe, Sampler, probe
+
+STEPS: FloatArray = np.exp2(np.arange(-50, 1, dtype=np.float64))
+"""Relative to the size of the entry; powers of two, so that to shift and to shift back is exact."""
+ENTRIES = 8
+"""How many entries of a tensor stand for it, chosen at random with a seed of the tensor's name."""
+_COMPLEX_FLOPS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class VCurve:
+    """`steps (H,)` relative to the entry; relative `errors (H,)` of each tensor, the median over its entries.
+
+    `overall (H,)` is the median over all entries; `judge` says what the differences were compared with.
+    """
+
+    steps: FloatArray
+    errors: Mapping[str, FloatArray]
+    overall: FloatArray
+    judge: str
+
+
+def v_curve(problem: Problem) -> VCurve:
+    """Central differences at `STEPS`, against the complex step, or where that does not apply against the ladder.
+
+    Raises BpError where no entry has a derivative other than zero: there is nothing to be relative to.
+    """
+    setup = problem.setup
+    exact = complex_step.REFERENCE.applies(setup.graph) is None
+    windows = (Window(0, 0, setup.T),)
+    real = Perturbed(problem, windows, np.dtype(np.float64))
+    other = Perturbed(problem, windows, np.dtype(np.complex128)) if exact else real
+    errors: dict[str, FloatArray] = {}
+    for tensor in setup.wrt:
+        around = probe(problem, tensor).sample(ENTRIES, zlib.crc32(tensor.name.encode()))
+        if not len(around.entries):
+            continue
+        truth = _exact(other, tensor, around) if exact else _ladder(problem, tensor, around)
+        apart = np.abs(_differences(real, tensor, around) - truth)
+        size = np.abs(truth)
+        known = size > 1e-6 * size.max()
+        if known.any():
+            errors[tensor.name] = apart[:, known] / size[known]
+    if not errors:
+        fail("no-curve", f"{setup.spec.name}: all derivatives are zero, so that no error is relative to them")
+    together = np.concatenate(list(errors.values()), axis=1)
+    judge = "the complex step" if exact else "extrapolated differences"
+    return VCurve(STEPS, {n: _median(e) for n, e in errors.items()}, _median(together), judge)
+
+
+def curve_flops(setup: Setup) -> float:
+    """Predicted floating-point operations of `v_curve`."""
+    copies = ENTRIES * len(setup.wrt) * (2 * len(STEPS) + _COMPLEX_FLOPS)
+    return copies * forward_flops(setup, (Window(0, 0, setup.T),))
+
+
+def _median(errors: FloatArray) -> FloatArray:
+    return np.asarray(np.median(errors, axis=1), dtype=np.float64)
+
+
+def _differences(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:
+    """`(H, K, S)`: the central difference at each step."""
+    sampler = Sampler.of(partial(perturbed.losses, tensor), around)
+    rows = np.tile(np.arange(len(around.entries)), len(STEPS))
+    steps = (STEPS[:, None] * 2.0 ** np.round(np.log2(scales(around)))).reshape(-1)
+    change, shift = sampler.shift(np.tile(rows, 2), np.concatenate([steps, -steps]))
+    count = len(rows)
+    with np.errstate(all="ignore"):
+        slope = (change[:count] - change[count:]) / (shift[:count] - shift[count:])
+    # A step that is lost in the addition sees no slope at all.
+    found = np.where(np.isfinite(slope), slope, 0.0)
+    return np.asarray(found.reshape(len(STEPS), len(around.entries), -1), dtype=np.float64)
+
+
+def _exact(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:
+    """`(K, S)` by the complex step."""
+    found = perturbed.losses(tensor, around.entries, np.full(len(around.entries), complex_step.STEP * 1j)).imag
+    found = found / complex_step.STEP
+    return np.asarray(found.sum(axis=1, keepdims=True) if around.summed else found, dtype=np.float64)
+
+
+def _ladder(problem: Problem, tensor: Tensor, around: Probe) -> FloatArray:
+    """`(K, S)` by extrapolated differences of the same entries."""
+    windows = (Window(0, 0, problem.setup.T),)
+    estimate = Central(sample=ENTRIES).estimate(problem, windows, [tensor])[tensor.name]
+    return np.asarray(estimate.value.reshape(-1)[around.places], dtype=np.float64)

@@ -1,0 +1,152 @@
+"""`bp report`: runs as a page with plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bpcli.commands.options import Common, shared
+
+if TYPE_CHECKING:
+    from bpcli.commands.report_runs import Run
+    from bpcli.render.page.figure import Figure
+    from bpcli.render.page.html import Group, Section
+
+# Of the specs that a check judged, so many get a V-curve without being asked for.
+CURVES_AT_MOST = 4
+_KINDS = ("svg", "png")
+
+
+@click.command()
+@click.argument("run", nargs=-1, required=True, metavar="RUN...")
+@click.option("-o", "--out", metavar="PAGE.html", help="Page to write.")
+@click.option("--plot", multiple=True, metavar="FILE", help="Write the plots as one .svg or .png; repeatable.")
+@shared("max_memory", "max_time", "allow_outside", "quiet")
+def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common: Common) -> int:
+    """Write RUN, what `bp bench` and `bp check` gave with --format json, as one HTML page with plots and tables.
+
+    A spec among them adds its V-curve: the error of central differences against their step. The specs of a check get
+    theirs where their files can be read. The page needs no network, and no other file.
+    """
+    from bpcli.commands.output import note
+    from bpcli.commands.report_runs import read_run
+    from bpcli.errors import fail
+    from bpcli.problem.export import replace_file
+    from bpcli.render.page.figure import need_matplotlib, picture
+    from bpcli.render.page.html import page
+
+    need_matplotlib()
+    kinds = _test(run, out, plot)
+    runs = [read_run(file) for file in run if not file.endswith(".toml")]
+    sections = [_section(r, common) for r in runs] + _curves([f for f in run if f.endswith(".toml")], common)
+    figures = [f for s in sections for group in _first(s.groups) for f in group.figures]
+    if plot and not figures:
+        fail("nothing-to-plot", "these runs have nothing to plot", help="a plot needs two methods, sizes or steps")
+    text = page(_title(runs), _subtitle(runs), sections).encode("utf-8", errors="backslashreplace") if out else b""
+    files = {out: text} if out else {}
+    files |= {path: picture(figures, kind) for path, kind in kinds.items()}
+    for path, content in files.items():
+        replace_file(path, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
+        note(f"wrote {path}", common)
+    return 0
+
+
+def _test(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) -> dict[str, str]:
+    """The format of each plot; BpError, before anything is computed, for paths that can't be meant or written."""
+    import os
+
+    from bpcli.commands.specs import test_writable
+    from bpcli.errors import fail
+
+    if not out and not plot:
+        fail("usage", "bp report needs -o/--out or --plot", help="for example -o page.html")
+    kinds = {path: Path(path).suffix.lower().removeprefix(".") for path in plot}
+    for path, kind in kinds.items():
+        if kind not in _KINDS:
+            fail("usage", f'--plot "{path}" is neither .svg nor .png', help="for example --plot plots.svg")
+    read = {os.path.realpath(file) for file in run}
+    written = [os.path.realpath(path) for path in ([out] if out else []) + list(plot)]
+    for path in written:
+        if path in read:
+            fail("usage", f'"{path}" is read and would be written', help="name another file")
+        if written.count(path) > 1:
+            fail("usage", f'two outputs go to "{path}"', help="give each a path of its own")
+        test_writable(path)
+    return kinds
+
+
+def _section(run: Run, common: Common) -> Section:
+    """A run with its figures, and with the V-curves of its specs where it is a check."""
+    from bpcli.commands.report_figures import groups
+    from bpcli.render.page.html import Group, Section
+
+    found = groups(run)
+    if run.kind == "findings" and (curves := _of_specs(run, common)):
+        found.append(Group("", "curves", curves))
+    return Section(run.name, run.document, run.show, found)
+
+
+def _of_specs(run: Run, common: Common) -> list[Figure]:
+    """The V-curves of the specs that a check judged, as it set them; a note for each that can't be had."""
+    from bpcli.commands.output import note
+    from bpcli.commands.report_figures import curve
+    from bpcli.errors import BpError
+
+    specs, changed = run.document.context.get("specs"), run.document.context.get("set")
+    figures = []
+    for spec in [s for s in specs if isinstance(s, str)][:CURVES_AT_MOST] if isinstance(specs, list) else []:
+        try:
+            figures.append(curve(Path(spec), replace(common, overrides=changed if isinstance(changed, dict) else {})))
+        except BpError as error:
+            note(f"no V-curve of {spec}: {error.diagnostics[0].what}", common)
+    return figures
+
+
+def _curves(specs: list[str], common: Common) -> list[Section]:
+    """A section for the V-curves of the specs that were named."""
+    from bpcli.commands.report_figures import curve
+    from bpcli.commands.specs import single
+    from bpcli.render.document import Document
+    from bpcli.render.page.html import Group, Section
+
+    if not specs:
+        return []
+    figures = [curve(single(spec), common) for spec in specs]
+    sentence = "The step that makes a central difference best, and how good it is then."
+    document = Document("V-curves", "rows", (), (), sentences=(sentence,))
+    return [Section("Central differences", document, frozenset(), [Group("", "curves", figures)])]
+
+
+def _first(groups: Sequence[Group]) -> list[Group]:
+    """Of alternatives the one that the page shows at first."""
+    shown: dict[str, Group] = {}
+    for group in groups:
+        shown.setdefault(group.kind, group)
+    return list(shown.values())
+
+
+def _title(runs: list[Run]) -> str:
+    """After the specs, while they are few."""
+    specs = list(dict.fromkeys(r["spec"] for run in runs for r in run.rows))
+    return f"Gradients of {', '.join(specs)}" if 0 < len(specs) <= 3 else "Gradients"
+
+
+def _subtitle(runs: list[Run]) -> str:
+    """The machines that the runs come from."""
+    said = []
+    for run in runs:
+        context = run.document.context
+        machine = context.get("machine")
+        machine = machine if isinstance(machine, dict) else {}
+        cores = [f"{machine['cores']} cores"] if "cores" in machine else []
+        words = [
+            f"bp {context.get('version', '')}".strip(),
+            *(str(machine[k]) for k in ("cpu",) if k in machine),
+            *cores,
+        ]
+        said.append(", ".join(words))
+    return " · ".join(dict.fromkeys(said))

@@ -1,0 +1,213 @@
+"""The documents that `bp report` reads: what `bp bench` and `bp check` write as JSON, validated and read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bpcli.errors import Diagnostic, Place, fail, printable
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from bpcli.render.document import Document
+
+_MAX_BYTES = 1 << 28
+_ADVICE = "name a document that bp bench or bp check wrote with --format json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One document: of `kind` "cells" or "findings", its rows as they were before they became JSON."""
+
+    file: str
+    kind: str
+    rows: Sequence[Mapping[str, Any]]
+    document: Document
+    show: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """What to call it on the page."""
+        return f"{self.document.title} · {Path(self.file).name}"
+
+
+def read_run(file: str) -> Run:
+    """Read and validate one document. Raises BpError, with the place where the file is no JSON."""
+    data = _parse(file)
+    kind = next((k for k in ("cells", "findings") if isinstance(data, dict) and isinstance(data.get(k), list)), None)
+    if kind is None:
+        fail("not-a-run", f'"{printable(file)}" has neither cells nor findings', help=_ADVICE)
+    if data.get("schema_version") != 1:
+        what = f'"{printable(file)}" has schema version {printable(str(data.get("schema_version")))}, this bp reads 1'
+        fail("not-a-run", what, help="write it again with this version of bp")
+    try:
+        return _run(file, kind, data)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
+        # What the rows hold beyond what was validated belongs to the version of bp that wrote them.
+        what = f'"{printable(file)}": its {kind} are not what this bp writes ({type(error).__name__}: {error})'
+        fail("not-a-run", what, help="write it again with this version of bp")
+
+
+def _parse(file: str) -> Any:
+    try:
+        with open(file, "rb") as stream:
+            raw = stream.read(_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        fail("unreadable-file", f'cannot read "{printable(file)}": {getattr(error, "strerror", None) or error}')
+    if len(raw) > _MAX_BYTES:
+        fail("too-large", f'"{printable(file)}" is larger than 256 MiB', help="report fewer rows at a time")
+    try:
+        text = raw.decode("utf-8-sig")
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        lines = text.splitlines()
+        quote = lines[error.lineno - 1] if error.lineno <= len(lines) else ""
+        fail("not-a-run", f"no JSON: {error.msg}", Place(file, error.lineno, error.colno, quote), _ADVICE)
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        fail("not-a-run", f'"{printable(file)}" is no JSON: {error}', help=_ADVICE)
+
+
+def _run(file: str, kind: str, data: Mapping[str, Any]) -> Run:
+    context = data.get("context")
+    errors = tuple(_diagnostic(e) for e in data.get("errors") or () if isinstance(e, dict))
+    rows = _validated(file, kind, data[kind])
+    about = context if isinstance(context, dict) else {}
+    document, show = (_bench if kind == "cells" else _check)(rows, errors, about)
+    for row in document.rows:  # every cell can be shown, or the run is refused here and not while it is drawn
+        _ = [c.show(c.get(row)) for c in document.columns], document.style(row)
+    return Run(file, kind, rows, document, show)
+
+
+def _bench(
+    rows: Sequence[Mapping[str, Any]], errors: Sequence[Diagnostic], context: Mapping[str, Any]
+) -> tuple[Document, frozenset[str]]:
+    """Every column, those that a table in the terminal shows at first and in its order."""
+    from bpcli.commands.bench_document import brief_document, full_document
+
+    full = full_document(rows, errors, context)
+    brief = list(brief_document(full, quiet=False).columns) if rows else []
+    shown = frozenset(c.key for c in brief)
+    return replace(full, columns=[*brief, *(c for c in full.columns if c.key not in shown)]), shown
+
+
+def _check(
+    rows: Sequence[Mapping[str, Any]], errors: Sequence[Diagnostic], context: Mapping[str, Any]
+) -> tuple[Document, frozenset[str]]:
+    """A row a finding; columns without a word in them come last."""
+    from bpcli.checking.findings import Finding, Worst
+    from bpcli.commands.check_document import findings_document
+
+    names = list(Finding.__dataclass_fields__)
+    findings = []
+    for row in rows:
+        worst = row["worst"]
+        known = {n: row[n] for n in names if n in row}
+        findings.append(Finding(**{**known, "worst": Worst(**worst) if worst else None}))
+    notes = [str(n) for n in context.get("notes") or ()]
+    full = findings_document(findings, errors, context, notes)
+    shown = frozenset(c.key for c in full.columns if not c.wide and any(c.show(c.get(r)) for r in full.rows))
+    return full, shown
+
+
+def _diagnostic(error: Mapping[str, Any]) -> Diagnostic:
+    """A refusal as it was."""
+    words = {k: str(error.get(k) or "") for k in ("code", "message", "file", "help")}
+    line, column = (error.get(k) for k in ("line", "column"))
+    place = Place(words["file"], line, column) if isinstance(line, int) and isinstance(column, int) else None
+    return Diagnostic(words["code"] or "error", words["message"], place, words["help"])
+
+
+def _validated(file: str, kind: str, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """The rows with numbers as numbers; BpError that names the first that is wrong."""
+    from pydantic import ValidationError
+
+    model = _models()[kind]
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            found.append(model.model_validate(row).model_dump())
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(p) for p in (kind, number, *first["loc"]))
+            fail("not-a-run", f'"{printable(file)}": {printable(where)}: {first["msg"]}', help=_ADVICE)
+    return found
+
+
+def _models() -> dict[str, type[BaseModel]]:
+    """What the page relies on; rows may hold more. Numbers that JSON lacks are words in a document."""
+    return {"cells": _cell(), "findings": _finding()}
+
+
+def _cell() -> type[BaseModel]:
+    from pydantic import BaseModel, ConfigDict
+
+    class Check(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        verdict: Literal["pass", "wrong", "inconclusive"]
+        how: str
+        detail: str
+
+    class Ratio(BaseModel):
+        median: float
+        low: float
+        high: float
+
+    class Cell(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        spec: str
+        method: str
+        backend: str
+        grid: dict[str, int | float | str]
+        settings: dict[str, int | float | str]
+        dtype: str
+        T: int | None
+        batch: int
+        threads: int | None
+        time_s: float | None
+        time_low_s: float | None
+        time_high_s: float | None
+        compile_s: float | None
+        predicted_bytes: int | None
+        allocated_bytes: int | None
+        peak_bytes: int | None
+        forward_steps: int | None
+        flops: float | None
+        gemm_fraction: float | None
+        bias: float | None
+        cosine: float | None
+        check: Check
+        ratio: Ratio | None
+
+    return Cell
+
+
+def _finding() -> type[BaseModel]:
+    from pydantic import BaseModel, ConfigDict
+
+    class Worst(BaseModel):
+        index: tuple[int, ...] | None
+        value: float
+        reference: float
+        bound: float
+        z: float
+
+    class Found(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        spec: str
+        method: str
+        tensor: str
+        shape: tuple[int, ...]
+        checked: int
+        verdict: Literal["pass", "wrong", "inconclusive"]
+        cause: str
+        worst: Worst | None
+        kernel_error: float | None
+        bias: float | None
+        cosine: float | None
+        blame: dict[str, Any] | None
+
+    return Found

@@ -1,0 +1,166 @@
+"""Many windows of truncated BPTT side by side: given the forward pass they do not depend on each other.
+
+Window w takes the cotangent λ_w of the state back from its last step, lag by lag: λ_w(s-1) = J(s)ᵀ λ_w(s), and what its
+own losses add. The windows of a block are rows that go back together, each at its own step, so that one product serves
+all of them. What a step owes to parameters is linear in the state's cotangent after it; so it is taken at the end, for
+Σ_w λ_w(s), with all steps as rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.fuse import fuse
+from bpcli.graph.lower_reverse import active_nodes, lower_reverse
+from bpcli.graph.model import Graph, Phase
+from bpcli.graph.tape import Reverse
+from bpcli.kernels import reverse as kernel
+from bpcli.kernels.layout import Allocator, Places, settle
+from bpcli.kernels.library import run
+from bpcli.kernels.plan import Plan, make_plan, phase_flops
+from bpcli.kernels.rows import BASE, OUTER, STEP
+from bpcli.kernels.trace import Array, Trace, cut
+
+BLOCK_ROWS = 64
+"""Windows × samples in a block: products of so many rows run at speed, and not many more steps are held."""
+PART_ROWS = 32
+"""Rows that a thread has at least,"""
+PART_FLOPS = 4e6
+"""and work: there is little between two lags, but threads have to meet after each."""
+
+
+@dataclass(frozen=True, eq=False)
+class WindowsPlan:
+    """Blocks of `count` windows of `k2` steps whose ends are `k1` steps apart; `held` steps are held."""
+
+    graph: Graph
+    leaves: frozenset[int]
+    batch: int
+    k1: int
+    k2: int
+    count: int
+    held: int
+
+    @cached_property
+    def losing(self) -> Reverse:
+        """The reverse program of a step from its loss and the state after it to the state before it."""
+        return self._program([self.graph.loss])
+
+    @cached_property
+    def chain(self) -> Reverse:
+        """The same without the loss."""
+        return self._program([])
+
+    def _program(self, seeds: list[int]) -> Reverse:
+        active = active_nodes(self.graph, self.graph.previous.values())
+        seeds = [n for n in (*seeds, *self.graph.new.values()) if n in active]
+        return lower_reverse(self.graph, fuse(self.graph), active, seeds)
+
+    @cached_property
+    def trace(self) -> Plan:
+        """The plan of the forward pass, and of the reverse pass with all steps as rows."""
+        reads = self.losing.reads | self.chain.reads
+        seeds = [self.graph.loss, *self.graph.new.values()]
+        return make_plan(self.graph, self.leaves, self.batch, self.held, seeds, reads=reads, apart=True)
+
+    @cached_property
+    def places(self) -> tuple[Places, Places]:
+        """Cotangents (window, sample, entry) of the two programs, in one array; states have the same places in both."""
+        states = [*self.graph.previous.values(), *self.graph.new.values()]
+        found = []
+        for program in (self.losing, self.chain):
+            allocator = Allocator(len(self.graph.nodes))
+            for n in (*states, *sorted(program.touched - set(program.alias) - set(states))):
+                size = self.graph.nodes[n].size
+                base = allocator.take(self.count * self.batch * size)
+                allocator.place(n, base, (0, self.batch * size, size, 0))
+            found.append(allocator.finish(program.alias))
+        return found[0], found[1]
+
+    @property
+    def entries(self) -> int:
+        """Numbers held: the trace, a step's cotangents of a block, and their sums over windows."""
+        states = sum(self.graph.nodes[n].size for n in self.graph.new.values())
+        return self.trace.entries + max(p.size for p in self.places) + self.held * self.batch * states
+
+
+class Windows:
+    """The windows of one problem, a block at a time, on a trace that has run forwards to the block's end."""
+
+    def __init__(self, plan: WindowsPlan, trace: Trace) -> None:
+        self.plan, self.trace = plan, trace
+        self.C = np.zeros(max(p.size for p in plan.places), trace.dtype)
+        self.places = np.empty_like(plan.trace.values.table)
+        self._flops = phase_flops(plan.graph, Phase.RECURRENT)
+        self.initial = {
+            name: np.zeros((plan.batch, plan.graph.nodes[n].size)) for name, n in plan.graph.previous.items()
+        }
+        """What the windows that reach step 0 bring to the initial states."""
+
+    def back(self, stop: int, count: int, losses: int, weights: NDArray[np.float64]) -> None:
+        """Take `count` windows back, the first of which ends at step `stop`; each has its last `losses` losses.
+
+        `weights (T, batch)` are the losses' cotangents.
+        """
+        plan, trace = self.plan, self.trace
+        first, last = max(0, stop - plan.k2), stop + (count - 1) * plan.k1
+        trace.load(first, last)
+        settle(plan.trace.values.table, first, trace.origin, self.places)
+        jobs = self._jobs(stop)
+        states = [(n, self._rows(n), self._rows(plan.graph.previous[name])) for name, n in plan.graph.new.items()]
+        later = {n: np.zeros((last - first, *new.shape[1:]), trace.dtype) for n, new, _ in states}
+        for _, new, _ in states:
+            new[:] = 0
+        for lag in range(plan.k2):
+            left = max(0, -((stop - 1 - lag) // plan.k1))  # the windows before this one have arrived at step 0
+            if left >= count:
+                break
+            step = stop - 1 - lag + left * plan.k1
+            for n, new, previous in states:
+                if lag:
+                    new[left:count] = previous[left:count]
+                    later[n][step - first :: plan.k1][: count - left] += new[left:count]
+                previous[left:count] = 0
+            if lag < losses:
+                self._lose(weights[step :: plan.k1], left, count)
+            self._step(jobs[lag >= losses], left, count)
+            if step == 0:
+                for name, n in plan.graph.previous.items():
+                    self.initial[name] += self._rows(n)[left]
+            self.places[:, BASE] -= self._strides
+        part = weights[first:last].copy()
+        part[: max(0, stop - losses - first)] = 0
+        trace.reverse(first, last, part, later=later)
+
+    def _rows(self, node: int) -> Array:
+        """A node's cotangents (window, sample, entry)."""
+        plan, base = self.plan, self.plan.places[0].table[node, BASE]
+        size = plan.graph.nodes[node].size
+        return self.C[base : base + plan.count * plan.batch * size].reshape(plan.count, plan.batch, size)
+
+    def _jobs(self, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The job of each program; the places say where the values of the windows' last steps stand."""
+        plan, trace, found = self.plan, self.trace, []
+        self.places[:, BASE] += (stop - 1) * self.places[:, STEP]
+        self._strides = self.places[:, STEP].copy()
+        self.places[:, OUTER], self.places[:, STEP] = plan.k1 * self._strides, 0
+        for program, places in zip((plan.losing, plan.chain), plan.places, strict=True):
+            job = trace.reverse_job(program.code, self.places, places.table, self.C)
+            job[kernel.FIRST], job[kernel.LAST] = program.bounds[3 - Phase.OUTPUT], program.bounds[4 - Phase.RECURRENT]
+            job[kernel.STEP1], job[kernel.I1] = 1, plan.batch
+            found.append(job)
+        return found[0], found[1]
+
+    def _lose(self, weights: NDArray[np.float64], left: int, count: int) -> None:
+        if self.plan.graph.loss in self.plan.losing.touched:
+            self._rows(self.plan.graph.loss)[left:count, :, 0] = weights[: count - left]
+
+    def _step(self, job: NDArray[np.int64], left: int, count: int) -> None:
+        """One step back for the windows `left` to `count`."""
+        rows = (count - left) * self.plan.batch
+        parts = max(1, min(count - left, rows // PART_ROWS, int(self._flops * rows / PART_FLOPS)))
+        run("reverse", cut(job, kernel.O0, left, count, parts), self.trace.V)
