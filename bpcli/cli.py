@@ -39,6 +39,7 @@ COMMANDS = {
     "grad": Entry("bpcli.commands.grad", "Write the loss and its gradient to a file.", "arrays"),
     "export": Entry("bpcli.commands.export", "Write the arrays that a spec runs on to a file.", "arrays"),
     "bench": Entry("bpcli.commands.bench", "Measure time and memory over a sweep.", "cells"),
+    "merge": Entry("bpcli.commands.merge", "Put saved bench runs together.", "cells"),
     "report": Entry("bpcli.commands.report", "Write runs as a page with plots."),
     "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
     "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),

@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bpcli import methods, peers
-from bpcli.benching import clock, measure
+from bpcli.benching import clock, control, journal, measure, pool
 from bpcli.benching.vouch import Vouch
 from bpcli.cli import main
+from bpcli.kernels import library
 from bpcli.methods.base import Cost, Gradient, Window
 
 SPEC = """bp = 1
@@ -108,10 +109,26 @@ class Stopped(Ones):
         raise KeyboardInterrupt
 
 
+class Here:
+    """A session in this process, its requests and answers as JSON."""
+
+    def __init__(self) -> None:
+        self.session = measure.Session()
+
+    def ask(self, request: Any) -> Any:
+        return json.loads(json.dumps(self.session.answer(json.loads(json.dumps(request))), default=float))
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.fixture
 def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Vouch]:
     """A folder with `net.toml`, three methods, and a check that passes all but what the test puts into the mapping."""
     known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
+    monkeypatch.setattr(pool, "start", lambda threads: Here())
+    monkeypatch.setattr(library, "set_threads", lambda count: None)  # other tests run in this process too
+    monkeypatch.setattr(control, "sample", lambda: {"gemm": 1e-3, "copy": 2e-3})
     given: dict[str, Vouch] = {}
     monkeypatch.setattr(methods, "known_names", lambda: tuple(sorted(known)))
     monkeypatch.setattr(methods, "load", known.__getitem__)
@@ -166,7 +183,7 @@ def test_json_holds_samples_machine_and_check(verdicts):
     """What a program needs to judge the figures."""
     document = json.loads(bench("--format", "json", "-g", "n=2").stdout)
     assert 1 == document["schema_version"]
-    assert {"measured": 3, "wrong": 0, "inconclusive": 0} == document["summary"]
+    assert {"measured": 3, "wrong": 0, "inconclusive": 0, "laws": [], "over_seeds": []} == document["summary"]
     cell = document["cells"][0]
     assert len(cell["samples_s"]) >= 7
     assert cell["time_min_s"] == min(cell["samples_s"])
@@ -329,3 +346,88 @@ def test_quiet_says_nothing_when_all_is_well(verdicts):
     """Files are written all the same."""
     result = bench("-q", "-g", "n=2")
     assert ("", "") == (result.stdout, result.stderr)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_shards_are_a_partition(verdicts, parts):
+    """Every cell is in one part, and no method is all of one part's."""
+    rows = [
+        (c["cell"], c["method"])
+        for part in range(1, parts + 1)
+        for c in json.loads(bench("--format", "json", "--shard", f"{part}/{parts}", "-g", "n=1,2,3").stdout)["cells"]
+    ]
+    assert [*range(9)] == sorted(number for number, _ in rows)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_a_shard_that_is_none_is_refused(verdicts, text):
+    """Parts count from 1."""
+    result = bench("--shard", text)
+    assert (2, True) == (result.exit_code, "--shard" in result.output)
+
+
+def test_seeds_share_a_row_of_the_table_and_have_their_own_elsewhere(verdicts, tmp_path):
+    """The CSV stays tidy; JSON has the spread; the table shows it."""
+    result = bench("-m", "tbptt:k1=1,k2=2", "-g", "n=2", "-g", "k2=2", "-g", "seed=0,1,2", "--output", "json=r.json")
+    assert 0 == result.exit_code, result.output
+    document = json.loads((tmp_path / "r.json").read_text())
+    assert [0, 1, 2] == [c["settings"]["seed"] for c in document["cells"]]
+    (together,) = document["summary"]["over_seeds"]
+    assert [0, 1, 2] == together["seeds"] and "time_s" in together["spread"]
+    assert [0, 1, 2] == list(pd.read_csv(tmp_path / "reports" / "bench-net.csv").seed)
+    assert 1 == sum(line.startswith("tbptt") and " 3 " in line for line in result.stdout.splitlines())
+
+
+def test_threads_can_be_swept(verdicts):
+    """They are the process's, and no setting of the spec."""
+    result = CliRunner().invoke(
+        main,
+        ["bench", "net.toml", "--budget", "0.001", "-m", "bptt", "-g", "n=2", "-g", "threads=1,2", "--format", "csv"],
+    )
+    assert 0 == result.exit_code, result.output
+    assert [1, 2] == list(table(result).threads)
+    assert "threads must be" in bench("-g", "threads=0,1").output or "contradicts" in bench("-g", "threads=0").output
+
+
+def test_the_journal_names_the_run_and_goes_when_all_is_done(verdicts, tmp_path, monkeypatch):
+    """Two lines of header and cell are on the disk before the run ends."""
+    seen = []
+    write = journal.Journal.write
+
+    def spy(self, key, rows):
+        write(self, key, rows)
+        seen.append(self.path.read_text().count("\n"))
+
+    monkeypatch.setattr(journal.Journal, "write", spy)
+    assert 0 == bench("-g", "n=2").exit_code
+    assert [2, 3, 4] == seen
+    assert ["bench-net.csv"] == [p.name for p in (tmp_path / "reports").iterdir()]
+
+
+def test_json_says_what_the_run_was_made_of(verdicts):
+    """Digests of specs and run, and the control kernels."""
+    document = json.loads(bench("--format", "json", "-g", "n=2", "-m", "bptt").stdout)
+    assert {"net"} == document["context"]["spec_sha256"].keys()
+    assert 64 == len(document["context"]["spec_sha256"]["net"]) == len(document["context"]["run_sha256"])
+    (cell,) = document["cells"]
+    assert ({"gemm": 0.0, "copy": 0.0}, False, True) == (cell["control_moved"], cell["contaminated"], cell["pareto"])
+    assert 7 == len(cell["rounds"]) and sum(cell["rounds"]) == len(cell["samples_s"])
+    assert cell["first_s"] > 0 and cell["compile_s"] >= 0
+
+
+def test_a_spec_that_changes_underway_is_refused(verdicts, tmp_path, monkeypatch):
+    """Its rows would be of two networks."""
+    real = measure.digest
+    monkeypatch.setattr(measure, "digest", lambda setup, path: real(setup, path)[::-1])
+    result = bench("-g", "n=2", "-m", "bptt")
+    assert 2 == result.exit_code
+    assert "changed while it was measured" in result.output
+
+
+def test_kernels_compiled_while_the_clock_runs_spoil_a_time(verdicts, monkeypatch):
+    """After warm-up their number stays."""
+    counts = iter(range(1000))
+    monkeypatch.setattr(library, "compiled", lambda: (next(counts), 0.0))
+    result = bench("-g", "n=2", "-m", "bptt")
+    assert "compiled while the clock ran" in result.output
+    assert 2 == result.exit_code

@@ -21,13 +21,6 @@ def use_threads(count: int) -> None:
         library.set_threads(count)
 
 
-def load_threads() -> None:
-    """Load the parallel loop now, not when it has begun to pay: what is measured must not change underway."""
-    from bpcli.kernels import library
-
-    library.set_threads(library.threads())
-
-
 def cache_folder() -> Path:
     """Where compiled kernels are kept."""
     from bpcli.kernels.folder import cache_folder

@@ -160,7 +160,20 @@ class _Code:
         self.call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(self.address)
 
 
-_code = functools.cache(_Code)
+_seconds: list[float] = []
+
+
+@functools.cache
+def _code(request: Request) -> _Code:
+    start = time.perf_counter()
+    code = _Code(request)
+    _seconds.append(time.perf_counter() - start)
+    return code
+
+
+def compiled() -> tuple[int, float]:
+    """How many kernels (with the parallel loop) this process has compiled or loaded so far, and the seconds it took."""
+    return len(_seconds), sum(_seconds)
 
 
 @functools.cache
@@ -207,10 +220,12 @@ class _Threads:
 
     def load(self) -> None:
         """Load the parallel loop, for `count` threads or as many as Numba has."""
+        start = time.perf_counter()
         from bpcli.kernels.parallel import run_parallel, use
 
         self.count = use(self.count)
         self.loop = run_parallel
+        _seconds.append(time.perf_counter() - start)
 
 
 @functools.cache

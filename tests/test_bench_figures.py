@@ -1,0 +1,200 @@
+"""What is made of rows: seeds taken together, the frontier, growth laws, control kernels, shards, merged runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from test_bench_sentences import biased, row
+
+from bpcli.benching import control
+from bpcli.benching.pareto import frontier
+from bpcli.benching.scaling import laws
+from bpcli.benching.seeds import over_seeds
+from bpcli.benching.sentences import sentences
+from bpcli.cli import main
+
+
+def timed(method, time_s, memory, cosine=1.0, spread=0.0, **rest):
+    """A row with an interval of `spread` each way."""
+    made = biased(method, time_s, memory, cosine) if cosine < 1 else row(method, time_s, memory=memory)
+    return {**made, "time_low_s": time_s * (1 - spread), "time_high_s": time_s * (1 + spread), "samples_s": [],
+            "grid": rest.get("settings", {}), **rest}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([timed("bptt", 1.0, 100), timed("rtrl", 2.0, 200)], [True, False]),
+        ([timed("bptt", 1.0, 100), timed("rtrl", 2.0, 50)], [True, True]),
+        ([timed("bptt", 1.0, 100), timed("tbptt", 0.9, 200, 0.9)], [True, True]),
+        ([timed("bptt", 1.0, 100), timed("tbptt", 1.1, 100, 0.9)], [True, False]),
+        ([timed("a", 1.0, 100), timed("b", 1.05, 100)], [True, False]),
+        ([timed("a", 1.0, 100, spread=0.1), timed("b", 1.05, 100, spread=0.1)], [True, True]),
+        ([timed("a", 1.0, 100), timed("b", 1.5, 100) | {"bias": 1e-12}], [True, False]),
+        ([timed("a", 1.0, 100), timed("b", 2.0, 200, settings={"n": 3})], [True, True]),
+        ([timed("a", 1.0, 100), timed("a", 0.1, 10) | {"backend": "jax"}], [True, None]),
+        ([timed("a", 1.0, 100), row("b", None)], [True, None]),
+        ([timed("a", 1.0, 100), timed("b", 1.0, 10) | {"bias": None}], [True, None]),
+    ],
+)
+def test_the_frontier_is_what_nothing_beats(rows, expected):
+    """In error, memory and time at once; times whose intervals overlap do not differ, nor do errors of rounding."""
+    assert expected == frontier(rows)
+
+
+def test_seeds_are_taken_together_with_their_spread():
+    """Medians, ranges, the widest interval and the worst verdict; nothing else is touched."""
+    rows = [timed("t", s, 100, c, 0.1, settings={"n": 2, "seed": i}, parameters=4) for i, s, c in
+            [(0, 1.0, 0.8), (1, 3.0, 0.9), (2, 2.0, 0.7)]]  # fmt: skip
+    rows[1]["check"] = {"verdict": "inconclusive", "how": "", "detail": ""}
+    alone = timed("t", 5.0, 100)
+    together, other = over_seeds([*rows, alone])
+    assert other is alone
+    assert ({"n": 2}, [0, 1, 2]) == (together["settings"], together["seeds"])
+    assert (2.0, 0.8) == (together["time_s"], together["cosine"])
+    assert ([1.0, 3.0], [0.7, 0.9]) == (together["spread"]["time_s"], together["spread"]["cosine"])
+    assert pytest.approx((0.9, 3.3)) == (together["time_low_s"], together["time_high_s"])
+    assert "inconclusive" == together["check"]["verdict"]
+
+
+def grown(n, T, seed, noise):
+    """A row whose time is n² T, and some noise."""
+    settings = {"n": n, "T": T, "seed": seed}
+    return timed("bptt", 1e-6 * n**2 * T * noise, 8 * n, settings=settings) | {"base": "bptt"}
+
+
+def test_a_law_is_found_with_its_margin():
+    """time ~ n² T: the exponents lie within their margins, which shrink with the noise; memory has its own law."""
+    rng = np.random.default_rng(2)
+    rows = [grown(n, T, s, np.exp(0.05 * rng.standard_normal())) for n in (8, 16, 32, 64) for T in (5, 10, 20)
+            for s in (0, 1)]  # fmt: skip
+    time, space = laws(rows)
+    assert ("time_s", 24) == (time.figure, time.points)
+    for key, exponent in (("n", 2.0), ("T", 1.0)):
+        assert abs(time.exponents[key] - exponent) < time.margins[key] < 0.1
+    assert pytest.approx({"n": 1.0, "T": 0.0}, abs=1e-9) == space.exponents
+    assert 0.03 < time.residual < 0.07
+    assert json.loads(json.dumps(time.plain()))["exponents"]["n"] == time.exponents["n"]
+    (said,) = [s for s in sentences(over_seeds(rows)) if s.startswith("Over")]
+    assert "Over n from 8 to 64, T from 5 to 20 the time grows like this: bptt n^(" in said
+
+
+def test_a_law_needs_more_than_two_values():
+    """Two points always lie on one; and words have no logarithm."""
+    rows = [grown(n, 5, 0, 1.0) for n in (8, 16)]
+    assert [] == laws(rows)
+    assert [] == laws([timed("a", 1.0, 1, settings={"dtype": d}) for d in ("x", "y", "z", "w")])
+
+
+def test_other_settings_shift_a_law_and_do_not_bend_it():
+    """float32 at half the time is a factor, not an exponent."""
+    rows = [grown(n, 5, 0, f) for n in (8, 16, 32) for f in (1.0,)]
+    rows += [{**grown(n, 5, 0, 0.5), "grid": {"n": n, "T": 5, "dtype": "float32"}} for n in (8, 16, 32)]
+    assert pytest.approx(2.0) == laws(rows)[0].exponents["n"]
+
+
+@pytest.mark.parametrize(("gemm", "told"), [([1.0, 1.04, 1.02], False), ([1.0, 1.06, 1.0], True)])
+def test_a_machine_that_is_not_quiet_is_told(gemm, told):
+    """Five percent between the slowest and the quickest sample."""
+    movement = control.moved([{"gemm": g, "copy": 2.0} for g in gemm])
+    assert told == control.contaminated(movement)
+    rows = [timed("bptt", 1.0, 100) | {"control_moved": movement, "contaminated": told}]
+    assert told == any("not quiet" in s for s in sentences(rows))
+
+
+def test_control_kernels_take_time():
+    """A product and a copy, in seconds."""
+    assert {"gemm", "copy"} == {k for k, v in control.sample().items() if 1e-6 < v < 1.0}
+
+
+def document(rows, **more):
+    """A saved run."""
+    machine = {"cpu": "x", "cores": 2, "system": "s", "python": "3.12", "versions": {}}
+    context = {"command": "bench", "version": "1", "machine": machine, "budget_s": 0.5, "spec_sha256": {"net": "aa"}}
+    return {"schema_version": 1, "context": {**context, **more}, "cells": rows, "errors": [], "summary": {}}
+
+
+def cell(number, method):
+    """A cell as it is saved."""
+    made = timed(method, 1.0, 100) | {"cell": number, "T": 3, "batch": 1, "control_moved": {}, "contaminated": False}
+    blank = ("time_min_s", "compile_s", "first_s", "peak_bytes", "forward_steps", "gemm_fraction")
+    return {**made, **dict.fromkeys(blank)}
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Two parts of one sweep, `a.json` and `b.json`; a function that changes a part."""
+    monkeypatch.chdir(tmp_path)
+    parts = {
+        "a": document([cell(0, "one"), cell(3, "four")], shard="1/2", sweep_sha256="s"),
+        "b": document([cell(1, "two"), cell(2, "three")], shard="2/2", sweep_sha256="s"),
+    }
+
+    def save(change=lambda part: None):
+        change(parts["b"])
+        for name, part in parts.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(part))
+        return copy.deepcopy(parts)
+
+    save()
+    return save
+
+
+def merge(*args):
+    """`bp merge ARGS -o out.json`."""
+    return CliRunner().invoke(main, ["merge", *args, "-o", "out.json"])
+
+
+def test_parts_are_merged_in_the_order_of_the_sweep(saved, tmp_path):
+    """All rows with all that they said, marked anew."""
+    result = merge("b.json", "a.json")
+    assert 0 == result.exit_code, result.output
+    merged = json.loads((tmp_path / "out.json").read_text())
+    assert ["one", "two", "three", "four"] == [c["method"] for c in merged["cells"]]
+    assert {"2/2", "1/2"} == {part["shard"] for part in merged["context"]["merged"]}
+    assert all("pareto" in c for c in merged["cells"])
+    assert "4 rows measured" in result.stdout
+
+
+def test_a_missing_part_is_told(saved):
+    """Not refused: the rest may come later."""
+    assert "not there: part 2/2" in merge("a.json").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda part: part["cells"].append(cell(0, "one")), "is in a.json and in b.json"),
+        (lambda part: part["context"].update(version="2"), "differ in version"),
+        (lambda part: part["context"]["machine"].update(cpu="y"), "differ in machine.cpu"),
+        (lambda part: part["context"].update(spec_sha256={"net": "bb"}), "content of the spec net"),
+        (lambda part: part.update(schema_version=2), "no document of bp bench"),
+        (lambda part: part["context"].update(command="check"), "no document of bp bench"),
+        (lambda part: part["cells"].append({}), "a cell without its name"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(saved, tmp_path, change, words):
+    """With what differs; nothing is written."""
+    saved(change)
+    result = merge("a.json", "b.json")
+    assert 2 == result.exit_code
+    assert words in result.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("a.json", "./a.json"), "named twice"),
+        (("c.json",), "cannot read"),
+        (("out.json", "a.json"), "one of the runs"),
+    ],
+)
+def test_runs_are_files_named_once(saved, args, words):
+    """Usage errors."""
+    result = merge(*args)
+    assert (2, True) == (result.exit_code, words in result.stderr)
