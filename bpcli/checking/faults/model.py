@@ -45,8 +45,9 @@ class Interpreted:
     tags: ClassVar[frozenset[str]] = frozenset({"exact"})
     Options: ClassVar[type[NoOptions]] = NoOptions
 
-    def __init__(self, hooks: Hooks) -> None:
+    def __init__(self, hooks: Hooks, reach: tuple[Window, ...] = ()) -> None:
         self.hooks = hooks
+        self.reach = reach
         self.calls = 0
 
     def refusal(self, graph: Graph) -> str | None:
@@ -54,8 +55,8 @@ class Interpreted:
         return None
 
     def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
-        """The whole gradient."""
-        return (Window(0, 0, setup.T),)
+        """The whole gradient, unless it was made for other windows."""
+        return self.reach or (Window(0, 0, setup.T),)
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """About the numbers handled, forwards and three passes backwards."""
@@ -64,7 +65,8 @@ class Interpreted:
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """In the spec's dtype, computed in float64."""
         run = walk(problem)
-        found = Sweep(run, self.hooks, self.calls).run().gradient()
+        parts = [Sweep(run, self.hooks, self.calls, w).run().gradient() for w in self.windows(problem.setup, options)]
+        found = {name: sum((part[name] for part in parts[1:]), array) for name, array in parts[0].items()}
         if self.hooks.answer is not None:
             found = self.hooks.answer(problem, found, self.calls)
         self.calls += 1
@@ -75,9 +77,9 @@ class Interpreted:
         return Gradient(run.loss, arrays)
 
 
-def as_method(name: str, hooks: Hooks) -> MethodCall:
-    """The interpreter with `hooks` as a method that a check takes."""
-    return MethodCall(name, Interpreted(hooks), NoOptions())
+def as_method(name: str, hooks: Hooks, windows: tuple[Window, ...] = ()) -> MethodCall:
+    """The interpreter with `hooks` as a method that a check takes; the whole gradient where no windows are given."""
+    return MethodCall(name, Interpreted(hooks, windows), NoOptions())
 
 
 def advise(text: str, *, batch: str = "", steps: str = "", constant: str = "") -> Advice:

@@ -15,6 +15,7 @@ from bpcli.checking.interpreter.hooks import RIGHT, Edge, Factor, Hooks
 from bpcli.checking.interpreter.walk import States, Walk
 from bpcli.graph.model import Node, Phase
 from bpcli.problem.model import Array, Setup, Tensor
+from bpcli.problem.unrolled import Window
 from bpcli.references.base import FloatArray
 
 Cotangents = dict[int, FloatArray]
@@ -25,12 +26,13 @@ class Sweep:
     """One gradient in the making.
 
     `static[t]` holds what step t gives to static nodes, `inputs[t]` the cotangents of the inputs, `start` those of the
-    initial states.
+    initial states. `window` limits the losses and the steps, as for truncated methods; None takes all.
     """
 
     walk: Walk
     hooks: Hooks = RIGHT
     call: int = 0
+    window: Window | None = None
     static: list[Cotangents] = field(default_factory=list)
     inputs: list[Cotangents] = field(default_factory=list)
     start: States = field(default_factory=dict)
@@ -39,10 +41,12 @@ class Sweep:
         """From the last step to the first."""
         graph, T = self.walk.graph, self.walk.setup.T
         self.static, self.inputs = [{} for _ in range(T)], [{} for _ in range(T)]
-        weights = self.walk.weights if self.hooks.weights is None else self.hooks.weights(self.walk)
+        window = self.window or Window(0, 0, T)
+        weights = (self.walk.weights if self.hooks.weights is None else self.hooks.weights(self.walk)).copy()
+        weights[: window.loss_from] = 0.0
         carried: States = {} if self.hooks.end is None else self.hooks.end(self)
         with np.errstate(all="ignore"):
-            for t in reversed(range(T)):
+            for t in reversed(range(window.start, window.stop)):
                 q = self.back(t, "q", {graph.loss: weights[t]})
                 credit = {name: _sum(q.get(n), carried.get(name)) for name, n in graph.new.items()}
                 arriving = {name: c for name, c in credit.items() if c is not None}
@@ -50,7 +54,7 @@ class Sweep:
                 through = self.jacobian(t, arriving) if self.hooks.carry is None else self.hooks.carry(self, t, arriving)
                 sums = {name: _sum(q.get(n), through.get(name)) for name, n in graph.previous.items()}
                 carried = {name: c for name, c in sums.items() if c is not None}
-        self.start = carried
+        self.start = carried if window.start == 0 else {}
         return self
 
     def jacobian(self, t: int, credit: States) -> States:

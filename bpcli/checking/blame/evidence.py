@@ -1,0 +1,108 @@
+"""What a wrong answer is compared with: the right gradient, entry by entry, from the reference interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bpcli.checking.faults.model import as_method
+from bpcli.checking.interpreter.hooks import RIGHT, Hooks
+from bpcli.methods import MethodCall
+from bpcli.methods.base import Window
+from bpcli.problem.draw import draw
+from bpcli.problem.model import Array, Problem, Setup, Tensor
+from bpcli.references.base import FloatArray
+from bpcli.references.numerics.rounding import rounding
+
+# Two gradients, each with its rounding.
+_BOTH = 2.0
+# The part of an error that an explanation may leave unexplained.
+_LEFT = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A method's first two answers on a problem, the right gradient of its `windows`, and rounding as a slack.
+
+    `wrong` names the tensors that are off by more, in the spec's order; answers of the wrong shape are left out.
+    """
+
+    problem: Problem
+    windows: tuple[Window, ...]
+    answers: tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]
+    right: Mapping[str, FloatArray]
+    slack: Mapping[str, FloatArray]
+    wrong: tuple[str, ...]
+
+    @property
+    def steady(self) -> bool:
+        """Whether both answers are the same."""
+        first, second = self.answers
+        return all(np.array_equal(a, second[name], equal_nan=True) for name, a in first.items())
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name."""
+        return next(x for x in self.problem.setup.wrt if x.name == name)
+
+    def error(self, name: str) -> FloatArray:
+        """What the first answer has too much."""
+        return self.answers[0][name] - self.right[name]
+
+    def explained(self, name: str, value: FloatArray, call: int = 0) -> bool:
+        """Whether `value` is what the answer is, but for rounding or next to nothing of the error."""
+        given, slack = self.answers[call][name], _BOTH * self.slack[name]
+        finite = np.isfinite(given)
+        if not np.array_equal(finite, np.isfinite(value)):
+            return False
+        error = np.abs(given - self.right[name])[finite]
+        left = _LEFT * error.max(initial=0.0)
+        return bool((np.abs(given - value)[finite] <= slack[finite] + left).all())
+
+
+def gather(setup: Setup, call: MethodCall) -> Evidence:
+    """Ask a method twice, on copies of the problem's arrays."""
+    problem = draw(setup)
+    windows = tuple(call.windows(setup))
+    first, second = (_answer(call, problem) for _ in range(2))
+    right = planted(problem, RIGHT, windows)
+    slack = rounding(problem, windows, setup.dtype).gradient
+    comparable = {x.name: x for x in setup.wrt if x.name in first and first[x.name].shape == x.shape}
+    found = Evidence(problem, windows, (first, second), right, slack, ())
+    wrong = []
+    for name in comparable:
+        if not all(_near(found, name, call) for call in range(2)):
+            wrong.append(name)
+    return replace(found, wrong=tuple(wrong))
+
+
+def planted(problem: Problem, hooks: Hooks, windows: tuple[Window, ...], calls: int = 1) -> Mapping[str, FloatArray]:
+    """The interpreter's gradient with some rules replaced; the last of `calls` calls."""
+    method = as_method("planted", hooks, windows)
+    own = _copy(problem)
+    found = [method.gradient(own).arrays for _ in range(calls)][-1]
+    return {name: np.asarray(a, float) for name, a in found.items()}
+
+
+def _near(evidence: Evidence, name: str, call: int) -> bool:
+    off = np.abs(evidence.answers[call].get(name, np.full(1, np.nan)) - evidence.right[name])
+    return bool((off <= _BOTH * evidence.slack[name]).all())
+
+
+def _answer(call: MethodCall, problem: Problem) -> Mapping[str, FloatArray]:
+    found = call.gradient(_copy(problem)).arrays
+    return {x.name: _dense(np.array(found[x.name], float), x) for x in problem.setup.wrt if x.name in found}
+
+
+def _dense(value: FloatArray, x: Tensor) -> FloatArray:
+    """Nothing where a density leaves entries out: what stands there is ignored."""
+    if x.pattern is not None and value.shape == x.shape:
+        value.reshape(-1)[np.setdiff1d(np.arange(value.size), x.pattern)] = 0.0
+    return value
+
+
+def _copy(problem: Problem) -> Problem:
+    groups = (problem.params, problem.inputs, problem.state)
+    copies: list[dict[str, Array]] = [{name: np.array(a) for name, a in group.items()} for group in groups]
+    return Problem(problem.setup, *copies)
