@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from bpcli.checking.faults.catalogue import CATALOGUE
-from bpcli.checking.faults.model import Fault, as_method
+from bpcli.checking.faults.model import Fault, as_method, separate
 from bpcli.checking.findings import Finding
 from bpcli.checking.interpreter.hooks import RIGHT
 from bpcli.checking.interpreter.walk import work
@@ -18,6 +18,7 @@ from bpcli.methods import MethodCall
 from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Array, Problem, Setup
+from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 
 Outcome = Literal["caught", "void", "missed"]
@@ -68,11 +69,10 @@ def power_cost(setup: Setup) -> float:
 
 
 def _changed(
-    problem: Problem, call: MethodCall, right: dict[str, Array], slack: dict[str, Array]
+    problem: Problem, call: MethodCall, right: Mapping[str, Array], slack: Mapping[str, FloatArray]
 ) -> tuple[str, ...]:
     """The tensors that two calls of a method change beyond rounding, or whose arguments they write to."""
-    copies = ({name: np.array(a) for name, a in group.items()} for group in (problem.params, problem.inputs, problem.state))
-    own = replace(problem, **dict(zip(("params", "inputs", "state"), copies, strict=True)))
+    own = separate(problem)
     answers = [call.gradient(own).arrays for _ in range(2)]
     kept = all(np.array_equal(own.array(x), problem.array(x)) for x in problem.setup.wrt)
     names = []

@@ -90,11 +90,14 @@ class Call:
 @click.option(
     "--mode", metavar="MODE", default="auto", callback=one_of(lambda: MODES), help="auto, or full for every entry."
 )
+@click.option("--power", is_flag=True, help="Plant faults in place of the methods, and say which the check reveals.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
     "format", "output", "quiet", "verbose", "strict",
 )  # fmt: skip
-def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode: str, common: Common) -> int:
+def check(
+    target: tuple[str, ...], method: tuple[str, ...], reference: str, mode: str, power: bool, common: Common
+) -> int:
     """Judge the gradients of TARGET, a spec or a folder of specs, against references with error bounds of their own.
 
     Without TARGET the folder specs/ is taken; without -m the methods that the spec names, else backprop for a
@@ -107,6 +110,10 @@ def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode
 
     paths, refused = find(target)
     options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
+    if power:
+        from bpcli.commands.power import plant
+
+        return plant(paths, refused, options, common)
     alone = len(paths) == 1 and not refused
     call = Call(read(method), from_project(), options, common, names(paths), alone)
     results = Results(errors=list(refused))
@@ -120,7 +127,9 @@ def check(target: tuple[str, ...], method: tuple[str, ...], reference: str, mode
 def _judge(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
     from bpcli.checking import run
+    from bpcli.checking.blame.explain import explain
     from bpcli.checking.forecast import check_bytes, on_a_sample
+    from bpcli.commands.again import again
     from bpcli.commands.choose import applying, choose
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare
@@ -143,7 +152,8 @@ def _judge(path: Path, call: Call, results: Results) -> None:
             flops, steps = run.check_cost(setup, methods, call.options), _SWEEPS * len(setup.wrt) * setup.T
             check_cost(setup, "the check", held, flops, limits, steps)
             prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
-            results.findings += run.check(setup, methods, call.options)
+            findings = run.check(setup, methods, call.options)
+            results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
             if on_a_sample(setup, call.options):
                 results.sampled.append(setup.spec.name)
     except Exception as error:

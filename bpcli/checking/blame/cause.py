@@ -1,4 +1,4 @@
-"""The likely cause of a wrong gradient: the planted fault that gives the same numbers, else what the error looks like."""
+"""The likely cause of a wrong gradient: the fault that gives the same numbers, else what the error looks like."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.checking.blame.evidence import Evidence, planted
 from bpcli.checking.faults.catalogue import CATALOGUE
 from bpcli.checking.faults.model import Fault
 from bpcli.checking.interpreter.hooks import Edge, Hooks
 from bpcli.graph.model import Node
-from bpcli.references.base import FloatArray
 
 _SINGLE = 2.0**-22
 _SAME = 1e-9
@@ -37,6 +37,8 @@ def causes(evidence: Evidence, name: str, live: Callable[[], bool]) -> list[Caus
     `live()` says whether there is time to go on. A fault that gives the whole answer goes before one that gives this
     tensor alone, and that before one in a single place.
     """
+    if not evidence.steady and evidence.accumulates(name):
+        return [Cause("buffer-not-cleared", "the buffer is not cleared: a second call adds to the first")]
     whole, alone = _everywhere(evidence, name, live)
     if whole:
         return whole
@@ -63,7 +65,8 @@ def _fits(evidence: Evidence, hooks: Hooks, names: tuple[str, ...]) -> bool:
 
 def _everywhere(evidence: Evidence, name: str, live: Callable[[], bool]) -> tuple[list[Cause], list[Cause]]:
     """The faults that give the whole answer, and those that give this tensor."""
-    whole, alone = [], []
+    whole: list[Cause] = []
+    alone: list[Cause] = []
     for fault in CATALOGUE:
         if live() and _fits(evidence, fault.wrong, (name,)):
             cause = Cause(fault.name, fault.what, fault.factor)
@@ -126,14 +129,16 @@ def _looks(evidence: Evidence, name: str) -> list[Cause]:
     if theta.shape == error.shape and (theta * theta).sum() > 0:
         share = float((error * theta).sum() / (theta * theta).sum())
         if evidence.explained(name, right + share * theta):
-            return [Cause("proportional", f"the error is {share:.6g} times {name} itself, as of a decay that does not fit")]
+            return [
+                Cause("proportional", f"the error is {share:.6g} times {name} itself, as of a decay that does not fit")
+            ]
     largest = float(np.abs(right).max(initial=0.0))
     if np.abs(error).max() <= _SINGLE * largest:
         return [Cause("float32-accumulator", "the gradient has the accuracy of float32")]
     return [Cause("unknown", _extent(np.abs(error) > 2 * evidence.slack[name]))]
 
 
-def _extent(off: FloatArray | np.ndarray) -> str:  # type: ignore[type-arg]
+def _extent(off: NDArray[np.bool_]) -> str:
     """Which entries are wrong: one, a block of rows, or how many."""
     if off.sum() == 1:
         return "a single entry is wrong"

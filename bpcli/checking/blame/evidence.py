@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bpcli.checking.faults.model import as_method
+from bpcli.checking.faults.model import as_method, separate
 from bpcli.checking.interpreter.hooks import RIGHT, Hooks
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Array, Problem, Setup, Tensor
+from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 
@@ -42,6 +42,12 @@ class Evidence:
         first, second = self.answers
         return all(np.array_equal(a, second[name], equal_nan=True) for name, a in first.items())
 
+    def accumulates(self, name: str) -> bool:
+        """Whether the second answer is the first one with the right gradient added."""
+        first, second = self.answers
+        left = _LEFT * np.abs(second[name]).max(initial=0.0)
+        return bool((np.abs(second[name] - first[name] - self.right[name]) <= left).all())
+
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""
         return next(x for x in self.problem.setup.wrt if x.name == name)
@@ -70,17 +76,13 @@ def gather(setup: Setup, call: MethodCall) -> Evidence:
     slack = rounding(problem, windows, setup.dtype).gradient
     comparable = {x.name: x for x in setup.wrt if x.name in first and first[x.name].shape == x.shape}
     found = Evidence(problem, windows, (first, second), right, slack, ())
-    wrong = []
-    for name in comparable:
-        if not all(_near(found, name, call) for call in range(2)):
-            wrong.append(name)
-    return replace(found, wrong=tuple(wrong))
+    return replace(found, wrong=tuple(n for n in comparable if not all(_near(found, n, i) for i in range(2))))
 
 
 def planted(problem: Problem, hooks: Hooks, windows: tuple[Window, ...], calls: int = 1) -> Mapping[str, FloatArray]:
     """The interpreter's gradient with some rules replaced; the last of `calls` calls."""
     method = as_method("planted", hooks, windows)
-    own = _copy(problem)
+    own = separate(problem)
     found = [method.gradient(own).arrays for _ in range(calls)][-1]
     return {name: np.asarray(a, float) for name, a in found.items()}
 
@@ -91,7 +93,7 @@ def _near(evidence: Evidence, name: str, call: int) -> bool:
 
 
 def _answer(call: MethodCall, problem: Problem) -> Mapping[str, FloatArray]:
-    found = call.gradient(_copy(problem)).arrays
+    found = call.gradient(separate(problem)).arrays
     return {x.name: _dense(np.array(found[x.name], float), x) for x in problem.setup.wrt if x.name in found}
 
 
@@ -100,9 +102,3 @@ def _dense(value: FloatArray, x: Tensor) -> FloatArray:
     if x.pattern is not None and value.shape == x.shape:
         value.reshape(-1)[np.setdiff1d(np.arange(value.size), x.pattern)] = 0.0
     return value
-
-
-def _copy(problem: Problem) -> Problem:
-    groups = (problem.params, problem.inputs, problem.state)
-    copies: list[dict[str, Array]] = [{name: np.array(a) for name, a in group.items()} for group in groups]
-    return Problem(problem.setup, *copies)

@@ -17,7 +17,7 @@ from bpcli.methods import MethodCall
 from bpcli.problem.model import Setup
 
 # Seconds for the causes and for the shrinking of one method's answer, and the work that the interpreter takes on.
-_SECONDS = 8.0
+_SECONDS = 5.0
 _WORK = 5e7
 _SPOKEN = {
     "changes its arguments": ("writes-to-arguments", "the method writes into the arrays that it is given"),
@@ -37,15 +37,25 @@ def explain(findings: Sequence[Finding], setup: Setup, calls: Sequence[MethodCal
     for text, call in by_method.items():
         wrong = [f for f in findings if f.method == text and f.verdict == "wrong"]
         if wrong:
-            explained |= {id(f): replace(f, blame=blame) for f, blame in _blames(wrong, setup, call, again)}
+            explained |= {id(f): replace(f, blame=blame) for f, blame in _tried(wrong, setup, call, again)}
     return [explained.get(id(f), f) for f in findings]
+
+
+def _tried(
+    wrong: Sequence[Finding], setup: Setup, call: MethodCall, again: Again
+) -> list[tuple[Finding, dict[str, object]]]:
+    """Blames, or none where the program under test fails when it is asked once more."""
+    try:
+        return _blames(wrong, setup, call, again)
+    except Exception:  # its first failure is the finding; another one is no news
+        return []
 
 
 def _blames(
     wrong: Sequence[Finding], setup: Setup, call: MethodCall, again: Again
 ) -> list[tuple[Finding, dict[str, object]]]:
     small = smallest(setup, call, again, _deadline())
-    reproduce = again.command(small)
+    reproduce = again.command(call.text, small)
     case = setup if work(setup) <= _WORK else _affordable(setup, again, small)
     evidence = gather(case, call) if case is not None else None
     live = _deadline()
@@ -69,7 +79,10 @@ def _blame(finding: Finding, evidence: Evidence | None, live: Callable[[], bool]
     if finding.tensor == "loss":
         return {**blank, "cause": "the loss that comes with the gradient is not that of the spec"}, []
     if evidence is None or finding.tensor not in evidence.wrong:
-        return {**blank, "cause": finding.cause or "the error did not show again in a case small enough to look into"}, []
+        return {
+            **blank,
+            "cause": finding.cause or "the error did not show again in a case small enough to look into",
+        }, []
     fitting = causes(evidence, finding.tensor, live)
     step, sample = None, None
     if live():
@@ -88,7 +101,7 @@ def _settled(blame: Blame, finding: Finding, again: Again, call: MethodCall, evi
     sizes = {"T": setup.T + 1} if setup.graph.recurrent else {}
     try:
         other = gather(again.open({**sizes, "batch": setup.batch + 2, "seed": setup.spec.data.seed + 1}), call)
-    except BpError:
+    except Exception:  # refused, or the program under test cannot run it
         return blame
     if finding.tensor not in other.wrong:
         return blame

@@ -16,7 +16,7 @@ from bpcli.references.base import FloatArray
 def node(evidence: Evidence) -> Node | None:
     """The node from which everything wrong, and as little else as can be, is reached backwards through all steps.
 
-    None where there is no such node, as with a fault in several places.
+    Of several such nodes the first one backwards; None where there is none, as with a fault in several places.
     """
     graph = evidence.problem.setup.graph
     wrong, best, fewest = set(evidence.wrong), None, 0
@@ -24,7 +24,7 @@ def node(evidence: Evidence) -> Node | None:
         if candidate.op in ("param", "constant", "input", "previous"):
             continue
         reached = _reached(graph, candidate.index)
-        if wrong <= reached and (best is None or len(reached) < fewest):
+        if wrong <= reached and (best is None or len(reached) <= fewest):
             best, fewest = candidate, len(reached)
     return best
 
@@ -35,7 +35,7 @@ def called(node: Node) -> str:
 
 
 def step_and_sample(evidence: Evidence, name: str, index: tuple[int, ...] | None) -> tuple[int | None, int | None]:
-    """The one step and the one sample, counted from 1, whose contributions alone are wrong; None where there is none."""
+    """The one step and the one sample, counted from 1, whose contributions alone are wrong; None for several."""
     x, setup = evidence.tensor(name), evidence.problem.setup
     if x.kind == "input" and index is not None:
         return (index[0] + 1, index[1] + 1) if setup.graph.recurrent else (None, index[0] + 1)
@@ -53,7 +53,9 @@ def _single(evidence: Evidence, name: str, parts: list[Hooks]) -> int | None:
     for number, hooks in enumerate(parts, start=1):
         part: FloatArray = planted(evidence.problem, hooks, evidence.windows)[name]
         size = float((part * part).sum())
-        if size and evidence.explained(name, evidence.right[name] + part * float((evidence.error(name) * part).sum()) / size):
+        if size and evidence.explained(
+            name, evidence.right[name] + part * float((evidence.error(name) * part).sum()) / size
+        ):
             return number
     return None
 
@@ -62,7 +64,8 @@ def _at_step(wanted: int) -> Hooks:
     """What one step gives to the parameters."""
 
     def gather(e: Edge, given: FloatArray) -> FloatArray:
-        return given.sum(axis=0, keepdims=True) * (e.t == wanted)
+        total: FloatArray = given.sum(axis=0, keepdims=True)
+        return total * float(e.t == wanted)
 
     return Hooks(gather=gather)
 

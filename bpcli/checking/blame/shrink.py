@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bpcli.checking.run import CheckOptions, check
-from bpcli.errors import BpError
 from bpcli.methods import MethodCall
 from bpcli.problem.model import Setup
 
@@ -15,11 +14,12 @@ from bpcli.problem.model import Setup
 class Again:
     """How to run a spec again with other sizes.
 
-    `open(settings)` gives its Setup, or raises `BpError`; `command(settings)` is the command line that does the same.
+    `open(settings)` gives its Setup, or raises `BpError`; `command(method, settings)` is the command line that judges
+    a method with them.
     """
 
     open: Callable[[Mapping[str, object]], Setup]
-    command: Callable[[Mapping[str, object]], str]
+    command: Callable[[str, Mapping[str, object]], str]
 
 
 def smallest(setup: Setup, call: MethodCall, again: Again, live: Callable[[], bool]) -> dict[str, object]:
@@ -45,11 +45,11 @@ def _smaller(size: int) -> Iterator[int]:
 
 
 def _fails(call: MethodCall, again: Again, settings: Mapping[str, object]) -> bool:
-    """Whether the method is wrong with these settings; a case that is refused does not count."""
+    """Whether the method is wrong with these settings; one that is refused or cannot run does not count."""
     try:
         setup = again.open(settings)
         if call.refusal(setup.graph) is not None:
             return False
         return any(f.verdict == "wrong" and f.tensor != "loss" for f in check(setup, [call], CheckOptions()))
-    except BpError:
+    except Exception:  # refused sizes, or whatever the program under test raises where it never ran before
         return False

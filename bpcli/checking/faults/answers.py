@@ -49,18 +49,19 @@ def _step(wanted: Callable[[int, int], bool]) -> Hooks:
     """What single steps give to parameters is left out."""
 
     def gather(e: Edge, given: FloatArray) -> FloatArray:
-        total = given.sum(axis=0, keepdims=True)
+        total: FloatArray = given.sum(axis=0, keepdims=True)
         return 0.0 * total if wanted(e.t, e.walk.setup.T) else total
 
     return Hooks(gather=gather)
 
 
 def _single(e: Edge, given: FloatArray) -> FloatArray:
-    return given.astype(np.float32).sum(axis=0, keepdims=True, dtype=np.float32).astype(np.float64)
+    total = given.astype(np.float32).sum(axis=0, keepdims=True, dtype=np.float32)
+    return np.asarray(total, dtype=np.float64)
 
 
 def _pairwise(e: Edge, given: FloatArray) -> FloatArray:
-    return given[::-1].sum(axis=0, keepdims=True)
+    return np.asarray(given[::-1].sum(axis=0, keepdims=True))
 
 
 def _largest_zeroed(a: Array) -> Array:
@@ -95,6 +96,10 @@ def _reversed_twice(problem: Problem, arrays: Arrays, call: int) -> dict[str, Ar
 
 def _not_cleared(problem: Problem, arrays: Arrays, call: int) -> dict[str, Array]:
     return {name: a * (call + 1) for name, a in arrays.items()}
+
+
+def _cleared(problem: Problem, arrays: Arrays, call: int) -> dict[str, Array]:
+    return {name: a * (call + 1 - call) for name, a in arrays.items()}
 
 
 def _descends(problem: Problem, arrays: Arrays, call: int) -> dict[str, Array]:
@@ -168,7 +173,7 @@ _ROWS: tuple[tuple[str, str, str, Advice, Hooks, Hooks], ...] = (
     ("aliased-buffer", "two tensors of one shape share a buffer, and each gets the sum", "",
      _TWINS, Hooks(answer=_shared_buffer), Hooks(answer=_reversed_twice)),
     ("buffer-not-cleared", "the buffer is not cleared: a second call adds to the first", "",
-     _ZERO, Hooks(answer=_not_cleared), Hooks(answer=lambda p, a, call: {n: x * (call + 1 - call) for n, x in a.items()})),
+     _ZERO, Hooks(answer=_not_cleared), Hooks(answer=_cleared)),
     ("writes-to-arguments", "the gradient is written into the arrays that it is of", "",
      _ZERO, Hooks(answer=_descends), Hooks(answer=_copied)),
 )  # fmt: skip

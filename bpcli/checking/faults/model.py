@@ -15,7 +15,7 @@ from bpcli.graph.model import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient, Window
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.model import Array, Problem, Setup
 
 Advice = Callable[[Setup], str]
 
@@ -101,3 +101,10 @@ def advise(text: str, *, batch: str = "", steps: str = "", constant: str = "") -
         return text
 
     return advice
+
+
+def separate(problem: Problem) -> Problem:
+    """The problem with arrays of its own, for programs that may write to them."""
+    groups = (problem.params, problem.inputs, problem.state)
+    copies: list[dict[str, Array]] = [{name: np.array(a) for name, a in group.items()} for group in groups]
+    return Problem(problem.setup, *copies)

@@ -27,26 +27,28 @@ def _product(e: Edge, slot: int) -> bool:
 
 
 def _untransposed(e: Edge) -> FloatArray:
-    return e.cotangent @ e.args[0][0].T
+    return np.asarray(e.cotangent @ e.args[0][0].T)
 
 
 def _entrywise(e: Edge) -> FloatArray:
-    return np.einsum("ij,bi->bj", e.args[0][0], e.cotangent)
+    return np.asarray(np.einsum("ij,bi->bj", e.args[0][0], e.cotangent))
 
 
 def _outer(e: Edge) -> FloatArray:
-    return np.einsum("bi,bj->bij", e.cotangent, np.broadcast_to(e.args[1], (len(e.cotangent), e.args[1].shape[1])))
+    return np.asarray(
+        np.einsum("bi,bj->bij", e.cotangent, np.broadcast_to(e.args[1], (len(e.cotangent), e.args[1].shape[1])))
+    )
 
 
 def _first_sample(e: Edge, given: FloatArray) -> FloatArray:
-    return given[:1] if _bias(e) else given.sum(axis=0, keepdims=True)
+    return np.asarray(given[:1] if _bias(e) else given.sum(axis=0, keepdims=True))
 
 
 def _half(e: Edge, given: FloatArray) -> FloatArray:
     """Two threads add to one sum at a time, and what one of them adds is lost: which, changes from call to call."""
     lost = (e.call + e.t + e.node.index) % 2
     kept = given[: len(given) // 2] if lost else given[len(given) // 2 :]
-    return kept.sum(axis=0, keepdims=True) if len(given) > 1 else given
+    return np.asarray(kept.sum(axis=0, keepdims=True) if len(given) > 1 else given)
 
 
 def _one_by_one(e: Edge, given: FloatArray) -> FloatArray:
@@ -58,7 +60,7 @@ def _one_by_one(e: Edge, given: FloatArray) -> FloatArray:
 
 def _two_halves(e: Edge, given: FloatArray) -> FloatArray:
     cut = len(given) // 2
-    return given[:cut].sum(axis=0, keepdims=True) + given[cut:].sum(axis=0, keepdims=True)
+    return np.asarray(given[:cut].sum(axis=0, keepdims=True) + given[cut:].sum(axis=0, keepdims=True))
 
 
 def _overwritten(e: Edge, before: FloatArray, given: FloatArray) -> FloatArray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bpcli.checking.faults.model import Fault, advise
 from bpcli.checking.interpreter.hooks import Edge, Hooks
-from bpcli.checking.interpreter.rules import SLOPES
+from bpcli.checking.interpreter.rules import SLOPES, apply
 from bpcli.references.base import FloatArray
 
 _FLOOR = 0.05
@@ -33,15 +33,11 @@ def _slope(e: Edge, v: FloatArray, y: FloatArray) -> FloatArray:
 
 
 def _at_output(e: Edge) -> FloatArray:
-    from bpcli.checking.interpreter.rules import apply
-
     y = e.value
     return e.cotangent * _slope(e, y, apply(e.node.op, [y], e.node.numbers, e.node.shape))
 
 
 def _recomputed(e: Edge) -> FloatArray:
-    from bpcli.checking.interpreter.rules import apply
-
     v = e.args[0]
     return _slope(e, v, apply(e.node.op, [v + 0.0], e.node.numbers, e.node.shape)) * e.cotangent
 
@@ -112,11 +108,11 @@ def _without_cross_term(e: Edge) -> FloatArray:
 
 def _by_jacobian(e: Edge) -> FloatArray:
     """softmax and log_softmax through their Jacobian, entry by entry."""
-    y = np.exp(e.value) if e.node.op == "log_softmax" else e.value
+    y: FloatArray = np.exp(e.value) if e.node.op == "log_softmax" else e.value
     y, c = y.reshape(len(y), -1), e.cotangent.reshape(len(e.cotangent), -1)
     unit = np.eye(y.shape[1])
     jacobian = unit - y[:, None] if e.node.op == "log_softmax" else y[:, :, None] * (unit - y[:, None])
-    return np.einsum("bi,bij->bj", c, jacobian).reshape(e.cotangent.shape)
+    return np.asarray(np.einsum("bi,bij->bj", c, jacobian).reshape(e.cotangent.shape))
 
 
 def _zero(e: Edge) -> FloatArray:
@@ -124,7 +120,7 @@ def _zero(e: Edge) -> FloatArray:
 
 
 def _same(e: Edge) -> FloatArray:
-    return -(-e.pull())
+    return 0.0 - (0.0 - e.pull())
 
 
 FAULTS = (

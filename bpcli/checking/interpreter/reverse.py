@@ -51,7 +51,9 @@ class Sweep:
                 credit = {name: _sum(q.get(n), carried.get(name)) for name, n in graph.new.items()}
                 arriving = {name: c for name, c in credit.items() if c is not None}
                 self.back(t, "M", {graph.new[name]: c for name, c in arriving.items()})
-                through = self.jacobian(t, arriving) if self.hooks.carry is None else self.hooks.carry(self, t, arriving)
+                through = (
+                    self.jacobian(t, arriving) if self.hooks.carry is None else self.hooks.carry(self, t, arriving)
+                )
                 sums = {name: _sum(q.get(n), through.get(name)) for name, n in graph.previous.items()}
                 carried = {name: c for name, c in sums.items() if c is not None}
         self.start = carried if window.start == 0 else {}
@@ -74,9 +76,9 @@ class Sweep:
                 pending[n] = c
         found: Cotangents = {}
         for node in reversed(graph.nodes):
-            c = pending.pop(node.index, None)
-            if c is None:
+            if node.index not in pending:
                 continue
+            c = pending.pop(node.index)
             if node.op == "previous" or (factor == "q" and node.index in ends):
                 found[node.index] = c
             elif node.op == "input":
@@ -111,20 +113,22 @@ class Sweep:
         """The sum over samples; of products as one product, where no hook wants to see the samples."""
         if self.hooks.edge is None and self.hooks.gather is None and (edge.node.op, edge.slot) == ("matmul", 0):
             v = edge.args[1]
-            return (edge.cotangent.T @ np.broadcast_to(v, (len(edge.cotangent), v.shape[1])))[None]
+            return np.asarray((edge.cotangent.T @ np.broadcast_to(v, (len(edge.cotangent), v.shape[1])))[None])
         given = edge.pull() if self.hooks.edge is None else self.hooks.edge(edge)
         if self.hooks.gather is None or edge.factor == "static":
-            return given.sum(axis=0, keepdims=True)
+            return np.asarray(given.sum(axis=0, keepdims=True))
         return self.hooks.gather(edge, given)
 
     def params(self, static: Mapping[int, FloatArray]) -> dict[str, FloatArray]:
         """The gradient by parameter, from cotangents of static nodes."""
         pending, found = dict(static), dict[str, FloatArray]()
         for node in reversed(self.walk.graph.nodes):
-            c = pending.pop(node.index, None)
-            if c is not None and node.op == "param":
+            if node.index not in pending:
+                continue
+            c = pending.pop(node.index)
+            if node.op == "param":
                 found[node.name] = c[0]
-            elif c is not None:
+            else:
                 self._visit(Step(0, "static"), node, c, pending)
         return found
 

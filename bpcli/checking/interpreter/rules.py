@@ -23,7 +23,7 @@ def _sigmoid(v: FloatArray) -> FloatArray:
 
 def _log_softmax(v: FloatArray) -> FloatArray:
     shifted = v - v.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def _flat(v: FloatArray) -> FloatArray:
@@ -111,12 +111,12 @@ Pull = Callable[[FloatArray, Args, FloatArray, Numbers], FloatArray]
 
 def _softmax_pull(c: FloatArray, y: FloatArray) -> FloatArray:
     c, y = _flat(c), _flat(y)
-    return y * (c - (c * y).sum(axis=1, keepdims=True))
+    return np.asarray(y * (c - (c * y).sum(axis=1, keepdims=True)))
 
 
 def _log_softmax_pull(c: FloatArray, y: FloatArray) -> FloatArray:
     c, y = _flat(c), _flat(y)
-    return c - np.exp(y) * c.sum(axis=1, keepdims=True)
+    return np.asarray(c - np.exp(y) * c.sum(axis=1, keepdims=True))
 
 
 def _placed(c: FloatArray, v: FloatArray, start: float, stop: float) -> FloatArray:

@@ -80,7 +80,9 @@ def _spread(value: FloatArray, setup: Setup, name: str = "") -> FloatArray:
     return np.broadcast_to(value, (setup.batch, *value.shape[1:]))
 
 
-def _value(node: Node, values: list[FloatArray], problem: Problem, state: Mapping[str, FloatArray], t: int) -> FloatArray:
+def _value(
+    node: Node, values: list[FloatArray], problem: Problem, state: Mapping[str, FloatArray], t: int
+) -> FloatArray:
     if node.op == "constant":
         return np.full((1, *node.shape), node.numbers[0])
     if node.op == "param":
