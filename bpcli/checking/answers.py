@@ -1,41 +1,85 @@
-"""Asking a method for its gradient: twice, with copies taken, and with an eye on its arguments."""
+"""Asking for a gradient: twice, with copies taken, and with an eye on the arguments."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from bpcli.methods import MethodCall
-from bpcli.problem.model import Array, Problem
+from bpcli.methods.base import Cost, Window
+from bpcli.problem.limits import array_bytes
+from bpcli.problem.model import Array, Problem, Setup
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a method said: its first answer, copied, and what was odd about it.
 
-    `unsteady` names the tensors (and "loss") for which a second call with the same arguments gave other bits;
-    `changed` names the arrays of the problem that the method wrote to (they are restored).
+    `loss` is None where none came with the gradient. `unsteady` names the tensors (and "loss") for which a second call
+    with the same arguments gave other bits; `changed` names the arrays of the problem that the method wrote to (they
+    are restored). `faults` takes a tensor, or a key that is none, to what makes it impossible to compare. `where` is
+    the user's file and line, for the end of a cause; "" for methods of ours.
     """
 
-    loss: float
-    arrays: dict[str, Array]
+    loss: float | None
+    arrays: Mapping[str, Array]
     unsteady: frozenset[str]
     changed: tuple[str, ...]
+    faults: Mapping[str, str] = field(default_factory=dict)
+    where: str = ""
 
 
-def ask(call: MethodCall, problem: Problem) -> Answer:
+class Foreign(ABC):
+    """A gradient from elsewhere, judged like a method's: it is meant to be the whole, true one."""
+
+    text: str
+
+    @abstractmethod
+    def answer(self, problem: Problem) -> Answer:
+        """The gradient with respect to `problem.setup.wrt`, or why there is none."""
+
+    def windows(self, setup: Setup) -> tuple[Window, ...]:
+        """All steps and all losses."""
+        return (Window(0, 0, setup.T),)
+
+    def cost(self, setup: Setup) -> Cost:
+        """The copies that are handed over; what is done with them nobody knows."""
+        return Cost(0.0, 2 * sum(array_bytes(setup).values()), setup.T)
+
+
+def ask(call: MethodCall | Foreign, problem: Problem) -> Answer:
     """Compute the gradient twice and compare bit by bit."""
+    if isinstance(call, Foreign):
+        return call.answer(problem)
     before = {name: array.copy() for name, array in _arrays(problem).items()}
     first = call.gradient(problem)
     loss, arrays = float(first.loss), {name: np.array(array) for name, array in first.arrays.items()}
     changed = _restore(problem, before)
     second = call.gradient(problem)
     changed += tuple(name for name in _restore(problem, before) if name not in changed)
-    unsteady = {name for name in arrays if not _same(arrays[name], second.arrays.get(name))}
-    if not _same(np.float64(loss), np.float64(second.loss)):
-        unsteady.add("loss")
-    return Answer(loss, arrays, frozenset(unsteady), changed)
+    return Answer(loss, arrays, differing((loss, arrays), (float(second.loss), second.arrays)), changed)
+
+
+def differing(
+    first: tuple[float | None, Mapping[str, Array]], second: tuple[float | None, Mapping[str, Array]]
+) -> frozenset[str]:
+    """The tensors, and "loss", in which two answers (a loss and gradients by name) differ in a bit."""
+    found = {name for name, array in first[1].items() if not same(array, second[1].get(name))}
+    losses = [None if loss is None else np.float64(loss) for loss in (first[0], second[0])]
+    if losses[0] is not None and not same(losses[0], losses[1]):
+        found.add("loss")
+    return frozenset(found)
+
+
+def same(left: Array | np.float64, right: Array | np.float64 | None) -> bool:
+    """Bitwise equality: a NaN equals itself, and zeros of either sign differ."""
+    if right is None:
+        return False
+    a, b = np.asarray(left), np.asarray(right)
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _arrays(problem: Problem) -> dict[str, Array]:
@@ -46,15 +90,7 @@ def _restore(problem: Problem, before: dict[str, Array]) -> tuple[str, ...]:
     """Put back what was changed, and name it."""
     changed = []
     for name, array in _arrays(problem).items():
-        if not _same(array, before[name]):
+        if not same(array, before[name]):
             array[...] = before[name]
             changed.append(name)
     return tuple(changed)
-
-
-def _same(left: Array | np.float64, right: Array | np.float64 | None) -> bool:
-    """Bitwise equality: a NaN equals itself, and zeros of either sign differ."""
-    if right is None:
-        return False
-    a, b = np.asarray(left), np.asarray(right)
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bpcli.checking.answers import Foreign
 from bpcli.checking.truth import Windows, references_for, whole
 from bpcli.graph.model import Phase
 from bpcli.kernels.plan import make_plan
@@ -36,7 +37,7 @@ def on_a_sample(setup: Setup, options: CheckOptions) -> bool:
     return any(isinstance(r, Central) and copies(setup, r.sample) < copies(setup) for r in used)
 
 
-def check_bytes(setup: Setup, calls: Sequence[MethodCall], options: CheckOptions) -> int:
+def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> int:
     """Bytes that `check` holds at its peak besides the problem's own arrays, at most: predicted from sizes alone.
 
     Estimates and bounds are kept for every set of windows; references, rounding and methods come one after the other.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import click
+
+from bpcli.errors import BpError, printable
 from bpcli.render.document import Column, Document
 
 Row = Mapping[str, Any]
@@ -36,7 +39,11 @@ def _methods() -> Iterator[Row]:
     from bpcli.methods import known_names, load, options_of
 
     for name in known_names():
-        method = load(name)
+        try:
+            method = load(name)
+        except BpError as error:  # a broken plug-in takes nothing from the others
+            click.echo(f"warning: {printable(error.diagnostics[0].what, 2000)}", err=True)
+            continue
         yield _row(name, method.summary, options_of(method), tuple(sorted(method.tags)))
 
 

@@ -12,8 +12,10 @@ import click
 from bpcli.commands.options import Common, one_of, shared
 
 if TYPE_CHECKING:
+    from bpcli.checking.answers import Foreign
     from bpcli.checking.findings import Finding
     from bpcli.checking.run import CheckOptions
+    from bpcli.commands.foreign import Asked
     from bpcli.errors import Diagnostic
     from bpcli.methods import MethodCall
 
@@ -33,7 +35,7 @@ def references() -> tuple[str, ...]:
 class Results:
     """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
 
-    `sampled` names the specs of which differences saw a sample of the entries only.
+    `sampled` names the specs of which differences saw a sample of the entries only, `declared` their kernels.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -41,6 +43,7 @@ class Results:
     unused: list[str] = field(default_factory=list)
     sampled: list[str] = field(default_factory=list)
     skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    declared: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What a reader should know besides the verdicts."""
@@ -62,13 +65,15 @@ class Results:
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked of every spec: methods (`weak` ones give way to the spec's own) and how to judge them.
+    """What is asked of every spec: methods (`weak` ones give way to the spec's own), gradients from elsewhere (in
+    place of the spec's own methods) and how to judge them.
 
     `names` says what each spec is called.
     """
 
     methods: tuple[MethodCall, ...]
     weak: bool
+    foreign: Asked
     options: CheckOptions
     common: Common
     names: Mapping[Path, str]
@@ -79,6 +84,15 @@ class Call:
 @click.argument("target", nargs=-1)
 @click.option(
     "-m", "--method", multiple=True, metavar="METHOD", help="Judge this method, as tbptt:k1=1,k2=4; repeatable."
+)
+@click.option(
+    "--kernel",
+    multiple=True,
+    metavar="FILE.py:FUNC",
+    help="Judge a function of yours, or a [kernel.NAME] of the spec; repeatable.",
+)
+@click.option(
+    "--gradient", multiple=True, metavar="FILE.npz", help="Judge a saved gradient, named as bp grad does; repeatable."
 )
 @click.option(
     "--reference",
@@ -96,32 +110,64 @@ class Call:
     "format", "output", "quiet", "verbose", "strict",
 )  # fmt: skip
 def check(
-    target: tuple[str, ...], method: tuple[str, ...], reference: str, mode: str, power: bool, common: Common
+    target: tuple[str, ...],
+    method: tuple[str, ...],
+    kernel: tuple[str, ...],
+    gradient: tuple[str, ...],
+    reference: str,
+    mode: str,
+    power: bool,
+    common: Common,
 ) -> int:
     """Judge the gradients of TARGET, a spec or a folder of specs, against references with error bounds of their own.
 
     Without TARGET the folder specs/ is taken; without -m the methods that the spec names, else backprop for a
-    feed-forward network, bptt and rtrl for a recurrent one.
+    feed-forward network, bptt and rtrl for a recurrent one. --kernel and --gradient are judged in place of these. A
+    TARGET may also be FILE.py:OBJECT, with params (a dict of arrays), loss(params) and grad(params).
     """
     from bpcli.checking.run import CheckOptions
+    from bpcli.commands import foreign
     from bpcli.commands.choose import from_project, read
     from bpcli.commands.progress import progress
     from bpcli.commands.specs import find, names
 
-    paths, refused = find(target)
+    boxes, targets, refused = foreign.objects(target)
+    given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference == "complex-step", "--power": power}
+    alone = {} if targets else {"-m": method, "--set": common.overrides}
+    foreign.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
+    paths, missing = find(targets) if targets or not (boxes or refused) else ([], [])
+    refused += missing
+    asked = foreign.read(kernel, gradient)
+    foreign.refuse_for_several(gradient, paths)
     options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
     if power:
         from bpcli.commands.power import plant
 
         return plant(paths, refused, options, common)
-    alone = len(paths) == 1 and not refused
-    call = Call(read(method), from_project(), options, common, names(paths), alone)
+    call = Call(
+        read(method), from_project(), asked, options, common, names(paths), len(paths) == 1 and not refused + boxes
+    )
     results = Results(errors=list(refused))
     with progress(common) as say:
         for number, path in enumerate(paths, start=1):
             say(f"{path} ({number} of {len(paths)})")
             _judge(path, call, results)
-    return _show(results, call, paths) or results.exit_code(common.strict)
+        for box in boxes:
+            say(box)
+            _judge_object(box, call, results)
+    results.errors += foreign.unknown(asked, results.declared)
+    return _show(results, call, paths, boxes) or results.exit_code(common.strict)
+
+
+def _judge_object(target: str, call: Call, results: Results) -> None:
+    """Add what there is to say about one object."""
+    from bpcli.commands.failures import translate
+    from bpcli.commands.foreign import judge
+
+    try:
+        results.findings += judge(target, call.common)
+    except Exception as error:
+        results.errors += translate(error).diagnostics
 
 
 def _judge(path: Path, call: Call, results: Results) -> None:
@@ -132,13 +178,19 @@ def _judge(path: Path, call: Call, results: Results) -> None:
     from bpcli.commands.again import again
     from bpcli.commands.choose import applying, choose
     from bpcli.commands.failures import translate
+    from bpcli.commands.foreign import of_spec
     from bpcli.commands.kernels import prepare
     from bpcli.commands.specs import open_spec
     from bpcli.problem.limits import PASSES, check_cost
 
     try:
         setup = open_spec(path, call.common, call.names[path])
-        methods, skipped = applying(setup, choose(setup, call.methods, call.weak), call.alone)
+        results.declared += setup.spec.kernels
+        idle = [name for name in setup.spec.kernels if name not in call.foreign.names]
+        results.unused += [f"{setup.spec.name}: the kernel {n} was not run; --kernel {n} judges it" for n in idle]
+        chosen = () if call.foreign and (call.weak or not call.methods) else choose(setup, call.methods, call.weak)
+        own, skipped = applying(setup, chosen, call.alone)
+        methods: tuple[MethodCall | Foreign, ...] = (*own, *of_spec(setup, path, call.foreign, call.common))
         for name, reason in skipped.items():
             results.skipped.setdefault((name, reason), []).append(setup.spec.name)
         if setup.graph.unused:
@@ -167,7 +219,7 @@ def _named(diagnostic: Diagnostic, path: Path, call: Call) -> Diagnostic:
     return replace(diagnostic, what=f"{path}: {diagnostic.what}")
 
 
-def _show(results: Results, call: Call, paths: Sequence[Path]) -> int:
+def _show(results: Results, call: Call, paths: Sequence[Path], boxes: Sequence[str]) -> int:
     """Print and write what was found; 0, or 2 where a file could not be written."""
     from bpcli.commands.check_document import brief_document, findings_document
     from bpcli.commands.context import describe
@@ -177,6 +229,8 @@ def _show(results: Results, call: Call, paths: Sequence[Path]) -> int:
         "check",
         call.common,
         specs=[str(p) for p in paths],
+        objects=list(boxes),
+        foreign=[*(f.text for f in call.foreign.given), *(f"kernel:{n}" for n in call.foreign.names)],
         reference=call.options.reference,
         mode=call.options.mode,
         notes=results.notes(),

@@ -1,9 +1,14 @@
-"""The catalogue of gradient methods: one module each, found by its file name; and the reading of method strings."""
+"""The catalogue of gradient methods: one module each, found by its file name; and the reading of method strings.
+
+Other packages add methods of theirs by entry points of the group `bpcli.methods`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import importlib.metadata
 import math
 import pkgutil
 import re
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from bpcli.methods.base import Cost, Gradient, Method, Window
     from bpcli.problem.model import Problem, Setup
 
+GROUP = "bpcli.methods"
 _NOT_METHODS = frozenset({"base"})
 _NUMERAL = re.compile(r"[+-]?[0-9]{1,300}")
 
@@ -49,13 +55,34 @@ class MethodCall:
 
 
 def known_names() -> tuple[str, ...]:
-    """The names of all methods, sorted; read off the file names, so that nothing is imported."""
+    """The names of all methods, sorted; nothing is imported, and a method of another package may fail to load."""
+    return tuple(sorted({*built_in(), *installed()}))
+
+
+@functools.cache
+def installed() -> Mapping[str, importlib.metadata.EntryPoint]:
+    """The methods of other packages by name; of two with one name the first counts, and our own count before it."""
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=GROUP):
+        found.setdefault(point.name, point)
+    return found
+
+
+def built_in() -> tuple[str, ...]:
+    """The names of our own methods, sorted; read off the file names."""
     files = (m.name for m in pkgutil.iter_modules(__path__))
     return tuple(sorted(f.replace("_", "-") for f in files if f not in _NOT_METHODS and not f.startswith("_")))
 
 
 def load(name: str) -> Method:
-    """The method called `name`, which is one of `known_names()`; imports its kernels."""
+    """The method called `name`, which is one of `known_names()`; imports its kernels.
+
+    Our own come first. Raises BpError for one of another package that can't be used.
+    """
+    if name not in built_in():
+        from bpcli.methods._installed import load as load_installed
+
+        return load_installed(installed()[name])
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return typing.cast("Method", module.METHOD)
 

@@ -126,8 +126,8 @@ def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, 
         _too_large(f"{printable(method_text)} and the arrays need {_amount(total)}", place, limits)
     seconds = flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP
     if seconds > limits.max_time:
-        what = f"{printable(method_text)} would take about {_duration(seconds)}"
-        limit = f", the limit is {_duration(limits.max_time)}"
+        what = f"{printable(method_text)} would take about {format_duration(seconds)}"
+        limit = f", the limit is {format_duration(limits.max_time)}"
         fail("too-long", what + limit, place, "make it smaller, choose a cheaper method, or raise --max-time")
 
 
@@ -148,7 +148,8 @@ def _amount(size: int) -> str:
     return f"{size} bytes ({format_bytes(size)})"
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """`seconds` in the largest unit that leaves at least two."""
     for unit, length in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"

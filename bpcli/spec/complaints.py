@@ -50,6 +50,8 @@ _EXPECTED: Mapping[Path, str] = {
     ("bench", "methods"): "a list of methods, strings",
     ("bench", "grid"): "a table of lists",
     ("bench", "grid", "*"): "a non-empty list of numbers or strings",
+    ("kernel", "*"): "a table with file, and function where it has another name",
+    ("kernel", "*", "*"): _TEXT,
     ("*", "methods", "*"): _TEXT,
     ("*", "wrt", "*"): _TEXT,
 }
@@ -160,7 +162,7 @@ def _unknown_key(path: Path, context: Context) -> None:
     model: Any = schema.Document
     if table:
         model = ARRAYS.get(table[0]) or models[table[0]]
-        model = schema.Weights if table[0] == "weights" else model
+        model = {"weights": schema.Weights, "kernel": schema.Kernel}.get(table[0], model)
     remedy = nearest(key, model.model_fields)
     if model is schema.Input:
         remedy = "an input has a shape alone; its numbers come from [data]"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bpcli.errors import Collector
 from bpcli.spec.context import Context, make_source
 from bpcli.spec.equations import parse
-from bpcli.spec.model import ArrayDecl, Equation, Spec
+from bpcli.spec.model import ArrayDecl, Equation, Kernel, Spec
 from bpcli.spec.names import Names, check_names
 from bpcli.spec.options import apply, parse_assignment
 from bpcli.spec.outline import outline
@@ -91,6 +91,7 @@ def _spec(name: str, document: Document, names: Names, context: Context) -> Spec
         bench=sections.bench(document.bench, known, context),
         source=context.source,
         refused=lost,
+        kernels={n: Kernel(k.file, n if k.function is None else k.function) for n, k in document.kernel.items()},
     )
 
 

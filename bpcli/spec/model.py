@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bpcli.errors import Place
@@ -171,6 +171,14 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """A user's gradient: `function` of a Python file, relative to the spec. Loading a spec does not look at it."""
+
+    file: str
+    function: str
+
+
+@dataclass(frozen=True)
 class Source:
     """The spec's text and where each key and value stands in it."""
 
@@ -220,3 +228,4 @@ class Spec:
     bench: Bench
     source: Source
     refused: frozenset[str] = frozenset()
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)

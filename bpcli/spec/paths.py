@@ -8,11 +8,21 @@ from pathlib import Path, PureWindowsPath
 
 from bpcli.errors import Collector, Place, nearest, printable
 
+ARRAYS = (".npz", ".safetensors")
 
-def resolve(spec_path: str | Path, file: str, place: Place, allow_outside: bool, collector: Collector) -> Path | None:
+
+def resolve(
+    spec_path: str | Path,
+    file: str,
+    place: Place,
+    allow_outside: bool,
+    collector: Collector,
+    suffixes: tuple[str, ...] = ARRAYS,
+) -> Path | None:
     """The file that a spec names, links resolved; None where it is refused, at `place`.
 
-    It is relative to the spec's own folder and may not lead out of it unless `allow_outside`.
+    It is relative to the spec's own folder and may not lead out of it unless `allow_outside`. `suffixes` are those of
+    the files that are meant, for advice.
     """
     shown = printable(file)
     try:
@@ -24,7 +34,7 @@ def resolve(spec_path: str | Path, file: str, place: Place, allow_outside: bool,
             return None
         status = target.stat()
     except FileNotFoundError:
-        collector.add("no-such-file", f'there is no file "{shown}"', place, _alike(folder / file))
+        collector.add("no-such-file", f'there is no file "{shown}"', place, _alike(folder / file, suffixes))
         return None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "this can't be the name of a file"
@@ -33,7 +43,7 @@ def resolve(spec_path: str | Path, file: str, place: Place, allow_outside: bool,
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         what = f'"{shown}" is {kind}, not a regular file'
-        collector.add("unreadable-file", what, place, "name an .npz or .safetensors file")
+        collector.add("unreadable-file", what, place, f"name a file that ends in {' or '.join(suffixes)}")
         return None
     return target
 
@@ -44,9 +54,9 @@ def _inside(file: str, target: Path, folder: Path) -> bool:
     return not (foreign.is_absolute() or foreign.drive or Path(file).is_absolute()) and target.is_relative_to(folder)
 
 
-def _alike(path: Path) -> str:
+def _alike(path: Path, suffixes: tuple[str, ...]) -> str:
     try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".npz", ".safetensors")]
+        names = [entry.name for entry in path.parent.iterdir() if entry.suffix in suffixes]
     except (OSError, ValueError):
         return "paths are relative to the spec"
     return nearest(path.name, names) or "paths are relative to the spec"

@@ -110,6 +110,13 @@ class Bench(_Table):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
 
+class Kernel(_Table):
+    """A user's gradient function, run when it is asked for by name."""
+
+    file: Text
+    function: Text | None = None
+
+
 class Document(_Table):
     """A whole spec file."""
 
@@ -128,3 +135,4 @@ class Document(_Table):
     data: Data = Data()
     check: Check = Check()
     bench: Bench = Bench()
+    kernel: dict[str, Kernel] = {}

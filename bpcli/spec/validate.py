@@ -50,7 +50,7 @@ def _cut(raw: dict[str, Any], path: Path, kind: str, cut: list[Path]) -> None:
             table.pop(path[1], None)
             if path[:2] not in cut:
                 cut.append(path[:2])
-    elif kind == "missing" or path == ("weights", "file"):
+    elif kind == "missing" or path[0] == "kernel" or path == ("weights", "file"):
         raw.pop(path[0], None)
     else:
         raw[path[0]].pop(path[1], None)

@@ -59,7 +59,7 @@ def _fits(evidence: Evidence, hooks: Hooks, names: tuple[str, ...]) -> bool:
         return False
     if evidence.steady and (hooks.gather is None and hooks.answer is None):
         return True
-    second = planted(evidence.problem, hooks, evidence.windows, calls=2)
+    second = planted(evidence.problem, hooks, evidence.windows, calls=3)
     return all(evidence.explained(n, second[n], 1) for n in names)
 
 

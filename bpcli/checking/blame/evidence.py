@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bpcli.checking.answers import Foreign, ask
 from bpcli.checking.faults.model import as_method, separate
 from bpcli.checking.interpreter.hooks import RIGHT, Hooks
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.model import Array, Problem, Setup, Tensor
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 
@@ -24,7 +25,9 @@ _LEFT = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A method's first two answers on a problem, the right gradient of its `windows`, and rounding as a slack.
+    """A method's answers on a problem, the right gradient of its `windows`, and rounding as a slack.
+
+    It was asked four times: `answers` are the first and the third, `steady` says whether the others were the same.
 
     `wrong` names the tensors that are off by more, in the spec's order; answers of the wrong shape are left out.
     """
@@ -34,19 +37,14 @@ class Evidence:
     answers: tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]
     right: Mapping[str, FloatArray]
     slack: Mapping[str, FloatArray]
+    steady: bool
     wrong: tuple[str, ...]
 
-    @property
-    def steady(self) -> bool:
-        """Whether both answers are the same."""
-        first, second = self.answers
-        return all(np.array_equal(a, second[name], equal_nan=True) for name, a in first.items())
-
     def accumulates(self, name: str) -> bool:
-        """Whether the second answer is the first one with the right gradient added."""
-        first, second = self.answers
-        left = _LEFT * np.abs(second[name]).max(initial=0.0)
-        return bool((np.abs(second[name] - first[name] - self.right[name]) <= left).all())
+        """Whether the right gradient was added twice between the first answer and the third."""
+        first, third = self.answers
+        left = _LEFT * np.abs(third[name]).max(initial=0.0)
+        return bool((np.abs(third[name] - first[name] - 2 * self.right[name]) <= left).all())
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""
@@ -67,15 +65,17 @@ class Evidence:
         return bool((np.abs(given - value)[finite] <= slack[finite] + left).all())
 
 
-def gather(setup: Setup, call: MethodCall) -> Evidence:
-    """Ask a method twice, on copies of the problem's arrays."""
+def gather(setup: Setup, call: MethodCall | Foreign) -> Evidence:
+    """Ask a method, on copies of the problem's arrays."""
     problem = draw(setup)
     windows = tuple(call.windows(setup))
-    first, second = (_answer(call, problem) for _ in range(2))
+    asked = [ask(call, separate(problem)) for _ in range(2)]
+    first, second = ({x.name: _dense(a.arrays[x.name], x) for x in setup.wrt if x.name in a.arrays} for a in asked)
+    steady = not any(a.unsteady for a in asked)
     right = planted(problem, RIGHT, windows)
     slack = rounding(problem, windows, setup.dtype).gradient
     comparable = {x.name: x for x in setup.wrt if x.name in first and first[x.name].shape == x.shape}
-    found = Evidence(problem, windows, (first, second), right, slack, ())
+    found = Evidence(problem, windows, (first, second), right, slack, steady, ())
     return replace(found, wrong=tuple(n for n in comparable if not all(_near(found, n, i) for i in range(2))))
 
 
@@ -92,13 +92,9 @@ def _near(evidence: Evidence, name: str, call: int) -> bool:
     return bool((off <= _BOTH * evidence.slack[name]).all())
 
 
-def _answer(call: MethodCall, problem: Problem) -> Mapping[str, FloatArray]:
-    found = call.gradient(separate(problem)).arrays
-    return {x.name: _dense(np.array(found[x.name], float), x) for x in problem.setup.wrt if x.name in found}
-
-
-def _dense(value: FloatArray, x: Tensor) -> FloatArray:
-    """Nothing where a density leaves entries out: what stands there is ignored."""
+def _dense(given: Array, x: Tensor) -> FloatArray:
+    """In float64, nothing where a density leaves entries out: what stands there is ignored."""
+    value = np.array(given, dtype=np.float64)
     if x.pattern is not None and value.shape == x.shape:
         value.reshape(-1)[np.setdiff1d(np.arange(value.size), x.pattern)] = 0.0
     return value

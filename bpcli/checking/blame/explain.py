@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from bpcli.checking.answers import Foreign
 from bpcli.checking.blame import place
 from bpcli.checking.blame.cause import Cause, causes, fits
 from bpcli.checking.blame.evidence import Evidence, gather
@@ -20,14 +21,16 @@ from bpcli.problem.model import Setup
 _SECONDS = 5.0
 _WORK = 5e7
 _SPOKEN = {
-    "changes its arguments": ("writes-to-arguments", "the method writes into the arrays that it is given"),
-    "missing": ("missing", "the answer has no gradient of that name"),
-    "wrong shape": ("wrong-shape", "the gradient has another shape than its array"),
-    "wrong type": ("wrong-type", "the gradient is not of the spec's dtype"),
+    "changes its arguments": "the method writes into the arrays that it is given",
+    "missing": "the answer has no gradient of that name",
+    "wrong shape": "the gradient has another shape than its array",
+    "wrong type": "the gradient is not of the spec's dtype",
 }
 
 
-def explain(findings: Sequence[Finding], setup: Setup, calls: Sequence[MethodCall], again: Again) -> list[Finding]:
+def explain(
+    findings: Sequence[Finding], setup: Setup, calls: Sequence[MethodCall | Foreign], again: Again
+) -> list[Finding]:
     """The findings, those that are wrong with their `blame`; the others as they are.
 
     Bounded in time: what is not found by then is left out. A method that fails when asked again is not explained.
@@ -42,7 +45,7 @@ def explain(findings: Sequence[Finding], setup: Setup, calls: Sequence[MethodCal
 
 
 def _tried(
-    wrong: Sequence[Finding], setup: Setup, call: MethodCall, again: Again
+    wrong: Sequence[Finding], setup: Setup, call: MethodCall | Foreign, again: Again
 ) -> list[tuple[Finding, dict[str, object]]]:
     """Blames, or none where the program under test fails when it is asked once more."""
     try:
@@ -52,7 +55,7 @@ def _tried(
 
 
 def _blames(
-    wrong: Sequence[Finding], setup: Setup, call: MethodCall, again: Again
+    wrong: Sequence[Finding], setup: Setup, call: MethodCall | Foreign, again: Again
 ) -> list[tuple[Finding, dict[str, object]]]:
     small = smallest(setup, call, again, _deadline())
     reproduce = again.command(call.text, small)
@@ -74,8 +77,9 @@ Blame = tuple[dict[str, object], list[Cause]]
 def _blame(finding: Finding, evidence: Evidence | None, live: Callable[[], bool]) -> Blame:
     index = list(finding.worst.index) if finding.worst is not None and finding.worst.index is not None else None
     blank: dict[str, object] = {"index": index, "step": None, "sample": None, "node": None, "factor": None}
-    if finding.cause in _SPOKEN:
-        return {**blank, "cause": _SPOKEN[finding.cause][1]}, []
+    spoken = next((words for cause, words in _SPOKEN.items() if finding.cause.startswith(cause)), "")
+    if spoken:
+        return {**blank, "cause": spoken}, []
     if finding.tensor == "loss":
         return {**blank, "cause": "the loss that comes with the gradient is not that of the spec"}, []
     if evidence is None or finding.tensor not in evidence.wrong:
@@ -92,7 +96,7 @@ def _blame(finding: Finding, evidence: Evidence | None, live: Callable[[], bool]
     return {**blank, **where, "factor": fitting[0].factor or None, "cause": _words(fitting)}, fitting
 
 
-def _settled(blame: Blame, finding: Finding, again: Again, call: MethodCall, evidence: Evidence) -> Blame:
+def _settled(blame: Blame, finding: Finding, again: Again, call: MethodCall | Foreign, evidence: Evidence) -> Blame:
     """Where several causes fit, those that fit in a case of other sizes too."""
     fields, fitting = blame
     if len(fitting) < 2:

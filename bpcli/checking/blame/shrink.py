@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from bpcli.checking.answers import Foreign
 from bpcli.checking.run import CheckOptions, check
 from bpcli.methods import MethodCall
 from bpcli.problem.model import Setup
@@ -22,7 +23,7 @@ class Again:
     command: Callable[[str, Mapping[str, object]], str]
 
 
-def smallest(setup: Setup, call: MethodCall, again: Again, live: Callable[[], bool]) -> dict[str, object]:
+def smallest(setup: Setup, call: MethodCall | Foreign, again: Again, live: Callable[[], bool]) -> dict[str, object]:
     """The settings that make the case small while `call` is still wrong in any tensor; as far as there is time."""
     kept: dict[str, object] = {}
     sizes = {"T": setup.T} if setup.graph.recurrent else {}
@@ -44,11 +45,11 @@ def _smaller(size: int) -> Iterator[int]:
         yield size // 2
 
 
-def _fails(call: MethodCall, again: Again, settings: Mapping[str, object]) -> bool:
+def _fails(call: MethodCall | Foreign, again: Again, settings: Mapping[str, object]) -> bool:
     """Whether the method is wrong with these settings; one that is refused or cannot run does not count."""
     try:
         setup = again.open(settings)
-        if call.refusal(setup.graph) is not None:
+        if isinstance(call, MethodCall) and call.refusal(setup.graph) is not None:
             return False
         return any(f.verdict == "wrong" and f.tensor != "loss" for f in check(setup, [call], CheckOptions()))
     except Exception:  # refused sizes, or whatever the program under test raises where it never ran before

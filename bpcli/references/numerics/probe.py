@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,11 +62,15 @@ def probe(problem: Problem, tensor: Tensor) -> Probe:
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """A loss around the values of one tensor: `losses(entries (C,), deltas (C,)) -> (C, batch)` under a `Probe`."""
+    """A loss around the values of one tensor: `losses(entries (C,), deltas (C,)) -> (C, batch)` under a `Probe`.
+
+    Shifted numbers are rounded to `dtype` before the loss sees them.
+    """
 
     losses: Losses
     probe: Probe
     base: FloatArray
+    dtype: np.dtype[np.floating] = field(default_factory=lambda: np.dtype(np.float64))
 
     @staticmethod
     def of(losses: Losses, probe: Probe) -> Sampler:
@@ -92,4 +96,4 @@ class Sampler:
         if self.probe.summed:
             change = change.sum(axis=1, keepdims=True)
         points = self.probe.points[rows]
-        return change, (points + steps[:, None]) - points
+        return change, (points + steps[:, None]).astype(self.dtype) - points

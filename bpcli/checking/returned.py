@@ -1,0 +1,123 @@
+"""What foreign code gave back for a gradient: taken apart and copied, and every fault of its form named."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bpcli.errors import nearest, printable
+from bpcli.problem.model import Array, Tensor
+
+LOSS = "loss"
+
+
+@dataclass(frozen=True, eq=False)
+class Returned:
+    """`arrays` can be compared; `faults` says why others cannot, by the name of the tensor, of the key, or "loss".
+
+    `loss` is None where none came. Entries that a density leaves out are zero in `arrays`.
+    """
+
+    loss: float | None = None
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+    def located(self, where: str) -> Returned:
+        """The same, with the user's file and line after each fault."""
+        return Returned(self.loss, self.arrays, {name: fault + where for name, fault in self.faults.items()})
+
+
+class FlawError(Exception):
+    """What is wrong with one array or number, in a few words."""
+
+
+def all_faulty(tensors: Iterable[Tensor], cause: str) -> Returned:
+    """No gradient at all, for one cause."""
+    return Returned(faults={tensor.name: cause for tensor in tensors})
+
+
+def take(given: Any, tensors: Sequence[Tensor], known: Collection[str], dtypes: Sequence[np.dtype[Any]]) -> Returned:
+    """Take apart a dict of gradients, or `(loss, dict)`.
+
+    Gradients of `known` names that are no `tensors` were not asked for and are passed over; their type has to be one
+    of `dtypes`. What the objects inside raise, they raise here.
+    """
+    loss, faults = None, {}
+    if isinstance(given, tuple | list) and len(given) == 2:
+        number, given = given
+        try:
+            loss = scalar(number)
+        except FlawError as flaw:
+            faults[LOSS] = str(flaw)
+    if not isinstance(given, Mapping):
+        return all_faulty(tensors, f"wrong type: returns {_kind(given)}, not a dict of gradients by name")
+    arrays = {}
+    for tensor in tensors:
+        try:
+            arrays[tensor.name] = entry(given, tensor, dtypes)
+        except FlawError as flaw:
+            faults[tensor.name] = str(flaw)
+    faults |= {_key(key): _unknown(key, known) for key in given if not (isinstance(key, str) and key in known)}
+    return Returned(loss, arrays, faults)
+
+
+def entry(given: Mapping[Any, Any], tensor: Tensor, dtypes: Sequence[np.dtype[Any]]) -> Array:
+    """The gradient of one tensor, copied; raises FlawError."""
+    if tensor.name not in given:
+        raise FlawError("missing")
+    value = given[tensor.name]
+    if isinstance(value, int | float) and not isinstance(value, bool) and tensor.shape == ():
+        return np.array(value, dtype=dtypes[0])  # as in NumPy, a number of Python's takes the type of its company
+    if getattr(type(value), "__array__", None) is None:
+        raise FlawError(f"wrong type: {_kind(value)}, not an array")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FlawError(f"wrong type: {_kind(value)} that NumPy can't read ({printable(str(error))})") from error
+    if array.dtype.newbyteorder("=") not in dtypes:
+        raise FlawError(f"wrong type: {array.dtype}, not {' or '.join(map(str, dtypes))}")
+    if array.shape != tensor.shape:
+        raise FlawError(f"wrong shape: {array.shape}, not {tensor.shape}")
+    return on_pattern(np.array(array, dtype=array.dtype.newbyteorder("="), order="C", subok=False), tensor)
+
+
+def scalar(value: Any) -> float:
+    """A loss as a float, of whatever library it is; raises FlawError."""
+    if getattr(value, "shape", ()) not in ((), None):
+        raise FlawError(f"wrong shape: {tuple(value.shape)}, not a scalar")
+    if isinstance(value, bool | str | bytes | bytearray | None):
+        raise FlawError(f"wrong type: {_kind(value)}, not a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise FlawError(f"wrong type: {_kind(value)}, not a number") from error
+
+
+def on_pattern(value: Array, tensor: Tensor) -> Array:
+    """Zero where a density leaves entries out: what stands there is ignored."""
+    if tensor.pattern is None:
+        return value
+    kept = np.zeros_like(value)
+    kept.reshape(-1)[tensor.pattern] = value.reshape(-1)[tensor.pattern]
+    return kept
+
+
+def _unknown(key: object, known: Collection[str]) -> str:
+    if key == LOSS:
+        return "unknown key: a loss goes beside the dict, as in (loss, gradients)"
+    if not isinstance(key, str):
+        return f"unknown key: {_kind(key)}, not a name"
+    return f"unknown key: {nearest(key, known)}"
+
+
+def _key(key: object) -> str:
+    return printable(key if isinstance(key, str) else reprlib.repr(key), 60)
+
+
+def _kind(value: object) -> str:
+    """A value's type, in the words of an error."""
+    return "None" if value is None else printable(type(value).__name__, 60)

@@ -1,0 +1,145 @@
+"""What `bp check` is given besides methods: functions in Python files, saved gradients, and objects as targets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bpcli.errors import BpError, Collector, Diagnostic, fail, nearest, printable
+
+if TYPE_CHECKING:
+    from bpcli.checking.answers import Foreign
+    from bpcli.checking.findings import Finding
+    from bpcli.checking.userfile import UserFile
+    from bpcli.commands.options import Common
+    from bpcli.problem.model import Setup
+
+_IN_FILE = re.compile(r"(?P<file>.+\.pyw?):(?P<name>[^:/\\]*)", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`given` is judged on every spec; `names` are those of kernels that specs declare."""
+
+    given: tuple[Foreign, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.given or self.names)
+
+
+def objects(targets: Sequence[str]) -> tuple[list[str], list[str], list[Diagnostic]]:
+    """The targets that are objects in Python files, the others, and a refusal for each file without an object."""
+    boxes, others, refused = [], [], []
+    for target in dict.fromkeys(targets):
+        if _IN_FILE.fullmatch(target):
+            boxes.append(target)
+        elif target.endswith(".py") and not Path(target).is_dir():
+            what = f'"{printable(target)}" names no object'
+            refused.append(Diagnostic("usage", what, help=f"write {printable(target)}:OBJECT"))
+        else:
+            others.append(target)
+    return boxes, others, refused
+
+
+def read(kernels: Sequence[str], gradients: Sequence[str]) -> Asked:
+    """What `--kernel` and `--gradient` ask for; raises BpError for all that is missing."""
+    from bpcli.checking.captured import captured
+    from bpcli.checking.supplied import supplied
+
+    collector = Collector()
+    given: list[Foreign] = []
+    parts = {text: _IN_FILE.fullmatch(text) for text in dict.fromkeys(kernels)}
+    used = [found["name"] for found in parts.values() if found]
+    files: dict[str, UserFile] = {}
+    for text, found in parts.items():
+        if not found:
+            if re.search(r"[:/\\]|\.py$", text):
+                advice = "write FILE.py:FUNC, or the NAME of a [kernel.NAME] of the spec"
+                collector.add("usage", f'--kernel "{printable(text)}" names no function in a Python file', help=advice)
+            continue
+        called = found["name"] if used.count(found["name"]) == 1 else text
+        try:
+            given.append(supplied(_file(found["file"], files), found["name"], f"kernel:{called}"))
+        except BpError as error:
+            collector.diagnostics += error.diagnostics
+    for path in dict.fromkeys(gradients):
+        try:
+            given.append(captured(Path(path), f"gradient:{Path(path).name}"))
+        except BpError as error:
+            collector.diagnostics += error.diagnostics
+    collector.finish()
+    return Asked(tuple(given), tuple(text for text, found in parts.items() if not found))
+
+
+def of_spec(setup: Setup, path: Path, asked: Asked, common: Common) -> tuple[Foreign, ...]:
+    """What of `asked` is judged on one spec: everything given, and the kernels that it declares under those names.
+
+    Raises BpError where a declared file or function is missing or may not be read.
+    """
+    from bpcli.checking.supplied import supplied
+    from bpcli.spec.paths import resolve
+
+    collector = Collector()
+    own: list[Foreign] = []
+    for name in (n for n in asked.names if n in setup.spec.kernels):
+        kernel, source = setup.spec.kernels[name], setup.spec.source
+        place = source.value("kernel", name, "file")
+        file = resolve(path, kernel.file, place, common.allow_outside, collector, (".py",))
+        if file is not None:
+            from bpcli.checking.userfile import load
+
+            shown = str(path.parent / kernel.file)
+            where = source.value("kernel", name, "function")
+            own.append(supplied(load(file, shown, place), kernel.function, f"kernel:{name}", where))
+    collector.finish()
+    return (*asked.given, *own)
+
+
+def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
+    """A refusal of each name that none of the specs declares."""
+    return [
+        Diagnostic(
+            "unknown-name",
+            f'no spec declares a kernel "{printable(name)}"',
+            help=nearest(name, declared) or "declare [kernel.NAME] in the spec, or write FILE.py:FUNC",
+        )
+        for name in asked.names
+        if name not in declared
+    ]
+
+
+def judge(target: str, common: Common) -> list[Finding]:
+    """The findings on one object; raises BpError where there is none."""
+    from bpcli.checking.blackbox import check_box, open_box
+
+    found = _IN_FILE.fullmatch(target)
+    assert found is not None
+    box = open_box(_file(found["file"], {}), found["name"])
+    return check_box(box, common.wrt, common.limits())
+
+
+def refuse_for_objects(boxes: Sequence[str], options: dict[str, bool]) -> None:
+    """Raise BpError for options that mean nothing to an object; `options` says which of them are given."""
+    for option, given in options.items():
+        if boxes and given:
+            advice = "an object has its own gradient and is judged by differences of its own loss"
+            fail("usage", f'{option} goes with specs, not with an object ("{printable(boxes[0])}")', help=advice)
+
+
+def refuse_for_several(gradients: Sequence[str], paths: Sequence[Path]) -> None:
+    """Raise BpError for a saved gradient among several specs: it belongs to one."""
+    if gradients and len(paths) > 1:
+        fail("usage", f"--gradient goes with one spec, not with {len(paths)}", help="name the spec that it belongs to")
+
+
+def _file(text: str, files: dict[str, UserFile]) -> UserFile:
+    """The file, loaded once."""
+    from bpcli.checking.userfile import load
+
+    if text not in files:
+        files[text] = load(Path(text).absolute(), text)
+    return files[text]

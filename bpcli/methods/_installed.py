@@ -1,0 +1,90 @@
+"""Methods of other packages: entry points of the group `bpcli.methods`, each a METHOD or a module with one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar, cast
+
+from bpcli.errors import fail, printable
+from bpcli.graph.model import Graph
+from bpcli.methods.base import Cost, Gradient, Method, Window
+from bpcli.problem.model import Problem, Setup
+
+_Result = TypeVar("_Result")
+_PARTS = ("refusal", "windows", "cost", "gradient")
+
+
+def load(point: importlib.metadata.EntryPoint) -> Method:
+    """The method behind an entry point; `BpError` where it can't be used."""
+    name = point.name
+    try:
+        loaded = point.load()
+        method = getattr(loaded, "METHOD", loaded)
+        fault = _fault(method, name)
+    except (Exception, SystemExit) as error:
+        _refuse(point, error)
+    if fault:
+        advice = f"bpcli/methods/base.py says what a method has; {_origin(point)} should be mended, or uninstalled"
+        fail("plug-in", f'the method "{printable(name)}" of {_origin(point)} is no method: {fault}', help=advice)
+    return cast("Method", _Guarded(method.name, method.summary, frozenset(method.tags), method.Options, method, point))
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """A method of another package: what it raises is told as its error, not as one of ours."""
+
+    name: str
+    summary: str
+    tags: frozenset[str]
+    Options: type[Any]
+    method: Method
+    point: importlib.metadata.EntryPoint
+
+    def refusal(self, graph: Graph) -> str | None:
+        """See `Method`."""
+        return self._run(lambda: self.method.refusal(graph))
+
+    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
+        """See `Method`."""
+        return self._run(lambda: tuple(self.method.windows(setup, options)))
+
+    def cost(self, setup: Setup, options: Any) -> Cost:
+        """See `Method`."""
+        return self._run(lambda: self.method.cost(setup, options))
+
+    def gradient(self, problem: Problem, options: Any) -> Gradient:
+        """See `Method`."""
+        return self._run(lambda: self.method.gradient(problem, options))
+
+    def _run(self, part: Callable[[], _Result]) -> _Result:
+        try:
+            return part()
+        except (Exception, SystemExit) as error:
+            _refuse(self.point, error)
+
+
+def _fault(method: Any, name: str) -> str:
+    """What a method lacks; "" for nothing."""
+    lacking = [part for part in ("name", "summary", "tags", "Options", *_PARTS) if not hasattr(method, part)]
+    if lacking:
+        return f"it lacks {', '.join(lacking)}"
+    if method.name != name:
+        return f'it calls itself "{printable(str(method.name))}"'
+    if not dataclasses.is_dataclass(method.Options) or not isinstance(method.Options, type):
+        return "its Options are no dataclass"
+    uncalled = [part for part in _PARTS if not callable(getattr(method, part))]
+    return f"{', '.join(uncalled)} can't be called" if uncalled else ""
+
+
+def _origin(point: importlib.metadata.EntryPoint) -> str:
+    return f"the package {point.dist.name}" if point.dist else f'the entry point "{printable(point.value)}"'
+
+
+def _refuse(point: importlib.metadata.EntryPoint, error: BaseException) -> NoReturn:
+    where = "".join(f" ({f.filename}:{f.lineno})" for f in traceback.extract_tb(error.__traceback__)[-1:])
+    what = f'the method "{printable(point.name)}" of {_origin(point)} fails: {type(error).__name__}: {error}{where}'
+    fail("plug-in", what, help=f"{_origin(point)} should be mended, or uninstalled")

@@ -1,0 +1,191 @@
+"""Black boxes: objects with params, loss and grad, judged by differences of their loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_cases import RECURRENT, run, write
+from foreign_cases import outcomes
+
+BOX = """import numpy as np
+calls = []
+
+class Box:
+    params = {"w": np.array([0.5, -2.0, 1e-3]), "b": np.array(0.5), "u": np.zeros(2)}
+
+    def loss(self, p):
+        return np.sum(np.tanh(p["w"]) ** 2) * p["b"]
+
+    def grad(self, p):
+        t = np.tanh(p["w"])
+        g = {"w": 2 * t * (1 - t * t) * p["b"], "b": np.sum(t**2), "u": np.zeros(2)}
+        return g
+
+box = Box()
+"""
+LOSS, GRAD = 7, 10
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+
+
+def judge(text: str, target: str = "box.py:box", *args: str) -> tuple[int, dict[str, Any]]:
+    """The exit code and the document of a check of the object in the file `text`."""
+    write(Path("box.py"), text)
+    result = run("check", target, *args, "--format", "json")
+    return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("target", ["box.py:box", "box.py:Box"])
+def test_a_right_gradient_passes(target: str) -> None:
+    """Of an object, or of a class that makes one; nothing that moves nothing has gradient zero."""
+    code, document = judge(BOX, target)
+    assert (0, dict.fromkeys("wbu", ("pass", ""))) == (code, outcomes(document))
+    assert {(target, "grad")} == {(f["spec"], f["method"]) for f in document["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "tensor", "cause"),
+    [
+        ("2 * t * (1", "2.002 * t * (1", "w", ""),
+        ("2 * t * (1", "-2 * t * (1", "w", ""),
+        ('"u": np.zeros(2)}\n        r', '"u": np.full(2, 1e-9)}\n        r', "u", ""),
+        ("return g", "g['b'] *= np.nan; return g", "b", f"not finite (box.py:{GRAD})"),
+        ("return g", "del g['b']; return g", "b", f"missing (box.py:{GRAD})"),
+        ("return g", "g['w'] = g['w'][:2]; return g", "w", f"wrong shape: (2,), not (3,) (box.py:{GRAD})"),
+        ("return g", "g['w'] = 'w'; return g", "w", f"wrong type: str, not an array (box.py:{GRAD})"),
+        ("return g", "g['v'] = t; return g", "v", f"unknown key: known: b, u, w (box.py:{GRAD})"),
+        (
+            "return g",
+            "calls.append(1); g['b'] += 1e-15 * len(calls); return g",
+            "b",
+            f"not deterministic (box.py:{GRAD})",
+        ),
+    ],
+)
+def test_what_grad_does_wrong(old: str, new: str, tensor: str, cause: str) -> None:
+    """A finding on the tensor alone; the others pass."""
+    code, document = judge(BOX.replace(old, new))
+    others = {name: ("pass", "") for name in "wbu" if name != tensor}
+    assert (1, {**others, tensor: ("wrong", cause)}) == (code, outcomes(document))
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("return 1 / 0", f"raises ZeroDivisionError: division by zero (box.py:{GRAD + 1})"),
+        ("exit(2)", f"raises SystemExit: 2 (box.py:{GRAD + 1})"),
+        ("return []", f"wrong type: returns list, not a dict of gradients by name (box.py:{GRAD})"),
+    ],
+)
+def test_a_grad_that_gives_nothing(line: str, cause: str) -> None:
+    """Every tensor is wrong."""
+    code, document = judge(BOX.replace('t = np.tanh(p["w"])\n', f"{line}\n        t = 0\n"))
+    assert (1, dict.fromkeys("wbu", ("wrong", cause))) == (code, outcomes(document))
+
+
+def test_a_grad_that_changes_its_arguments() -> None:
+    """All of its answers are wrong, right as they may be."""
+    code, document = judge(BOX.replace("return g", "p['w'][0] = 0; return g"))
+    assert (1, {("wrong", f"changes its arguments: w (box.py:{GRAD})")}) == (code, set(outcomes(document).values()))
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("return 1 / 0", f"raises ZeroDivisionError: division by zero (box.py:{LOSS + 1})"),
+        ("return p['w']", f"wrong shape: (3,), not a scalar (box.py:{LOSS})"),
+        ("return 'low'", f"wrong type: str, not a number (box.py:{LOSS})"),
+        ("return np.nan", f"not finite (box.py:{LOSS})"),
+        ("p['b'] += 1; return 1.0", f"changes its arguments: b (box.py:{LOSS})"),
+        ("calls.append(1); return float(len(calls))", f"not deterministic (box.py:{LOSS})"),
+    ],
+)
+def test_a_loss_that_nothing_can_be_judged_by(line: str, cause: str) -> None:
+    """It is the one finding."""
+    code, document = judge(BOX.replace('return np.sum(np.tanh(p["w"]) ** 2) * p["b"]', line))
+    assert (1, {"loss": ("wrong", cause)}) == (code, outcomes(document))
+
+
+def test_a_slope_below_the_noise_is_not_accused() -> None:
+    """Differences that can't see a gradient neither pass nor condemn it."""
+    text = "import numpy as np\nclass Box:\n    params = {'w': np.array(1.0)}\n"
+    text += "    def loss(self, p): return 1.0 + 1e-200 * float(p['w'])\n    def grad(self, p): return {'w': 1e-200}\n"
+    code, document = judge(text, "box.py:Box")
+    assert (0, "inconclusive") == (code, document["findings"][0]["verdict"])
+    assert 4 == judge(text, "box.py:Box", "--strict")[0]
+
+
+@pytest.mark.parametrize(("slope", "code"), [("1.0", 1), ("0.0", 0), ("0.5", 0)])
+def test_a_kink(slope: str, code: int) -> None:
+    """At one, every derivative between those of the two sides will do."""
+    text = "import numpy as np\nclass Box:\n    params = {'w': np.array([0.0, 1.0])}\n"
+    text += "    def loss(self, p): return 0.5 * np.maximum(p['w'], 0).sum()\n"
+    text += f"    def grad(self, p): return {{'w': np.array([{slope}, 0.5])}}\n"
+    assert code == judge(text, "box.py:Box")[0]
+
+
+def test_float32() -> None:
+    """The loss sees float32, shifted to numbers of float32: right gradients aren't accused, wrong ones are found."""
+    text = (
+        BOX.replace("1e-3])", "0.3], 'f4')")
+        .replace("np.array(0.5)", "np.array(0.5, 'f4')")
+        .replace("np.zeros(2)", "np.zeros(2, 'f4')")
+    )
+    typed = text.replace("return np.sum", 'assert p["w"].dtype == "f4"\n        return np.sum')
+    assert 0 == judge(typed)[0]
+    assert 1 == judge(typed.replace("2 * t", "np.float32(2.2) * t"))[0]
+
+
+def test_a_loss_that_raises_near_by() -> None:
+    """A domain that ends there makes steps smaller, and accuses nobody."""
+    text = "import numpy as np, math\nclass Box:\n    params = {'w': np.array([1e-3, 2.0])}\n"
+    text += "    def loss(self, p): return sum(math.log(v) for v in p['w'])\n"
+    text += "    def grad(self, p): return {'w': 1 / p['w']}\n"
+    assert "wrong" not in {f["verdict"] for f in judge(text, "box.py:Box")[1]["findings"]}
+    assert 1 == judge(text.replace("1 / p", "1.1 / p"), "box.py:Box")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "code"),
+    [
+        (BOX, "box.py:bax", "unknown-name"),
+        (BOX, "bax.py:box", "no-such-file"),
+        (BOX, "box.py", "usage"),
+        (BOX, "box.py:np", "usage"),
+        (BOX.replace("def grad", "def gard"), "box.py:box", "usage"),
+        (BOX.replace("np.array(0.5)", "np.array(1j)"), "box.py:box", "usage"),
+        (BOX.replace("np.array(0.5)", "np.array(np.nan)"), "box.py:box", "not-finite"),
+        ("class Box:\n    params = {}\n    loss = grad = print\n", "box.py:Box", "nothing-to-differentiate"),
+        ("class Box:\n    def __init__(self, n): pass\n", "box.py:Box", "user-code"),
+        ("1 / 0\n", "box.py:box", "user-code"),
+    ],
+)
+def test_what_is_no_black_box(text: str, target: str, code: str) -> None:
+    """A usage error, and the other targets are judged."""
+    spec = write(Path("net.toml"), RECURRENT)
+    exit_code, document = judge(text, target, spec)
+    assert (2, [code], ["net"]) == (
+        exit_code,
+        [e["code"] for e in document["errors"]],
+        [f["spec"] for f in document["findings"]],
+    )
+
+
+def test_options() -> None:
+    """Names are chosen with --wrt; what means nothing to an object, or takes too long, is refused."""
+    assert {"b"} == set(outcomes(judge(BOX, "box.py:box", "--wrt", "b")[1]))
+    for args in (
+        ["--wrt", "c"],
+        ["--set", "n=3"],
+        ["-m", "bptt"],
+        ["--reference", "complex-step"],
+        ["--max-time", "1e-9"],
+    ):
+        assert 2 == judge(BOX, "box.py:box", *args)[0], args

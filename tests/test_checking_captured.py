@@ -1,0 +1,65 @@
+"""Gradients that another program saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_cases import RECURRENT, run, write
+from foreign_cases import check, outcomes
+
+Arrays = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder with the gradient of the toy spec in `g.npz`."""
+    monkeypatch.chdir(tmp_path)
+    assert 0 == run("grad", write(Path("net.toml"), RECURRENT), "-m", "bptt", "-o", "g.npz").exit_code
+
+
+def test_what_bp_grad_writes_passes() -> None:
+    """Gradient and loss, under the name of the file."""
+    code, document = check("--gradient", "g.npz")
+    assert (0, {"W": ("pass", ""), "loss": ("pass", "")}) == (code, outcomes(document))
+    assert {"gradient:g.npz"} == {f["method"] for f in document["findings"]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda a: {**a, "d_W": -a["d_W"]}, {"W": "", "loss": None}),
+        (lambda a: {**a, "loss": a["loss"] + 1e-9}, {"W": None, "loss": ""}),
+        (lambda a: {"d_W": a["d_W"] * np.nan}, {"W": "not finite (g.npz)"}),
+        (lambda a: {"d_W": a["d_W"][:1]}, {"W": "wrong shape: (1, 2), not (2, 2) (g.npz)"}),
+        (lambda a: {"d_W": a["d_W"].astype("f4")}, {"W": "wrong type: float32, not float64 (g.npz)"}),
+        (lambda a: {"d_x": a["d_W"]}, {"W": "missing (g.npz)"}),
+        (lambda a: {**a, "d_V": a["d_W"]}, {"W": None, "loss": None, "V": "unknown key: known: W, a, x (g.npz)"}),
+        (lambda a: {**a, "other": a["d_W"]}, {"W": None, "loss": None}),
+        (lambda a: {**a, "loss": np.zeros(2)}, {"W": None, "loss": "wrong shape: (2,), not a scalar (g.npz)"}),
+    ],
+)
+def test_what_is_wrong_with_a_file(spoil: Callable[[Arrays], Arrays], expected: dict[str, str | None]) -> None:
+    """Every fault is a finding; None stands for what passes."""
+    with np.load("g.npz") as held:
+        arrays = dict(held)
+    np.savez("g.npz", **spoil(arrays))
+    code, document = check("--gradient", "g.npz")
+    wrong = {name: ("pass", "") if cause is None else ("wrong", cause) for name, cause in expected.items()}
+    assert (int(any(v == "wrong" for v, _ in wrong.values())), wrong) == (code, outcomes(document))
+
+
+def test_files_that_cannot_be_used() -> None:
+    """They are usage errors, and so is one file for two specs."""
+    np.savez("empty.npz", W=np.zeros(2))
+    np.savez("pickled.npz", d_W=np.array([None]))
+    Path("cut.npz").write_bytes(Path("g.npz").read_bytes()[:200])
+    Path("g.txt").write_text("d_W")
+    for name in ("none.npz", "empty.npz", "pickled.npz", "cut.npz", "g.txt"):
+        code, document = check("--gradient", name)
+        assert (2, 1, []) == (code, len(document["errors"]), document["findings"]), name
+    write(Path("other.toml"), RECURRENT)
+    assert 2 == check("other.toml", "--gradient", "g.npz")[0]
