@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking.blame.evidence import Evidence, planted
+from bpcli.checking.blame.evidence import Evidence
 from bpcli.checking.faults.catalogue import CATALOGUE
 from bpcli.checking.faults.model import Fault
 from bpcli.checking.interpreter.hooks import Edge, Hooks
@@ -50,16 +50,16 @@ def causes(evidence: Evidence, name: str, live: Callable[[], bool]) -> list[Caus
 def fits(evidence: Evidence, cause: Cause, name: str) -> bool:
     """Whether a fault of the catalogue gives the answer for `name` here too."""
     fault = next((f for f in CATALOGUE if f.name == cause.name), None)
-    return fault is None or _fits(evidence, fault.wrong, (name,))
+    return fault is None or _fits(evidence, (fault.name,), fault.wrong, (name,))
 
 
-def _fits(evidence: Evidence, hooks: Hooks, names: tuple[str, ...]) -> bool:
-    first = planted(evidence.problem, hooks, evidence.windows)
+def _fits(evidence: Evidence, key: tuple[object, ...], hooks: Hooks, names: tuple[str, ...]) -> bool:
+    first = evidence.planted(key, hooks)
     if not all(evidence.explained(n, first[n]) for n in names):
         return False
     if evidence.steady and (hooks.gather is None and hooks.answer is None):
         return True
-    second = planted(evidence.problem, hooks, evidence.windows, calls=3)
+    second = evidence.planted(key, hooks, calls=3)
     return all(evidence.explained(n, second[n], 1) for n in names)
 
 
@@ -68,9 +68,9 @@ def _everywhere(evidence: Evidence, name: str, live: Callable[[], bool]) -> tupl
     whole: list[Cause] = []
     alone: list[Cause] = []
     for fault in CATALOGUE:
-        if live() and _fits(evidence, fault.wrong, (name,)):
+        if live() and _fits(evidence, (fault.name,), fault.wrong, (name,)):
             cause = Cause(fault.name, fault.what, fault.factor)
-            (whole if _fits(evidence, fault.wrong, tuple(evidence.answers[0])) else alone).append(cause)
+            (whole if _fits(evidence, (fault.name,), fault.wrong, tuple(evidence.answers[0])) else alone).append(cause)
     return whole, alone
 
 
@@ -81,7 +81,7 @@ def _in_one_place(evidence: Evidence, name: str, live: Callable[[], bool]) -> It
             if not live():
                 return
             if (fault.wrong.edge or fault.wrong.gather or fault.wrong.add) and _fits(
-                evidence, _only(fault, node.index), (name,)
+                evidence, (fault.name, node.index), _only(fault, node.index), (name,)
             ):
                 yield Cause(fault.name, fault.what, fault.factor, node)
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,12 +39,19 @@ class Evidence:
     slack: Mapping[str, FloatArray]
     steady: bool
     wrong: tuple[str, ...]
+    _made: dict[tuple[object, ...], Mapping[str, FloatArray]] = field(default_factory=dict)
 
     def accumulates(self, name: str) -> bool:
         """Whether the right gradient was added twice between the first answer and the third."""
         first, third = self.answers
         left = _LEFT * np.abs(third[name]).max(initial=0.0)
         return bool((np.abs(third[name] - first[name] - 2 * self.right[name]) <= left).all())
+
+    def planted(self, key: tuple[object, ...], hooks: Hooks, calls: int = 1) -> Mapping[str, FloatArray]:
+        """As `planted` on this problem, kept under `key` and the number of calls."""
+        if (*key, calls) not in self._made:
+            self._made[*key, calls] = planted(self.problem, hooks, self.windows, calls)
+        return self._made[*key, calls]
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""

@@ -17,8 +17,10 @@ from bpcli.errors import BpError
 from bpcli.methods import MethodCall
 from bpcli.problem.model import Setup
 
-# Seconds for the causes and for the shrinking of one method's answer, and the work that the interpreter takes on.
+# Seconds of the processor, and at the latest by the clock, for the causes and for the shrinking of one method's answer,
+# and the work that the interpreter takes on. A machine that is busy with other things gives the same blame.
 _SECONDS = 5.0
+_LATEST = 30.0
 _WORK = 5e7
 _SPOKEN = {
     "changes its arguments": "the method writes into the arrays that it is given",
@@ -31,14 +33,14 @@ _SPOKEN = {
 def explain(
     findings: Sequence[Finding], setup: Setup, calls: Sequence[MethodCall | Foreign], again: Again
 ) -> list[Finding]:
-    """The findings, those that are wrong with their `blame`; the others as they are.
+    """The findings, those that are wrong and have no `blame` yet with one; the others as they are.
 
     Bounded in time: what is not found by then is left out. A method that fails when asked again is not explained.
     """
     by_method = {call.text: call for call in calls}
     explained: dict[int, Finding] = {}
     for text, call in by_method.items():
-        wrong = [f for f in findings if f.method == text and f.verdict == "wrong"]
+        wrong = [f for f in findings if f.method == text and f.verdict == "wrong" and f.blame is None]
         if wrong:
             explained |= {id(f): replace(f, blame=blame) for f, blame in _tried(wrong, setup, call, again)}
     return [explained.get(id(f), f) for f in findings]
@@ -141,5 +143,5 @@ def _affordable(setup: Setup, again: Again, small: dict[str, object]) -> Setup |
 
 
 def _deadline() -> Callable[[], bool]:
-    end = time.monotonic() + _SECONDS
-    return lambda: time.monotonic() < end
+    end, latest = time.thread_time() + _SECONDS, time.monotonic() + _LATEST
+    return lambda: time.thread_time() < end and time.monotonic() < latest

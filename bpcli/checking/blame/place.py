@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bpcli.checking.blame.evidence import Evidence, planted
+from bpcli.checking.blame.evidence import Evidence
 from bpcli.checking.interpreter.hooks import Edge, Hooks
 from bpcli.checking.interpreter.walk import Walk
 from bpcli.graph.model import Graph, Node
@@ -43,15 +43,15 @@ def step_and_sample(evidence: Evidence, name: str, index: tuple[int, ...] | None
         return None, index[0] + 1
     if not np.isfinite(evidence.answers[0][name]).all():
         return None, None
-    step = _single(evidence, name, [_at_step(t) for t in range(setup.T)]) if setup.T > 1 else None
-    sample = _single(evidence, name, [_of_sample(b) for b in range(setup.batch)]) if setup.batch > 1 else None
+    step = _single(evidence, name, "step", [_at_step(t) for t in range(setup.T)]) if setup.T > 1 else None
+    sample = _single(evidence, name, "sample", [_of_sample(b) for b in range(setup.batch)]) if setup.batch > 1 else None
     return step, sample
 
 
-def _single(evidence: Evidence, name: str, parts: list[Hooks]) -> int | None:
+def _single(evidence: Evidence, name: str, kind: str, parts: list[Hooks]) -> int | None:
     """Which one of several contributions, taken more or less often than once, makes the right answer the given one."""
     for number, hooks in enumerate(parts, start=1):
-        part: FloatArray = planted(evidence.problem, hooks, evidence.windows)[name]
+        part: FloatArray = evidence.planted((kind, number), hooks)[name]
         size = float((part * part).sum())
         if size and evidence.explained(
             name, evidence.right[name] + part * float((evidence.error(name) * part).sum()) / size
