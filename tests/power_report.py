@@ -9,6 +9,7 @@ import csv
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from bpcli.checking.blame.explain import explain
@@ -17,7 +18,9 @@ from bpcli.checking.faults.catalogue import CATALOGUE
 from bpcli.checking.faults.model import as_method
 from bpcli.checking.power import Planted, power
 from bpcli.checking.run import CheckOptions, check
+from bpcli.errors import fail
 from bpcli.problem.limits import Limits
+from bpcli.problem.model import Setup
 from bpcli.problem.open import open_setup
 
 ROOT = Path(__file__).parents[1]
@@ -25,9 +28,15 @@ LIMITS = Limits(max_memory=1 << 30)
 
 
 def again(path: Path) -> Again:
-    """A spec with other settings."""
+    """A spec in the other case that tells causes apart; the search for the smallest case is refused, to save time."""
+
+    def reopen(settings: Mapping[str, object]) -> Setup:
+        if "seed" not in settings:
+            fail("usage", "no smallest case is looked for")
+        return open_setup(path, settings, ("params",), LIMITS)
+
     return Again(
-        lambda settings: open_setup(path, settings, ("params",), LIMITS),
+        reopen,
         lambda method, settings: shlex.join(
             ["bp", "check", path.name, "-m", method, *(f"--set {k}={v}" for k, v in settings.items())]
         ),
