@@ -34,9 +34,11 @@ def _times_steps(w: FloatArray, walk: Walk) -> FloatArray:
 
 
 def _without(steps: slice) -> Hooks:
+    """Some of several losses are left out; a single one is none of several."""
+
     def change(w: FloatArray, walk: Walk) -> FloatArray:
         kept = w.copy()
-        kept[steps] = 0.0
+        kept[steps] = w[steps] if walk.setup.T == 1 else 0.0
         return kept
 
     return _weighted(change)
@@ -46,11 +48,11 @@ _SAME_WEIGHTS = _weighted(lambda w, walk: (w[::-1] + 0.0)[::-1])
 
 
 def _step(wanted: Callable[[int, int], bool]) -> Hooks:
-    """What single steps give to parameters is left out."""
+    """What one of several steps gives to parameters is left out."""
 
     def gather(e: Edge, given: FloatArray) -> FloatArray:
         total: FloatArray = given.sum(axis=0, keepdims=True)
-        return 0.0 * total if wanted(e.t, e.walk.setup.T) else total
+        return 0.0 * total if e.walk.setup.T > 1 and wanted(e.t, e.walk.setup.T) else total
 
     return Hooks(gather=gather)
 
@@ -154,13 +156,13 @@ _ROWS: tuple[tuple[str, str, str, Advice, Hooks, Hooks], ...] = (
      advise("the gradient is zero", steps="the sum over time"),
      _weighted(lambda w, walk: w / walk.setup.T), _SAME_WEIGHTS),
     ("final-loss-dropped", "the last step's loss is left out", "q",
-     advise("the last loss is constant"), _without(slice(-1, None)), _SAME_WEIGHTS),
+     advise("the last loss is constant", steps="a last loss among others"), _without(slice(-1, None)), _SAME_WEIGHTS),
     ("intermediate-losses-dropped", "all losses but the last are left out", "q",
      _losses, _without(slice(0, -1)), _SAME_WEIGHTS),
     ("first-step-missing", "what the first step gives to the parameters is left out", "M̄",
-     advise("the first step gives nothing"), _step(lambda t, T: t == 0), Hooks(gather=_pairwise)),
+     advise("the first step gives nothing", steps="a first step among others"), _step(lambda t, T: t == 0), Hooks(gather=_pairwise)),
     ("last-step-missing", "what the last step gives to the parameters is left out", "M̄",
-     advise("the last step gives nothing"), _step(lambda t, T: t == T - 1), Hooks(gather=_pairwise)),
+     advise("the last step gives nothing", steps="a last step among others"), _step(lambda t, T: t == T - 1), Hooks(gather=_pairwise)),
     ("float32-accumulator", "the gradient is summed in float32", "",
      _single_precision, Hooks(gather=_single), Hooks(gather=_pairwise)),
     ("sign", "the sign is wrong", "", _ZERO, each(lambda a: -a), each(lambda a: 0.0 - (0.0 - a))),
