@@ -106,6 +106,7 @@ class Call:
 @click.option(
     "--mode", metavar="MODE", default="auto", callback=one_of(lambda: MODES), help="auto, or full for every entry."
 )
+@click.option("--power", is_flag=True, help="Plant faults in place of the methods, and say which the check reveals.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
     "format", "output", "quiet", "verbose", "strict",
@@ -117,6 +118,7 @@ def check(
     gradient: tuple[str, ...],
     reference: str,
     mode: str,
+    power: bool,
     common: Common,
 ) -> int:
     """Judge the gradients of TARGET, a spec or a folder of specs, against references with error bounds of their own.
@@ -132,7 +134,7 @@ def check(
     from bpcli.commands.specs import find, names
 
     boxes, targets, refused = foreign.objects(target)
-    given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference == "complex-step"}
+    given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference == "complex-step", "--power": power}
     alone = {} if targets else {"-m": method, "--set": common.overrides}
     foreign.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
     paths, missing = find(targets) if targets or not (boxes or refused) else ([], [])
@@ -140,6 +142,10 @@ def check(
     asked = foreign.read(kernel, gradient)
     foreign.refuse_for_several(gradient, paths)
     options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
+    if power:
+        from bpcli.commands.power import plant
+
+        return plant(paths, refused, options, common)
     call = Call(
         read(method), from_project(), asked, options, common, names(paths), len(paths) == 1 and not refused + boxes
     )
@@ -169,7 +175,9 @@ def _judge_object(target: str, call: Call, results: Results) -> None:
 def _judge(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
     from bpcli.checking import run
+    from bpcli.checking.blame.explain import explain
     from bpcli.checking.forecast import check_bytes, on_a_sample
+    from bpcli.commands.again import again
     from bpcli.commands.check_cases import places_of
     from bpcli.commands.choose import applying, choose
     from bpcli.commands.failures import translate
@@ -200,7 +208,8 @@ def _judge(path: Path, call: Call, results: Results) -> None:
             flops, steps = run.check_cost(setup, methods, call.options), _SWEEPS * len(setup.wrt) * setup.T
             check_cost(setup, "the check", held, flops, limits, steps)
             prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
-            results.findings += run.check(setup, methods, call.options)
+            findings = run.check(setup, methods, call.options)
+            results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
             if on_a_sample(setup, call.options):
                 results.sampled.append(setup.spec.name)
     except Exception as error:

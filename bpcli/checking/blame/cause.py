@@ -1,0 +1,148 @@
+"""The likely cause of a wrong gradient: the fault that gives the same numbers, else what the error looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.checking.blame.evidence import Evidence
+from bpcli.checking.faults.catalogue import CATALOGUE
+from bpcli.checking.faults.model import Fault
+from bpcli.checking.interpreter.hooks import Edge, Hooks
+from bpcli.graph.model import Node
+
+_SINGLE = 2.0**-22
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Cause:
+    """`name` is that of a fault of the catalogue, or of a signature; `what` says it in words.
+
+    `node` is where the fault sits if it is in one place, `factor` as in `Fault`.
+    """
+
+    name: str
+    what: str
+    factor: str = ""
+    node: Node | None = None
+
+
+def causes(evidence: Evidence, name: str, live: Callable[[], bool]) -> list[Cause]:
+    """The causes that fit the answer for tensor `name`, the likeliest first; never none.
+
+    `live()` says whether there is time to go on. A fault that gives the whole answer goes before one that gives this
+    tensor alone, and that before one in a single place.
+    """
+    if not evidence.steady and evidence.accumulates(name):
+        return [Cause("buffer-not-cleared", "the buffer is not cleared: a second call adds to the first")]
+    whole, alone = _everywhere(evidence, name, live)
+    if whole:
+        return whole
+    ratio = _ratio(evidence, name)
+    found = [*ratio, *alone] if len(evidence.wrong) == 1 else [*alone, *ratio]
+    return found or list(_in_one_place(evidence, name, live)) or _looks(evidence, name)
+
+
+def fits(evidence: Evidence, cause: Cause, name: str) -> bool:
+    """Whether a fault of the catalogue gives the answer for `name` here too."""
+    fault = next((f for f in CATALOGUE if f.name == cause.name), None)
+    return fault is None or _fits(evidence, (fault.name,), fault.wrong, (name,))
+
+
+def _fits(evidence: Evidence, key: tuple[object, ...], hooks: Hooks, names: tuple[str, ...]) -> bool:
+    first = evidence.planted(key, hooks)
+    if not all(evidence.explained(n, first[n]) for n in names):
+        return False
+    if evidence.steady and (hooks.gather is None and hooks.answer is None):
+        return True
+    second = evidence.planted(key, hooks, calls=3)
+    return all(evidence.explained(n, second[n], 1) for n in names)
+
+
+def _everywhere(evidence: Evidence, name: str, live: Callable[[], bool]) -> tuple[list[Cause], list[Cause]]:
+    """The faults that give the whole answer, and those that give this tensor."""
+    whole: list[Cause] = []
+    alone: list[Cause] = []
+    for fault in CATALOGUE:
+        if live() and _fits(evidence, (fault.name,), fault.wrong, (name,)):
+            cause = Cause(fault.name, fault.what, fault.factor)
+            (whole if _fits(evidence, (fault.name,), fault.wrong, tuple(evidence.answers[0])) else alone).append(cause)
+    return whole, alone
+
+
+def _in_one_place(evidence: Evidence, name: str, live: Callable[[], bool]) -> Iterator[Cause]:
+    """The first fault that gives this tensor when it is planted at a single node."""
+    for node in reversed(evidence.problem.setup.graph.nodes):
+        for fault in CATALOGUE if node.args else ():
+            if not live():
+                return
+            if (fault.wrong.edge or fault.wrong.gather or fault.wrong.add) and _fits(
+                evidence, (fault.name, node.index), _only(fault, node.index), (name,)
+            ):
+                yield Cause(fault.name, fault.what, fault.factor, node)
+                return
+
+
+def _only(fault: Fault, index: int) -> Hooks:
+    """The fault at one node."""
+    edge, gather, add = fault.wrong.edge, fault.wrong.gather, fault.wrong.add
+
+    def here(e: Edge) -> bool:
+        return e.node.index == index
+
+    return replace(
+        fault.wrong,
+        edge=edge and (lambda e: edge(e) if here(e) else e.pull()),
+        gather=gather and (lambda e, g: gather(e, g) if here(e) else g.sum(axis=0, keepdims=True)),
+        add=add and (lambda e, b, g: add(e, b, g) if here(e) else b + g),
+    )
+
+
+def _ratio(evidence: Evidence, name: str) -> list[Cause]:
+    """One number by which the whole tensor is off, in words."""
+    given, right = evidence.answers[0][name], evidence.right[name]
+    size = float((right * right).sum())
+    if not np.isfinite(given).all() or size == 0:
+        return []
+    ratio = float((given * right).sum()) / size
+    if not evidence.explained(name, ratio * right):
+        return []
+    setup = evidence.problem.setup
+    known = {"-1": -1.0, "2": 2.0, "1/2": 0.5, "0": 0.0, "batch": setup.batch, "1/batch": 1 / setup.batch}
+    known |= {"T": setup.T, "1/T": 1 / setup.T} if setup.graph.recurrent else {}
+    for constant, value in setup.spec.constants.items():
+        known |= {constant: value, f"1 - {constant}": 1 - value} | ({f"1/{constant}": 1 / value} if value else {})
+    words = [word for word, value in known.items() if abs(ratio - value) <= _SAME * abs(value)]
+    return [Cause("ratio", f"the gradient is {' = '.join(words) or f'{ratio:.6g}'} times the right one")]
+
+
+def _looks(evidence: Evidence, name: str) -> list[Cause]:
+    """What the error looks like, where no fault of the catalogue gives it."""
+    given, right, error = evidence.answers[0][name], evidence.right[name], evidence.error(name)
+    if not np.isfinite(given).all():
+        return [Cause("not-finite", f"{int((~np.isfinite(given)).sum())} of {given.size} entries are not finite")]
+    theta = np.asarray(evidence.problem.array(evidence.tensor(name)), float)
+    if theta.shape == error.shape and (theta * theta).sum() > 0:
+        share = float((error * theta).sum() / (theta * theta).sum())
+        if evidence.explained(name, right + share * theta):
+            return [
+                Cause("proportional", f"the error is {share:.6g} times {name} itself, as of a decay that does not fit")
+            ]
+    largest = float(np.abs(right).max(initial=0.0))
+    if np.abs(error).max() <= _SINGLE * largest:
+        return [Cause("float32-accumulator", "the gradient has the accuracy of float32")]
+    return [Cause("unknown", _extent(np.abs(error) > 2 * evidence.slack[name]))]
+
+
+def _extent(off: NDArray[np.bool_]) -> str:
+    """Which entries are wrong: one, a block of rows, or how many."""
+    if off.sum() == 1:
+        return "a single entry is wrong"
+    rows = np.flatnonzero(off.reshape(len(off), -1).any(axis=1)) if off.ndim else np.zeros(1, int)
+    if off.ndim and len(rows) < len(off) and rows[-1] - rows[0] + 1 == len(rows):
+        return f"rows {rows[0]} to {rows[-1]} alone are wrong, as of one gate's block"
+    return f"{int(off.sum())} of {off.size} entries are wrong, without a pattern that is known"

@@ -1,0 +1,107 @@
+"""What a wrong answer is compared with: the right gradient, entry by entry, from the reference interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from bpcli.checking.answers import Foreign, ask
+from bpcli.checking.faults.model import as_method, separate
+from bpcli.checking.interpreter.hooks import RIGHT, Hooks
+from bpcli.methods import MethodCall
+from bpcli.methods.base import Window
+from bpcli.problem.draw import draw
+from bpcli.problem.model import Array, Problem, Setup, Tensor
+from bpcli.references.base import FloatArray
+from bpcli.references.numerics.rounding import rounding
+
+# Two gradients, each with its rounding.
+_BOTH = 2.0
+# The part of an error that an explanation may leave unexplained.
+_LEFT = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A method's answers on a problem, the right gradient of its `windows`, and rounding as a slack.
+
+    It was asked four times: `answers` are the first and the third, `steady` says whether the others were the same.
+
+    `wrong` names the tensors that are off by more, in the spec's order; answers of the wrong shape are left out.
+    """
+
+    problem: Problem
+    windows: tuple[Window, ...]
+    answers: tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]
+    right: Mapping[str, FloatArray]
+    slack: Mapping[str, FloatArray]
+    steady: bool
+    wrong: tuple[str, ...]
+    _made: dict[tuple[object, ...], Mapping[str, FloatArray]] = field(default_factory=dict)
+
+    def accumulates(self, name: str) -> bool:
+        """Whether the right gradient was added twice between the first answer and the third."""
+        first, third = self.answers
+        left = _LEFT * np.abs(third[name]).max(initial=0.0)
+        return bool((np.abs(third[name] - first[name] - 2 * self.right[name]) <= left).all())
+
+    def planted(self, key: tuple[object, ...], hooks: Hooks, calls: int = 1) -> Mapping[str, FloatArray]:
+        """As `planted` on this problem, kept under `key` and the number of calls."""
+        if (*key, calls) not in self._made:
+            self._made[*key, calls] = planted(self.problem, hooks, self.windows, calls)
+        return self._made[*key, calls]
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name."""
+        return next(x for x in self.problem.setup.wrt if x.name == name)
+
+    def error(self, name: str) -> FloatArray:
+        """What the first answer has too much."""
+        return self.answers[0][name] - self.right[name]
+
+    def explained(self, name: str, value: FloatArray, call: int = 0) -> bool:
+        """Whether `value` is what the answer is, but for rounding or next to nothing of the error."""
+        given, slack = self.answers[call][name], _BOTH * self.slack[name]
+        finite = np.isfinite(given)
+        if not np.array_equal(finite, np.isfinite(value)):
+            return False
+        error = np.abs(given - self.right[name])[finite]
+        left = _LEFT * error.max(initial=0.0)
+        return bool((np.abs(given - value)[finite] <= slack[finite] + left).all())
+
+
+def gather(setup: Setup, call: MethodCall | Foreign) -> Evidence:
+    """Ask a method, on copies of the problem's arrays."""
+    problem = draw(setup)
+    windows = tuple(call.windows(setup))
+    asked = [ask(call, separate(problem)) for _ in range(2)]
+    first, second = ({x.name: _dense(a.arrays[x.name], x) for x in setup.wrt if x.name in a.arrays} for a in asked)
+    steady = not any(a.unsteady for a in asked)
+    right = planted(problem, RIGHT, windows)
+    slack = rounding(problem, windows, setup.dtype).gradient
+    comparable = {x.name: x for x in setup.wrt if x.name in first and first[x.name].shape == x.shape}
+    found = Evidence(problem, windows, (first, second), right, slack, steady, ())
+    return replace(found, wrong=tuple(n for n in comparable if not all(_near(found, n, i) for i in range(2))))
+
+
+def planted(problem: Problem, hooks: Hooks, windows: tuple[Window, ...], calls: int = 1) -> Mapping[str, FloatArray]:
+    """The interpreter's gradient with some rules replaced; the last of `calls` calls."""
+    method = as_method("planted", hooks, windows)
+    own = separate(problem)
+    found = [method.gradient(own).arrays for _ in range(calls)][-1]
+    return {name: np.asarray(a, float) for name, a in found.items()}
+
+
+def _near(evidence: Evidence, name: str, call: int) -> bool:
+    off = np.abs(evidence.answers[call].get(name, np.full(1, np.nan)) - evidence.right[name])
+    return bool((off <= _BOTH * evidence.slack[name]).all())
+
+
+def _dense(given: Array, x: Tensor) -> FloatArray:
+    """In float64, nothing where a density leaves entries out: what stands there is ignored."""
+    value = np.array(given, dtype=np.float64)
+    if x.pattern is not None and value.shape == x.shape:
+        value.reshape(-1)[np.setdiff1d(np.arange(value.size), x.pattern)] = 0.0
+    return value

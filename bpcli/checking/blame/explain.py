@@ -1,0 +1,147 @@
+"""Blame: what a wrong gradient looks like, where it comes from, and the smallest case that shows it again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from bpcli.checking.answers import Foreign
+from bpcli.checking.blame import place
+from bpcli.checking.blame.cause import Cause, causes, fits
+from bpcli.checking.blame.evidence import Evidence, gather
+from bpcli.checking.blame.shrink import Again, smallest
+from bpcli.checking.findings import Finding
+from bpcli.checking.interpreter.walk import work
+from bpcli.errors import BpError
+from bpcli.methods import MethodCall
+from bpcli.problem.model import Setup
+
+# Seconds of the processor, and at the latest by the clock, for the causes and for the shrinking of one method's answer,
+# and the work that the interpreter takes on. A machine that is busy with other things gives the same blame.
+_SECONDS = 5.0
+_LATEST = 30.0
+_WORK = 5e7
+_SPOKEN = {
+    "changes its arguments": "the method writes into the arrays that it is given",
+    "missing": "the answer has no gradient of that name",
+    "wrong shape": "the gradient has another shape than its array",
+    "wrong type": "the gradient is not of the spec's dtype",
+}
+
+
+def explain(
+    findings: Sequence[Finding], setup: Setup, calls: Sequence[MethodCall | Foreign], again: Again
+) -> list[Finding]:
+    """The findings, those that are wrong and have no `blame` yet with one; the others as they are.
+
+    Bounded in time: what is not found by then is left out. A method that fails when asked again is not explained.
+    """
+    by_method = {call.text: call for call in calls}
+    explained: dict[int, Finding] = {}
+    for text, call in by_method.items():
+        wrong = [f for f in findings if f.method == text and f.verdict == "wrong" and f.blame is None]
+        if wrong:
+            explained |= {id(f): replace(f, blame=blame) for f, blame in _tried(wrong, setup, call, again)}
+    return [explained.get(id(f), f) for f in findings]
+
+
+def _tried(
+    wrong: Sequence[Finding], setup: Setup, call: MethodCall | Foreign, again: Again
+) -> list[tuple[Finding, dict[str, object]]]:
+    """Blames, or none where the program under test fails when it is asked once more."""
+    try:
+        return _blames(wrong, setup, call, again)
+    except Exception:  # its first failure is the finding; another one is no news
+        return []
+
+
+def _blames(
+    wrong: Sequence[Finding], setup: Setup, call: MethodCall | Foreign, again: Again
+) -> list[tuple[Finding, dict[str, object]]]:
+    small = smallest(setup, call, again, _deadline())
+    reproduce = again.command(call.text, small)
+    case = setup if work(setup) <= _WORK else _affordable(setup, again, small)
+    evidence = gather(case, call) if case is not None else None
+    live = _deadline()
+    found = []
+    for finding in wrong:
+        blame = _blame(finding, evidence, live)
+        if evidence is not None:
+            blame = _settled(blame, finding, again, call, evidence)
+        found.append((finding, {**blame[0], "text": _text(finding, blame[0]), "reproduce": reproduce}))
+    return found
+
+
+Blame = tuple[dict[str, object], list[Cause]]
+
+
+def _blame(finding: Finding, evidence: Evidence | None, live: Callable[[], bool]) -> Blame:
+    index = list(finding.worst.index) if finding.worst is not None and finding.worst.index is not None else None
+    blank: dict[str, object] = {"index": index, "step": None, "sample": None, "node": None, "factor": None}
+    spoken = next((words for cause, words in _SPOKEN.items() if finding.cause.startswith(cause)), "")
+    if spoken:
+        return {**blank, "cause": spoken}, []
+    if finding.tensor == "loss":
+        return {**blank, "cause": "the loss that comes with the gradient is not that of the spec"}, []
+    if evidence is None or finding.tensor not in evidence.wrong:
+        return {
+            **blank,
+            "cause": finding.cause or "the error did not show again in a case small enough to look into",
+        }, []
+    fitting = causes(evidence, finding.tensor, live)
+    step, sample = None, None
+    if live():
+        step, sample = place.step_and_sample(evidence, finding.tensor, tuple(index) if index is not None else None)
+    node = fitting[0].node or place.node(evidence)
+    where = {"step": step, "sample": sample, "node": place.called(node) if node else None}
+    return {**blank, **where, "factor": fitting[0].factor or None, "cause": _words(fitting)}, fitting
+
+
+def _settled(blame: Blame, finding: Finding, again: Again, call: MethodCall | Foreign, evidence: Evidence) -> Blame:
+    """Where several causes fit, those that fit in a case of other sizes too."""
+    fields, fitting = blame
+    if len(fitting) < 2:
+        return blame
+    setup = evidence.problem.setup
+    sizes = {"T": setup.T + 1} if setup.graph.recurrent else {}
+    try:
+        other = gather(again.open({**sizes, "batch": setup.batch + 2, "seed": setup.spec.data.seed + 1}), call)
+    except Exception:  # refused, or the program under test cannot run it
+        return blame
+    if finding.tensor not in other.wrong:
+        return blame
+    left = [cause for cause in fitting if fits(other, cause, finding.tensor)] or fitting
+    return {**fields, "factor": left[0].factor or None, "cause": _words(left)}, left
+
+
+def _words(fitting: Sequence[Cause]) -> str:
+    """The likeliest cause, and the next that fits as well."""
+    return " (or: ".join(cause.what for cause in fitting[:2]) + (")" if len(fitting) > 1 else "")
+
+
+def _text(finding: Finding, blame: dict[str, object]) -> str:
+    """One line: the entry with both values, where, and the likely cause."""
+    parts = []
+    worst = finding.worst
+    if worst is not None:
+        at = f"[{', '.join(map(str, worst.index))}]" if worst.index else ""
+        parts.append(f"{finding.tensor}{at} = {worst.value:.6g}, should be {worst.reference:.6g} (z = {worst.z:.2g})")
+    places = [f"{key} {blame[key]}" for key in ("node", "step", "sample", "factor") if blame[key] is not None]
+    if places:
+        parts.append(", ".join(places))
+    return "; ".join([*parts, str(blame["cause"])])
+
+
+def _affordable(setup: Setup, again: Again, small: dict[str, object]) -> Setup | None:
+    """A case that still fails and that the interpreter can take on, or None."""
+    try:
+        case = again.open(small)
+    except BpError:
+        return None
+    return case if work(case) <= _WORK else None
+
+
+def _deadline() -> Callable[[], bool]:
+    end, latest = time.thread_time() + _SECONDS, time.monotonic() + _LATEST
+    return lambda: time.thread_time() < end and time.monotonic() < latest

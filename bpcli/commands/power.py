@@ -1,0 +1,125 @@
+"""`bp check --power`: what a check of each spec could reveal, by planting faults."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bpcli.checking.power import Planted
+    from bpcli.checking.run import CheckOptions
+    from bpcli.commands.options import Common
+    from bpcli.errors import Diagnostic
+    from bpcli.render.document import Document
+
+_STYLES = {"caught": "green", "missed": "bold red", "void": "yellow"}
+
+
+def plant(paths: Sequence[Path], refused: Sequence[Diagnostic], options: CheckOptions, common: Common) -> int:
+    """Plant all faults in each spec and show what became of them.
+
+    Returns 2 where a spec is refused, 1 where a fault is missed, 5 where there was no spec, else 0.
+    """
+    from bpcli.commands.output import emit
+    from bpcli.commands.progress import progress
+
+    found: list[Planted] = []
+    errors = list(refused)
+    with progress(common) as say:
+        for number, path in enumerate(paths, start=1):
+            say(f"{path} ({number} of {len(paths)})")
+            planted, bad = _planted(path, options, common)
+            found += planted
+            errors += bad
+    document = power_document(found, errors, paths, common)
+    unwritten = emit(document, common, silent=common.quiet and not errors)
+    if errors or unwritten:
+        return 2
+    return 1 if any(p.outcome == "missed" for p in found) else 0 if found else 5
+
+
+def _planted(path: Path, options: CheckOptions, common: Common) -> tuple[list[Planted], list[Diagnostic]]:
+    """One spec; a refusal of one hides no other."""
+    from bpcli.checking.faults.model import as_method
+    from bpcli.checking.forecast import check_bytes
+    from bpcli.checking.interpreter.hooks import RIGHT
+    from bpcli.checking.power import power, power_cost
+    from bpcli.checking.run import check_cost as cost_of_check
+    from bpcli.commands.failures import translate
+    from bpcli.commands.kernels import prepare
+    from bpcli.commands.specs import open_spec
+    from bpcli.problem.limits import check_cost
+
+    try:
+        setup = open_spec(path, common)
+        call = as_method("power", RIGHT)
+        flops = cost_of_check(setup, [call], options) + power_cost(setup)
+        check_cost(setup, "planting faults", check_bytes(setup, [call], options), flops, common.limits())
+        prepare(common)
+        return power(setup, options), []
+    except Exception as error:
+        return [], list(translate(error).diagnostics)
+
+
+def power_document(
+    found: Sequence[Planted], errors: Sequence[Diagnostic], paths: Sequence[Path], common: Common
+) -> Document:
+    """A row for each fault and spec."""
+    from bpcli.commands.context import describe
+    from bpcli.render.document import Document
+
+    counts = Counter(p.outcome for p in found)
+    summary = {outcome: counts[outcome] for outcome in ("caught", "void", "missed")}
+    specs = len({p.spec for p in found})
+    sentence = ", ".join(f"{n} {outcome}" for outcome, n in summary.items())
+    return Document(
+        title="Planted faults",
+        rows_key="faults",
+        columns=_columns(),
+        rows=[_row(p) for p in found],
+        context=describe("check", common, power=True, specs=[str(p) for p in paths]),
+        summary=summary,
+        sentences=[f"{len(found)} planted faults in {specs} spec{'s' * (specs != 1)}: {sentence}."] if found else [],
+        errors=errors,
+        style=lambda row: _STYLES[row["outcome"]],
+    )
+
+
+def _row(planted: Planted) -> Mapping[str, Any]:
+    fault = planted.fault
+    return {
+        "spec": planted.spec,
+        "fault": fault.name,
+        "outcome": planted.outcome,
+        "what": fault.what,
+        "factor": fault.factor or None,
+        "tensors": list(planted.wrong),
+        "changed": list(planted.changed),
+        "z": planted.z,
+        "advice": planted.advice,
+    }
+
+
+def _columns() -> tuple[Any, ...]:
+    from bpcli.render.document import Column
+
+    def words(value: Any) -> str:
+        return "" if value is None else str(value)
+
+    def listed(value: Any) -> str:
+        return ", ".join(value)
+
+    def figure(value: Any) -> str:
+        return "" if value is None else f"{value:.2g}"
+
+    texts = {"spec": False, "fault": False, "outcome": False, "what": True, "factor": True}
+    return (
+        *(Column(key, key, itemgetter(key), words, right=False, wide=wide) for key, wide in texts.items()),
+        Column("tensors", "wrong in", itemgetter("tensors"), listed, right=False),
+        Column("changed", "changes", itemgetter("changed"), listed, right=False, wide=True),
+        Column("z", "worst z", itemgetter("z"), figure),
+        Column("advice", "to reveal it", itemgetter("advice"), words, right=False),
+    )

@@ -1,0 +1,71 @@
+"""Planted faults: each is caught or changes nothing, and its harmless rewrite passes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from checking_cases import SPECS, small_setup
+from click.testing import CliRunner
+
+from bpcli.checking.faults.catalogue import CATALOGUE
+from bpcli.checking.faults.model import as_method
+from bpcli.checking.power import power
+from bpcli.checking.run import CheckOptions, check
+from bpcli.cli import main
+
+AUTO = CheckOptions()
+NAMES = ("leaky_rnn", "exercise", "relu")
+
+
+def test_there_are_enough_faults() -> None:
+    """At least 32, each under a name of its own, with advice for any spec."""
+    names = [fault.name for fault in CATALOGUE]
+    assert len(names) == len(set(names)) >= 32
+    for name in ("square", "leaky_rnn"):
+        assert all(fault.advice(small_setup(name)) for fault in CATALOGUE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_fault_is_missed(name: str) -> None:
+    """What changes the gradient is wrong, in the tensors that it changes and no other; what does not is void."""
+    found = power(small_setup(name), AUTO)
+    assert [] == [p.fault.name for p in found if p.outcome == "missed"]
+    assert [] == [p.fault.name for p in found if p.wrong != p.changed]
+    assert Counter(p.outcome for p in found)["caught"] >= 15
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_harmless_rewrites_pass(name: str) -> None:
+    """The same rules replaced by others that compute the same."""
+    calls = [as_method(fault.name, fault.harmless) for fault in CATALOGUE]
+    findings = check(small_setup(name), calls, AUTO)
+    assert [] == [(f.method, f.tensor) for f in findings if f.verdict != "pass"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault", "advice"),
+    [
+        ({"alpha": 1.0}, "leak-missing-in-J", "alpha = 1: the leak term is untested"),
+        ({"batch": 1}, "batch-average-missing", "batch = 1: the batch average is untested"),
+        ({"T": 1}, "J-of-wrong-step", "T = 1: which step J is of is untested"),
+    ],
+)
+def test_void_faults_come_with_advice(settings: dict[str, object], fault: str, advice: str) -> None:
+    """What a spec cannot reveal is void and says what to change; with that changed it is caught."""
+    rows = [f for f in CATALOGUE if f.name == fault]
+    (void,) = power(small_setup("leaky_rnn", ("params",), **settings), AUTO, rows)
+    assert "void" == void.outcome
+    assert void.advice.startswith(advice)
+    (caught,) = power(small_setup("leaky_rnn", ("params",)), AUTO, rows)
+    assert ("caught", "") == (caught.outcome, caught.advice)
+
+
+def test_the_command_lists_faults() -> None:
+    """`bp check --power` writes a row for each fault and counts them."""
+    result = CliRunner().invoke(main, ["check", str(SPECS / "square.toml"), "--power", "--format", "json"])
+    assert 0 == result.exit_code
+    document = json.loads(result.stdout)
+    assert len(CATALOGUE) == len(document["faults"]) == sum(document["summary"].values())
+    assert 0 == document["summary"]["missed"]
