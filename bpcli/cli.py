@@ -39,6 +39,8 @@ COMMANDS = {
     "grad": Entry("bpcli.commands.grad", "Write the loss and its gradient to a file.", "arrays"),
     "export": Entry("bpcli.commands.export", "Write the arrays that a spec runs on to a file.", "arrays"),
     "bench": Entry("bpcli.commands.bench", "Measure time and memory over a sweep.", "cells"),
+    "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
+    "ab": Entry("bpcli.commands.ab", "Compare two installations of bp by runs in turn.", "comparisons"),
     "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
     "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
 }

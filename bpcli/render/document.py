@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bpcli.errors import Diagnostic
+from bpcli.errors import Diagnostic, Place
 
 SCHEMA_VERSION = 1
 
@@ -31,11 +31,29 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Case:
+    """What a row says where rows are tests: the test `name` of `suite` with its verdict, as `bp check` has them.
+
+    `message` is one line, `lines` are all there is to know of what does not pass. `badness` ranks: a z, larger is
+    worse. `seconds` is what the row measured, `place` the line to look at; both None where there is none.
+    """
+
+    suite: str
+    name: str
+    verdict: str = "pass"
+    message: str = ""
+    lines: Sequence[str] = ()
+    badness: float = 0.0
+    seconds: float | None = None
+    place: Place | None = None
+
+
+@dataclass(frozen=True)
 class Document:
     """One command's result. `rows_key` is the rows' name in JSON ("findings", "cells"); `rows` are JSON-ready mappings.
 
     `sentences` stand above a table, `notes` below it; `summary` is a mapping for programs. `style` takes a row to a
-    rich style for its line ("" for none).
+    rich style for its line ("" for none), `case` to what it says as a test; without it every row is one that passes.
     """
 
     title: str
@@ -48,3 +66,11 @@ class Document:
     notes: Sequence[str] = ()
     errors: Sequence[Diagnostic] = ()
     style: Callable[[Mapping[str, Any]], str] = lambda row: ""
+    case: Callable[[Mapping[str, Any]], Case] | None = None
+
+    def cases(self) -> list[Case]:
+        """Every row as a test."""
+        return [self.case(row) if self.case else self._plain_case(row) for row in self.rows]
+
+    def _plain_case(self, row: Mapping[str, Any]) -> Case:
+        return Case(self.title, self.columns[0].show(self.columns[0].get(row)))
