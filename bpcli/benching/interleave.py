@@ -81,7 +81,8 @@ def suite(
     second, more = _pass(open_lanes, [cells[i] for i in suspects], again, lambda text: say(f"pass 2, {text}"))
     for index, one in zip(suspects, second, strict=True):
         found[index] = _confirmed(found[index], one, bool(more))
-    return found, notes + [n for n in more if n not in notes]
+    told = {n.partition(",")[0] for n in notes}
+    return found, notes + [n for n in more if n.partition(",")[0] not in told]
 
 
 def _confirmed(first: Timed, second: Timed, moved: bool) -> Timed:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("-m", "--method", multiple=True, metavar="METHOD", help="Time this method; repeatable.")
 @click.option("-g", "--grid", multiple=True, metavar="KEY=V1,V2,…", help="Sweep a setting or an option; repeatable.")
 @click.option(
-    "--rounds", type=click.IntRange(2, 100), default=5, show_default=True, metavar="N",
+    "--rounds", type=click.IntRange(2, 100), default=8, show_default=True, metavar="N",
     help="How often fresh processes are started and every cell is timed.",
 )  # fmt: skip
 @click.option(
