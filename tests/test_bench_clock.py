@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import numpy as np
 import pytest
 
-from bpcli.benching.clock import BLOCK_SECONDS, LEAST_BLOCKS, MOST_BLOCKS, calibrate, interval, measure, ratio
+from bpcli.benching.clock import BLOCK_SECONDS, MOST_BLOCKS, blocks_in, calibrate, interval, ratio, take
 
 
 class FakeClock:
@@ -45,31 +46,25 @@ def test_calibration_ends_on_a_clock_that_sees_nothing_at_first():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "budget", "blocks"), [(0.02, 0.5, 25), (0.02, 0.01, LEAST_BLOCKS), (2.0, 0.5, LEAST_BLOCKS)]
+    ("seconds", "each", "blocks"),
+    [(0.1, 0.02, 5), (0.1, 3.0, 1), (1e6, BLOCK_SECONDS, MOST_BLOCKS // 7), (0.1, 0.0, MOST_BLOCKS // 7)],
 )
-def test_the_budget_sets_the_number_of_blocks(seconds, budget, blocks):
-    """At least seven, then until the budget is spent."""
+def test_seconds_are_filled_with_blocks(seconds, each, blocks):
+    """One at least, and a most of them: a budget of hours does not make millions of samples."""
+    assert blocks == blocks_in(seconds, each, 7)
+
+
+def test_samples_are_seconds_a_call():
+    """Blocks of three calls, one after another; collecting garbage is as it was before."""
     clock = FakeClock()
-    (timing,) = measure([clock.work(seconds)], budget, clock)
-    assert blocks == pytest.approx(len(timing.samples), abs=1)
-    assert pytest.approx([seconds] * 4) == [timing.median, timing.low, timing.high, timing.minimum]
+    assert pytest.approx([0.02] * 4) == take(clock.work(0.02), 3, 4, clock)
+    assert 12 == len(clock.calls)
+    assert gc.isenabled()
 
 
-def test_there_is_a_most_of_blocks():
-    """A budget of hours does not make millions of samples."""
-    clock = FakeClock()
-    (timing,) = measure([clock.work(BLOCK_SECONDS)], 1e6, clock)
-    assert MOST_BLOCKS == len(timing.samples)
-
-
-def test_several_are_timed_in_turn():
-    """A B A B, each with calls of its own."""
-    clock = FakeClock()
-    first, second = measure([clock.work(0.02, "a"), clock.work(0.05, "b")], 0.1, clock)
-    after_calibration = clock.calls[2:]
-    assert ["a", "b"] * len(first.samples) == after_calibration
-    assert pytest.approx([0.02, 0.05]) == [first.median, second.median]
-    assert pytest.approx((2.5, 2.5, 2.5)) == ratio(second.samples, first.samples)
+def test_a_ratio_is_that_of_pairs():
+    """The median of their logarithms, and its interval."""
+    assert pytest.approx((2.5, 2.5, 2.5)) == ratio([0.05, 0.1, 0.2], [0.02, 0.04, 0.08])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bpcli import methods, peers
-from bpcli.benching import clock, measure
+from bpcli.benching import clock, control, measure, pool
 from bpcli.benching.vouch import Vouch
 from bpcli.cli import main
 from bpcli.methods.base import Cost, Gradient, Window
@@ -108,10 +108,25 @@ class Stopped(Ones):
         raise KeyboardInterrupt
 
 
+class Here:
+    """A session in this process, its requests and answers as JSON."""
+
+    def __init__(self) -> None:
+        self.session = measure.Session()
+
+    def ask(self, request: Any) -> Any:
+        return json.loads(json.dumps(self.session.answer(json.loads(json.dumps(request))), default=float))
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.fixture
 def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Vouch]:
     """A folder with `net.toml`, three methods, and a check that passes all but what the test puts into the mapping."""
     known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
+    monkeypatch.setattr(pool, "start", lambda threads: Here())
+    monkeypatch.setattr(control, "sample", lambda: {"gemm": 1e-3, "copy": 2e-3})
     given: dict[str, Vouch] = {}
     monkeypatch.setattr(methods, "known_names", lambda: tuple(sorted(known)))
     monkeypatch.setattr(methods, "load", known.__getitem__)
@@ -166,7 +181,7 @@ def test_json_holds_samples_machine_and_check(verdicts):
     """What a program needs to judge the figures."""
     document = json.loads(bench("--format", "json", "-g", "n=2").stdout)
     assert 1 == document["schema_version"]
-    assert {"measured": 3, "wrong": 0, "inconclusive": 0} == document["summary"]
+    assert {"measured": 3, "wrong": 0, "inconclusive": 0, "laws": [], "over_seeds": []} == document["summary"]
     cell = document["cells"][0]
     assert len(cell["samples_s"]) >= 7
     assert cell["time_min_s"] == min(cell["samples_s"])

@@ -17,7 +17,7 @@ def row(method="bptt", time_s=1e-3, *, memory=1000, cosine=1.0, bias=0.0, backen
     return {
         "spec": "net", "method": method, "backend": backend, "settings": settings,
         "grid": {**settings, **rest.pop("options", {})}, "dtype": "float64", "time_s": time_s, "flops": 1e6,
-        "predicted_bytes": memory, "allocated_bytes": memory, "cosine": cosine, "bias": bias, "check": checked,
+        "threads": 1, "predicted_bytes": memory, "allocated_bytes": memory, "cosine": cosine, "bias": bias, "check": checked,
         "ratio": None, **rest,
     }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_several_specs_are_told_apart():
 
 def test_grid_keys_have_a_column_each_and_none_twice():
     """T, batch and dtype have theirs anyway; a dim called like a column gets another name."""
-    rows = [row(settings={"n": 3, "T": 5}), row(settings={"bias": 1}, options={"k2": 4})]
+    rows = [row(settings={"n": 3, "T": 5}, T=5), row(settings={"bias": 1}, options={"k2": 4})]
     keys = grid_keys(rows)
     assert ("n", "bias", "k2") == keys
     assert ["n", "grid_bias", "k2"] == [column_name(k) for k in keys]

@@ -1,8 +1,8 @@
 """Time of a call: blocks of calls long enough for the clock, their median, and an interval for it.
 
 A block is a number of calls in a row, chosen so that it lasts at least `BLOCK_SECONDS`; its time divided by the
-number of calls is one sample. Several callables are timed in turn (A B A B), so that what the machine does meanwhile
-meets them all alike.
+number of calls is one sample. Whoever compares several callables takes blocks of each in turn, so that what the
+machine does meanwhile meets them all alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 BLOCK_SECONDS = 0.01
-LEAST_BLOCKS = 7
 MOST_BLOCKS = 1000
 
 Work = Callable[[], object]
@@ -34,24 +33,20 @@ class Timing:
     samples: tuple[float, ...]
 
 
-def measure(works: Sequence[Work], budget: float, timer: Timer = time.perf_counter) -> list[Timing]:
-    """Time each of `works`, which are warm, in about `budget` seconds each, by `LEAST_BLOCKS` blocks at least."""
-    counts = [calibrate(work, timer) for work in works]
-    samples: list[list[float]] = [[] for _ in works]
+def take(work: Work, calls: int, blocks: int, timer: Timer = time.perf_counter) -> list[float]:
+    """Seconds a call in each of some blocks of `calls` calls, one block after another."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
-        start = timer()
-        while len(samples[0]) < LEAST_BLOCKS or timer() - start < budget * len(works):
-            for work, count, own in zip(works, counts, samples, strict=True):
-                own.append(block(work, count, timer) / count)
-            if len(samples[0]) == MOST_BLOCKS:
-                break
+        return [block(work, calls, timer) / calls for _ in range(blocks)]
     finally:
         if enabled:
             gc.enable()
-    return [summarise(own, count) for own, count in zip(samples, counts, strict=True)]
+
+
+def blocks_in(seconds: float, each: float, rounds: int) -> int:
+    """How many blocks that last `each` seconds fill `seconds`: one at least, and no more than makes sense in all."""
+    return max(1, min(round(seconds / max(each, 1e-9)), MOST_BLOCKS // rounds))
 
 
 def calibrate(work: Work, timer: Timer = time.perf_counter) -> int:

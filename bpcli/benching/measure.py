@@ -1,92 +1,173 @@
-"""The cells of one point of a sweep, measured: one row a method, and one more for each peer that runs it."""
+"""What a process does that measures one backend of one cell: first call, memory, check, and blocks on demand.
+
+A `Session` answers requests, one at a time, each a mapping that JSON can hold. The gradient is judged before anything
+is timed, and memory is measured in passes of their own.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bpcli.benching import clock
-from bpcli.benching.machine import gemm_rate
-from bpcli.benching.memory import allocated_bytes, peak_bytes
-from bpcli.benching.store import OURS, Row
-from bpcli.benching.sweep import Cell
+from bpcli import methods, peers
+from bpcli.benching import clock, control
+from bpcli.benching.machine import copy_rate, gemm_rate
+from bpcli.benching.memory import allocated_bytes, peak_growth
+from bpcli.benching.store import OURS
+from bpcli.benching.target import Target, digest, target_from
 from bpcli.benching.truth import distance, exact_method, flat, true_gradient
 from bpcli.benching.vouch import Vouch, tolerance, vouch
+from bpcli.errors import fail
+from bpcli.kernels import library
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Gradient
-from bpcli.peers.base import Peer
-from bpcli.problem.limits import Limits
+from bpcli.problem.draw import draw
+from bpcli.problem.finite import check_finite
 from bpcli.problem.model import Problem, Setup
 
+Answer = dict[str, Any]
+
 
 @dataclass(frozen=True)
-class Ask:
-    """How to measure: `budget` seconds for the blocks of a row, peers to run beside.
+class Order:
+    """What to measure: a method at a point of a spec, by a backend.
 
-    `threads` says how many each backend is held to; None is unknown, a peer's own choice.
+    `sha256` is the spec's digest when the run was planned; `ours` is the verdict on bp's own gradient of the same cell,
+    "" when the backend is bp.
     """
 
-    budget: float
-    threads: Mapping[str, int | None]
-    peers: tuple[Peer, ...]
-    limits: Limits
+    target: Target
+    sha256: str
+    settings: Mapping[str, Any]
+    method: str
+    backend: str
+    threads: int
+    ours: str = ""
 
-    @property
-    def own_threads(self) -> int:
-        """How many threads bp's kernels use."""
-        return self.threads[OURS] or 1
+    def plain(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return {**self.__dict__, "target": self.target.plain(), "settings": dict(self.settings)}
+
+
+def order_from(plain: Mapping[str, Any]) -> Order:
+    """The Order that `plain` was made of."""
+    return Order(**{**plain, "target": target_from(plain["target"])})
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """One backend of a cell: its first call took `first` seconds and gave `gradient`."""
+class Case:
+    """A cell opened: its arrays, its method, the function that is measured, and how many threads that is held to."""
 
-    backend: str
+    problem: Problem
+    call: MethodCall
     run: Callable[[], Gradient]
-    gradient: Gradient
-    first: float
-    vouch: Vouch
+    threads: int | None
 
 
-def measure_point(
-    problem: Problem, cells: Sequence[tuple[Cell, MethodCall]], ask: Ask, settings: Mapping[str, Any]
-) -> Iterator[list[Row]]:
-    """The rows of each cell in turn, bp's own first. The gradients of all are judged before any is timed."""
-    firsts = {call.text: _first(lambda call=call: call.gradient(problem)) for _, call in cells}  # type: ignore[misc]
-    true = true_gradient(problem, ask.limits)  # after the first calls: it would compile for them
-    verdicts = vouch(problem, [call for _, call in cells], {text: g for text, (g, _) in firsts.items()}, true)
-    for cell, call in cells:
-        gradient, first = firsts[call.text]
-        own = Entrant(OURS, lambda call=call: call.gradient(problem), gradient, first, verdicts[call.text])  # type: ignore[misc]
-        entrants = [own, *(_peer(problem, p, call, own, true) for p in _willing(ask.peers, problem.setup, call))]
-        base = {"spec": problem.setup.spec.name, "method": call.text, "grid": cell.grid, "settings": dict(settings)}
-        yield _rows(problem, call, entrants, ask, (base, true))
+class Session:
+    """One process's state: the function that is being timed, once an order has been prepared."""
+
+    def __init__(self) -> None:
+        self._run: Callable[[], Gradient] | None = None
+        self._calls = 1
+
+    def answer(self, request: Mapping[str, Any]) -> Answer:
+        """The answer to a request, whose `do` says which. Raises BpError where a spec or its arrays are refused."""
+        do = request["do"]
+        if do == "prepare":
+            return self._prepare(order_from(request["order"]))
+        if do == "time":
+            return self._time(request["blocks"])
+        if do == "control":
+            return control.sample()
+        if do == "floor":
+            return {"bytes": peak_growth(lambda: None)}
+        assert do == "rates"
+        gemm = {d: gemm_rate(d, request["threads"]) for d in request["dtypes"]}
+        return {"gemm": gemm, "copy": copy_rate()}
+
+    def _prepare(self, order: Order) -> Answer:
+        case, (gradient, first, compiling) = _first_calls(order)
+        setup = case.problem.setup
+        peak = peak_growth(case.run)  # while the heap is fresh: what the check leaves free would be used again
+        true = true_gradient(case.problem, order.target.limits)
+        verdict = _judge(case, order, gradient, true)
+        report: Answer = {
+            "threads": case.threads,
+            "first_s": first,
+            "compile_s": compiling,
+            "check": verdict.__dict__,
+            **_sizes(setup),
+            **_cost(setup, case.call, order.backend),
+            **_nearness(setup, gradient, true),
+        }
+        if verdict.verdict == "wrong":
+            return report
+        report["allocated_bytes"] = allocated_bytes(case.run) if order.backend == OURS else None
+        report["peak_growth"] = peak
+        self._run, self._calls = case.run, clock.calibrate(case.run)
+        (each,) = clock.take(case.run, self._calls, 1)
+        return report | {"calls_per_block": self._calls, "block_s": each * self._calls}
+
+    def _time(self, blocks: int) -> Answer:
+        assert self._run is not None
+        before, _ = library.compiled()
+        samples = clock.take(self._run, self._calls, blocks)
+        after, _ = library.compiled()
+        if after != before:
+            fail("unsteady", f"{after - before} kernels were compiled while the clock ran", help="please report it")
+        return {"samples": samples}
 
 
-def _willing(peers: Sequence[Peer], setup: Setup, call: MethodCall) -> list[Peer]:
-    """The peers that run the method; a peer knows methods by their names, without options."""
-    return [p for p in peers if p.refusal(setup, call.text) is None]
+def _first_calls(order: Order) -> tuple[Case, tuple[Gradient, float, float]]:
+    """The case of an order; its gradient, the seconds of its first call, and the seconds spent compiling before.
+
+    bp's kernels tell what they took; of a peer the second call counts as the first, and what the very first took more
+    as compiling.
+    """
+    case = _open(order)
+    _, seconds = library.compiled()
+    gradient, first = _called(case.run)
+    if order.backend == OURS:
+        compiling = library.compiled()[1] - seconds
+        return case, (gradient, first - compiling, compiling)
+    gradient, second = _called(case.run)
+    return case, (gradient, second, max(0.0, first - second))
 
 
-def _first(run: Callable[[], Gradient]) -> tuple[Gradient, float]:
+def _called(run: Callable[[], Gradient]) -> tuple[Gradient, float]:
     start = time.perf_counter()
     gradient = run()
     return gradient, time.perf_counter() - start
 
 
-def _peer(problem: Problem, peer: Peer, call: MethodCall, own: Entrant, true: Gradient | None) -> Entrant:
-    """A peer's entrant; all methods that peers run are exact, so that the true gradient can stand in for a bad one."""
-    run = peer.gradient_function(problem, call.text)
-    gradient, first = _first(run)
-    if own.vouch.verdict == "pass":
-        judged = _against(problem.setup, gradient, own.gradient, "bp")
-    elif true is not None and call.method.name != exact_method(problem.setup):
-        judged = _against(problem.setup, gradient, true, "reverse mode")
-    else:  # the true gradient is bp's own by this very method
-        judged = Vouch("inconclusive", "nothing", "no right gradient to compare with")
-    return Entrant(peer.name, run, gradient, first, judged)
+def _open(order: Order) -> Case:
+    setup = order.target.open(order.settings)
+    if digest(setup, order.target.path) != order.sha256:
+        fail("changed", f"{order.target.path}, or a file that it names, changed while it was measured")
+    problem = draw(setup)
+    check_finite(problem)
+    call = methods.parse(order.method)
+    if order.backend == OURS:
+        return Case(problem, call, lambda: call.gradient(problem), order.threads)
+    peer = peers.get(order.backend)
+    held = peer.prepare(order.threads)
+    return Case(problem, call, peer.gradient_function(problem, order.method), held)
+
+
+def _judge(case: Case, order: Order, gradient: Gradient, true: Gradient | None) -> Vouch:
+    """The verdict on a gradient; all methods that peers run are exact, so that the true one can stand in for ours."""
+    problem, call = case.problem, case.call
+    if order.backend == OURS:
+        return vouch(problem, [call], {call.text: gradient}, true)[call.text]
+    if order.ours == "pass":
+        return _against(problem.setup, gradient, call.gradient(problem), "bp")
+    if true is not None and call.method.name != exact_method(problem.setup):
+        return _against(problem.setup, gradient, true, "reverse mode")
+    # The true gradient is bp's own by this very method.
+    return Vouch("inconclusive", "nothing", "no right gradient to compare with")
 
 
 def _against(setup: Setup, gradient: Gradient, right: Gradient, whose: str) -> Vouch:
@@ -97,80 +178,20 @@ def _against(setup: Setup, gradient: Gradient, right: Gradient, whose: str) -> V
     return Vouch("wrong", how, f"differs from {whose} by {'an undefined amount' if apart is None else f'{apart:.2g}'}")
 
 
-def _rows(
-    problem: Problem, call: MethodCall, entrants: Sequence[Entrant], ask: Ask, about: tuple[Row, Gradient | None]
-) -> list[Row]:
-    """Time the entrants in turn and describe each; those whose gradient is wrong are not timed."""
-    good = [e for e in entrants if e.vouch.verdict != "wrong"]
-    timings = (
-        dict(zip([e.backend for e in good], clock.measure([e.run for e in good], ask.budget), strict=True))
-        if good
-        else {}
-    )
-    base, true = about
-    rows: list[Row] = []
-    for entrant in entrants:
-        timing = timings.get(entrant.backend)
-        row = {**base, "backend": entrant.backend, "threads": ask.threads[entrant.backend]}
-        row |= {**_sizes(problem.setup), **_time(timing, entrant)}
-        row |= _cost(problem.setup, call, entrant, timing, ask) | _memory(entrant, timing)
-        row |= _nearness(problem.setup, entrant.gradient, true)
-        row["check"] = {"verdict": entrant.vouch.verdict, "how": entrant.vouch.how, "detail": entrant.vouch.detail}
-        row["ratio"] = _ratio(timings, entrant.backend)
-        rows.append(row)
-    return rows
-
-
-def _sizes(setup: Setup) -> dict[str, Any]:
+def _sizes(setup: Setup) -> Answer:
     entries = sum(t.entries for t in setup.wrt)
     steps = setup.T if setup.graph.recurrent else None
     return {"T": steps, "batch": setup.batch, "dtype": setup.dtype.name, "parameters": entries}
 
 
-def _time(timing: clock.Timing | None, entrant: Entrant) -> dict[str, Any]:
-    return {
-        "time_s": timing and timing.median,
-        "time_low_s": timing and timing.low,
-        "time_high_s": timing and timing.high,
-        "time_min_s": timing and timing.minimum,
-        "compile_s": timing and max(0.0, entrant.first - timing.median),
-        "calls_per_block": timing and timing.calls_per_block,
-        "samples_s": list(timing.samples) if timing else [],
-    }
-
-
-def _cost(setup: Setup, call: MethodCall, entrant: Entrant, timing: clock.Timing | None, ask: Ask) -> dict[str, Any]:
-    """The predicted cost, and how much of the machine's GEMM rate was reached; nothing is known of a peer's."""
-    if entrant.backend != OURS:
-        return dict.fromkeys(("predicted_bytes", "forward_steps", "flops", "gemm_fraction"))
+def _cost(setup: Setup, call: MethodCall, backend: str) -> Answer:
+    """The predicted cost; nothing is known of a peer's."""
+    if backend != OURS:
+        return dict.fromkeys(("predicted_bytes", "forward_steps", "flops"))
     cost = call.cost(setup)
-    rate = gemm_rate(setup.dtype.name, ask.own_threads)
-    return {
-        "predicted_bytes": int(cost.bytes),
-        "forward_steps": cost.forward_steps,
-        "flops": float(cost.flops),
-        "gemm_fraction": timing and cost.flops / timing.median / rate,
-    }
+    return {"predicted_bytes": int(cost.bytes), "forward_steps": cost.forward_steps, "flops": float(cost.flops)}
 
 
-def _memory(entrant: Entrant, timing: clock.Timing | None) -> dict[str, Any]:
-    """Measured memory; Python's allocator does not see a peer's."""
-    if timing is None:
-        return {"allocated_bytes": None, "peak_bytes": None}
-    return {
-        "allocated_bytes": allocated_bytes(entrant.run) if entrant.backend == OURS else None,
-        "peak_bytes": peak_bytes(entrant.run),
-    }
-
-
-def _nearness(setup: Setup, gradient: Gradient, true: Gradient | None) -> dict[str, Any]:
+def _nearness(setup: Setup, gradient: Gradient, true: Gradient | None) -> Answer:
     bias, cosine = distance(flat(setup, gradient), flat(setup, true)) if true else (None, None)
     return {"bias": bias, "cosine": cosine}
-
-
-def _ratio(timings: Mapping[str, clock.Timing], backend: str) -> dict[str, float] | None:
-    """A peer's time over ours, from blocks taken in turn, with its interval."""
-    if backend == OURS or not {OURS, backend} <= timings.keys():
-        return None
-    median, low, high = clock.ratio(timings[backend].samples, timings[OURS].samples)
-    return {"median": median, "low": low, "high": high}

@@ -37,27 +37,33 @@ def allocated_bytes(work: Callable[[], object]) -> int:
     return max(0, peak - before)
 
 
-def peak_bytes(work: Callable[[], object]) -> int | None:
-    """By how many bytes the resident set grew at its peak during `work`, less what a call that does nothing shows.
+def peak_growth(work: Callable[[], object]) -> int | None:
+    """By how many bytes the resident set grew at its peak during `work`; a call that does nothing shows a floor.
 
-    None where the kernel does not say (other systems than Linux). Memory that the process has already and reuses does
-    not count, so free memory is handed back first.
+    Memory that the process has already and reuses does not count, so free memory is handed back first. On systems
+    without Linux's /proc the peak can't be reset: what is told is by how much it rises above all that was before. None
+    where no system call tells.
     """
     gc.collect()
-    floor = _growth(lambda: None)
-    grown = _growth(work)
-    return None if floor is None or grown is None else max(0, grown - floor)
-
-
-def _growth(work: Callable[[], object]) -> int | None:
     _hand_back()
     before = _status("VmRSS")
-    if before is None or not _reset():
-        return None
+    resettable = before is not None and _reset()
+    if not resettable:
+        before = most_resident()
     result = work()
-    peak = _status("VmHWM")
+    peak = _status("VmHWM") if resettable else most_resident()
     del result
-    return None if peak is None else max(0, peak - before)
+    return None if peak is None or before is None else max(0, peak - before)
+
+
+def most_resident() -> int | None:
+    """The largest resident set of this process so far, in bytes, where the system is a Unix."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _status(field: str) -> int | None:

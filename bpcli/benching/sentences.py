@@ -6,21 +6,23 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from bpcli.benching.store import OURS, Row, by_spec
+from bpcli.benching.scaling import Law, laws
+from bpcli.benching.seeds import over_seeds
+from bpcli.benching.store import EXACT, OURS, Row, by_spec, memory
 
 GOOD_COSINE = 0.99
 WORTH_TELLING = 1.5
-_EXACT = {"float64": 1e-7, "float32": 1e-3}
 _REVERSE = ("bptt", "backprop")
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
     """Sentences on all rows: how many were measured, then for each spec its trade-offs, its growth and its peers."""
-    said = [_counted(rows)] if rows else []
+    said = [_counted(rows), *_unrest(rows)] if rows else []
     several = len(by_spec(rows)) > 1
     for spec, own in by_spec(rows).items():
         timed = [r for r in own if r["time_s"] is not None]
-        about = [*_trades(timed), *_growth(timed), *_peers(timed)]
+        middle = over_seeds(timed)
+        about = [*_trades(middle), *(_laws(timed) or _growth(middle)), *_peers(timed)]
         said += [f"{spec}: {s}" if several else s for s in about]
     return said
 
@@ -41,6 +43,35 @@ def _counted(rows: Sequence[Row]) -> str:
     else:
         text += ", all gradients checked first"
     return text + "."
+
+
+def _unrest(rows: Sequence[Row]) -> list[str]:
+    """What the control kernels say of the machine, where they moved."""
+    moved = [max(r["control_moved"].values()) for r in rows if r.get("contaminated")]
+    if not moved:
+        return []
+    cells = f"{len(moved)} of {len(rows)} rows" if len(moved) < len(rows) else "all rows"
+    return [f"The machine was not quiet: control kernels moved by up to {100 * max(moved):.0f}% beside {cells}."]
+
+
+def _laws(rows: Sequence[Row]) -> list[str]:
+    """The laws of time, where the sweep is long enough for any."""
+    found = [law for law in laws(rows) if law.figure == "time_s" and law.backend == OURS]
+    if not found:
+        return []
+    keys = dict.fromkeys(k for law in found for k in law.exponents)
+    ranges = [(min(r[k][0] for r in there), max(r[k][1] for r in there)) for k in keys if (there := _ranges(found, k))]
+    over = ", ".join(f"{k} from {low:g} to {high:g}" for k, (low, high) in zip(keys, ranges, strict=True))
+    parts = "; ".join(f"{law.method} {_power(law)}" for law in found)
+    return [f"Over {over} the time grows like this: {parts}."]
+
+
+def _ranges(found: Sequence[Law], key: str) -> list[dict[str, tuple[float, float]]]:
+    return [law.ranges for law in found if key in law.ranges]
+
+
+def _power(law: Law) -> str:
+    return " ".join(f"{k}^({law.exponents[k]:.2f} +- {law.margins[k]:.2f})" for k in law.exponents)
 
 
 def _who(row: Row) -> str:
@@ -66,8 +97,8 @@ def _trades(rows: Sequence[Row]) -> list[str]:
 
 
 def _trade(row: Row, base: Row) -> str:
-    memory, seconds = _memory(row) / _memory(base), row["time_s"] / base["time_s"]
-    price = f"{_of(memory)} the memory of {base['method']} and {_of(seconds)} its time"
+    bytes_, seconds = memory(row) / memory(base), row["time_s"] / base["time_s"]
+    price = f"{_of(bytes_)} the memory of {base['method']} and {_of(seconds)} its time"
     if _is_exact(row):
         return f"{row['method']} gives the same gradient at {price}."
     if row["cosine"] >= GOOD_COSINE:
@@ -80,7 +111,7 @@ def _choice(family: Sequence[Row]) -> Row:
     judged = [r for r in family if r["cosine"] is not None]
     good = [r for r in judged if _is_exact(r) or r["cosine"] >= GOOD_COSINE]
     if good:
-        return min(good, key=lambda r: _memory(r) * r["time_s"])
+        return min(good, key=lambda r: memory(r) * r["time_s"])
     return max(judged or family, key=lambda r: -1.0 if r["cosine"] is None else r["cosine"])
 
 
@@ -150,12 +181,7 @@ def _baseline(rows: Sequence[Row]) -> Row | None:
 
 
 def _is_exact(row: Row) -> bool:
-    return row["bias"] is not None and row["bias"] <= _EXACT[row["dtype"]]
-
-
-def _memory(row: Row) -> float:
-    """Bytes that a method holds: measured where they were, at least one."""
-    return max(1.0, float(row["allocated_bytes"] or row["predicted_bytes"] or 1))
+    return row["bias"] is not None and row["bias"] <= EXACT[row["dtype"]]
 
 
 def _where(row: Row) -> str:

@@ -9,6 +9,9 @@ Row = Mapping[str, Any]
 
 OURS = "bp"
 
+EXACT = {"float64": 1e-7, "float32": 1e-3}
+"""The bias up to which a gradient counts as the true one, by dtype."""
+
 HEAD = ("spec", "method", "backend")
 TAIL = (
     "T", "batch", "dtype", "threads", "time_s", "time_low_s", "time_high_s", "compile_s",
@@ -18,8 +21,12 @@ TAIL = (
 
 def grid_keys(rows: Iterable[Row]) -> tuple[str, ...]:
     """The keys of the rows' grids that have no column of their own anyway, each once, in order of appearance."""
-    keys = dict.fromkeys(k for row in rows for k in row["grid"])
-    return tuple(k for k in keys if k not in ("T", "batch", "dtype"))
+    return tuple(dict.fromkeys(k for row in rows for k in row["grid"] if not _has_column(row, k)))
+
+
+def _has_column(row: Row, key: str) -> bool:
+    """Whether a column says what a grid key does; a dim or constant may be called like a column and differ."""
+    return key in ("T", "batch", "dtype", "threads") and row.get(key) == row["grid"][key]
 
 
 def csv_keys(keys: Sequence[str]) -> tuple[str, ...]:
@@ -30,6 +37,11 @@ def csv_keys(keys: Sequence[str]) -> tuple[str, ...]:
 def column_name(key: str) -> str:
     """The column of a grid key."""
     return f"grid_{key}" if key in HEAD or key in TAIL else key
+
+
+def memory(row: Row) -> float:
+    """Bytes that a method holds: measured where they were, at least one."""
+    return max(1.0, float(row["allocated_bytes"] or row["predicted_bytes"] or 1))
 
 
 def by_spec(rows: Iterable[Row]) -> dict[str, list[Row]]:

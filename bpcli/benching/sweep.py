@@ -1,8 +1,8 @@
 """From a grid to cells: which points to set a spec to, and which methods to run at each.
 
-A key of the grid is a *setting* of the spec (a dim, a constant, T, batch, dtype, seed) or an *option* of a method
-(k1, k2, tau). A setting applies to every method. An option applies to the methods that have it and overrides what
-their text says; the others run once, not once a value. A name that is both is the spec's.
+A key of the grid is a *setting* of the spec (a dim, a constant, T, batch, dtype, seed) or of the run (threads), or an
+*option* of a method (k1, k2, tau). A setting applies to every method. An option applies to the methods that have it and
+overrides what their text says; the others run once, not once a value. A name that is both is the spec's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ Grid = Mapping[str, Sequence[Value]]
 Options = Mapping[str, tuple[str, ...]]
 
 DATA_KEYS = ("T", "batch", "dtype", "seed")
+THREADS = "threads"
+"""A setting of the run, not of the spec."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Sweep:
 
 def settings_of(spec: Spec) -> tuple[str, ...]:
     """What a grid can set in a spec."""
-    keys = (*spec.dims, *spec.constants, *DATA_KEYS)
+    keys = (*spec.dims, *spec.constants, *DATA_KEYS, THREADS)
     return keys if spec.states else tuple(k for k in keys if k != "T")
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.options import Common, shared
+from bpcli.commands.options import Common, Refused, shared
 
 if TYPE_CHECKING:
-    from bpcli.benching.measure import Ask
-    from bpcli.benching.run import Job, Results, Wish
-    from bpcli.problem.model import Setup
+    from bpcli.benching.planning import Ask, Entry, Job, Results, Wish
+    from bpcli.benching.rounds import Item
 
-_REPORTS = Path("reports")
+
+def _shard(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int]:
+    """`i/n` as two numbers; the whole where nothing is given."""
+    if value is None:
+        return 1, 1
+    part, slash, parts = value.partition("/")
+    if not (slash and part.isascii() and part.isdigit() and parts.isascii() and parts.isdigit()):
+        raise Refused(f'expected I/N, got "{value}"', "for example --shard 1/4, the first of four parts")
+    if not 1 <= int(part) <= int(parts):
+        raise Refused(f"there is no part {part} of {parts}", f"parts count from 1 to {parts}")
+    return int(part), int(parts)
 
 
 @click.command()
@@ -28,13 +35,17 @@ _REPORTS = Path("reports")
 )
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",
-    help="Sweep a dim, a constant, T, batch, dtype, seed or an option of methods; repeatable.",
+    help="Sweep a dim, a constant, T, batch, dtype, seed, threads or an option of methods; repeatable.",
 )  # fmt: skip
 @click.option("--peer", multiple=True, metavar="PEER", help="Measure this program beside bp: jax; repeatable.")
 @click.option(
     "--budget", type=click.FloatRange(min=0.0, min_open=True), default=0.5, show_default=True, metavar="SECONDS",
     help="How long to time each cell; seven blocks of calls at least.",
 )  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on where the same call was interrupted; measures nothing twice.")
+@click.option(
+    "--shard", metavar="I/N", callback=_shard, help="Measure part I of N of the cells; `bp merge` joins the parts."
+)
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
     "format", "output", "quiet", "verbose", "strict",
@@ -45,34 +56,41 @@ def bench(
     grid: tuple[str, ...],
     peer: tuple[str, ...],
     budget: float,
+    resume: bool,
+    shard: tuple[int, int],
     common: Common,
 ) -> int:
     """Measure time, memory and truth of gradient methods over a sweep of each TARGET, a spec or a folder of specs.
 
-    Every gradient is checked before it is timed; one that is wrong gets no timing. Without TARGET the vanilla RNN
-    that ships with bp is measured. Methods and grid are those of [bench] in the spec; -m names other methods, -g adds
-    to the grid or replaces keys of it. The rows of each spec go to reports/bench-SPEC.csv as well, or where --output
-    csv=PATH says.
+    Every cell is measured in a process of its own. Its gradient is checked before it is timed; one that is wrong gets
+    no timing. Without TARGET the vanilla RNN that ships with bp is measured. Methods and grid are those of [bench] in
+    the spec; -m names other methods, -g adds to the grid or replaces keys of it. The rows of each spec go to
+    reports/bench-SPEC.csv as well, or where --output csv=PATH says. A run that is interrupted, however, loses no
+    finished cell: the same call with --resume goes on.
     """
-    ask = _ask(peer, budget, common)  # first of all: it sets the threads that numba reads when it is imported
+    ask = _ask(peer, budget, shard, common)  # first of all: it sets the threads that numba reads when it is imported
 
-    from bpcli.benching.run import Results, Wish
+    from bpcli.benching.planning import Results, Wish, entries
     from bpcli.benching.sweep import parse_axis
+    from bpcli.commands.bench_files import csv_files, write_csv
     from bpcli.commands.choose import from_project
 
     results = Results()
     paths = _find(target, results)
-    wish = Wish(method, from_project(), dict(map(parse_axis, grid)), frozenset(common.overrides), alone=len(paths) == 1)
+    fixed = frozenset({*common.overrides, *(("threads",) if common.threads else ())})
+    wish = Wish(method, from_project(), dict(map(parse_axis, grid)), fixed, alone=len(paths) == 1)
     jobs = _jobs(paths, wish, common, results)
-    files = _files(jobs, common)
-    interrupted = _run(jobs, ask, common, results)
-    _show(results, common, paths, ask)
-    _write(files, results, common)
-    return 130 if interrupted else _exit_code(results, common.strict)
+    files = csv_files((job.target.name for job in jobs), common)
+    about = _about(jobs, ask)
+    listed = entries(jobs, shard)
+    interrupted = _run(listed, ask, about, results, (common, resume))
+    _show(results, common, paths, ask, about)
+    write_csv(files, results, common)
+    return 130 if interrupted else exit_code(results, common.strict)
 
 
-def _ask(peer: Sequence[str], budget: float, common: Common) -> Ask:
-    """How to measure; kernels and peers are told of the threads before they start."""
+def _ask(peer: Sequence[str], budget: float, shard: tuple[int, int], common: Common) -> Ask:
+    """How to measure; kernels are told of the threads before they start."""
     from bpcli.benching.machine import cores
     from bpcli.commands.kernels import use_threads
     from bpcli.peers import get
@@ -80,12 +98,10 @@ def _ask(peer: Sequence[str], budget: float, common: Common) -> Ask:
     threads = common.threads or cores()
     use_threads(threads)
     peers = tuple(get(name) for name in dict.fromkeys(peer))
-    held = {other.name: other.prepare(threads) for other in peers}
 
-    from bpcli.benching.measure import Ask
-    from bpcli.benching.store import OURS
+    from bpcli.benching.planning import Ask
 
-    return Ask(budget, {OURS: threads, **held}, peers, common.limits())
+    return Ask(budget, threads, peers, common.limits(), shard)
 
 
 def _find(target: Sequence[str], results: Results) -> list[Path]:
@@ -100,134 +116,96 @@ def _find(target: Sequence[str], results: Results) -> list[Path]:
     return paths
 
 
-def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -> dict[str, Job]:
-    """The sweep of each spec by its name; a refusal of one hides no other."""
-    from bpcli.benching.run import prepare
+def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -> list[Job]:
+    """The sweep of each spec; a refusal of one hides no other."""
+    from bpcli.benching.planning import prepare
+    from bpcli.benching.target import Target
     from bpcli.commands.failures import translate
-    from bpcli.commands.specs import names
+    from bpcli.commands.specs import names, said_over
 
-    jobs = {}
+    jobs = []
     for path, name in names(paths).items():
         try:
-            jobs[name] = prepare(_opener(path, name, common), wish, results)
+            target = Target(str(path), name, *said_over(path, common), common.limits())
+            jobs.append(prepare(target, wish, results))
         except Exception as error:
             results.refuse(translate(error))
     return jobs
 
 
-def _opener(path: Path, name: str, common: Common) -> Callable[[Mapping[str, Any]], Setup]:
-    from bpcli.commands.specs import open_spec
+def _about(jobs: Sequence[Job], ask: Ask) -> dict[str, Any]:
+    """What the rows of a run depend on; another run with the same goes on where one was interrupted."""
+    from bpcli.benching.machine import describe
+    from bpcli.benching.planning import entries
 
-    def open_at(settings: Mapping[str, Any]) -> Setup:
-        return open_spec(path, dataclasses.replace(common, overrides={**common.overrides, **settings}), name)
+    return {
+        "machine": dataclasses.asdict(describe(tuple(p.name for p in ask.peers))),
+        "budget_s": ask.budget,
+        "threads": ask.threads,
+        "peers": [p.name for p in ask.peers],
+        "shard": "{}/{}".format(*ask.shard),
+        "spec_sha256": {job.target.name: job.sha256 for job in jobs},
+        "settings": [[dict(job.target.overrides), list(job.target.wrt)] for job in jobs],
+        "cells": [entry.key for entry in entries(jobs)],
+    }
 
-    return open_at
 
-
-def _run(jobs: Mapping[str, Job], ask: Ask, common: Common, results: Results) -> bool:
-    """Measure all jobs into `results`; True when the user stopped it, which loses nothing that was finished."""
+def _run(
+    listed: Sequence[Entry], ask: Ask, about: Mapping[str, Any], results: Results, how: tuple[Common, bool]
+) -> bool:
+    """Measure what is listed into `results`; True when the user stopped it, which loses nothing that was finished."""
+    from bpcli.benching.planning import orders
     from bpcli.benching.run import run
+    from bpcli.commands.bench_files import close_journal, open_journal
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare
+    from bpcli.commands.progress import remaining
 
-    if jobs:
-        prepare(common)
+    common, resume = how
+    if not listed:
+        return False
+    journal = open_journal(about, resume, common)
+    results.found |= {e.index: journal.rows[e.key] for e in listed if e.key in journal.rows}
+    items: list[Item] = []
+    interrupted = False
     try:
-        with _counting(sum(j.sweep.cells for j in jobs.values()), common) as count:
-            for job in jobs.values():
-                try:
-                    run(job, ask, results, count)
-                except Exception as error:
-                    results.refuse(translate(error))
+        items = orders([e for e in listed if e.index not in results.found], ask, results)
+        if items:
+            prepare(common)
+        with remaining([i.seconds for i in items], [i.label for i in items], common) as done:
+            run(items, ask, results, journal, lambda item: done(items.index(item)))
     except KeyboardInterrupt:
         results.note("interrupted: these are the cells that were finished")
-        return True
-    return False
+        interrupted = True
+    except Exception as error:
+        results.refuse(translate(error))
+    close_journal(journal, [i.key for i in items], interrupted, common)
+    return interrupted
 
 
-@contextmanager
-def _counting(cells: int, common: Common) -> Iterator[Callable[[int], None]]:
-    """A function to call after some cells are done, which shows how many and how long the rest may take."""
-    from bpcli.commands.progress import progress
-
-    start, done = time.monotonic(), 0
-    with progress(common) as say:
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            left = (time.monotonic() - start) / max(done, 1) * (cells - done)
-            say(f"cell {min(done + 1, cells)} of {cells}" + (f", about {left:.0f} s left" if done else ""))
-
-        count(0)
-        yield count
-
-
-def _files(jobs: Iterable[str], common: Common) -> dict[str, Path]:
-    """The CSV file of each spec by name, tested before anything is measured; none where --output names one."""
-    if any(name == "csv" for name, _ in common.outputs):
-        return {}
-    from bpcli.commands.specs import test_writable
-    from bpcli.errors import fail
-
-    files: dict[str, Path] = {}
-    for spec in jobs:
-        stem = spec.replace("/", "-")
-        while (file := _REPORTS / f"bench-{stem}.csv") in files.values():
-            stem += "-"  # a/net beside a-net
-        files[spec] = file
-    try:
-        if files:
-            _REPORTS.mkdir(exist_ok=True)
-    except OSError as error:
-        fail(
-            "unwritable",
-            f'cannot make the folder "{_REPORTS}": {error.strerror}',
-            help="name a file: --output csv=PATH",
-        )
-    for file in files.values():
-        test_writable(str(file))
-    return files
-
-
-def _write(files: Mapping[str, Path], results: Results, common: Common) -> None:
-    """A CSV file for each spec that has rows."""
-    from bpcli.benching.store import by_spec
-    from bpcli.commands.bench_document import full_document
-    from bpcli.commands.output import note
-    from bpcli.render import write
-
-    for spec, rows in by_spec(results.rows).items():
-        if spec in files:
-            write(full_document(rows), "csv", files[spec])
-            note(f"wrote {files[spec]}", common)
-
-
-def _show(results: Results, common: Common, paths: Sequence[Path], ask: Ask) -> None:
-    from bpcli.benching.machine import copy_rate, describe, gemm_rate
+def _show(results: Results, common: Common, paths: Sequence[Path], ask: Ask, run: Mapping[str, Any]) -> None:
+    from bpcli.benching.journal import run_hash
     from bpcli.commands import context
     from bpcli.commands.bench_document import brief_document, full_document
     from bpcli.commands.output import emit
 
-    peers = [p.name for p in ask.peers]
-    dtypes = sorted({r["dtype"] for r in results.rows})
-    rates = {f"gemm_{d}_flops_per_s": gemm_rate(d, ask.own_threads) for d in dtypes}
-    rates |= {"copy_bytes_per_s": copy_rate()} if dtypes else {}
-    machine = {**dataclasses.asdict(describe(tuple(peers))), **rates}
     about = context.describe(
         "bench",
         common,
         specs=[str(p) for p in paths],
-        peers=peers,
+        peers=run["peers"],
         budget_s=ask.budget,
-        machine=machine,
+        machine={**run["machine"], **results.rates},
         skipped=results.notes,
+        spec_sha256=run["spec_sha256"],
+        run_sha256=run_hash(run),
+        shard=run["shard"],
     )
     document = full_document(results.rows, results.errors, about, () if common.quiet else results.notes)
     emit(document, common, brief_document(document, common.quiet))
 
 
-def _exit_code(results: Results, strict: bool) -> int:
+def exit_code(results: Results, strict: bool) -> int:
     """The first that applies of refused, wrong, inconclusive when `strict`, nothing measured, good."""
     verdicts = {row["check"]["verdict"] for row in results.rows}
     if results.errors:

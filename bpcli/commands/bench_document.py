@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bpcli.benching.pareto import frontier
+from bpcli.benching.scaling import laws
+from bpcli.benching.seeds import over_seeds, without_seed
 from bpcli.benching.sentences import sentences
 from bpcli.benching.store import HEAD, OURS, TAIL, Row, column_name, csv_keys, grid_keys
 from bpcli.errors import Diagnostic
@@ -20,7 +23,11 @@ def full_document(
     context: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Document:
-    """Every row with every column of the CSV format; the rows themselves hold more: samples, check, ratio to peers."""
+    """Every row with every column of the CSV format; the rows themselves hold more: samples, check, ratio to peers.
+
+    Each is marked with `pareto`: whether it is on the frontier of error, time and memory at its point.
+    """
+    rows = _marked(rows)
     keys = grid_keys(rows)
     names = dict(zip(csv_keys(keys), (*HEAD, *keys, *TAIL), strict=True))
     grid = {column_name(k) for k in keys}
@@ -39,11 +46,15 @@ def full_document(
 
 
 def brief_document(full: Document, quiet: bool) -> Document:
-    """What people compare; what is the same in all rows has no column. When `quiet`, only rows that do not pass."""
-    rows = [r for r in full.rows if r["check"]["verdict"] != "pass"] if quiet else list(full.rows)
-    shown = [c for c in _BRIEF if c.key in ("method", "time_s") or _varies(full.rows, c)]
-    settings = dict.fromkeys(k for r in full.rows for k in r["settings"])
-    swept = [c for c in (_column(k, k, True) for k in settings) if _varies(full.rows, c)]
+    """What people compare, seeds taken together; what is the same in all rows has no column.
+
+    When `quiet`, only rows that do not pass.
+    """
+    together = over_seeds(full.rows)
+    rows = [r for r in together if r["check"]["verdict"] != "pass"] if quiet else together
+    shown = [c for c in _BRIEF if c.key in ("method", "time_s") or _varies(together, c)]
+    settings = dict.fromkeys(k for r in together for k in r["settings"])
+    swept = [c for c in (_column(k, k, True) for k in settings) if _varies(together, c)]
     at = 1 + max(i for i, c in enumerate(shown) if c.key in ("spec", "method", "backend"))
     return Document(
         title=full.title,
@@ -57,10 +68,20 @@ def brief_document(full: Document, quiet: bool) -> Document:
     )
 
 
-def _summary(rows: Sequence[Row]) -> dict[str, int]:
+def _marked(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their marks; those that differ by their seed alone share one."""
+    together = over_seeds(rows)
+    marks = {without_seed(row): mark for row, mark in zip(together, frontier(together), strict=True)}
+    return [{**row, "pareto": marks[without_seed(row)]} for row in rows]
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """Counts; the growth laws; and figures over seeds, where a sweep has several."""
     verdicts = [r["check"]["verdict"] for r in rows]
     measured = sum(r["time_s"] is not None for r in rows)
-    return {"measured": measured, "wrong": verdicts.count("wrong"), "inconclusive": verdicts.count("inconclusive")}
+    counts = {"measured": measured, "wrong": verdicts.count("wrong"), "inconclusive": verdicts.count("inconclusive")}
+    seeds = [{k: row[k] for k in _OVER_SEEDS} for row in over_seeds(rows) if "seeds" in row]
+    return {**counts, "laws": [law.plain() for law in laws(rows)], "over_seeds": seeds}
 
 
 def _faults(rows: Sequence[Row]) -> list[str]:
@@ -140,6 +161,17 @@ def _spread(row: Row) -> float | None:
     return None if row["time_s"] is None else (row["time_high_s"] - row["time_low_s"]) / (2.0 * row["time_s"])
 
 
+def _range(row: Row) -> str | None:
+    """The range of a gradient's cosine over the seeds."""
+    if "cosine" not in row.get("spread", {}):
+        return None
+    return " to ".join(_cosine(v) for v in row["spread"]["cosine"])
+
+
+def _mark(row: Row) -> str | None:
+    return "*" if row["pareto"] else None
+
+
 def _times(value: Any) -> str:
     return "" if value is None else f"{value['median']:.2g}x"
 
@@ -151,6 +183,7 @@ _SHOWN: Mapping[str, Callable[[Any], str]] = {
     "cosine": _cosine,
 }
 
+_OVER_SEEDS = ("spec", "method", "backend", "threads", "settings", "seeds", "spread", "time_s", "bias", "cosine")
 _MEASURED = frozenset(
     {"spread", "allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "cosine", "check", "ratio"}
 )
@@ -166,5 +199,8 @@ _BRIEF = (
     Column("peak_bytes", "grows by", _of("peak_bytes"), _bytes),
     Column("gemm_fraction", "of GEMM rate", _of("gemm_fraction"), _percent),
     Column("cosine", "cosine", _of("cosine"), _cosine),
+    Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, _words),
+    Column("range", "over seeds", _range, _words),
+    Column("pareto", "unbeaten", _mark, _words, right=False),
     Column("check", "checked", lambda row: row["check"]["how"], _words, right=False),
 )

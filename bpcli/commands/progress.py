@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -24,3 +25,32 @@ def progress(common: Common) -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("") as status:
         yield lambda text: status.update(Text(printable(text)))
+
+
+@contextmanager
+def remaining(weights: Sequence[float], labels: Sequence[str], common: Common) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of a piece of work that is done; shows how much is left, and for how long.
+
+    `weights` are the seconds that each piece was expected to take: those done tell how long the rest will.
+    """
+    start, done = time.monotonic(), set[int]()
+    with progress(common) as say:
+
+        def count(number: int) -> None:
+            done.add(number)
+            expected = sum(weights[i] for i in done)
+            left = (time.monotonic() - start) / expected * (sum(weights) - expected)
+            say(f"{len(done)} of {len(weights)} cells, {duration(left)} left; last: {labels[number]}")
+
+        say(f"0 of {len(weights)} cells, about {duration(sum(weights))}")
+        yield count
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 6000:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -65,10 +65,16 @@ def open_spec(path: Path, common: Common, name: str = "") -> Setup:
     """
     from bpcli.problem.open import open_setup
 
+    overrides, wrt = said_over(path, common)
+    setup = open_setup(path, overrides, wrt, common.limits())
+    return dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, name=name)) if name else setup
+
+
+def said_over(path: Path, common: Common) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the shared options say over a spec: settings, and what to differentiate (() where the spec decides)."""
     missing = {n: v for n, v in common.fallbacks.items() if not _says(path, _IN_SPEC[n])}
     wrt = common.wrt or tuple(missing.pop("wrt", ()))
-    setup = open_setup(path, {**missing, **common.overrides}, wrt, common.limits())
-    return dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, name=name)) if name else setup
+    return {**missing, **common.overrides}, wrt
 
 
 def single(target: str) -> Path:

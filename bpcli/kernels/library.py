@@ -63,8 +63,24 @@ def _marker(request: Request) -> Path:
     return cache_folder() / f"{request[0]}-{request[1]}" / "ready"
 
 
+_seconds: list[float] = []
+
+
+def compiled() -> tuple[int, float]:
+    """How many kernels this process has compiled or loaded so far, and how many seconds that took."""
+    loops = 0 if numba.config.DISABLE_JIT else len(jit.run.signatures) + len(jit.run_parallel.signatures)
+    return len(_seconds) + loops, sum(_seconds)
+
+
 @functools.cache
 def _compiled(name: str, dtype: np.dtype) -> Any:
+    start = time.perf_counter()
+    kernel = _compile(name, dtype)
+    _seconds.append(time.perf_counter() - start)
+    return kernel
+
+
+def _compile(name: str, dtype: np.dtype) -> Any:
     module, function = KERNELS[name].split(":")
     python = getattr(import_module(module), function)
     if numba.config.DISABLE_JIT:

@@ -1,0 +1,154 @@
+"""Some cells measured side by side: a process for each backend of each, and blocks taken of all in turn.
+
+Everything that is done once (first call, check, memory) is done by one process after the other; then each times a few
+blocks, round after round, in an order that turns round, so that a slow drift of the machine meets all alike. Control
+kernels run before every round and after the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bpcli.benching import clock, control, pool
+from bpcli.benching.measure import Order
+from bpcli.benching.rows import Timed, rows_of
+from bpcli.benching.store import OURS, Row
+from bpcli.benching.sweep import Cell
+from bpcli.benching.target import Target
+from bpcli.errors import BpError
+
+ROUNDS = 7
+"""A cell has a block in each round at least: the fewest that give its median an interval of 95%."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A cell that is to be measured, number `index` of its run; `seconds` and `bytes` are what it may take."""
+
+    index: int
+    key: str
+    target: Target
+    sha256: str
+    settings: Mapping[str, Any]
+    cell: Cell
+    backends: tuple[str, ...]
+    threads: int
+    seconds: float
+    bytes: int
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        """The cell in a few words."""
+        settings = "".join(f" {k}={v}" for k, v in self.settings.items())
+        return f"{self.target.name} {self.cell.method}{settings}"
+
+
+class Watch:
+    """A process that measures none of our code: the machine's rates, and whether it is quiet."""
+
+    def __init__(self) -> None:
+        self._process: pool.Process | None = None
+        self._rates: dict[tuple[str, int], float] = {}
+        self.copy_rate = 0.0
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process is not None:
+            self._process.close()
+
+    def sample(self) -> dict[str, float]:
+        """Seconds of the control kernels."""
+        return self._asked({"do": "control"})
+
+    def gemm_rate(self, dtype: str, threads: int) -> float:
+        """Floating-point operations a second of matrix products, measured once in a run."""
+        if (dtype, threads) not in self._rates:
+            found = self._asked({"do": "rates", "dtypes": [dtype], "threads": threads})
+            self._rates[dtype, threads] = found["gemm"][dtype]
+            self.copy_rate = found["copy"]
+        return self._rates[dtype, threads]
+
+    def _asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self._process is None:
+            self._process = pool.start(1)
+        return self._process.ask(request)
+
+
+@dataclass
+class _Runner:
+    """A backend of an item, and what its process has told so far."""
+
+    item: Item
+    backend: str
+    process: pool.Process
+    floor: int = 0
+    report: dict[str, Any] = field(default_factory=dict)
+    samples: list[list[float]] = field(default_factory=list)
+    error: BpError | None = None
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer of the process; {} where it refuses, or has refused before."""
+        if self.error is None:
+            try:
+                return self.process.ask(request)
+            except BpError as error:
+                self.error = error
+        return {}
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is something to time."""
+        return self.error is None and "block_s" in self.report
+
+
+def measure(items: Sequence[Item], budget: float, watch: Watch) -> Iterator[tuple[Item, list[Row] | BpError]]:
+    """The rows of each item, bp's own first, or what was in its way; `budget` seconds of blocks for each row."""
+    runners = [_Runner(item, backend, pool.start(item.threads)) for item in items for backend in item.backends]
+    try:
+        for runner in runners:
+            runner.floor = runner.ask({"do": "floor"}).get("bytes") or 0
+        for runner in runners:
+            _prepare(runner, runners)
+        movement = _time([r for r in runners if r.timed], budget, watch)
+        for item in items:
+            own = [r for r in runners if r.item is item]
+            failed = next((r.error for r in own if r.error), None)
+            yield item, failed or rows_of(item, [_told(r, watch) for r in own], movement)
+    finally:
+        for runner in runners:
+            runner.process.close()
+
+
+def _prepare(runner: _Runner, runners: Sequence[_Runner]) -> None:
+    """First call, memory and check of a runner; a peer is told of the verdict on bp's own gradient."""
+    item, ours = runner.item, ""
+    if runner.backend != OURS:
+        own = next(r for r in runners if r.item is item and r.backend == OURS)
+        ours = own.report["check"]["verdict"] if own.report else "inconclusive"
+    order = Order(item.target, item.sha256, item.settings, item.cell.method, runner.backend, item.threads, ours)
+    runner.report = runner.ask({"do": "prepare", "order": order.plain()})
+
+
+def _time(runners: Sequence[_Runner], budget: float, watch: Watch) -> dict[str, float]:
+    """Take the blocks of all runners; by how much the control kernels moved meanwhile."""
+    if not runners:
+        return {}
+    controls = []
+    for turn in range(ROUNDS):
+        controls.append(watch.sample())
+        for runner in runners if turn % 2 == 0 else reversed(runners):
+            blocks = clock.blocks_in(budget / ROUNDS, runner.report["block_s"], ROUNDS)
+            runner.samples.append(runner.ask({"do": "time", "blocks": blocks}).get("samples", []))
+    controls.append(watch.sample())
+    return control.moved(controls)
+
+
+def _told(runner: _Runner, watch: Watch) -> Timed:
+    report = runner.report
+    rate = watch.gemm_rate(report["dtype"], runner.item.threads) if runner.backend == OURS and runner.timed else None
+    return Timed(runner.backend, report, runner.samples, runner.floor, rate)
