@@ -198,6 +198,45 @@ def test_a_machine_that_moved_judges_no_time(compared):
     assert {"contaminated"} == {r["detail"] for r in document["comparisons"] if r["figure"] == "time_s"}
 
 
+def test_a_cell_that_says_it_was_contaminated_judges_no_time(compared):
+    """The others do."""
+
+    def change(document: Document) -> None:
+        slower(2.0)(document)
+        document["cells"][2]["contaminated"] = True
+
+    rows = [r for r in compared(change)[1]["comparisons"] if r["figure"] == "time_s"]
+    assert ["SLOWER"] * 5 + ["INCONCLUSIVE"] == [r["verdict"] for r in rows]
+
+
+def test_a_rewritten_spec_is_noted(tmp_path):
+    """A figure may differ because the network does."""
+    base, head = bench(), bench()
+    base["context"]["spec_sha256"], head["context"]["spec_sha256"] = {"net": "a", "b": "c"}, {"net": "b", "b": "c"}
+    for name, document in (("base", base), ("head", head)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    found = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json"))
+    assert "net is not the same text in both runs" in found.stdout.splitlines()
+
+
+def test_annotations_and_test_reports(compared, tmp_path):
+    """What is worse is an error, worst first; what can't be told is a warning, skipped in a test report."""
+
+    def change(document: Document) -> None:
+        put("flops", 9e9, 2)(document)
+        slower(1.10, 3)(document)
+        wrong(document)
+
+    compared(change)
+    pair = (str(tmp_path / "base.json"), str(tmp_path / "head.json"))
+    lines = run("compare", *pair, "--format", "github").stdout.splitlines()
+    errors = [line for line in lines if line.startswith("::error")]
+    assert (2, True, True) == (len(errors), "gradient" in errors[0], "flops" in errors[1])
+    assert any(line.startswith("::warning") and "time_s" in line for line in lines)
+    report = run("compare", *pair, "--format", "junit").stdout
+    assert 2 == report.count("<failure")
+
+
 CHECKS: dict[str, tuple[Change, int, list[tuple[str, str]]]] = {
     "nothing": (lambda document: None, 0, []),
     "wrong": (find("verdict", "wrong"), 1, [("WRONG", "gradient")]),

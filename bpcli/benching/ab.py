@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bpcli import methods
 from bpcli.benching import compare, interleave
 from bpcli.benching.compare import Comparison, Line
 from bpcli.benching.interleave import Cell, Plan
 from bpcli.benching.pair_process import Child, Environment, lanes, processes, strangers
-from bpcli.benching.run import Job, Results
+from bpcli.benching.rounds import Item
 from bpcli.benching.runfile import Row, verdict
-from bpcli.benching.sweep import Point
-from bpcli.errors import BpError
-from bpcli.problem.limits import PASSES, Limits, check_cost
-from bpcli.problem.model import Setup
+from bpcli.errors import fail
 
 Say = Callable[[str], None]
 
@@ -32,54 +28,28 @@ class Sides:
     threads: int
 
 
-@dataclass(frozen=True)
-class Request:
-    """What every cell of a spec has in common: where it stands, its overrides, and what it may cost."""
+def cells(items: Sequence[Item], threads: int) -> list[Cell]:
+    """The items of a sweep as processes are asked for them, in words that another version of bp knows too.
 
-    path: Path
-    overrides: Mapping[str, Any]
-    limits: Limits
-    threads: int
-
-
-def cells(job: Job, request: Request, results: Results) -> list[Cell]:
-    """The cells of a job as the processes are asked for them; what does not apply or costs too much is noted."""
-    found: list[Cell] = []
-    for point in job.sweep.points:
-        try:
-            found += _at(job, point, request, results)
-        except BpError as error:
-            results.refuse(error)
-    return found
+    Raises BpError where an item wants other threads than the processes have.
+    """
+    if any(item.threads != threads for item in items):
+        fail("usage", "bp ab can't sweep threads", help="run it once for each value of --threads")
+    return [_cell(item) for item in items]
 
 
-def _at(job: Job, point: Point, request: Request, results: Results) -> list[Cell]:
-    setup = job.open_at(point.settings)
-    found: list[Cell] = []
-    for cell in point.cells:
-        call = methods.parse(cell.method, job.places.get(cell.base))
-        if reason := call.refusal(setup.graph):
-            results.note(f"{setup.spec.name}: skipped {call.text}: {reason}")
-            continue
-        cost = call.cost(setup)
-        check_cost(setup, call.text, cost.bytes, cost.flops, request.limits, PASSES * cost.forward_steps)
-        found.append({**_common(setup, point, request), "method": call.text, "grid": dict(cell.grid)})
-    return found
-
-
-def _common(setup: Setup, point: Point, request: Request) -> Cell:
-    """What a process needs to open the spec as it is open here, its defaults spelled out."""
-    spelled = {"dtype": setup.dtype.name, "seed": setup.spec.data.seed}
+def _cell(item: Item) -> Cell:
+    target = item.target
     return {
-        "path": str(request.path.resolve()),
-        "name": setup.spec.name,
-        "overrides": {**spelled, **request.overrides, **point.settings},
-        "settings": dict(point.settings),
-        "wrt": [t.name for t in setup.wrt],
-        "threads": request.threads,
-        "max_memory": request.limits.max_memory,
-        "max_time": request.limits.max_time,
-        "allow_outside": request.limits.allow_outside,
+        "path": str(Path(target.path).resolve()),
+        "name": target.name,
+        "overrides": dict(target.overrides),
+        "settings": dict(item.settings),
+        "grid": dict(item.cell.grid),
+        "method": item.cell.method,
+        "wrt": list(target.wrt),
+        "threads": item.threads,
+        "limits": asdict(target.limits),
     }
 
 

@@ -24,6 +24,11 @@ def contaminated(base: Run, head: Run) -> str:
     return ", ".join(moved)
 
 
+def rewritten(base: Run, head: Run) -> list[str]:
+    """The specs that changed between the runs, as far as these say: then a figure may have a reason to differ."""
+    return [s for s, digest in base.digests.items() if head.digests.get(s, digest) != digest]
+
+
 def differences(base: Run, head: Run) -> list[str]:
     """What makes times of two runs incomparable: another processor, other versions, other numbers of threads."""
     old, new = base.machine, head.machine

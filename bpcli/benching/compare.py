@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpcli.benching import evidence
-from bpcli.benching.comparable import contaminated
+from bpcli.benching.comparable import contaminated, rewritten
 from bpcli.benching.runfile import Row, Run, number, samples, verdict
 from bpcli.errors import fail
 
@@ -85,6 +85,7 @@ def compare(base: Run, head: Run, timed: bool) -> Comparison:
         fail("incomparable", f"{base.path} is {words[base.kind]}, {head.path} {words[head.kind]}")
     lines, both = deterministic(by_key(base.rows, base.path), by_key(head.rows, head.path))
     notes = [f"{run.path} holds {n} refusal{'s' * (n != 1)}" for run in (base, head) if (n := run.refusals)]
+    notes += [f"{spec} is not the same text in both runs" for spec in rewritten(base, head)]
     if timed:
         moved = contaminated(base, head)
         lines += times(both, moved)
@@ -184,7 +185,8 @@ def times(both: Sequence[tuple[Row, Row]], moved: str) -> list[Line]:
     found = [evidence.unpaired(a, b, margin) for _, _, a, b in timed]
     lines = []
     for (old, new, _, _), one, said in zip(timed, found, evidence.verdicts(found), strict=True):
-        lines.append(time_line(old, new, one, "INCONCLUSIVE" if moved else said, "contaminated" if moved else ""))
+        loud = bool(moved or old.get("contaminated") or new.get("contaminated"))
+        lines.append(time_line(old, new, one, "INCONCLUSIVE" if loud else said, "contaminated" if loud else ""))
     return lines
 
 

@@ -32,16 +32,16 @@ class Server:
 
     def describe(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """The cell's row: the check of its gradient, and what is deterministic."""
-        from bpcli.benching.measure import Ask, measure_point
+        from bpcli.benching.measure import Order, Session
         from bpcli.benching.store import OURS
-        from bpcli.benching.sweep import Cell
+        from bpcli.benching.target import digest
 
-        problem, call = _open(cell)
-        ask = Ask(1e-3, {OURS: int(cell["threads"])}, (), _limits(cell))
-        where = Cell(call.text, call.text, cell["grid"])
-        for rows in measure_point(problem, [(where, call)], ask, cell["settings"]):
-            return {"row": {k: v for k, v in rows[0].items() if k != "samples_s"}}
-        return {"error": "nothing was measured"}
+        target = _target(cell)
+        sha256 = digest(target.open(cell["settings"]), target.path)
+        order = Order(target, sha256, cell["settings"], cell["method"], OURS, int(cell["threads"]))
+        report = Session().answer({"do": "prepare", "order": order.plain()})
+        names = {"spec": cell["name"], "method": cell["method"], "backend": OURS}
+        return {"row": {**names, "grid": cell["grid"], "settings": cell["settings"], **report}}
 
     def load(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Make the cell, or a kernel with none of bp's code, the one that runs; one call warms it up."""
@@ -72,17 +72,16 @@ def _open(cell: Mapping[str, Any]) -> Any:
     """The problem of a cell and the method's call."""
     from bpcli import methods
     from bpcli.problem.draw import draw
-    from bpcli.problem.open import open_setup
 
-    setup = open_setup(cell["path"], cell["overrides"], tuple(cell["wrt"]), _limits(cell))
-    setup = dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, name=cell["name"]))
-    return draw(setup), methods.parse(cell["method"])
+    return draw(_target(cell).open(cell["settings"])), methods.parse(cell["method"])
 
 
-def _limits(cell: Mapping[str, Any]) -> Any:
+def _target(cell: Mapping[str, Any]) -> Any:
+    from bpcli.benching.target import Target
     from bpcli.problem.limits import Limits
 
-    return Limits(int(cell["max_memory"]), float(cell["max_time"]), bool(cell["allow_outside"]))
+    limits = Limits(**cell["limits"])
+    return Target(cell["path"], cell["name"], cell["overrides"], tuple(cell["wrt"]), limits)
 
 
 def _control(name: str) -> Any:

@@ -44,6 +44,11 @@ class Run:
         return _table(self.machine.get("versions"))
 
     @property
+    def digests(self) -> Mapping[str, Any]:
+        """The digest of each spec's text; empty where the run has none."""
+        return _table(_table(self.document.get("context")).get("spec_sha256"))
+
+    @property
     def refusals(self) -> int:
         """How many specs or cells the run could not measure."""
         errors = self.document.get("errors")

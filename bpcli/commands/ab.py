@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from bpcli.benching.compare import Comparison
     from bpcli.benching.interleave import Cell, Plan
     from bpcli.benching.pair_process import Environment
-    from bpcli.benching.run import Results, Wish
-    from bpcli.problem.model import Setup
+    from bpcli.benching.planning import Results, Wish
 
 
 @click.command()
@@ -61,7 +60,7 @@ def ab(
     from bpcli.benching.ab import Sides
     from bpcli.benching.interleave import Plan
     from bpcli.benching.machine import cores
-    from bpcli.benching.run import Results, Wish
+    from bpcli.benching.planning import Results, Wish
     from bpcli.benching.sweep import parse_axis
     from bpcli.commands.choose import from_project
 
@@ -70,8 +69,8 @@ def ab(
     results = Results()
     paths = _paths(target, results)
     wish = Wish(method, from_project(), dict(map(parse_axis, grid)), frozenset(common.overrides), alone=len(paths) == 1)
-    cells = _cells(paths, wish, results, (sides, common))
-    return _show(cells, sides, Plan(rounds, budget, seed=0), (results, common))
+    plan = Plan(rounds, budget, seed=0)
+    return _show(_cells(paths, wish, results, (plan, sides, common)), sides, plan, (results, common))
 
 
 def _environments(base: str | None, head: str | None, aa: bool) -> tuple[Environment, Environment]:
@@ -108,31 +107,23 @@ def _paths(target: Sequence[str], results: Results) -> list[Path]:
     return paths
 
 
-def _cells(paths: Sequence[Path], wish: Wish, results: Results, call: tuple[Sides, Common]) -> list[Cell]:
+def _cells(paths: Sequence[Path], wish: Wish, results: Results, call: tuple[Plan, Sides, Common]) -> list[Cell]:
     """The cells of all specs; a refusal of one hides no other."""
-    from bpcli.benching.ab import Request, cells
-    from bpcli.benching.run import prepare
+    from bpcli.benching.ab import cells
+    from bpcli.benching.planning import Ask, entries, orders, prepare
+    from bpcli.benching.target import Target
     from bpcli.commands.failures import translate
-    from bpcli.commands.specs import names
+    from bpcli.commands.specs import names, said_over
 
-    sides, common = call
-    found: list[Cell] = []
+    plan, sides, common = call
+    jobs = []
     for path, name in names(paths).items():
         try:
-            job = prepare(_opener(path, name, common), wish, results)
-            found += cells(job, Request(path, common.overrides, common.limits(), sides.threads), results)
+            jobs.append(prepare(Target(str(path), name, *said_over(path, common), common.limits()), wish, results))
         except Exception as error:
             results.refuse(translate(error))
-    return found
-
-
-def _opener(path: Path, name: str, common: Common) -> Callable[[Mapping[str, Any]], Setup]:
-    from bpcli.commands.specs import open_spec
-
-    def open_at(settings: Mapping[str, Any]) -> Setup:
-        return open_spec(path, replace(common, overrides={**common.overrides, **settings}), name)
-
-    return open_at
+    ask = Ask(plan.budget, sides.threads, (), common.limits())
+    return cells(orders(entries(jobs), ask, results), sides.threads)
 
 
 def _show(cells: Sequence[Cell], sides: Sides, plan: Plan, call: tuple[Results, Common]) -> int:

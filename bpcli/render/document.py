@@ -47,6 +47,14 @@ class Case:
     seconds: float | None = None
     place: Place | None = None
 
+    def text(self) -> list[str]:
+        """The message and all lines, for whoever shows them together."""
+        return [*([self.message] if self.message else []), *self.lines]
+
+    def where(self) -> list[str]:
+        """The place in a line, as refusals have it; no line where there is none."""
+        return [f" --> {self.place.file}:{self.place.line}:{self.place.column}"] if self.place else []
+
 
 @dataclass(frozen=True)
 class Document:
