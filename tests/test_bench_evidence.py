@@ -88,6 +88,13 @@ def test_verdicts_need_the_whole_interval_and_the_test(low, high, chance, expect
     assert [expected] == verdicts([found])
 
 
+def test_a_loud_machine_does_not_say_same():
+    """A margin of 25% and an interval from 6% to 17%: that is a change, of which no more is known."""
+    assert ["INCONCLUSIVE", "SAME"] == verdicts(
+        [Evidence(1.12, 1.06, 1.17, 0.25, 1.0, 1.0), Evidence(1.10, 1.04, 1.17, 0.25, 1.0, 1.0)]
+    )
+
+
 def test_a_claim_among_many_needs_more():
     """What convinces alone does not among a hundred cells."""
     one = Evidence(1.1, 1.06, 1.2, 0.05, 0.01, 1.0)
