@@ -41,6 +41,8 @@ COMMANDS = {
     "bench": Entry("bpcli.commands.bench", "Measure time and memory over a sweep.", "cells"),
     "merge": Entry("bpcli.commands.merge", "Put saved bench runs together.", "cells"),
     "report": Entry("bpcli.commands.report", "Write runs as a page with plots."),
+    "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
+    "ab": Entry("bpcli.commands.ab", "Compare two installations of bp by runs in turn.", "comparisons"),
     "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
     "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
 }

@@ -1,0 +1,201 @@
+"""Two runs side by side: what is deterministic first, figure by figure, then time, by what its samples show.
+
+A figure that is deterministic (bytes, steps, flops, what the method computes) has no excuse: MORE is a regression,
+LESS is a win that belongs into the baseline. A time is judged by `evidence`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bpcli.benching import evidence
+from bpcli.benching.comparable import contaminated, rewritten
+from bpcli.benching.runfile import Row, Run, number, samples, verdict
+from bpcli.errors import fail
+
+WORSE, BETTER = ("WRONG", "SLOWER", "MORE"), ("LESS", "FASTER", "RIGHT")
+UNDECIDED = ("INCONCLUSIVE", "MISSING")
+# Worst first: the order of rows, and of what is annotated.
+ORDER = (*WORSE, *UNDECIDED, "NEW", *BETTER, "SAME")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of one cell in both runs.
+
+    `verdict` is one of `ORDER`; `low` and `high` hold the ratio of head to base where it was estimated, `margin` is
+    what counts as the same.
+    """
+
+    spec: str
+    method: str
+    backend: str
+    settings: Mapping[str, Any]
+    tensor: str
+    figure: str
+    base: float | str | None
+    head: float | str | None
+    verdict: str
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    margin: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The lines, worst first, how many cells both runs have, and what else a reader should know."""
+
+    lines: tuple[Line, ...]
+    cells: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A deterministic figure: a head beyond base * (1 + `part`) + `slack` is more."""
+
+    name: str
+    part: float
+    slack: float
+
+
+# Measured bytes contain small objects of Python's own, which come and go; bias is a sum in some order.
+FIGURES = (
+    Figure("predicted_bytes", 0.0, 0.0),
+    Figure("allocated_bytes", 0.01, 4096.0),
+    Figure("forward_steps", 0.0, 0.0),
+    Figure("flops", 1e-9, 0.0),
+    Figure("bias", 0.01, 1e-6),
+)
+_FLOAT32_BIAS_SLACK = 1e-3
+# A kernel error is rounding, which another machine rounds differently: more is tenfold, and near what z allows.
+_MORE_ERROR, _MUCH_Z = 10.0, 0.1
+
+
+def compare(base: Run, head: Run, timed: bool) -> Comparison:
+    """Head against base. Times are compared when `timed`. Raises BpError for files that can't be compared."""
+    if base.kind != head.kind:
+        words = {"cells": "a benchmark", "findings": "a check"}
+        fail("incomparable", f"{base.path} is {words[base.kind]}, {head.path} {words[head.kind]}")
+    lines, both = deterministic(by_key(base.rows, base.path), by_key(head.rows, head.path))
+    notes = [f"{run.path} holds {n} refusal{'s' * (n != 1)}" for run in (base, head) if (n := run.refusals)]
+    notes += [f"{spec} is not the same text in both runs" for spec in rewritten(base, head)]
+    if timed:
+        moved = contaminated(base, head)
+        lines += times(both, moved)
+        notes += [f"contaminated: {moved}; no time can be judged"] if moved else []
+    return Comparison(tuple(sorted(lines, key=rank)), len(both), tuple(notes))
+
+
+def by_key(rows: Sequence[Row], where: str) -> dict[str, Row]:
+    """The rows by what identifies a cell. Raises BpError where two are the same cell."""
+    keyed: dict[str, Row] = {}
+    for row in rows:
+        if keyed.setdefault(key(row), row) is not row:
+            fail("not-a-run", f"{where} holds {_called(row)} twice", help="compare runs that measure each cell once")
+    return keyed
+
+
+def key(row: Row) -> str:
+    """What tells one cell from another: names, sizes and settings, not the threads it ran on."""
+    settings = {**row.get("grid", {}), **row.get("settings", {})}
+    names = [row.get(k) for k in ("spec", "method", "backend", "tensor", "T", "batch", "dtype")]
+    return json.dumps([names, settings], sort_keys=True)
+
+
+def deterministic(base: Mapping[str, Row], head: Mapping[str, Row]) -> tuple[list[Line], list[tuple[Row, Row]]]:
+    """The lines of everything but time, and the cells that are in both runs."""
+    both = [(base[k], head[k]) for k in base if k in head]
+    lines = [line(base[k], "cell", "there", None, "MISSING") for k in base if k not in head]
+    lines += [line(head[k], "cell", None, "there", "NEW") for k in head if k not in base]
+    lines += [_gradient({}, head[k]) for k in head if k not in base and verdict(head[k]) == "wrong"]
+    for old, new in both:
+        lines.append(_gradient(old, new))
+        lines += [found for figure in FIGURES if (found := _figure(figure, old, new))]
+        lines += _kernel_error(old, new)
+    return lines, both
+
+
+def line(row: Row, figure: str, base: Any, head: Any, found: str, **more: Any) -> Line:
+    """A line about the cell of `row`."""
+    settings = {**row.get("grid", {}), **row.get("settings", {})}
+    names = (row["spec"], row["method"], row.get("backend", ""), settings, row.get("tensor", ""))
+    return Line(*names, figure, base, head, found, **more)
+
+
+def rank(found: Line) -> tuple[int, float]:
+    """Worst first: by verdict, then by how far the ratio is from one."""
+    far = abs(math.log(found.ratio)) if found.ratio and 0.0 < found.ratio < math.inf else 0.0
+    return ORDER.index(found.verdict), -far
+
+
+def _gradient(old: Row, new: Row) -> Line:
+    before, now = (verdict(old) if old else None), verdict(new)
+    if now == before or (now == "pass" and before is None):
+        found = "WRONG" if now == "wrong" else "SAME"
+    else:
+        found = {"wrong": "WRONG", "inconclusive": "INCONCLUSIVE", "pass": "RIGHT"}[now]
+    check = new.get("check") or {"detail": new.get("cause", "")}
+    return line(new, "gradient", before, now, found, detail=str(check.get("detail") or ""))
+
+
+def _figure(figure: Figure, old: Row, new: Row) -> Line | None:
+    """The line of one figure; None where neither run has it, or it is a check's, which has it by tensor."""
+    before, now = number(old.get(figure.name)), number(new.get(figure.name))
+    if before is None and now is None:
+        return None
+    slack = _FLOAT32_BIAS_SLACK if figure.name == "bias" and _single(new) else figure.slack
+    ratio = now / before if before and now is not None else None
+    if before is None or now is None:
+        found = "MISSING" if now is None else "NEW"
+    elif not now <= before * (1.0 + figure.part) + slack:  # so that NaN is more
+        found = "SAME" if math.isnan(before) and math.isnan(now) else "MORE"
+    else:
+        found = "SAME" if now * (1.0 + figure.part) + slack >= before else "LESS"
+    return line(new, figure.name, before, now, found, ratio=ratio)
+
+
+def _single(row: Row) -> bool:
+    """Whether figures may be those of float32; a finding does not say in what it was computed."""
+    return str(row.get("dtype", "float32")) == "float32"
+
+
+def _kernel_error(old: Row, new: Row) -> list[Line]:
+    before, now = number(old.get("kernel_error")), number(new.get("kernel_error"))
+    if before is None or now is None:
+        return []
+    worst = new.get("worst")
+    z = number(worst.get("z")) if isinstance(worst, dict) else None
+    grown = not now <= _MORE_ERROR * before and z is not None and not z <= _MUCH_Z
+    ratio = now / before if before else None
+    return [line(new, "kernel_error", before, now, "MORE" if grown else "SAME", ratio=ratio)]
+
+
+def times(both: Sequence[tuple[Row, Row]], moved: str) -> list[Line]:
+    """A line for each cell that was timed in both runs; `moved` says why no time can be judged, "" where it can."""
+    timed = [(old, new, samples(old), samples(new)) for old, new in both if samples(old) and samples(new)]
+    shares = [evidence.unpaired(a, b, evidence.UNPAIRED_MARGIN).ratio for _, _, a, b in timed]
+    margin = evidence.unpaired_margin(shares)
+    found = [evidence.unpaired(a, b, margin) for _, _, a, b in timed]
+    lines = []
+    for (old, new, _, _), one, said in zip(timed, found, evidence.verdicts(found), strict=True):
+        loud = bool(moved or old.get("contaminated") or new.get("contaminated"))
+        lines.append(time_line(old, new, one, "INCONCLUSIVE" if loud else said, "contaminated" if loud else ""))
+    return lines
+
+
+def time_line(old: Row, new: Row, found: evidence.Evidence, said: str, detail: str) -> Line:
+    """The line of a cell's time."""
+    estimate = {"ratio": found.ratio, "low": found.low, "high": found.high, "margin": found.margin}
+    return line(new, "time_s", number(old["time_s"]), number(new["time_s"]), said, **estimate, detail=detail)
+
+
+def _called(row: Row) -> str:
+    settings = "".join(f" {k}={v}" for k, v in {**row.get("grid", {}), **row.get("settings", {})}.items())
+    return " ".join(filter(None, (row["spec"], row["method"], row.get("tensor", "")))) + settings
