@@ -69,7 +69,7 @@ def test_tracing_that_was_on_stays_on():
 
 
 @pytest.mark.parametrize(
-    ("method", "T", "within"), [("bptt", 1000, 0.01), ("rtrl", 2, 0.01), ("tbptt:k1=8,k2=16", 200, 0.1)]
+    ("method", "T", "within"), [("bptt", 1000, 0.01), ("rtrl", 2, 0.01), ("tbptt:k1=8,k2=16", 200, 0.01)]
 )
 def test_what_a_method_holds_is_what_was_predicted(method, T, within):
     """Exact methods allocate what is predicted, where some 20 kB of bookkeeping do not show; truncated ones about."""

@@ -83,9 +83,13 @@ class WindowsPlan:
 
     @property
     def entries(self) -> int:
-        """Numbers held: the trace, a step's cotangents of a block, and their sums over windows."""
-        states = sum(self.graph.nodes[n].size for n in self.graph.new.values())
-        return self.trace.entries + max(p.size for p in self.places) + self.held * self.batch * states
+        """Numbers held: the trace, and a step's cotangents of a block."""
+        return self.trace.entries + max(p.size for p in self.places)
+
+    @property
+    def sums(self) -> int:
+        """Numbers held while a block goes back: the states' cotangents, summed over windows."""
+        return self.held * self.batch * sum(self.graph.nodes[n].size for n in self.graph.new.values())
 
 
 class Windows:

@@ -103,10 +103,12 @@ class Unrolled:
 
     @property
     def bytes(self) -> int:
-        """Bytes held while it runs: values, cotangents and the gradient itself."""
-        results = sum(int(np.prod(x.shape)) for x in self.setup.wrt)
-        entries = self.side_by_side.entries if self.side_by_side else self.plan.entries
-        return (entries + results) * self.setup.dtype.itemsize
+        """Bytes held while it runs: values, cotangents, and the gradient itself, which is collected at the end."""
+        last = sum(int(np.prod(x.shape)) for x in self.setup.wrt)
+        entries = self.plan.entries
+        if self.side_by_side:
+            entries, last = self.side_by_side.entries, max(last, self.side_by_side.sums)
+        return (entries + last) * self.setup.dtype.itemsize
 
     @property
     def flops(self) -> float:
