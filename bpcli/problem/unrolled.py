@@ -45,6 +45,20 @@ def staircase(T: int, k1: int, k2: int) -> tuple[Window, ...]:
     return tuple(Window(max(0, stop - k2), (stop - 1) // k1 * k1, stop) for stop in stops)
 
 
+def merged(windows: Sequence[Window]) -> list[Window]:
+    """Windows that start together, and the losses of one follow on those of the other, as one; others stay apart."""
+    joined: list[Window] = []
+    ends: dict[tuple[int, int], int] = {}
+    for w in windows:
+        at = ends.pop((w.start, w.loss_from), len(joined))
+        if at < len(joined):
+            joined[at] = Window(w.start, joined[at].loss_from, w.stop)
+        else:
+            joined.append(w)
+        ends[w.start, w.stop] = at
+    return joined
+
+
 def loss_weights(setup: Setup) -> NDArray[np.float64]:
     """∂L/∂l(t, b), (T, batch): what `over_time` and `over_batch` say."""
     objective = setup.spec.objective

@@ -46,14 +46,15 @@ class Derivatives:
         return self.truncation + self.noise + 8 * _UNIT_ROUNDOFF * np.abs(self.value)
 
 
-def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Derivatives:
+def differentiate(sampler: Sampler, target: float, offset: float = 1.0, pilot: float = PILOT) -> Derivatives:
     """Derivatives `(K, S)` of the loss with respect to every number of the probe.
 
     Rounds of evaluations go on, for the entries that need it, until the bound is `target` relative to the entry or to
-    1e-6 of the largest one. Ladders with an `offset` of 1 and of 0.75 have no point in common.
+    1e-6 of the largest one. Ladders with an `offset` of 1 and of 0.75 have no point in common. No step is smaller than
+    `pilot` times the first; a kink that is nearer counts as one at the point itself.
     """
     with np.errstate(all="ignore"):
-        return _Climb(sampler, target, offset).run()
+        return _Climb(sampler, target, offset, pilot).run()
 
 
 def scales(probe: Probe) -> FloatArray:
@@ -71,17 +72,17 @@ def _power_of_two(steps: FloatArray) -> FloatArray:
 class _Climb:
     """The search for the best step of each entry; `best` only ever improves, by rungs that agree with it."""
 
-    def __init__(self, sampler: Sampler, target: float, offset: float) -> None:
+    def __init__(self, sampler: Sampler, target: float, offset: float, pilot: float) -> None:
         self.sampler, self.target, self.offset = sampler, target, offset
         self.step = offset * _power_of_two(FIRST_STEP * scales(sampler.probe))
         self.noise = loss_noise(sampler, self.step)
         self.low, self.high = np.zeros_like(self.step), np.full_like(self.step, np.inf)
-        self.least = self.step * PILOT
+        self.least = self.step * pilot
         slope, even, size = self._differences(np.arange(len(self.step)), self.least)
         self.pilot_jump = even / self.least[:, None]
         self.pilot_doubt = 4.0 * self.noise / self.least[:, None]
         noise = NOISE_FACTOR * (self.noise / self.least[:, None] + _UNIT_ROUNDOFF * size)
-        self.best = _where_finite(Derivatives(slope, np.abs(self.pilot_jump) / 2, noise, np.zeros_like(slope)))
+        self.best = where_finite(Derivatives(slope, np.abs(self.pilot_jump) / 2, noise, np.zeros_like(slope)))
         self.only_pilot = np.ones(slope.shape, dtype=np.bool_)
 
     def run(self) -> Derivatives:
@@ -123,7 +124,7 @@ class _Climb:
         near = np.where(at_kink, np.maximum(np.abs(jump - pilot) - doubt, 0.0), np.abs(jump)) / 2
         size = size.reshape(3, len(rows), -1).max(axis=0)
         noise = NOISE_FACTOR * (self.noise / h[:, None] + _UNIT_ROUNDOFF * size)
-        return _where_finite(
+        return where_finite(
             Derivatives(value, np.abs(value - coarse) + near, noise, np.where(at_kink, np.abs(jump) / 2, 0.0))
         )
 
@@ -171,8 +172,8 @@ class _Climb:
         return np.asarray((step > low) & (step < high) & (step > self.least[rows]) & np.isfinite(16 * step))
 
 
-def _where_finite(known: Derivatives) -> Derivatives:
-    """The same with value 0 and an infinite bound where something is not finite."""
+def where_finite(known: Derivatives) -> Derivatives:
+    """`known` with value 0 and an infinite bound where something is not finite."""
     finite = np.isfinite(known.value) & np.isfinite(known.bound)
     value, noise, kink = (np.where(finite, a, 0.0) for a in (known.value, known.noise, known.kink))
     return Derivatives(value, np.where(finite, known.truncation, np.inf), noise, kink)

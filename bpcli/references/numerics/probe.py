@@ -57,6 +57,9 @@ def probe(problem: Problem, tensor: Tensor) -> Probe:
     else:
         places = np.arange(array.size).reshape(steps, setup.batch, -1).transpose(0, 2, 1).reshape(-1, setup.batch)
         entries = np.arange(len(places))
+        if tensor.pattern is not None:
+            entries = np.flatnonzero(np.isin(places, tensor.pattern).any(axis=1))
+            places = places[entries]
     return Probe(entries.astype(np.int64), array.reshape(-1)[places], places, shared)
 
 
