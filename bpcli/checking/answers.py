@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from bpcli.kernels import library
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Window
 from bpcli.problem.limits import array_bytes
@@ -18,10 +20,11 @@ from bpcli.problem.model import Array, Problem, Setup
 class Answer:
     """What a method said: its first answer, copied, and what was odd about it.
 
-    `loss` is None where none came with the gradient. `unsteady` names the tensors (and "loss") for which a second call
-    with the same arguments gave other bits; `changed` names the arrays of the problem that the method wrote to (they
-    are restored). `faults` takes a tensor, or a key that is none, to what makes it impossible to compare. `where` is
-    the user's file and line, for the end of a cause; "" for methods of ours.
+    `loss` is None where none came with the gradient. `unsteady` names the tensors (and "loss") for which another call
+    with the same arguments gave other bits, `threaded` those for which only another number of threads did; `changed`
+    names the arrays of the problem that the method wrote to (they are restored). `faults` takes a tensor, or a key that
+    is none, to what makes it impossible to compare. `where` is the user's file and line, for the end of a cause; "" for
+    methods of ours.
     """
 
     loss: float | None
@@ -30,6 +33,7 @@ class Answer:
     changed: tuple[str, ...]
     faults: Mapping[str, str] = field(default_factory=dict)
     where: str = ""
+    threaded: frozenset[str] = frozenset()
 
 
 class Foreign(ABC):
@@ -51,16 +55,35 @@ class Foreign(ABC):
 
 
 def ask(call: MethodCall | Foreign, problem: Problem) -> Answer:
-    """Compute the gradient twice and compare bit by bit."""
+    """Compute the gradient twice, on different numbers of threads, and compare bit by bit."""
     if isinstance(call, Foreign):
         return call.answer(problem)
     before = {name: array.copy() for name, array in _arrays(problem).items()}
     first = call.gradient(problem)
     loss, arrays = float(first.loss), {name: np.array(array) for name, array in first.arrays.items()}
     changed = _restore(problem, before)
-    second = call.gradient(problem)
+    with other_threads():
+        second = call.gradient(problem)
+        unsteady = differing((loss, arrays), (float(second.loss), second.arrays))
     changed += tuple(name for name in _restore(problem, before) if name not in changed)
-    return Answer(loss, arrays, differing((loss, arrays), (float(second.loss), second.arrays)), changed)
+    if not unsteady:
+        return Answer(loss, arrays, unsteady, changed)
+    third = call.gradient(problem)
+    again = differing((loss, arrays), (float(third.loss), third.arrays))
+    _restore(problem, before)
+    return Answer(loss, arrays, again, changed, threaded=unsteady - again)
+
+
+@contextmanager
+def other_threads() -> Iterator[None]:
+    """Kernels run on one thread in here, or on two where one is all that they have otherwise and there are more."""
+    numba = library.numba
+    count = numba.get_num_threads()
+    numba.set_num_threads(1 if count > 1 else min(2, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(count)
 
 
 def differing(

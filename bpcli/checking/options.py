@@ -61,14 +61,12 @@ def choose(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOp
     windows = {tuple(call.windows(setup)) for call in calls}
     asked = sum(_ASKED * call.cost(setup).flops for call in calls) + _rounding(setup, windows)
     full = asked + _cost(setup, windows, used)
-    mode: Literal["full", "directional"] = "directional" if options.mode == "directional" else "full"
-    if options.mode == AUTO and full > AFFORDABLE:
-        mode = "directional"
-    sampled = any(isinstance(r, Central) and copies(setup, r.sample) < copies(setup) for r in used)
-    if mode == "full":
-        return Choice(mode, used, sampled, full, full)
     along = asked + sum(r.cost_along(setup, w, COUNT) for r in used for w in windows | {whole(setup)})
-    return Choice(mode, references_for(setup, options.reference, mode), False, along, full)
+    dear = options.mode == AUTO and full > max(AFFORDABLE, along)
+    if dear or options.mode == "directional":
+        return Choice("directional", references_for(setup, options.reference, "directional"), False, along, full)
+    sampled = any(isinstance(r, Central) and copies(setup, r.sample) < copies(setup) for r in used)
+    return Choice("full", used, sampled, full, full)
 
 
 def check_cost(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> float:

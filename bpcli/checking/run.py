@@ -74,6 +74,8 @@ def _finding(truth: Truth, call: MethodCall | Foreign, answer: Answer, tensor: T
         return replace(found, verdict="wrong", cause=f"changes its arguments{named}{answer.where}")
     if tensor.name in answer.unsteady:
         return replace(found, verdict="wrong", cause=f"not deterministic{answer.where}")
+    if tensor.name in answer.threaded:
+        return replace(found, verdict="wrong", cause="depends on the number of threads")
     if found.verdict == "wrong" and found.cause:
         return replace(found, cause=found.cause + answer.where)
     return found
@@ -97,7 +99,7 @@ def _loss_findings(
         return []
     reference, bound = truth.loss, truth.rounding(windows).loss
     error = abs(answer.loss - reference)
-    steady = LOSS not in answer.unsteady
+    steady = LOSS not in answer.unsteady | answer.threaded
     good = bool(error <= bound) and steady
     if good and not isinstance(call, Foreign):
         return []

@@ -36,7 +36,7 @@ class Kinks:
     static: Mapping[int, Mask]
 
     def moved(self, copies: Copies, nodes: Iterable[int], steps: NDArray[np.int64], j: int) -> Mask:
-        """(copies, rows): which move an argument at a kink by an imaginary step, in the j-th of the windows' `steps`."""
+        """(copies, rows): which move an argument at a kink by an imaginary step, in the j-th of `steps`."""
         layout = copies.layout
         found = np.zeros((layout.copies, layout.rows), dtype=np.bool_)
         for node in nodes:

@@ -109,7 +109,7 @@ class Perturbed:
     def here(self) -> Values:
         """Losses (batch,) of the arrays as they are."""
         nothing = np.zeros(1, dtype=np.int64)
-        return self.losses(Tensor("", "param", ()), nothing, nothing)[0]
+        return np.asarray(self.losses(Tensor("", "param", ()), nothing, nothing)[0])
 
     def _node(self, tensor: Tensor) -> int:
         group = self.graph.previous if tensor.kind == "state" else self.graph.leaf

@@ -12,7 +12,7 @@ import numpy as np
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, copies, forward_flops
-from bpcli.references.numerics.directions import Directions
+from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.ladder import PILOT, differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.sweep import Differentiate, sweep, sweep_along
@@ -54,7 +54,7 @@ class Central:
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""
-        each = NOISE_EVALUATIONS + _EVALUATIONS * count
+        each = NOISE_ROWS * NOISE_EVALUATIONS + _EVALUATIONS * count
         return each * len(setup.wrt) * forward_flops(setup, windows)
 
     def within(self, setup: Setup, flops: float) -> Central:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, copies, forward_flops
-from bpcli.references.numerics.directions import Directions
+from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.ridders import RUNGS, extrapolate
 from bpcli.references.numerics.sweep import sweep, sweep_along
@@ -42,7 +42,7 @@ class Ladder:
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""
-        each = NOISE_EVALUATIONS + _EVALUATIONS * count
+        each = NOISE_ROWS * NOISE_EVALUATIONS + _EVALUATIONS * count
         return each * len(setup.wrt) * forward_flops(setup, windows)
 
     def on_other_points(self) -> Ladder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,9 @@ from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
 
 COUNT = 8
 """Directions per tensor. Gaussian ones: with signs alone errors in several entries may cancel."""
+
+NOISE_ROWS = 2
+"""Directions at which the noise of the loss is measured; each feels all of a tensor."""
 
 Directions = Mapping[Tensor, FloatArray]
 """By tensor, directions `(K, size)` over its flat entries."""
@@ -62,4 +66,4 @@ def sampler_along(problem: Problem, perturbed: Perturbed, tensor: Tensor, rows: 
     points = np.exp2(np.round(np.log2(np.maximum(unit, 1e-30))))[:, None]
     which = np.arange(len(rows))
     losses = partial(losses_along, perturbed, tensor, rows)
-    return Sampler.of(losses, Probe(which, points, which[:, None], summed=True))
+    return replace(Sampler.of(losses, Probe(which, points, which[:, None], summed=True)), noise_rows=NOISE_ROWS)
