@@ -6,7 +6,7 @@ held as the longest window needs, and some more so that moving on costs little.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -109,8 +109,13 @@ class Unrolled:
         static = 3 * phase_flops(self.setup.graph, Phase.STATIC)
         return once * self.setup.batch * (self.setup.T + 2.0 * back) + static
 
-    def gradient(self, problem: Problem, rounding: bool = False) -> tuple[float, dict[str, Array]]:
-        """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead."""
+    def gradient(
+        self, problem: Problem, rounding: bool = False, disturb: Callable[[Array], None] | None = None
+    ) -> tuple[float, dict[str, Array]]:
+        """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead.
+
+        `disturb` is given all values of the pass forwards, to change them in place before each pass backwards.
+        """
         trace = Trace(self.plan, problem.setup.dtype, (problem.params, problem.inputs, problem.state), rounding)
         weights = loss_weights(self.setup)
         initial = {
@@ -121,7 +126,11 @@ class Unrolled:
         for window in self.windows:
             loss += self._advance(trace, done, window, weights)
             done = window.stop
+            undisturbed = trace.V.copy() if disturb else trace.V
+            if disturb:
+                disturb(trace.V)
             self._back(trace, window, weights)
+            trace.V[:] = undisturbed
             if window.start == 0:
                 for name in initial:
                     initial[name] += trace.initial(name)

@@ -18,6 +18,8 @@ from bpcli.references.numerics.probe import FloatArray, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 
 STEP = 1e-40
+# Products of imaginary parts may underflow, now and then.
+_UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal) / STEP
 _COPIES_AT_ONCE = 4096
 # A complex product is four real products and two sums.
 _COMPLEX_FLOPS = 4
@@ -72,8 +74,9 @@ class ComplexStep:
 
 
 def _known(value: FloatArray, bound: FloatArray) -> Estimate:
-    """Nothing is known where value or bound are not finite."""
+    """Nothing is known where value or bound are not finite, nor of derivatives too small for imaginary parts."""
     finite = np.isfinite(value) & np.isfinite(bound)
+    bound = np.where(bound > 0, bound + _UNDERFLOW, bound)
     none = np.zeros(value.shape)
     return Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)
 
