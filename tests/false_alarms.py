@@ -23,17 +23,9 @@ from bpcli.checking.run import CheckOptions, check_problem
 from bpcli.errors import BpError
 
 COLUMNS = (
-    "group",
-    "dtype",
-    "cases",
-    "refused",
-    "entries",
-    "directions",
-    "largest_z",
-    "wrong",
-    "inconclusive",
-    "version",
-)
+    "group", "dtype", "cases", "refused", "entries", "directions",
+    "largest_z", "wrong", "inconclusive", "not_finite", "version",
+)  # fmt: skip
 # Groups in which nothing may be left open: numbers of ordinary size.
 ORDINARY = ("ordinary", "sizes", "directions")
 
@@ -48,6 +40,9 @@ def run(case: Case) -> dict[str, Any]:
         findings = check_problem(given, exact_methods(given.setup.graph), options)
     except BpError as error:
         return {**line, "refused": error.diagnostics[0].what}
+    # Where the method itself overflows, what it gives is no right gradient.
+    lost = [f for f in findings if f.cause == "not finite"]
+    findings = [f for f in findings if f.cause != "not finite"]
     entries = [f for f in findings if not _along(f)]
     odd = [f for f in findings if f.verdict != "pass"]
     return {
@@ -55,6 +50,7 @@ def run(case: Case) -> dict[str, Any]:
         "entries": sum(f.checked for f in entries),
         "directions": sum(f.checked for f in findings if _along(f)),
         "z": max((f.worst.z for f in findings if f.worst and f.verdict == "pass"), default=0.0),
+        "not_finite": len(lost),
         "odd": [[f.verdict, f.method, f.tensor, f.cause, repr(f.worst)] for f in odd],
         "seconds": round(time.perf_counter() - start, 3),
     }
@@ -75,7 +71,7 @@ def report(lines: list[dict[str, Any]]) -> bool:
     temporary = target.with_suffix(".part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, target)
-    sums = {name: sum(row[COLUMNS.index(name)] for row in rows) for name in COLUMNS[2:6] + COLUMNS[7:9]}
+    sums = {name: sum(row[COLUMNS.index(name)] for row in rows) for name in COLUMNS[2:6] + COLUMNS[7:10]}
     largest = max(row[COLUMNS.index("largest_z")] for row in rows)
     left = sum(row[COLUMNS.index("inconclusive")] for row in rows if row[0] in ORDINARY)
     print(", ".join(f"{name} {count}" for name, count in sums.items()), f", largest z {largest:.3g}")
@@ -91,7 +87,7 @@ def _row(group: str, dtype: str, members: list[dict[str, Any]]) -> tuple[Any, ..
     odd = [verdict for line in judged for verdict, *_ in line["odd"]]
     z = max((line["z"] for line in judged), default=0.0)
     counts = (sum(line[key] for line in judged) for key in ("entries", "directions"))
-    verdicts = (odd.count("wrong"), odd.count("inconclusive"))
+    verdicts = (odd.count("wrong"), odd.count("inconclusive"), sum(line["not_finite"] for line in judged))
     return (group, dtype, len(members), len(members) - len(judged), *counts, float(f"{z:.3g}"), *verdicts, __version__)
 
 
