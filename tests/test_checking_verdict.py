@@ -17,6 +17,7 @@ from bpcli.checking.verdict import (
     Entries,
     References,
     judge,
+    settle,
     summarise,
 )
 from bpcli.references.base import Estimate
@@ -129,7 +130,9 @@ ROWS = (
         (INCONCLUSIVE, "references disagree", True),
     ),
     Row("the second ladder does not side with it", 1.1, (1.0, 1e-14), (1.1, 1e-9), (1.0, 1e-9), (WRONG, "", False)),
-    Row("complex step unknown", 1.0, (0.0, np.inf), (1.0, 1e-9), None, (INCONCLUSIVE, "no power", False)),
+    Row("complex step unknown, difference accepts", 1.0, (0.0, np.inf), (1.0, 1e-9), None, (PASS, "", False)),
+    Row("complex step unknown, two reject", 1.1, (0.0, np.inf), (1.0, 1e-9), (1.0, 1e-9), (WRONG, "", False)),
+    Row("nothing is known", 1.0, (0.0, np.inf), (0.0, np.inf), None, (INCONCLUSIVE, "no power", False)),
     Row("difference alone, powerful", 1.0, None, (1.0, 1e-9), None, (PASS, "", False)),
     Row("difference alone, z > 1, one ladder", 1.1, None, (1.0, 1e-9), None, (INCONCLUSIVE, "no power", True)),
     Row("z > 1 on both ladders", 1.1, None, (1.0, 1e-9), (1.0, 1e-9), (WRONG, "", False)),
@@ -261,3 +264,22 @@ def test_distances_at_a_kink_are_from_the_nearest_derivative(value: float, z: fl
     assert found.z[0] == pytest.approx(z, rel=1e-6)
     assert found.reference[0] == min(max(value, -1.0), 2.0)
     assert found.verdict[0] == (PASS if z <= 1 else WRONG)
+
+
+@pytest.mark.parametrize(
+    ("g", "rate", "expected"),
+    [
+        (1.0, "right", (PASS, "")),
+        (1.0, "wrong", (INCONCLUSIVE, "no power")),
+        (1.0, "neither", (INCONCLUSIVE, "no power")),
+        (1.2, "right", (INCONCLUSIVE, "references disagree")),
+        (1.2, "wrong", (WRONG, "")),
+        (np.nan, "right", (WRONG, "not finite")),
+    ],
+)
+def test_the_taylor_rate_breaks_ties(g: float, rate: str, expected: tuple[int, str]) -> None:
+    """It sides with a reference; alone it neither passes nor condemns."""
+    weak, other = estimate(np.array([1.0]), 1e-1), estimate(np.array([1.2]), 1e-1)
+    entries = judge(np.array([g]), References(None, weak, other), np.array([1e-15]), F64)
+    found = settle(entries, np.array([rate == "right"]), np.array([rate == "wrong"]))
+    assert expected == (found.verdict[0], CAUSES[found.cause[0]])

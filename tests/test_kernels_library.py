@@ -80,11 +80,11 @@ def test_kernels_as_plain_python(tmp_path: Path) -> None:
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     """What is on disk is used as it is, and gives the same bits."""
     first = ours()
-    before = files(library.cache_folder())
+    before = files(folder.cache_folder())
     out = tmp_path / "second.npz"
-    announced, second = finished(started(out, {"NUMBA_CACHE_DIR": str(library.cache_folder().parents[1])}), out)
+    announced, second = finished(started(out, {"NUMBA_CACHE_DIR": str(folder.cache_folder().parents[1])}), out)
     assert "" == announced
-    assert before == files(library.cache_folder())
+    assert before == files(folder.cache_folder())
     assert all(np.array_equal(values, second[name]) for name, values in first.items())
 
 
@@ -165,14 +165,14 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel counts as compiled where its object file stands; nothing else is compiled."""
-    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(folder, "cache_folder", lambda: tmp_path)
     said: list[str] = []
     monkeypatch.setattr(library, "announce", said.append)
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("nothing is to be compiled"))
     requests = [("forward", np.dtype(np.float64)), ("reverse", np.dtype(np.float64)), ("forward", np.dtype(np.float64))]
     assert requests[:2] == library.missing(requests)
-    library.write_object(requests[0], b"code")
-    assert b"code" == library.read_object(requests[0])
+    folder.write_object(requests[0], b"code")
+    assert b"code" == folder.read_object(requests[0])
     assert requests[1:2] == library.missing(requests)
     library.prepare(requests[:1])
     assert ([], ["forward-float64.o"]) == (said, [path.name for path in tmp_path.iterdir()])
@@ -181,12 +181,21 @@ def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("keep", [0, 10, -1])
 def test_a_damaged_file_is_no_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
     """What was cut short by a full disk or a power loss is compiled again, not run."""
-    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(folder, "cache_folder", lambda: tmp_path)
     request = ("forward", np.dtype(np.float64))
-    library.write_object(request, b"code")
-    path = library.object_file(request)
+    folder.write_object(request, b"code")
+    path = folder.object_file(request)
     path.write_bytes(path.read_bytes()[:keep])
     assert [request] == library.missing([request])
+
+
+def test_another_order_of_jobs() -> None:
+    """Jobs that share nothing give the same bits, whichever comes first."""
+    problem = problem_of(SPECS / "gru.toml", {"n": 20, "T": 30, "batch": 40})
+    first = gradient(problem, "bptt").arrays
+    with library.reordered():
+        second = gradient(problem, "bptt").arrays
+    assert all(np.array_equal(values, second[name]) for name, values in first.items())
 
 
 @pytest.mark.parametrize(("wish", "count"), [("3", 3), ("0", None), ("-1", None), ("many", None)])
@@ -202,7 +211,7 @@ def test_how_many_threads(monkeypatch: pytest.MonkeyPatch, wish: str, count: int
 
 def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is one clear error with the compiler's last words; no file is left."""
-    monkeypatch.setattr(library, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(folder, "cache_folder", lambda: tmp_path)
     with pytest.raises(BpError, match="could not be compiled: KeyError: 'unheard-of'"):
         library.prepare([("unheard-of", np.dtype(np.float64))])
     assert [] == list(tmp_path.iterdir())

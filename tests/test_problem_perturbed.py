@@ -17,6 +17,7 @@ from bpcli.problem.finite import check_finite
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Problem
 from bpcli.problem.unrolled import Window
+from bpcli.problem.unrolled import merged as join
 
 METHODS = [
     *((name, method) for name in RECURRENT for method in ("bptt", "tbptt:k1=1,k2=2", "tbptt:k1=3,k2=3")),
@@ -208,7 +209,7 @@ def test_windows_merge_where_their_losses_adjoin(
     windows: list[tuple[int, int, int]], merged: list[tuple[int, int, int]]
 ) -> None:
     """Identical, overlapping and gapped ones stay apart."""
-    found = perturbed._merged([Window(*w) for w in windows])
+    found = join([Window(*w) for w in windows])
     assert merged == [(w.start, w.loss_from, w.stop) for w in found]
 
 

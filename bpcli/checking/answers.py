@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bpcli.kernels import library
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Window
 from bpcli.problem.limits import array_bytes
@@ -18,10 +19,11 @@ from bpcli.problem.model import Array, Problem, Setup
 class Answer:
     """What a method said: its first answer, copied, and what was odd about it.
 
-    `loss` is None where none came with the gradient. `unsteady` names the tensors (and "loss") for which a second call
-    with the same arguments gave other bits; `changed` names the arrays of the problem that the method wrote to (they
-    are restored). `faults` takes a tensor, or a key that is none, to what makes it impossible to compare. `where` is
-    the user's file and line, for the end of a cause; "" for methods of ours.
+    `loss` is None where none came with the gradient. `unsteady` names the tensors (and "loss") for which another call
+    with the same arguments gave other bits, `threaded` those for which only another order of jobs did; `changed`
+    names the arrays of the problem that the method wrote to (they are restored). `faults` takes a tensor, or a key that
+    is none, to what makes it impossible to compare. `where` is the user's file and line, for the end of a cause; "" for
+    methods of ours.
     """
 
     loss: float | None
@@ -30,6 +32,7 @@ class Answer:
     changed: tuple[str, ...]
     faults: Mapping[str, str] = field(default_factory=dict)
     where: str = ""
+    threaded: frozenset[str] = frozenset()
 
 
 class Foreign(ABC):
@@ -51,16 +54,23 @@ class Foreign(ABC):
 
 
 def ask(call: MethodCall | Foreign, problem: Problem) -> Answer:
-    """Compute the gradient twice and compare bit by bit."""
+    """Compute the gradient twice, the kernels' jobs in another order the second time, and compare bit by bit."""
     if isinstance(call, Foreign):
         return call.answer(problem)
     before = {name: array.copy() for name, array in _arrays(problem).items()}
     first = call.gradient(problem)
     loss, arrays = float(first.loss), {name: np.array(array) for name, array in first.arrays.items()}
     changed = _restore(problem, before)
-    second = call.gradient(problem)
+    with library.reordered():
+        second = call.gradient(problem)
+        unsteady = differing((loss, arrays), (float(second.loss), second.arrays))
     changed += tuple(name for name in _restore(problem, before) if name not in changed)
-    return Answer(loss, arrays, differing((loss, arrays), (float(second.loss), second.arrays)), changed)
+    if not unsteady:
+        return Answer(loss, arrays, unsteady, changed)
+    third = call.gradient(problem)
+    again = differing((loss, arrays), (float(third.loss), third.arrays))
+    _restore(problem, before)
+    return Answer(loss, arrays, again, changed, threaded=unsteady - again)
 
 
 def differing(

@@ -15,7 +15,6 @@ from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references import complex_step
 from bpcli.references.base import FloatArray, forward_flops
-from bpcli.references.central import Central
 from bpcli.references.numerics.ladder import scales
 from bpcli.references.numerics.probe import Probe, Sampler, probe
 
@@ -40,21 +39,20 @@ class VCurve:
 
 
 def v_curve(problem: Problem) -> VCurve:
-    """Central differences at `STEPS`, against the complex step, or where that does not apply against the ladder.
+    """Central differences at `STEPS`, against the complex step, which at a kink follows one branch.
 
     Raises BpError where no entry has a derivative other than zero: there is nothing to be relative to.
     """
     setup = problem.setup
-    exact = complex_step.REFERENCE.applies(setup.graph) is None
     windows = (Window(0, 0, setup.T),)
     real = Perturbed(problem, windows, np.dtype(np.float64))
-    other = Perturbed(problem, windows, np.dtype(np.complex128)) if exact else real
+    other = Perturbed(problem, windows, np.dtype(np.complex128))
     errors: dict[str, FloatArray] = {}
     for tensor in setup.wrt:
         around = probe(problem, tensor).sample(ENTRIES, zlib.crc32(tensor.name.encode()))
         if not len(around.entries):
             continue
-        truth = _exact(other, tensor, around) if exact else _ladder(problem, tensor, around)
+        truth = _exact(other, tensor, around)
         apart = np.abs(_differences(real, tensor, around) - truth)
         size = np.abs(truth)
         known = size > 1e-6 * size.max()
@@ -63,8 +61,7 @@ def v_curve(problem: Problem) -> VCurve:
     if not errors:
         fail("no-curve", f"{setup.spec.name}: all derivatives are zero, so that no error is relative to them")
     together = np.concatenate(list(errors.values()), axis=1)
-    judge = "the complex step" if exact else "extrapolated differences"
-    return VCurve(STEPS, {n: _median(e) for n, e in errors.items()}, _median(together), judge)
+    return VCurve(STEPS, {n: _median(e) for n, e in errors.items()}, _median(together), "the complex step")
 
 
 def curve_flops(setup: Setup) -> float:
@@ -96,10 +93,3 @@ def _exact(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:
     found = perturbed.losses(tensor, around.entries, np.full(len(around.entries), complex_step.STEP * 1j)).imag
     found = found / complex_step.STEP
     return np.asarray(found.sum(axis=1, keepdims=True) if around.summed else found, dtype=np.float64)
-
-
-def _ladder(problem: Problem, tensor: Tensor, around: Probe) -> FloatArray:
-    """`(K, S)` by extrapolated differences of the same entries."""
-    windows = (Window(0, 0, problem.setup.T),)
-    estimate = Central(sample=ENTRIES).estimate(problem, windows, [tensor])[tensor.name]
-    return np.asarray(estimate.value.reshape(-1)[around.places], dtype=np.float64)

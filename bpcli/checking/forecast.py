@@ -1,13 +1,13 @@
-"""What a check will hold in memory, and how much of it differences will see: told before anything runs."""
+"""What a check will hold in memory, told before anything runs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from bpcli.checking.answers import Foreign
-from bpcli.checking.truth import Windows, references_for, whole
+from bpcli.checking.options import CheckOptions, choose
+from bpcli.checking.truth import Windows, whole
 from bpcli.graph.model import Phase
 from bpcli.kernels.plan import make_plan
 from bpcli.methods import MethodCall
@@ -16,11 +16,8 @@ from bpcli.problem.model import Setup
 from bpcli.problem.perturbed import BLOCK_ENTRIES
 from bpcli.problem.unrolled import unrolled
 from bpcli.references import complex_step
-from bpcli.references.base import Reference, copies
+from bpcli.references.base import Reference
 from bpcli.references.central import Central
-
-if TYPE_CHECKING:
-    from bpcli.checking.run import CheckOptions
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
 # A ladder shifts every entry six times at once, and has the losses of every sample twice: in blocks, and joined.
@@ -31,18 +28,13 @@ _OF_ESTIMATE, _OF_ROUNDING = 4, 4
 _OF_FIX = 2 * (3 * 8 + _COMPLEX)
 
 
-def on_a_sample(setup: Setup, options: CheckOptions) -> bool:
-    """Whether differences beside the complex step are taken of some entries only."""
-    used = references_for(setup, options.reference, options.mode)
-    return any(isinstance(r, Central) and copies(setup, r.sample) < copies(setup) for r in used)
-
-
 def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> int:
     """Bytes that `check` holds at its peak besides the problem's own arrays, at most: predicted from sizes alone.
 
     Estimates and bounds are kept for every set of windows; references, rounding and methods come one after the other.
     """
-    used = references_for(setup, options.reference, options.mode)
+    chosen = choose(setup, calls, options)
+    used = chosen.references
     windows = {tuple(call.windows(setup)) for call in calls} | {whole(setup)}
     results = sum(_size(t.shape) for t in setup.wrt)
     kept = _DOUBLE * results * len(windows) * (_OF_ESTIMATE * len(used) + _OF_ROUNDING)

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bpcli.checking.verdict import References
-from bpcli.errors import fail
+from bpcli.checking.verdict import POWER, Mask, References, small, where
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
-from bpcli.references import central, complex_step
+from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
-from bpcli.references.numerics.rounding import Rounding, rounding, rounding_flops
+from bpcli.references.numerics.probe import FloatArray, probe
+from bpcli.references.numerics.rounding import Rounding, rounding
+from bpcli.references.numerics.sweep import sampler_of
+from bpcli.references.numerics.taylor import rates
 
 Windows = tuple[Window, ...]
 
-
+AUTO = "auto"
 # Predicted flops of the differences that stand beside the complex step, some seconds' worth.
 _AFFORDABLE = 2e10
 
 
 def references_for(setup: Setup, wanted: str, mode: str) -> tuple[Reference, ...]:
-    """The references that `wanted` ("auto" or a name) means for this graph; `BpError` when it does not apply.
+    """The references that `wanted` ("auto" or a name) means, the judge first.
 
-    "auto" is the complex step with central differences beside it where the graph is analytic, else central differences
-    alone. Where the differences beside are expensive, the mode "auto" takes them on a sample of the entries.
+    "auto" is the complex step with central differences beside it. Where these are expensive, the mode "auto" takes them
+    on a sample of the entries.
     """
-    reason = complex_step.REFERENCE.applies(setup.graph)
-    if wanted == complex_step.REFERENCE.name:
-        if reason:
-            fail("reference", f"the complex step does not apply: {reason}", help="use --reference central")
-        return (complex_step.REFERENCE,)
-    if wanted == central.REFERENCE.name or reason:
-        return (central.REFERENCE,)
-    beside = central.REFERENCE.within(setup, _AFFORDABLE) if mode == "auto" else central.REFERENCE
+    if wanted != AUTO:
+        return (get(wanted),)
+    beside = central.REFERENCE.within(setup, _AFFORDABLE) if mode == AUTO else central.REFERENCE
     return (complex_step.REFERENCE, beside)
 
 
@@ -48,22 +46,83 @@ def whole(setup: Setup) -> Windows:
 
 @dataclass
 class Truth:
-    """The references' answers on one problem, kept by windows."""
+    """The references' answers on one problem, kept by windows.
+
+    `sharpens`: what they can't decide goes to the ladder and to the Taylor rate.
+    """
 
     problem: Problem
     references: tuple[Reference, ...]
+    sharpens: bool = True
     _estimates: dict[tuple[str, Windows], Mapping[str, Estimate]] = field(default_factory=dict)
+    _alongs: dict[tuple[Reference, Windows, Tensor], Estimate] = field(default_factory=dict)
     _roundings: dict[Windows, Rounding] = field(default_factory=dict)
 
     def estimates(self, windows: Windows, tensor: Tensor, second: bool = False) -> References:
         """The estimates of one tensor's gradient; with `second`, differences on other points too."""
         found = {r.name: self._all(r, windows)[tensor.name] for r in self.references}
-        other = self._second(windows, tensor) if second else None
-        return References(found.get(complex_step.REFERENCE.name), found.get(central.REFERENCE.name), other)
+        other = self._second().estimate(self.problem, windows, [tensor])[tensor.name] if second else None
+        exact = found.pop(complex_step.REFERENCE.name, None)
+        return References(exact, next(iter(found.values()), None), other)
+
+    def along(self, windows: Windows, tensor: Tensor, rows: FloatArray, second: bool = False) -> References:
+        """The same along directions `rows (K, size)`, which are always the same for one tensor."""
+        used = (*self.references, *((self._second(),) if second else ()))
+        found = []
+        for reference in used:
+            key = (reference, windows, tensor)
+            if key not in self._alongs:
+                self._alongs[key] = reference.along(self.problem, windows, {tensor: rows})[tensor.name]
+            found.append(self._alongs[key])
+        other = found.pop() if second else None
+        named = {r.name: e for r, e in zip(self.references, found, strict=True)}
+        exact = named.pop(complex_step.REFERENCE.name, None)
+        return References(exact, next(iter(named.values()), None), other)
+
+    def sharper(self, windows: Windows, tensor: Tensor, places: NDArray[np.int64]) -> References:
+        """The estimates sharpened by the ladder at `places`, flat, where it agrees with other differences."""
+        known = self.estimates(windows, tensor)
+        if known.central is None:
+            return known
+        part = replace(tensor, pattern=places)
+        one, other = (
+            self._laddered(windows, part, known.central, differences, steps)
+            for differences, steps in (
+                (central.REFERENCE, ladder.REFERENCE),
+                (central.REFERENCE.on_other_points(), ladder.REFERENCE.on_other_points()),
+            )
+        )
+        return References(known.complex_step, one, other)
+
+    def _laddered(
+        self, windows: Windows, part: Tensor, known: Estimate, differences: Reference, steps: Reference
+    ) -> Estimate:
+        assert part.pattern is not None
+        first, sharp = (r.estimate(self.problem, windows, [part])[part.name] for r in (differences, steps))
+        there = np.zeros(known.value.size, dtype=np.bool_)
+        there[part.pattern] = True
+        mask = there.reshape(known.value.shape)
+        # A sample may have passed them by.
+        found = where(mask & ~np.isfinite(known.bound), first, known)
+        return _merged(found, sharp, mask)
+
+    def rates(
+        self, windows: Windows, tensor: Tensor, places: NDArray[np.int64], value: FloatArray, reference: FloatArray
+    ) -> tuple[Mask, Mask]:
+        """Which entries of the gradient `value` the Taylor rate calls right, and which wrong, at `places` alone."""
+        around = probe(self.problem, replace(tensor, pattern=places))
+        sampler = sampler_of(Perturbed(self.problem, windows, np.dtype(np.float64)), tensor, around)
+        size = np.abs(reference)
+        tolerance = POWER * np.maximum(size, small(self.problem.setup.dtype) * size.max())
+        each = (a.reshape(-1)[around.places] for a in (value, tolerance))
+        kept = np.zeros(value.size, dtype=np.bool_)
+        kept[places] = True
+        right, wrong = (around.scatter(mask.astype(np.float64), value.shape) > 0 for mask in rates(sampler, *each))
+        return right & kept.reshape(value.shape), wrong & kept.reshape(value.shape)
 
     def best(self, windows: Windows, tensor: Tensor) -> Estimate:
-        """The sharpest estimate."""
-        return self._all(self.references[0], windows)[tensor.name]
+        """The sharpest estimate; what stands beside it where that knows nothing."""
+        return self.estimates(windows, tensor).judge
 
     def rounding(self, windows: Windows) -> Rounding:
         """U_g: what a correct gradient, and the loss that comes with it, may be off by in the spec's dtype."""
@@ -74,13 +133,19 @@ class Truth:
     @cached_property
     def loss(self) -> float:
         """The whole loss in float64."""
-        setup = self.problem.setup
-        perturbed = Perturbed(self.problem, whole(setup), np.dtype(np.float64))
-        return float(perturbed.losses(setup.wrt[0], np.zeros(1, dtype=np.int64), np.zeros(1)).sum())
+        return float(Perturbed(self.problem, whole(self.problem.setup), np.dtype(np.float64)).here().sum())
 
-    def _second(self, windows: Windows, tensor: Tensor) -> Estimate | None:
-        ladders = [r.on_other_points() for r in self.references if isinstance(r, central.Central)]
-        return ladders[0].estimate(self.problem, windows, [tensor])[tensor.name] if ladders else None
+    def part(self, tensor: Tensor) -> Truth:
+        """The truth about one tensor, or the part of it that its pattern leaves."""
+        setup = replace(self.problem.setup, wrt=(tensor,))
+        return Truth(replace(self.problem, setup=setup), self.references, self.sharpens)
+
+    def _second(self) -> Reference:
+        """Differences on points that the others do not share."""
+        for reference in self.references:
+            if isinstance(reference, central.Central | ladder.Ladder):
+                return reference.on_other_points()
+        return central.REFERENCE.on_other_points()
 
     def _all(self, reference: Reference, windows: Windows) -> Mapping[str, Estimate]:
         key = (reference.name, windows)
@@ -89,8 +154,8 @@ class Truth:
         return self._estimates[key]
 
 
-def truth_cost(setup: Setup, windows: set[Windows], used: tuple[Reference, ...]) -> float:
-    """Predicted floating-point operations of all estimates, without the second ladders that wrong gradients cause."""
-    each = sum(r.cost(setup, w) for r in used for w in windows) + sum(rounding_flops(setup, w) for w in windows)
-    extra = 0.0 if whole(setup) in windows else used[0].cost(setup, whole(setup))
-    return each + extra
+def _merged(known: Estimate, new: Estimate, there: Mask) -> Estimate:
+    """`new` where it is sharper and within the bounds of what is known, `there` and away from kinks; else `known`."""
+    with np.errstate(all="ignore"):
+        agrees = np.abs(known.value - new.value) <= known.bound + new.bound
+    return where(there & agrees & (new.bound < known.bound) & (known.kink == 0), new, known)

@@ -6,7 +6,7 @@ may show. Every comparison is written so that NaN fails it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +48,22 @@ class Entries:
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """The estimates at hand: complex step where the program is analytic, differences, differences on other points."""
+    """The estimates at hand: the complex step, differences, differences on other points."""
 
     complex_step: Estimate | None = None
     central: Estimate | None = None
     second: Estimate | None = None
+
+    @property
+    def judge(self) -> Estimate:
+        """The sharpest estimate; what stands beside it where that knows nothing. ValueError without a reference."""
+        one, other = self.complex_step, self.central
+        if one is None or other is None:
+            found = one or other
+            if found is None:
+                raise ValueError("a verdict needs a reference")
+            return found
+        return where(np.isfinite(one.bound), one, other)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +84,7 @@ def judge(value: FloatArray, references: References, rounding: FloatArray, dtype
     tiny = float(np.finfo(dtype).tiny)
     with np.errstate(all="ignore"):
         value = np.asarray(value, dtype=np.float64)
-        if references.complex_step is None:
-            found = _by_differences(value, references, rounding, small(dtype))
-        else:
-            found = _by_complex_step(value, references.complex_step, references, rounding)
+        found = _found(value, references, rounding, small(dtype))
         finite = np.isfinite(value)
         near = (found.verdict == WRONG) & (rounding > 0) & (np.abs(value - found.reference) <= _NEAR_UNDERFLOW * tiny)
         verdict = np.where(finite, np.where(near, INCONCLUSIVE, found.verdict), WRONG)
@@ -91,6 +99,30 @@ def judge(value: FloatArray, references: References, rounding: FloatArray, dtype
             z,
             found.suspect & finite & ~near,
         )
+
+
+def _found(value: FloatArray, references: References, rounding: FloatArray, part: float) -> Entries:
+    """The complex step judges where it knows something, differences elsewhere."""
+    exact = references.complex_step
+    if exact is None:
+        return _by_differences(value, references, rounding, part)
+    found = _by_complex_step(value, exact, references, rounding)
+    known = np.isfinite(exact.bound)
+    if references.central is None or known.all():
+        return found
+    return merge(known, found, _by_differences(value, references, rounding, part))
+
+
+def where(mask: Mask, one: Estimate, other: Estimate) -> Estimate:
+    """`one` where `mask` says so, else `other`."""
+    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(Estimate))
+    return Estimate(*(np.where(mask, a, b) for a, b in pairs))
+
+
+def merge(mask: Mask, one: Entries, other: Entries) -> Entries:
+    """`one` where `mask` says so, else `other`."""
+    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(Entries))
+    return Entries(*(np.where(mask, a, b) for a, b in pairs))
 
 
 def nearest(value: FloatArray, estimate: Estimate) -> FloatArray:
@@ -160,6 +192,24 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
     return Entries(verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect)
+
+
+def undecided(entries: Entries) -> Mask:
+    """Entries that a sharper reference might decide."""
+    causes = [_CAUSE[c] for c in ("noise", "no power", "references disagree")]
+    return np.asarray((entries.verdict == INCONCLUSIVE) & np.isin(entries.cause, causes))
+
+
+def settle(entries: Entries, right: Mask, wrong: Mask) -> Entries:
+    """The verdict on what references leave open and the Taylor rate calls right or wrong, where z doesn't contradict.
+
+    Only what a reference rejects is wrong: the rate is the second witness.
+    """
+    open_ = undecided(entries)
+    passes, fails = open_ & right & (entries.z <= 1), open_ & wrong & (entries.z > 1)
+    verdict = np.where(passes, PASS, np.where(fails, WRONG, entries.verdict)).astype(np.int8)
+    cause = np.where(passes | fails, _CAUSE[""], entries.cause).astype(np.int8)
+    return replace(entries, verdict=verdict, cause=cause)
 
 
 def summarise(entries: Entries, places: NDArray[np.int64] | None = None) -> tuple[Verdict, str, Worst | None]:

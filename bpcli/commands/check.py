@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bpcli.errors import Diagnostic, Place
     from bpcli.methods import MethodCall
 
-MODES = ("auto", "full")
+MODES = ("auto", "directional", "full")
 # Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
 _SWEEPS = 16
 
@@ -35,14 +35,14 @@ def references() -> tuple[str, ...]:
 class Results:
     """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
 
-    `sampled` names the specs of which differences saw a sample of the entries only, `declared` their kernels;
-    `places` are those of their tensors.
+    `chosen` takes what a check came down to, in words, to the specs, `declared` names their kernels; `places` are those
+    of their tensors.
     """
 
     findings: list[Finding] = field(default_factory=list)
     errors: list[Diagnostic] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
-    sampled: list[str] = field(default_factory=list)
+    chosen: dict[str, list[str]] = field(default_factory=dict)
     skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     declared: list[str] = field(default_factory=list)
     places: dict[tuple[str, str], Place] = field(default_factory=dict)
@@ -50,8 +50,8 @@ class Results:
     def notes(self) -> list[str]:
         """What a reader should know besides the verdicts."""
         skipped = [f"skipped {m} of {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
-        beside = f"differences beside the complex step took a sample of the entries of {', '.join(self.sampled)}"
-        return [*self.unused, *([f"{beside}; --mode full takes all"] if self.sampled else []), *skipped]
+        chosen = [f"judged {words}: {', '.join(specs)}" for words, specs in self.chosen.items()]
+        return [*self.unused, *chosen, *skipped]
 
     def exit_code(self, strict: bool) -> int:
         """The first that applies of refused, wrong, inconclusive when `strict`, good; 5 when nothing was judged."""
@@ -104,7 +104,11 @@ class Call:
     help="What to judge by; `bp list references`.",
 )
 @click.option(
-    "--mode", metavar="MODE", default="auto", callback=one_of(lambda: MODES), help="auto, or full for every entry."
+    "--mode",
+    metavar="MODE",
+    default="auto",
+    callback=one_of(lambda: MODES),
+    help="full (every entry), directional, or auto.",
 )
 @click.option("--power", is_flag=True, help="Plant faults in place of the methods, and say which the check reveals.")
 @shared(
@@ -176,13 +180,14 @@ def _judge(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
     from bpcli.checking import run
     from bpcli.checking.blame.explain import explain
-    from bpcli.checking.forecast import check_bytes, on_a_sample
+    from bpcli.checking.forecast import check_bytes
     from bpcli.commands.again import again
     from bpcli.commands.check_cases import places_of
     from bpcli.commands.choose import applying, choose
     from bpcli.commands.failures import translate
     from bpcli.commands.foreign import of_spec
     from bpcli.commands.kernels import prepare
+    from bpcli.commands.output import note
     from bpcli.commands.specs import open_spec
     from bpcli.problem.limits import PASSES, check_cost
 
@@ -205,13 +210,14 @@ def _judge(path: Path, call: Call, results: Results) -> None:
             check_cost(setup, method.text, cost.bytes, cost.flops, limits, PASSES * cost.forward_steps)
         if methods:
             held = check_bytes(setup, methods, call.options)
-            flops, steps = run.check_cost(setup, methods, call.options), _SWEEPS * len(setup.wrt) * setup.T
-            check_cost(setup, "the check", held, flops, limits, steps)
+            taken = run.choose(setup, methods, call.options)
+            check_cost(setup, "the check", held, taken.flops, limits, _SWEEPS * len(setup.wrt) * setup.T)
+            if taken.mode != "full":
+                note(f"{setup.spec.name}: {taken}", call.common)
             prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
             findings = run.check(setup, methods, call.options)
             results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
-            if on_a_sample(setup, call.options):
-                results.sampled.append(setup.spec.name)
+            results.chosen.setdefault(str(taken), []).append(setup.spec.name)
     except Exception as error:
         results.errors += [_named(d, path, call) for d in translate(error).diagnostics]
 

@@ -24,7 +24,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu import CPUContext
 
 from bpcli.kernels import mode
-from bpcli.kernels.library import ENTRY, KERNELS, PARALLEL, write_object
+from bpcli.kernels.folder import write_object
+from bpcli.kernels.library import ENTRY, KERNELS, PARALLEL
 
 mode.compiling = True
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import llvmlite.binding as llvm
+import numpy as np
 
 from bpcli import __version__
 
@@ -23,6 +24,9 @@ SOURCES = (
     *("symbols", "unary", "../graph/operations", "../graph/tape"),
 )
 """What compiled code is made of: the modules that kernels import, directly or not, from this package."""
+
+Request = tuple[str, np.dtype]
+"""A kernel by its name, and the dtype that it is compiled for."""
 
 
 @functools.cache
@@ -49,3 +53,29 @@ def cache_folder() -> Path:
     folder = Path(os.environ["NUMBA_CACHE_DIR"]) / name
     folder.mkdir(parents=True)
     return folder
+
+
+def object_file(request: Request) -> Path:
+    """Where a kernel is kept: a digest of its object code, and the code."""
+    return cache_folder() / f"{request[0]}-{request[1]}.o"
+
+
+def write_object(request: Request, code: bytes) -> None:
+    """Keep the object code of a kernel; the file appears when it is whole."""
+    path = object_file(request)
+    passing = path.with_name(f"{path.name}.{os.getpid()}")
+    passing.write_bytes(hashlib.sha256(code).digest() + code)
+    try:
+        passing.replace(path)
+    except PermissionError:  # some systems don't replace what another process reads: it has the same code
+        passing.unlink()
+
+
+def read_object(request: Request) -> bytes | None:
+    """The object code of a kernel, None where there is none or it is damaged."""
+    try:
+        content = object_file(request).read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == digest else None

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import IO
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from bpcli.errors import fail
 from bpcli.kernels import mode
-from bpcli.kernels.folder import cache_folder
+from bpcli.kernels.folder import Request, read_object
 from bpcli.kernels.symbols import blas_symbols
 
 KERNELS = {
@@ -40,7 +40,6 @@ PARALLEL = "parallel"
 ENTRY = "bp_kernel"
 """The function that every object file exports: `void bp_kernel(jobs, count, stride, values)`."""
 Jobs = NDArray[np.int64]
-Request = tuple[str, np.dtype]
 _SINGLE, _DOUBLE, _COMPLEX = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.complex128)
 _PATIENCE_S = 0.4
 """So long jobs that could run in parallel run one after another: loading the parallel loop takes about as long."""
@@ -52,32 +51,6 @@ CHECKING: tuple[Request, ...] = (
     ("forward", _COMPLEX),
 )
 """The kernels that a check in float64 takes: float32 shows what rounding does."""
-
-
-def object_file(request: Request) -> Path:
-    """Where a kernel is kept: a digest of its object code, and the code."""
-    return cache_folder() / f"{request[0]}-{request[1]}.o"
-
-
-def write_object(request: Request, code: bytes) -> None:
-    """Keep the object code of a kernel; the file appears when it is whole."""
-    path = object_file(request)
-    passing = path.with_name(f"{path.name}.{os.getpid()}")
-    passing.write_bytes(hashlib.sha256(code).digest() + code)
-    try:
-        passing.replace(path)
-    except PermissionError:  # some systems don't replace what another process reads: it has the same code
-        passing.unlink()
-
-
-def read_object(request: Request) -> bytes | None:
-    """The object code of a kernel, None where there is none or it is damaged."""
-    try:
-        content = object_file(request).read_bytes()
-    except FileNotFoundError:
-        return None
-    digest, code = content[:32], content[32:]
-    return code if hashlib.sha256(code).digest() == digest else None
 
 
 def missing(requests: Iterable[Request]) -> list[Request]:
@@ -186,12 +159,14 @@ def _plain(name: str) -> Callable[[NDArray, NDArray], None]:
 def run(name: str, jobs: Jobs, values: NDArray, parallel: bool = True) -> None:
     """Run a kernel with every row of `jobs` on `values`, in `parallel` where there are several rows and threads."""
     if mode.plain:
-        for job in jobs:
+        for job in jobs[:: -1 if _threads().backwards else 1]:
             _plain(name)(job, values)
         return
     code = _code((name, values.dtype))
     arguments = (jobs.ctypes.data, len(jobs), jobs.strides[0], values.ctypes.data)
-    if not parallel or len(jobs) == 1 or _threads().count == 1:
+    if _threads().backwards:
+        code.call(jobs[-1:].ctypes.data, len(jobs), -jobs.strides[0], values.ctypes.data)
+    elif not parallel or len(jobs) == 1 or _threads().count == 1:
         code.call(*arguments)
     elif (loop := _threads().loop) is not None:
         loop(code.address, *arguments)
@@ -210,6 +185,7 @@ class _Threads:
             fail("threads", f'NUMBA_NUM_THREADS must be a number of threads, not "{wish}"')
         self.count = int(wish)
         self.loop: Callable[..., None] | None = None
+        self.backwards = False
         self._spent_s = 0.0
 
     def spend(self, seconds: float) -> None:
@@ -243,3 +219,16 @@ def set_threads(count: int) -> None:
     _threads().count = count
     if count > 1 and not mode.plain:
         _threads().load()
+
+
+@contextmanager
+def reordered() -> Iterator[None]:
+    """In here one thread takes the jobs, the last one first: what threads that overtake each other may come to.
+
+    Jobs that share nothing, as they should, give the same bits in any order and on any number of threads.
+    """
+    _threads().backwards = True
+    try:
+        yield
+    finally:
+        _threads().backwards = False

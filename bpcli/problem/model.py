@@ -72,3 +72,9 @@ class Problem:
         """The array that `tensor` names."""
         group = {"param": self.params, "input": self.inputs, "state": self.state}[tensor.kind]
         return group[tensor.name]
+
+    def with_array(self, tensor: Tensor, array: Array) -> Problem:
+        """The same problem with another array in place of the one that `tensor` names."""
+        groups = {"param": self.params, "input": self.inputs, "state": self.state}
+        groups[tensor.kind] = {**groups[tensor.kind], tensor.name: array}
+        return Problem(self.setup, groups["param"], groups["input"], groups["state"])

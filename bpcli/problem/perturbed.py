@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
+from bpcli.problem.kinks import NONE, Kinks
 from bpcli.problem.model import Problem, Tensor
-from bpcli.problem.unrolled import Window, loss_weights
+from bpcli.problem.unrolled import Window, loss_weights, merged
 
 BLOCK_ENTRIES = 1 << 18
 """Numbers that the copies of one block may take: some megabytes, so that a step's values stay in cache."""
@@ -33,23 +35,30 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class _Change:
-    """What makes the copies of one block differ: entries of one tensor's array, a change for each."""
+    """What makes the copies of one block differ: entries of one tensor's array, a change for each.
+
+    `stuck` marks the copies in which the static phase moves an argument that is at a kink.
+    """
 
     tensor: Tensor
     entries: NDArray[np.int64]
     deltas: Values
+    stuck: NDArray[np.bool_]
 
 
 class Perturbed:
-    """Losses of perturbed copies, restricted to windows; `dtype` is float64 or complex128."""
+    """Losses of perturbed copies, restricted to windows; `dtype` is float64 or complex128.
 
-    def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any]) -> None:
-        self.problem = cast(problem, np.dtype(dtype))
+    A loss whose change takes it off one of the `kinks` has no derivative: its imaginary part is NaN.
+    """
+
+    def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any], kinks: Kinks = NONE) -> None:
+        self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
         self.setup, self.graph = problem.setup, problem.setup.graph
         self.forward = lower_forward(self.graph, fuse(self.graph))
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)
-        for window in _merged(windows):
+        for window in merged(windows):
             self.groups[window.stop - window.start].append(window)
         plan = make_plan(self.graph, [], self.setup.batch, self.setup.T, [])
         arrays = (self.problem.params, self.problem.inputs, self.problem.state)
@@ -57,6 +66,14 @@ class Perturbed:
         self.trace.start()
         for first in range(0, self.setup.T, plan.extent.chunk):
             self.trace.forward(first, min(self.setup.T, first + plan.extent.chunk))
+        self.stuck = False
+        self.held = {node: self._held(node) for node in self.graph.previous.values()}
+
+    def _held(self, node: int) -> Values:
+        """A state before every step, (T + 1, batch, size)."""
+        size, batch = self.graph.nodes[node].size, self.setup.batch
+        values = self.trace.value(node, (self.setup.T + 1) * batch * size)
+        return np.asarray(values.reshape(self.setup.T + 1, batch, size))
 
     def losses(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Values:
         """Losses (C, batch) of C copies; copy c has entry `entries[c]` of the tensor's array changed by `deltas[c]`.
@@ -70,8 +87,29 @@ class Perturbed:
         deltas = np.asarray(deltas, losses.dtype)
         for windows in self.groups.values():
             for block in self._blocks(tensor, len(entries), windows):
-                losses[block] += self._run(_Change(tensor, entries[block], deltas[block]), windows)
+                stuck = np.full(block.stop - block.start, self.stuck)
+                losses[block] += self._run(_Change(tensor, entries[block], deltas[block], stuck), windows)
         return losses
+
+    def moved(self, tensor: Tensor, change: Values) -> Perturbed:
+        """The same windows, from the same states, with one whole array moved by `change (size,)`."""
+        array = np.asarray(self.problem.array(tensor))
+        moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
+        other = copy.copy(self)
+        other.problem = self.problem.with_array(tensor, moved)
+        plan = make_plan(self.graph, [], self.setup.batch, 1, [])
+        other.trace = Trace(plan, self.trace.dtype, (other.problem.params, other.problem.inputs, other.problem.state))
+        other.stuck = self.kinks.moved_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
+        if tensor.kind == "state":
+            node = self.graph.previous[tensor.name]
+            start = np.broadcast_to(moved.reshape(-1, self.graph.nodes[node].size), self.held[node].shape[1:])
+            other.held = {**self.held, node: np.concatenate([start[None], self.held[node][1:]])}
+        return other
+
+    def here(self) -> Values:
+        """Losses (batch,) of the arrays as they are."""
+        nothing = np.zeros(1, dtype=np.int64)
+        return np.asarray(self.losses(Tensor("", "param", ()), nothing, nothing)[0])
 
     def _node(self, tensor: Tensor) -> int:
         group = self.graph.previous if tensor.kind == "state" else self.graph.leaf
@@ -97,13 +135,20 @@ class Perturbed:
         counted = np.where(steps >= [w.loss_from for w in windows], 1.0, 0.0)
         total = np.zeros((layout.copies, layout.rows), copies.V.dtype)
         lost = np.zeros_like(total)
+        earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
+        later = set(self.kinks.steps) - earlier
+        stuck = np.zeros(total.shape, dtype=np.bool_) | change.stuck[:, None]
         for j in range(layout.steps):
             self._feed(copies, change, steps[j], j)
+            stuck |= self.kinks.moved(copies, earlier, steps, j)  # `copies.step` puts the new state in its place
             weights = (self.weights[steps[j]] * counted[j][:, None]).reshape(layout.rows)
             term = copies.step(j) * weights - lost  # Kahan: the sum's own rounding is not to be taken for noise
             new = total + term
             lost = (new - total) - term
             total = new
+            stuck |= self.kinks.moved(copies, later, steps, j)
+        if stuck.any():
+            total.imag[stuck] = np.nan
         return np.asarray(total.reshape(layout.copies, len(windows), batch).sum(axis=1))
 
     def _copies(self, layout: Layout, change: _Change, steps: NDArray[np.int64]) -> Copies:
@@ -151,6 +196,7 @@ class Perturbed:
         for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
             single.block(leaf)[0, entry] += delta
             single.static_run()
+            change.stuck[c] = self.kinks.moved_static(lambda n: single.block(n)[0])
             for n in layout.crossing:
                 values, base = single.block(n)[0], self.trace.value(n, self.graph.nodes[n].size)
                 if n in matrices:
@@ -172,9 +218,7 @@ class Perturbed:
         """Put every row's state before its first step in place, changed where that is asked for and it is step 0."""
         layout, batch = copies.layout, self.setup.batch
         for node in self.graph.previous.values():
-            size = self.graph.nodes[node].size
-            held = self.trace.value(node, (self.setup.T + 1) * batch * size).reshape(self.setup.T + 1, batch, size)
-            copies.rows(node)[:] = held[starts].reshape(1, layout.rows, size)
+            copies.rows(node)[:] = self.held[node][starts].reshape(1, layout.rows, -1)
         if change.tensor.kind == "state":
             rows, index = copies.rows(layout.leaf), np.arange(layout.copies)
             for row in np.flatnonzero(np.repeat(starts == 0, batch)):
@@ -192,17 +236,3 @@ class Perturbed:
             hit = np.flatnonzero(change.entries // size == t)
             for b in range(w * batch, (w + 1) * batch):
                 rows[hit, b, change.entries[hit] % size] += change.deltas[hit]
-
-
-def _merged(windows: Sequence[Window]) -> list[Window]:
-    """Windows that start together, and the losses of one follow on those of the other, as one; others stay apart."""
-    merged: list[Window] = []
-    ends: dict[tuple[int, int], int] = {}
-    for w in windows:
-        at = ends.pop((w.start, w.loss_from), len(merged))
-        if at < len(merged):
-            merged[at] = Window(w.start, merged[at].loss_from, w.stop)
-        else:
-            merged.append(w)
-        ends[w.start, w.stop] = at
-    return merged

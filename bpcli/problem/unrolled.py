@@ -6,7 +6,8 @@ held as the longest window needs, and some more so that moving on costs little.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -44,6 +45,20 @@ def staircase(T: int, k1: int, k2: int) -> tuple[Window, ...]:
     """
     stops = sorted({*range(k1, T, k1), T})
     return tuple(Window(max(0, stop - k2), (stop - 1) // k1 * k1, stop) for stop in stops)
+
+
+def merged(windows: Sequence[Window]) -> list[Window]:
+    """Windows that start together, and the losses of one follow on those of the other, as one; others stay apart."""
+    joined: list[Window] = []
+    ends: dict[tuple[int, int], int] = {}
+    for w in windows:
+        at = ends.pop((w.start, w.loss_from), len(joined))
+        if at < len(joined):
+            joined[at] = Window(w.start, joined[at].loss_from, w.stop)
+        else:
+            joined.append(w)
+        ends[w.start, w.stop] = at
+    return joined
 
 
 def loss_weights(setup: Setup) -> NDArray[np.float64]:
@@ -132,8 +147,13 @@ class Unrolled:
             yield self.windows[first : min(first + plan.count, regular)] if plan else ()
         yield from ([window] for window in self.windows[regular:])
 
-    def gradient(self, problem: Problem, rounding: bool = False) -> tuple[float, dict[str, Array]]:
-        """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead."""
+    def gradient(
+        self, problem: Problem, rounding: bool = False, disturb: Callable[[Array], None] | None = None
+    ) -> tuple[float, dict[str, Array]]:
+        """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead.
+
+        `disturb` is given all values of the pass forwards, to change them in place before each pass backwards.
+        """
         trace = Trace(self.plan, problem.setup.dtype, (problem.params, problem.inputs, problem.state), rounding)
         weights = loss_weights(self.setup)
         initial = {
@@ -141,12 +161,13 @@ class Unrolled:
         }
         trace.start()
         if self.side_by_side:
-            return self._side_by_side(trace, weights, self.side_by_side)
+            return self._side_by_side(trace, weights, self.side_by_side, disturb)
         loss, done = 0.0, 0
         for window in self.windows:
             loss += self._advance(trace, done, window, weights)
             done = window.stop
-            self._back(trace, window, weights)
+            with _disturbed(trace, disturb):
+                self._back(trace, window, weights)
             if window.start == 0:
                 for name in initial:
                     initial[name] += trace.initial(name)
@@ -154,7 +175,11 @@ class Unrolled:
         return loss, self._collect(trace.finish(), initial)
 
     def _side_by_side(
-        self, trace: Trace, weights: NDArray[np.float64], plan: WindowsPlan
+        self,
+        trace: Trace,
+        weights: NDArray[np.float64],
+        plan: WindowsPlan,
+        disturb: Callable[[Array], None] | None,
     ) -> tuple[float, dict[str, Array]]:
         """The same, a block of windows at a time."""
         windows, loss, done = Windows(plan, trace), 0.0, 0
@@ -162,7 +187,8 @@ class Unrolled:
             stop = block[-1].stop
             loss += self._advance(trace, done, Window(block[0].start, done, stop), weights)
             done = stop
-            windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights)
+            with _disturbed(trace, disturb):
+                windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights)
         return loss, self._collect(trace.finish(), windows.initial)
 
     def _size(self, state: str) -> int:
@@ -207,3 +233,15 @@ class Unrolled:
                 flat = kept
             arrays[x.name] = np.asarray(flat.reshape(x.shape), self.setup.dtype, order="C")
         return arrays
+
+
+@contextmanager
+def _disturbed(trace: Trace, disturb: Callable[[Array], None] | None) -> Iterator[None]:
+    """The trace's values changed by `disturb`, and as they were again in the end."""
+    if disturb is None:
+        yield
+        return
+    values = trace.V.copy()
+    disturb(trace.V)
+    yield
+    trace.V[:] = values

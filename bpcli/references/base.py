@@ -9,10 +9,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.model import Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.references.numerics.directions import Directions
 
 FloatArray = NDArray[np.float64]
 
@@ -44,16 +45,19 @@ class Reference(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]
 
-    def applies(self, graph: Graph) -> str | None:
-        """Why the reference does not apply to this graph; None when it applies."""
-
     def estimate(
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """The derivatives of what `windows` define, by tensor name, in float64 at the problem's own values."""
 
+    def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
+        """The same along directions `(K, size)` of whole tensors: `(K,)` derivatives by tensor name."""
+
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """Predicted floating-point operations for all of `setup.wrt`."""
+
+    def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
+        """Predicted floating-point operations of `count` directions for each of `setup.wrt`."""
 
 
 def forward_flops(setup: Setup, windows: Sequence[Window]) -> float:

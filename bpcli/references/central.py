@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,19 +9,21 @@ from typing import ClassVar
 
 import numpy as np
 
-from bpcli.graph.model import Graph
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.perturbed import Perturbed
-from bpcli.references.base import Estimate, copies, forward_flops, nothing
-from bpcli.references.numerics.ladder import differentiate
-from bpcli.references.numerics.probe import Sampler, probe
+from bpcli.references.base import Estimate, copies, forward_flops
+from bpcli.references.numerics.directions import NOISE_ROWS, Directions
+from bpcli.references.numerics.ladder import PILOT, differentiate
+from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.numerics.sweep import Differentiate, sweep, sweep_along
 
 # The relative error aimed at, a tenth of what a verdict needs.
 TARGET = 1e-4
 _SAMPLE_AT_LEAST = 16
 # Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice.
 _EVALUATIONS = 14
+# A gradient in float32 does not see which side of a kink it is on when that is this near, relative to the entry.
+_SINGLE_PILOT = 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -37,37 +38,24 @@ class Central:
     offset: float = 1.0
     sample: int | None = None
 
-    def applies(self, graph: Graph) -> str | None:
-        """None: a loss can always be evaluated."""
-        return None
-
     def estimate(
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        perturbed = Perturbed(problem, windows, np.dtype(np.float64))
-        estimates = {}
-        for tensor in tensors:
-            around = probe(problem, tensor)
-            if not len(around.entries):
-                estimates[tensor.name] = nothing(tensor.shape)
-                continue
-            if self.sample is not None:
-                around = around.sample(self.sample, zlib.crc32(tensor.name.encode()))
-            losses = partial(perturbed.losses, tensor)
-            found = differentiate(Sampler.of(losses, around), TARGET, self.offset)
-            unknown = 0.0 if self.sample is None else np.inf
-            estimates[tensor.name] = Estimate(
-                around.scatter(found.value, tensor.shape),
-                around.scatter(found.bound, tensor.shape, unknown),
-                around.scatter(found.noise, tensor.shape),
-                around.scatter(found.kink, tensor.shape),
-            )
-        return estimates
+        return sweep(problem, windows, tensors, self._differentiate(problem.setup), self.sample)
+
+    def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
+        """See `Reference`."""
+        return sweep_along(problem, windows, directions, self._differentiate(problem.setup))
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
         return _EVALUATIONS * copies(setup, self.sample) * forward_flops(setup, windows)
+
+    def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
+        """See `Reference`."""
+        each = NOISE_ROWS * NOISE_EVALUATIONS + _EVALUATIONS * count
+        return each * len(setup.wrt) * forward_flops(setup, windows)
 
     def within(self, setup: Setup, flops: float) -> Central:
         """The same, on a sample of entries if a sweep over all of them took more than `flops`."""
@@ -80,6 +68,10 @@ class Central:
     def on_other_points(self) -> Central:
         """The same entries on a ladder that shares no point with this one."""
         return replace(self, offset=0.75)
+
+    def _differentiate(self, setup: Setup) -> Differentiate:
+        pilot = _SINGLE_PILOT if setup.dtype == np.float32 else PILOT
+        return partial(differentiate, target=TARGET, offset=self.offset, pilot=pilot)
 
 
 REFERENCE = Central()

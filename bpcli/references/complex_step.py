@@ -8,16 +8,18 @@ from typing import ClassVar
 
 import numpy as np
 
-from bpcli.graph.model import Graph
-from bpcli.graph.operations import OPERATIONS
 from bpcli.methods.base import Window
+from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.base import Estimate, copies, forward_flops, nothing
+from bpcli.references.numerics.directions import Directions, losses_along, norms
 from bpcli.references.numerics.probe import FloatArray, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 
 STEP = 1e-40
+# Products of imaginary parts may underflow, now and then.
+_UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal) / STEP
 _COPIES_AT_ONCE = 4096
 # A complex product is four real products and two sums.
 _COMPLEX_FLOPS = 4
@@ -25,23 +27,20 @@ _COMPLEX_FLOPS = 4
 
 @dataclass(frozen=True)
 class ComplexStep:
-    """Good to rounding wherever the program is analytic; it shares the forward pass with the methods that it judges."""
+    """Good to rounding; it shares the forward pass with the methods that it judges.
+
+    Operations with a kink follow the branch of the real part. What moves an argument that is at the kink, as far as
+    rounding can tell, has no derivative: its bound is infinite.
+    """
 
     name: ClassVar[str] = "complex-step"
-    summary: ClassVar[str] = "imaginary perturbations: exact to rounding, for programs of analytic operations"
-
-    def applies(self, graph: Graph) -> str | None:
-        """The first operation that is not analytic, named."""
-        for node in graph.nodes:
-            if node.op in OPERATIONS and not OPERATIONS[node.op].analytic:
-                return f"{node.op} is not analytic (line {node.place.line})"
-        return None
+    summary: ClassVar[str] = "imaginary perturbations: exact to rounding, except at a kink"
 
     def estimate(
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """See `Reference`. The bound is the rounding that such a gradient shows in float64."""
-        perturbed = Perturbed(problem, windows, np.dtype(np.complex128))
+        perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
         bounds = rounding(problem, tuple(windows), np.dtype(np.float64)).gradient
         estimates = {}
         for tensor in tensors:
@@ -50,16 +49,36 @@ class ComplexStep:
                 estimates[tensor.name] = nothing(tensor.shape)
                 continue
             value = around.scatter(_derivatives(perturbed, tensor, around), tensor.shape)
-            bound = bounds[tensor.name]
-            finite = np.isfinite(value) & np.isfinite(bound)
-            none = np.zeros(tensor.shape)
-            estimates[tensor.name] = Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)
+            estimates[tensor.name] = _known(value, bounds[tensor.name])
+        return estimates
+
+    def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
+        """See `Reference`. Rounding errors of entries are independent of each other and of the directions."""
+        perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
+        bounds = rounding(problem, tuple(windows), np.dtype(np.float64)).gradient
+        estimates = {}
+        for tensor, rows in directions.items():
+            losses = losses_along(perturbed, tensor, rows, np.arange(len(rows)), np.full(len(rows), STEP * 1j))
+            estimates[tensor.name] = _known(losses.imag.sum(axis=1) / STEP, norms(rows, bounds[tensor.name]))
         return estimates
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
         evaluations = _COMPLEX_FLOPS * copies(setup) * forward_flops(setup, windows)
         return evaluations + rounding_flops(setup, tuple(windows))
+
+    def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
+        """See `Reference`."""
+        evaluations = _COMPLEX_FLOPS * count * len(setup.wrt) * forward_flops(setup, windows)
+        return evaluations + rounding_flops(setup, tuple(windows))
+
+
+def _known(value: FloatArray, bound: FloatArray) -> Estimate:
+    """Nothing is known where value or bound are not finite, nor of derivatives too small for imaginary parts."""
+    finite = np.isfinite(value) & np.isfinite(bound)
+    bound = np.where(bound > 0, bound + _UNDERFLOW, bound)
+    none = np.zeros(value.shape)
+    return Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)
 
 
 def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:

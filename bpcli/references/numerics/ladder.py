@@ -5,7 +5,9 @@ O(h⁴) (Richardson), and |R(h) - R(2h)| is about 15 times that error, which is 
 even part E(h) = f(x+h) + f(x-h) - 2 f(x) shows kinks: E(h)/h tends to 0 where f is smooth, and to the jump J of the
 slope at a kink. With J extrapolated over the three steps, |R(h) - R(2h)| + |J|/2 covers the error of R(h) for one
 kink at any distance. The step goes to where noise and truncation balance. A first difference with a tiny step, the
-pilot, guards against steps so large that they leap over the function's oscillations.
+pilot, guards against steps so large that they leap over the function's oscillations, and of two rungs that disagree the
+one with the smaller steps is right. Where an entry does not stand out of the noise, nothing tells how far its steps may
+go: not beyond its own size, nor much beyond the steps at which the other entries of its tensor show truncation.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ NOISE_FACTOR = 3.0
 SMALL = 1e-6
 _UNIT_ROUNDOFF = 2.0**-53
 _LEAP = 2.0**8
+# Steps relative to the entry: the largest at all, and over the median of those at which others show truncation.
+_LARGEST, _BEYOND = 2.0, 8.0
 
 Mask = NDArray[np.bool_]
 
@@ -46,14 +50,15 @@ class Derivatives:
         return self.truncation + self.noise + 8 * _UNIT_ROUNDOFF * np.abs(self.value)
 
 
-def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Derivatives:
+def differentiate(sampler: Sampler, target: float, offset: float = 1.0, pilot: float = PILOT) -> Derivatives:
     """Derivatives `(K, S)` of the loss with respect to every number of the probe.
 
     Rounds of evaluations go on, for the entries that need it, until the bound is `target` relative to the entry or to
-    1e-6 of the largest one. Ladders with an `offset` of 1 and of 0.75 have no point in common.
+    1e-6 of the largest one. Ladders with an `offset` of 1 and of 0.75 have no point in common. No step is smaller than
+    `pilot` times the first; a kink that is nearer counts as one at the point itself.
     """
     with np.errstate(all="ignore"):
-        return _Climb(sampler, target, offset).run()
+        return _Climb(sampler, target, offset, pilot).run()
 
 
 def scales(probe: Probe) -> FloatArray:
@@ -69,20 +74,21 @@ def _power_of_two(steps: FloatArray) -> FloatArray:
 
 
 class _Climb:
-    """The search for the best step of each entry; `best` only ever improves, by rungs that agree with it."""
+    """The search for the best step of each entry."""
 
-    def __init__(self, sampler: Sampler, target: float, offset: float) -> None:
+    def __init__(self, sampler: Sampler, target: float, offset: float, pilot: float) -> None:
         self.sampler, self.target, self.offset = sampler, target, offset
         self.step = offset * _power_of_two(FIRST_STEP * scales(sampler.probe))
         self.noise = loss_noise(sampler, self.step)
         self.low, self.high = np.zeros_like(self.step), np.full_like(self.step, np.inf)
-        self.least = self.step * PILOT
+        self.least, self.size = self.step * pilot, scales(sampler.probe)
         slope, even, size = self._differences(np.arange(len(self.step)), self.least)
         self.pilot_jump = even / self.least[:, None]
         self.pilot_doubt = 4.0 * self.noise / self.least[:, None]
         noise = NOISE_FACTOR * (self.noise / self.least[:, None] + _UNIT_ROUNDOFF * size)
-        self.best = _where_finite(Derivatives(slope, np.abs(self.pilot_jump) / 2, noise, np.zeros_like(slope)))
+        self.best = where_finite(Derivatives(slope, np.abs(self.pilot_jump) / 2, noise, np.zeros_like(slope)))
         self.only_pilot = np.ones(slope.shape, dtype=np.bool_)
+        self.best_step = np.repeat(self.least[:, None], slope.shape[1], axis=1)
 
     def run(self) -> Derivatives:
         """Rounds of rungs, until every entry is good enough or can't become better."""
@@ -98,7 +104,21 @@ class _Climb:
             active = active[goes_on & (need[worst] > 1)]
             if not len(active):
                 break
+        self._curb()
         return self.best
+
+    def _curb(self) -> None:
+        """Take back what was found with steps larger than anything in this tensor vouches for."""
+        shown = self.high[np.isfinite(self.high)] / self.size[np.isfinite(self.high)]
+        if not len(shown):
+            return
+        limit = self.offset * _power_of_two(_BEYOND * np.median(shown) * self.size / self.offset)
+        rows = np.flatnonzero((self.best_step > limit[:, None]).any(axis=1))
+        if len(rows):
+            self.step[rows] = limit[rows]
+            rung = self._rung(rows)
+            far = self.best_step[rows] > limit[rows, None]
+            self._take(rows, rung, far)
 
     def _differences(self, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Central difference, even part E, largest change per step, `(R, S)` each, at the points that really are."""
@@ -123,27 +143,33 @@ class _Climb:
         near = np.where(at_kink, np.maximum(np.abs(jump - pilot) - doubt, 0.0), np.abs(jump)) / 2
         size = size.reshape(3, len(rows), -1).max(axis=0)
         noise = NOISE_FACTOR * (self.noise / h[:, None] + _UNIT_ROUNDOFF * size)
-        return _where_finite(
+        return where_finite(
             Derivatives(value, np.abs(value - coarse) + near, noise, np.where(at_kink, np.abs(jump) / 2, 0.0))
         )
 
     def _merge(self, rows: Indices, rung: Derivatives) -> Mask:
         """Take over what is better and within the bounds of what is known; says where the two agree."""
-        best = self.best
-        bound = best.bound[rows]
-        agrees = np.abs(rung.value - best.value[rows]) <= rung.bound + bound
+        bound, known = self.best.bound[rows], np.isfinite(rung.bound)
+        agrees = np.abs(rung.value - self.best.value[rows]) <= rung.bound + bound
+        nearer = ~agrees & (self.step[rows, None] < self.best_step[rows])
         # The pilot knows nothing of its truncation: any rung that agrees with it is better.
-        better = agrees & np.isfinite(rung.bound) & (self.only_pilot[rows] | (rung.bound < bound))
+        better = known & (nearer | (agrees & (self.only_pilot[rows] | (rung.bound < bound))))
         self.only_pilot[rows] &= ~better
+        self._take(rows, rung, better)
+        return np.asarray((agrees | nearer) & known)
+
+    def _take(self, rows: Indices, rung: Derivatives, mask: Mask) -> None:
+        """Put `rung` in the place of the best, where `mask` says so."""
+        best = self.best
         pairs = (
             (best.value, rung.value),
             (best.truncation, rung.truncation),
             (best.noise, rung.noise),
             (best.kink, rung.kink),
+            (self.best_step, np.broadcast_to(self.step[rows, None], mask.shape)),
         )
         for kept, new in pairs:
-            kept[rows] = np.where(better, new, kept[rows])
-        return np.asarray(agrees & np.isfinite(rung.bound))
+            kept[rows] = np.where(mask, new, kept[rows])
 
     def _tolerance(self, rows: Indices) -> FloatArray:
         size = np.abs(self.best.value)
@@ -168,11 +194,12 @@ class _Climb:
         enclosed = (low > 0) & np.isfinite(high) & ((step <= low) | (step >= high))
         step = np.where(enclosed, np.sqrt(low * high), step)
         self.step[rows] = step = self.offset * _power_of_two(step / self.offset)
-        return np.asarray((step > low) & (step < high) & (step > self.least[rows]) & np.isfinite(16 * step))
+        inside = (step > low) & (step < high) & (step > self.least[rows]) & (step <= _LARGEST * self.size[rows])
+        return np.asarray(inside & np.isfinite(16 * step))
 
 
-def _where_finite(known: Derivatives) -> Derivatives:
-    """The same with value 0 and an infinite bound where something is not finite."""
+def where_finite(known: Derivatives) -> Derivatives:
+    """`known` with value 0 and an infinite bound where something is not finite."""
     finite = np.isfinite(known.value) & np.isfinite(known.bound)
     value, noise, kink = (np.where(finite, a, 0.0) for a in (known.value, known.noise, known.kink))
     return Derivatives(value, np.where(finite, known.truncation, np.inf), noise, kink)

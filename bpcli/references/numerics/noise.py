@@ -19,6 +19,8 @@ _SPACINGS = (2.0**-26, 2.0**-16, 2.0**-8)
 _WIDE_SPACINGS = (1.0, 2.0**8, 2.0**16)
 # Spacings that differ and are no powers of two, so as not to keep step with the grid of rounded values; their few bits
 # keep the points equispaced in floating point.
+EVALUATIONS = POINTS * len(_SPACINGS)
+"""Of the loss for each row, most of the time: where it does not move it takes twice as many."""
 _FACTORS = 1 + np.round(np.arange(1, _SAMPLED + 1) * 0.6180339887 % 1 * 2.0**12) / 2.0**12
 
 
@@ -50,8 +52,8 @@ def loss_noise(sampler: Sampler, steps: FloatArray) -> FloatArray:
     `steps (K,)` are the differentiation steps; the points lie within a small part of them. The median over some
     entries stands for all, so that a few entries without influence or near a kink do not matter.
     """
-    rows = np.linspace(0, len(sampler.probe.entries) - 1, _SAMPLED).astype(np.int64)
-    spread = steps[rows] * _FACTORS
+    rows = np.linspace(0, len(sampler.probe.entries) - 1, sampler.noise_rows).astype(np.int64)
+    spread = steps[rows] * _FACTORS[: len(rows)]
     noise, moves = _at_spacings(sampler, rows, [spread * spacing for spacing in _SPACINGS])
     if not moves.all():
         further, moves_further = _at_spacings(sampler, rows, [spread * spacing for spacing in _WIDE_SPACINGS])

@@ -57,6 +57,9 @@ def probe(problem: Problem, tensor: Tensor) -> Probe:
     else:
         places = np.arange(array.size).reshape(steps, setup.batch, -1).transpose(0, 2, 1).reshape(-1, setup.batch)
         entries = np.arange(len(places))
+        if tensor.pattern is not None:
+            entries = np.flatnonzero(np.isin(places, tensor.pattern).any(axis=1))
+            places = places[entries]
     return Probe(entries.astype(np.int64), array.reshape(-1)[places], places, shared)
 
 
@@ -64,13 +67,14 @@ def probe(problem: Problem, tensor: Tensor) -> Probe:
 class Sampler:
     """A loss around the values of one tensor: `losses(entries (C,), deltas (C,)) -> (C, batch)` under a `Probe`.
 
-    Shifted numbers are rounded to `dtype` before the loss sees them.
+    Shifted numbers are rounded to `dtype` before the loss sees them. The noise is measured at `noise_rows` of them.
     """
 
     losses: Losses
     probe: Probe
     base: FloatArray
     dtype: np.dtype[np.floating] = field(default_factory=lambda: np.dtype(np.float64))
+    noise_rows: int = 8
 
     @staticmethod
     def of(losses: Losses, probe: Probe) -> Sampler:

@@ -1,15 +1,17 @@
 """How far rounding alone may take a correct gradient from the exact one: measured in float32, where it is large.
 
 Worst-case bounds (products of absolute Jacobians) grow exponentially with the number of steps and soon excuse any
-gradient. So the rounding is sampled: the reverse pass is run in float32 and in float64 on the same slightly shifted
-arrays, and the difference is what a forward and a backward pass really lose, by cancellation too. Rounding is linear in
-unit roundoff, which takes the sample from float32 to float64 (compare Parker, "Monte Carlo arithmetic", 1997).
+gradient. So the rounding is sampled, twice over. The reverse pass is run in float32 and in float64 on the same slightly
+shifted arrays, and the difference is what a forward and a backward pass really lose, by cancellation too; this is
+linear in unit roundoff, which takes the sample from float32 to float64. Where a unit saturates it is not linear: 1 - a²
+is off by a unit of roundoff however small it is. There every value is shifted by a few units of roundoff of the very
+dtype, between the passes too, and the difference is what these do (Parker, "Monte Carlo arithmetic", 1997).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +28,8 @@ from bpcli.references.numerics.probe import FloatArray
 FACTOR = 32.0
 # Relative shifts of the arrays. A saturated unit hardly moves under a small one, and would always round the same way.
 _SHIFTS = (2.0**-20, 2.0**-14, 2.0**-8) * 4
+# Units of roundoff by which values are shifted, enough to stand out from those of the pass itself; and how often.
+_UNITS, _DISTURBED = 4.0, 8
 # Where float32 loses this much of an entry it is no longer linear in unit roundoff.
 _LINEAR = 1e-2
 # Roundings of the tensor's largest entry that any entry with as large contributions may show, over FACTOR.
@@ -58,14 +62,19 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
     with np.errstate(all="ignore"):
         magnitudes = magnitude(problem, windows)
         sizes, spreads = _samples(problem, windows)
-        each = {name: bound(sizes[name], spreads[name], m.astype(np.float64), dtype) for name, m in magnitudes.items()}
-        loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype)
+        disturbed = _disturbed(problem, windows, unit_roundoff(dtype))
+        each = {
+            name: bound(sizes[name], spreads[name], m.astype(np.float64), dtype)
+            + np.where(m == 0, 0.0, FACTOR * disturbed[name])
+            for name, m in magnitudes.items()
+        }
+        loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
         return Rounding(each, float(loss))
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
-    """Predicted floating-point operations of `rounding`: the samples in two dtypes, and the magnitude."""
-    return (2 * len(_SHIFTS) + 1) * unrolled(setup, windows).flops
+    """Predicted floating-point operations of `rounding`: its samples, and the magnitude."""
+    return (2 * len(_SHIFTS) + _DISTURBED + 2) * unrolled(setup, windows).flops
 
 
 def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
@@ -75,7 +84,9 @@ def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np
     of absolute contributions `magnitude`. Below the normal range rounding is absolute.
     """
     roundoff = unit_roundoff(dtype)
-    scaled = spread * (roundoff / unit_roundoff(_SINGLE)) + roundoff * size
+    # A float64 spec may leave the range of float32.
+    known = spread if dtype == _SINGLE else np.where(np.isfinite(spread), spread, 0.0)
+    scaled = known * (roundoff / unit_roundoff(_SINGLE)) + roundoff * size
     lost = ~(spread <= _LINEAR * size)
     if dtype == _SINGLE:
         lost = ~np.isfinite(spread)
@@ -106,12 +117,35 @@ def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, F
     return sizes, {name: np.sqrt(square) for name, square in squares.items()}
 
 
-def _answers(method: Unrolled, problem: Problem) -> dict[str, FloatArray]:
-    loss, arrays = method.gradient(problem)
+def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -> dict[str, FloatArray]:
+    """By tensor, the root mean square of what a shift of every value by one unit of `roundoff` does to the gradient."""
+    double = cast(problem, _DOUBLE)
+    method = unrolled(double.setup, windows)
+    generator = np.random.default_rng(1)
+    base = _answers(method, double)
+    squares = {name: np.zeros(array.shape) for name, array in base.items()}
+    shift = _UNITS * roundoff
+
+    def disturb(values: Array) -> None:
+        values *= 1 + shift * (2 * generator.random(values.shape) - 1)
+
+    for _ in range(_DISTURBED):
+        groups = (double.params, double.inputs, double.state)
+        shifted = Problem(double.setup, *(_shifted(group, shift, generator) for group in groups))
+        found = _answers(method, shifted, disturb)
+        for name, square in squares.items():
+            square += ((found[name] - base[name]) / _UNITS) ** 2 / _DISTURBED
+    return {name: np.sqrt(square) for name, square in squares.items()}
+
+
+def _answers(
+    method: Unrolled, problem: Problem, disturb: Callable[[Array], None] | None = None
+) -> dict[str, FloatArray]:
+    loss, arrays = method.gradient(problem, disturb=disturb)
     return {name: np.asarray(a, dtype=np.float64) for name, a in {_LOSS: loss, **arrays}.items()}
 
 
 def _shifted(group: Mapping[str, Array], shift: float, generator: np.random.Generator) -> dict[str, Array]:
     """Each number off by up to `shift` of itself, so that it rounds differently."""
     factors = ((name, array, generator.uniform(-shift, shift, array.shape)) for name, array in group.items())
-    return {name: np.asarray(array * (1 + factor), dtype=_SINGLE) for name, array, factor in factors}
+    return {name: np.asarray(array * (1 + factor), dtype=array.dtype) for name, array, factor in factors}

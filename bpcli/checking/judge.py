@@ -1,0 +1,63 @@
+"""The finding on one tensor of one answer: entry by entry, or along directions first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from bpcli.checking.decide import decide, decide_along, narrow
+from bpcli.checking.findings import Finding
+from bpcli.checking.measures import cosine, kernel_error, relative_error
+from bpcli.checking.truth import Truth, Windows, whole
+from bpcli.checking.verdict import summarise
+from bpcli.problem.model import Tensor
+from bpcli.references.base import FloatArray
+from bpcli.references.numerics.directions import directions, dot
+
+Judged = Callable[[Truth, Windows, Tensor, FloatArray, Finding], Finding]
+"""Takes the gradient of a tensor, in float64 and zero outside its pattern, and fills in a blank finding."""
+
+
+def judge_entries(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
+    """Every entry."""
+    verdict, cause, worst = summarise(decide(truth, windows, tensor, value), tensor.pattern)
+    true = truth.best(whole(truth.problem.setup), tensor).value
+    return replace(
+        blank,
+        checked=tensor.entries,
+        verdict=verdict,
+        cause=cause,
+        worst=worst,
+        kernel_error=kernel_error(value, truth.best(windows, tensor)),
+        bias=relative_error(value, true),
+        cosine=cosine(value, true),
+    )
+
+
+def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
+    """Directions; where these do not pass, every entry, or as many as are affordable of those that look wrong.
+
+    Errors are estimated: the norm of a tensor is that of its components along Gaussian directions, on average.
+    """
+    rows = directions(tensor)
+    entries = decide_along(truth, windows, tensor, value, rows)
+    verdict, cause, worst = summarise(entries)
+    true = truth.along(whole(truth.problem.setup), tensor, rows).judge.value
+    found = replace(
+        blank,
+        checked=len(rows),
+        verdict=verdict,
+        cause=cause,
+        worst=worst and replace(worst, index=None),
+        kernel_error=kernel_error(entries.value, truth.along(windows, tensor, rows).judge),
+        bias=relative_error(dot(rows, value), true),
+    )
+    if verdict == "pass":
+        return found
+    part = narrow(truth, windows, tensor, value)
+    looked = judge_entries(truth.part(part), windows, part, value, blank)
+    if part is tensor:
+        return looked
+    if looked.verdict != "wrong":  # that a part of it passes says nothing about the tensor
+        return found
+    return replace(looked, kernel_error=found.kernel_error, bias=found.bias, cosine=None)

@@ -1,0 +1,69 @@
+"""Directions to differentiate along: a whole tensor moves at once, so that its size costs nothing."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.perturbed import Perturbed
+from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
+
+COUNT = 8
+"""Directions per tensor. Gaussian ones: with signs alone errors in several entries may cancel."""
+
+NOISE_ROWS = 2
+"""Directions at which the noise of the loss is measured; each feels all of a tensor."""
+
+Directions = Mapping[Tensor, FloatArray]
+"""By tensor, directions `(K, size)` over its flat entries."""
+
+
+def directions(tensor: Tensor, count: int = COUNT) -> FloatArray:
+    """Directions `(count, size)`, drawn from a generator seeded by the tensor's name; zero where no entry exists."""
+    generator = np.random.default_rng(zlib.crc32(tensor.name.encode()))
+    drawn = generator.standard_normal((count, int(np.prod(tensor.shape))))
+    if tensor.pattern is not None:
+        kept = np.zeros_like(drawn)
+        kept[:, tensor.pattern] = drawn[:, tensor.pattern]
+        return kept
+    return drawn
+
+
+def dot(rows: FloatArray, values: FloatArray) -> FloatArray:
+    """`rows (K, size)` times `values`, any shape: `(K,)`, summed pairwise, whose rounding does not grow with size."""
+    return np.asarray((rows * values.reshape(-1)).sum(axis=1), dtype=np.float64)
+
+
+def norms(rows: FloatArray, bounds: FloatArray) -> FloatArray:
+    """`(K,)`: what independent errors within `bounds` may add up to along each direction."""
+    with np.errstate(all="ignore"):
+        scaled = np.abs(rows) * bounds.reshape(-1)
+        largest = scaled.max(axis=1)
+        safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+        return np.asarray(
+            np.where(np.isnan(largest), np.inf, safe * np.sqrt(((scaled / safe[:, None]) ** 2).sum(axis=1)))
+        )
+
+
+def losses_along(
+    perturbed: Perturbed, tensor: Tensor, rows: FloatArray, which: Indices, deltas: np.ndarray
+) -> np.ndarray:
+    """Losses `(C, batch)` of C copies, each with the whole array moved by `deltas[c] * rows[which[c]]`."""
+    return np.stack([perturbed.moved(tensor, d * rows[k]).here() for k, d in zip(which, deltas, strict=True)])
+
+
+def sampler_along(problem: Problem, perturbed: Perturbed, tensor: Tensor, rows: FloatArray) -> Sampler:
+    """The loss as a function of how far one goes along each direction, in units of the array's size."""
+    size = float(np.linalg.norm(np.asarray(problem.array(tensor), dtype=np.float64)))
+    length = np.sqrt((rows**2).sum(axis=1))
+    unit = np.where((length > 0) & (size > 0), size / np.where(length > 0, length, 1.0), 1.0)
+    # A power of two: what is added to it and taken away again is exactly the step.
+    points = np.exp2(np.round(np.log2(np.maximum(unit, 1e-30))))[:, None]
+    which = np.arange(len(rows))
+    losses = partial(losses_along, perturbed, tensor, rows)
+    return replace(Sampler.of(losses, Probe(which, points, which[:, None], summed=True)), noise_rows=NOISE_ROWS)
