@@ -117,4 +117,4 @@ def _errors(axes: Axes, low: float, floor: float, biased: Sequence[float]) -> No
 def _price(value: float, unit: str) -> str:
     from matplotlib.ticker import EngFormatter
 
-    return EngFormatter(unit=unit, places=2)(value)
+    return str(EngFormatter(unit=unit, places=2)(value))
