@@ -60,7 +60,8 @@ class Case:
         """All of it, in one line: it names the case in a journal."""
         sizes = ",".join(f"{name}={size}" for name, size in self.sizes)
         scales = f"params×{self.params:g} inputs×{self.inputs:g}"
-        return f"{self.group}: {self.spec} {self.dtype} seed={self.seed} {sizes or 'as it is'} {scales} {self.loss} {self.reference} {self.mode}"
+        how = f"{self.loss} {self.reference} {self.mode}"
+        return f"{self.group}: {self.spec} {self.dtype} seed={self.seed} {sizes or 'as it is'} {scales} {how}"
 
 
 def cases() -> Iterator[Case]:

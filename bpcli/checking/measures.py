@@ -23,9 +23,9 @@ def relative_error(value: FloatArray, reference: FloatArray) -> float | None:
 
 
 def cosine(value: FloatArray, reference: FloatArray) -> float | None:
-    """Cosine of the angle between two gradients; None where one of them is zero."""
+    """Cosine of the angle between two gradients; None where one of them is zero or not finite."""
     sizes = _norm(value), _norm(reference)
-    if not all(size > 0 for size in sizes):
+    if not all(0 < size < np.inf for size in sizes):
         return None
     return float(np.dot(value.reshape(-1) / sizes[0], reference.reshape(-1) / sizes[1]))
 
