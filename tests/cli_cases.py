@@ -107,7 +107,7 @@ def install_check(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[str], Verd
                 found.append(finding(setup.spec.name, call.text, tensor.name, verdict(setup.spec.name)))
         return found
 
-    module = SimpleNamespace(check=check, CheckOptions=CheckOptions, check_cost=lambda setup, chosen, options: 1.0)
+    module = SimpleNamespace(check=check, CheckOptions=CheckOptions)
     monkeypatch.setitem(sys.modules, "bpcli.checking.run", module)
     monkeypatch.setattr(bpcli.checking, "run", module, raising=False)
     return calls

@@ -178,7 +178,7 @@ def _judge_object(target: str, call: Call, results: Results) -> None:
 
 def _judge(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
-    from bpcli.checking import run
+    from bpcli.checking import options, run
     from bpcli.checking.blame.explain import explain
     from bpcli.checking.forecast import check_bytes
     from bpcli.commands.again import again
@@ -210,7 +210,7 @@ def _judge(path: Path, call: Call, results: Results) -> None:
             check_cost(setup, method.text, cost.bytes, cost.flops, limits, PASSES * cost.forward_steps)
         if methods:
             held = check_bytes(setup, methods, call.options)
-            taken = run.choose(setup, methods, call.options)
+            taken = options.choose(setup, methods, call.options)
             check_cost(setup, "the check", held, taken.flops, limits, _SWEEPS * len(setup.wrt) * setup.T)
             if taken.mode != "full":
                 note(f"{setup.spec.name}: {taken}", call.common)

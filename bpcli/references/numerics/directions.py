@@ -35,8 +35,11 @@ def directions(tensor: Tensor, count: int = COUNT) -> FloatArray:
 
 
 def dot(rows: FloatArray, values: FloatArray) -> FloatArray:
-    """`rows (K, size)` times `values`, any shape: `(K,)`, summed pairwise, whose rounding does not grow with size."""
-    return np.asarray((rows * values.reshape(-1)).sum(axis=1), dtype=np.float64)
+    """`rows (K, size)` times `values`, any shape: `(K,)`, summed pairwise, whose rounding does not grow with size.
+
+    What is not finite counts where a direction goes.
+    """
+    return np.asarray(np.where(rows != 0, rows * values.reshape(-1), 0.0).sum(axis=1), dtype=np.float64)
 
 
 def norms(rows: FloatArray, bounds: FloatArray) -> FloatArray:

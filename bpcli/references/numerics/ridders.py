@@ -58,10 +58,11 @@ def _best(slopes: FloatArray, jumps: FloatArray, noise: FloatArray) -> Derivativ
         error = np.maximum(np.abs(value - finer), np.abs(value - coarser))
         following = np.abs(np.diff(value, axis=0))
         error = np.maximum(error, np.concatenate([following, np.full_like(value[:1], np.inf)]))
+        # J + h d² + h³ d⁴/12 + …: what extrapolation leaves of it is the jump of the slope at a kink.
+        odd = 2.0 ** (2 * m - 1)
+        jumps = (odd * jumps[1:] - jumps[:-1]) / (odd - 1)
         if m >= 2:
-            # J + h d² + h³ d⁴/12 + …, of the three finest steps: what is left of it is a kink.
-            fine, middle, coarse = (jumps[m - i : len(jumps) - i] for i in range(3))
-            error += np.abs((16 * fine - 10 * middle + coarse) / 7) / 2
+            error += np.abs(jumps) / 2
             found = _smaller(found, where_finite(Derivatives(value, error, spread, np.zeros_like(value))))
         column, weight = value, spread
     assert found is not None

@@ -16,7 +16,7 @@ from bpcli.references.numerics.probe import FloatArray, Sampler
 Mask = NDArray[np.bool_]
 
 RUNGS = 20
-_LARGEST = 0.5
+_LARGEST = 2.0
 # Halvings of the step over which a rate must hold, and the rates themselves: between the two nothing is said.
 _SPAN = 3
 _CUBIC, _LINEAR = 2.5, 1.15
