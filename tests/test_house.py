@@ -45,9 +45,7 @@ DOORS = {
     ("tasks", "problem"): "a task says what it fills in the problem's terms",
     ("__main__", "cli"): "the way in",
 }
-LONG_MODULES = {
-    "kernels/trace.py": "the passes over one set of arrays",
-}
+LONG_MODULES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_ARGUMENTS = "kernels"  # compiled functions take arrays, offsets and strides one by one
 

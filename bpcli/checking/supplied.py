@@ -47,7 +47,7 @@ class Supplied(Foreign):
     def _call(self, problem: Problem) -> tuple[Returned, tuple[str, ...]]:
         """What comes back from fresh copies, and which of them were changed."""
         setup = problem.setup
-        groups = (problem.params, problem.inputs, problem.state)
+        groups = problem.arrays
         given: list[dict[str, Any]] = [{name: array.copy() for name, array in group.items()} for group in groups]
         numbers = {**setup.spec.constants, **setup.spec.dims}
         if _takes_four(self.function):

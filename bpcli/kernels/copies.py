@@ -18,12 +18,13 @@ from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import ADDEND, OUT, A, Alias, B, Forward
 from bpcli.kernels import forward as kernel
+from bpcli.kernels.calls import run
 from bpcli.kernels.fixes import Fix, no_fixes
+from bpcli.kernels.jobs import cut, forward_job
 from bpcli.kernels.layout import Allocator, Places
-from bpcli.kernels.library import Jobs, run
+from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import LANE_FLOPS, phase_flops
 from bpcli.kernels.rows import BASE
-from bpcli.kernels.trace import cut, forward_job
 
 PART_ROWS = 128
 """Rows that one job takes on: enough for products to be quick, few enough to feed every thread."""
@@ -122,7 +123,7 @@ class Copies:
         self._run(layout.before, cut(self._job(layout.before, self.fix), kernel.I0, *everything, 1))
 
     def _job(self, code: Jobs, fix: Fix) -> Jobs:
-        job = forward_job(self.layout.forward, self.numbers, self.layout.places.table, self.V, fix)
+        job = forward_job(self.layout.forward, self.numbers, self.layout.places.table, self.V.size, fix)
         job[kernel.CODE], job[kernel.LINES], job[kernel.LAST] = code.ctypes.data, len(code), len(code)
         job[kernel.STEP1] = 1
         return job

@@ -21,7 +21,7 @@ from bpcli import __version__
 SOURCES = (
     *("blas", "codes", "compiling", "elementwise", "elementwise_complex", "elementwise_real", "forward", "influence"),
     *("jit", "mode", "parallel", "products", "pull", "pull_reductions", "reductions", "reverse", "rows", "slopes"),
-    *("symbols", "unary", "../graph/operations", "../graph/tape"),
+    *("symbols", "tiles", "unary", "../graph/operations", "../graph/tape"),
 )
 """What compiled code is made of: the modules that kernels import, directly or not, from this package."""
 

@@ -25,7 +25,8 @@ from bpcli.kernels.codes import (
 )
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 from bpcli.kernels.reductions import logsumexp_row, softmax_row, total
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PLACE_FIELDS, address
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address
+from bpcli.kernels.tiles import packed_product
 from bpcli.kernels.unary import unary_into
 
 (
@@ -85,8 +86,9 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 copy_rows(V, pc, sc, ic, po + shift, so, io, no, ni, size)
             if op == MATMUL:
                 turned = row[TURNED] == 1
+                packed = place[a, PACKED if turned else PACKED_T]
                 multiply_rows(
-                    V, place[a, BASE], turned, pb, sb, ib, row[SIZE_B], row[ADDEND] >= 0, po, so, io, n, no, ni
+                    V, place[a, BASE], packed, turned, pb, sb, ib, row[SIZE_B], row[ADDEND] >= 0, po, so, io, n, no, ni
                 )
                 if slots[a] >= 0:
                     fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
@@ -146,14 +148,17 @@ def copy_rows(V, pa, sa, ia, po, so, io, no, ni, n):
 
 
 @inner
-def multiply_rows(V, pw, turned, pb, sb, ib, k, add, po, so, io, n, no, ni):
+def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni):
     """out (rows, n) = b (rows, k) Wᵀ, W (n, k) or, turned, (k, n); added to out where `add`."""
-    ldw = n if turned else k
-    if (no == 1) or (sb == ni * ib and so == ni * io):
-        gemm(False, not turned, no * ni, n, k, V, pb, ib, V, pw, ldw, add, V, po, io)
-        return
-    for o in range(no):
-        gemm(False, not turned, ni, n, k, V, pb + o * sb, ib, V, pw, ldw, add, V, po + o * so, io)
+    blocks, rows = no, ni
+    if no == 1 or (sb == ni * ib and so == ni * io):
+        blocks, rows = 1, no * ni
+    for o in range(blocks):
+        if packed >= 0 and rows > 1:
+            packed_product(rows, n, k, V, pb + o * sb, ib, V, packed, add, V, po + o * so, io)
+        else:
+            ldw = n if turned else k
+            gemm(False, not turned, rows, n, k, V, pb + o * sb, ib, V, pw, ldw, add, V, po + o * so, io)
 
 
 @inner

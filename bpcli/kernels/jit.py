@@ -40,6 +40,15 @@ if mode.compiling:
         return like(like, types.intp), codegen
 
     @intrinsic
+    def _moved(typingctx, pointer, entries):  # type: ignore[no-untyped-def]
+        """The pointer so many entries on."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.gep(args[0], [args[1]])
+
+        return pointer(pointer, types.intp), codegen
+
+    @intrinsic
     def stack(typingctx, like):  # type: ignore[no-untyped-def]
         """A pointer to CHUNK entries of the dtype of the array `like`, on the stack of the calling function."""
 
@@ -53,6 +62,11 @@ if mode.compiling:
     def vector(pointer, entries):
         """The array of `entries` numbers at a pointer."""
         return carray(pointer, (entries,))
+
+    @inner
+    def vector_from(pointer, offset, entries):
+        """The array of `entries` numbers that begins `offset` of them after a pointer."""
+        return carray(_moved(pointer, offset), (entries,))
 
     @inner
     def vector_at(like, address, entries):
@@ -76,6 +90,10 @@ else:
     def vector(pointer, entries):  # type: ignore[no-untyped-def]
         """The first `entries` numbers of an array: uncompiled kernels take arrays in place of pointers."""
         return pointer[:entries]
+
+    def vector_from(pointer, offset, entries):  # type: ignore[no-untyped-def]
+        """The array of `entries` numbers that begins `offset` of them after an array's first."""
+        return vector_at(pointer, pointer.ctypes.data + offset * pointer.itemsize, entries)
 
     def vector_at(like, address, entries):  # type: ignore[no-untyped-def]
         """The array of `entries` numbers at an address, of the dtype of the array `like`."""

@@ -14,8 +14,25 @@ import numpy as np
 
 from bpcli.graph.fuse import LEAVES
 from bpcli.graph.model import Graph, Node, Phase
-from bpcli.graph.tape import ADDEND, MODE_A, MODE_ADDEND, MODE_B, OUT, A, Alias, B, Forward, Integers, Reverse
-from bpcli.kernels.rows import BASE, EPOCH, STEP
+from bpcli.graph.tape import (
+    ADDEND,
+    MODE_A,
+    MODE_ADDEND,
+    MODE_B,
+    NONE,
+    OP,
+    OUT,
+    TURNED,
+    A,
+    Alias,
+    B,
+    Forward,
+    Integers,
+    Reverse,
+)
+from bpcli.kernels.codes import MATMUL
+from bpcli.kernels.rows import BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
+from bpcli.kernels.tiles import packed_entries
 
 ALIGN = 8  # entries: a cache line of float64
 CHUNK, WINDOW = 1, 2
@@ -33,8 +50,8 @@ class Allocator:
     """Hands out aligned stretches of one flat array."""
 
     def __init__(self, nodes: int) -> None:
-        self.table = np.zeros((nodes, EPOCH + 1), dtype=np.int64)
-        self.table[:, BASE] = -1
+        self.table = np.zeros((nodes, PLACE_FIELDS), dtype=np.int64)
+        self.table[:, [BASE, PACKED, PACKED_T]] = -1
         self.size = 0
 
     def take(self, entries: int) -> int:
@@ -45,7 +62,7 @@ class Allocator:
 
     def place(self, node: int, base: int, strides: tuple[int, int, int, int] = (0, 0, 0, 0), epoch: int = 0) -> None:
         """Write one line: strides are step, outer, inner, lane."""
-        self.table[node] = (base, *strides, epoch)
+        self.table[node, : EPOCH + 1] = (base, *strides, epoch)
 
     def rows(self, node: Node, steps: int, batch: int, epoch: int) -> None:
         """Storage for one value a step and sample; one step's worth, used again every step, where epoch is 0."""
@@ -56,7 +73,7 @@ class Allocator:
         """Give aliases their owners' places, and close."""
         for node, target in alias.items():
             if self.table[target.owner, BASE] >= 0:
-                self.table[node] = self.table[target.owner]
+                self.table[node, : EPOCH + 1] = self.table[target.owner, : EPOCH + 1]
                 self.table[node, BASE] += target.shift
         return Places(self.table, self.size)
 
@@ -79,10 +96,10 @@ class Extent:
     apart: bool = False
 
 
-def value_places(graph: Graph, forward: Forward, reads: Collection[int], extent: Extent) -> Places:
-    """Values: what the reverse program `reads` is held for the window, the rest for a chunk or a step."""
+def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collection[int], extent: Extent) -> Places:
+    """Values: what the reverse program and others (`reads`) read is held for the window, the rest a chunk or a step."""
     allocator = Allocator(len(graph.nodes))
-    held = {_owner(forward.alias, n) for n in reads}
+    held = {_owner(forward.alias, n) for n in reverse.reads | set(reads)}
     lasting = {_owner(forward.alias, graph.loss)} | {n.index for n in graph.nodes if n.op == "input"}
     if not extent.stepwise:
         lasting |= {_owner(forward.alias, n) for n in crossings(forward)}
@@ -100,7 +117,21 @@ def value_places(graph: Graph, forward: Forward, reads: Collection[int], extent:
             allocator.rows(node, extent.chunk, extent.batch, CHUNK)
         else:
             allocator.rows(node, 1, extent.batch, 0)
+    for n, field in sorted(_packed(forward, reverse, extent)):
+        allocator.table[n, field] = allocator.take(packed_entries(graph.nodes[n].shape, field))
     return allocator.finish(forward.alias)
+
+
+def _packed(forward: Forward, reverse: Reverse, extent: Extent) -> set[tuple[int, int]]:
+    """The matrices that the time loop multiplies several rows with, each with the field of the copy that it takes."""
+    first, last = (Phase.INPUT, Phase.OUTPUT) if extent.stepwise else (Phase.RECURRENT, Phase.RECURRENT)
+    if extent.batch == 1 and not extent.apart:
+        return set()
+    there = forward.code[forward.bounds[first] : forward.bounds[last + 1]]
+    back = reverse.code[reverse.bounds[3 - last] : reverse.bounds[4 - first]]
+    found = {(int(row[A]), PACKED if row[TURNED] else PACKED_T) for row in there if row[OP] == MATMUL}
+    found |= {(int(r[A]), PACKED_T if r[TURNED] else PACKED) for r in back if r[OP] == MATMUL and r[MODE_B] != NONE}
+    return {(n, field) for n, field in found if n not in forward.alias}
 
 
 def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Collection[int]) -> tuple[Places, Places]:
@@ -174,8 +205,9 @@ def _place_states(graph: Graph, allocator: Allocator, steps: int, batch: int, ep
         allocator.place(graph.new[name], base + batch * size, strides, epoch)
 
 
-def settle(places: Integers, chunk_start: int, window_start: int, settled: Integers) -> None:
-    """Write to `settled` the table with steps counted from 0."""
-    settled[:] = places
+def settle(places: Integers, chunk_start: int, window_start: int) -> Integers:
+    """The table with steps counted from 0."""
+    settled = places.copy()
     starts = np.array((0, chunk_start, window_start))[places[:, EPOCH]]
     settled[:, BASE] -= starts * places[:, STEP]
+    return settled

@@ -114,8 +114,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Code:
-    """Machine code in memory, and the engine that owns it."""
+class Code:
+    """A kernel's machine code in memory, and the engine that owns it."""
 
     def __init__(self, request: Request) -> None:
         prepare([request])
@@ -137,11 +137,12 @@ _seconds: list[float] = []
 
 
 @functools.cache
-def _code(request: Request) -> _Code:
+def code(request: Request) -> Code:
+    """The kernel of a name and dtype, compiled first if need be."""
     start = time.perf_counter()
-    code = _Code(request)
+    found = Code(request)
     _seconds.append(time.perf_counter() - start)
-    return code
+    return found
 
 
 def compiled() -> tuple[int, float]:
@@ -150,30 +151,11 @@ def compiled() -> tuple[int, float]:
 
 
 @functools.cache
-def _plain(name: str) -> Callable[[NDArray, NDArray], None]:
+def plain(name: str) -> Callable[[NDArray, NDArray], None]:
+    """The kernel as it is written, where nothing is compiled."""
     module, function = KERNELS[name].split(":")
     python: Callable[[NDArray, NDArray], None] = getattr(import_module(module), function)
     return python
-
-
-def run(name: str, jobs: Jobs, values: NDArray, parallel: bool = True) -> None:
-    """Run a kernel with every row of `jobs` on `values`, in `parallel` where there are several rows and threads."""
-    if mode.plain:
-        for job in jobs[:: -1 if _threads().backwards else 1]:
-            _plain(name)(job, values)
-        return
-    code = _code((name, values.dtype))
-    arguments = (jobs.ctypes.data, len(jobs), jobs.strides[0], values.ctypes.data)
-    if _threads().backwards:
-        code.call(jobs[-1:].ctypes.data, len(jobs), -jobs.strides[0], values.ctypes.data)
-    elif not parallel or len(jobs) == 1 or _threads().count == 1:
-        code.call(*arguments)
-    elif (loop := _threads().loop) is not None:
-        loop(code.address, *arguments)
-    else:
-        start = time.perf_counter()
-        code.call(*arguments)
-        _threads().spend(time.perf_counter() - start)
 
 
 class _Threads:
@@ -205,20 +187,21 @@ class _Threads:
 
 
 @functools.cache
-def _threads() -> _Threads:
+def pool() -> _Threads:
+    """The threads of this process."""
     return _Threads()
 
 
 def threads() -> int:
     """How many threads run kernels."""
-    return _threads().count
+    return pool().count
 
 
 def set_threads(count: int) -> None:
     """Let kernels run on `count` threads from now on, in parallel from the first job; at most as many as Numba has."""
-    _threads().count = count
+    pool().count = count
     if count > 1 and not mode.plain:
-        _threads().load()
+        pool().load()
 
 
 @contextmanager
@@ -227,8 +210,8 @@ def reordered() -> Iterator[None]:
 
     Jobs that share nothing, as they should, give the same bits in any order and on any number of threads.
     """
-    _threads().backwards = True
+    pool().backwards = True
     try:
         yield
     finally:
-        _threads().backwards = False
+        pool().backwards = False

@@ -21,11 +21,12 @@ from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import Reverse
 from bpcli.kernels import influence as kernel
 from bpcli.kernels import reverse as reverse_kernel
+from bpcli.kernels.calls import run
+from bpcli.kernels.jobs import cut
 from bpcli.kernels.layout import Allocator, Places, shared_arguments
-from bpcli.kernels.library import run
 from bpcli.kernels.plan import Plan, chunk_steps, make_plan
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER
-from bpcli.kernels.trace import Array, Trace, cut
+from bpcli.kernels.trace import Array, Trace
 
 SEED_ENTRIES = 1 << 19
 """Numbers that the unit seeds of one chunk may take: a few megabytes."""

@@ -22,8 +22,8 @@ SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
 LANE_FLOPS = 1e6
 """Work below which a phase is not cut: starting threads costs some ten microseconds."""
-TASK_ROWS = 64
-"""Rows of a matrix gradient in one task: every task packs the other factor anew."""
+TASK_ROWS, LEAST_TASK_ROWS = 64, 16
+"""Rows of a matrix gradient in one task, as every task packs the other factor anew; in one of two, at least."""
 STEPWISE_ROWS = 8
 """Samples in a shard from which a step's rows are worked on by themselves in every phase."""
 LANE_ROWS = 64
@@ -66,7 +66,8 @@ class Plan:
         for product in self.reverse.products:
             rows, columns = self.graph.nodes[product.matrix].shape
             flops = 2.0 * rows * columns * self.extent.chunk * self.extent.batch
-            parts = max(1, min(MOST_LANES, rows // TASK_ROWS, int(flops / LANE_FLOPS)))
+            pieces = max(rows // TASK_ROWS, min(2, rows // LEAST_TASK_ROWS))
+            parts = max(1, min(MOST_LANES, pieces, int(flops / LANE_FLOPS)))
             for part in range(parts):
                 stretch = (rows * part // parts, rows * (part + 1) // parts)
                 ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
@@ -101,7 +102,7 @@ def make_plan(
     stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
     extent = Extent(window, chunk, batch, max(shards, lanes), stepwise, apart)
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
-    values = value_places(graph, forward, reverse.reads | set(reads), extent)
+    values = value_places(graph, forward, reverse, reads, extent)
     cotangents, sums = cotangent_places(graph, reverse, extent, inputs)
     return Plan(graph, forward, reverse, extent, shards, values, cotangents, sums, frozenset(leaves))
 

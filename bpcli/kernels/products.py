@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from bpcli.kernels.blas import gemm
-from bpcli.kernels.jit import vector, vector_at
+from bpcli.kernels.jit import vector, vector_from
 
-(LENGTH_V, ADDRESS_C, LENGTH_C, TURNED_, ROWS, COLUMNS, DEPTH, DELTA, DELTA_STRIDE, VECTOR, VECTOR_STRIDE, SUM) = range(
-    12
-)
-"""Fields of a job: the arrays, then G (rows, columns) at SUM += Δᵀ v over `DEPTH` rows, or vᵀ Δ where turned."""
+(
+    FACTORS,
+    LENGTH_V,
+    COTANGENTS,
+    LENGTH_C,
+    TURNED_,
+    ROWS,
+    COLUMNS,
+    DEPTH,
+    DELTA,
+    DELTA_STRIDE,
+    VECTOR,
+    VECTOR_STRIDE,
+    SUM,
+) = range(13)
+"""Fields of a job: the arrays (how far F and C begin from `values`), then G (rows, columns) at SUM += Δᵀ v over `DEPTH`
+rows, or vᵀ Δ where turned."""
 JOB = SUM + 1
 
 
 def matrix_product(job, values):  # type: ignore[no-untyped-def]
-    """Add one stretch of a matrix's gradient. `values` are the factors."""
+    """Add one stretch of a matrix's gradient."""
     job = vector(job, JOB)
-    F = vector(values, job[LENGTH_V])
-    C = vector_at(values, job[ADDRESS_C], job[LENGTH_C])
+    F = vector_from(values, job[FACTORS], job[LENGTH_V])
+    C = vector_from(values, job[COTANGENTS], job[LENGTH_C])
     m, n, k = job[ROWS], job[COLUMNS], job[DEPTH]
     delta, ldd, v, ldv, out = job[DELTA], job[DELTA_STRIDE], job[VECTOR], job[VECTOR_STRIDE], job[SUM]
     if job[TURNED_] == 1:

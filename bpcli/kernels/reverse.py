@@ -41,11 +41,12 @@ from bpcli.kernels.codes import (
     TRANSPOSE,
     ZERO,
 )
-from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
+from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
 from bpcli.kernels.pull import MINUS, OVER, OVER_SQUARE, OVER_SQUARE_SIZE, PLAIN, TIMES, pull_rows
 from bpcli.kernels.pull_reductions import pull_reduction
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PLACE_FIELDS, address
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address
 from bpcli.kernels.slopes import pull_unary
+from bpcli.kernels.tiles import packed_product
 
 (
     CODE,
@@ -69,8 +70,9 @@ from bpcli.kernels.slopes import pull_unary
     I1,
     ROUNDING,
 ) = range(20)
-"""Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays, the steps, the
-lane that collects static cotangents, the rows, and whether to add up absolute contributions."""
+"""Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays (how far F and C
+begin from V), the steps, the lane that collects static cotangents, the rows, and whether to add up absolute
+contributions."""
 JOB = ROUNDING + 1
 
 
@@ -79,8 +81,8 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
     ints = job
     job = vector(job, JOB)
     V = vector(values, job[LENGTH_V])
-    F = vector_at(values, job[FACTORS], job[LENGTH_V])
-    C = vector_at(values, job[COTANGENTS], job[LENGTH_C])
+    F = vector_from(values, job[FACTORS], job[LENGTH_V])
+    C = vector_from(values, job[COTANGENTS], job[LENGTH_C])
     code = matrix_at(ints, job[CODE], job[LINES], FIELDS)
     numbers = vector_at(values, job[NUMBERS], job[NODES])
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
@@ -151,9 +153,13 @@ def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni):
         qb, tb, jb = address(cplace, b, t, o0, i0, lane), cplace[b, OUTER], cplace[b, INNER_ROW]
         joined = no == 1 or (sg == ni * ig and tb == ni * jb)
         blocks, rows = (1, no * ni) if joined else (no, ni)
+        packed, add = place[a, PACKED_T if turned else PACKED], row[MODE_B] != STORE
         for o in range(blocks):
-            gemm(False, turned, rows, k, n, C, pg + o * sg, ig, F, place[a, BASE], n if turned else k,
-                 row[MODE_B] != STORE, C, qb + o * tb, jb)  # fmt: skip
+            g, q = pg + o * sg, qb + o * tb
+            if packed >= 0 and rows > 1:
+                packed_product(rows, k, n, C, g, ig, F, packed, add, C, q, jb)
+            else:
+                gemm(False, turned, rows, k, n, C, g, ig, F, place[a, BASE], n if turned else k, add, C, q, jb)
     if row[MODE_A] != NONE:  # one row: G += g vᵀ, or v gᵀ where turned
         q, v = address(cplace, a, 0, 0, 0, lane), place[b, BASE]
         for i in range(n):

@@ -1,16 +1,17 @@
 """How kernels address rows.
 
 Node n's value at step t, copy o, row i begins at base + t·step + o·outer + i·inner + lane·lane. A table of places has
-one line of six integers per node (see `bpcli.kernels.layout`): base, step, outer, inner, lane, epoch. Shared values
-have strides of zero. Rows that lie end to end are treated as one long row.
+one line of integers per node (see `bpcli.kernels.layout`): base, step, outer, inner, lane, epoch. Shared values
+have strides of zero. Rows that lie end to end are treated as one long row. Of a matrix that many rows are multiplied
+with, packed copies may stand at PACKED, as it is, and at PACKED_T, transposed (see `bpcli.kernels.tiles`); else -1.
 """
 
 from __future__ import annotations
 
 from bpcli.kernels.jit import inner
 
-BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH = range(6)
-PLACE_FIELDS = EPOCH + 1
+BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH, PACKED, PACKED_T = range(8)
+PLACE_FIELDS = PACKED_T + 1
 
 
 @inner

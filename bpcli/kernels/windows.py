@@ -19,11 +19,12 @@ from bpcli.graph.lower_reverse import active_nodes, lower_reverse
 from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import Reverse
 from bpcli.kernels import reverse as kernel
+from bpcli.kernels.calls import run
+from bpcli.kernels.jobs import cut
 from bpcli.kernels.layout import Allocator, Places, settle
-from bpcli.kernels.library import run
 from bpcli.kernels.plan import Plan, make_plan, phase_flops
 from bpcli.kernels.rows import BASE, OUTER, STEP
-from bpcli.kernels.trace import Array, Trace, cut
+from bpcli.kernels.trace import Array, Trace
 
 BLOCK_ROWS = 64
 """Windows × samples in a block: products of so many rows run at speed, and not many more steps are held."""
@@ -98,7 +99,6 @@ class Windows:
     def __init__(self, plan: WindowsPlan, trace: Trace) -> None:
         self.plan, self.trace = plan, trace
         self.C = np.zeros(max(p.size for p in plan.places), trace.dtype)
-        self.places = np.empty_like(plan.trace.values.table)
         self._flops = phase_flops(plan.graph, Phase.RECURRENT)
         self.initial = {
             name: np.zeros((plan.batch, plan.graph.nodes[n].size)) for name, n in plan.graph.previous.items()
@@ -113,7 +113,7 @@ class Windows:
         plan, trace = self.plan, self.trace
         first, last = max(0, stop - plan.k2), stop + (count - 1) * plan.k1
         trace.load(first, last)
-        settle(plan.trace.values.table, first, trace.origin, self.places)
+        self.places = settle(plan.trace.values.table, first, trace.origin)
         jobs = self._jobs(stop)
         states = [(n, self._rows(n), self._rows(plan.graph.previous[name])) for name, n in plan.graph.new.items()]
         later = {n: np.zeros((last - first, *new.shape[1:]), trace.dtype) for n, new, _ in states}

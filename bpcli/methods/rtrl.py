@@ -50,7 +50,7 @@ class RTRL:
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Forwards, a chunk of steps at a time."""
         setup, plan = problem.setup, _plan(problem.setup)
-        trace = Trace(plan.trace, setup.dtype, (problem.params, problem.inputs, problem.state))
+        trace = Trace(plan.trace, setup.dtype, problem.arrays)
         online = Online(plan, trace)
         weights = loss_weights(setup)
         direct = {n: list[Array]() for n in plan.leaves if setup.graph.nodes[n].op == "input"}

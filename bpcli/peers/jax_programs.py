@@ -28,9 +28,7 @@ def gradient_function(problem: Problem, method: str) -> Callable[[], Gradient]:
     """A function that computes the gradient and waits for it; compiled at its first call."""
     jax.config.update("jax_enable_x64", True)
     setup = problem.setup
-    arrays = {
-        name: jnp.asarray(a) for group in (problem.params, problem.inputs, problem.state) for name, a in group.items()
-    }
+    arrays = {name: jnp.asarray(a) for group in problem.arrays for name, a in group.items()}
     wrt = {t.name: arrays.pop(t.name) for t in setup.wrt}
     program = jax.jit(_dense(setup, rtrl(setup) if method == "rtrl" else reverse(setup)))
 

@@ -14,5 +14,5 @@ def cast(problem: Problem, dtype: np.dtype) -> Problem:
     if problem.setup.dtype == dtype:
         return problem
     setup = dataclasses.replace(problem.setup, dtype=dtype)
-    groups = ({name: x.astype(dtype) for name, x in g.items()} for g in (problem.params, problem.inputs, problem.state))
+    groups = ({name: x.astype(dtype) for name, x in g.items()} for g in problem.arrays)
     return Problem(setup, *groups)

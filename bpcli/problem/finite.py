@@ -17,7 +17,7 @@ def check_finite(problem: Problem) -> None:
     """Raise `BpError` that names the first value that is not finite, if there is one, in a pass forwards."""
     setup, graph = problem.setup, problem.setup.graph
     plan = make_plan(graph, [], setup.batch, 1, [])
-    trace = Trace(plan, setup.dtype, (problem.params, problem.inputs, problem.state))
+    trace = Trace(plan, setup.dtype, problem.arrays)
     trace.start()
     for t in range(setup.T):
         trace.forward(t, t + 1)

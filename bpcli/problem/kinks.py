@@ -94,7 +94,7 @@ def _values(problem: Problem, arguments: Mapping[int, list[tuple[int, int]]]) ->
     """Float64 values `(T, batch, size)`, or `(size,)` of static nodes, infinite where they meet no kink."""
     setup, graph = problem.setup, problem.setup.graph
     plan = make_plan(graph, [], setup.batch, setup.T, [], reads=list(arguments))
-    trace = Trace(plan, setup.dtype, (problem.params, problem.inputs, problem.state))
+    trace = Trace(plan, setup.dtype, problem.arrays)
     trace.start()
     for first in range(0, setup.T, plan.extent.chunk):
         trace.forward(first, min(setup.T, first + plan.extent.chunk))

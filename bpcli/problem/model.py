@@ -68,6 +68,11 @@ class Problem:
     inputs: Mapping[str, Array]
     state: Mapping[str, Array]
 
+    @property
+    def arrays(self) -> tuple[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]]:
+        """Parameters, inputs and initial states."""
+        return self.params, self.inputs, self.state
+
     def array(self, tensor: Tensor) -> Array:
         """The array that `tensor` names."""
         group = {"param": self.params, "input": self.inputs, "state": self.state}[tensor.kind]

@@ -61,7 +61,7 @@ class Perturbed:
         for window in merged(windows):
             self.groups[window.stop - window.start].append(window)
         plan = make_plan(self.graph, [], self.setup.batch, self.setup.T, [])
-        arrays = (self.problem.params, self.problem.inputs, self.problem.state)
+        arrays = self.problem.arrays
         self.trace = Trace(plan, np.dtype(dtype), arrays)
         self.trace.start()
         for first in range(0, self.setup.T, plan.extent.chunk):
@@ -98,7 +98,7 @@ class Perturbed:
         other = copy.copy(self)
         other.problem = self.problem.with_array(tensor, moved)
         plan = make_plan(self.graph, [], self.setup.batch, 1, [])
-        other.trace = Trace(plan, self.trace.dtype, (other.problem.params, other.problem.inputs, other.problem.state))
+        other.trace = Trace(plan, self.trace.dtype, other.problem.arrays)
         other.stuck = self.kinks.moved_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
         if tensor.kind == "state":
             node = self.graph.previous[tensor.name]

@@ -99,6 +99,10 @@ class Unrolled:
             return None
         return WindowsPlan(setup.graph, frozenset(self._leaves), setup.batch, apart, longest, count, held)
 
+    @cached_property
+    def _weights(self) -> NDArray[np.float64]:
+        return loss_weights(self.setup)
+
     @property
     def _leaves(self) -> list[int]:
         graph = self.setup.graph
@@ -154,8 +158,7 @@ class Unrolled:
 
         `disturb` is given all values of the pass forwards, to change them in place before each pass backwards.
         """
-        trace = Trace(self.plan, problem.setup.dtype, (problem.params, problem.inputs, problem.state), rounding)
-        weights = loss_weights(self.setup)
+        trace, weights = Trace(self.plan, problem.setup.dtype, problem.arrays, rounding), self._weights
         initial = {
             x.name: np.zeros((self.setup.batch, self._size(x.name))) for x in self.setup.wrt if x.kind == "state"
         }

@@ -107,7 +107,7 @@ def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, F
     sizes = {name: np.zeros(shape) for name, shape in shapes.items()}
     squares = {name: np.zeros(shape) for name, shape in shapes.items()}
     for shift in _SHIFTS:
-        groups = (single.params, single.inputs, single.state)
+        groups = single.arrays
         shifted = Problem(single.setup, *(_shifted(group, shift, generator) for group in groups))
         rounded = _answers(unrolled(single.setup, windows), shifted)
         exact = _answers(unrolled(double, windows), cast(shifted, _DOUBLE))
@@ -130,7 +130,7 @@ def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -
         values *= 1 + shift * (2 * generator.random(values.shape) - 1)
 
     for _ in range(_DISTURBED):
-        groups = (double.params, double.inputs, double.state)
+        groups = double.arrays
         shifted = Problem(double.setup, *(_shifted(group, shift, generator) for group in groups))
         found = _answers(method, shifted, disturb)
         for name, square in squares.items():

@@ -1,0 +1,57 @@
+"""Calls of kernels: on one thread or many, in order or against it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+from numpy.typing import NDArray
+
+from bpcli.kernels import mode
+from bpcli.kernels.library import Jobs, code, plain, pool
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A kernel with every row of `jobs`, which share nothing and run in `parallel` where there are threads.
+
+    `ordered` jobs run one after another, as they stand. Jobs hold addresses: `keeps` are the arrays that they point to.
+    """
+
+    name: str
+    jobs: Jobs
+    parallel: bool = True
+    ordered: bool = False
+    keeps: tuple[NDArray, ...] = ()
+
+    @cached_property
+    def _rows(self) -> tuple[int, int, int]:
+        """Address, count and stride."""
+        return self.jobs.ctypes.data, len(self.jobs), self.jobs.strides[0]
+
+    def run(self, values: NDArray, address: int) -> None:
+        """Run on `values`, which begin at `address`."""
+        threads = pool()
+        if mode.plain:
+            for job in self.jobs[:: -1 if threads.backwards and not self.ordered else 1]:
+                plain(self.name)(job, values)
+            return
+        kernel, (jobs, count, stride) = code((self.name, values.dtype)), self._rows
+        if count == 1 or self.ordered:
+            kernel.call(jobs, count, stride, address)
+        elif threads.backwards:
+            kernel.call(jobs + (count - 1) * stride, count, -stride, address)
+        elif not self.parallel or threads.count == 1:
+            kernel.call(jobs, count, stride, address)
+        elif threads.loop is not None:
+            threads.loop(kernel.address, jobs, count, stride, address)
+        else:
+            start = time.perf_counter()
+            kernel.call(jobs, count, stride, address)
+            threads.spend(time.perf_counter() - start)
+
+
+def run(name: str, jobs: Jobs, values: NDArray) -> None:
+    """Run a kernel with every row of `jobs` on `values`, in parallel where there are several rows and threads."""
+    Call(name, jobs).run(values, values.ctypes.data)

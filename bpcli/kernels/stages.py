@@ -1,0 +1,187 @@
+"""What a trace does that sizes alone decide, worked out once: a gradient that is taken again makes no jobs.
+
+Jobs say how far arrays are from the values, not where they are, and so serve every trace of a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from bpcli.graph.model import Phase
+from bpcli.graph.tape import Integers
+from bpcli.kernels import forward as forward_kernel
+from bpcli.kernels import products as products_kernel
+from bpcli.kernels import reverse as reverse_kernel
+from bpcli.kernels.calls import Call
+from bpcli.kernels.fixes import no_fixes
+from bpcli.kernels.jobs import cut, forward_job, reverse_job
+from bpcli.kernels.layout import settle
+from bpcli.kernels.library import Jobs
+from bpcli.kernels.plan import Plan
+from bpcli.kernels.rows import BASE, INNER_ROW, PACKED, PACKED_T
+from bpcli.kernels.stretches import Stretches
+
+MOST_KEPT = 64
+"""Stretches of steps whose calls are kept; of so long a sequence the making of jobs is a small part."""
+Stretch = tuple[int, int, int]
+"""First and last step of a chunk, and the first step of the window."""
+Calls = Sequence[Call]
+
+
+@lru_cache(maxsize=16)
+def stages(plan: Plan, dtype: np.dtype, rounding: bool) -> Stages:
+    """The `Stages` of a plan; those of the plans last used are kept."""
+    return Stages(plan, dtype, rounding)
+
+
+class Stages:
+    """The calls of one plan and dtype on an array that holds values, cotangents and, with `rounding`, factors."""
+
+    def __init__(self, plan: Plan, dtype: np.dtype, rounding: bool) -> None:
+        self.plan, self.rounding, self.places = plan, rounding, plan.values.table
+        if dtype.kind == "c":  # only real products have a tile
+            self.places = self.places.copy()
+            self.places[:, [PACKED, PACKED_T]] = -1
+        self.stretches = Stretches(plan, self.places)
+        self.numbers = plan.forward.numbers.astype(dtype)
+        self.fix = no_fixes(len(plan.graph.nodes), dtype)
+        self.cotangents = plan.values.size
+        self.factors = self.cotangents + plan.cotangents.size if rounding else 0
+        self.entries = self.cotangents + plan.cotangents.size + (plan.values.size if rounding else 0)
+        self._kept: dict[tuple[str, Stretch], Calls] = {}
+
+    def forward(self, stretch: Stretch) -> Calls:
+        """The passes forwards over a stretch."""
+        return self._keep("forward", self._forward, stretch)
+
+    def reverse(self, stretch: Stretch) -> Calls:
+        """The passes backwards over a stretch, and the gradients of matrices."""
+        return self._keep("reverse", self._reverse, stretch)
+
+    def _keep(self, way: str, make: Callable[[Stretch], Calls], stretch: Stretch) -> Calls:
+        if (way, stretch) not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[way, stretch] = make(stretch)
+        return self._kept[way, stretch]
+
+    @cached_property
+    def static_forward(self) -> Calls:
+        """The static phase."""
+        phases = Phase.STATIC, Phase.STATIC
+        return list(self._pass_forward(self.places, phases, (0, 1), (0, 1), 1))
+
+    @cached_property
+    def static_reverse(self) -> Calls:
+        """The static phase backwards, from the places where sums end up."""
+        tables = self.places, self.plan.sums.table
+        return list(self._pass_reverse(tables, (Phase.STATIC, Phase.STATIC), (0, 1), (0, 1), 1))
+
+    def _forward(self, stretch: Stretch) -> Calls:
+        first, last, origin = stretch
+        plan, batch = self.plan, self.plan.extent.batch
+        table = settle(self.places, first, origin)
+        if plan.extent.stepwise:
+            phases = Phase.INPUT, Phase.OUTPUT
+            return list(self._pass_forward(table, phases, (first, last), (0, batch), plan.shards))
+        found: list[Call] = []
+        for phase in (Phase.INPUT, Phase.RECURRENT, Phase.OUTPUT):
+            within = self._within(stretch, phase, phase is Phase.RECURRENT)
+            found += self._pass_forward(table, (phase, phase), *within)
+        return list(_joined(found))
+
+    def _reverse(self, stretch: Stretch) -> Calls:
+        first, last, origin = stretch
+        plan, extent = self.plan, self.plan.extent
+        tables = settle(self.places, first, origin), settle(plan.cotangents.table, first, origin)
+        found: list[Call] = []
+        if extent.stepwise and not extent.apart:
+            phases = Phase.OUTPUT, Phase.INPUT
+            found += self._pass_reverse(tables, phases, (first, last), (0, extent.batch), plan.shards)
+        else:
+            for phase in (Phase.OUTPUT, Phase.RECURRENT, Phase.INPUT):
+                within = self._within(stretch, phase, phase is Phase.RECURRENT and not extent.apart)
+                found += self._pass_reverse(tables, (phase, phase), *within)
+        return [*_joined(found), *self._products(tables, first * extent.batch, last * extent.batch)]
+
+    def _within(self, stretch: Stretch, phase: Phase, in_turn: bool) -> tuple[tuple[int, int], tuple[int, int], int]:
+        """Steps, rows and parts: steps one after another, or as rows all at once."""
+        first, last, _ = stretch
+        batch = self.plan.extent.batch
+        if in_turn:
+            return (first, last), (0, batch), self.plan.shards
+        return (0, 1), (first * batch, last * batch), self.plan.lanes(phase, last - first)
+
+    def _pass_forward(
+        self, table: Integers, phases: tuple[Phase, Phase], steps: tuple[int, int], rows: tuple[int, int], parts: int
+    ) -> Iterable[Call]:
+        """The instructions of `phases`, the first to the last of them; none where there are none."""
+        program = self.plan.forward
+        lines = program.bounds[phases[0]], program.bounds[phases[1] + 1]
+        if lines[0] == lines[1]:
+            return
+        job = forward_job(program, self.numbers, table, self.plan.values.size, self.fix)
+        job[forward_kernel.FIRST : forward_kernel.LAST + 1] = lines
+        job[forward_kernel.STEP0 : forward_kernel.STEP1 + 1] = steps
+        yield Call("forward", cut(job, forward_kernel.I0, *rows, parts), keeps=(table,))
+
+    def _pass_reverse(
+        self,
+        tables: tuple[Integers, Integers],
+        phases: tuple[Phase, Phase],
+        steps: tuple[int, int],
+        rows: tuple[int, int],
+        parts: int,
+    ) -> Iterable[Call]:
+        """The reverse instructions of `phases`, from the later phase to the earlier; none where there are none."""
+        program, kernel = self.plan.reverse, reverse_kernel
+        lines = program.bounds[3 - phases[0]], program.bounds[4 - phases[1]]
+        if lines[0] == lines[1]:
+            return
+        job = reverse_job(program.code, self.numbers, *tables, self.rounding)
+        job[kernel.LENGTH_V], job[kernel.FACTORS] = self.plan.values.size, self.factors
+        job[kernel.COTANGENTS], job[kernel.LENGTH_C] = self.cotangents, self.plan.cotangents.size
+        job[kernel.FIRST : kernel.LAST + 1] = lines
+        job[kernel.STEP0 : kernel.STEP1 + 1] = steps
+        jobs = cut(job, kernel.I0, *rows, parts)
+        if parts > 1:
+            jobs[:, kernel.LANE] = np.arange(parts)
+        yield Call("reverse", jobs, keeps=tables)
+
+    def _products(self, tables: tuple[Integers, Integers], first: int, last: int) -> Iterable[Call]:
+        """The gradients of all matrices, over the rows `first` to `last`."""
+        plan, kernel = self.plan, products_kernel
+        places, cplaces = tables
+        matrix, delta, vector, turned, columns, r0, r1 = plan.tasks.T
+        if not len(r0):
+            return
+        jobs = np.zeros((len(r0), kernel.JOB), np.int64)
+        jobs[:, kernel.FACTORS], jobs[:, kernel.LENGTH_V] = self.factors, plan.values.size
+        jobs[:, kernel.COTANGENTS], jobs[:, kernel.LENGTH_C] = self.cotangents, plan.cotangents.size
+        jobs[:, kernel.TURNED_], jobs[:, kernel.COLUMNS] = turned, columns
+        jobs[:, kernel.ROWS], jobs[:, kernel.DEPTH] = r1 - r0, last - first
+        jobs[:, kernel.DELTA_STRIDE] = cplaces[delta, INNER_ROW]
+        jobs[:, kernel.VECTOR_STRIDE] = places[vector, INNER_ROW]
+        jobs[:, kernel.DELTA] = cplaces[delta, BASE] + first * cplaces[delta, INNER_ROW] + (1 - turned) * r0
+        jobs[:, kernel.VECTOR] = places[vector, BASE] + first * places[vector, INNER_ROW] + turned * r0
+        jobs[:, kernel.SUM] = plan.cotangents.table[matrix, BASE] + r0 * columns
+        yield Call("products", jobs, parallel=len(jobs) > len(plan.reverse.products))
+
+
+def _joined(calls: Sequence[Call]) -> Iterable[Call]:
+    """The same calls, single jobs of one kernel that follow each other as one."""
+    held: Call | None = None
+    for call in calls:
+        if held and held.name == call.name and len(call.jobs) == 1 and (held.ordered or len(held.jobs) == 1):
+            jobs: Jobs = np.concatenate([held.jobs, call.jobs])
+            held = replace(held, jobs=jobs, ordered=True, keeps=(*held.keeps, *call.keeps))
+            continue
+        if held:
+            yield held
+        held = call
+    if held:
+        yield held

@@ -1,0 +1,93 @@
+"""Where a trace's arrays hold what is loaded before a pass, cleared, added up and collected after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.model import Phase
+from bpcli.graph.tape import Integers
+from bpcli.kernels.layout import ALIGN
+from bpcli.kernels.plan import Plan
+from bpcli.kernels.rows import BASE, LANE, PACKED, PACKED_T
+from bpcli.kernels.tiles import packed_entries
+
+
+@dataclass(frozen=True, eq=False)
+class Stretches:
+    """Stretches of the values and of the cotangents of one plan; `places` are those of its values."""
+
+    plan: Plan
+    places: Integers
+
+    @cached_property
+    def params(self) -> Sequence[tuple[str, slice]]:
+        """Where each parameter's values stand."""
+        base = self.places[:, BASE]
+        return [(n.name, _stretch(base[n.index], n.size)) for n in self.plan.graph.nodes if n.op == "param"]
+
+    @cached_property
+    def packed(self) -> Sequence[tuple[slice, tuple[int, ...], bool, slice]]:
+        """Of each matrix that has packed copies: where it stands, its shape, whether it is transposed, and where to."""
+        found, nodes = [], self.plan.graph.nodes
+        for n, line in enumerate(self.places):
+            for field in (PACKED, PACKED_T):
+                if line[field] >= 0:
+                    copy = _stretch(line[field], packed_entries(nodes[n].shape, field))
+                    found.append((_stretch(line[BASE], nodes[n].size), nodes[n].shape, field == PACKED_T, copy))
+        return found
+
+    @cached_property
+    def constants(self) -> tuple[Integers, NDArray]:
+        """Where constants stand, and their values."""
+        nodes = [n for n in self.plan.graph.nodes if n.op == "constant"]
+        places = self.places[[n.index for n in nodes], BASE]
+        return places, np.array([n.numbers[0] for n in nodes])
+
+    @cached_property
+    def sums(self) -> Sequence[slice]:
+        """Stretches of cotangents that contributions are only ever added to: all but where a first one is stored."""
+        plan, found = self.plan, list[tuple[int, int]]()
+        for n, node in enumerate(plan.graph.nodes):
+            final, line = plan.sums.table[n], plan.cotangents.table[n]
+            if final[BASE] >= 0 and (node.phase is Phase.STATIC or node.op == "input"):
+                steps = 1 if node.phase is Phase.STATIC else plan.extent.window * plan.extent.batch
+                found.append((final[BASE], final[BASE] + node.size * steps))
+                found.append((line[BASE], line[BASE] + line[LANE] * plan.extent.lanes))
+        joined: list[tuple[int, int]] = []
+        for start, stop in sorted(found):
+            # Only what pads one stretch to the next lies between them.
+            if joined and start - joined[-1][1] < ALIGN:
+                joined[-1] = joined[-1][0], max(stop, joined[-1][1])
+            else:
+                joined.append((start, stop))
+        return [slice(*ends) for ends in joined]
+
+    @cached_property
+    def lanes(self) -> Sequence[tuple[slice, slice, int]]:
+        """For each static node that lanes collect shares of: its sum, the shares, and entries from share to share."""
+        plan, found = self.plan, []
+        for n, line in enumerate(plan.cotangents.table):
+            if line[LANE] and n not in plan.reverse.alias:
+                total = _stretch(plan.sums.table[n, BASE], plan.graph.nodes[n].size)
+                found.append((total, _stretch(line[BASE], line[LANE] * plan.extent.lanes), int(line[LANE])))
+        return found
+
+    @cached_property
+    def leaves(self) -> Sequence[tuple[int, slice | None, int]]:
+        """For each leaf where its gradient ends up (None: it has none), and how many entries that has."""
+        plan, found = self.plan, []
+        for n in plan.leaves:
+            node, base = plan.graph.nodes[n], plan.sums.table[n, BASE]
+            if node.op != "previous":
+                entries = node.size * (1 if node.op == "param" else plan.extent.window * plan.extent.batch)
+                found.append((n, _stretch(base, entries) if base >= 0 else None, entries))
+        return found
+
+
+def _stretch(start: int, entries: int) -> slice:
+    return slice(int(start), int(start + entries))
