@@ -38,14 +38,18 @@ class RTRL:
         return (Window(0, 0, setup.T),)
 
     def cost(self, setup: Setup, options: NoOptions) -> Cost:
-        """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M."""
+        """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M.
+
+        All that is held, the influence above all, is read and written once for every chunk of steps.
+        """
         plan = _plan(setup)
         N, P = plan.size, plan.rows
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
         flops = setup.T * setup.batch * (2.0 * N * N * P + 2.0 * N * P + N * step + 3 * once)
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
-        return Cost(flops, (plan.entries + results) * setup.dtype.itemsize, setup.T)
+        held = (plan.entries + results) * setup.dtype.itemsize
+        return Cost(flops, held, setup.T, 2.0 * held * -(-setup.T // plan.chunk))
 
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Forwards, a chunk of steps at a time."""
