@@ -7,6 +7,7 @@ added. Exact while the parameters stand still; runs forwards, so its memory does
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -73,7 +74,9 @@ class RTRL:
         return Gradient(loss, _collect(problem, plan, online, trace, direct))
 
 
+@lru_cache(maxsize=8)
 def _plan(setup: Setup) -> OnlinePlan:
+    """The plan of a gradient; that of one that is taken again is kept."""
     graph = setup.graph
     leaves = frozenset(graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf)
     patterns = {graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf}
