@@ -156,7 +156,7 @@ FIGURES = {
     "memory": Figure(
         "allocated 1%, peak 10%",
         "bp bench specs/vanilla_rnn.toml -m bptt -m tbptt:k1=1,k2=16 -m tbptt:k1=16,k2=16 -m ebptt:16 -m fbptt:16 "
-        "--set n=256 --set T=1000 --set batch=1 --budget 0.1",
+        "-g k2=16 --set n=256 --set T=1000 --set batch=1 --budget 0.1",
         memory,
     ),
     "memory-rtrl": Figure(
