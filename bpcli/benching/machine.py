@@ -58,11 +58,16 @@ def gemm_rate(dtype: str, threads: int) -> float:
 
 
 @functools.cache
-def copy_rate() -> float:
-    """Bytes a second that a copy from memory to memory reads and writes."""
-    source = np.zeros(_COPY_BYTES, dtype=np.uint8)
-    target = np.empty_like(source)
-    return 2.0 * _COPY_BYTES / _quickest(lambda: np.copyto(target, source), 1)
+def copy_rate(threads: int) -> float:
+    """Bytes a second that copies from memory to memory read and write, one in each of `threads` threads at a time."""
+    idle = [(np.zeros(_COPY_BYTES, np.uint8), np.ones(_COPY_BYTES, np.uint8)) for _ in range(threads)]
+
+    def copy() -> None:
+        target, source = idle.pop()
+        np.copyto(target, source)
+        idle.append((target, source))
+
+    return threads * 2.0 * _COPY_BYTES / _quickest(copy, threads)
 
 
 def _quickest(work: Callable[[], None], threads: int) -> float:

@@ -86,7 +86,7 @@ class Session:
             return {"bytes": peak_growth(lambda: None)}
         assert do == "rates"
         gemm = {d: gemm_rate(d, request["threads"]) for d in request["dtypes"]}
-        return {"gemm": gemm, "copy": copy_rate()}
+        return {"gemm": gemm, "copy": copy_rate(request["threads"])}
 
     def _prepare(self, order: Order) -> Answer:
         case, (gradient, first, compiling) = _first_calls(order)
@@ -188,9 +188,14 @@ def _sizes(setup: Setup) -> Answer:
 def _cost(setup: Setup, call: MethodCall, backend: str) -> Answer:
     """The predicted cost; nothing is known of a peer's."""
     if backend != OURS:
-        return dict.fromkeys(("predicted_bytes", "forward_steps", "flops"))
+        return dict.fromkeys(("predicted_bytes", "forward_steps", "flops", "moved_bytes"))
     cost = call.cost(setup)
-    return {"predicted_bytes": int(cost.bytes), "forward_steps": cost.forward_steps, "flops": float(cost.flops)}
+    return {
+        "predicted_bytes": int(cost.bytes),
+        "forward_steps": cost.forward_steps,
+        "flops": float(cost.flops),
+        "moved_bytes": float(cost.moved),
+    }
 
 
 def _nearness(setup: Setup, gradient: Gradient, true: Gradient | None) -> Answer:

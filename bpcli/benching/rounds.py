@@ -13,6 +13,7 @@ from typing import Any
 
 from bpcli.benching import clock, control, pool
 from bpcli.benching.measure import Order
+from bpcli.benching.roofline import Rates
 from bpcli.benching.rows import Timed, rows_of
 from bpcli.benching.store import OURS, Row
 from bpcli.benching.sweep import Cell
@@ -51,8 +52,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._process: pool.Process | None = None
-        self._rates: dict[tuple[str, int], float] = {}
-        self.copy_rate = 0.0
+        self._rates: dict[tuple[str, int], Rates] = {}
 
     def __enter__(self) -> Watch:
         return self
@@ -65,12 +65,11 @@ class Watch:
         """Seconds of the control kernels."""
         return self._asked({"do": "control"})
 
-    def gemm_rate(self, dtype: str, threads: int) -> float:
-        """Floating-point operations a second of matrix products, measured once in a run."""
+    def rates(self, dtype: str, threads: int) -> Rates:
+        """What the machine does in a second, measured once in a run."""
         if (dtype, threads) not in self._rates:
             found = self._asked({"do": "rates", "dtypes": [dtype], "threads": threads})
-            self._rates[dtype, threads] = found["gemm"][dtype]
-            self.copy_rate = found["copy"]
+            self._rates[dtype, threads] = Rates(found["gemm"][dtype], found["copy"])
         return self._rates[dtype, threads]
 
     def _asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,5 +149,5 @@ def _time(runners: Sequence[_Runner], budget: float, watch: Watch) -> dict[str, 
 
 def _told(runner: _Runner, watch: Watch) -> Timed:
     report = runner.report
-    rate = watch.gemm_rate(report["dtype"], runner.item.threads) if runner.backend == OURS and runner.timed else None
-    return Timed(runner.backend, report, runner.samples, runner.floor, rate)
+    rates = watch.rates(report["dtype"], runner.item.threads) if runner.backend == OURS and runner.timed else None
+    return Timed(runner.backend, report, runner.samples, runner.floor, rates)

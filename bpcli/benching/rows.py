@@ -7,27 +7,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpcli.benching import clock, control
+from bpcli.benching.roofline import GEMM, Rates, limit
 from bpcli.benching.store import OURS, Row
 
 if TYPE_CHECKING:
     from bpcli.benching.rounds import Item
 
 _SIZES = ("T", "batch", "dtype", "parameters")
-_COSTS = ("predicted_bytes", "forward_steps", "flops")
+_COSTS = ("predicted_bytes", "forward_steps", "flops", "moved_bytes")
 
 
 @dataclass(frozen=True)
 class Timed:
     """One backend of a cell: its process's report, and its samples round by round (seconds a call).
 
-    `floor` is by how many bytes the process grew when it did nothing, `gemm_rate` in operations a second.
+    `floor` is by how many bytes the process grew when it did nothing; `rates` are None for a peer.
     """
 
     backend: str
     report: Mapping[str, Any]
     samples: Sequence[Sequence[float]]
     floor: int
-    gemm_rate: float | None
+    rates: Rates | None
 
     @property
     def flat(self) -> list[float]:
@@ -58,7 +59,7 @@ def _row(timed: Timed) -> dict[str, Any]:
         **{k: report[k] for k in _SIZES},
         **_time(timed),
         **{k: report[k] for k in _COSTS},
-        "gemm_fraction": _gemm_fraction(timed),
+        **_roofline(timed),
         **_memory(timed),
         "bias": report["bias"],
         "cosine": report["cosine"],
@@ -83,11 +84,13 @@ def _time(timed: Timed) -> dict[str, Any]:
     }
 
 
-def _gemm_fraction(timed: Timed) -> float | None:
-    flat, rate = timed.flat, timed.gemm_rate
-    if not flat or rate is None:
-        return None
-    return float(timed.report["flops"] / clock.summarise(flat, 1).median / rate)
+def _roofline(timed: Timed) -> dict[str, Any]:
+    """What the machine could do, beside what was measured."""
+    if not timed.flat or timed.rates is None:
+        return {"gemm_fraction": None, "limit": None}
+    seconds, report = clock.summarise(timed.flat, 1).median, timed.report
+    shares = timed.rates.shares(seconds, report["flops"], report["moved_bytes"])
+    return {"gemm_fraction": shares[GEMM], "limit": limit(shares)}
 
 
 def _memory(timed: Timed) -> dict[str, Any]:

@@ -22,8 +22,9 @@ def run(items: Sequence[Item], ask: Ask, results: Results, journal: Journal, say
     """Measure, adding to `results` and the journal as cells are finished; `say` is called after each."""
     with Watch() as watch:
         dtypes = sorted({r["dtype"] for r in results.rows} | {i.dtype for i in items})
-        results.rates |= {f"gemm_{d}_flops_per_s": watch.gemm_rate(d, ask.threads) for d in dtypes}
-        results.rates |= {"copy_bytes_per_s": watch.copy_rate} if dtypes else {}
+        for dtype in dtypes:
+            rates = watch.rates(dtype, ask.threads)
+            results.rates |= {f"gemm_{dtype}_flops_per_s": rates.gemm, "copy_bytes_per_s": rates.copy}
         for group in groups(items, ask.limits):
             for item, found in measure(group, ask.budget, watch):
                 if isinstance(found, BpError):

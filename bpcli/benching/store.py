@@ -16,6 +16,7 @@ HEAD = ("spec", "method", "backend")
 TAIL = (
     "T", "batch", "dtype", "threads", "time_s", "time_low_s", "time_high_s", "compile_s",
     "predicted_bytes", "allocated_bytes", "peak_bytes", "forward_steps", "flops", "gemm_fraction", "bias", "cosine",
+    "limit",
 )  # fmt: skip
 
 

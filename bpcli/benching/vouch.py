@@ -41,7 +41,7 @@ def vouch(
 ) -> dict[str, Vouch]:
     """The verdict on each of `calls`, by text; `gradients` are what they gave, `true` the true one if known."""
     setup = problem.setup
-    costs = {c.text: check_cost(setup, [c], CheckOptions()) for c in calls}
+    costs = {c.text: check_cost(setup, [c], CheckOptions(mode="full")) for c in calls}
     whole = [c for c in calls if costs[c.text] <= AFFORDABLE_FLOPS]
     findings = check(setup, whole, CheckOptions()) if whole else []
     verdicts = {c.text: _sum_up(findings, c, "every entry") for c in whole}

@@ -129,7 +129,8 @@ def _column(name: str, key: str, grid: bool) -> Column:
     """A column of the full document."""
     if grid:
         return Column(name, key, lambda row: row["grid"].get(key), _words)
-    return Column(name, name, lambda row: row[key], _SHOWN.get(key, _figure), right=key not in (*HEAD, "dtype"))
+    # A run that was saved by an earlier version has no limit.
+    return Column(name, name, lambda row: row.get(key), _SHOWN.get(key, _figure), right=key not in _LEFT)
 
 
 def _of(key: str) -> Callable[[Row], Any]:
@@ -193,10 +194,11 @@ _SHOWN: Mapping[str, Callable[[Any], str]] = {
     "cosine": _cosine,
 }
 
+_LEFT = frozenset({*HEAD, "dtype", "limit"})
 _OVER_SEEDS = ("spec", "method", "backend", "threads", "settings", "seeds", "spread", "time_s", "bias", "cosine")
 _MEASURED = frozenset(
     {"spread", "seeds", "range", "ratio", "check"}
-    | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "cosine"}
+    | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "limit", "cosine"}
 )
 _BRIEF = (
     Column("spec", "spec", _of("spec"), _words, right=False),
@@ -209,6 +211,7 @@ _BRIEF = (
     Column("allocated_bytes", "allocates", _of("allocated_bytes"), _bytes),
     Column("peak_bytes", "grows by", _of("peak_bytes"), _bytes),
     Column("gemm_fraction", "of GEMM rate", _of("gemm_fraction"), _percent),
+    Column("limit", "limit", lambda row: row.get("limit"), _words, right=False),
     Column("cosine", "cosine", _of("cosine"), _cosine),
     Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, _words),
     Column("range", "over seeds", _range, _words),

@@ -9,6 +9,7 @@ from typing import Any
 from bpcli.graph.model import Graph
 from bpcli.methods.base import Cost, Gradient, Window
 from bpcli.problem.model import Problem, Setup
+from bpcli.problem.traffic import moved
 from bpcli.problem.unrolled import unrolled
 
 
@@ -42,7 +43,7 @@ class Unrolling:
     def cost(self, setup: Setup, options: Any) -> Cost:
         """One pass forwards; backwards through every window; the longest window held."""
         plan = unrolled(setup, self.windows(setup, options))
-        return Cost(plan.flops, plan.bytes, setup.T)
+        return Cost(plan.flops, plan.bytes, setup.T, moved(plan))
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """Forwards, and backwards from the end of each window."""

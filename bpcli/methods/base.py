@@ -15,12 +15,14 @@ from bpcli.problem.unrolled import Window as Window
 class Cost:
     """Predicted before anything runs.
 
-    Floating-point operations, bytes held at the peak, steps of the forward recurrence.
+    Floating-point operations, bytes held at the peak, steps of the forward recurrence, and bytes that are read and
+    written on the way (0: not known).
     """
 
     flops: float
     bytes: int
     forward_steps: int
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ added. Exact while the parameters stand still; runs forwards, so its memory does
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -38,14 +39,18 @@ class RTRL:
         return (Window(0, 0, setup.T),)
 
     def cost(self, setup: Setup, options: NoOptions) -> Cost:
-        """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M."""
+        """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M.
+
+        All that is held, the influence above all, is read and written once for every chunk of steps.
+        """
         plan = _plan(setup)
         N, P = plan.size, plan.rows
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
         flops = setup.T * setup.batch * (2.0 * N * N * P + 2.0 * N * P + N * step + 3 * once)
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
-        return Cost(flops, (plan.entries + results) * setup.dtype.itemsize, setup.T)
+        held = (plan.entries + results) * setup.dtype.itemsize
+        return Cost(flops, held, setup.T, 2.0 * held * -(-setup.T // plan.chunk))
 
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Forwards, a chunk of steps at a time."""
@@ -69,7 +74,9 @@ class RTRL:
         return Gradient(loss, _collect(problem, plan, online, trace, direct))
 
 
+@lru_cache(maxsize=8)
 def _plan(setup: Setup) -> OnlinePlan:
+    """The plan of a gradient; that of one that is taken again is kept."""
     graph = setup.graph
     leaves = frozenset(graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf)
     patterns = {graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf}

@@ -139,11 +139,11 @@ class Unrolled:
         once = sum(phase_flops(self.setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         back = 2.0 * once * sum(w.stop - w.start for w in self.windows)
         if self.side_by_side:
-            back = 2.0 * once * sum(part[-1].stop - part[0].start for part in self._blocks())
+            back = 2.0 * once * sum(part[-1].stop - part[0].start for part in self.blocks())
             back += phase_flops(self.setup.graph, Phase.RECURRENT) * sum(w.stop - w.start for w in self.windows)
         return self.setup.batch * (once * self.setup.T + back) + 3 * phase_flops(self.setup.graph, Phase.STATIC)
 
-    def _blocks(self) -> Iterator[Sequence[Window]]:
+    def blocks(self) -> Iterator[Sequence[Window]]:
         """The windows that go back side by side; the last one by itself where it has fewer losses."""
         plan = self.side_by_side
         regular = self.setup.T // plan.k1 if plan else 0
@@ -186,7 +186,7 @@ class Unrolled:
     ) -> tuple[float, dict[str, Array]]:
         """The same, a block of windows at a time."""
         windows, loss, done = Windows(plan, trace), 0.0, 0
-        for block in self._blocks():
+        for block in self.blocks():
             stop = block[-1].stop
             loss += self._advance(trace, done, Window(block[0].start, done, stop), weights)
             done = stop
