@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bpcli.kernels.blas import gemm
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
+from bpcli.kernels.tiles import packed_product
 
 (
     LENGTH_M,
@@ -29,12 +30,14 @@ from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
     STEPS,
     STEP0,
     JACOBIANS,
+    JACOBIAN_ROW,
     BLOCK,
     FIRST_ITEM,
     LAST_ITEM,
     SCRATCH,
-) = range(23)
-"""Fields of a job. Items number (sample, block of parameters) pairs; SCRATCH is where the job's spare block begins."""
+) = range(24)
+"""Fields of a job. Items number (sample, block of parameters) pairs; row r's Jacobian stands packed and transposed at
+JACOBIANS + r JACOBIAN_ROW in C; SCRATCH is where the job's spare block begins."""
 JOB = SCRATCH + 1
 
 (ROW, COUNT, KIND, DELTA, DELTA_ROW, DELTA_SEED, VECTOR, VECTOR_ROW, COLUMNS, TURNED, LISTED) = range(11)
@@ -75,13 +78,13 @@ def _take_through(job, N, B, P, M, V, C, Q, G, S, sources, entries, b, p0, p1):
     _collect(M, home, Q, b * N, G, b * P + p0, N, count)
     for t in range(steps):
         r = t * B + b
-        jacobian = job[JACOBIANS] + r * N * N
+        jacobian = job[JACOBIANS] + r * job[JACOBIAN_ROW]
         if t % 2 == 0:
-            gemm(False, True, count, N, N, M, home, N, C, jacobian, N, False, S, spare, N)
+            packed_product(count, N, N, M, home, N, C, jacobian, False, S, spare, N)
             _add_immediate(S, spare, N, V, C, sources, entries, r, job[STEP0] + t, p0, p1, S, spare + count * N)
             _collect(S, spare, Q, ((t + 1) * B + b) * N, G, b * P + p0, N, count)
         else:
-            gemm(False, True, count, N, N, S, spare, N, C, jacobian, N, False, M, home, N)
+            packed_product(count, N, N, S, spare, N, C, jacobian, False, M, home, N)
             _add_immediate(M, home, N, V, C, sources, entries, r, job[STEP0] + t, p0, p1, S, spare + count * N)
             _collect(M, home, Q, ((t + 1) * B + b) * N, G, b * P + p0, N, count)
     if steps % 2 == 1:
@@ -107,14 +110,17 @@ def _add_immediate(M, m, N, V, C, sources, entries, r, t, p0, p1, S, column):
         if kind == STEPWISE:
             start += t * source[COLUMNS]
         first, last = max(p0, start), min(p1, start + source[COUNT])
-        held = -1
+        held, row, col, before = -1, 0, -1, -1
         for p in range(first, last):
             e = p - start
             if source[LISTED] >= 0:
                 e = entries[source[LISTED] + e]
             j, factor = e, C[0] * 0 + 1
             if kind == MATRIX:
-                row, col = e // source[COLUMNS], e % source[COLUMNS]
+                col += 1
+                if e != before + 1 or col == source[COLUMNS] or before < 0:  # a division takes as long as the rest
+                    row, col = e // source[COLUMNS], e % source[COLUMNS]
+                before = e
                 j = col if source[TURNED] == 1 else row
                 factor = V[source[VECTOR] + r * source[VECTOR_ROW] + (row if source[TURNED] == 1 else col)]
             if j != held:

@@ -118,7 +118,9 @@ def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collec
         else:
             allocator.rows(node, 1, extent.batch, 0)
     for n, field in sorted(_packed(forward, reverse, extent)):
-        allocator.table[n, field] = allocator.take(packed_entries(graph.nodes[n].shape, field))
+        allocator.table[n, field] = allocator.take(
+            packed_entries(*graph.nodes[n].shape[:: 1 if field == PACKED else -1])
+        )
     return allocator.finish(forward.alias)
 
 

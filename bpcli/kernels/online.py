@@ -8,138 +8,18 @@ directly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import fuse
-from bpcli.graph.lower_reverse import active_nodes, lower_reverse
-from bpcli.graph.model import Graph, Phase
-from bpcli.graph.tape import Reverse
+from bpcli.graph.model import Phase
 from bpcli.kernels import influence as kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.calls import run
 from bpcli.kernels.jobs import cut
-from bpcli.kernels.layout import Allocator, Places, shared_arguments
-from bpcli.kernels.plan import Plan, chunk_steps, make_plan
+from bpcli.kernels.online_plan import JOBS, OnlinePlan
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER
+from bpcli.kernels.tiles import pack
 from bpcli.kernels.trace import Array, Trace
-
-SEED_ENTRIES = 1 << 19
-"""Numbers that the unit seeds of one chunk may take: a few megabytes."""
-BLOCK_ENTRIES = 1 << 14
-"""Numbers in a block of the influence matrix: two blocks and a Jacobian stay in cache."""
-MOST_STEPS = 16
-JOBS = 16
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Rows of the influence matrix: those of a static node, of an initial state or of an input at every step."""
-
-    node: int
-    start: int
-    rows: int
-
-
-@dataclass(frozen=True, eq=False)
-class OnlinePlan:
-    """What RTRL computes and holds, from sizes alone. `patterns[node]` lists the entries that exist of a matrix."""
-
-    graph: Graph
-    leaves: frozenset[int]
-    states: bool
-    batch: int
-    steps: int
-    patterns: Mapping[int, NDArray[np.int64]]
-
-    @cached_property
-    def step(self) -> Reverse:
-        """The reverse program from the new states."""
-        active = active_nodes(self.graph, {*self.leaves, *self.graph.previous.values()})
-        return lower_reverse(self.graph, fuse(self.graph), active, list(self.graph.new.values()))
-
-    @cached_property
-    def size(self) -> int:
-        """N: entries of all states."""
-        return sum(self.graph.nodes[n].size for n in self.graph.previous.values())
-
-    @cached_property
-    def stretches(self) -> tuple[Stretch, ...]:
-        """The rows of the influence matrix.
-
-        Parameters that reach a state, initial states, inputs that reach a state.
-        """
-        matrices = {product.matrix for product in self.step.products}
-        roots = sorted(matrices | shared_arguments(self.graph, self.step))
-        inputs = sorted(n for n in self.leaves if self.graph.nodes[n].op == "input" and n in self.step.touched)
-        stretches, start = [], 0
-        for n in (*roots, *(self.graph.previous.values() if self.states else ()), *inputs):
-            node = self.graph.nodes[n]
-            rows = len(self.patterns[n]) if n in self.patterns else node.size
-            rows *= self.steps if node.op == "input" else 1
-            stretches.append(Stretch(n, start, rows))
-            start += rows
-        return tuple(stretches)
-
-    @property
-    def rows(self) -> int:
-        """P: rows of the influence matrix."""
-        return sum(stretch.rows for stretch in self.stretches)
-
-    @cached_property
-    def chunk(self) -> int:
-        """Steps taken at a time."""
-        per_row = self.size * sum(self.graph.nodes[n].size for n in self._owners()) * self.batch
-        return max(1, min(chunk_steps(self.steps, self.batch), MOST_STEPS, SEED_ENTRIES // max(1, per_row)))
-
-    def _owners(self) -> set[int]:
-        """Nodes with cotangents of their own in the seeded program."""
-        static_matrices = {p.matrix for p in self.step.products}
-        touched = set(self.step.touched) - set(self.step.alias) - static_matrices
-        shared = shared_arguments(self.graph, self.step)
-        return {n for n in touched if self.graph.nodes[n].phase is not Phase.STATIC or n in shared}
-
-    @cached_property
-    def trace(self) -> Plan:
-        """The plan of the forward pass and of the reverse program from the loss."""
-        static = [s.node for s in self.stretches if self.graph.nodes[s.node].phase is Phase.STATIC]
-        seeds, new = [self.graph.loss, *static], list(self.graph.new.values())
-        return make_plan(self.graph, self.leaves, self.batch, self.chunk, seeds, new, self.step.reads)
-
-    @cached_property
-    def seeds(self) -> Places:
-        """Cotangents of the seeded program: (row, seed, entry); those of previous states side by side make J (N, N)."""
-        N, rows = self.size, self.chunk * self.batch
-        allocator = Allocator(len(self.graph.nodes))
-        jacobians = allocator.take(rows * N * N)
-        for n in self.graph.previous.values():
-            allocator.place(n, jacobians, (0, N * N, N, 0))
-            jacobians += self.graph.nodes[n].size
-        for n in sorted(self._owners() - set(self.graph.previous.values())):
-            size = self.graph.nodes[n].size
-            allocator.place(n, allocator.take(rows * N * size), (0, N * size, size, 0))
-        return allocator.finish(self.step.alias)
-
-    @cached_property
-    def block(self) -> int:
-        """Parameters in a block."""
-        return max(1, min(self.rows, BLOCK_ENTRIES // self.size))
-
-    @cached_property
-    def jobs(self) -> int:
-        """Jobs that the blocks of all samples are dealt out to."""
-        return max(1, min(JOBS, self.batch * -(-self.rows // self.block)))
-
-    @property
-    def entries(self) -> int:
-        """Numbers held: the influence matrices, spare blocks, seeds, gradients and the trace."""
-        spare = self.jobs * (self.block + 1) * self.size
-        q = (self.chunk + 1) * self.batch * self.size
-        return (self.size + 1) * self.rows * self.batch + spare + q + self.seeds.size + self.trace.entries
 
 
 class Online:
@@ -151,7 +31,7 @@ class Online:
         self.M = np.zeros(plan.batch * P * N, dtype)
         self.G = np.zeros(plan.batch * P, dtype)
         self.S = np.zeros(plan.jobs * (plan.block + 1) * N, dtype)
-        self.C = np.zeros(plan.seeds.size, dtype)
+        self.C = np.zeros(plan.seeds.size + plan.packed, dtype)
         self.Q = np.zeros((plan.chunk + 1) * plan.batch * N, dtype)
         self.sources, self.entries = self._sources()
         offset, M = 0, self.M.reshape(plan.batch, P, N)
@@ -195,7 +75,7 @@ class Online:
     def _seed(self) -> None:
         """One unit vector per state entry, for every row."""
         plan, offset = self.plan, 0
-        self.C[:] = 0
+        self.C[: plan.seeds.size] = 0
         rows = plan.chunk * plan.batch
         for n in plan.graph.new.values():
             size = plan.graph.nodes[n].size
@@ -238,11 +118,17 @@ class Online:
         job[kernel.ENTRIES], job[kernel.ENTRY_COUNT] = self.entries.ctypes.data, len(self.entries)
         job[kernel.STATES], job[kernel.PARAMETERS], job[kernel.BATCH] = plan.size, plan.rows, plan.batch
         job[kernel.STEPS], job[kernel.STEP0], job[kernel.BLOCK] = last - first, first, plan.block
-        job[kernel.JACOBIANS] = plan.seeds.table[next(iter(plan.graph.previous.values())), BASE]
+        job[kernel.JACOBIANS], job[kernel.JACOBIAN_ROW] = plan.seeds.size, self._pack((last - first) * plan.batch)
         items = plan.batch * -(-plan.rows // plan.block)
         jobs = cut(job, kernel.FIRST_ITEM, 0, items, plan.jobs)
         jobs[:, kernel.SCRATCH] = np.arange(plan.jobs) * (plan.block + 1) * plan.size
         run("influence", jobs, self.M)
+
+    def _pack(self, rows: int) -> int:
+        """Pack the Jacobians of so many rows, transposed; how far apart they stand."""
+        N, start = self.plan.size, self.plan.seeds.table[next(iter(self.plan.graph.previous.values())), BASE]
+        jacobians = self.C[start : start + rows * N * N].reshape(rows, N, N)
+        return pack(jacobians.swapaxes(1, 2), self.C[self.plan.seeds.size :])
 
     def gradient(self, node: int) -> Array:
         """What has been collected for a stretch: (batch, rows)."""

@@ -37,7 +37,8 @@ class Stretches:
         for n, line in enumerate(self.places):
             for field in (PACKED, PACKED_T):
                 if line[field] >= 0:
-                    copy = _stretch(line[field], packed_entries(nodes[n].shape, field))
+                    shape = nodes[n].shape[:: 1 if field == PACKED else -1]
+                    copy = _stretch(line[field], packed_entries(*shape))
                     found.append((_stretch(line[BASE], nodes[n].size), nodes[n].shape, field == PACKED_T, copy))
         return found
 

@@ -7,12 +7,13 @@ and a tile of ROWS × WIDTH sums stays in registers while a panel passes by (Got
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.kernels import mode
 from bpcli.kernels.jit import inner
-from bpcli.kernels.rows import PACKED
 
 ROWS = 4
 VECTORS = 3
@@ -26,22 +27,22 @@ def width(dtype: np.dtype) -> int:
     return VECTORS * VECTOR_BYTES // dtype.itemsize
 
 
-def packed_entries(shape: tuple[int, ...], field: int) -> int:
-    """Numbers that the copy of a matrix at PACKED or PACKED_T takes, in the dtype of the widest panels."""
-    k, n = shape if field == PACKED else shape[::-1]
+def packed_entries(k: int, n: int) -> int:
+    """Numbers that a packed matrix (k, n) takes at most, in any dtype."""
     return -(-n // _WIDEST) * _WIDEST * k
 
 
-def pack(matrix: NDArray, out: NDArray) -> None:
-    """Write op(W) `(k, n)` to the flat array `out`, in panels."""
-    k, n = matrix.shape
+def pack(matrices: NDArray, out: NDArray) -> int:
+    """Write matrices op(W) `(…, k, n)` to the flat array `out`, in panels; how far apart they stand there."""
+    *lead, k, n = matrices.shape
     columns = width(out.dtype)
-    panels = out[: -(-n // columns) * columns * k].reshape(-1, k, columns)
-    whole = n // columns
-    panels[:whole] = matrix[:, : whole * columns].reshape(k, whole, columns).transpose(1, 0, 2)
+    whole, each = n // columns, -(-n // columns) * columns * k
+    panels = out[: each * math.prod(lead)].reshape(*lead, -1, k, columns)
+    panels[..., :whole, :, :] = matrices[..., : whole * columns].reshape(*lead, k, whole, columns).swapaxes(-3, -2)
     if n > whole * columns:
-        panels[whole, :, : n - whole * columns] = matrix[:, whole * columns :]
-        panels[whole, :, n - whole * columns :] = 0
+        panels[..., whole, :, : n - whole * columns] = matrices[..., whole * columns :]
+        panels[..., whole, :, n - whole * columns :] = 0
+    return each
 
 
 if mode.compiling:
@@ -84,16 +85,23 @@ if mode.compiling:
         )
         rows = [builder.gep(left, [start]) for start in a]
         targets = [builder.gep(out, [start]) for start in (c0, c1, c2, c3)]
-        sums = _sums(builder, k, rows, builder.gep(right, [p]), vector)
-        whole = builder.icmp_signed("==", columns, ir.Constant(index, VECTORS * lanes))
-        with builder.if_else(whole) as (then, otherwise):
-            with then:
-                _store(builder, sums, targets, add, vector)
-            with otherwise:
-                _store_some(builder, sums, targets, add, columns, vector)
+        panel = builder.gep(right, [p])
 
-    def _sums(builder, k, rows, panel, vector):  # type: ignore[no-untyped-def]
-        """Σ_i rows[r][i] panel[i], a vector for each row and each vector of the panel."""
+        def emit(vectors):  # type: ignore[no-untyped-def]
+            """The case that more columns than those of `vectors` - 1 vectors are wanted."""
+            enough = builder.icmp_signed(">", columns, ir.Constant(index, (vectors - 1) * lanes))
+            with builder.if_else(enough) as (then, otherwise):
+                with then:
+                    sums = _sums(builder, k, rows, panel, vector, vectors)
+                    _store(builder, sums, targets, add, columns)
+                with otherwise:
+                    if vectors > 1:
+                        emit(vectors - 1)
+
+        emit(VECTORS)
+
+    def _sums(builder, k, rows, panel, vector, vectors):  # type: ignore[no-untyped-def]
+        """Σ_i rows[r][i] panel[i], a vector for each row and each of the panel's first `vectors` vectors."""
         index, lanes = ir.IntType(64), vector.count
         zero = ir.Constant(vector, [0.0] * lanes)
         before = builder.block
@@ -102,13 +110,13 @@ if mode.compiling:
         builder.position_at_end(loop)
         i = builder.phi(index)
         i.add_incoming(ir.Constant(index, 0), before)
-        held = [[builder.phi(vector) for _ in range(VECTORS)] for _ in rows]
+        held = [[builder.phi(vector) for _ in range(vectors)] for _ in rows]
         line = builder.gep(panel, [builder.mul(i, ir.Constant(index, VECTORS * lanes))])
         factors = [
             builder.load(
                 builder.bitcast(builder.gep(line, [ir.Constant(index, v * lanes)]), vector.as_pointer()), align=8
             )
-            for v in range(VECTORS)
+            for v in range(vectors)
         ]
         found = []
         for row, sums in zip(rows, held, strict=True):
@@ -133,43 +141,37 @@ if mode.compiling:
                 result.add_incoming(x, loop)
         return results
 
-    def _store(builder, sums, targets, add, vector):  # type: ignore[no-untyped-def]
-        """Whole rows of the tile; all are read before any is written: rows may be the same one."""
-        places = [
-            [
-                builder.bitcast(
-                    builder.gep(target, [ir.Constant(ir.IntType(64), v * vector.count)]), vector.as_pointer()
-                )
-                for v in range(VECTORS)
-            ]
-            for target in targets
-        ]
+    def _store(builder, sums, targets, add, columns):  # type: ignore[no-untyped-def]
+        """Write the tile's first `columns`; all rows are read before one is written: rows may be the same one."""
+        index, vectors, vector = ir.IntType(64), len(sums[0]), sums[0][0].type
+        for v in range(vectors - 1):
+            _store_vector(builder, [row[v] for row in sums], _at(builder, targets, v * vector.count), add)
+        last, start = [row[-1] for row in sums], (vectors - 1) * vector.count
+        whole = builder.icmp_signed(">=", columns, ir.Constant(index, vectors * vector.count))
+        with builder.if_else(whole) as (then, otherwise):
+            with then:
+                _store_vector(builder, last, _at(builder, targets, start), add)
+            with otherwise:
+                for lane in range(vector.count - 1):
+                    with builder.if_then(builder.icmp_signed("<", ir.Constant(index, start + lane), columns)):
+                        entries = [builder.extract_element(x, ir.Constant(ir.IntType(32), lane)) for x in last]
+                        _store_vector(builder, entries, _at(builder, targets, start + lane), add)
+
+    def _at(builder, targets, column):  # type: ignore[no-untyped-def]
+        return [builder.gep(target, [ir.Constant(ir.IntType(64), column)]) for target in targets]
+
+    def _store_vector(builder, values, places, add):  # type: ignore[no-untyped-def]
+        """Store a vector or an entry of each row, or add it to what is there."""
+        kind = values[0].type
+        places = [builder.bitcast(place, kind.as_pointer()) for place in places]
         with builder.if_else(add) as (then, otherwise):
             with then:
-                new = [
-                    [builder.fadd(builder.load(p, align=4), s) for p, s in zip(line, row, strict=True)]
-                    for line, row in zip(places, sums, strict=True)
-                ]
-                for line, row in zip(places, new, strict=True):
-                    for p, s in zip(line, row, strict=True):
-                        builder.store(s, p, align=4)
+                new = [builder.fadd(builder.load(p, align=4), x) for p, x in zip(places, values, strict=True)]
+                for place, x in zip(places, new, strict=True):
+                    builder.store(x, place, align=4)
             with otherwise:
-                for line, row in zip(places, sums, strict=True):
-                    for p, s in zip(line, row, strict=True):
-                        builder.store(s, p, align=4)
-
-    def _store_some(builder, sums, targets, add, columns, vector):  # type: ignore[no-untyped-def]
-        """The first `columns` of the tile, entry by entry; rows that are the same one are written again."""
-        index = ir.IntType(64)
-        for v in range(VECTORS):
-            for lane in range(vector.count):
-                column = ir.Constant(index, v * vector.count + lane)
-                with builder.if_then(builder.icmp_signed("<", column, columns)):
-                    places = [builder.gep(target, [column]) for target in targets]
-                    new = [builder.extract_element(row[v], ir.Constant(ir.IntType(32), lane)) for row in sums]
-                    added = [builder.fadd(builder.load(p), x) for p, x in zip(places, new, strict=True)]
-                    for p, x, y in zip(places, new, added, strict=True):
-                        builder.store(builder.select(add, y, x), p)
+                for place, x in zip(places, values, strict=True):
+                    builder.store(x, place, align=4)
 
     @inner
     def packed_product(m, n, k, A, a, lda, P, p, add, C, c, ldc):

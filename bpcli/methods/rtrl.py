@@ -13,7 +13,8 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.graph.model import Graph, Phase
-from bpcli.kernels.online import Online, OnlinePlan
+from bpcli.kernels.online import Online
+from bpcli.kernels.online_plan import OnlinePlan
 from bpcli.kernels.plan import phase_flops
 from bpcli.kernels.trace import Trace
 from bpcli.methods._unrolling import NoOptions
