@@ -6,25 +6,30 @@ at once, what no state depends on after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.model import Graph, Phase
-from bpcli.peers.array_graph import Values, program
+from bpcli.peers.array_graph import Program, Values, program
 from bpcli.peers.array_library import Arrays, Library
 from bpcli.problem.model import Setup
 
 
-def loss(library: Library, setup: Setup, arrays: Arrays) -> Any:
-    """The objective: the loss of every step and sample, reduced over time and over the batch."""
-    losses = _losses(library, setup, arrays)
-    objective = setup.spec.objective
-    if setup.graph.recurrent:
-        over_time = {"sum": lambda x: x.sum(0), "mean": lambda x: x.mean(0), "last": lambda x: x[-1]}
-        losses = over_time[objective.over_time](losses)
-    return losses.mean() if objective.over_batch == "mean" else losses.sum()
+def loss(library: Library, setup: Setup) -> Callable[[Arrays], Any]:
+    """The objective as a function of all arrays: the loss of every step and sample, reduced over time and batch."""
+    losses, objective = _losses(library, setup), setup.spec.objective
+    over_time = {"sum": lambda x: x.sum(0), "mean": lambda x: x.mean(0), "last": lambda x: x[-1]}
+
+    def total(arrays: Arrays) -> Any:
+        each = losses(arrays)
+        if setup.graph.recurrent:
+            each = over_time[objective.over_time](each)
+        return each.mean() if objective.over_batch == "mean" else each.sum()
+
+    return total
 
 
 def masks(setup: Setup) -> dict[str, NDArray[np.bool_]]:
@@ -44,49 +49,52 @@ def leaves(library: Library, setup: Setup, arrays: Arrays) -> Values:
     return constants | {i: arrays[name] for name, i in graph.leaf.items()}
 
 
-def _losses(library: Library, setup: Setup, arrays: Arrays) -> Any:
+def _losses(library: Library, setup: Setup) -> Callable[[Arrays], Any]:
     """The loss of every step and sample, `(T, batch)`, or `(batch,)` when feed-forward."""
     graph = setup.graph
-    values = leaves(library, setup, arrays)
-    for phase in (Phase.STATIC, Phase.INPUT):
-        values = program(library, graph, _phase(graph, phase), _wanted(graph, phase)).run(values)
-    if graph.recurrent:
-        after = program(library, graph, _phase(graph, Phase.OUTPUT), {graph.loss})
-        values = after.run(_scan(library, setup, arrays, values))
+    lines = {phase: program(library, graph, _phase(graph, phase), _wanted(graph, phase)) for phase in Phase}
+    scan = _scan(library, setup, lines[Phase.RECURRENT])
     lead = (setup.T, setup.batch) if graph.recurrent else (setup.batch,)
-    return library.xp.broadcast_to(values[graph.loss], lead)
+
+    def losses(arrays: Arrays) -> Any:
+        values = lines[Phase.STATIC].run(leaves(library, setup, arrays))
+        values = lines[Phase.INPUT].run(values)
+        if graph.recurrent:
+            values = lines[Phase.OUTPUT].run(scan(arrays, values))
+        return library.xp.broadcast_to(values[graph.loss], lead)
+
+    return losses
 
 
-def _scan(library: Library, setup: Setup, arrays: Arrays, values: Values) -> Values:
+def _scan(library: Library, setup: Setup, lines: Program) -> Callable[[Arrays, Values], Values]:
     """The recurrent phase: `values` and, for all steps, what the output phase reads of states and recurrent values."""
     graph, xp = setup.graph, library.xp
     inside, after = _phase(graph, Phase.RECURRENT), _phase(graph, Phase.OUTPUT)
-    fixed = {i: v for i, v in values.items() if graph.nodes[i].phase is Phase.STATIC}
-    given = {i for i in graph.new.values() if graph.nodes[i].phase is Phase.INPUT}
-    fed = {
-        i: xp.broadcast_to(values[i], (setup.T, setup.batch, *graph.nodes[i].shape))
-        for i in sorted(_read(graph, inside, Phase.INPUT) | given)
-    }
+    feeding = _read(graph, inside, Phase.INPUT) | {i for i in graph.new.values() if graph.nodes[i].phase is Phase.INPUT}
     wanted = _read(graph, after, Phase.RECURRENT) | ({graph.loss} & set(inside))
     earlier = {name: i for name, i in graph.previous.items() if i in wanted}
     kept = sorted(wanted - set(earlier.values()))
-
-    lines = program(library, graph, inside, _wanted(graph, Phase.RECURRENT))
 
     def rows(name: str, value: Any) -> Any:
         shape = (setup.batch, *graph.nodes[graph.previous[name]].shape)
         return value if value.shape == shape else xp.broadcast_to(value, shape)
 
-    def step(state: Arrays, inputs: Values) -> tuple[Arrays, Values]:
-        before = {i: state[name] for name, i in graph.previous.items()}
-        now = lines.run(fixed | inputs | before)
-        new = {name: rows(name, now[i]) for name, i in graph.new.items()}
-        return new, {i: now[i] for i in kept} | {i: new[name] for name, i in earlier.items()}
+    def scan(arrays: Arrays, values: Values) -> Values:
+        fixed = {i: v for i, v in values.items() if graph.nodes[i].phase is Phase.STATIC}
+        fed = {i: xp.broadcast_to(values[i], (setup.T, setup.batch, *graph.nodes[i].shape)) for i in sorted(feeding)}
 
-    first = {name: rows(name, arrays[name]) for name in graph.previous}
-    found: Values = library.scan(step, first, fed, setup.T)[1]
-    before = {i: xp.concatenate([first[name][None], found[i][:-1]]) for name, i in earlier.items()}
-    return values | found | before
+        def step(state: Arrays, inputs: Values) -> tuple[Arrays, Values]:
+            before = {i: state[name] for name, i in graph.previous.items()}
+            now = lines.run(fixed | inputs | before)
+            new = {name: rows(name, now[i]) for name, i in graph.new.items()}
+            return new, {i: now[i] for i in kept} | {i: new[name] for name, i in earlier.items()}
+
+        first = {name: rows(name, arrays[name]) for name in graph.previous}
+        found: Values = library.scan(step, first, fed, setup.T)[1]
+        before = {i: xp.concatenate([first[name][None], found[i][:-1]]) for name, i in earlier.items()}
+        return values | found | before
+
+    return scan
 
 
 def _phase(graph: Graph, phase: Phase) -> list[int]:

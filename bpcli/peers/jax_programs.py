@@ -57,7 +57,8 @@ def gradient_function(problem: Problem, method: str) -> Callable[[], Gradient]:
 
 def _reverse(setup: Setup) -> Program:
     """Reverse mode through the whole loss: BPTT, or backprop when feed-forward."""
-    program: Program = jax.value_and_grad(lambda wrt, rest: loss(LIBRARY, setup, {**wrt, **rest}))
+    objective = loss(LIBRARY, setup)
+    program: Program = jax.value_and_grad(lambda wrt, rest: objective({**wrt, **rest}))
     return program
 
 

@@ -78,8 +78,10 @@ def gradcheck_function(problem: Problem) -> Callable[[], Gradient]:
     wrt, rest = _tensors(problem)
     checked = _running(problem, _reverse(problem.setup))()
 
+    whole = loss(LIBRARY, problem.setup)
+
     def objective(*arrays: Any) -> Any:
-        return loss(LIBRARY, problem.setup, {**rest, **dict(zip(wrt, arrays, strict=True))})
+        return whole({**rest, **dict(zip(wrt, arrays, strict=True))})
 
     def gradient() -> Gradient:
         try:
@@ -105,8 +107,10 @@ def _tensors(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
 def _reverse(setup: Setup) -> Program:
     """Reverse mode through the whole loss: BPTT, or backprop when feed-forward."""
 
+    objective = loss(LIBRARY, setup)
+
     def program(wrt: Arrays, rest: Arrays) -> tuple[Any, Arrays]:
-        total = loss(LIBRARY, setup, {**wrt, **rest})
+        total = objective({**wrt, **rest})
         if not total.requires_grad:  # it depends on nothing that is differentiated
             return total, {name: torch.zeros_like(array) for name, array in wrt.items()}
         found = torch.autograd.grad(total, tuple(wrt.values()), materialize_grads=True)
