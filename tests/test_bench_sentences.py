@@ -62,7 +62,7 @@ def biased(method, time_s, memory, cosine):
         ),
         (
             [row(), row(backend="jax", time_s=3e-3, ratio={"median": 3.14, "low": 3.0, "high": 3.3})],
-            ["2 rows measured, all gradients checked first.", "jax takes 3.1 times the time of bp for bptt."],
+            ["2 rows measured, all gradients checked first.", "bptt: bp is 3.1 times as fast as jax."],
         ),
         (
             [row(), row("rtrl", None, verdict="wrong", cosine=0.3, bias=1.0)],

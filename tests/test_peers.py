@@ -12,6 +12,8 @@ from naive import backprop, bptt, loss
 from bpcli import peers
 from bpcli.errors import BpError
 from bpcli.peers.jax import PEER as JAX
+from bpcli.peers.torch import PEER as TORCH
+from bpcli.problem.cast import cast
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.model import Problem, Setup
@@ -19,8 +21,15 @@ from bpcli.problem.open import open_setup
 
 SPECS = sorted((Path(__file__).parents[1] / "specs").glob("*.toml"))
 SMALL = {"n": 3, "n1": 2, "n2": 3, "T": 3, "batch": 2}
+VANILLA = next(p for p in SPECS if p.stem == "vanilla_rnn")
 RECURRENT = ("gru", "indrnn", "leaky_rnn", "lru", "lstm", "masked_rnn", "stacked_rnn", "vanilla_rnn")
-needs_jax = pytest.mark.skipif(JAX.available() is not None, reason="JAX is not installed")
+PEERS = [
+    pytest.param(p, marks=pytest.mark.skipif(p.available() is not None, reason=f"no {p.name}"), id=p.name)
+    for p in (JAX, TORCH)
+]
+each_peer = pytest.mark.parametrize("peer", PEERS)
+needs_torch = pytest.mark.skipif(TORCH.available() is not None, reason="no torch")
+TOLERANCE = {"float64": 1e-10, "float32": 2e-3}
 
 ODD = """bp = 1
 dtype = "{dtype}"
@@ -53,10 +62,35 @@ batch = 3
 """
 
 
+PHASES = """bp = 1
+[inputs]
+x = [2]
+[params]
+w = [2]
+v = [2]
+[state]
+a = { shape = [2], init = "normal" }
+fed = { shape = [2], init = "normal" }
+fixed = { shape = [2], init = "normal" }
+total = []
+[equations]
+a = "tanh(w * a[t-1] + v * fed[t-1])"
+fed = "v * x"
+fixed = "exp(w)"
+loss = "sum(a * fixed[t-1]) + 0.1 * dot(fed[t-1], a)"
+total = "loss + 0.5 * total[t-1]"
+[data]
+T = 4
+batch = 3
+"""
+
+
 def opened(path: Path, overrides: dict[str, object], wrt: tuple[str, ...] = ()) -> Setup:
     """The setup of a spec with those overrides that it knows."""
     spec = open_setup(path, {}, (), Limits()).spec
-    known = {k: v for k, v in overrides.items() if k in spec.dims or k == "batch" or (k == "T" and spec.states)}
+    known = {
+        k: v for k, v in overrides.items() if k in spec.dims or k in ("batch", "dtype") or (k == "T" and spec.states)
+    }
     return open_setup(path, known, wrt, Limits())
 
 
@@ -74,11 +108,11 @@ def truth(problem: Problem) -> tuple[float, dict[str, np.ndarray]]:
     return loss(setup.spec, arrays), gradients
 
 
-def assert_equal(setup: Setup, method: str, tolerance: float) -> None:
+def assert_equal(peer, setup: Setup, method: str) -> None:
     """The peer's loss and gradient equal the truth, relative to the largest entry of each tensor."""
-    problem = draw(setup)
-    expected, gradients = truth(problem)
-    found = JAX.gradient_function(problem, method)()
+    problem, tolerance = draw(setup), TOLERANCE[setup.dtype.name]
+    expected, gradients = truth(cast(problem, np.dtype(np.float64)))
+    found = peer.gradient_function(problem, method)()
     assert expected == pytest.approx(found.loss, rel=tolerance)
     for tensor in setup.wrt:
         assert (tensor.shape, setup.dtype) == (found.arrays[tensor.name].shape, found.arrays[tensor.name].dtype)
@@ -86,44 +120,78 @@ def assert_equal(setup: Setup, method: str, tolerance: float) -> None:
         np.testing.assert_allclose(found.arrays[tensor.name], gradients[tensor.name], rtol=0, atol=tolerance * scale)
 
 
-@needs_jax
+@each_peer
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
-def test_jax_reverse_mode_equals_the_twin_on_every_spec(path):
-    """BPTT and backprop with respect to everything, to 1e-10."""
-    setup = opened(path, SMALL, ("params", "state", "inputs") if path.stem in RECURRENT else ("params", "inputs"))
-    assert_equal(setup, "bptt" if setup.graph.recurrent else "backprop", 1e-10)
+def test_reverse_mode_equals_the_twin_on_every_spec(peer, path, dtype):
+    """BPTT and backprop with respect to everything."""
+    wrt = ("params", "state", "inputs") if path.stem in RECURRENT else ("params", "inputs")
+    setup = opened(path, {**SMALL, "dtype": dtype}, wrt)
+    assert_equal(peer, setup, "bptt" if setup.graph.recurrent else "backprop")
 
 
-@needs_jax
+@each_peer
 @pytest.mark.parametrize("path", [p for p in SPECS if p.stem in ("lru", "lstm", "masked_rnn")], ids=lambda p: p.stem)
-def test_jax_rtrl_equals_the_twin_on_recurrent_specs(path):
-    """RTRL with respect to parameters and initial states, to 1e-10."""
-    assert_equal(opened(path, SMALL, ("params", "state")), "rtrl", 1e-10)
+def test_rtrl_equals_the_twin_on_recurrent_specs(peer, path):
+    """RTRL with respect to parameters and initial states."""
+    assert_equal(peer, opened(path, SMALL, ("params", "state")), "rtrl")
 
 
-@needs_jax
+@each_peer
 @pytest.mark.parametrize(
     ("method", "over_time", "over_batch"), [("bptt", "sum", "mean"), ("bptt", "mean", "sum"), ("rtrl", "last", "mean")]
 )
-def test_jax_knows_all_operations_and_reductions(tmp_path, method, over_time, over_batch):
+def test_peers_know_all_operations_and_reductions(peer, tmp_path, method, over_time, over_batch):
     """A spec that uses every operation, a shared trainable state, a density, and losses that look at t-1."""
     path = tmp_path / "odd.toml"
     path.write_text(ODD.format(dtype="float64", over_time=over_time, over_batch=over_batch))
-    assert_equal(opened(path, {}, ("params", "state")), method, 1e-10)
+    assert_equal(peer, opened(path, {}, ("params", "state")), method)
 
 
-@needs_jax
+@each_peer
 @pytest.mark.parametrize("method", ["rtrl"])
-def test_jax_stays_in_float32(tmp_path, method):
+def test_peers_stay_in_float32(peer, tmp_path, method):
     """The spec's precision is the peer's."""
     path = tmp_path / "odd.toml"
     path.write_text(ODD.format(dtype="float32", over_time="sum", over_batch="mean"))
-    assert_equal(opened(path, {}, ("params",)), method, 1e-4)
+    assert_equal(peer, opened(path, {}, ("params",)), method)
+
+
+@each_peer
+@pytest.mark.parametrize("method", ["bptt", "rtrl"])
+def test_peers_know_states_of_every_phase(peer, tmp_path, method):
+    """States that are computed from inputs or parameters alone, and one that sums up the loss."""
+    path = tmp_path / "phases.toml"
+    path.write_text(PHASES)
+    assert_equal(peer, opened(path, {}, ("params", "state")), method)
+
+
+@each_peer
+def test_a_gradient_of_nothing_is_zero(peer, tmp_path):
+    """The loss need not depend on what is differentiated."""
+    path = tmp_path / "idle.toml"
+    path.write_text('bp = 1\n[inputs]\nx = []\n[params]\nw = [2]\n[equations]\nloss = "x**2"\n')
+    assert_equal(peer, opened(path, {}), "backprop")
+
+
+@needs_torch
+def test_gradcheck_gives_the_gradient_that_it_has_checked():
+    """What is timed is the check; what is told is the gradient."""
+    assert_equal(TORCH, opened(VANILLA, SMALL), "central")
+
+
+@needs_torch
+def test_a_gradient_that_gradcheck_rejects_is_no_row(tmp_path):
+    """Its step goes over the kink of |1e-9|."""
+    path = tmp_path / "kink.toml"
+    path.write_text('bp = 1\n[params]\nw = { shape = [], value = 1e-9 }\n[equations]\nloss = "abs(w)"\n')
+    with pytest.raises(BpError, match="gradcheck rejects the gradient"):
+        TORCH.gradient_function(draw(opened(path, {})), "check")()
 
 
 def test_peers_are_found_by_their_files():
     """Modules that belong to a peer are no peers."""
-    assert ("jax",) == peers.known_names()
+    assert ("jax", "torch") == peers.known_names()
 
 
 def test_an_unknown_peer_gets_the_nearest():
@@ -142,14 +210,16 @@ def test_a_peer_that_is_not_installed_says_how_to_get_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "wrt", "refused"),
-    [("bptt", ("params", "inputs"), False), ("rtrl", ("params", "state"), False), ("rtrl", ("inputs",), True),
-     ("tbptt:k1=1,k2=2", ("params",), True)],
+    ("method", "wrt", "dtype", "by"),
+    [("bptt", ("params", "inputs"), "float64", "jax torch"), ("rtrl", ("params", "state"), "float32", "jax torch"),
+     ("rtrl", ("inputs",), "float64", ""), ("tbptt:k1=1,k2=2", ("params",), "float64", ""),
+     ("central", ("params",), "float64", "torch"), ("central", ("params",), "float32", ""),
+     ("complex-step", ("params",), "float64", "")],
 )  # fmt: skip
-def test_a_peer_says_what_it_does_not_run(method, wrt, refused):
-    """RTRL with respect to inputs, and methods that it lacks."""
-    setup = opened(SPECS[[p.stem for p in SPECS].index("vanilla_rnn")], SMALL, wrt)
-    assert refused == (JAX.refusal(setup, method) is not None)
+def test_a_peer_says_what_it_does_not_run(method, wrt, dtype, by):
+    """RTRL with respect to inputs, methods that it lacks, and gradcheck in single precision."""
+    setup = opened(VANILLA, {**SMALL, "dtype": dtype}, wrt)
+    assert by.split() == [p.name for p in (JAX, TORCH) if p.refusal(setup, method) is None]
 
 
 @pytest.mark.parametrize(("threads", "told"), [(1, True), (2, False)])

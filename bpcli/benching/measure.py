@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bpcli import methods, peers
-from bpcli.benching import clock, control
+from bpcli import peers
+from bpcli.benching import checks, clock, control
 from bpcli.benching.machine import copy_rate, gemm_rate
 from bpcli.benching.memory import allocated_bytes, peak_growth
 from bpcli.benching.store import OURS
@@ -28,6 +28,9 @@ from bpcli.problem.finite import check_finite
 from bpcli.problem.model import Problem, Setup
 
 Answer = dict[str, Any]
+SLOW_SECONDS = 1.0
+"""A call that takes as long is a block by itself, and is not made again to find that out."""
+_UNKNOWN = Vouch("inconclusive", "nothing", "no right gradient to compare with")
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,10 @@ class Session:
             return report
         report["allocated_bytes"] = allocated_bytes(case.run) if order.backend == OURS else None
         report["peak_growth"] = peak
-        self._run, self._calls = case.run, clock.calibrate(case.run)
-        (each,) = clock.take(case.run, self._calls, 1)
+        self._run, self._calls, each = case.run, 1, first
+        if first < SLOW_SECONDS:
+            self._calls = clock.calibrate(case.run)
+            (each,) = clock.take(case.run, self._calls, 1)
         return report | {"calls_per_block": self._calls, "block_s": each * self._calls}
 
     def _time(self, blocks: int) -> Answer:
@@ -150,7 +155,7 @@ def _open(order: Order) -> Case:
         fail("changed", f"{order.target.path}, or a file that it names, changed while it was measured")
     problem = draw(setup)
     check_finite(problem)
-    call = methods.parse(order.method)
+    call = checks.parse(order.method)
     if order.backend == OURS:
         return Case(problem, call, lambda: call.gradient(problem), order.threads)
     peer = peers.get(order.backend)
@@ -161,14 +166,18 @@ def _open(order: Order) -> Case:
 def _judge(case: Case, order: Order, gradient: Gradient, true: Gradient | None) -> Vouch:
     """The verdict on a gradient; all methods that peers run are exact, so that the true one can stand in for ours."""
     problem, call = case.problem, case.call
+    if order.backend == OURS and (checked := checks.vouch_for(call, problem)):
+        return checked
     if order.backend == OURS:
         return vouch(problem, [call], {call.text: gradient}, true)[call.text]
+    if isinstance(call.method, checks.Checking):
+        return _against(problem.setup, gradient, true, "reverse mode") if true else _UNKNOWN
     if order.ours == "pass":
         return _against(problem.setup, gradient, call.gradient(problem), "bp")
     if true is not None and call.method.name != exact_method(problem.setup):
         return _against(problem.setup, gradient, true, "reverse mode")
     # The true gradient is bp's own by this very method.
-    return Vouch("inconclusive", "nothing", "no right gradient to compare with")
+    return _UNKNOWN
 
 
 def _against(setup: Setup, gradient: Gradient, right: Gradient, whose: str) -> Vouch:

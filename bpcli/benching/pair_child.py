@@ -70,10 +70,10 @@ class Server:
 
 def _open(cell: Mapping[str, Any]) -> Any:
     """The problem of a cell and the method's call."""
-    from bpcli import methods
+    from bpcli.benching import checks
     from bpcli.problem.draw import draw
 
-    return draw(_target(cell).open(cell["settings"])), methods.parse(cell["method"])
+    return draw(_target(cell).open(cell["settings"])), checks.parse(cell["method"])
 
 
 def _target(cell: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpcli import methods
-from bpcli.benching import sweep
+from bpcli.benching import checks, sweep
 from bpcli.benching.rounds import ROUNDS, Item
 from bpcli.benching.store import OURS, Row
 from bpcli.benching.sweep import THREADS, Cell, Grid, Point, Sweep
@@ -122,7 +122,7 @@ def prepare(target: Target, wish: Wish, results: Results) -> Job:
         _refuse_threads(grid[THREADS], None if THREADS in wish.grid else spec.source.key("bench", "grid", THREADS))
     options = {name: _options(name) for name in _needed(texts, grid, settings)}
     stand = {k: spec.source.key("bench", "grid", k) for k in own if k not in wish.grid}
-    plan = sweep.plan(grid, settings, texts, options, lambda text, base: methods.parse(text, places.get(base)), stand)
+    plan = sweep.plan(grid, settings, texts, options, lambda text, base: checks.parse(text, places.get(base)), stand)
     for text in plan.notes:
         results.note(f"{spec.name}: {text}")
     return Job(target, digest(setup, target.path), plan, places, wish.alone, threads_swept)
@@ -172,7 +172,7 @@ def _item(entry: Entry, setup: Setup, ask: Ask, results: Results) -> list[Item]:
     """The order for a cell, or nothing where its method does not apply or goes beyond the limits."""
     job, cell = entry.job, entry.cell
     place = job.places.get(cell.base)
-    call = methods.parse(cell.method, place)
+    call = checks.parse(cell.method, place)
     if reason := call.refusal(setup.graph):
         if job.alone:
             fail("method-refused", f"{call.text}: {reason}", place)

@@ -150,12 +150,13 @@ def _few(ratios: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def _peers(rows: Sequence[Row]) -> list[str]:
-    """For each peer and method, its time as a multiple of ours: the middle one, and the range over cells."""
+    """For each peer and method, its time as a multiple of ours: the geometric mean, and the range over cells."""
     said = []
     for backend, method in dict.fromkeys((r["backend"], r["method"]) for r in rows if r["ratio"]):
         ratios = [r["ratio"]["median"] for r in rows if (r["backend"], r["method"]) == (backend, method) and r["ratio"]]
-        spread = f" ({min(ratios):.2g} to {max(ratios):.2g} over {len(ratios)} cells)" if len(ratios) > 1 else ""
-        said.append(f"{backend} takes {_of(statistics.median(ratios))} the time of bp for {method}{spread}.")
+        cells = f" (geometric mean of {len(ratios)} cells, {_plain(min(ratios))} to {_plain(max(ratios))})"
+        mean = statistics.geometric_mean(ratios)
+        said.append(f"{method}: bp is {_plain(mean)} times as fast as {backend}{cells if len(ratios) > 1 else ''}.")
     return said
 
 

@@ -44,10 +44,10 @@ def vouch(
     costs = {c.text: check_cost(setup, [c], CheckOptions(mode="full")) for c in calls}
     whole = [c for c in calls if costs[c.text] <= AFFORDABLE_FLOPS]
     findings = check(setup, whole, CheckOptions()) if whole else []
-    verdicts = {c.text: _sum_up(findings, c, "every entry") for c in whole}
+    verdicts = {c.text: sum_up(findings, c, "every entry") for c in whole}
     for call in [c for c in calls if c not in whole]:
         sample = _sampled(setup, costs[call.text])
-        judged = _sum_up(check(sample, [_seen_through(call, setup)], CheckOptions()), call, _count(sample))
+        judged = sum_up(check(sample, [_seen_through(call, setup)], CheckOptions()), call, _count(sample))
         verdicts[call.text] = _against_truth(judged, call, problem, gradients[call.text], true)
     return verdicts
 
@@ -111,7 +111,7 @@ def _seen_through(call: MethodCall, setup: Setup) -> MethodCall:
     return MethodCall(call.text, whole, call.options)  # type: ignore[arg-type]
 
 
-def _sum_up(findings: Sequence[Finding], call: MethodCall, how: str) -> Vouch:
+def sum_up(findings: Sequence[Finding], call: MethodCall, how: str) -> Vouch:
     """The worst verdict on a method's tensors."""
     own = [f for f in findings if f.method == call.text]
     for verdict in ("wrong", "inconclusive"):

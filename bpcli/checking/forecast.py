@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bpcli.checking.answers import Foreign
 from bpcli.checking.options import CheckOptions, choose
+from bpcli.checking.outside import Outside
 from bpcli.checking.truth import Windows, whole
 from bpcli.graph.model import Phase
 from bpcli.kernels.plan import make_plan
@@ -48,7 +49,9 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Ch
 
 
 def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: int) -> int:
-    """A trace of all steps, a block of copies beside it, and the losses of the copies."""
+    """A trace of all steps, a block of copies beside it, and the losses of the copies; what another program holds."""
+    if isinstance(reference, Outside):
+        return reference.bytes(setup)
     exact = reference.name == complex_step.REFERENCE.name
     item = _COMPLEX if exact else _DOUBLE
     nodes = setup.graph.nodes

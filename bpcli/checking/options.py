@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bpcli.checking import outside
 from bpcli.checking.answers import Foreign
 from bpcli.checking.truth import AUTO, Windows, references_for, whole
 from bpcli.methods import MethodCall
@@ -24,13 +25,13 @@ _ASKED = 2
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """`reference` judges: "auto" takes the sharpest that applies, and differences beside it.
+    """`reference` judges, or the peer of that name: "auto" takes the sharpest that applies, and differences beside it.
 
     The mode "full" judges every entry and puts differences beside each, "directional" judges directions first, and
     "auto" judges every entry where that is affordable, with differences beside as many as are.
     """
 
-    reference: Literal["auto", "central", "complex-step", "ladder"] = "auto"
+    reference: str = AUTO
     mode: Mode = "auto"
 
 
@@ -67,6 +68,14 @@ def choose(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOp
         return Choice("directional", references_for(setup, options.reference, "directional"), False, along, full)
     sampled = any(isinstance(r, Central) and copies(setup, r.sample) < copies(setup) for r in used)
     return Choice("full", used, sampled, full, full)
+
+
+def unjudged(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> dict[str, str]:
+    """The methods, by text, that the reference can't judge, and why."""
+    if options.reference not in outside.known():
+        return {}
+    reasons = {call.text: outside.refusal(options.reference, setup, tuple(call.windows(setup))) for call in calls}
+    return {text: reason for text, reason in reasons.items() if reason}
 
 
 def check_cost(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> float:

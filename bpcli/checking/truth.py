@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from bpcli.checking import outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
@@ -28,13 +29,13 @@ _AFFORDABLE = 2e10
 
 
 def references_for(setup: Setup, wanted: str, mode: str) -> tuple[Reference, ...]:
-    """The references that `wanted` ("auto" or a name) means, the judge first.
+    """The references that `wanted` ("auto" or a name, that of a peer too) means, the judge first.
 
     "auto" is the complex step with central differences beside it. Where these are expensive, the mode "auto" takes them
     on a sample of the entries.
     """
     if wanted != AUTO:
-        return (get(wanted),)
+        return (outside.get(wanted) if wanted in outside.known() else get(wanted),)
     beside = central.REFERENCE.within(setup, _AFFORDABLE) if mode == AUTO else central.REFERENCE
     return (complex_step.REFERENCE, beside)
 

@@ -31,13 +31,17 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 @click.command()
 @click.argument("target", nargs=-1)
 @click.option(
-    "-m", "--method", multiple=True, metavar="METHOD", help="Measure this method, as tbptt:k1=1,k2=4; repeatable."
+    "-m",
+    "--method",
+    multiple=True,
+    metavar="METHOD",
+    help="Measure this method, as tbptt:k1=1,k2=4, a reference, or a whole check; repeatable.",
 )
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",
     help="Sweep a dim, a constant, T, batch, dtype, seed, threads or an option of methods; repeatable.",
 )  # fmt: skip
-@click.option("--peer", multiple=True, metavar="PEER", help="Measure this program beside bp: jax; repeatable.")
+@click.option("--peer", multiple=True, metavar="PEER", help="Measure this program beside bp: jax, torch; repeatable.")
 @click.option(
     "--budget", type=click.FloatRange(min=0.0, min_open=True), default=0.5, show_default=True, metavar="SECONDS",
     help="How long to time each cell; seven blocks of calls at least.",

@@ -65,10 +65,13 @@ def _operations() -> Iterator[Row]:
 
 
 def _references() -> Iterator[Row]:
+    from bpcli.checking import outside
     from bpcli.references import get, known
 
     for name in known():
         yield _row(name, get(name).summary)
+    for name in outside.known():
+        yield _row(name, outside.describe(name))
 
 
 def _formats() -> Iterator[Row]:

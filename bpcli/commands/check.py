@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bpcli.commands import choose
 from bpcli.commands.options import Common, one_of, shared
 
 if TYPE_CHECKING:
@@ -19,16 +20,10 @@ if TYPE_CHECKING:
     from bpcli.errors import Diagnostic, Place
     from bpcli.methods import MethodCall
 
+_OF_OBJECTS = ("auto", "central", "ladder")
 MODES = ("auto", "directional", "full")
 # Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
 _SWEEPS = 16
-
-
-def references() -> tuple[str, ...]:
-    """What `--reference` takes: a reference, or the choice that suits the spec."""
-    from bpcli.references import known
-
-    return ("auto", *known())
 
 
 @dataclass
@@ -100,7 +95,7 @@ class Call:
     "--reference",
     metavar="NAME",
     default="auto",
-    callback=one_of(references),
+    callback=choose.reference,
     help="What to judge by; `bp list references`.",
 )
 @click.option(
@@ -138,7 +133,7 @@ def check(
     from bpcli.commands.specs import find, names
 
     boxes, targets, refused = foreign.objects(target)
-    given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference == "complex-step", "--power": power}
+    given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference not in _OF_OBJECTS, "--power": power}
     alone = {} if targets else {"-m": method, "--set": common.overrides}
     foreign.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
     paths, missing = find(targets) if targets or not (boxes or refused) else ([], [])
@@ -183,7 +178,6 @@ def _judge(path: Path, call: Call, results: Results) -> None:
     from bpcli.checking.forecast import check_bytes
     from bpcli.commands.again import again
     from bpcli.commands.check_cases import places_of
-    from bpcli.commands.choose import applying, choose
     from bpcli.commands.failures import translate
     from bpcli.commands.foreign import of_spec
     from bpcli.commands.kernels import prepare
@@ -197,10 +191,13 @@ def _judge(path: Path, call: Call, results: Results) -> None:
         results.places |= places_of(setup.spec)
         idle = [name for name in setup.spec.kernels if name not in call.foreign.names]
         results.unused += [f"{setup.spec.name}: the kernel {n} was not run; --kernel {n} judges it" for n in idle]
-        chosen = () if call.foreign and (call.weak or not call.methods) else choose(setup, call.methods, call.weak)
-        own, skipped = applying(setup, chosen, call.alone)
+        chosen = (
+            () if call.foreign and (call.weak or not call.methods) else choose.choose(setup, call.methods, call.weak)
+        )
+        own, skipped = choose.applying(setup, chosen, call.alone)
+        own, beyond = choose.judged(setup, own, call.methods, call.options)
         methods: tuple[MethodCall | Foreign, ...] = (*own, *of_spec(setup, path, call.foreign, call.common))
-        for name, reason in skipped.items():
+        for name, reason in {**skipped, **beyond}.items():
             results.skipped.setdefault((name, reason), []).append(setup.spec.name)
         if setup.graph.unused:
             results.unused.append(f"{setup.spec.name}: the loss does not depend on {', '.join(setup.graph.unused)}")

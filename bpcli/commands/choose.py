@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from bpcli.commands.options import Refused, one_of
 from bpcli.errors import Collector
 
 if TYPE_CHECKING:
+    from bpcli.checking.options import CheckOptions
     from bpcli.errors import Place
     from bpcli.methods import MethodCall
     from bpcli.problem.model import Setup
@@ -40,6 +42,40 @@ def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tup
     if own:
         return _distinct([parse(text, place("check", "methods", str(i))) for i, text in enumerate(own)])
     return read(("bptt", "rtrl") if setup.graph.recurrent else ("backprop",))
+
+
+def reference(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A callback that lets pass what can judge here: "auto", a reference, or a peer that is installed."""
+    from bpcli import peers, references
+    from bpcli.errors import BpError
+
+    outside = peers.known_names()
+    one_of(lambda: ("auto", *references.known(), *outside))(context, parameter, value)
+    if value in outside:
+        try:
+            peers.get(value)
+        except BpError as error:
+            raise Refused(error.diagnostics[0].what, error.diagnostics[0].help) from None
+    return value
+
+
+def judged(
+    setup: Setup, calls: Sequence[MethodCall], given: Sequence[MethodCall], options: CheckOptions
+) -> tuple[tuple[MethodCall, ...], Mapping[str, str]]:
+    """The methods that the reference can judge, and the reasons of those skipped.
+
+    Raises BpError where one of them is `given`, or none is left.
+    """
+    from bpcli.checking.options import unjudged
+
+    reasons = unjudged(setup, calls, options)
+    collector = Collector()
+    for call in calls:
+        if call.text in reasons and (call in given or len(reasons) == len(calls)):
+            advice = "central and complex-step judge truncated methods too"
+            collector.add("reference-refused", f"{call.text}: {reasons[call.text]}", _place(setup, call), advice)
+    collector.finish()
+    return tuple(c for c in calls if c.text not in reasons), reasons
 
 
 def applying(

@@ -16,15 +16,17 @@ from numpy.typing import NDArray
 from bpcli.graph.fuse import LEAVES
 from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Graph, Phase
-from bpcli.graph.tape import ADDEND, OUT, A, Alias, B, Forward
+from bpcli.graph.tape import ADDEND, OP, OUT, TURNED, A, Alias, B, Forward
 from bpcli.kernels import forward as kernel
-from bpcli.kernels.calls import run
+from bpcli.kernels.calls import Call, run
+from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.jobs import cut, forward_job
 from bpcli.kernels.layout import Allocator, Places
 from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import LANE_FLOPS, phase_flops
-from bpcli.kernels.rows import BASE
+from bpcli.kernels.rows import BASE, PACKED, PACKED_T
+from bpcli.kernels.tiles import pack, packed_entries
 
 PART_ROWS = 128
 """Rows that one job takes on: enough for products to be quick, few enough to feed every thread."""
@@ -91,7 +93,17 @@ class Layout:
             else:
                 base = allocator.take(self.steps * self.rows * node.size)
                 allocator.place(node.index, base, (self.rows * node.size, 0, node.size, 0))
+        for n, field in self.packed:
+            shape = self.graph.nodes[n].shape[:: 1 if field == PACKED else -1]
+            allocator.table[n, field] = allocator.take(packed_entries(*shape))
         return allocator.finish(self._slices)
+
+    @cached_property
+    def packed(self) -> tuple[tuple[int, int], ...]:
+        """The matrices that every copy's rows are multiplied with, each with the field of the packed copy it takes."""
+        products = [row for row in self.each if row[OP] == MATMUL]
+        found = {(int(row[A]), PACKED if row[TURNED] else PACKED_T) for row in products}
+        return tuple(sorted((n, field) for n, field in found if n not in self._slices))
 
     @cached_property
     def flops(self) -> float:
@@ -100,8 +112,10 @@ class Layout:
 
     @property
     def entries_per_copy(self) -> int:
-        """Numbers that one more copy takes."""
-        return sum(self.rows * n.size for n in self.graph.nodes if n.index in self.reached)
+        """Numbers that one more copy takes: a static matrix is stored once, whatever is changed in it."""
+        late = [n for n in self.graph.nodes if n.index in self.reached and n.phase is not Phase.STATIC]
+        vectors = [self.graph.nodes[n] for n in self.crossing if len(self.graph.nodes[n].shape) < 2]
+        return sum(self.rows * n.size for n in late) + sum(n.size for n in vectors)
 
 
 class Copies:
@@ -114,6 +128,9 @@ class Copies:
         self.V = np.zeros(layout.places.size, dtype)
         self.numbers = layout.forward.numbers.astype(dtype)
         self.fix = no_fixes(len(layout.graph.nodes), dtype)
+        self._places = layout.places.table.copy()
+        if dtype.kind == "c":  # only real products have a tile
+            self._places[:, [PACKED, PACKED_T]] = -1
         for node, values in static.items():
             self.block(node)[..., :] = values.ravel()
         for node, rows in inputs.items():
@@ -123,7 +140,7 @@ class Copies:
         self._run(layout.before, cut(self._job(layout.before, self.fix), kernel.I0, *everything, 1))
 
     def _job(self, code: Jobs, fix: Fix) -> Jobs:
-        job = forward_job(self.layout.forward, self.numbers, self.layout.places.table, self.V.size, fix)
+        job = forward_job(self.layout.forward, self.numbers, self._places, self.V.size, fix)
         job[kernel.CODE], job[kernel.LINES], job[kernel.LAST] = code.ctypes.data, len(code), len(code)
         job[kernel.STEP1] = 1
         return job
@@ -146,14 +163,26 @@ class Copies:
         """The values (copies, rows, size) of a node that differs between copies."""
         return self.block(node).reshape(self.layout.copies, self.layout.rows, -1)
 
-    def step(self, j: int) -> NDArray:
-        """Run step j for every copy; the losses, (copies, rows) or what broadcasts to it. The state moves on."""
-        layout, graph = self.layout, self.layout.graph
+    @cached_property
+    def _steps(self) -> Call:
+        """The jobs of a step, of which only the number of the step changes; static matrices are final by now."""
+        layout = self.layout
+        for n, field in layout.packed:
+            if self._places[n, field] >= 0:
+                matrix = self.block(n).reshape(layout.graph.nodes[n].shape)
+                pack(matrix if field == PACKED else matrix.T, self.V[self._places[n, field] :])
         rows = layout.copies * layout.rows
         parts = max(1, min(layout.copies, rows // PART_ROWS, int(layout.flops * rows / LANE_FLOPS)))
         job = self._job(layout.each, self.fix)
-        job[kernel.STEP0], job[kernel.STEP1], job[kernel.I1] = j, j + 1, layout.rows
-        self._run(layout.each, cut(job, kernel.O0, 0, layout.copies, parts))
+        job[kernel.I1] = layout.rows
+        return Call("forward", cut(job, kernel.O0, 0, layout.copies, parts))
+
+    def step(self, j: int) -> NDArray:
+        """Run step j for every copy; the losses, (copies, rows) or what broadcasts to it. The state moves on."""
+        layout, graph = self.layout, self.layout.graph
+        if len(layout.each):
+            self._steps.jobs[:, [kernel.STEP0, kernel.STEP1]] = j, j + 1
+            self._steps.run(self.V, self.V.ctypes.data)
         losses = self._losses(j).copy()
         for name, previous in graph.previous.items():
             self.block(previous)[:] = self.block(graph.new[name])

@@ -11,7 +11,7 @@ from bpcli.errors import fail, nearest
 if TYPE_CHECKING:
     from bpcli.peers.base import Peer
 
-# What belongs to a peer has the peer's name and an underscore in front: `jax_graph`.
+# What belongs to a peer has its name and an underscore in front, what several share `array_`: `jax_programs`.
 _NOT_PEERS = frozenset({"base"})
 
 

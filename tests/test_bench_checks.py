@@ -1,0 +1,112 @@
+"""Checking as something that a bench measures: sweeps of references and whole checks, gradcheck beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bpcli import references
+from bpcli.benching import checks, rounds
+from bpcli.cli import main
+from bpcli.errors import BpError
+from bpcli.methods import parse
+from bpcli.peers.torch import PEER as TORCH
+from bpcli.problem.draw import draw
+from bpcli.problem.limits import Limits
+from bpcli.problem.model import Problem
+from bpcli.problem.open import open_setup
+from bpcli.references.base import Estimate
+
+VANILLA = Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml"
+NAMES = ("central", "complex-step", "ladder", "check")
+
+
+def small(dtype: str = "float64") -> Problem:
+    return draw(open_setup(VANILLA, {"n": 3, "T": 3, "batch": 2, "dtype": dtype}, (), Limits()))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_check_is_a_method_with_a_gradient_and_a_cost(name, dtype):
+    """Its gradient is the true one, in the spec's dtype; it is vouched for by what it says of reverse mode."""
+    problem, call = small(dtype), checks.parse(f" {name} ")
+    found, expected = call.gradient(problem), parse("bptt").gradient(problem)
+    assert name == call.text
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    for tensor in problem.setup.wrt:
+        assert (tensor.shape, problem.setup.dtype) == (found.arrays[tensor.name].shape, found.arrays[tensor.name].dtype)
+        np.testing.assert_allclose(found.arrays[tensor.name], expected.arrays[tensor.name], rtol=1e-3, atol=1e-5)
+    assert call.cost(problem.setup).flops > parse("bptt").cost(problem.setup).flops
+    assert "pass" == checks.vouch_for(call, problem).verdict
+
+
+def test_a_whole_check_costs_more_than_its_references():
+    """Both of them, the rounding, and the gradient twice."""
+    setup = small().setup
+    cost = {name: checks.parse(name).cost(setup).flops for name in NAMES}
+    assert cost["check"] > cost["central"] + cost["complex-step"]
+
+
+def test_a_reference_that_is_wrong_is_not_timed(monkeypatch):
+    """What it says of a right gradient gives it away."""
+    kind = type(references.get("complex-step"))
+    estimate = kind.estimate
+
+    def off(self, problem, windows, tensors):
+        found = estimate(self, problem, windows, tensors)
+        return {n: Estimate(1.001 * e.value, e.bound, e.noise, e.kink) for n, e in found.items()}
+
+    monkeypatch.setattr(kind, "estimate", off)
+    assert "wrong" == checks.vouch_for(checks.parse("complex-step"), small()).verdict
+
+
+def test_methods_are_parsed_as_ever():
+    """And vouched for as ever."""
+    assert "tbptt" == checks.parse("tbptt:k1=1,k2=2").method.name
+    assert checks.vouch_for(checks.parse("bptt"), small()) is None
+    with pytest.raises(BpError, match='unknown method "centrall"'):
+        checks.parse("centrall")
+
+
+def test_nothing_is_remembered_between_calls(monkeypatch):
+    """A reference computes its bounds anew each time, or it would be measured without them."""
+    seen = []
+    estimate = type(references.get("central")).estimate
+    monkeypatch.setattr(
+        type(references.get("central")), "estimate", lambda self, p, *rest: seen.append(p) or estimate(self, p, *rest)
+    )
+    problem = small()
+    for _ in range(2):
+        checks.parse("central").gradient(problem)
+    assert 3 == len({id(p) for p in (problem, *seen)})
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.01, [0, 1, 2, 3, 4, 5, 6]), (20.0, [0, 3, 6])])
+def test_long_blocks_are_taken_in_few_rounds(seconds, taken):
+    """The first, the middle and the last."""
+    runner = rounds._Runner(None, "bp", None, report={"block_s": seconds})
+    assert taken == [turn for turn in range(rounds.ROUNDS) if turn % runner.pace == 0]
+
+
+@pytest.mark.parametrize("peer", [[], pytest.param(["--peer", "torch"], marks=pytest.mark.skipif(
+    TORCH.available() is not None, reason="no torch"))], ids=["alone", "torch"])  # fmt: skip
+def test_bench_measures_checks(tmp_path, monkeypatch, peer):
+    """Rows like any other; gradcheck stands beside central and the check, and says how much longer it takes."""
+    monkeypatch.chdir(tmp_path)
+    methods = [part for name in NAMES for part in ("-m", name)]
+    sizes = ["--set", "batch=2", "-g", "k2=1", "-g", "n=3", "-g", "T=3"]
+    result = CliRunner().invoke(
+        main, ["bench", str(VANILLA), *methods, *sizes, *peer, "--budget", "0.001", "--format", "json"]
+    )
+    assert 0 == result.exit_code, result.output
+    cells = json.loads(result.stdout)["cells"]
+    found = {(c["method"], c["backend"]): c for c in cells}
+    beside = [("central", "torch"), ("check", "torch")] if peer else []
+    assert sorted([*((name, "bp") for name in NAMES), *beside]) == sorted(found)
+    assert {"pass"} == {c["check"]["verdict"] for c in cells}
+    assert all(found[key]["ratio"]["median"] > 0 for key in beside)
+    assert all(c["time_s"] > 0 for c in cells)
