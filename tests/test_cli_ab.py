@@ -5,36 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_cases import RECURRENT, run, write
+from injected import HOUSE, TWICE, WRONG, checkout
 
 from bpcli.benching import pair_child, pair_process
 from bpcli.benching.pair_process import environment, processes
 from bpcli.errors import BpError
 
-HOUSE = Path(__file__).parents[1]
-INJECT = """
-
-_gradient = MethodCall.gradient
-
-
-def _injected(self, problem):
-{body}
-
-
-MethodCall.gradient = _injected
-"""
-# The head does all its work twice, so that it is slower wherever it runs.
-TWICE = "    _gradient(self, problem)\n    return _gradient(self, problem)"
-WRONG = (
-    "    found = _gradient(self, problem)\n"
-    "    return type(found)(found.loss, {k: 1.01 * v for k, v in found.arrays.items()})"
-)
 FEW = ("--rounds", "3", "--budget", "0.1", "--threads", "1", "--format", "json")
 
 
@@ -48,16 +30,7 @@ def spec(tmp_path: Path) -> str:
 def head(tmp_path: Path) -> Callable[[str], str]:
     """A function that makes a checkout with a fault: a room of its own, the others and their compiled kernels ours."""
 
-    def make(body: str) -> str:
-        package = tmp_path / "head" / "bpcli"
-        shutil.copytree(HOUSE / "bpcli" / "methods", package / "methods", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(HOUSE / "bpcli" / "__init__.py", package)
-        for name, more in (("", f"\n__path__.append({str(HOUSE / 'bpcli')!r})\n"), ("methods", INJECT)):
-            with (package / name / "__init__.py").open("a", encoding="utf-8") as file:
-                file.write(more.format(body=body) if name else more)
-        return str(package.parent)
-
-    return make
+    return lambda body: checkout(tmp_path / "head", body)
 
 
 def test_a_bp_beside_itself(spec):

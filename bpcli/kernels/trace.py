@@ -153,8 +153,8 @@ class Trace:
 
     def _first(self, places: Places, node: int, first: int) -> int:
         """Where a node's rows of step `first`, the first of the chunk, begin."""
-        base, step, epoch = places.table[node, [BASE, STEP, EPOCH]]
-        return int(base + (first - self.origin) * step if epoch == WINDOW else base)
+        line = places.table[node].tolist()
+        return int(line[BASE] + (first - self.origin) * line[STEP] if line[EPOCH] == WINDOW else line[BASE])
 
     def reverse_job(self, code: Jobs, places: Jobs, cplaces: Jobs, C: Array) -> Jobs:
         """A job of the reverse kernel on this trace's values, and cotangents `C`, but for lines, steps and rows."""
