@@ -6,8 +6,10 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.methods.base import Window
 from bpcli.problem.kinks import FREE, find_kinks
@@ -19,7 +21,7 @@ from bpcli.references.numerics.ladder import Derivatives
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
 
 Differentiate = Callable[[Sampler], Derivatives]
-Followed = Callable[[Indices, "np.ndarray"], tuple["np.ndarray", FloatArray]]
+Followed = Callable[[Indices, NDArray[Any]], tuple[NDArray[Any], FloatArray]]
 _STEP = 1e-40
 
 
@@ -34,13 +36,13 @@ class Around:
 
     def entries(self, tensor: Tensor, around: Probe) -> Sampler:
         """A tensor's values shifted one at a time."""
-        followed = self.imaginary and partial(self.imaginary.followed, tensor)
+        followed = partial(self.imaginary.followed, tensor) if self.imaginary else None
         return Sampler.of(partial(self.real.losses, tensor), around, _distances(around, followed))
 
     def along(self, tensor: Tensor, rows: FloatArray) -> Sampler:
         """All of a tensor's values moved along directions."""
         around = points_along(self.problem, tensor, rows)
-        followed = self.imaginary and Along(self.imaginary, tensor, rows).followed
+        followed = Along(self.imaginary, tensor, rows).followed if self.imaginary else None
         sampler = Sampler.of(Along(self.real, tensor, rows).losses, around, _distances(around, followed))
         return replace(sampler, noise_rows=NOISE_ROWS)
 
