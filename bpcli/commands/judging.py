@@ -77,7 +77,10 @@ def judge_object(target: str, call: Call, results: Results) -> None:
     from bpcli.commands.foreign import judge
 
     try:
-        results.findings += judge(target, call.common)
+        found = judge(target, call.common, call.options.mode)
+        results.findings += found
+        if any(f.worst is not None and f.worst.index is None for f in found):
+            results.chosen.setdefault("along directions by central", []).append(target)
     except Exception as error:
         results.errors += translate(error).diagnostics
 

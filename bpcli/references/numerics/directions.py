@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe
 
@@ -71,9 +71,9 @@ class Along:
         return np.stack(losses), np.stack(met)
 
 
-def points_along(problem: Problem, tensor: Tensor, rows: FloatArray) -> Probe:
-    """How far one is along each direction, in units of the array's size."""
-    size = float(np.linalg.norm(np.asarray(problem.array(tensor), dtype=np.float64)))
+def points_along(array: FloatArray, rows: FloatArray) -> Probe:
+    """How far one is along each of `rows (K, size)` from an array, in units of its size."""
+    size = float(np.linalg.norm(array))
     length = np.sqrt((rows**2).sum(axis=1))
     unit = np.where((length > 0) & (size > 0), size / np.where(length > 0, length, 1.0), 1.0)
     # A power of two: what is added to it and taken away again is exactly the step.

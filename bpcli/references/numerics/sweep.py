@@ -41,7 +41,7 @@ class Around:
 
     def along(self, tensor: Tensor, rows: FloatArray) -> Sampler:
         """All of a tensor's values moved along directions."""
-        around = points_along(self.problem, tensor, rows)
+        around = points_along(np.asarray(self.problem.array(tensor), dtype=np.float64), rows)
         followed = Along(self.imaginary, tensor, rows).followed if self.imaginary else None
         sampler = Sampler.of(Along(self.real, tensor, rows).losses, around, _distances(around, followed))
         return replace(sampler, noise_rows=NOISE_ROWS)
