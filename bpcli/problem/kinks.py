@@ -28,7 +28,7 @@ FloatArray = NDArray[np.float64]
 
 FREE = -1.0
 """How far the kinks are that are not met."""
-# Root mean squares of the rounding of one node's entries that an argument may be off by.
+# Root mean squares of the rounding of one node's entries at a step that an argument may be off by.
 _FACTOR = 8.0
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -104,9 +104,12 @@ def find_kinks(problem: Problem) -> Kinks:
         steps: dict[int, Branches] = {}
         static: dict[int, Branches] = {}
         for node, exact in double.items():
-            spread = float(np.sqrt(np.mean((single[node] - exact)[np.isfinite(exact)] ** 2)))
-            reach = _FACTOR * scale * spread if np.isfinite(spread) else 0.0
-            at = np.abs(exact) <= reach
+            off = np.where(np.isfinite(exact), single[node] - exact, 0.0) ** 2
+            # Each step by itself: where values grow, what the last ones round by is more than the first ones are.
+            each = (1, 2) if exact.ndim == 3 else (0,)
+            count = np.maximum(np.isfinite(exact).sum(axis=each, keepdims=True), 1)
+            spread = np.sqrt(off.sum(axis=each, keepdims=True) / count)
+            at = np.abs(exact) <= np.where(np.isfinite(spread), _FACTOR * scale * spread, 0.0)
             if problem.setup.dtype == _SINGLE:
                 at |= np.isfinite(exact) & ((single[node] > 0) != (exact > 0))
             (static if at.ndim == 1 else steps)[node] = Branches(at, np.isfinite(exact) & ~at, exact > 0)
