@@ -217,7 +217,7 @@ class Large:
 )
 def test_directions(monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[str, tuple[str, int]]) -> None:
     """Eight of each tensor, whatever its size; where one does not pass, its entries, as far as there is time."""
-    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 0.5)
+    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 20.0)
     code, document = judge(text, "box.py:Large", "--mode", "directional")
     assert expected == {f["tensor"]: (f["verdict"], f["checked"]) for f in document["findings"]}
     assert code == any(verdict == "wrong" for verdict, _ in expected.values())
