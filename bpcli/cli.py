@@ -17,6 +17,9 @@ from bpcli import __version__
 # Kernels share work out themselves; BLAS on several threads below that gets in the way. Read once, at its import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+# Compiled kernels are found again wherever a process goes.
+if os.environ.get("NUMBA_CACHE_DIR"):
+    os.environ["NUMBA_CACHE_DIR"] = os.path.abspath(os.path.expanduser(os.environ["NUMBA_CACHE_DIR"]))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from bpcli.problem.open import open_setup
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(max_memory=2 << 30)
-OWN = {name: ROOT / "tests" / f"checking_{name}.toml" for name in ("relu", "kink", "kinked_mlp")}
+KINKED = ("relu", "kink", "kinked_mlp", "leaky_kinked_rnn", "abs_rnn")
+OWN = {name: ROOT / "tests" / f"checking_{name}.toml" for name in KINKED}
 SPECS = {**{path.stem: path for path in sorted((ROOT / "specs").glob("*.toml"))}, **OWN}
 DTYPES = ("float64", "float32")
 SCALES = (1e-6, 1e-4, 1e-2, 1e2, 1e4, 1e6)

@@ -189,3 +189,50 @@ def test_options() -> None:
         ["--max-time", "1e-9"],
     ):
         assert 2 == judge(BOX, "box.py:box", *args)[0], args
+
+
+LARGE = """import numpy as np
+
+class Large:
+    params = {"W": np.linspace(-1, 1, 90_000).reshape(300, 300), "b": np.ones(3)}
+
+    def loss(self, p):
+        return np.sum(np.sin(p["W"])) + np.sum(p["b"] ** 2)
+
+    def grad(self, p):
+        return {"W": np.cos(p["W"]), "b": 2 * p["b"]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (LARGE, {"W": ("pass", 8), "b": ("pass", 8)}),
+        (LARGE.replace("np.cos(p", "1.002 * np.cos(p"), {"W": ("wrong", 8), "b": ("pass", 8)}),
+        (LARGE.replace("2 * p", "2.01 * p"), {"W": ("pass", 8), "b": ("wrong", 3)}),
+        # In float32 an array that moves as a whole is rounded in every entry: noise that entries are free of.
+        (LARGE.replace("np.ones(3)", "np.ones(3, np.float32)"), {"W": ("pass", 8), "b": ("pass", 3)}),
+        (LARGE.replace("return {", "p['b'][0] *= np.nan; return {"), {"W": ("wrong", 8), "b": ("wrong", 3)}),
+    ],
+)
+def test_directions(monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[str, tuple[str, int]]) -> None:
+    """Eight of each tensor, whatever its size; where one does not pass, its entries, as far as there is time."""
+    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 20.0)
+    code, document = judge(text, "box.py:Large", "--mode", "directional")
+    assert expected == {f["tensor"]: (f["verdict"], f["checked"]) for f in document["findings"]}
+    assert code == any(verdict == "wrong" for verdict, _ in expected.values())
+
+
+@pytest.mark.parametrize("mode", ["full", "auto"])
+def test_entries_where_they_are_affordable(mode: str) -> None:
+    """The default, and whatever they take when that is asked for."""
+    _, document = judge(BOX, "box.py:Box", "--mode", mode)
+    assert {"w": 3, "b": 1, "u": 2} == {f["tensor"]: f["checked"] for f in document["findings"]}
+
+
+def test_auto_takes_directions_where_entries_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so; every entry is judged where that is affordable."""
+    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 0.0)
+    _, document = judge(LARGE, "box.py:Large", "--wrt", "W")
+    assert [8] == [f["checked"] for f in document["findings"]]
+    assert ["judged along directions by central: box.py:Large"] == document["context"]["notes"]

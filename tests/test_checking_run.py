@@ -13,7 +13,7 @@ from checking_cases import LIMITS, SMALL, Arrays, FakeMethod, call, small_setup
 from bpcli.checking.findings import Finding
 from bpcli.checking.run import CheckOptions, check, check_bytes, check_cost, choose, cosine, relative_error
 from bpcli.checking.truth import Truth
-from bpcli.commands.check import Results
+from bpcli.commands.judging import Results
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import array_bytes

@@ -57,6 +57,16 @@ def test_nothing_found_is_5() -> None:
     assert (5, "Nothing was checked.") == (result.exit_code, result.stdout.splitlines()[0])
 
 
+def test_an_unknown_method_is_told_and_nothing_checked() -> None:
+    """The refusal on stderr, what came of it on stdout; a document for programs holds both."""
+    path = write(Path("a.toml"), RECURRENT)
+    result = run("check", path, "-m", "bttp")
+    assert (2, "Nothing was checked.") == (result.exit_code, result.stdout.splitlines()[0])
+    assert 'unknown method "bttp"' in result.stderr
+    document = json.loads(run("check", path, "-m", "bttp", "--format", "json").stdout)
+    assert ["unknown-method"] == [error["code"] for error in document["errors"]]
+
+
 def test_folders_are_searched() -> None:
     """Recursively, for TOML files with a top-level key `bp`; hidden folders and other files are left out."""
     for name in ("specs/b.toml", "specs/deep/a.toml"):

@@ -79,6 +79,8 @@ def test_export_depends_on_the_seed() -> None:
         (["grad", "a.toml", "-m", "bptt", "-o", "out.npz", "--max-time", "1e-30"], "too-long"),
         (["export", "a.toml", "-o", "out.npz", "--max-memory", "8"], "too-large"),
         (["export", "a.toml", "-o", "out.npz", "--set", "m=8"], "known: "),
+        (["export", "a.toml", "-o", "out.txt"], "does not end in .npz"),
+        (["grad", "a.toml", "-m", "bptt", "-o", "out"], "does not end in .npz"),
         (["export", "a.toml", "-o", "./a.toml"], "is the spec itself"),
         (["grad", "a.toml", "-m", "bptt", "-o", "a.toml"], "is the spec itself"),
         (["grad", "a.toml", "-m", "bptt", "-o", "out.npz", "--output", "csv=./out.npz"], "-o and --output both go to"),

@@ -182,6 +182,13 @@ def test_a_closed_pipe_is_quiet() -> None:
     assert ("{\n", "") == (done.stdout, done.stderr)
 
 
+@pytest.mark.parametrize("folder", ["kernels", "./kernels"])
+def test_a_relative_folder_of_kernels_counts_from_where_one_is(folder: str) -> None:
+    """It stays the same folder for every process that is started."""
+    done = python("import os, bpcli.cli; print(os.environ['NUMBA_CACHE_DIR'])", NUMBA_CACHE_DIR=folder)
+    assert str(Path.cwd() / "kernels") == done.stdout.strip()
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_an_error() -> None:
     """What could not be written is said."""

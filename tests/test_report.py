@@ -220,8 +220,8 @@ def test_slopes_are_those_of_the_rows() -> None:
         ({"step": -1}, {}),
         ({"step": "four"}, {}),
         ({"step": 10**9}, {}),
-        ({"step": 4, "errors": [0, 0.25, "inf"]}, {0: 0.0, 1: 0.25, 2: math.inf}),
-        ({"errors": [None, "x", -1]}, {2: 1.0}),
+        ({"step": 4, "errors": [0, 0.25, "inf"]}, {1: 0.0, 2: 0.25, 3: math.inf}),
+        ({"errors": [None, "x", -1]}, {3: 1.0}),
     ],
 )
 def test_errors_by_step(blame: dict[str, Any] | None, expected: dict[int, float]) -> None:

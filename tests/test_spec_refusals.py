@@ -175,6 +175,8 @@ def test_one_mistake_in_a_recurrent_spec(old, new, codes, tmp_path):
         ("", [("missing-key", 1, 1), ("missing-key", 1, 1)]),
         ("bp = 1\n", [("missing-key", 1, 1)]),
         (changed(FEED_FORWARD, "bp = 1\n", ""), [("missing-key", 1, 1)]),
+        (changed(FEED_FORWARD, "[equations]", "[equation]"), [("unknown-key", 8, 2)]),
+        (changed(FEED_FORWARD, "[params]", "[parms]"), [("unknown-key", 6, 2)]),
         (FEED_FORWARD + "[data]\nT = 3\n", [("recurrent-only", 12, 1)]),
         (FEED_FORWARD + "[bench]\ngrid = { T = [3] }\n", [("recurrent-only", 12, 10)]),
         (FEED_FORWARD + '[objective]\nover_time = "sum"\n', [("recurrent-only", 12, 1)]),

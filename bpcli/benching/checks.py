@@ -71,7 +71,7 @@ class Checking:
             check_problem(fresh, [call], self.options)
             return call.gradient(fresh)
         found = references.get(self.name).estimate(fresh, whole(setup), setup.wrt)
-        loss = Perturbed(fresh, whole(setup), np.dtype(np.float64)).here().sum()
+        loss = Perturbed(fresh, whole(setup), np.dtype(np.float64)).here()[0].sum()
         return Gradient(float(loss), {name: e.value.astype(setup.dtype) for name, e in found.items()})
 
 

@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from bpcli.checking.answers import differing, same
+from bpcli.checking.boxes import METHOD, Box, judge_box_along, judge_box_entries, losses_taken
 from bpcli.checking.findings import Finding, Verdict
+from bpcli.checking.options import Mode
 from bpcli.checking.returned import LOSS, FlawError, Returned, all_faulty, scalar, take
-from bpcli.checking.run import cosine, relative_error
 from bpcli.checking.supplied import altered
 from bpcli.checking.userfile import UserFile
-from bpcli.checking.verdict import References, judge, summarise
 from bpcli.errors import fail, nearest, printable
 from bpcli.problem.limits import Limits, format_duration
 from bpcli.problem.model import Array, Tensor
-from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.central import TARGET
-from bpcli.references.numerics.ladder import differentiate
-from bpcli.references.numerics.probe import Indices, Probe, Sampler
-from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
 
 _DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
-_METHOD = "grad"
-# Evaluations of the loss: on each tensor for its noise, and on each entry for two rounds of differences.
-_FOR_NOISE, _EVALUATIONS = 216, 14
-
-
-@dataclass(frozen=True, eq=False)
-class Box:
-    """An object of a user's file; `name` is what reports call it, `params` are its arrays, float64 or float32."""
-
-    name: str
-    file: UserFile
-    thing: Any
-    object: str
-    params: Mapping[str, Array]
+AFFORDABLE = 30.0
+"""Predicted seconds up to which "auto" judges every entry."""
 
 
 def open_box(file: UserFile, name: str) -> Box:
@@ -64,9 +47,10 @@ def open_box(file: UserFile, name: str) -> Box:
     return Box(f"{file.shown}:{name}", file, thing, name, arrays)
 
 
-def check_box(box: Box, wrt: Sequence[str], limits: Limits) -> list[Finding]:
-    """Judge every entry of `grad` of the tensors `wrt` (all where empty), and whether `loss` is fit to judge by.
+def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto") -> list[Finding]:
+    """Judge `grad` of the tensors `wrt` (all where empty), and whether `loss` is fit to judge by.
 
+    Every entry, or directions and the entries of what these do not pass; "auto" goes by the time that entries take.
     `BpError` for a name that is none, or where it would take longer than is allowed.
     """
     tensors = _chosen(box, wrt)
@@ -75,10 +59,12 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits) -> list[Finding]:
     each = (time.perf_counter() - start) / 2
     if fault:
         return [_wrong(box, LOSS, (), fault)]
-    seconds = each * sum(_FOR_NOISE + _EVALUATIONS * t.entries for t in tensors)
+    entries, along = (each * sum(losses_taken(t, along) for t in tensors) for along in (False, True))
+    directional = mode == "directional" or (mode == "auto" and entries > max(AFFORDABLE, along))
+    seconds = along if directional else entries
     if seconds > limits.max_time:
         what = f"{box.name} would take about {format_duration(seconds)}, {format_duration(each)} a loss"
-        advice = "choose fewer tensors with --wrt, make it smaller, or raise --max-time"
+        advice = "choose fewer tensors with --wrt, make it smaller, take --mode directional, or raise --max-time"
         fail("too-long", f"{what}; the limit is {format_duration(limits.max_time)}", help=advice)
     (first, changed), (second, later) = _gradient(box, tensors), _gradient(box, tensors)
     unsteady = differing((None, first.arrays), (None, second.arrays))
@@ -87,7 +73,10 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits) -> list[Finding]:
         if tensor.name in first.faults:
             findings.append(_wrong(box, tensor.name, tensor.shape, first.faults[tensor.name]))
             continue
-        found = _judged(box, tensor, first.arrays[tensor.name])
+        value = first.arrays[tensor.name]
+        found = judge_box_along(box, tensor, value) if directional else judge_box_entries(box, tensor, value)
+        if directional and found.verdict != "pass" and each * losses_taken(tensor, along=False) <= AFFORDABLE:
+            found = judge_box_entries(box, tensor, value)
         if changed or later:
             found = _spoiled(found, f"changes its arguments: {', '.join(dict.fromkeys((*changed, *later)))}", box)
         elif tensor.name in unsteady:
@@ -123,25 +112,12 @@ def _chosen(box: Box, wrt: Sequence[str]) -> list[Tensor]:
     return [t for t in tensors if t.entries]
 
 
-def _copies(box: Box) -> dict[str, Array]:
-    return {name: array.copy() for name, array in box.params.items()}
-
-
-def _line(box: Box, part: str) -> int:
-    return box.file.line_of(f"{type(box.thing).__name__}.{part}") if _own(box, part) else box.file.line_of(box.object)
-
-
-def _own(box: Box, part: str) -> bool:
-    """Whether the object's class is one of the file, so that a method of it has a line there."""
-    return part in vars(type(box.thing)) and type(box.thing).__module__ == box.file.module.__name__
-
-
 def _fault_of_loss(box: Box) -> str:
     """What makes the loss unfit to judge by, "" where nothing does: it is evaluated twice where the check starts."""
-    where = f" ({box.file.at(_line(box, 'loss'))})"
+    where = f" ({box.file.at(box.line('loss'))})"
     values = []
     for _ in range(2):
-        params = _copies(box)
+        params = box.copies()
         with box.file.running():
             try:
                 values.append(scalar(box.thing.loss(params)))
@@ -150,7 +126,7 @@ def _fault_of_loss(box: Box) -> str:
             except FlawError as flaw:
                 return f"{flaw}{where}"
             except BaseException as error:
-                return box.file.raised(error, _line(box, "loss"))
+                return box.file.raised(error, box.line("loss"))
         if changed := altered(params, box.params):
             return f"changes its arguments: {', '.join(changed)}{where}"
     if not np.isfinite(values[0]):
@@ -160,7 +136,7 @@ def _fault_of_loss(box: Box) -> str:
 
 def _gradient(box: Box, tensors: Sequence[Tensor]) -> tuple[Returned, list[str]]:
     """What `grad` gives for fresh copies, and which of them it changed."""
-    params, line = _copies(box), _line(box, "grad")
+    params, line = box.copies(), box.line("grad")
     where = f" ({box.file.at(line)})"
     with box.file.running():
         try:
@@ -172,63 +148,10 @@ def _gradient(box: Box, tensors: Sequence[Tensor]) -> tuple[Returned, list[str]]
     return returned, altered(params, box.params)
 
 
-def _judged(box: Box, tensor: Tensor, value: Array) -> Finding:
-    """By differences, with power to pass and on two ladders to condemn."""
-    sampler = _sampler(box, tensor)
-    central = _estimate(sampler, tensor, 1.0)
-    wide = value.astype(np.float64)
-    rounding = _rounding(wide, central.value, value.dtype)
-    entries = judge(wide, References(central=central), rounding, value.dtype)
-    if entries.suspect.any():
-        second = _estimate(sampler, tensor, 0.75)
-        entries = judge(wide, References(central=central, second=second), rounding, value.dtype)
-    verdict, cause, worst = summarise(entries)
-    if verdict == "wrong" and cause:
-        cause += f" ({box.file.at(_line(box, 'grad'))})"
-    off = relative_error(wide, entries.reference)
-    angle = cosine(wide, entries.reference)
-    return Finding(box.name, _METHOD, tensor.name, tensor.shape, tensor.entries, verdict, cause, worst, off, off, angle)
-
-
-def _estimate(sampler: Sampler, tensor: Tensor, offset: float) -> Estimate:
-    found = differentiate(sampler, TARGET, offset)
-    parts = (found.value, found.bound, found.noise, found.kink)
-    return Estimate(*(sampler.probe.scatter(part, tensor.shape) for part in parts))
-
-
-def _rounding(value: FloatArray, reference: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
-    """Roundings of the tensor's largest entry; none where nothing moves the loss and the gradient says so."""
-    size = FACTOR * unit_roundoff(dtype) * float(np.abs(reference).max())
-    return np.where((value == 0) & (reference == 0), 0.0, size + float(np.finfo(dtype).tiny))
-
-
-def _sampler(box: Box, tensor: Tensor) -> Sampler:
-    """The loss around the values of one tensor; where it raises, nothing is learnt."""
-    array = box.params[tensor.name]
-    places = np.arange(array.size)
-    around = Probe(places, array.reshape(-1)[:, None].astype(np.float64), places[:, None], summed=True)
-
-    def losses(entries: Indices, deltas: FloatArray) -> FloatArray:
-        values = np.full((len(entries), 1), np.nan)
-        with box.file.running():
-            for row, (entry, delta) in enumerate(zip(entries, deltas, strict=True)):
-                params = _copies(box)
-                params[tensor.name].reshape(-1)[entry] = np.float64(array.reshape(-1)[entry]) + delta
-                try:
-                    values[row] = scalar(box.thing.loss(params))
-                except KeyboardInterrupt:
-                    raise
-                except BaseException:
-                    continue
-        return values
-
-    return Sampler(losses, around, losses(places[:1], np.zeros(1))[0], array.dtype)
-
-
 def _spoiled(found: Finding, cause: str, box: Box) -> Finding:
-    return replace(found, verdict="wrong", cause=f"{cause} ({box.file.at(_line(box, 'grad'))})")
+    return replace(found, verdict="wrong", cause=f"{cause} ({box.file.at(box.line('grad'))})")
 
 
 def _wrong(box: Box, name: str, shape: tuple[int, ...], cause: str) -> Finding:
     verdict: Verdict = "wrong"
-    return Finding(box.name, _METHOD, name, shape, 0, verdict, cause, None, None, None, None)
+    return Finding(box.name, METHOD, name, shape, 0, verdict, cause, None, None, None, None)

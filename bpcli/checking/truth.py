@@ -18,7 +18,7 @@ from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.probe import FloatArray, probe
 from bpcli.references.numerics.rounding import Rounding, rounding
-from bpcli.references.numerics.sweep import sampler_of
+from bpcli.references.numerics.sweep import Around
 from bpcli.references.numerics.taylor import rates
 
 Windows = tuple[Window, ...]
@@ -112,7 +112,7 @@ class Truth:
     ) -> tuple[Mask, Mask]:
         """Which entries of the gradient `value` the Taylor rate calls right, and which wrong, at `places` alone."""
         around = probe(self.problem, replace(tensor, pattern=places))
-        sampler = sampler_of(Perturbed(self.problem, windows, np.dtype(np.float64)), tensor, around)
+        sampler = Around(self.problem, windows).entries(tensor, around)
         size = np.abs(reference)
         tolerance = POWER * np.maximum(size, small(self.problem.setup.dtype) * size.max())
         each = (a.reshape(-1)[around.places] for a in (value, tolerance))
@@ -134,7 +134,7 @@ class Truth:
     @cached_property
     def loss(self) -> float:
         """The whole loss in float64."""
-        return float(Perturbed(self.problem, whole(self.problem.setup), np.dtype(np.float64)).here().sum())
+        return float(Perturbed(self.problem, whole(self.problem.setup), np.dtype(np.float64)).here()[0].sum())
 
     def part(self, tensor: Tensor) -> Truth:
         """The truth about one tensor, or the part of it that its pattern leaves."""

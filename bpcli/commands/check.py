@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,68 +12,12 @@ from bpcli.commands import choose
 from bpcli.commands.options import Common, one_of, shared
 
 if TYPE_CHECKING:
-    from bpcli.checking.answers import Foreign
-    from bpcli.checking.findings import Finding
-    from bpcli.checking.run import CheckOptions
-    from bpcli.commands.foreign import Asked
-    from bpcli.errors import Diagnostic, Place
+    from bpcli.commands.judging import Call, Results
+    from bpcli.errors import Diagnostic
     from bpcli.methods import MethodCall
 
 _OF_OBJECTS = ("auto", "central", "ladder")
 MODES = ("auto", "directional", "full")
-# Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
-_SWEEPS = 16
-
-
-@dataclass
-class Results:
-    """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
-
-    `chosen` takes what a check came down to, in words, to the specs, `declared` names their kernels; `places` are those
-    of their tensors.
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-    errors: list[Diagnostic] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-    chosen: dict[str, list[str]] = field(default_factory=dict)
-    skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    declared: list[str] = field(default_factory=list)
-    places: dict[tuple[str, str], Place] = field(default_factory=dict)
-
-    def notes(self) -> list[str]:
-        """What a reader should know besides the verdicts."""
-        skipped = [f"skipped {m} of {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
-        chosen = [f"judged {words}: {', '.join(specs)}" for words, specs in self.chosen.items()]
-        return [*self.unused, *chosen, *skipped]
-
-    def exit_code(self, strict: bool) -> int:
-        """The first that applies of refused, wrong, inconclusive when `strict`, good; 5 when nothing was judged."""
-        verdicts = {f.verdict for f in self.findings}
-        if self.errors:
-            return 2
-        if "wrong" in verdicts:
-            return 1
-        if strict and "inconclusive" in verdicts:
-            return 4
-        return 0 if verdicts else 5
-
-
-@dataclass(frozen=True)
-class Call:
-    """What is asked of every spec: methods (`weak` ones give way to the spec's own), gradients from elsewhere (in
-    place of the spec's own methods) and how to judge them.
-
-    `names` says what each spec is called.
-    """
-
-    methods: tuple[MethodCall, ...]
-    weak: bool
-    foreign: Asked
-    options: CheckOptions
-    common: Common
-    names: Mapping[Path, str]
-    alone: bool
 
 
 @click.command()
@@ -128,7 +71,8 @@ def check(
     """
     from bpcli.checking.run import CheckOptions
     from bpcli.commands import foreign
-    from bpcli.commands.choose import from_project, read
+    from bpcli.commands.choose import from_project
+    from bpcli.commands.judging import Call, Results, judge_object, judge_spec
     from bpcli.commands.progress import progress
     from bpcli.commands.specs import find, names
 
@@ -145,85 +89,31 @@ def check(
         from bpcli.commands.power import plant
 
         return plant(paths, refused, options, common)
-    call = Call(
-        read(method), from_project(), asked, options, common, names(paths), len(paths) == 1 and not refused + boxes
-    )
+    methods, unread = _methods(method)
+    refused += unread
+    paths, boxes = ([], []) if unread else (paths, boxes)
+    call = Call(methods, from_project(), asked, options, common, names(paths), len(paths) == 1 and not refused + boxes)
     results = Results(errors=list(refused))
     with progress(common) as say:
         for number, path in enumerate(paths, start=1):
             say(f"{path} ({number} of {len(paths)})")
-            _judge(path, call, results)
+            judge_spec(path, call, results)
         for box in boxes:
             say(box)
-            _judge_object(box, call, results)
+            judge_object(box, call, results)
     results.errors += foreign.unknown(asked, results.declared)
     return _show(results, call, paths, boxes) or results.exit_code(common.strict)
 
 
-def _judge_object(target: str, call: Call, results: Results) -> None:
-    """Add what there is to say about one object."""
-    from bpcli.commands.failures import translate
-    from bpcli.commands.foreign import judge
+def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Diagnostic]]:
+    """The methods of `-m`, or why one of them is none."""
+    from bpcli.commands.choose import read
+    from bpcli.errors import BpError
 
     try:
-        results.findings += judge(target, call.common)
-    except Exception as error:
-        results.errors += translate(error).diagnostics
-
-
-def _judge(path: Path, call: Call, results: Results) -> None:
-    """Add what there is to say about one spec; a refusal of one hides no other."""
-    from bpcli.checking import options, run
-    from bpcli.checking.blame.explain import explain
-    from bpcli.checking.forecast import check_bytes
-    from bpcli.commands.again import again
-    from bpcli.commands.check_cases import places_of
-    from bpcli.commands.failures import translate
-    from bpcli.commands.foreign import of_spec
-    from bpcli.commands.kernels import prepare
-    from bpcli.commands.output import note
-    from bpcli.commands.specs import open_spec
-    from bpcli.problem.limits import PASSES, check_cost
-
-    try:
-        setup = open_spec(path, call.common, call.names[path])
-        results.declared += setup.spec.kernels
-        results.places |= places_of(setup.spec)
-        idle = [name for name in setup.spec.kernels if name not in call.foreign.names]
-        results.unused += [f"{setup.spec.name}: the kernel {n} was not run; --kernel {n} judges it" for n in idle]
-        chosen = (
-            () if call.foreign and (call.weak or not call.methods) else choose.choose(setup, call.methods, call.weak)
-        )
-        own, skipped = choose.applying(setup, chosen, call.alone)
-        own, beyond = choose.judged(setup, own, call.methods, call.options)
-        methods: tuple[MethodCall | Foreign, ...] = (*own, *of_spec(setup, path, call.foreign, call.common))
-        for name, reason in {**skipped, **beyond}.items():
-            results.skipped.setdefault((name, reason), []).append(setup.spec.name)
-        if setup.graph.unused:
-            results.unused.append(f"{setup.spec.name}: the loss does not depend on {', '.join(setup.graph.unused)}")
-        limits = call.common.limits()
-        for method in methods:
-            cost = method.cost(setup)
-            check_cost(setup, method.text, cost.bytes, cost.flops, limits, PASSES * cost.forward_steps)
-        if methods:
-            held = check_bytes(setup, methods, call.options)
-            taken = options.choose(setup, methods, call.options)
-            check_cost(setup, "the check", held, taken.flops, limits, _SWEEPS * len(setup.wrt) * setup.T)
-            if taken.mode != "full":
-                note(f"{setup.spec.name}: {taken}", call.common)
-            prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
-            findings = run.check(setup, methods, call.options)
-            results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
-            results.chosen.setdefault(str(taken), []).append(setup.spec.name)
-    except Exception as error:
-        results.errors += [_named(d, path, call) for d in translate(error).diagnostics]
-
-
-def _named(diagnostic: Diagnostic, path: Path, call: Call) -> Diagnostic:
-    """A refusal that says which spec it is about, among several, by its place or in words."""
-    if call.alone or diagnostic.place:
-        return diagnostic
-    return replace(diagnostic, what=f"{path}: {diagnostic.what}")
+        return read(texts), ()
+    except BpError as error:
+        return (), error.diagnostics
 
 
 def _show(results: Results, call: Call, paths: Sequence[Path], boxes: Sequence[str]) -> int:

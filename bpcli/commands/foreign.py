@@ -13,6 +13,7 @@ from bpcli.errors import BpError, Collector, Diagnostic, fail, nearest, printabl
 if TYPE_CHECKING:
     from bpcli.checking.answers import Foreign
     from bpcli.checking.findings import Finding
+    from bpcli.checking.options import Mode
     from bpcli.checking.userfile import UserFile
     from bpcli.commands.options import Common
     from bpcli.problem.model import Setup
@@ -112,14 +113,14 @@ def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
     ]
 
 
-def judge(target: str, common: Common) -> list[Finding]:
+def judge(target: str, common: Common, mode: Mode) -> list[Finding]:
     """The findings on one object; raises BpError where there is none."""
     from bpcli.checking.blackbox import check_box, open_box
 
     found = _IN_FILE.fullmatch(target)
     assert found is not None
     box = open_box(_file(found["file"], {}), found["name"])
-    return check_box(box, common.wrt, common.limits())
+    return check_box(box, common.wrt, common.limits(), mode)
 
 
 def refuse_for_objects(boxes: Sequence[str], options: dict[str, bool]) -> None:

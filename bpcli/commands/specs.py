@@ -102,12 +102,16 @@ def test_writable(path: str) -> None:
 
 
 def test_out(out: str, spec: Path, common: Common) -> None:
-    """Raise BpError where `-o` can't be written, or would replace the spec or share a file with an `--output`."""
+    """Raise BpError where `-o` can't be written, is no .npz, replaces the spec or shares a file with an `--output`."""
     target = os.path.realpath(out)
     if target == os.path.realpath(spec):
         fail("usage", f'-o "{out}" is the spec itself', help="name another file")
     if target in {os.path.realpath(path) for _, path in common.outputs}:
         fail("usage", f'-o and --output both go to "{out}"', help="give each a path of its own")
+    if not out.lower().endswith(".npz") and (os.path.isfile(out) or not os.path.exists(out)):
+        fail(
+            "usage", f'-o "{out}" does not end in .npz, and arrays are written as .npz alone', help="name an .npz file"
+        )
     test_writable(out)
 
 

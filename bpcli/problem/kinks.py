@@ -1,11 +1,12 @@
 """Arguments of relu, leaky_relu and abs that are zero as far as rounding can tell: there no branch is the right one.
 
-Everywhere else the program follows the branch that it took, and is analytic. How much an argument rounds is measured,
-between passes in float32 and in float64 on the same arrays.
+Everywhere else the program follows the branch that it took, and is analytic: imaginary steps keep to it, and real ones
+must not leave it. How much an argument rounds is measured, between passes in float32 and in float64 on the same arrays.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,57 +24,95 @@ from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem
 
 Mask = NDArray[np.bool_]
-# Root mean squares of the rounding of one node's entries that an argument may be off by.
+FloatArray = NDArray[np.float64]
+
+FREE = -1.0
+"""How far the kinks are that are not met."""
+# Root mean squares of the rounding of one node's entries at a step that an argument may be off by.
 _FACTOR = 8.0
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
+class Branches:
+    """The arguments of one node, `(T, batch, size)` or, where nothing varies, `(size,)`.
+
+    `at` marks those at a kink; those that are `off` one are `above` zero or below it.
+    """
+
+    at: Mask
+    off: Mask
+    above: Mask
+
+    def met(self, held: NDArray[Any], where: Any = ...) -> FloatArray:
+        """`(copies, rows)`: how many steps away the furthest kink is that each copy meets, `FREE` where it meets none.
+
+        `held (copies, rows, size)` are the arguments at `where` after a step. An imaginary step meets a kink when it
+        moves an argument that is at one. A real step that changes a branch has met a kink, no matter how far it is.
+        """
+        at, off, above = (mask[where].reshape(held.shape[1:]) for mask in (self.at, self.off, self.above))
+        if held.dtype.kind != "c":
+            return np.where((((held > 0) != above) & off).any(axis=2), np.inf, FREE)
+        found = np.full(held.shape[:2], FREE)
+        rows, entries = np.nonzero(at)
+        for row, values in zip(rows, held[:, rows, entries].T, strict=True):
+            away = np.abs(values.real / np.where(values.imag == 0, 1.0, values.imag))
+            found[:, row] = np.maximum(found[:, row], np.where(values.imag == 0, FREE, away))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Kinks:
-    """Where arguments are at a kink: `steps[node] (T, batch, size)`, `static[node] (size,)` where nothing varies."""
+    """The arguments of operations with a kink, by node: what every step and sample has of its own, and the rest."""
 
-    steps: Mapping[int, Mask]
-    static: Mapping[int, Mask]
+    steps: Mapping[int, Branches]
+    static: Mapping[int, Branches]
 
-    def moved(self, copies: Copies, nodes: Iterable[int], steps: NDArray[np.int64], j: int) -> Mask:
-        """(copies, rows): which move an argument at a kink by an imaginary step, in the j-th of `steps`."""
+    @property
+    def any(self) -> bool:
+        """Whether an argument is at a kink."""
+        return any(bool(b.at.any()) for b in (*self.steps.values(), *self.static.values()))
+
+    def met(self, copies: Copies, nodes: Iterable[int], steps: NDArray[np.int64], j: int) -> FloatArray:
+        """(copies, rows): as of `Branches`, by the values of `nodes` at the j-th of `steps`."""
         layout = copies.layout
-        found = np.zeros((layout.copies, layout.rows), dtype=np.bool_)
+        found = np.full((layout.copies, layout.rows), FREE)
         for node in nodes:
-            rows, entries = np.nonzero(self.steps[node][steps[j]].reshape(layout.rows, -1))
-            if not len(rows):
-                continue
             shape = (layout.copies, layout.rows, -1) if node in layout.reached else (layout.steps, layout.rows, -1)
             held = copies.block(node).reshape(shape)
             held = held if node in layout.reached else held[j : j + 1]
-            for row, column in zip(rows, (held[:, rows, entries].imag != 0).T, strict=True):
-                found[:, row] |= column
+            found = np.maximum(found, self.steps[node].met(held, steps[j]))
         return found
 
-    def moved_static(self, values: Callable[[int], NDArray[Any]]) -> bool:
-        """Whether the static phase has an imaginary part in an argument at a kink; `values` takes a node to its own."""
-        return any(bool((values(node)[mask].imag != 0).any()) for node, mask in self.static.items())
+    def met_static(self, values: Callable[[int], NDArray[Any]]) -> float:
+        """The same of the static phase; `values` takes a node to its own."""
+        return max((float(b.met(values(n).reshape(1, 1, -1))[0, 0]) for n, b in self.static.items()), default=FREE)
 
 
 NONE = Kinks({}, {})
 
 
+@functools.lru_cache(maxsize=2)
 def find_kinks(problem: Problem) -> Kinks:
-    """The arguments that rounding in the problem's dtype may take to the other side of zero, or that are zero."""
+    """The branches taken, and the arguments that rounding in the problem's dtype may take to the other side of zero."""
     arguments = _arguments(problem.setup.graph)
     if not arguments:
         return NONE
     with np.errstate(all="ignore"):
         single, double = (_values(cast(problem, dtype), arguments) for dtype in (_SINGLE, _DOUBLE))
         scale = np.finfo(problem.setup.dtype).eps / np.finfo(_SINGLE).eps
-        steps: dict[int, Mask] = {}
-        static: dict[int, Mask] = {}
+        steps: dict[int, Branches] = {}
+        static: dict[int, Branches] = {}
         for node, exact in double.items():
-            spread = float(np.sqrt(np.mean((single[node] - exact)[np.isfinite(exact)] ** 2)))
-            reach = _FACTOR * scale * spread if np.isfinite(spread) else 0.0
-            mask = np.abs(exact) <= reach
-            if mask.any():
-                (static if mask.ndim == 1 else steps)[node] = mask
+            off = np.where(np.isfinite(exact), single[node] - exact, 0.0) ** 2
+            # Each step by itself: where values grow, what the last ones round by is more than the first ones are.
+            each = (1, 2) if exact.ndim == 3 else (0,)
+            count = np.maximum(np.isfinite(exact).sum(axis=each, keepdims=True), 1)
+            spread = np.sqrt(off.sum(axis=each, keepdims=True) / count)
+            at = np.abs(exact) <= np.where(np.isfinite(spread), _FACTOR * scale * spread, 0.0)
+            if problem.setup.dtype == _SINGLE:
+                at |= np.isfinite(exact) & ((single[node] > 0) != (exact > 0))
+            (static if at.ndim == 1 else steps)[node] = Branches(at, np.isfinite(exact) & ~at, exact > 0)
     return Kinks(steps, static)
 
 

@@ -21,7 +21,7 @@ from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
-from bpcli.problem.kinks import NONE, Kinks
+from bpcli.problem.kinks import FREE, NONE, Kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
@@ -31,25 +31,26 @@ BLOCK_ENTRIES = 1 << 18
 
 Values = NDArray[Any]
 """float64 or complex128, as the copies are."""
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class _Change:
     """What makes the copies of one block differ: entries of one tensor's array, a change for each.
 
-    `stuck` marks the copies in which the static phase moves an argument that is at a kink.
+    `met (copies,)` are the kinks that the static phase meets, as `Kinks` says.
     """
 
     tensor: Tensor
     entries: NDArray[np.int64]
     deltas: Values
-    stuck: NDArray[np.bool_]
+    met: FloatArray
 
 
 class Perturbed:
     """Losses of perturbed copies, restricted to windows; `dtype` is float64 or complex128.
 
-    A loss whose change takes it off one of the `kinks` has no derivative: its imaginary part is NaN.
+    A loss that meets one of the `kinks` has no derivative: its imaginary part is NaN, or all of it after a real step.
     """
 
     def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any], kinks: Kinks = NONE) -> None:
@@ -66,7 +67,7 @@ class Perturbed:
         self.trace.start()
         for first in range(0, self.setup.T, plan.extent.chunk):
             self.trace.forward(first, min(self.setup.T, first + plan.extent.chunk))
-        self.stuck = False
+        self.met = FREE
         self.held = {node: self._held(node) for node in self.graph.previous.values()}
 
     def _held(self, node: int) -> Values:
@@ -83,13 +84,20 @@ class Perturbed:
         (batch, *shape) they are flat indices into (T, *shape) and (*shape), and every sample is changed at once: no
         sample's loss depends on another's.
         """
+        return self.followed(tensor, entries, deltas)[0]
+
+    def followed(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> tuple[Values, FloatArray]:
+        """The same, and the kinks that were met, (C, batch): how many steps away, `FREE` where there are none."""
         losses = np.zeros((len(entries), self.setup.batch), self.trace.V.dtype)
+        met = np.full(losses.shape, FREE)
         deltas = np.asarray(deltas, losses.dtype)
         for windows in self.groups.values():
             for block in self._blocks(tensor, len(entries), windows):
-                stuck = np.full(block.stop - block.start, self.stuck)
-                losses[block] += self._run(_Change(tensor, entries[block], deltas[block], stuck), windows)
-        return losses
+                static = np.full(block.stop - block.start, self.met)
+                found, far = self._run(_Change(tensor, entries[block], deltas[block], static), windows)
+                losses[block] += found
+                met[block] = np.maximum(met[block], far)
+        return losses, met
 
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array moved by `change (size,)`."""
@@ -99,17 +107,18 @@ class Perturbed:
         other.problem = self.problem.with_array(tensor, moved)
         plan = make_plan(self.graph, [], self.setup.batch, 1, [])
         other.trace = Trace(plan, self.trace.dtype, other.problem.arrays)
-        other.stuck = self.kinks.moved_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
+        other.met = self.kinks.met_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
         if tensor.kind == "state":
             node = self.graph.previous[tensor.name]
             start = np.broadcast_to(moved.reshape(-1, self.graph.nodes[node].size), self.held[node].shape[1:])
             other.held = {**self.held, node: np.concatenate([start[None], self.held[node][1:]])}
         return other
 
-    def here(self) -> Values:
-        """Losses (batch,) of the arrays as they are."""
+    def here(self) -> tuple[Values, FloatArray]:
+        """Losses (batch,) of the arrays as they are, and the kinks that were met."""
         nothing = np.zeros(1, dtype=np.int64)
-        return np.asarray(self.losses(Tensor("", "param", ()), nothing, nothing)[0])
+        losses, met = self.followed(Tensor("", "param", ()), nothing, nothing)
+        return losses[0], met[0]
 
     def _node(self, tensor: Tensor) -> int:
         group = self.graph.previous if tensor.kind == "state" else self.graph.leaf
@@ -125,8 +134,8 @@ class Perturbed:
         for start in range(0, count, size):
             yield slice(start, min(count, start + size))
 
-    def _run(self, change: _Change, windows: Sequence[Window]) -> Values:
-        """The losses (copies, batch) of one block over windows of equal length."""
+    def _run(self, change: _Change, windows: Sequence[Window]) -> tuple[Values, FloatArray]:
+        """The losses (copies, batch) of one block over windows of equal length, and the kinks that were met."""
         layout = self._layout(change.tensor, len(change.entries), windows)
         batch, starts = self.setup.batch, np.array([w.start for w in windows])
         steps = starts + np.arange(layout.steps)[:, None]
@@ -137,19 +146,20 @@ class Perturbed:
         lost = np.zeros_like(total)
         earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
         later = set(self.kinks.steps) - earlier
-        stuck = np.zeros(total.shape, dtype=np.bool_) | change.stuck[:, None]
+        met = np.zeros(total.shape) + change.met[:, None]
         for j in range(layout.steps):
             self._feed(copies, change, steps[j], j)
-            stuck |= self.kinks.moved(copies, earlier, steps, j)  # `copies.step` puts the new state in its place
+            # Before `copies.step`, which puts the new state in the place of the earlier one.
+            met = np.maximum(met, self.kinks.met(copies, earlier, steps, j))
             weights = (self.weights[steps[j]] * counted[j][:, None]).reshape(layout.rows)
             term = copies.step(j) * weights - lost  # Kahan: the sum's own rounding is not to be taken for noise
             new = total + term
             lost = (new - total) - term
             total = new
-            stuck |= self.kinks.moved(copies, later, steps, j)
-        if stuck.any():
-            total.imag[stuck] = np.nan
-        return np.asarray(total.reshape(layout.copies, len(windows), batch).sum(axis=1))
+            met = np.maximum(met, self.kinks.met(copies, later, steps, j))
+        (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
+        shape = (layout.copies, len(windows), batch)
+        return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 
     def _copies(self, layout: Layout, change: _Change, steps: NDArray[np.int64]) -> Copies:
         """The block's values, with the change made where it concerns a parameter."""
@@ -196,7 +206,7 @@ class Perturbed:
         for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
             single.block(leaf)[0, entry] += delta
             single.static_run()
-            change.stuck[c] = self.kinks.moved_static(lambda n: single.block(n)[0])
+            change.met[c] = self.kinks.met_static(lambda n: single.block(n)[0])
             for n in layout.crossing:
                 values, base = single.block(n)[0], self.trace.value(n, self.graph.nodes[n].size)
                 if n in matrices:

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-import numpy as np
-
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, copies, forward_flops
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
-from bpcli.references.numerics.ladder import PILOT, differentiate
+from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.sweep import Differentiate, sweep, sweep_along
 
@@ -22,8 +20,6 @@ TARGET = 1e-4
 _SAMPLE_AT_LEAST = 16
 # Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice.
 _EVALUATIONS = 14
-# A gradient in float32 does not see which side of a kink it is on when that is this near, relative to the entry.
-_SINGLE_PILOT = 2.0**-8
 
 
 @dataclass(frozen=True)
@@ -42,11 +38,11 @@ class Central:
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        return sweep(problem, windows, tensors, self._differentiate(problem.setup), self.sample)
+        return sweep(problem, windows, tensors, self._differentiate(), self.sample)
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`."""
-        return sweep_along(problem, windows, directions, self._differentiate(problem.setup))
+        return sweep_along(problem, windows, directions, self._differentiate())
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
@@ -69,9 +65,8 @@ class Central:
         """The same entries on a ladder that shares no point with this one."""
         return replace(self, offset=0.75)
 
-    def _differentiate(self, setup: Setup) -> Differentiate:
-        pilot = _SINGLE_PILOT if setup.dtype == np.float32 else PILOT
-        return partial(differentiate, target=TARGET, offset=self.offset, pilot=pilot)
+    def _differentiate(self) -> Differentiate:
+        return partial(differentiate, target=TARGET, offset=self.offset)
 
 
 REFERENCE = Central()

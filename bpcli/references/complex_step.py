@@ -13,7 +13,7 @@ from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.base import Estimate, copies, forward_flops, nothing
-from bpcli.references.numerics.directions import Directions, losses_along, norms
+from bpcli.references.numerics.directions import Along, Directions, norms
 from bpcli.references.numerics.probe import FloatArray, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 
@@ -58,7 +58,7 @@ class ComplexStep:
         bounds = rounding(problem, tuple(windows), np.dtype(np.float64)).gradient
         estimates = {}
         for tensor, rows in directions.items():
-            losses = losses_along(perturbed, tensor, rows, np.arange(len(rows)), np.full(len(rows), STEP * 1j))
+            losses = Along(perturbed, tensor, rows).losses(np.arange(len(rows)), np.full(len(rows), STEP * 1j))
             estimates[tensor.name] = _known(losses.imag.sum(axis=1) / STEP, norms(rows, bounds[tensor.name]))
         return estimates
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from bpcli.errors import nearest, printable
@@ -19,6 +20,7 @@ ARRAYS: Mapping[str, type[schema.Input | schema.Param | schema.State]] = {
     "params": schema.Param,
     "state": schema.State,
 }
+DECLARING = ("dims", "constants", "equations", *ARRAYS)
 _NUMBER = "a finite number"
 _SIZE = "an integer from 1 to 2**40"
 _TEXT = "a non-empty string"
@@ -55,6 +57,7 @@ _EXPECTED: Mapping[Path, str] = {
     ("*", "methods", "*"): _TEXT,
     ("*", "wrt", "*"): _TEXT,
 }
+_ALIKE = 0.8
 _RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
@@ -66,10 +69,19 @@ def complain(errors: Iterable[ErrorDetails], raw: Mapping[str, Any], context: Co
         # Of the alternatives of a union, the one that fits the type says most.
         if path not in found or found[path]["type"].endswith("_type"):
             found[path] = error
+    meant = misspelt(raw)
     for path, error in found.items():
-        if not context.full:
+        if not context.full and not (len(path) == 1 and path[0] in meant):
             _complain(path, error, context)
     return [(path, error["type"]) for path, error in found.items()]
+
+
+def misspelt(raw: Mapping[str, Any]) -> set[str]:
+    """The tables of declarations that are absent and meant, all but a letter or two, by an unknown key."""
+    known = schema.Document.model_fields
+    unknown = [key for key, value in raw.items() if key not in known and isinstance(value, dict)]
+    absent = [name for name in DECLARING if name not in raw]
+    return {name for name in absent if get_close_matches(name, unknown, n=1, cutoff=_ALIKE)}
 
 
 def describe(value: object) -> str:

@@ -6,12 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bpcli.spec.complaints import ARRAYS, complain
+from bpcli.spec.complaints import DECLARING, complain, misspelt
 from bpcli.spec.context import Context
 from bpcli.spec.outline import Path
 from bpcli.spec.schema import Document
 
-_NAMED = ("dims", "constants", "equations", *ARRAYS)
 _ROUNDS = 3
 
 
@@ -26,12 +25,15 @@ def validate(raw: dict[str, Any], context: Context) -> tuple[Document, list[Path
             return Document.model_validate(raw), cut
         except ValidationError as error:
             errors = error.errors(include_url=False, include_context=True)
+        lost = misspelt(raw)
         for path, kind in complain(errors, raw, context):
-            if len(path) == 1 and (path[0] in _NAMED) and kind != "missing":
+            if len(path) == 1 and (path[0] in DECLARING) and kind != "missing":
                 return None
             if path == ("bp",) and kind != "missing":
                 return None
             _cut(raw, path, kind, cut)
+        if lost:  # every name that is declared there would seem unknown
+            return None
     return None
 
 
@@ -41,7 +43,7 @@ def _cut(raw: dict[str, Any], path: Path, kind: str, cut: list[Path]) -> None:
         raw[path[0]] = 1 if path == ("bp",) else {}
     elif len(path) == 1:
         raw.pop(path[0], None)
-    elif path[0] in _NAMED:
+    elif path[0] in DECLARING:
         table = raw[path[0]]
         declaration = table.get(path[1])
         if len(path) > 2 and isinstance(declaration, dict) and path[2] != "shape":

@@ -11,6 +11,7 @@ from bpcli.checking.blame import place
 from bpcli.checking.blame.cause import Cause, causes, fits
 from bpcli.checking.blame.evidence import Evidence, gather
 from bpcli.checking.blame.shrink import Again, smallest
+from bpcli.checking.blame.steps import errors_by_step
 from bpcli.checking.findings import Finding
 from bpcli.checking.interpreter.walk import work
 from bpcli.errors import BpError
@@ -69,7 +70,10 @@ def _blames(
         blame = _blame(finding, evidence, live)
         if evidence is not None:
             blame = _settled(blame, finding, again, call, evidence)
-        found.append((finding, {**blame[0], "text": _text(finding, blame[0]), "reproduce": reproduce}))
+        fields = {**blame[0], "text": _text(finding, blame[0]), "reproduce": reproduce}
+        if evidence is not None and finding.tensor in evidence.wrong:
+            fields["errors"] = errors_by_step(evidence, finding.tensor, blame[1], live)
+        found.append((finding, fields))
     return found
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 
-from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
-from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
+from bpcli.references.numerics.probe import FloatArray, Indices, Probe
 
 COUNT = 8
 """Directions per tensor. Gaussian ones: with signs alone errors in several entries may cancel."""
@@ -53,20 +52,31 @@ def norms(rows: FloatArray, bounds: FloatArray) -> FloatArray:
         )
 
 
-def losses_along(
-    perturbed: Perturbed, tensor: Tensor, rows: FloatArray, which: Indices, deltas: np.ndarray
-) -> np.ndarray:
-    """Losses `(C, batch)` of C copies, each with the whole array moved by `deltas[c] * rows[which[c]]`."""
-    return np.stack([perturbed.moved(tensor, d * rows[k]).here() for k, d in zip(which, deltas, strict=True)])
+@dataclass(frozen=True, eq=False)
+class Along:
+    """Losses along directions: of copies of the network that have the whole `tensor` moved by some of a row."""
+
+    perturbed: Perturbed
+    tensor: Tensor
+    rows: FloatArray
+
+    def losses(self, which: Indices, deltas: np.ndarray) -> np.ndarray:
+        """`(C, batch)` of C copies, moved by `deltas[c] * rows[which[c]]`."""
+        return self.followed(which, deltas)[0]
+
+    def followed(self, which: Indices, deltas: np.ndarray) -> tuple[np.ndarray, FloatArray]:
+        """The same with the kinks that were met, as of `Perturbed`."""
+        moved = (self.perturbed.moved(self.tensor, d * self.rows[k]) for k, d in zip(which, deltas, strict=True))
+        losses, met = zip(*(there.here() for there in moved), strict=True)
+        return np.stack(losses), np.stack(met)
 
 
-def sampler_along(problem: Problem, perturbed: Perturbed, tensor: Tensor, rows: FloatArray) -> Sampler:
-    """The loss as a function of how far one goes along each direction, in units of the array's size."""
-    size = float(np.linalg.norm(np.asarray(problem.array(tensor), dtype=np.float64)))
+def points_along(array: FloatArray, rows: FloatArray) -> Probe:
+    """How far one is along each of `rows (K, size)` from an array, in units of its size."""
+    size = float(np.linalg.norm(array))
     length = np.sqrt((rows**2).sum(axis=1))
     unit = np.where((length > 0) & (size > 0), size / np.where(length > 0, length, 1.0), 1.0)
     # A power of two: what is added to it and taken away again is exactly the step.
     points = np.exp2(np.round(np.log2(np.maximum(unit, 1e-30))))[:, None]
     which = np.arange(len(rows))
-    losses = partial(losses_along, perturbed, tensor, rows)
-    return replace(Sampler.of(losses, Probe(which, points, which[:, None], summed=True)), noise_rows=NOISE_ROWS)
+    return Probe(which, points, which[:, None], summed=True)

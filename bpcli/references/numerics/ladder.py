@@ -4,15 +4,16 @@ A rung at step h evaluates at ±h, ±2h and ±4h. With D(h) the central differen
 O(h⁴) (Richardson), and |R(h) - R(2h)| is about 15 times that error, which is the safety margin of the truncation. The
 even part E(h) = f(x+h) + f(x-h) - 2 f(x) shows kinks: E(h)/h tends to 0 where f is smooth, and to the jump J of the
 slope at a kink. With J extrapolated over the three steps, |R(h) - R(2h)| + |J|/2 covers the error of R(h) for one
-kink at any distance. The step goes to where noise and truncation balance. A first difference with a tiny step, the
-pilot, guards against steps so large that they leap over the function's oscillations, and of two rungs that disagree the
-one with the smaller steps is right. Where an entry does not stand out of the noise, nothing tells how far its steps may
+kink at any distance. Where the kinks are known no step goes beyond one, and J is what it is at the point itself. The
+step goes to where noise and truncation balance. A first difference with a tiny step, the pilot, guards against steps so
+large that they leap over the function's oscillations, and of two rungs that disagree the one with the smaller steps is
+right. Where an entry does not stand out of the noise, nothing tells how far its steps may
 go: not beyond its own size, nor much beyond the steps at which the other entries of its tensor show truncation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ _UNIT_ROUNDOFF = 2.0**-53
 _LEAP = 2.0**8
 # Steps relative to the entry: the largest at all, and over the median of those at which others show truncation.
 _LARGEST, _BEYOND = 2.0, 8.0
+# Steps over the distance of a kink that no side is to be told of; and the noise of a jump over that of a slope.
+_PAST, _JUMPY = 4.0, 3.0
 
 Mask = NDArray[np.bool_]
 
@@ -50,15 +53,15 @@ class Derivatives:
         return self.truncation + self.noise + 8 * _UNIT_ROUNDOFF * np.abs(self.value)
 
 
-def differentiate(sampler: Sampler, target: float, offset: float = 1.0, pilot: float = PILOT) -> Derivatives:
+def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Derivatives:
     """Derivatives `(K, S)` of the loss with respect to every number of the probe.
 
     Rounds of evaluations go on, for the entries that need it, until the bound is `target` relative to the entry or to
     1e-6 of the largest one. Ladders with an `offset` of 1 and of 0.75 have no point in common. No step is smaller than
-    `pilot` times the first; a kink that is nearer counts as one at the point itself.
+    `PILOT` times the first; a kink that is nearer counts as one at the point itself.
     """
     with np.errstate(all="ignore"):
-        return _Climb(sampler, target, offset, pilot).run()
+        return _Climb(sampler, target, offset).run()
 
 
 def scales(probe: Probe) -> FloatArray:
@@ -76,16 +79,19 @@ def _power_of_two(steps: FloatArray) -> FloatArray:
 class _Climb:
     """The search for the best step of each entry."""
 
-    def __init__(self, sampler: Sampler, target: float, offset: float, pilot: float) -> None:
+    def __init__(self, sampler: Sampler, target: float, offset: float) -> None:
         self.sampler, self.target, self.offset = sampler, target, offset
         self.step = offset * _power_of_two(FIRST_STEP * scales(sampler.probe))
         self.noise = loss_noise(sampler, self.step)
         self.low, self.high = np.zeros_like(self.step), np.full_like(self.step, np.inf)
-        self.least, self.size = self.step * pilot, scales(sampler.probe)
+        self.least, self.size = self.step * PILOT, scales(sampler.probe)
         slope, even, size = self._differences(np.arange(len(self.step)), self.least)
         self.pilot_jump = even / self.least[:, None]
         self.pilot_doubt = 4.0 * self.noise / self.least[:, None]
         noise = NOISE_FACTOR * (self.noise / self.least[:, None] + _UNIT_ROUNDOFF * size)
+        # Where a kink is known to be at the point, or hardly off it, a tiny step may see one side alone.
+        doubtful = sampler.kinks is not None and sampler.kinks >= 0
+        slope = np.where(doubtful, np.nan, slope)
         self.best = where_finite(Derivatives(slope, np.abs(self.pilot_jump) / 2, noise, np.zeros_like(slope)))
         self.only_pilot = np.ones(slope.shape, dtype=np.bool_)
         self.best_step = np.repeat(self.least[:, None], slope.shape[1], axis=1)
@@ -138,14 +144,16 @@ class _Climb:
         value, coarse = (4 * d1 - d2) / 3, (4 * d2 - d4) / 3
         # E/h = J + h d²f + h³/12 d⁴f + …: this combination keeps J and cancels the next two.
         jump = (16 * j1 - 10 * j2 + j4) / 7
+        size = size.reshape(3, len(rows), -1).max(axis=0)
+        noise = NOISE_FACTOR * (self.noise / h[:, None] + _UNIT_ROUNDOFF * size)
+        rung = Derivatives(value, np.abs(value - coarse), noise, np.zeros_like(value))
+        if self.sampler.kinks is not None:
+            return where_finite(with_known_kinks(rung, jump, 2 * j1 - j2, self.sampler.kinks[rows] / h[:, None]))
         pilot, doubt = self.pilot_jump[rows], self.pilot_doubt[rows]
         at_kink = (np.abs(pilot) > doubt) & (np.abs(jump - pilot) <= np.abs(pilot) / 4)
         near = np.where(at_kink, np.maximum(np.abs(jump - pilot) - doubt, 0.0), np.abs(jump)) / 2
-        size = size.reshape(3, len(rows), -1).max(axis=0)
-        noise = NOISE_FACTOR * (self.noise / h[:, None] + _UNIT_ROUNDOFF * size)
-        return where_finite(
-            Derivatives(value, np.abs(value - coarse) + near, noise, np.where(at_kink, np.abs(jump) / 2, 0.0))
-        )
+        kink = np.where(at_kink, np.abs(jump) / 2, 0.0)
+        return where_finite(replace(rung, truncation=rung.truncation + near, kink=kink))
 
     def _merge(self, rows: Indices, rung: Derivatives) -> Mask:
         """Take over what is better and within the bounds of what is known; says where the two agree."""
@@ -196,6 +204,22 @@ class _Climb:
         self.step[rows] = step = self.offset * _power_of_two(step / self.offset)
         inside = (step > low) & (step < high) & (step > self.least[rows]) & (step <= _LARGEST * self.size[rows])
         return np.asarray(inside & np.isfinite(16 * step))
+
+
+def with_known_kinks(smooth: Derivatives, jump: FloatArray, coarse: FloatArray, away: FloatArray) -> Derivatives:
+    """Derivatives by steps that go beyond no kink but those `away` steps off, negative where there are none.
+
+    `jump` is that of the slope at these, `coarse` the same by another extrapolation. From a kink at a distance d steps
+    of h see 1 - d/h of the jump. Where a step is too short to go past them the value is NaN.
+    """
+    at_kink = away >= 0
+    near = np.where(at_kink, np.abs(jump - coarse) + np.abs(jump) * np.maximum(away, 0.0), np.abs(jump) / 2)
+    return Derivatives(
+        np.where(at_kink & (_PAST * away > 1), np.nan, smooth.value),
+        smooth.truncation + near,
+        np.where(at_kink, _JUMPY, 1.0) * smooth.noise,
+        np.where(at_kink, np.abs(jump) / 2, 0.0),
+    )
 
 
 def where_finite(known: Derivatives) -> Derivatives:

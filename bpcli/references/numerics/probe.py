@@ -68,6 +68,8 @@ class Sampler:
     """A loss around the values of one tensor: `losses(entries (C,), deltas (C,)) -> (C, batch)` under a `Probe`.
 
     Shifted numbers are rounded to `dtype` before the loss sees them. The noise is measured at `noise_rows` of them.
+    `kinks (K, S)` says how far the kinks are that are too near to tell which side a number is on, negative where there
+    are none; losses beyond other kinks are NaN then. None where nobody knows.
     """
 
     losses: Losses
@@ -75,11 +77,12 @@ class Sampler:
     base: FloatArray
     dtype: np.dtype[np.floating] = field(default_factory=lambda: np.dtype(np.float64))
     noise_rows: int = 8
+    kinks: FloatArray | None = None
 
     @staticmethod
-    def of(losses: Losses, probe: Probe) -> Sampler:
+    def of(losses: Losses, probe: Probe, kinks: FloatArray | None = None) -> Sampler:
         """The sampler, with the unshifted losses `base (batch,)` evaluated."""
-        return Sampler(losses, probe, losses(probe.entries[:1], np.zeros(1))[0])
+        return Sampler(losses, probe, losses(probe.entries[:1], np.zeros(1))[0], kinks=kinks)
 
     @property
     def level(self) -> FloatArray:

@@ -9,34 +9,64 @@ of the differences, weighted as they are.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bpcli.references.numerics.ladder import NOISE_FACTOR, Derivatives, scales, where_finite
+from bpcli.problem.kinks import FREE
+from bpcli.references.numerics.ladder import NOISE_FACTOR, Derivatives, scales, where_finite, with_known_kinks
 from bpcli.references.numerics.noise import loss_noise
-from bpcli.references.numerics.probe import FloatArray, Sampler
+from bpcli.references.numerics.probe import FloatArray, Indices, Sampler
 
 RUNGS = 16
 _ORDERS = 7
 _LARGEST = 2.0
+# Ladders that may follow the first.
+_FURTHER = 3
 _UNIT_ROUNDOFF = 2.0**-53
 
 
 def extrapolate(sampler: Sampler, offset: float = 1.0) -> Derivatives:
     """Derivatives `(K, S)`, by the entry of each tableau with the smallest bound.
 
-    Kinks within reach of the smallest steps are not told apart: there the bound is at least half the jump.
+    Where the larger steps leave the loss's domain, or its branches, ladders of smaller steps follow.
     """
     with np.errstate(all="ignore"):
         first = offset * np.exp2(np.round(np.log2(_LARGEST * scales(sampler.probe))))
-        steps = first * 0.5 ** np.arange(RUNGS)[:, None]
-        slopes, jumps, sizes = _differences(sampler, steps)
-        noise = NOISE_FACTOR * (loss_noise(sampler, first) / steps[:, :, None] + _UNIT_ROUNDOFF * sizes)
-        return _best(slopes, jumps, noise)
+        noise = loss_noise(sampler, first)
+        rows = np.arange(len(first))
+        found, lacking = _ladder(sampler, rows, first, noise)
+        for _ in range(_FURTHER):
+            rows = rows[lacking]
+            if not len(rows):
+                break
+            first = first * 0.5 ** (RUNGS // 2)
+            lower, lacking = _ladder(sampler, rows, first[rows], noise)
+            _improve(found, rows, lower)
+        return found
 
 
-def _differences(sampler: Sampler, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Central differences, jumps of the slope and largest changes per step at `steps (RUNGS, K)`, `(RUNGS, K, S)`."""
+def _ladder(
+    sampler: Sampler, rows: Indices, first: FloatArray, noise: FloatArray
+) -> tuple[Derivatives, NDArray[np.bool_]]:
+    """The best of one ladder a row, from its `first` step down, and the rows of which half of the ladder is missing."""
+    steps = first * 0.5 ** np.arange(RUNGS)[:, None]
+    slopes, jumps, sizes = _differences(sampler, rows, steps)
+    spread = NOISE_FACTOR * (noise / steps[:, :, None] + _UNIT_ROUNDOFF * sizes)
+    kinks = np.full(slopes.shape[1:], FREE) if sampler.kinks is None else sampler.kinks[rows]
+    lacking = ~np.isfinite(slopes[RUNGS // 2]).all(axis=1)
+    return _best(slopes, jumps, spread, kinks / steps[:, :, None]), lacking
+
+
+def _improve(found: Derivatives, rows: Indices, other: Derivatives) -> None:
+    """Put what has a smaller bound in its place."""
+    better = other.bound < found.bound[rows]
+    for kept, new in zip(_parts(found), _parts(other), strict=True):
+        kept[rows] = np.where(better, new, kept[rows])
+
+
+def _differences(sampler: Sampler, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Central differences, jumps of the slope and largest changes per step at `steps (RUNGS, R)`, `(RUNGS, R, S)`."""
     count = steps.size
-    rows = np.tile(np.arange(steps.shape[1]), len(steps))
+    rows = np.tile(rows, len(steps))
     change, shift = sampler.shift(np.tile(rows, 2), np.concatenate([steps.ravel(), -steps.ravel()]))
     slope = (change[:count] - change[count:]) / (shift[:count] - shift[count:])
     even = change[:count] + change[count:] - slope * (shift[:count] + shift[count:])
@@ -46,8 +76,8 @@ def _differences(sampler: Sampler, steps: FloatArray) -> tuple[FloatArray, Float
     return slope.reshape(shape), (even / ratio).reshape(shape), (size / ratio).reshape(shape)
 
 
-def _best(slopes: FloatArray, jumps: FloatArray, noise: FloatArray) -> Derivatives:
-    """The entry of the tableau with the smallest bound, for each derivative."""
+def _best(slopes: FloatArray, jumps: FloatArray, noise: FloatArray, kinks: FloatArray) -> Derivatives:
+    """The entry of the tableau with the smallest bound, for each derivative; `kinks` are so many steps away."""
     column, weight = slopes, noise
     found = None
     for m in range(1, _ORDERS):
@@ -60,23 +90,23 @@ def _best(slopes: FloatArray, jumps: FloatArray, noise: FloatArray) -> Derivativ
         error = np.maximum(error, np.concatenate([following, np.full_like(value[:1], np.inf)]))
         # J + h d² + h³ d⁴/12 + …: what extrapolation leaves of it is the jump of the slope at a kink.
         odd = 2.0 ** (2 * m - 1)
-        jumps = (odd * jumps[1:] - jumps[:-1]) / (odd - 1)
+        coarse, jumps = jumps[1:], (odd * jumps[1:] - jumps[:-1]) / (odd - 1)
+        kinks = kinks[1:]
         if m >= 2:
-            error += np.abs(jumps) / 2
-            found = _smaller(found, where_finite(Derivatives(value, error, spread, np.zeros_like(value))))
+            smooth = Derivatives(value, error, spread, np.zeros_like(value))
+            found = _smaller(found, where_finite(with_known_kinks(smooth, jumps, coarse, kinks)))
         column, weight = value, spread
     assert found is not None
     pick = found.bound.argmin(axis=0)[None]
-    value, error, spread = (
-        np.take_along_axis(a, pick, axis=0)[0] for a in (found.value, found.truncation, found.noise)
-    )
-    return Derivatives(value, error, spread, np.zeros_like(value))
+    return Derivatives(*(np.take_along_axis(a, pick, axis=0)[0] for a in _parts(found)))
 
 
 def _smaller(known: Derivatives | None, new: Derivatives) -> Derivatives:
     """Rows of both, one below the other."""
     if known is None:
         return new
-    pairs = ((known.value, new.value), (known.truncation, new.truncation), (known.noise, new.noise))
-    value, error, spread = (np.concatenate(pair) for pair in pairs)
-    return Derivatives(value, error, spread, np.zeros_like(value))
+    return Derivatives(*(np.concatenate(pair) for pair in zip(_parts(known), _parts(new), strict=True)))
+
+
+def _parts(known: Derivatives) -> tuple[FloatArray, ...]:
+    return known.value, known.truncation, known.noise, known.kink

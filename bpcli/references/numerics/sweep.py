@@ -4,20 +4,56 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.methods.base import Window
+from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.base import Estimate, nothing
-from bpcli.references.numerics.directions import Directions, sampler_along
+from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
 from bpcli.references.numerics.ladder import Derivatives
-from bpcli.references.numerics.probe import Probe, Sampler, probe
+from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
 
 Differentiate = Callable[[Sampler], Derivatives]
-_DOUBLE = np.dtype(np.float64)
+Followed = Callable[[Indices, NDArray[Any]], tuple[NDArray[Any], FloatArray]]
+_STEP = 1e-40
+
+
+class Around:
+    """The loss around the values of a problem, which side of its kinks they are on, and where that can't be told."""
+
+    def __init__(self, problem: Problem, windows: Sequence[Window]) -> None:
+        kinks = find_kinks(problem)
+        self.problem = problem
+        self.real = Perturbed(problem, windows, np.dtype(np.float64), kinks)
+        self.imaginary = Perturbed(problem, windows, np.dtype(np.complex128), kinks) if kinks.any else None
+
+    def entries(self, tensor: Tensor, around: Probe) -> Sampler:
+        """A tensor's values shifted one at a time."""
+        followed = partial(self.imaginary.followed, tensor) if self.imaginary else None
+        return Sampler.of(partial(self.real.losses, tensor), around, _distances(around, followed))
+
+    def along(self, tensor: Tensor, rows: FloatArray) -> Sampler:
+        """All of a tensor's values moved along directions."""
+        around = points_along(np.asarray(self.problem.array(tensor), dtype=np.float64), rows)
+        followed = Along(self.imaginary, tensor, rows).followed if self.imaginary else None
+        sampler = Sampler.of(Along(self.real, tensor, rows).losses, around, _distances(around, followed))
+        return replace(sampler, noise_rows=NOISE_ROWS)
+
+
+def _distances(around: Probe, followed: Followed | None) -> FloatArray:
+    """`(K, S)`: how far the kinks are that rounding does not tell from the point, by the speed of their arguments."""
+    if followed is None:
+        return np.full(around.places.shape, FREE)
+    met = followed(around.entries, np.full(len(around.entries), _STEP * 1j))[1]
+    met = np.where(met > FREE, met * _STEP, FREE)
+    return met.max(axis=1, keepdims=True) if around.summed else met
 
 
 def sweep(
@@ -28,7 +64,7 @@ def sweep(
     sample: int | None = None,
 ) -> Mapping[str, Estimate]:
     """Every entry of `tensors`, or at most `sample` of each: the bound of the others is infinite."""
-    perturbed = Perturbed(problem, windows, _DOUBLE)
+    losses = Around(problem, windows)
     estimates = {}
     for tensor in tensors:
         around = probe(problem, tensor)
@@ -37,7 +73,7 @@ def sweep(
             continue
         if sample is not None:
             around = around.sample(sample, zlib.crc32(tensor.name.encode()))
-        found = differentiate(sampler_of(perturbed, tensor, around))
+        found = differentiate(losses.entries(tensor, around))
         unknown = 0.0 if sample is None else np.inf
         estimates[tensor.name] = Estimate(
             around.scatter(found.value, tensor.shape),
@@ -48,19 +84,14 @@ def sweep(
     return estimates
 
 
-def sampler_of(perturbed: Perturbed, tensor: Tensor, around: Probe) -> Sampler:
-    """The loss around a tensor's values, shifted one at a time."""
-    return Sampler.of(partial(perturbed.losses, tensor), around)
-
-
 def sweep_along(
     problem: Problem, windows: Sequence[Window], directions: Directions, differentiate: Differentiate
 ) -> Mapping[str, Estimate]:
     """By tensor, `(K,)` derivatives along its directions."""
-    perturbed = Perturbed(problem, windows, _DOUBLE)
+    losses = Around(problem, windows)
     estimates = {}
     for tensor, rows in directions.items():
-        found = differentiate(sampler_along(problem, perturbed, tensor, rows))
+        found = differentiate(losses.along(tensor, rows))
         parts = (found.value, found.bound, found.noise, found.kink)
         estimates[tensor.name] = Estimate(*(part[:, 0] for part in parts))
     return estimates

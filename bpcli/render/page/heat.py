@@ -26,11 +26,11 @@ def heat_maps(findings: Sequence[Mapping[str, Any]]) -> list[Figure]:
 
 
 def errors_by_step(finding: Mapping[str, Any]) -> dict[int, float]:
-    """Step to relative error: `blame.errors`, a number a step, or the kernel error at the one step that is blamed."""
+    """Step, from 1, to relative error: `blame.errors`, a number a step, or the kernel error at the step to blame."""
     blame = finding["blame"] or {}
     errors = blame.get("errors")
     if isinstance(errors, list):
-        found = {t: _float(e) for t, e in enumerate(errors)}
+        found = {t: _float(e) for t, e in enumerate(errors, start=1)}
         return {t: e for t, e in found.items() if e is not None}
     step = blame.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 100_000:
@@ -76,11 +76,11 @@ def _draw(axes: Axes, cells: Cells) -> None:
                     step, 0.86, 0.92, row - 0.43, color=ACCENT, alpha=0.12 + 0.88 * min(level, 1.0), linewidth=0,
                     gid=f"tip:{name}, step {step}: {error:.2g}:{row}",
                 )  # fmt: skip
-    axes.set_xlim(-0.5, max(last, 1) + 0.5)
+    axes.set_xlim(0.5, max(last, 2) + 0.5)
     axes.set_ylim(max(len(names), 3) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.tick_params(axis="x", length=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.hlines([r + 0.5 for r in range(len(names))], -0.5, last + 0.5, color=FAINT, linewidth=0.5)
+    axes.hlines([r + 0.5 for r in range(len(names))], 0.5, last + 0.5, color=FAINT, linewidth=0.5)
     axes.set_xlabel("step", color=MUTED)

@@ -1,0 +1,152 @@
+"""Black boxes: their gradients judged by differences of their losses, entry by entry or along directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bpcli.checking.findings import Finding
+from bpcli.checking.measures import cosine, relative_error
+from bpcli.checking.returned import scalar
+from bpcli.checking.userfile import UserFile
+from bpcli.checking.verdict import Entries, References, judge, summarise
+from bpcli.problem.model import Array, Tensor
+from bpcli.references.base import Estimate, FloatArray
+from bpcli.references.central import TARGET
+from bpcli.references.numerics.directions import COUNT, NOISE_ROWS, directions, dot, norms, points_along
+from bpcli.references.numerics.ladder import differentiate
+from bpcli.references.numerics.noise import EVALUATIONS
+from bpcli.references.numerics.probe import Indices, Probe, Sampler
+from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
+
+METHOD = "grad"
+# Evaluations of the loss: on each tensor for its noise, and on each entry or direction for two rounds of differences.
+_FOR_NOISE, _EVALUATIONS = 8 * EVALUATIONS, 14
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """An object of a user's file; `name` is what reports call it, `params` are its arrays, float64 or float32."""
+
+    name: str
+    file: UserFile
+    thing: Any
+    object: str
+    params: Mapping[str, Array]
+
+    def copies(self) -> dict[str, Array]:
+        """The params, to be changed at will."""
+        return {name: array.copy() for name, array in self.params.items()}
+
+    def line(self, part: str) -> int:
+        """Where `loss` or `grad` is written, as far as that is known."""
+        own = part in vars(type(self.thing)) and type(self.thing).__module__ == self.file.module.__name__
+        return self.file.line_of(f"{type(self.thing).__name__}.{part}" if own else self.object)
+
+
+def losses_taken(tensor: Tensor, along: bool) -> int:
+    """How often the loss is evaluated for a tensor whose gradient is right, most of the time."""
+    if along:
+        return NOISE_ROWS * EVALUATIONS + _EVALUATIONS * COUNT
+    return _FOR_NOISE + _EVALUATIONS * tensor.entries
+
+
+def judge_box_entries(box: Box, tensor: Tensor, value: Array) -> Finding:
+    """Every entry, with power to pass and on two ladders to condemn."""
+    places = np.arange(tensor.entries)
+    array = box.params[tensor.name].astype(np.float64).reshape(-1)
+
+    def moved(entry: int, delta: float) -> FloatArray:
+        found = array.copy()
+        found[entry] += delta
+        return found
+
+    around = Probe(places, array[:, None], places[:, None], summed=True)
+    # In float32 an entry moves by what its rounding makes of a step.
+    sampler = replace(_sampler(box, tensor, around, moved), dtype=box.params[tensor.name].dtype)
+    wide = value.astype(np.float64)
+
+    def rounding(reference: FloatArray) -> FloatArray:
+        size = FACTOR * unit_roundoff(value.dtype) * float(np.abs(reference).max())
+        return np.where((wide == 0) & (reference == 0), 0.0, size + float(np.finfo(value.dtype).tiny))
+
+    entries = _decided(sampler, tensor.shape, wide, rounding, value.dtype)
+    verdict, cause, worst = summarise(entries)
+    if verdict == "wrong" and cause:
+        cause += f" ({box.file.at(box.line(METHOD))})"
+    off = relative_error(wide, entries.reference)
+    angle = cosine(wide, entries.reference)
+    return Finding(box.name, METHOD, tensor.name, tensor.shape, tensor.entries, verdict, cause, worst, off, off, angle)
+
+
+def judge_box_along(box: Box, tensor: Tensor, value: Array) -> Finding:
+    """Directions alone: what is wrong is not looked for among the entries."""
+    array, rows = box.params[tensor.name].astype(np.float64), directions(tensor)
+
+    def moved(row: int, delta: float) -> FloatArray:
+        return np.asarray(array.reshape(-1) + delta * rows[row])
+
+    around = points_along(array, rows)
+    sampler = replace(_sampler(box, tensor, around, moved), noise_rows=NOISE_ROWS)
+    wide = value.astype(np.float64)
+    along = dot(rows, wide)
+    largest = float(np.abs(wide).max())
+    each = np.full(wide.shape, FACTOR * unit_roundoff(value.dtype) * largest + float(np.finfo(value.dtype).tiny))
+    bounds = norms(rows, each)
+
+    def rounding(reference: FloatArray) -> FloatArray:
+        return np.where((along == 0) & (reference == 0), 0.0, bounds)
+
+    entries = _decided(sampler, along.shape, along, rounding, value.dtype)
+    verdict, cause, worst = summarise(entries)
+    if verdict == "wrong" and cause:
+        cause += f" ({box.file.at(box.line(METHOD))})"
+    off = relative_error(along, entries.reference)
+    found = worst and replace(worst, index=None)
+    return Finding(box.name, METHOD, tensor.name, tensor.shape, len(rows), verdict, cause, found, off, off, None)
+
+
+def _decided(
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    value: FloatArray,
+    rounding: Callable[[FloatArray], FloatArray],
+    dtype: np.dtype[Any],
+) -> Entries:
+    """The verdict on `value`; a second ladder is asked only where the first finds something wrong."""
+    central = _estimate(sampler, shape, 1.0)
+    bound = rounding(central.value)
+    entries = judge(value, References(central=central), bound, dtype)
+    if entries.suspect.any():
+        entries = judge(value, References(central=central, second=_estimate(sampler, shape, 0.75)), bound, dtype)
+    return entries
+
+
+def _estimate(sampler: Sampler, shape: tuple[int, ...], offset: float) -> Estimate:
+    found = differentiate(sampler, TARGET, offset)
+    parts = (found.value, found.bound, found.noise, found.kink)
+    return Estimate(*(sampler.probe.scatter(part, shape) for part in parts))
+
+
+def _sampler(box: Box, tensor: Tensor, around: Probe, moved: Callable[[int, float], FloatArray]) -> Sampler:
+    """The loss around the values of one tensor, which are flat when `moved`; where it raises, nothing is learnt."""
+    array = box.params[tensor.name]
+
+    def losses(entries: Indices, deltas: FloatArray) -> FloatArray:
+        values = np.full((len(entries), 1), np.nan)
+        with box.file.running():
+            for row, (entry, delta) in enumerate(zip(entries, deltas, strict=True)):
+                params = box.copies()
+                params[tensor.name] = moved(int(entry), float(delta)).reshape(array.shape).astype(array.dtype)
+                try:
+                    values[row] = scalar(box.thing.loss(params))
+                except KeyboardInterrupt:
+                    raise
+                except BaseException:
+                    continue
+        return values
+
+    return Sampler.of(losses, around)

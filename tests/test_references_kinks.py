@@ -1,0 +1,92 @@
+"""Differences near kinks: inside the branches that were taken, and on both sides of a kink that rounding hides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checking_cases import LIMITS
+
+from bpcli.checking.run import CheckOptions, check
+from bpcli.methods import parse
+from bpcli.methods.base import Window
+from bpcli.problem.draw import draw
+from bpcli.problem.kinks import FREE, find_kinks
+from bpcli.problem.model import Problem
+from bpcli.problem.open import open_setup
+from bpcli.problem.perturbed import Perturbed
+from bpcli.references import get
+
+TESTS = Path(__file__).parent
+DIFFERENCES = ("central", "ladder")
+# The argument of the first unit is 1e-9: on one side for float64, on either for float32.
+TINY = """bp = 1
+[inputs]
+x = [2]
+[params]
+w = { shape = [2], value = [0.1, 0.7] }
+v = { shape = [2], value = [0.299999998, -2.0] }
+[equations]
+loss = "sum(relu(w * x - v)) + sum(w * w)"
+[data]
+batch = 2
+values = { x = [3.0, 3.0] }
+"""
+
+
+def opened(path: Path, dtype: str, seed: int = 0) -> Problem:
+    """The problem of a spec."""
+    return draw(open_setup(path, {"dtype": dtype, "seed": seed, "batch": 2}, ("params",), LIMITS))
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize(("dtype", "width"), [("float64", 0.0), ("float32", 1.5)])
+def test_a_kink_that_rounding_hides_is_an_interval(tmp_path: Path, name: str, dtype: str, width: float) -> None:
+    """From 0.2, the derivative on the left, to 3.2; what float64 can tell apart has one derivative, the right one."""
+    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
+    problem = opened(tmp_path / "tiny.toml", dtype)
+    found = get(name).estimate(problem, (Window(0, 0, 1),), problem.setup.wrt)["w"]
+    assert width == pytest.approx(found.kink[0], abs=1e-4)
+    assert found.value[0] + found.kink[0] == pytest.approx(3.2, abs=1e-4)
+    assert found.kink[1] == 0.0
+    assert found.bound[0] <= 1e-4
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("spec", ["leaky_kinked_rnn", "abs_rnn"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_among_many_kinks_differences_keep_to_one_branch(name: str, spec: str, seed: int) -> None:
+    """Each entry is known sharply, and its bound covers the error, where larger steps would pass hundreds of kinks."""
+    problem = opened(TESTS / f"checking_{spec}.toml", "float64", seed)
+    windows = (Window(0, 0, problem.setup.T),)
+    tensors = [t for t in problem.setup.wrt if t.name in ("U", "b")]
+    exact = get("complex-step").estimate(problem, windows, tensors)
+    for tensor, estimate in get(name).estimate(problem, windows, tensors).items():
+        assert np.all(np.abs(estimate.value - exact[tensor].value) <= estimate.bound)
+        assert np.all(estimate.bound <= 1e-5 * np.abs(exact[tensor].value).max())
+
+
+def test_steps_that_change_a_branch_are_marked() -> None:
+    """A large step meets kinks and its loss is NaN, a tiny one meets none."""
+    problem = opened(TESTS / "checking_abs_rnn.toml", "float64")
+    perturbed = Perturbed(problem, (Window(0, 0, problem.setup.T),), np.dtype(np.float64), find_kinks(problem))
+    losses, met = perturbed.followed(problem.setup.wrt[0], np.zeros(2, dtype=np.int64), np.array([1.0, 1e-12]))
+    assert np.isnan(losses[0]).all() and np.isinf(met[0]).all()
+    assert np.isfinite(losses[1]).all() and (met[1] == FREE).all()
+
+
+@pytest.mark.parametrize("reference", ["auto", *DIFFERENCES])
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, "pass"), (-0.5, "wrong")])
+def test_any_value_between_the_one_sided_derivatives_passes(
+    monkeypatch: pytest.MonkeyPatch, reference: str, factor: float, expected: str
+) -> None:
+    """At an exact kink; its twin lies outside."""
+    setup = open_setup(TESTS / "checking_kink.toml", {}, ("params",), LIMITS)
+    call = parse("backprop")
+    right = call.gradient(draw(setup)).arrays["b"]
+    bent = right + factor * np.array([1.0, 0.0, 0.0])
+    monkeypatch.setattr("bpcli.checking.run.on_pattern", lambda given, tensor: bent if tensor.name == "b" else given)
+    found = {f.tensor: f for f in check(setup, [call], CheckOptions(reference))}  # type: ignore[arg-type]
+    assert expected == found["b"].verdict
+    assert found["b"].cause == ("kink" if expected == "pass" else "")
