@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,13 @@ from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
+from bpcli.problem.elsewhere import FAR_FLOPS, Asked, Piece, Values
 from bpcli.problem.kinks import NONE, Kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
 BLOCK_ENTRIES = 1 << 18
 """Numbers that the copies of one block may take: some megabytes, so that a step's values stay in cache."""
-
-
-Values = NDArray[Any]
-"""float64 or complex128, as the copies are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +51,8 @@ class Perturbed:
 
     def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any], kinks: Kinks = NONE) -> None:
         self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
-        self.setup, self.graph = problem.setup, problem.setup.graph
+        self.setup, self.graph, self.windows = problem.setup, problem.setup.graph, tuple(windows)
+        self.elsewhere = problem.elsewhere
         self.forward = lower_forward(self.graph, fuse(self.graph))
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)
@@ -85,17 +83,26 @@ class Perturbed:
         """
         losses = np.zeros((len(entries), self.setup.batch), self.trace.V.dtype)
         deltas = np.asarray(deltas, losses.dtype)
-        for windows in self.groups.values():
-            for block in self._blocks(tensor, len(entries), windows):
-                stuck = np.full(block.stop - block.start, self.stuck)
-                losses[block] += self._run(_Change(tensor, entries[block], deltas[block], stuck), windows)
+        work = list(self._pieces(tensor, entries, deltas))
+        parts: Iterable[Values] = (self.piece(tensor, piece) for _, piece in work)
+        if self.elsewhere is not None and sum(piece.flops for _, piece in work) >= FAR_FLOPS:
+            asked = Asked(tensor, self.windows, self.trace.V.dtype.name, self.kinks is not NONE)
+            parts = self.elsewhere.losses(asked, [piece for _, piece in work])
+        for (block, _), part in zip(work, parts, strict=True):
+            losses[block] += part
         return losses
+
+    def piece(self, tensor: Tensor, piece: Piece) -> Values:
+        """The losses (C, batch) of one piece of the work; the same bits wherever it is done."""
+        stuck = np.full(len(piece.entries), self.stuck)
+        return self._run(_Change(tensor, piece.entries, piece.deltas, stuck), self.groups[piece.length])
 
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array moved by `change (size,)`."""
         array = np.asarray(self.problem.array(tensor))
         moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
         other = copy.copy(self)
+        other.elsewhere = None  # these arrays are known here alone
         other.problem = self.problem.with_array(tensor, moved)
         plan = make_plan(self.graph, [], self.setup.batch, 1, [])
         other.trace = Trace(plan, self.trace.dtype, (other.problem.params, other.problem.inputs, other.problem.state))
@@ -120,10 +127,15 @@ class Perturbed:
         steps = windows[0].stop - windows[0].start
         return Layout(self.graph, self.forward, self._node(tensor), copies, rows, steps)
 
-    def _blocks(self, tensor: Tensor, count: int, windows: Sequence[Window]) -> Iterator[slice]:
-        size = max(1, BLOCK_ENTRIES // max(1, self._layout(tensor, 1, windows).entries_per_copy))
-        for start in range(0, count, size):
-            yield slice(start, min(count, start + size))
+    def _pieces(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Iterator[tuple[slice, Piece]]:
+        """The work, block by block of copies, for each length of windows."""
+        for length, windows in self.groups.items():
+            one = self._layout(tensor, 1, windows)
+            size = max(1, BLOCK_ENTRIES // max(1, one.entries_per_copy))
+            for start in range(0, len(entries), size):
+                block = slice(start, min(len(entries), start + size))
+                flops = one.flops * one.rows * one.steps * (block.stop - start)
+                yield block, Piece(length, entries[block], deltas[block], flops)
 
     def _run(self, change: _Change, windows: Sequence[Window]) -> Values:
         """The losses (copies, batch) of one block over windows of equal length."""
