@@ -29,6 +29,7 @@ FLOORS = (
     ("methods",),
     ("references", "peers"),
     ("checking", "benching"),
+    ("cluster",),
     ("commands",),
     ("cli", "pytest_plugin"),
 )

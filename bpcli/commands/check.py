@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bpcli.checking.answers import Foreign
     from bpcli.checking.findings import Finding
     from bpcli.checking.run import CheckOptions
+    from bpcli.cluster.connect import Cluster
     from bpcli.commands.foreign import Asked
     from bpcli.errors import Diagnostic, Place
     from bpcli.methods import MethodCall
@@ -80,6 +81,7 @@ class Call:
     common: Common
     names: Mapping[Path, str]
     alone: bool
+    cluster: Cluster | None = None
 
 
 @click.command()
@@ -88,32 +90,24 @@ class Call:
     "-m", "--method", multiple=True, metavar="METHOD", help="Judge this method, as tbptt:k1=1,k2=4; repeatable."
 )
 @click.option(
-    "--kernel",
-    multiple=True,
-    metavar="FILE.py:FUNC",
+    "--kernel", multiple=True, metavar="FILE.py:FUNC",
     help="Judge a function of yours, or a [kernel.NAME] of the spec; repeatable.",
-)
+)  # fmt: skip
 @click.option(
     "--gradient", multiple=True, metavar="FILE.npz", help="Judge a saved gradient, named as bp grad does; repeatable."
 )
 @click.option(
-    "--reference",
-    metavar="NAME",
-    default="auto",
-    callback=one_of(references),
+    "--reference", metavar="NAME", default="auto", callback=one_of(references),
     help="What to judge by; `bp list references`.",
-)
+)  # fmt: skip
 @click.option(
-    "--mode",
-    metavar="MODE",
-    default="auto",
-    callback=one_of(lambda: MODES),
+    "--mode", metavar="MODE", default="auto", callback=one_of(lambda: MODES),
     help="full (every entry), directional, or auto.",
-)
+)  # fmt: skip
 @click.option("--power", is_flag=True, help="Plant faults in place of the methods, and say which the check reveals.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
-    "format", "output", "quiet", "verbose", "strict",
+    "scheduler", "local_cluster", "format", "output", "quiet", "verbose", "strict",
 )  # fmt: skip
 def check(
     target: tuple[str, ...],
@@ -129,11 +123,13 @@ def check(
 
     Without TARGET the folder specs/ is taken; without -m the methods that the spec names, else backprop for a
     feed-forward network, bptt and rtrl for a recurrent one. --kernel and --gradient are judged in place of these. A
-    TARGET may also be FILE.py:OBJECT, with params (a dict of arrays), loss(params) and grad(params).
+    TARGET may also be FILE.py:OBJECT, with params (a dict of arrays), loss(params) and grad(params). On a cluster the
+    perturbed losses of large specs are computed by its workers, which must find the same files at the same paths.
     """
     from bpcli.checking.run import CheckOptions
     from bpcli.commands import foreign
     from bpcli.commands.choose import from_project, read
+    from bpcli.commands.cluster import opened
     from bpcli.commands.progress import progress
     from bpcli.commands.specs import find, names
 
@@ -154,7 +150,8 @@ def check(
         read(method), from_project(), asked, options, common, names(paths), len(paths) == 1 and not refused + boxes
     )
     results = Results(errors=list(refused))
-    with progress(common) as say:
+    with opened(common) as cluster, progress(common) as say:
+        call = replace(call, cluster=cluster)
         for number, path in enumerate(paths, start=1):
             say(f"{path} ({number} of {len(paths)})")
             _judge(path, call, results)
@@ -184,6 +181,7 @@ def _judge(path: Path, call: Call, results: Results) -> None:
     from bpcli.commands.again import again
     from bpcli.commands.check_cases import places_of
     from bpcli.commands.choose import applying, choose
+    from bpcli.commands.cluster import elsewhere
     from bpcli.commands.failures import translate
     from bpcli.commands.foreign import of_spec
     from bpcli.commands.kernels import prepare
@@ -215,7 +213,8 @@ def _judge(path: Path, call: Call, results: Results) -> None:
             if taken.mode != "full":
                 note(f"{setup.spec.name}: {taken}", call.common)
             prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
-            findings = run.check(setup, methods, call.options)
+            helper = elsewhere(call.cluster, path, setup, call.common)
+            findings = run.check(setup, methods, call.options, helper)
             results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
             results.chosen.setdefault(str(taken), []).append(setup.spec.name)
     except Exception as error:

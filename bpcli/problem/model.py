@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ class Problem:
     params: Mapping[str, Array]
     inputs: Mapping[str, Array]
     state: Mapping[str, Array]
-    elsewhere: Elsewhere | None = None
+    elsewhere: Elsewhere | None = field(default=None, kw_only=True)
 
     def array(self, tensor: Tensor) -> Array:
         """The array that `tensor` names."""

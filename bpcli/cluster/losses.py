@@ -1,0 +1,97 @@
+"""The losses that a full check is made of, computed on a cluster: blocks of perturbed copies, sent where there is room.
+
+A block is computed from the same arrays in the same way wherever that is: a check gives the same bits as at home.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from bpcli.benching.machine import cores
+from bpcli.benching.target import Target, target_from
+from bpcli.cluster.cells import absolute
+from bpcli.cluster.connect import Cluster
+from bpcli.cluster.worker import answered, require_same
+from bpcli.errors import BpError, Diagnostic
+from bpcli.kernels import library
+from bpcli.problem.draw import draw
+from bpcli.problem.elsewhere import Asked, Piece, Values
+from bpcli.problem.kinks import NONE, find_kinks
+from bpcli.problem.perturbed import Perturbed
+
+TASK_FLOPS = 2e9
+"""Pieces go together up to so many operations: less, and sending them takes longer than the work."""
+_MOST_PIECES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Pieces of the losses that are asked for, of the spec `target` in JSON, on `threads` threads."""
+
+    target: str
+    sha256: str
+    asked: Asked
+    pieces: Sequence[Piece]
+    threads: int
+
+
+class Farm:
+    """`Elsewhere` on a cluster, for one spec."""
+
+    def __init__(self, cluster: Cluster, target: Target, sha256: str, threads: int) -> None:
+        """Raises BpError where a worker does not find the same spec."""
+        self.cluster, self.sha256, self.threads = cluster, sha256, threads
+        self.target = absolute(target)
+        cluster.require(self.target, sha256)
+
+    def losses(self, asked: Asked, pieces: Sequence[Piece]) -> Iterable[Values]:
+        """See `Elsewhere`."""
+        asked = dataclasses.replace(asked, tensor=dataclasses.replace(asked.tensor, pattern=None))
+        target = json.dumps(self.target.plain(), sort_keys=True)
+        orders = [Order(target, self.sha256, asked, some, self.threads) for some in batches(pieces)]
+        found: dict[int, list[Values]] = {}
+        for number, answer in self.cluster.results(compute, orders):
+            if isinstance(answer, tuple):
+                raise BpError(answer)
+            found[number] = answer
+        return [values for number in range(len(orders)) for values in found[number]]
+
+
+def batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """Neighbours that are sent together."""
+    batch: list[Piece] = []
+    for piece in pieces:
+        flops = sum(p.flops for p in batch) + piece.flops
+        if batch and (flops > TASK_FLOPS or len(batch) == _MOST_PIECES):
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def compute(order: Order) -> list[Values] | tuple[Diagnostic, ...]:
+    """The losses of each piece; runs in a worker."""
+    return answered(lambda: _computed(order))
+
+
+def _computed(order: Order) -> list[Values]:
+    library.set_threads(min(order.threads, cores()))
+    asked = order.asked
+    perturbed = _perturbed(order.target, order.sha256, asked.windows, asked.dtype, asked.kinked)
+    return [perturbed.piece(asked.tensor, piece) for piece in order.pieces]
+
+
+@lru_cache(maxsize=2)
+def _perturbed(target: str, sha256: str, windows: tuple[object, ...], dtype: str, kinked: bool) -> Perturbed:
+    """Kept from piece to piece: the problem, and its states at every step."""
+    spec = target_from(json.loads(target))
+    require_same(spec, sha256)
+    problem = draw(spec.open({}))
+    return Perturbed(problem, windows, np.dtype(dtype), find_kinks(problem) if kinked else NONE)  # type: ignore[arg-type]
