@@ -56,7 +56,7 @@ def run(
         if refused:
             results.refuse(told(BpError(refused), item))
         else:
-            rows = [{**row, "host": found.by.host} for row in found.rows]
+            rows: list[Row] = [{**row, "host": found.by.host} for row in found.rows]
             about = results.machines.setdefault(found.by.host, dataclasses.asdict(found.by.machine))
             results.machines[found.by.host] = {**found.rates, **about}
             results.found[item.index] = rows

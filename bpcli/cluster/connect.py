@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed.comm import get_address_host_port
 
 from bpcli.benching.target import Target
 from bpcli.cluster.facts import Facts, differences, facts
@@ -111,6 +112,7 @@ def connect(address: str, packages: tuple[str, ...] = ()) -> Iterator[Cluster]:
     """
     _quiet()
     try:
+        get_address_host_port(address)  # a client of no address takes half a minute to end
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of versions: those that matter are compared below
             client = Client(address, timeout=PATIENCE, set_as_default=False)
