@@ -24,6 +24,7 @@ from bpcli.cluster.losses import TASK_FLOPS, batches
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Piece, Values
 from bpcli.problem.kinks import NONE, find_kinks
+from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
 from bpcli.problem.perturbed import Perturbed
 
@@ -173,8 +174,8 @@ def test_other_versions_are_refused(folder: Path) -> None:
         document = finish(bench(folder, "--scheduler", address), 2)
     (error,) = document["errors"]
     assert "wrong-versions" == error["code"]
-    assert "worker tcp://127.0.0.1:" in error["what"]
-    assert f"numpy 0.0.1 ({np.__version__} here)" in error["what"]
+    assert "worker tcp://127.0.0.1:" in error["message"]
+    assert f"numpy 0.0.1 ({np.__version__} here)" in error["message"]
     assert [] == document["cells"]
 
 
@@ -236,7 +237,7 @@ class Twin:
     """`Elsewhere` in this process, from arrays drawn afresh, piece by piece from the last to the first."""
 
     def __init__(self, path: Path) -> None:
-        self.problem, self.asked = draw(open_setup(path, {})), list[Asked]()
+        self.problem, self.asked = draw(open_setup(path, {}, (), Limits())), list[Asked]()
 
     def losses(self, asked: Asked, pieces: list[Piece]) -> list[Values]:
         """Those of all pieces, in order."""
@@ -253,7 +254,7 @@ def test_losses_elsewhere_are_the_same(folder: Path, method: str, monkeypatch: p
     from bpcli.checking.run import CheckOptions, check
     from bpcli.problem import perturbed
 
-    setup, twin = open_setup(folder / "net.toml", {}), Twin(folder / "net.toml")
+    setup, twin = open_setup(folder / "net.toml", {}, (), Limits()), Twin(folder / "net.toml")
     call, options = methods.parse(method), CheckOptions(mode="full")
     expected = check(setup, [call], options)
     monkeypatch.setattr(perturbed, "FAR_FLOPS", 0.0)

@@ -115,6 +115,12 @@ def test_numba_stays_in_its_room(name: str) -> None:
     assert not {"numba", "llvmlite"} & {module.split(".")[0] for module, _ in imported(PACKAGE / name)}
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("cluster/")])
+def test_dask_stays_in_its_room(name: str) -> None:
+    """Nothing outside of cluster/ imports an extra that may be missing."""
+    assert not {"distributed", "dask"} & {module.split(".")[0] for module, _ in imported(PACKAGE / name)}
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("commands/", "cli.py", "pytest_plugin"))])
 def test_commands_start_fast(name: str) -> None:
     """At module level the command line imports click, the standard library, and its own package."""
