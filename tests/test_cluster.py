@@ -117,7 +117,7 @@ def await_cells(folder: Path, process: subprocess.Popen[str], count: int) -> Non
 def cluster(folder: Path, path: str) -> Iterator[str]:
     """The address of a scheduler with one worker, whose modules are looked for in `path`."""
     serve = [sys.executable, "-P", "-m", "distributed.cli.dask_scheduler"]
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    env = {**os.environ, "PYTHONPATH": HOME}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     where = folder / "scheduler.json"
     options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(where)]
@@ -267,7 +267,7 @@ def test_losses_elsewhere_are_the_same(folder: Path, method: str, monkeypatch: p
 
 def test_check_on_a_cluster(folder: Path) -> None:
     """`bp check` with its losses on workers says what it says without, in every figure."""
-    sizes = ["--set", "n=48", "--set", "T=40", "--set", "batch=4"]
+    sizes = ["--set", "n=32", "--set", "T=40", "--set", "batch=4"]
     call = ["check", "net.toml", "-m", "bptt", *sizes, "--mode", "full", "--threads", "1", "--format", "json"]
     expected = finish(start(folder, *call))
     actual = finish(start(folder, *call, "--local-cluster", "2"))

@@ -152,25 +152,30 @@ def _ready(client: Client, wanted: tuple[int, float], packages: tuple[str, ...],
     except TimeoutError:
         what = f"no worker has joined {client.scheduler.address} within {patience:g} s"
         fail("no-workers", what, help="start one with `dask worker ADDRESS` where bp is installed")
-    workers = _fit(client.run(facts, packages, on_error="return"), facts(packages))
+    workers = client.run(facts, packages, on_error="return")
+    try:
+        scheduler = client.run_on_scheduler(facts, packages)  # it reads the work that it hands out
+    except Exception as error:
+        scheduler = error
+    told = {f"worker {address}": there for address, there in workers.items()}
+    _refuse_unfit({"the scheduler": scheduler, **told}, facts(packages))
     client.register_plugin(Reserve(facts(packages), packages))
     threads = min(w["nthreads"] for w in client.scheduler_info()["workers"].values())
     return Cluster(client, workers, threads, local)
 
 
-def _fit(told: Mapping[str, Any], here: Facts) -> dict[str, Facts]:
-    """What all workers said of themselves. Raises BpError with every one that can't work for this process."""
+def _refuse_unfit(told: Mapping[str, Any], here: Facts) -> None:
+    """Raise BpError with every process that can't work for this one; `told` is what each said of itself."""
     unfit = []
-    for address, there in told.items():
+    for name, there in told.items():
         if not isinstance(there, Facts):
-            what = f"worker {address} can't run bp: {_brief(there)}"
+            what = f"{name} can't run bp: {_brief(there)}"
             unfit.append(Diagnostic("wrong-versions", what, help="install the same bp there"))
         elif found := differences(here, there):
-            what = f"worker {address} on {there.host} has {', '.join(found)}"
+            what = f"{name} on {there.host} has {', '.join(found)}"
             unfit.append(Diagnostic("wrong-versions", what, help="install the same versions there as here"))
     if unfit:
         raise BpError(unfit)
-    return dict(told)
 
 
 def _quiet() -> None:
