@@ -20,7 +20,7 @@ pytest.importorskip("distributed")
 
 from bpcli.benching.machine import Machine
 from bpcli.cluster.facts import Facts, differences, together
-from bpcli.cluster.losses import TASK_FLOPS, batches
+from bpcli.cluster.losses import LEAST_FLOPS, batches
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Piece, Values
 from bpcli.problem.kinks import NONE, find_kinks
@@ -275,13 +275,19 @@ def test_check_on_a_cluster(folder: Path) -> None:
     assert ["pass"] == [f["verdict"] for f in actual["findings"]]
 
 
-def test_batches() -> None:
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (100, [[0.4, 0.4], [0.4], [3.0], [0.1], [0.95]]),
+        (1, [[0.4, 0.4, 0.4, 3.0, 0.1, 0.95]]),
+        (2, [[0.4, 0.4, 0.4], [3.0], [0.1, 0.95]]),
+    ],
+)
+def test_batches(count: int, expected: list[list[float]]) -> None:
     """Small pieces go together, large ones alone, and none is lost."""
     nothing = np.zeros(1, np.int64)
-    sizes = [0.4, 0.4, 0.4, 3.0, 0.1, 0.95]
-    pieces = [Piece(1, nothing, nothing, size * TASK_FLOPS) for size in sizes]
-    found = list(batches(pieces))
-    assert [[0.4, 0.4], [0.4], [3.0], [0.1], [0.95]] == [[round(p.flops / TASK_FLOPS, 2) for p in b] for b in found]
+    pieces = [Piece(1, nothing, nothing, size * LEAST_FLOPS) for size in (0.4, 0.4, 0.4, 3.0, 0.1, 0.95)]
+    assert expected == [[round(p.flops / LEAST_FLOPS, 2) for p in batch] for batch in batches(pieces, count)]
 
 
 def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,10 @@ from bpcli.problem.elsewhere import Asked, Piece, Values
 from bpcli.problem.kinks import NONE, find_kinks
 from bpcli.problem.perturbed import Perturbed
 
-TASK_FLOPS = 2e9
-"""Pieces go together up to so many operations: less, and sending them takes longer than the work."""
-_MOST_PIECES = 64
+LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9
+"""Pieces go together to about so many operations: with less, sending them takes longer than the work."""
+_TURNS = 4
+"""Tasks for each worker, so that none waits for another for long."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,8 @@ class Farm:
         """See `Elsewhere`."""
         asked = dataclasses.replace(asked, tensor=dataclasses.replace(asked.tensor, pattern=None))
         target = json.dumps(self.target.plain(), sort_keys=True)
-        orders = [Order(target, self.sha256, asked, some, self.threads) for some in batches(pieces)]
+        together = batches(pieces, _TURNS * len(self.cluster.workers))
+        orders = [Order(target, self.sha256, asked, some, self.threads) for some in together]
         found: dict[int, list[Values]] = {}
         for number, answer in self.cluster.results(compute, orders):
             if isinstance(answer, tuple):
@@ -63,15 +65,16 @@ class Farm:
         return [values for number in range(len(orders)) for values in found[number]]
 
 
-def batches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Neighbours that are sent together."""
-    batch: list[Piece] = []
+def batches(pieces: Sequence[Piece], count: int) -> Iterator[list[Piece]]:
+    """Neighbours that are sent together, in about `count` parts where that is neither too little each nor too much."""
+    size = min(max(sum(p.flops for p in pieces) / count, LEAST_FLOPS), MOST_FLOPS)
+    batch, flops = list[Piece](), 0.0
     for piece in pieces:
-        flops = sum(p.flops for p in batch) + piece.flops
-        if batch and (flops > TASK_FLOPS or len(batch) == _MOST_PIECES):
+        if batch and flops + piece.flops > size:
             yield batch
-            batch = []
+            batch, flops = [], 0.0
         batch.append(piece)
+        flops += piece.flops
     if batch:
         yield batch
 
