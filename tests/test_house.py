@@ -29,6 +29,7 @@ FLOORS = (
     ("methods",),
     ("references", "peers"),
     ("checking", "benching"),
+    ("cluster",),
     ("commands",),
     ("cli", "pytest_plugin"),
 )
@@ -110,6 +111,12 @@ def test_doors_are_used(door: tuple[str, str]) -> None:
 def test_numba_stays_in_its_room(name: str) -> None:
     """Nothing outside of kernels/ imports the compiler."""
     assert not {"numba", "llvmlite"} & {module.split(".")[0] for module, _ in imported(PACKAGE / name)}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("cluster/")])
+def test_dask_stays_in_its_room(name: str) -> None:
+    """Nothing outside of cluster/ imports an extra that may be missing."""
+    assert not {"distributed", "dask"} & {module.split(".")[0] for module, _ in imported(PACKAGE / name)}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("commands/", "cli.py", "pytest_plugin"))])

@@ -29,13 +29,15 @@ MOST_THREADS = 1024
 class Results:
     """What has been measured so far, by number of cell, and what was left out and why.
 
-    `rates` are those of the machine, in operations and bytes a second, as the JSON document names them.
+    `rates` are those of the machine, in operations and bytes a second, as the JSON document names them; `machines` are
+    those that measured for this one, by host, with their rates.
     """
 
     found: dict[int, list[Row]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     errors: list[Diagnostic] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
+    machines: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:

@@ -28,7 +28,7 @@ def run(items: Sequence[Item], ask: Ask, results: Results, journal: Journal, say
         for group in groups(items, ask.limits):
             for item, found in measure(group, ask.budget, watch):
                 if isinstance(found, BpError):
-                    results.refuse(_where(found, item))
+                    results.refuse(told(found, item))
                 else:
                     results.found[item.index] = found
                     journal.write(item.key, found)
@@ -51,7 +51,7 @@ def groups(items: Sequence[Item], limits: Limits) -> Iterator[list[Item]]:
         yield group
 
 
-def _where(error: BpError, item: Item) -> BpError:
+def told(error: BpError, item: Item) -> BpError:
     """The error of a measuring process with its cell in its words."""
-    told = [dataclasses.replace(d, what=f"{item.label}: {d.what}") for d in error.diagnostics]
-    return BpError(told, error.exit_code)
+    named = [dataclasses.replace(d, what=f"{item.label}: {d.what}") for d in error.diagnostics]
+    return BpError(named, error.exit_code)

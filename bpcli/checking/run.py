@@ -21,17 +21,21 @@ from bpcli.checking.truth import AUTO, Truth
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
+from bpcli.problem.elsewhere import Elsewhere
 from bpcli.problem.finite import check_finite
 from bpcli.problem.model import Problem, Setup, Tensor
 
 
-def check(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> list[Finding]:
+def check(
+    setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions, elsewhere: Elsewhere | None = None
+) -> list[Finding]:
     """Judge the gradients of `calls`: a finding per method and tensor with entries, and one for a loss that is wrong.
 
     What comes from elsewhere has findings for unknown keys too, and one for its loss if it gives one. Methods must
-    apply to the graph. `BpError` when the loss is not finite, or the reference does not apply.
+    apply to the graph. Losses are computed `elsewhere` where that pays. `BpError` when the loss is not finite, or the
+    reference does not apply.
     """
-    return check_problem(draw(setup), calls, options)
+    return check_problem(replace(draw(setup), elsewhere=elsewhere), calls, options)
 
 
 def check_problem(problem: Problem, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> list[Finding]:

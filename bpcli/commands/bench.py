@@ -14,6 +14,7 @@ from bpcli.commands.options import Common, Refused, shared
 if TYPE_CHECKING:
     from bpcli.benching.planning import Ask, Entry, Job, Results, Wish
     from bpcli.benching.rounds import Item
+    from bpcli.cluster.connect import Cluster
 
 
 def _shard(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int]:
@@ -52,7 +53,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 )
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
-    "format", "output", "quiet", "verbose", "strict",
+    "scheduler", "local_cluster", "format", "output", "quiet", "verbose", "strict",
 )  # fmt: skip
 def bench(
     target: tuple[str, ...],
@@ -70,41 +71,57 @@ def bench(
     no timing. Without TARGET the vanilla RNN that ships with bp is measured. Methods and grid are those of [bench] in
     the spec; -m names other methods, -g adds to the grid or replaces keys of it. The rows of each spec go to
     reports/bench-SPEC.csv as well, or where --output csv=PATH says. A run that is interrupted, however, loses no
-    finished cell: the same call with --resume goes on.
+    finished cell: the same call with --resume goes on. On a cluster every worker measures one cell at a time; specs and
+    the files that they name must be there, at the same paths.
     """
-    ask = _ask(peer, budget, shard, common)  # first of all: it sets the threads that numba reads when it is imported
+    from bpcli.commands.cluster import opened
 
+    with opened(common, tuple(dict.fromkeys(peer))) as cluster:
+        ask = _ask(peer, (budget, shard), common, cluster)  # first: it sets the threads that numba reads on import
+        return _bench(target, (method, grid, resume), ask, common, cluster)
+
+
+def _bench(
+    target: Sequence[str],
+    wanted: tuple[tuple[str, ...], tuple[str, ...], bool],
+    ask: Ask,
+    common: Common,
+    cluster: Cluster | None,
+) -> int:
+    """Measure, show and write; the exit code. `wanted` are methods, grid, and whether to resume."""
     from bpcli.benching.planning import Results, Wish, entries
     from bpcli.benching.sweep import parse_axis
     from bpcli.commands.bench_files import csv_files, write_csv
     from bpcli.commands.choose import from_project
 
+    method, grid, resume = wanted
     results = Results()
     paths = _find(target, results)
     fixed = frozenset({*common.overrides, *(("threads",) if common.threads else ())})
     wish = Wish(method, from_project(), dict(map(parse_axis, grid)), fixed, alone=len(paths) == 1)
     jobs = _jobs(paths, wish, common, results)
     files = csv_files((job.target.name for job in jobs), common)
-    about = _about(jobs, ask)
-    listed = entries(jobs, shard)
-    interrupted = _run(listed, ask, about, results, (common, resume))
-    _show(results, common, paths, ask, about)
+    about = _about(jobs, ask, cluster)
+    listed = entries(jobs, ask.shard)
+    interrupted = _run(listed, ask, about, results, (common, resume, cluster))
+    _show(results, common, paths, about, cluster)
     write_csv(files, results, common)
     return 130 if interrupted else exit_code(results, common.strict)
 
 
-def _ask(peer: Sequence[str], budget: float, shard: tuple[int, int], common: Common) -> Ask:
-    """How to measure; kernels are told of the threads before they start."""
+def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common, cluster: Cluster | None) -> Ask:
+    """How to measure, with a budget and a part; kernels are told of the threads before they start."""
     from bpcli.benching.machine import cores
     from bpcli.commands.kernels import use_threads
     from bpcli.peers import get
 
-    threads = common.threads or cores()
+    threads = common.threads or (cluster.threads if cluster else cores())
     use_threads(threads)
     peers = tuple(get(name) for name in dict.fromkeys(peer))
 
     from bpcli.benching.planning import Ask
 
+    budget, shard = how
     return Ask(budget, threads, peers, common.limits(), shard)
 
 
@@ -137,13 +154,15 @@ def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -
     return jobs
 
 
-def _about(jobs: Sequence[Job], ask: Ask) -> dict[str, Any]:
+def _about(jobs: Sequence[Job], ask: Ask, cluster: Cluster | None) -> dict[str, Any]:
     """What the rows of a run depend on; another run with the same goes on where one was interrupted."""
     from bpcli.benching.machine import describe
     from bpcli.benching.planning import entries
+    from bpcli.commands.cluster import described
 
+    machine = described(cluster) if cluster else dataclasses.asdict(describe(tuple(p.name for p in ask.peers)))
     return {
-        "machine": dataclasses.asdict(describe(tuple(p.name for p in ask.peers))),
+        "machine": machine,
         "budget_s": ask.budget,
         "threads": ask.threads,
         "peers": [p.name for p in ask.peers],
@@ -155,17 +174,21 @@ def _about(jobs: Sequence[Job], ask: Ask) -> dict[str, Any]:
 
 
 def _run(
-    listed: Sequence[Entry], ask: Ask, about: Mapping[str, Any], results: Results, how: tuple[Common, bool]
+    listed: Sequence[Entry],
+    ask: Ask,
+    about: Mapping[str, Any],
+    results: Results,
+    how: tuple[Common, bool, Cluster | None],
 ) -> bool:
     """Measure what is listed into `results`; True when the user stopped it, which loses nothing that was finished."""
     from bpcli.benching.planning import orders
-    from bpcli.benching.run import run
     from bpcli.commands.bench_files import close_journal, open_journal
+    from bpcli.commands.cluster import measuring
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare
     from bpcli.commands.progress import remaining
 
-    common, resume = how
+    common, resume, cluster = how
     if not listed:
         return False
     journal = open_journal(about, resume, common)
@@ -174,10 +197,10 @@ def _run(
     interrupted = False
     try:
         items = orders([e for e in listed if e.index not in results.found], ask, results)
-        if items:
+        if items and (cluster is None or cluster.local):  # else the workers compile, each for itself
             prepare(common)
         with remaining([i.seconds for i in items], [i.label for i in items], common) as done:
-            run(items, ask, results, journal, lambda item: done(items.index(item)))
+            measuring(cluster)(items, ask, results, journal, lambda item: done(items.index(item)))
     except KeyboardInterrupt:
         results.note("interrupted: these are the cells that were finished")
         interrupted = True
@@ -187,24 +210,28 @@ def _run(
     return interrupted
 
 
-def _show(results: Results, common: Common, paths: Sequence[Path], ask: Ask, run: Mapping[str, Any]) -> None:
+def _show(
+    results: Results, common: Common, paths: Sequence[Path], run: Mapping[str, Any], cluster: Cluster | None
+) -> None:
     from bpcli.benching.journal import run_hash
     from bpcli.commands import context
     from bpcli.commands.bench_document import brief_document, full_document
+    from bpcli.commands.cluster import machine_of
     from bpcli.commands.output import emit
 
+    machine = machine_of(cluster, results) if cluster else {"machine": {**run["machine"], **results.rates}}
     about = context.describe(
         "bench",
         common,
         specs=[str(p) for p in paths],
         peers=run["peers"],
-        budget_s=ask.budget,
-        machine={**run["machine"], **results.rates},
+        budget_s=run["budget_s"],
         skipped=results.notes,
         spec_sha256=run["spec_sha256"],
         run_sha256=run_hash(run),
         sweep_sha256=run_hash({k: v for k, v in run.items() if k != "shard"}),
         shard=run["shard"],
+        **machine,
     )
     document = full_document(results.rows, results.errors, about, () if common.quiet else results.notes)
     emit(document, common, brief_document(document, common.quiet))

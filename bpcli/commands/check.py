@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,32 +27,24 @@ MODES = ("auto", "directional", "full")
     "-m", "--method", multiple=True, metavar="METHOD", help="Judge this method, as tbptt:k1=1,k2=4; repeatable."
 )
 @click.option(
-    "--kernel",
-    multiple=True,
-    metavar="FILE.py:FUNC",
+    "--kernel", multiple=True, metavar="FILE.py:FUNC",
     help="Judge a function of yours, or a [kernel.NAME] of the spec; repeatable.",
-)
+)  # fmt: skip
 @click.option(
     "--gradient", multiple=True, metavar="FILE.npz", help="Judge a saved gradient, named as bp grad does; repeatable."
 )
 @click.option(
-    "--reference",
-    metavar="NAME",
-    default="auto",
-    callback=choose.reference,
+    "--reference", metavar="NAME", default="auto", callback=choose.reference,
     help="What to judge by; `bp list references`.",
-)
+)  # fmt: skip
 @click.option(
-    "--mode",
-    metavar="MODE",
-    default="auto",
-    callback=one_of(lambda: MODES),
+    "--mode", metavar="MODE", default="auto", callback=one_of(lambda: MODES),
     help="full (every entry), directional, or auto.",
-)
+)  # fmt: skip
 @click.option("--power", is_flag=True, help="Plant faults in place of the methods, and say which the check reveals.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
-    "format", "output", "quiet", "verbose", "strict",
+    "scheduler", "local_cluster", "format", "output", "quiet", "verbose", "strict",
 )  # fmt: skip
 def check(
     target: tuple[str, ...],
@@ -67,11 +60,13 @@ def check(
 
     Without TARGET the folder specs/ is taken; without -m the methods that the spec names, else backprop for a
     feed-forward network, bptt and rtrl for a recurrent one. --kernel and --gradient are judged in place of these. A
-    TARGET may also be FILE.py:OBJECT, with params (a dict of arrays), loss(params) and grad(params).
+    TARGET may also be FILE.py:OBJECT, with params (a dict of arrays), loss(params) and grad(params). On a cluster the
+    perturbed losses of large specs are computed by its workers, which must find the same files at the same paths.
     """
     from bpcli.checking.run import CheckOptions
     from bpcli.commands import foreign
     from bpcli.commands.choose import from_project
+    from bpcli.commands.cluster import opened
     from bpcli.commands.judging import Call, Results, judge_object, judge_spec
     from bpcli.commands.progress import progress
     from bpcli.commands.specs import find, names
@@ -94,7 +89,8 @@ def check(
     paths, boxes = ([], []) if unread else (paths, boxes)
     call = Call(methods, from_project(), asked, options, common, names(paths), len(paths) == 1 and not refused + boxes)
     results = Results(errors=list(refused))
-    with progress(common) as say:
+    with opened(common) as cluster, progress(common) as say:
+        call = replace(call, cluster=cluster)
         for number, path in enumerate(paths, start=1):
             say(f"{path} ({number} of {len(paths)})")
             judge_spec(path, call, results)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bpcli.checking.answers import Foreign
     from bpcli.checking.findings import Finding
     from bpcli.checking.run import CheckOptions
+    from bpcli.cluster.connect import Cluster
     from bpcli.commands.foreign import Asked
     from bpcli.commands.options import Common
     from bpcli.errors import Diagnostic, Place
@@ -71,6 +72,7 @@ class Call:
     common: Common
     names: Mapping[Path, str]
     alone: bool
+    cluster: Cluster | None = None
 
 
 def judge_object(target: str, call: Call, results: Results) -> None:
@@ -94,6 +96,7 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
     from bpcli.checking.forecast import check_bytes
     from bpcli.commands.again import again
     from bpcli.commands.check_cases import places_of
+    from bpcli.commands.cluster import elsewhere
     from bpcli.commands.failures import translate
     from bpcli.commands.foreign import of_spec
     from bpcli.commands.kernels import prepare
@@ -128,7 +131,8 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
             if taken.mode != "full":
                 note(f"{setup.spec.name}: {taken}", call.common)
             prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
-            findings = run.check(setup, methods, call.options)
+            helper = elsewhere(call.cluster, path, setup, call.common)
+            findings = run.check(setup, methods, call.options, helper)
             results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
             results.chosen.setdefault(str(taken), []).append(setup.spec.name)
     except Exception as error:

@@ -25,7 +25,7 @@ class Common:
 
     `overrides` beat the spec (`n`, `T`, `dtype`, … from flags and `BP_*`); the spec beats `fallbacks`, which come from
     `[tool.bp]`. `wrt` is empty where the spec decides. `outputs` pairs a format with a path. `max_memory` in bytes,
-    `max_time` in seconds, both None for the default.
+    `max_time` in seconds, both None for the default. `scheduler` and `local_cluster` send work to a cluster.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +40,8 @@ class Common:
     max_memory: int | None = None
     max_time: float | None = None
     allow_outside: bool = False
+    scheduler: str | None = None
+    local_cluster: int | None = None
 
     def limits(self) -> Limits:
         """What a run may cost."""
@@ -135,6 +137,12 @@ OPTIONS: Mapping[str, Callable[[Command], Command]] = {
     "allow_outside": click.option(
         "--allow-outside", is_flag=True, help="Let specs read files outside their own folder."
     ),
+    "scheduler": click.option(
+        "--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, as tcp://HOST:8786: one task a worker."
+    ),
+    "local_cluster": click.option(
+        "--local-cluster", metavar="N", type=click.IntRange(1, 256), help="Work on N worker processes of this machine."
+    ),
     "format": click.option(
         "--format",
         metavar="FORMAT",
@@ -194,7 +202,10 @@ def _bundle(given: dict[str, Any]) -> Common:
     )
 
 
-_AS_GIVEN = ("threads", "format", "quiet", "verbose", "strict", "max_memory", "max_time", "allow_outside")
+_AS_GIVEN = (
+    "threads", "format", "quiet", "verbose", "strict", "max_memory", "max_time", "allow_outside",
+    "scheduler", "local_cluster",
+)  # fmt: skip
 
 
 def _overrides(assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.model import Graph
+from bpcli.problem.elsewhere import Elsewhere
 from bpcli.spec.model import Kind, Spec
 
 Array = NDArray[np.floating]
@@ -61,12 +62,14 @@ class Problem:
 
     `params[name] (*shape)`, every declared parameter; `inputs[name] (T, batch, *shape)`, or `(batch, *shape)` when
     feed-forward; `state[name] (batch, *shape)`, or `(*shape)` where one state serves all samples.
+    `elsewhere` has these very arrays too and takes work; a problem made of others has none.
     """
 
     setup: Setup
     params: Mapping[str, Array]
     inputs: Mapping[str, Array]
     state: Mapping[str, Array]
+    elsewhere: Elsewhere | None = field(default=None, kw_only=True)
 
     @property
     def arrays(self) -> tuple[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,30 +20,13 @@ from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
+from bpcli.problem.elsewhere import FAR_FLOPS, Asked, Change, FloatArray, Found, Piece, Values
 from bpcli.problem.kinks import FREE, NONE, Kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
 BLOCK_ENTRIES = 1 << 18
 """Numbers that the copies of one block may take: some megabytes, so that a step's values stay in cache."""
-
-
-Values = NDArray[Any]
-"""float64 or complex128, as the copies are."""
-FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class _Change:
-    """What makes the copies of one block differ: entries of one tensor's array, a change for each.
-
-    `met (copies,)` are the kinks that the static phase meets, as `Kinks` says.
-    """
-
-    tensor: Tensor
-    entries: NDArray[np.int64]
-    deltas: Values
-    met: FloatArray
 
 
 class Perturbed:
@@ -55,7 +37,8 @@ class Perturbed:
 
     def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any], kinks: Kinks = NONE) -> None:
         self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
-        self.setup, self.graph = problem.setup, problem.setup.graph
+        self.setup, self.graph, self.windows = problem.setup, problem.setup.graph, tuple(windows)
+        self.elsewhere = problem.elsewhere
         self.forward = lower_forward(self.graph, fuse(self.graph))
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)
@@ -91,19 +74,27 @@ class Perturbed:
         losses = np.zeros((len(entries), self.setup.batch), self.trace.V.dtype)
         met = np.full(losses.shape, FREE)
         deltas = np.asarray(deltas, losses.dtype)
-        for windows in self.groups.values():
-            for block in self._blocks(tensor, len(entries), windows):
-                static = np.full(block.stop - block.start, self.met)
-                found, far = self._run(_Change(tensor, entries[block], deltas[block], static), windows)
-                losses[block] += found
-                met[block] = np.maximum(met[block], far)
+        work = list(self._pieces(tensor, entries, deltas))
+        parts: Iterable[Found] = (self.piece(tensor, piece) for _, piece in work)
+        if self.elsewhere is not None and sum(piece.flops for _, piece in work) >= FAR_FLOPS:
+            asked = Asked(tensor, self.windows, self.trace.V.dtype.name, self.kinks is not NONE)
+            parts = self.elsewhere.losses(asked, [piece for _, piece in work])
+        for (block, _), (part, far) in zip(work, parts, strict=True):
+            losses[block] += part
+            met[block] = np.maximum(met[block], far)
         return losses, met
+
+    def piece(self, tensor: Tensor, piece: Piece) -> Found:
+        """The losses (C, batch) of one piece of the work, and the kinks met; the same bits wherever it is done."""
+        static = np.full(len(piece.entries), self.met)
+        return self._run(Change(tensor, piece.entries, piece.deltas, static), self.groups[piece.length])
 
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array moved by `change (size,)`."""
         array = np.asarray(self.problem.array(tensor))
         moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
         other = copy.copy(self)
+        other.elsewhere = None  # these arrays are known here alone
         other.problem = self.problem.with_array(tensor, moved)
         plan = make_plan(self.graph, [], self.setup.batch, 1, [])
         other.trace = Trace(plan, self.trace.dtype, other.problem.arrays)
@@ -129,12 +120,17 @@ class Perturbed:
         steps = windows[0].stop - windows[0].start
         return Layout(self.graph, self.forward, self._node(tensor), copies, rows, steps)
 
-    def _blocks(self, tensor: Tensor, count: int, windows: Sequence[Window]) -> Iterator[slice]:
-        size = max(1, BLOCK_ENTRIES // max(1, self._layout(tensor, 1, windows).entries_per_copy))
-        for start in range(0, count, size):
-            yield slice(start, min(count, start + size))
+    def _pieces(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Iterator[tuple[slice, Piece]]:
+        """The work, block by block of copies, for each length of windows."""
+        for length, windows in self.groups.items():
+            one = self._layout(tensor, 1, windows)
+            size = max(1, BLOCK_ENTRIES // max(1, one.entries_per_copy))
+            for start in range(0, len(entries), size):
+                block = slice(start, min(len(entries), start + size))
+                flops = one.flops * one.rows * one.steps * (block.stop - start)
+                yield block, Piece(length, entries[block], deltas[block], flops)
 
-    def _run(self, change: _Change, windows: Sequence[Window]) -> tuple[Values, FloatArray]:
+    def _run(self, change: Change, windows: Sequence[Window]) -> tuple[Values, FloatArray]:
         """The losses (copies, batch) of one block over windows of equal length, and the kinks that were met."""
         layout = self._layout(change.tensor, len(change.entries), windows)
         batch, starts = self.setup.batch, np.array([w.start for w in windows])
@@ -161,7 +157,7 @@ class Perturbed:
         shape = (layout.copies, len(windows), batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 
-    def _copies(self, layout: Layout, change: _Change, steps: NDArray[np.int64]) -> Copies:
+    def _copies(self, layout: Layout, change: Change, steps: NDArray[np.int64]) -> Copies:
         """The block's values, with the change made where it concerns a parameter."""
         static = {
             n.index: self.trace.value(n.index, n.size)
@@ -178,7 +174,7 @@ class Perturbed:
             self._change_parameter(copies, change)
         return copies
 
-    def _change_parameter(self, copies: Copies, change: _Change) -> None:
+    def _change_parameter(self, copies: Copies, change: Change) -> None:
         layout, leaf = copies.layout, copies.layout.leaf
         static = {n for n in active_nodes(self.graph, {leaf}) if self.graph.nodes[n].phase is Phase.STATIC}
         changed: dict[int, Entries] = {}
@@ -192,7 +188,7 @@ class Perturbed:
             changed = self._through_static(copies, change)
         copies.fix = make_fixes(len(self.graph.nodes), layout.copies, changed, copies.V.dtype)
 
-    def _through_static(self, copies: Copies, change: _Change) -> dict[int, Entries]:
+    def _through_static(self, copies: Copies, change: Change) -> dict[int, Entries]:
         """Run the static phase for each copy; vectors that the loop reads are kept, matrices as differences."""
         layout, leaf = copies.layout, copies.layout.leaf
         plain = Layout(self.graph, self.forward, -1, 1, 1, 1)
@@ -224,7 +220,7 @@ class Perturbed:
             n.index for n in self.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
         ]
 
-    def _enter(self, copies: Copies, change: _Change, starts: NDArray[np.int64]) -> None:
+    def _enter(self, copies: Copies, change: Change, starts: NDArray[np.int64]) -> None:
         """Put every row's state before its first step in place, changed where that is asked for and it is step 0."""
         layout, batch = copies.layout, self.setup.batch
         for node in self.graph.previous.values():
@@ -234,7 +230,7 @@ class Perturbed:
             for row in np.flatnonzero(np.repeat(starts == 0, batch)):
                 rows[index, row, change.entries] += change.deltas
 
-    def _feed(self, copies: Copies, change: _Change, steps: NDArray[np.int64], j: int) -> None:
+    def _feed(self, copies: Copies, change: Change, steps: NDArray[np.int64], j: int) -> None:
         """The changed input's rows of one step."""
         leaf = copies.layout.leaf
         if change.tensor.kind != "input" or leaf < 0:

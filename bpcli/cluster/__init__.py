@@ -1,0 +1,1 @@
+"""Work sent to the workers of a Dask cluster; the only importer of `distributed`."""

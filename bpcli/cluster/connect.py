@@ -1,0 +1,187 @@
+"""A cluster from the side of the command: found or started, its workers asked whether they are fit, and given work."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed.comm import get_address_host_port
+
+from bpcli.benching.target import Target
+from bpcli.cluster.facts import Facts, differences, facts
+from bpcli.cluster.worker import PLACE, Reserve, same_spec
+from bpcli.errors import BpError, Collector, Diagnostic, fail
+
+PATIENCE = 15.0
+"""Seconds that a scheduler has to answer, and that a cluster may be without a worker."""
+_START = 120.0
+_LOOK = 2.0
+_CLOSE = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class Cluster:
+    """Workers that are fit for work; `workers` takes addresses to what they said of themselves.
+
+    `threads` is how many each has: of the smallest, so that all give the same rows. `local`: they are of this machine.
+    """
+
+    client: Client
+    workers: Mapping[str, Facts]
+    threads: int
+    local: bool
+
+    def require(self, target: Target, sha256: str) -> None:
+        """Raise BpError unless every worker finds the same spec at the same path, and the same files that it names."""
+        collector = Collector()
+        for address, told in self.client.run(same_spec, target, sha256).items():
+            for d in told:
+                advice = d.help or "workers read specs, and the files these name, at the same paths as they are here"
+                collector.add(d.code, f"worker {address} on {self._host(address)}: {d.what}", help=advice)
+        collector.finish()
+
+    def results(self, work: Callable[[Any], Any], orders: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """The number of each order with what `work` made of it, as they come; what a lost worker had is done again.
+
+        An answer is a tuple of diagnostics where something stood in the way. Raises BpError when the cluster is lost.
+        """
+        done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        waiting: dict[str, tuple[int, Future]] = {}
+        try:
+            for number, order in enumerate(orders):
+                future = self.client.submit(work, order, resources=dict(PLACE), pure=False, priority=-number)
+                waiting[future.key] = (number, future)
+            for _, future in waiting.values():
+                future.add_done_callback(done.put)
+            while waiting:
+                number, future = waiting[self._next(done).key]
+                yield number, self._answer(future)
+                del waiting[future.key], future  # the worker may forget it
+        finally:
+            self.client.cancel([future for _, future in waiting.values()])
+
+    def _host(self, address: str) -> str:
+        return self.workers[address].host if address in self.workers else "a host that joined later"
+
+    def _next(self, done: queue.SimpleQueue[Future]) -> Future:
+        """The next that is finished. Raises BpError when nobody has been there to work for too long."""
+        last = time.monotonic()
+        while True:
+            try:
+                return done.get(timeout=_LOOK)
+            except queue.Empty:
+                if self._alive():
+                    last = time.monotonic()
+                elif time.monotonic() - last > PATIENCE:
+                    fail("no-workers", f"the cluster has had no worker for {PATIENCE:g} s")
+
+    def _alive(self) -> bool:
+        known = self.client.scheduler_info()["workers"].values() if self.client.status == "running" else ()
+        return any(worker.get("resources", {}).get(name) for worker in known for name in PLACE)
+
+    def _answer(self, future: Future) -> Any:
+        while True:
+            try:
+                return future.result(timeout=_LOOK)
+            except TimeoutError:  # its worker was lost before it could tell: another one does it again
+                if self._alive():
+                    continue
+            except KilledWorker:
+                what = "every worker that took this on was lost, one after the other"
+                return (Diagnostic("worker-lost", what, help="often they are out of memory: try smaller sizes"),)
+            except CancelledError:
+                pass
+            except Exception as error:
+                return (Diagnostic("internal", _brief(error), help="a bug in bp: please report it"),)
+            fail("cluster-lost", "the scheduler, or all workers, are gone")
+
+
+@contextmanager
+def connect(address: str, packages: tuple[str, ...] = ()) -> Iterator[Cluster]:
+    """The cluster whose scheduler is at `address`; `packages` must be of the same version everywhere, as bp must.
+
+    Raises BpError where nobody answers, no worker is there, or one has other versions.
+    """
+    _quiet()
+    try:
+        get_address_host_port(address)  # a client of no address takes half a minute to end
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of versions: those that matter are compared below
+            client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        what = f'no Dask scheduler answers at "{address}"'
+        advice = f"start one with `dask scheduler`; its address is like tcp://HOST:8786 ({_brief(error)})"
+        fail("no-scheduler", what, help=advice)
+    with client:
+        yield _ready(client, (1, PATIENCE), packages, local=False)
+
+
+@contextmanager
+def start(count: int, threads: int, packages: tuple[str, ...] = ()) -> Iterator[Cluster]:
+    """A cluster of `count` worker processes on this machine, with `threads` threads each, ended afterwards."""
+    _quiet()
+    cluster = LocalCluster(
+        n_workers=count,
+        threads_per_worker=threads,
+        processes=True,
+        dashboard_address="127.0.0.1:0",
+        memory_limit=None,
+        silence_logs=logging.CRITICAL,
+        env={"NUMBA_NUM_THREADS": str(threads)},
+    )
+    try:
+        with Client(cluster, set_as_default=False) as client:
+            yield _ready(client, (count, _START), packages, local=True)
+    finally:
+        cluster.close(timeout=_CLOSE)
+
+
+def _ready(client: Client, wanted: tuple[int, float], packages: tuple[str, ...], local: bool) -> Cluster:
+    """The cluster behind `client` once its workers are there, that have been found fit."""
+    count, patience = wanted
+    try:
+        client.wait_for_workers(count, timeout=patience)
+    except TimeoutError:
+        what = f"no worker has joined {client.scheduler.address} within {patience:g} s"
+        fail("no-workers", what, help="start one with `dask worker ADDRESS` where bp is installed")
+    workers = client.run(facts, packages, on_error="return")
+    try:
+        scheduler = client.run_on_scheduler(facts, packages)  # it reads the work that it hands out
+    except Exception as error:
+        scheduler = error
+    told = {f"worker {address}": there for address, there in workers.items()}
+    _refuse_unfit({"the scheduler": scheduler, **told}, facts(packages))
+    client.register_plugin(Reserve(facts(packages), packages))
+    threads = min(w["nthreads"] for w in client.scheduler_info()["workers"].values())
+    return Cluster(client, workers, threads, local)
+
+
+def _refuse_unfit(told: Mapping[str, Any], here: Facts) -> None:
+    """Raise BpError with every process that can't work for this one; `told` is what each said of itself."""
+    unfit = []
+    for name, there in told.items():
+        if not isinstance(there, Facts):
+            what = f"{name} can't run bp: {_brief(there)}"
+            unfit.append(Diagnostic("wrong-versions", what, help="install the same bp there"))
+        elif found := differences(here, there):
+            what = f"{name} on {there.host} has {', '.join(found)}"
+            unfit.append(Diagnostic("wrong-versions", what, help="install the same versions there as here"))
+    if unfit:
+        raise BpError(unfit)
+
+
+def _quiet() -> None:
+    """Dask tells of lost workers in its own words; what they come to is told by us."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+def _brief(error: object) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,100 @@
+"""The losses that a full check is made of, computed on a cluster: blocks of perturbed copies, sent where there is room.
+
+A block is computed from the same arrays in the same way wherever that is: a check gives the same bits as at home.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from bpcli.benching.machine import cores
+from bpcli.benching.target import Target, target_from
+from bpcli.cluster.cells import absolute
+from bpcli.cluster.connect import Cluster
+from bpcli.cluster.worker import answered, require_same
+from bpcli.errors import BpError, Diagnostic
+from bpcli.kernels import library
+from bpcli.problem.draw import draw
+from bpcli.problem.elsewhere import Asked, Found, Piece
+from bpcli.problem.kinks import NONE, find_kinks
+from bpcli.problem.perturbed import Perturbed
+
+LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9
+"""Pieces go together to about so many operations: with less, sending them takes longer than the work."""
+_TURNS = 4
+"""Tasks for each worker, so that none waits for another for long."""
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Pieces of the losses that are asked for, of the spec `target` in JSON, on `threads` threads."""
+
+    target: str
+    sha256: str
+    asked: Asked
+    pieces: Sequence[Piece]
+    threads: int
+
+
+class Farm:
+    """`Elsewhere` on a cluster, for one spec."""
+
+    def __init__(self, cluster: Cluster, target: Target, sha256: str, threads: int) -> None:
+        """Raises BpError where a worker does not find the same spec."""
+        self.cluster, self.sha256, self.threads = cluster, sha256, threads
+        self.target = absolute(target)
+        cluster.require(self.target, sha256)
+
+    def losses(self, asked: Asked, pieces: Sequence[Piece]) -> Iterable[Found]:
+        """See `Elsewhere`."""
+        asked = dataclasses.replace(asked, tensor=dataclasses.replace(asked.tensor, pattern=None))
+        target = json.dumps(self.target.plain(), sort_keys=True)
+        together = batches(pieces, _TURNS * len(self.cluster.workers))
+        orders = [Order(target, self.sha256, asked, some, self.threads) for some in together]
+        found: dict[int, list[Found]] = {}
+        for number, answer in self.cluster.results(compute, orders):
+            if isinstance(answer, tuple):
+                raise BpError(answer)
+            found[number] = answer
+        return [values for number in range(len(orders)) for values in found[number]]
+
+
+def batches(pieces: Sequence[Piece], count: int) -> Iterator[list[Piece]]:
+    """Neighbours that are sent together, in about `count` parts where that is neither too little each nor too much."""
+    size = min(max(sum(p.flops for p in pieces) / count, LEAST_FLOPS), MOST_FLOPS)
+    batch, flops = list[Piece](), 0.0
+    for piece in pieces:
+        if batch and flops + piece.flops > size:
+            yield batch
+            batch, flops = [], 0.0
+        batch.append(piece)
+        flops += piece.flops
+    if batch:
+        yield batch
+
+
+def compute(order: Order) -> list[Found] | tuple[Diagnostic, ...]:
+    """The losses of each piece; runs in a worker."""
+    return answered(lambda: _computed(order))
+
+
+def _computed(order: Order) -> list[Found]:
+    library.set_threads(min(order.threads, cores()))
+    asked = order.asked
+    perturbed = _perturbed(order.target, order.sha256, asked.windows, asked.dtype, asked.kinked)
+    return [perturbed.piece(asked.tensor, piece) for piece in order.pieces]
+
+
+@lru_cache(maxsize=2)
+def _perturbed(target: str, sha256: str, windows: tuple[object, ...], dtype: str, kinked: bool) -> Perturbed:
+    """Kept from piece to piece: the problem, and its states at every step."""
+    spec = target_from(json.loads(target))
+    require_same(spec, sha256)
+    problem = draw(spec.open({}))
+    return Perturbed(problem, windows, np.dtype(dtype), find_kinks(problem) if kinked else NONE)  # type: ignore[arg-type]

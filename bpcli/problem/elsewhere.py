@@ -1,0 +1,69 @@
+"""Losses of perturbed copies: what is changed, and what is asked of somebody else who computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bpcli.problem.model import Tensor
+    from bpcli.problem.unrolled import Window
+
+FAR_FLOPS = 1e9
+"""Work of so many operations is worth sending away: some tenths of a second."""
+
+Values = NDArray[Any]
+"""float64 or complex128, as the copies are."""
+FloatArray = NDArray[np.float64]
+Found = tuple[Values, FloatArray]
+"""Losses (C, batch) of copies, and the kinks that they meet, as `Perturbed.followed` gives them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which losses: of copies with `tensor` changed, restricted to `windows`, in `dtype` (float64 or complex128).
+
+    `kinked`: those that leave a kink of the problem have no derivative, as `Perturbed` says.
+    """
+
+    tensor: Tensor
+    windows: tuple[Window, ...]
+    dtype: str
+    kinked: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A block of copies over the windows of one `length`: copy c has `entries[c]` changed by `deltas[c]`.
+
+    `flops` are what it takes, about.
+    """
+
+    length: int
+    entries: NDArray[np.int64]
+    deltas: Values
+    flops: float
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What makes the copies of one block differ: entries of one tensor's array, a change for each.
+
+    `met (copies,)` are the kinks that the static phase meets, as `Kinks` says.
+    """
+
+    tensor: Tensor
+    entries: NDArray[np.int64]
+    deltas: Values
+    met: FloatArray
+
+
+class Elsewhere(Protocol):
+    """Somebody with the same problem at hand."""
+
+    def losses(self, asked: Asked, pieces: Sequence[Piece]) -> Iterable[Found]:
+        """What `Perturbed.piece` gives for each of `pieces`, in order. Raises BpError where that can't be had."""
