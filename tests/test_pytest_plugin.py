@@ -20,7 +20,7 @@ import bpcli.checking.run as run
 
 real = run.check
 
-def check(setup, calls, options):
+def check(setup, calls, options, elsewhere=None):
     found = real(setup, calls, options)
     changes = {"wrong": {"cause": "sign", "blame": {"text": "the sign is wrong", "reproduce": "bp check again"}},
                "inconclusive": {"cause": "noise"}}

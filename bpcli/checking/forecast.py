@@ -11,6 +11,7 @@ from bpcli.checking.outside import Outside
 from bpcli.checking.truth import Windows, whole
 from bpcli.graph.model import Phase
 from bpcli.kernels.plan import make_plan
+from bpcli.kernels.tiles import packed_entries
 from bpcli.methods import MethodCall
 from bpcli.problem.limits import array_bytes
 from bpcli.problem.model import Setup
@@ -21,7 +22,8 @@ from bpcli.references.base import Reference
 from bpcli.references.central import Central
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
-# A ladder shifts every entry six times at once, and has the losses of every sample twice: in blocks, and joined.
+# A ladder shifts every entry six times at once, and has the losses of every sample, and the kinks that they met, twice:
+# in blocks, and joined.
 _LADDER, _JOINED = 6, 2
 # An estimate's arrays; the bound on rounding, and the sums it is made of.
 _OF_ESTIMATE, _OF_ROUNDING = 4, 4
@@ -69,8 +71,9 @@ def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: in
         block = max(block, shared + max(each, min(2 * BLOCK_ENTRIES, entries * each)))
     fixes = _OF_FIX * min(BLOCK_ENTRIES, entries * static) if _computes_matrices(setup) else 0
     sample = entries if not isinstance(reference, Central) or reference.sample is None else reference.sample
-    losses = _DOUBLE * _JOINED * (1 if exact else _LADDER) * min(entries, sample) * setup.batch
-    return item * (trace + block) + fixes + losses
+    losses = 2 * _DOUBLE * _JOINED * (1 if exact else _LADDER) * min(entries, sample) * setup.batch
+    packed = sum(packed_entries(*n.shape) for n in nodes if n.phase is Phase.STATIC and len(n.shape) == 2)
+    return item * (trace + block + packed) + fixes + losses
 
 
 def _computes_matrices(setup: Setup) -> bool:
