@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +23,12 @@ from kernel_cases import (
 from naive import loss
 
 from bpcli.errors import BpError
+from bpcli.kernels import library, products
+from bpcli.kernels.stages import stages
 from bpcli.methods import known_names, load, parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.model import Problem
+from bpcli.problem.unrolled import Unrolled
 
 CASES = [
     *((name, method) for name in RECURRENT for method in (*EXACT, *TRUNCATED)),
@@ -83,6 +87,35 @@ def test_threads_change_no_bit(threads: Threads, large: Problem, method: str) ->
     alone = gradient(large, method)
     threads(2)
     assert same_bits(alone, gradient(large, method)) and same_bits(alone, gradient(large, method))
+
+
+def test_no_two_jobs_add_to_the_same_matrix(tmp_path: Path) -> None:
+    """Gradients of a matrix in three products are taken in turns: together, threads would lose some of them."""
+    text = """bp = 1
+[inputs]
+x = [64]
+[params]
+W = [64, 64]
+[state]
+a = [64]
+[equations]
+a = "tanh(W @ tanh(W @ a[t-1]) + W @ x)"
+loss = "dot(a, a)"
+[data]
+T = 20
+batch = 40
+"""
+    path = tmp_path / "tied.toml"
+    path.write_text(text, encoding="utf-8")
+    problem = problem_of(path, {})
+    plan = Unrolled(problem.setup, parse("bptt").windows(problem.setup)).plan
+    calls = [c for c in stages(plan, np.dtype(np.float64), False).reverse((0, 20, 0)) if c.name == "products"]
+    sums = [c.jobs[:, products.SUM].tolist() for c in calls]
+    assert [len(set(each)) for each in sums] == [len(each) for each in sums] and calls[0].parallel
+    assert 3 == len(sums) and sums[0] == sums[1]
+    alone = gradient(problem, "bptt")
+    with library.reordered():
+        assert same_bits(alone, gradient(problem, "bptt"))
 
 
 def test_threads_change_no_bit_of_rtrl(threads: Threads) -> None:

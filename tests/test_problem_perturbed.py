@@ -90,6 +90,16 @@ def test_copies_of_what_is_computed_once(tmp_path: Path, matrix: str, vector: st
     problem = written(tmp_path, STATIC.format(matrix=matrix, vector=vector, loss=loss))
     assert distance(by_copies(problem, "bptt", 1e-40j), gradient(problem, "bptt").arrays) < 1e-13
     assert distance(by_copies(problem, "fbptt:2", 1e-40j), gradient(problem, "fbptt:2").arrays) < 1e-13
+    assert distance(by_copies(problem, "bptt", 1e-5), gradient(problem, "bptt").arrays) < 1e-6
+
+
+@pytest.mark.parametrize("inside", ["W @ a[t-1] + W @ x", "W.T @ a[t-1] + W.T @ x", "W @ a[t-1] + W.T @ x"])
+def test_copies_of_a_matrix_before_and_in_the_loop(tmp_path: Path, inside: str) -> None:
+    """One packed copy of a matrix serves what all copies share and what each computes for itself."""
+    text = STATIC.format(matrix="W", vector="b", loss="g")
+    problem = written(tmp_path, text.replace("S @ a[t-1] + S.T @ x", inside))
+    for step, near in ((1e-40j, 1e-13), (1e-5, 1e-6)):
+        assert distance(by_copies(problem, "bptt", step), gradient(problem, "bptt").arrays) < near
 
 
 @pytest.mark.parametrize("loss", ["g", "g + dot(b, b)", "sum(W * W)", "dot(x, x)"])

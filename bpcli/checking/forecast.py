@@ -72,7 +72,8 @@ def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: in
     fixes = _OF_FIX * min(BLOCK_ENTRIES, entries * static) if _computes_matrices(setup) else 0
     sample = entries if not isinstance(reference, Central) or reference.sample is None else reference.sample
     losses = 2 * _DOUBLE * _JOINED * (1 if exact else _LADDER) * min(entries, sample) * setup.batch
-    packed = sum(packed_entries(*n.shape) for n in nodes if n.phase is Phase.STATIC and len(n.shape) == 2)
+    matrices = [n.shape for n in nodes if n.phase is Phase.STATIC and len(n.shape) == 2]
+    packed = sum(packed_entries(*shape) + packed_entries(*shape[::-1]) for shape in matrices)
     return item * (trace + block + packed) + fixes + losses
 
 

@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 from bpcli.graph.fuse import LEAVES
 from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Graph, Phase
-from bpcli.graph.tape import ADDEND, OP, OUT, TURNED, A, Alias, B, Forward
+from bpcli.graph.tape import ADDEND, OUT, A, Alias, B, Forward
 from bpcli.kernels import forward as kernel
 from bpcli.kernels.calls import Call, run
-from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.jobs import cut, forward_job
-from bpcli.kernels.layout import Allocator, Places
+from bpcli.kernels.layout import Allocator, Places, packed_copies, without_packed
 from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import LANE_FLOPS, phase_flops
-from bpcli.kernels.rows import BASE, PACKED, PACKED_T
-from bpcli.kernels.tiles import pack, packed_entries
+from bpcli.kernels.rows import BASE, PACKED
+from bpcli.kernels.tiles import pack
 
 PART_ROWS = 128
 """Rows that one job takes on: enough for products to be quick, few enough to feed every thread."""
@@ -94,16 +93,13 @@ class Layout:
                 base = allocator.take(self.steps * self.rows * node.size)
                 allocator.place(node.index, base, (self.rows * node.size, 0, node.size, 0))
         for n, field in self.packed:
-            shape = self.graph.nodes[n].shape[:: 1 if field == PACKED else -1]
-            allocator.table[n, field] = allocator.take(packed_entries(*shape))
+            allocator.pack(self.graph.nodes[n], field)
         return allocator.finish(self._slices)
 
     @cached_property
     def packed(self) -> tuple[tuple[int, int], ...]:
         """The matrices that every copy's rows are multiplied with, each with the field of the packed copy it takes."""
-        products = [row for row in self.each if row[OP] == MATMUL]
-        found = {(int(row[A]), PACKED if row[TURNED] else PACKED_T) for row in products}
-        return tuple(sorted((n, field) for n, field in found if n not in self._slices))
+        return tuple(sorted((n, field) for n, field in packed_copies(self.each) if n not in self._slices))
 
     @cached_property
     def flops(self) -> float:
@@ -112,10 +108,10 @@ class Layout:
 
     @property
     def entries_per_copy(self) -> int:
-        """Numbers that one more copy takes: a static matrix is stored once, whatever is changed in it."""
+        """Numbers that one more copy takes; of a matrix that is computed as many as may change, of the leaf one."""
         late = [n for n in self.graph.nodes if n.index in self.reached and n.phase is not Phase.STATIC]
-        vectors = [self.graph.nodes[n] for n in self.crossing if len(self.graph.nodes[n].shape) < 2]
-        return sum(self.rows * n.size for n in late) + sum(n.size for n in vectors)
+        static = [self.graph.nodes[n] for n in self.crossing if n != self.leaf or len(self.graph.nodes[n].shape) < 2]
+        return sum(self.rows * n.size for n in late) + sum(n.size for n in static)
 
 
 class Copies:
@@ -128,16 +124,22 @@ class Copies:
         self.V = np.zeros(layout.places.size, dtype)
         self.numbers = layout.forward.numbers.astype(dtype)
         self.fix = no_fixes(len(layout.graph.nodes), dtype)
-        self._places = layout.places.table.copy()
-        if dtype.kind == "c":  # only real products have a tile
-            self._places[:, [PACKED, PACKED_T]] = -1
+        self._places = without_packed(layout.places.table, dtype)
         for node, values in static.items():
             self.block(node)[..., :] = values.ravel()
         for node, rows in inputs.items():
             if node not in layout.reached:
                 self.block(node)[:] = rows.ravel()
+        self._pack()
         everything = (0, layout.steps * layout.rows)
         self._run(layout.before, cut(self._job(layout.before, self.fix), kernel.I0, *everything, 1))
+
+    def _pack(self) -> None:
+        """Matrices stay as they are from here on: what changes them is added to the products."""
+        for n, field in self.layout.packed:
+            if self._places[n, field] >= 0:
+                matrix = self.block(n).reshape(self.layout.graph.nodes[n].shape)
+                pack(matrix if field == PACKED else matrix.T, self.V[self._places[n, field] :])
 
     def _job(self, code: Jobs, fix: Fix) -> Jobs:
         job = forward_job(self.layout.forward, self.numbers, self._places, self.V.size, fix)
@@ -165,17 +167,13 @@ class Copies:
 
     @cached_property
     def _steps(self) -> Call:
-        """The jobs of a step, of which only the number of the step changes; static matrices are final by now."""
+        """The jobs of a step, of which only the number of the step changes."""
         layout = self.layout
-        for n, field in layout.packed:
-            if self._places[n, field] >= 0:
-                matrix = self.block(n).reshape(layout.graph.nodes[n].shape)
-                pack(matrix if field == PACKED else matrix.T, self.V[self._places[n, field] :])
         rows = layout.copies * layout.rows
         parts = max(1, min(layout.copies, rows // PART_ROWS, int(layout.flops * rows / LANE_FLOPS)))
         job = self._job(layout.each, self.fix)
         job[kernel.I1] = layout.rows
-        return Call("forward", cut(job, kernel.O0, 0, layout.copies, parts))
+        return Call("forward", cut(job, kernel.O0, 0, layout.copies, parts), keeps=self.fix)
 
     def step(self, j: int) -> NDArray:
         """Run step j for every copy; the losses, (copies, rows) or what broadcasts to it. The state moves on."""
@@ -200,6 +198,6 @@ class Copies:
         """Compute the static nodes afresh, from leaves that are stored once."""
         layout = self.layout
         bounds = layout.forward.bounds
-        job = self._job(layout.forward.code, no_fixes(len(layout.graph.nodes), self.V.dtype))
+        job = self._job(layout.forward.code, self.fix)
         job[kernel.FIRST], job[kernel.LAST] = bounds[Phase.STATIC], bounds[Phase.INPUT]
         self._run(layout.forward.code, cut(job, kernel.I0, 0, 1, 1))

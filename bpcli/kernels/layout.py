@@ -1,8 +1,8 @@
 """Layouts: where each node's value and cotangent are stored, worked out from sizes alone, before anything is allocated.
 
-A table of places has a line per node: base, step, outer, inner, lane, epoch (see `bpcli.kernels.rows`). The epoch says
-from where steps are counted: 0 from nowhere (static values and the scratch of one step), 1 from the first step of the
-chunk, 2 from the first step of the window.
+A table of places has a line per node (see `bpcli.kernels.rows`): base, step, outer, inner, lane, epoch, and where
+packed copies of a matrix stand. The epoch says from where steps are counted: 0 from nowhere (static values and the
+scratch of one step), 1 from the first step of the chunk, 2 from the first step of the window.
 """
 
 from __future__ import annotations
@@ -61,8 +61,12 @@ class Allocator:
         return base
 
     def place(self, node: int, base: int, strides: tuple[int, int, int, int] = (0, 0, 0, 0), epoch: int = 0) -> None:
-        """Write one line: strides are step, outer, inner, lane."""
+        """Write one line but for packed copies: strides are step, outer, inner, lane."""
         self.table[node, : EPOCH + 1] = (base, *strides, epoch)
+
+    def pack(self, node: Node, field: int) -> None:
+        """Storage for the packed copy of a matrix that `field` stands for."""
+        self.table[node.index, field] = self.take(packed_entries(*packed_shape(node.shape, field)))
 
     def rows(self, node: Node, steps: int, batch: int, epoch: int) -> None:
         """Storage for one value a step and sample; one step's worth, used again every step, where epoch is 0."""
@@ -118,10 +122,27 @@ def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collec
         else:
             allocator.rows(node, 1, extent.batch, 0)
     for n, field in sorted(_packed(forward, reverse, extent)):
-        allocator.table[n, field] = allocator.take(
-            packed_entries(*graph.nodes[n].shape[:: 1 if field == PACKED else -1])
-        )
+        allocator.pack(graph.nodes[n], field)
     return allocator.finish(forward.alias)
+
+
+def packed_shape(shape: tuple[int, ...], field: int) -> tuple[int, ...]:
+    """(k, n) of the copy of a matrix at PACKED or PACKED_T."""
+    return shape if field == PACKED else shape[::-1]
+
+
+def packed_copies(code: Integers) -> set[tuple[int, int]]:
+    """The matrices that instructions multiply rows with, each with the field of the copy that it takes."""
+    return {(int(row[A]), PACKED if row[TURNED] else PACKED_T) for row in code if row[OP] == MATMUL}
+
+
+def without_packed(places: Integers, dtype: np.dtype) -> Integers:
+    """`places` as a dtype can use them: complex products have no tile."""
+    if dtype.kind != "c":
+        return places
+    plain = places.copy()
+    plain[:, [PACKED, PACKED_T]] = -1
+    return plain
 
 
 def _packed(forward: Forward, reverse: Reverse, extent: Extent) -> set[tuple[int, int]]:
@@ -131,7 +152,7 @@ def _packed(forward: Forward, reverse: Reverse, extent: Extent) -> set[tuple[int
         return set()
     there = forward.code[forward.bounds[first] : forward.bounds[last + 1]]
     back = reverse.code[reverse.bounds[3 - last] : reverse.bounds[4 - first]]
-    found = {(int(row[A]), PACKED if row[TURNED] else PACKED_T) for row in there if row[OP] == MATMUL}
+    found = packed_copies(there)
     found |= {(int(r[A]), PACKED_T if r[TURNED] else PACKED) for r in back if r[OP] == MATMUL and r[MODE_B] != NONE}
     return {(n, field) for n, field in found if n not in forward.alias}
 

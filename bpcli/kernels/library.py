@@ -1,4 +1,4 @@
-"""The compiled kernels: how they are got, how they are run, and the message while they are made.
+"""The compiled kernels: how they are got, the threads that run them, and the message while they are made.
 
 A kernel for one dtype is one object file. LLVM loads it in some milliseconds, without Numba, whose import alone takes
 longer than a small check. Numba is imported where there is something to compile, by processes of their own, and where

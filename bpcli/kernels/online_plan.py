@@ -26,7 +26,7 @@ MOST_STEPS = 16
 SMALL_ENTRIES = 1 << 16
 """or as many as have so few seeds: a small network takes many steps at once."""
 BLOCK_ROWS = 32
-"""Parameters in a block at least: then there are enough for all threads."""
+"""Parameters below which blocks are not cut further to have one for each job."""
 JOBS = 16
 
 

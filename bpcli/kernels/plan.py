@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,8 +62,11 @@ class Plan:
 
     @cached_property
     def tasks(self) -> Integers:
-        """Stretches of matrix gradients: matrix, delta, vector, turned, columns, first and last row."""
-        tasks = []
+        """Stretches of matrix gradients: matrix, delta, vector, turned, columns, first and last row, and whose turn.
+
+        A matrix in several products takes their gradients in turns.
+        """
+        tasks, turns = [], Counter[int]()
         for product in self.reverse.products:
             rows, columns = self.graph.nodes[product.matrix].shape
             flops = 2.0 * rows * columns * self.extent.chunk * self.extent.batch
@@ -71,10 +75,11 @@ class Plan:
             for part in range(parts):
                 stretch = (rows * part // parts, rows * (part + 1) // parts)
                 ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
-                tasks.append((*ends, *stretch))
+                tasks.append((*ends, *stretch, turns[product.matrix]))
+            turns[product.matrix] += 1
         tasks.sort(key=lambda task: -task[4] * (task[6] - task[5]))
         # Threads take even stretches of the list: large tasks stand at both ends.
-        return np.array(tasks[::2] + tasks[1::2][::-1], dtype=np.int64).reshape(len(tasks), 7)
+        return np.array(tasks[::2] + tasks[1::2][::-1], dtype=np.int64).reshape(len(tasks), 8)
 
 
 def make_plan(

@@ -19,10 +19,10 @@ from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.calls import Call
 from bpcli.kernels.fixes import no_fixes
 from bpcli.kernels.jobs import cut, forward_job, reverse_job
-from bpcli.kernels.layout import settle
+from bpcli.kernels.layout import settle, without_packed
 from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import Plan
-from bpcli.kernels.rows import BASE, INNER_ROW, PACKED, PACKED_T
+from bpcli.kernels.rows import BASE, INNER_ROW
 from bpcli.kernels.stretches import Stretches
 
 MOST_KEPT = 64
@@ -42,10 +42,7 @@ class Stages:
     """The calls of one plan and dtype on an array that holds values, cotangents and, with `rounding`, factors."""
 
     def __init__(self, plan: Plan, dtype: np.dtype, rounding: bool) -> None:
-        self.plan, self.rounding, self.places = plan, rounding, plan.values.table
-        if dtype.kind == "c":  # only real products have a tile
-            self.places = self.places.copy()
-            self.places[:, [PACKED, PACKED_T]] = -1
+        self.plan, self.rounding, self.places = plan, rounding, without_packed(plan.values.table, dtype)
         self.stretches = Stretches(plan, self.places)
         self.numbers = plan.forward.numbers.astype(dtype)
         self.fix = no_fixes(len(plan.graph.nodes), dtype)
@@ -156,9 +153,7 @@ class Stages:
         """The gradients of all matrices, over the rows `first` to `last`."""
         plan, kernel = self.plan, products_kernel
         places, cplaces = tables
-        matrix, delta, vector, turned, columns, r0, r1 = plan.tasks.T
-        if not len(r0):
-            return
+        matrix, delta, vector, turned, columns, r0, r1, turn = plan.tasks.T
         jobs = np.zeros((len(r0), kernel.JOB), np.int64)
         jobs[:, kernel.FACTORS], jobs[:, kernel.LENGTH_V] = self.factors, plan.values.size
         jobs[:, kernel.COTANGENTS], jobs[:, kernel.LENGTH_C] = self.cotangents, plan.cotangents.size
@@ -169,7 +164,9 @@ class Stages:
         jobs[:, kernel.DELTA] = cplaces[delta, BASE] + first * cplaces[delta, INNER_ROW] + (1 - turned) * r0
         jobs[:, kernel.VECTOR] = places[vector, BASE] + first * places[vector, INNER_ROW] + turned * r0
         jobs[:, kernel.SUM] = plan.cotangents.table[matrix, BASE] + r0 * columns
-        yield Call("products", jobs, parallel=len(jobs) > len(plan.reverse.products))
+        for each in range(max(turn, default=-1) + 1):
+            own = jobs[turn == each]  # no two of them add to the same matrix
+            yield Call("products", own, parallel=len(jobs) > len(plan.reverse.products))
 
 
 def _joined(calls: Sequence[Call]) -> Iterable[Call]:

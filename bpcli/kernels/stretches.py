@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.model import Phase
 from bpcli.graph.tape import Integers
-from bpcli.kernels.layout import ALIGN
+from bpcli.kernels.layout import ALIGN, packed_shape
 from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import BASE, LANE, PACKED, PACKED_T
 from bpcli.kernels.tiles import packed_entries
@@ -37,8 +37,7 @@ class Stretches:
         for n, line in enumerate(self.places):
             for field in (PACKED, PACKED_T):
                 if line[field] >= 0:
-                    shape = nodes[n].shape[:: 1 if field == PACKED else -1]
-                    copy = _stretch(line[field], packed_entries(*shape))
+                    copy = _stretch(line[field], packed_entries(*packed_shape(nodes[n].shape, field)))
                     found.append((_stretch(line[BASE], nodes[n].size), nodes[n].shape, field == PACKED_T, copy))
         return found
 

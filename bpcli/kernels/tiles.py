@@ -1,8 +1,8 @@
 """Products of few rows with a matrix that is used again and again, packed for it once.
 
 A library packs a factor anew in every call, which for the 16 rows of a shard takes as long as a good part of the
-product. Here `op(W) (k, n)` stands in panels of WIDTH columns, `(panels, k, WIDTH)`, the last one filled up with zeros,
-and a tile of ROWS × WIDTH sums stays in registers while a panel passes by (Goto & van de Geijn 2008).
+product. Here `op(W) (k, n)` stands in panels of columns, `(panels, k, width)`, the last one filled up with zeros,
+and a tile of ROWS × `width` sums stays in registers while a panel passes by (Goto & van de Geijn 2008).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ if mode.compiling:
         line = builder.gep(panel, [builder.mul(i, ir.Constant(index, VECTORS * lanes))])
         factors = [
             builder.load(
-                builder.bitcast(builder.gep(line, [ir.Constant(index, v * lanes)]), vector.as_pointer()), align=8
+                builder.bitcast(builder.gep(line, [ir.Constant(index, v * lanes)]), vector.as_pointer()), align=4
             )
             for v in range(vectors)
         ]
@@ -182,7 +182,7 @@ if mode.compiling:
         columns = _width(C)
         for j in range(0, n, columns):
             panel, wanted = p + j * k, min(columns, n - j)
-            for i in range(0, m, 4):
+            for i in range(0, m, ROWS):
                 i1, i2, i3 = min(i + 1, m - 1), min(i + 2, m - 1), min(i + 3, m - 1)
                 _tile(
                     k, A, a + i * lda, a + i1 * lda, a + i2 * lda, a + i3 * lda, P, panel, wanted, add,
