@@ -21,10 +21,10 @@ SEED_ENTRIES = 1 << 19
 """Numbers that the unit seeds of one chunk may take: a few megabytes."""
 BLOCK_ENTRIES = 1 << 14
 """Numbers in a block of the influence matrix: two blocks and a Jacobian stay in cache."""
-MOST_STEPS = 16
-"""Steps in a chunk,"""
-SMALL_ENTRIES = 1 << 16
-"""or as many as have so few seeds: a small network takes many steps at once."""
+MOST_STEPS, MOST_SMALL_STEPS = 16, 32
+"""Steps in a chunk; those of a small network, where making a chunk ready takes longer than its products,"""
+SMALL_ENTRIES = 1 << 15
+"""which is one whose seeds take no more numbers than this."""
 BLOCK_ROWS = 32
 """Parameters below which blocks are not cut further to have one for each job."""
 JOBS = 16
@@ -88,7 +88,8 @@ class OnlinePlan:
     def chunk(self) -> int:
         """Steps taken at a time."""
         per_row = self.size * sum(self.graph.nodes[n].size for n in self._owners()) * self.batch
-        most = max(min(MOST_STEPS, SEED_ENTRIES // max(1, per_row)), SMALL_ENTRIES // max(1, per_row))
+        most = min(MOST_STEPS, SEED_ENTRIES // max(1, per_row))
+        most = max(most, min(MOST_SMALL_STEPS, SMALL_ENTRIES // max(1, per_row)))
         return max(1, min(chunk_steps(self.steps, self.batch), most))
 
     def _owners(self) -> set[int]:
