@@ -20,7 +20,7 @@ from typing import Any
 from injected import HOUSE, checkout, slower
 
 SUITE = ("specs/vanilla_rnn.toml", "specs/gru.toml", "-m", "bptt", "-g", "n=32", "--set", "T=50", "--threads", "1")
-FEW = ("--rounds", "5", "--budget", "0.3")
+FEW = ("--rounds", "4", "--budget", "0.2")
 SHARES = {"aa": 0.0, "10%": 0.10, "5%": 0.05}
 RUNS = {"aa": 50, "10%": 20, "5%": 10}
 REPORT = HOUSE / "reports" / "gate.csv"
