@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 
+import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.kernels import mode
 from bpcli.kernels.jit import inner
 
-ROWS = 4
+WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
+"""Whether the processor has vectors of 64 bytes, and 32 registers for them."""
+ROWS, VECTOR_BYTES = (8, 64) if WIDE else (4, 32)
 VECTORS = 3
-"""Rows and vectors of a tile: with three vectors of a panel and one entry they fill the 16 registers of AVX2."""
-VECTOR_BYTES = 32
-_WIDEST = VECTORS * VECTOR_BYTES // 4
+"""Rows and vectors of a tile: 24 sums of AVX-512, or 12 of AVX2, with what they are made of, fill the registers."""
+_WIDEST = VECTORS * 64 // 4  # of any processor: what is held does not depend on where it is held
 
 
 def width(dtype: np.dtype) -> int:
@@ -48,6 +50,7 @@ def pack(matrices: NDArray, out: NDArray) -> int:
 if mode.compiling:
     from llvmlite import ir
     from numba import types
+    from numba.core import cgutils
     from numba.extending import intrinsic
 
     @intrinsic
@@ -60,12 +63,10 @@ if mode.compiling:
         return types.intp(like), codegen
 
     @intrinsic
-    def _tile(typingctx, k, A, a0, a1, a2, a3, P, p, columns, add, C, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
-        """The tile of rows that begin at a0..a3 and one panel, to rows at c0..c3, of which `columns` are wanted."""
+    def _tile(typingctx, m, k, A, a, lda, P, p, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
+        """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; rows as in the product."""
         index, dtype = types.intp, C.dtype
-        signature = types.void(
-            index, A, index, index, index, index, P, index, index, types.boolean, C, index, index, index, index
-        )
+        signature = types.void(index, index, A, index, index, P, index, index, types.boolean, C, index, index)
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             if isinstance(dtype, types.Float):  # complex products go another way
@@ -75,30 +76,41 @@ if mode.compiling:
         return signature, codegen
 
     def _emit_tile(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        k, A_, *a, P_, p, columns, add, C_, c0, c1, c2, c3 = args
-        scalar = context.get_data_type(signature.args[1].dtype)
-        lanes = VECTOR_BYTES * 8 // signature.args[1].dtype.bitwidth
-        vector, index = ir.VectorType(scalar, lanes), ir.IntType(64)
+        m, k, A_, a, lda, P_, p, columns, add, C_, c, ldc = args
+        scalar = context.get_data_type(signature.args[2].dtype)
+        lanes = VECTOR_BYTES * 8 // signature.args[2].dtype.bitwidth
+        vector = ir.VectorType(scalar, lanes)
         left, right, out = (
             context.make_array(kind)(context, builder, array).data
-            for kind, array in zip((signature.args[i] for i in (1, 6, 10)), (A_, P_, C_), strict=True)
+            for kind, array in zip((signature.args[i] for i in (2, 5, 9)), (A_, P_, C_), strict=True)
         )
-        rows = [builder.gep(left, [start]) for start in a]
-        targets = [builder.gep(out, [start]) for start in (c0, c1, c2, c3)]
-        panel = builder.gep(right, [p])
+        panel, last = builder.gep(right, [p]), builder.sub(m, _index(1))
 
-        def emit(vectors):  # type: ignore[no-untyped-def]
-            """The case that more columns than those of `vectors` - 1 vectors are wanted."""
-            enough = builder.icmp_signed(">", columns, ir.Constant(index, (vectors - 1) * lanes))
-            with builder.if_else(enough) as (then, otherwise):
+        def row(base, start, apart, r):  # type: ignore[no-untyped-def]
+            """Row r, or the last one that is there."""
+            there = builder.select(builder.icmp_signed("<", _index(r), last), _index(r), last)
+            return builder.gep(base, [builder.add(start, builder.mul(there, apart))])
+
+        def emit(rows, vectors):  # type: ignore[no-untyped-def]
+            """The cases of at most so many rows, and of at most the columns of so many vectors."""
+            wanted = builder.icmp_signed(">", columns, _index((vectors - 1) * lanes))
+            with builder.if_else(wanted) as (then, otherwise):
                 with then:
-                    sums = _sums(builder, k, rows, panel, vector, vectors)
-                    _store(builder, sums, targets, add, columns)
+                    sums = _sums(builder, k, [row(left, a, lda, r) for r in range(rows)], panel, vector, vectors)
+                    _store(builder, sums, [row(out, c, ldc, r) for r in range(rows)], add, columns)
                 with otherwise:
                     if vectors > 1:
-                        emit(vectors - 1)
+                        emit(rows, vectors - 1)
 
-        emit(VECTORS)
+        few = builder.icmp_signed("<=", m, _index(ROWS // 2))
+        with builder.if_else(few) as (then, otherwise):
+            with then:
+                emit(ROWS // 2, VECTORS)
+            with otherwise:
+                emit(ROWS, VECTORS)
+
+    def _index(number):  # type: ignore[no-untyped-def]
+        return ir.Constant(ir.IntType(64), number)
 
     def _sums(builder, k, rows, panel, vector, vectors):  # type: ignore[no-untyped-def]
         """Σ_i rows[r][i] panel[i], a vector for each row and each of the panel's first `vectors` vectors."""
@@ -120,9 +132,7 @@ if mode.compiling:
         ]
         found = []
         for row, sums in zip(rows, held, strict=True):
-            entry = builder.load(builder.gep(row, [i]))
-            first = builder.insert_element(ir.Constant(vector, ir.Undefined), entry, ir.Constant(ir.IntType(32), 0))
-            same = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
+            same = _everywhere(builder, vector, builder.load(builder.gep(row, [i])))
             products = [builder.fmul(same, factor, flags=("contract",)) for factor in factors]
             found.append([builder.fadd(s, x, flags=("contract",)) for s, x in zip(sums, products, strict=True)])
         following = builder.add(i, ir.Constant(index, 1))
@@ -143,35 +153,47 @@ if mode.compiling:
 
     def _store(builder, sums, targets, add, columns):  # type: ignore[no-untyped-def]
         """Write the tile's first `columns`; all rows are read before one is written: rows may be the same one."""
-        index, vectors, vector = ir.IntType(64), len(sums[0]), sums[0][0].type
-        for v in range(vectors - 1):
-            _store_vector(builder, [row[v] for row in sums], _at(builder, targets, v * vector.count), add)
-        last, start = [row[-1] for row in sums], (vectors - 1) * vector.count
-        whole = builder.icmp_signed(">=", columns, ir.Constant(index, vectors * vector.count))
-        with builder.if_else(whole) as (then, otherwise):
-            with then:
-                _store_vector(builder, last, _at(builder, targets, start), add)
-            with otherwise:
-                for lane in range(vector.count - 1):
-                    with builder.if_then(builder.icmp_signed("<", ir.Constant(index, start + lane), columns)):
-                        entries = [builder.extract_element(x, ir.Constant(ir.IntType(32), lane)) for x in last]
-                        _store_vector(builder, entries, _at(builder, targets, start + lane), add)
+        vectors, kind = len(sums[0]), sums[0][0].type
+        for v in range(vectors):
+            values = [row[v] for row in sums]
+            places = [builder.bitcast(builder.gep(t, [_index(v * kind.count)]), kind.as_pointer()) for t in targets]
+            mask = _first(builder, kind.count, builder.sub(columns, _index(v * kind.count)))
+            with builder.if_else(add) as (then, otherwise):
+                with then:
+                    new = [builder.fadd(_load(builder, p, mask), x) for p, x in zip(places, values, strict=True)]
+                    _write(builder, new, places, mask)
+                with otherwise:
+                    _write(builder, values, places, mask)
 
-    def _at(builder, targets, column):  # type: ignore[no-untyped-def]
-        return [builder.gep(target, [ir.Constant(ir.IntType(64), column)]) for target in targets]
+    def _first(builder, lanes, wanted):  # type: ignore[no-untyped-def]
+        """The mask of the first `wanted` lanes."""
+        kind = ir.VectorType(ir.IntType(64), lanes)
+        return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), _everywhere(builder, kind, wanted))
 
-    def _store_vector(builder, values, places, add):  # type: ignore[no-untyped-def]
-        """Store a vector or an entry of each row, or add it to what is there."""
-        kind = values[0].type
-        places = [builder.bitcast(place, kind.as_pointer()) for place in places]
-        with builder.if_else(add) as (then, otherwise):
-            with then:
-                new = [builder.fadd(builder.load(p, align=4), x) for p, x in zip(places, values, strict=True)]
-                for place, x in zip(places, new, strict=True):
-                    builder.store(x, place, align=4)
-            with otherwise:
-                for place, x in zip(places, values, strict=True):
-                    builder.store(x, place, align=4)
+    def _everywhere(builder, kind, entry):  # type: ignore[no-untyped-def]
+        """The vector that has `entry` in every lane."""
+        number = ir.IntType(32)
+        first = builder.insert_element(ir.Constant(kind, ir.Undefined), entry, ir.Constant(number, 0))
+        return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(number, kind.count), [0] * kind.count))
+
+    def _masked(builder, name, kind, result, arguments):  # type: ignore[no-untyped-def]
+        bits = 64 if isinstance(kind.element, ir.DoubleType) else 32
+        function = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(result, [argument.type for argument in arguments]),
+            f"llvm.masked.{name}.v{kind.count}f{bits}.p0",
+        )
+        return builder.call(function, arguments)
+
+    def _load(builder, place, mask):  # type: ignore[no-untyped-def]
+        kind = place.type.pointee
+        nothing = ir.Constant(kind, [0.0] * kind.count)
+        return _masked(builder, "load", kind, kind, [place, ir.Constant(ir.IntType(32), 4), mask, nothing])
+
+    def _write(builder, values, places, mask):  # type: ignore[no-untyped-def]
+        for value, place in zip(values, places, strict=True):
+            four = ir.Constant(ir.IntType(32), 4)
+            _masked(builder, "store", value.type, ir.VoidType(), [value, place, four, mask])
 
     @inner
     def packed_product(m, n, k, A, a, lda, P, p, add, C, c, ldc):
@@ -183,11 +205,7 @@ if mode.compiling:
         for j in range(0, n, columns):
             panel, wanted = p + j * k, min(columns, n - j)
             for i in range(0, m, ROWS):
-                i1, i2, i3 = min(i + 1, m - 1), min(i + 2, m - 1), min(i + 3, m - 1)
-                _tile(
-                    k, A, a + i * lda, a + i1 * lda, a + i2 * lda, a + i3 * lda, P, panel, wanted, add,
-                    C, c + i * ldc + j, c + i1 * ldc + j, c + i2 * ldc + j, c + i3 * ldc + j,
-                )  # fmt: skip
+                _tile(m - i, k, A, a + i * lda, lda, P, panel, wanted, add, C, c + i * ldc + j, ldc)
 
 else:
 
