@@ -16,7 +16,12 @@ from bpcli.kernels.tiles import pack, packed_entries, width
 
 MATRIX, VECTOR, RESULT, FIRST = range(4)
 SIZES = (
-    [(2, n, 3) for n in range(1, 26)] + [(m, 13, 5) for m in range(2, 10)] + [(5, 12, 1), (16, 32, 32), (7, 30, 130)]
+    [(1, n, 3) for n in range(1, 40)]
+    + [(1, 13, k) for k in range(1, 40)]
+    + [(1, 70, 70), (1, 130, 65)]
+    + [(2, n, 3) for n in range(1, 50)]
+    + [(m, 13, 5) for m in range(2, 18)]
+    + [(5, 12, 1), (16, 32, 32), (7, 30, 130)]
 )
 
 
@@ -62,7 +67,7 @@ def test_products(m: int, n: int, k: int, dtype: type, added: bool) -> None:
     found = product(W, x, first, W.T)
     expected = x.astype(np.float64) @ W.T.astype(np.float64) + (0 if first is None else first)
     np.testing.assert_allclose(found, expected, rtol=0, atol=8 * k * np.finfo(dtype).eps)
-    assert not np.allclose(product(W, x, first, W.T + 1), expected, rtol=0, atol=1e-3)
+    assert not np.allclose(product(W + 1, x, first, W.T + 1), expected, rtol=0, atol=1e-3)
     assert (found[:2] == product(W, x[:2], None if first is None else first[:2], W.T)).all()
 
 

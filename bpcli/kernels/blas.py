@@ -30,6 +30,8 @@ if mode.compiling:
     from numba.core import cgutils
     from numba.extending import intrinsic
 
+    from bpcli.kernels.matvec import matvec
+
     def _call(builder, name, arguments):  # type: ignore[no-untyped-def]
         """Fortran convention: everything by address; integers are 32 bits wide."""
         byte_pointer = ir.IntType(8).as_pointer()
@@ -101,18 +103,41 @@ if mode.compiling:
 
         return signature, codegen
 
+    @intrinsic
+    def _real(typingctx, like):  # type: ignore[no-untyped-def]
+        real = isinstance(like.dtype, types.Float)
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return context.get_constant(types.boolean, real)
+
+        return types.boolean(like), codegen
+
+    @inner
+    def vector_product(tb, n, k, A, a, B, b, ldb, add, C, c, backwards):
+        """The first row of what `gemm` computes; `backwards` as for `matvec`."""
+        if _real(C):
+            matvec(not tb, n, k, B, b, ldb, A, a, add, C, c, backwards)
+        else:
+            one = C.dtype.type(1)
+            beta = one if add else one - one
+            _gemv(not tb, n if tb else k, k if tb else n, B, b, ldb, A, a, 1, one, beta, C, c, 1)
+
     @inner
     def gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
         """C (m, n) = op(A) (m, k) op(B) (k, n), added to C where `add`.
 
         Row-major, at offsets a, b, c, rows lda, ldb, ldc apart.
         """
-        one = C.dtype.type(1)
-        beta = one if add else one - one
         if m == 1 and not ta:
-            _gemv(not tb, n if tb else k, k if tb else n, B, b, ldb, A, a, 1, one, beta, C, c, 1)
+            vector_product(tb, n, k, A, a, B, b, ldb, add, C, c, False)
         else:
+            one = C.dtype.type(1)
+            beta = one if add else one - one
             _gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, one, beta, C, c, ldc)
 
 else:
     gemm = plain_gemm
+
+    def vector_product(tb, n, k, A, a, B, b, ldb, add, C, c, backwards):  # type: ignore[no-untyped-def]
+        """The same for one row."""
+        plain_gemm(False, tb, 1, n, k, A, a, k, B, b, ldb, add, C, c, n)

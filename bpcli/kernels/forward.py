@@ -6,7 +6,7 @@ Rows are counted by two indices, o (copies) and i (samples, or steps × samples)
 from __future__ import annotations
 
 from bpcli.graph.tape import ADDEND, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
-from bpcli.kernels.blas import gemm
+from bpcli.kernels.blas import gemm, vector_product
 from bpcli.kernels.codes import (
     ADD,
     CONCAT,
@@ -88,7 +88,22 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 turned = row[TURNED] == 1
                 packed = place[a, PACKED if turned else PACKED_T]
                 multiply_rows(
-                    V, place[a, BASE], packed, turned, pb, sb, ib, row[SIZE_B], row[ADDEND] >= 0, po, so, io, n, no, ni
+                    V,
+                    place[a, BASE],
+                    packed,
+                    turned,
+                    pb,
+                    sb,
+                    ib,
+                    row[SIZE_B],
+                    row[ADDEND] >= 0,
+                    po,
+                    so,
+                    io,
+                    n,
+                    no,
+                    ni,
+                    t,
                 )
                 if slots[a] >= 0:
                     fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
@@ -148,7 +163,7 @@ def copy_rows(V, pa, sa, ia, po, so, io, no, ni, n):
 
 
 @inner
-def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni):
+def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni, t):
     """out (rows, n) = b (rows, k) Wᵀ, W (n, k) or, turned, (k, n); added to out where `add`."""
     blocks, rows = no, ni
     if no == 1 or (sb == ni * ib and so == ni * io):
@@ -156,6 +171,9 @@ def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, 
     for o in range(blocks):
         if packed >= 0 and rows > 1:
             packed_product(rows, n, k, V, pb + o * sb, ib, V, packed, add, V, po + o * so, io)
+        elif rows == 1:
+            ldw = n if turned else k
+            vector_product(not turned, n, k, V, pb + o * sb, V, pw, ldw, add, V, po + o * so, t % 2 == 1)
         else:
             ldw = n if turned else k
             gemm(False, not turned, rows, n, k, V, pb + o * sb, ib, V, pw, ldw, add, V, po + o * so, io)

@@ -23,7 +23,7 @@ from bpcli.graph.tape import (
     A,
     B,
 )
-from bpcli.kernels.blas import gemm
+from bpcli.kernels.blas import gemm, vector_product
 from bpcli.kernels.codes import (
     ADD,
     CONCAT,
@@ -158,6 +158,9 @@ def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni):
             g, q = pg + o * sg, qb + o * tb
             if packed >= 0 and rows > 1:
                 packed_product(rows, k, n, C, g, ig, F, packed, add, C, q, jb)
+            elif rows == 1:
+                ldw = n if turned else k
+                vector_product(turned, k, n, C, g, F, place[a, BASE], ldw, add, C, q, t % 2 == 1)
             else:
                 gemm(False, turned, rows, k, n, C, g, ig, F, place[a, BASE], n if turned else k, add, C, q, jb)
     if row[MODE_A] != NONE:  # one row: G += g vᵀ, or v gᵀ where turned

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 
-import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.kernels import mode
 from bpcli.kernels.jit import inner
+from bpcli.kernels.simd import VECTOR_BYTES, WIDE
 
-WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
-"""Whether the processor has vectors of 64 bytes, and 32 registers for them."""
-ROWS, VECTOR_BYTES = (8, 64) if WIDE else (4, 32)
+ROWS = 8 if WIDE else 4
 VECTORS = 3
 """Rows and vectors of a tile: 24 sums of AVX-512, or 12 of AVX2, with what they are made of, fill the registers."""
 _WIDEST = VECTORS * 64 // 4  # of any processor: what is held does not depend on where it is held
@@ -48,10 +46,22 @@ def pack(matrices: NDArray, out: NDArray) -> int:
 
 
 if mode.compiling:
-    from llvmlite import ir
     from numba import types
-    from numba.core import cgutils
     from numba.extending import intrinsic
+
+    from bpcli.kernels.simd import (
+        at,
+        constant,
+        data,
+        everywhere,
+        first,
+        load,
+        loop,
+        multiply_add,
+        store,
+        vector_of,
+        zeros,
+    )
 
     @intrinsic
     def _width(typingctx, like):  # type: ignore[no-untyped-def]
@@ -64,7 +74,7 @@ if mode.compiling:
 
     @intrinsic
     def _tile(typingctx, m, k, A, a, lda, P, p, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
-        """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; rows as in the product."""
+        """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; else as the product."""
         index, dtype = types.intp, C.dtype
         signature = types.void(index, index, A, index, index, P, index, index, types.boolean, C, index, index)
 
@@ -76,24 +86,19 @@ if mode.compiling:
         return signature, codegen
 
     def _emit_tile(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        m, k, A_, a, lda, P_, p, columns, add, C_, c, ldc = args
-        scalar = context.get_data_type(signature.args[2].dtype)
-        lanes = VECTOR_BYTES * 8 // signature.args[2].dtype.bitwidth
-        vector = ir.VectorType(scalar, lanes)
-        left, right, out = (
-            context.make_array(kind)(context, builder, array).data
-            for kind, array in zip((signature.args[i] for i in (2, 5, 9)), (A_, P_, C_), strict=True)
-        )
-        panel, last = builder.gep(right, [p]), builder.sub(m, _index(1))
+        m, k, _, a, lda, _, p, columns, add, _, c, ldc = args
+        vector = vector_of(context, signature.args[2].dtype)
+        left, right, out = (data(context, builder, signature, args, i) for i in (2, 5, 9))
+        panel, last = at(builder, right, p), builder.sub(m, constant(1))
 
         def row(base, start, apart, r):  # type: ignore[no-untyped-def]
             """Row r, or the last one that is there."""
-            there = builder.select(builder.icmp_signed("<", _index(r), last), _index(r), last)
-            return builder.gep(base, [builder.add(start, builder.mul(there, apart))])
+            there = builder.select(builder.icmp_signed("<", constant(r), last), constant(r), last)
+            return at(builder, base, builder.add(start, builder.mul(there, apart)))
 
         def emit(rows, vectors):  # type: ignore[no-untyped-def]
             """The cases of at most so many rows, and of at most the columns of so many vectors."""
-            wanted = builder.icmp_signed(">", columns, _index((vectors - 1) * lanes))
+            wanted = builder.icmp_signed(">", columns, constant((vectors - 1) * vector.count))
             with builder.if_else(wanted) as (then, otherwise):
                 with then:
                     sums = _sums(builder, k, [row(left, a, lda, r) for r in range(rows)], panel, vector, vectors)
@@ -102,98 +107,32 @@ if mode.compiling:
                     if vectors > 1:
                         emit(rows, vectors - 1)
 
-        few = builder.icmp_signed("<=", m, _index(ROWS // 2))
+        few = builder.icmp_signed("<=", m, constant(ROWS // 2))
         with builder.if_else(few) as (then, otherwise):
             with then:
                 emit(ROWS // 2, VECTORS)
             with otherwise:
                 emit(ROWS, VECTORS)
 
-    def _index(number):  # type: ignore[no-untyped-def]
-        return ir.Constant(ir.IntType(64), number)
-
     def _sums(builder, k, rows, panel, vector, vectors):  # type: ignore[no-untyped-def]
-        """Σ_i rows[r][i] panel[i], a vector for each row and each of the panel's first `vectors` vectors."""
-        index, lanes = ir.IntType(64), vector.count
-        zero = ir.Constant(vector, [0.0] * lanes)
-        before = builder.block
-        loop, after = builder.append_basic_block("tile"), builder.append_basic_block("tiled")
-        builder.cbranch(builder.icmp_signed(">", k, ir.Constant(index, 0)), loop, after)
-        builder.position_at_end(loop)
-        i = builder.phi(index)
-        i.add_incoming(ir.Constant(index, 0), before)
-        held = [[builder.phi(vector) for _ in range(vectors)] for _ in rows]
-        line = builder.gep(panel, [builder.mul(i, ir.Constant(index, VECTORS * lanes))])
-        factors = [
-            builder.load(
-                builder.bitcast(builder.gep(line, [ir.Constant(index, v * lanes)]), vector.as_pointer()), align=4
-            )
-            for v in range(vectors)
-        ]
-        found = []
-        for row, sums in zip(rows, held, strict=True):
-            same = _everywhere(builder, vector, builder.load(builder.gep(row, [i])))
-            products = [builder.fmul(same, factor, flags=("contract",)) for factor in factors]
-            found.append([builder.fadd(s, x, flags=("contract",)) for s, x in zip(sums, products, strict=True)])
-        following = builder.add(i, ir.Constant(index, 1))
-        i.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", following, k), loop, after)
-        for sums, new in zip(held, found, strict=True):
-            for s, x in zip(sums, new, strict=True):
-                s.add_incoming(zero, before)
-                s.add_incoming(x, loop)
-        builder.position_at_end(after)
-        results = []
-        for new in found:
-            results.append([builder.phi(vector) for _ in new])
-            for result, x in zip(results[-1], new, strict=True):
-                result.add_incoming(zero, before)
-                result.add_incoming(x, loop)
-        return results
+        """Σ_i rows[r][i] panel[i]: for each row the panel's first `vectors` vectors, one after the other."""
 
-    def _store(builder, sums, targets, add, columns):  # type: ignore[no-untyped-def]
+        def body(i, sums):  # type: ignore[no-untyped-def]
+            line = at(builder, panel, builder.mul(i, constant(VECTORS * vector.count)))
+            factors = [load(builder, vector, at(builder, line, constant(v * vector.count))) for v in range(vectors)]
+            entries = [everywhere(builder, vector, builder.load(at(builder, row, i))) for row in rows]
+            pairs = ((entry, factor) for entry in entries for factor in factors)
+            return [multiply_add(builder, *pair, s) for pair, s in zip(pairs, sums, strict=True)]
+
+        return loop(builder, k, 1, [zeros(vector)] * (len(rows) * vectors), body)
+
+    def _store(builder, sums, rows, add, columns):  # type: ignore[no-untyped-def]
         """Write the tile's first `columns`; all rows are read before one is written: rows may be the same one."""
-        vectors, kind = len(sums[0]), sums[0][0].type
+        vectors, lanes = len(sums) // len(rows), sums[0].type.count
         for v in range(vectors):
-            values = [row[v] for row in sums]
-            places = [builder.bitcast(builder.gep(t, [_index(v * kind.count)]), kind.as_pointer()) for t in targets]
-            mask = _first(builder, kind.count, builder.sub(columns, _index(v * kind.count)))
-            with builder.if_else(add) as (then, otherwise):
-                with then:
-                    new = [builder.fadd(_load(builder, p, mask), x) for p, x in zip(places, values, strict=True)]
-                    _write(builder, new, places, mask)
-                with otherwise:
-                    _write(builder, values, places, mask)
-
-    def _first(builder, lanes, wanted):  # type: ignore[no-untyped-def]
-        """The mask of the first `wanted` lanes."""
-        kind = ir.VectorType(ir.IntType(64), lanes)
-        return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), _everywhere(builder, kind, wanted))
-
-    def _everywhere(builder, kind, entry):  # type: ignore[no-untyped-def]
-        """The vector that has `entry` in every lane."""
-        number = ir.IntType(32)
-        first = builder.insert_element(ir.Constant(kind, ir.Undefined), entry, ir.Constant(number, 0))
-        return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(number, kind.count), [0] * kind.count))
-
-    def _masked(builder, name, kind, result, arguments):  # type: ignore[no-untyped-def]
-        bits = 64 if isinstance(kind.element, ir.DoubleType) else 32
-        function = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(result, [argument.type for argument in arguments]),
-            f"llvm.masked.{name}.v{kind.count}f{bits}.p0",
-        )
-        return builder.call(function, arguments)
-
-    def _load(builder, place, mask):  # type: ignore[no-untyped-def]
-        kind = place.type.pointee
-        nothing = ir.Constant(kind, [0.0] * kind.count)
-        return _masked(builder, "load", kind, kind, [place, ir.Constant(ir.IntType(32), 4), mask, nothing])
-
-    def _write(builder, values, places, mask):  # type: ignore[no-untyped-def]
-        for value, place in zip(values, places, strict=True):
-            four = ir.Constant(ir.IntType(32), 4)
-            _masked(builder, "store", value.type, ir.VoidType(), [value, place, four, mask])
+            places = [at(builder, row, constant(v * lanes)) for row in rows]
+            mask = first(builder, lanes, builder.sub(columns, constant(v * lanes)))
+            store(builder, sums[v::vectors], places, mask, add)
 
     @inner
     def packed_product(m, n, k, A, a, lda, P, p, add, C, c, ldc):

@@ -1,0 +1,155 @@
+"""Products of a matrix with one vector, which stand or fall with how fast the matrix is read.
+
+A library's call takes as long as a product of some thousand numbers. Here several rows, or several vectors of columns,
+are summed up in registers side by side. Blocks of the result are taken in either order: who multiplies with a matrix
+again and again, there and back, finds in cache what was read last.
+"""
+
+from __future__ import annotations
+
+from bpcli.kernels import mode
+from bpcli.kernels.jit import inner
+from bpcli.kernels.simd import VECTOR_BYTES
+
+VECTORS = 4
+"""Vectors of columns in a block of a transposed product."""
+LATENCY = 8
+"""Sums in registers from which the processor need not wait for one to add to it."""
+
+if mode.compiling:
+    from numba import types
+    from numba.extending import intrinsic
+
+    from bpcli.kernels.simd import (
+        at,
+        constant,
+        data,
+        everywhere,
+        first,
+        load,
+        loop,
+        multiply_add,
+        store,
+        totals,
+        vector_of,
+        zeros,
+    )
+
+    @intrinsic
+    def _lanes(typingctx, like):  # type: ignore[no-untyped-def]
+        lanes = VECTOR_BYTES * 8 // like.dtype.bitwidth
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return context.get_constant(types.intp, lanes)
+
+        return types.intp(like), codegen
+
+    def _block(emit):  # type: ignore[no-untyped-def]
+        """What computes one block of y (+)= op(W) x."""
+
+        def block(typingctx, count, k, W, w, ldw, X, x, add, Y, y):  # type: ignore[no-untyped-def]
+            index = types.intp
+            signature = types.void(index, index, W, index, index, X, index, types.boolean, Y, index)
+
+            def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+                if not isinstance(Y.dtype, types.Float):  # complex products go another way
+                    return context.get_dummy_value()
+                arrays = (data(context, builder, signature, args, i) for i in (2, 5, 8))
+                W_, X_, Y_ = (at(builder, array, args[i]) for array, i in zip(arrays, (3, 6, 9), strict=True))
+                emit(builder, vector_of(context, Y.dtype), args[0], args[1], W_, args[4], X_, args[7], Y_)
+                return context.get_dummy_value()
+
+            return signature, codegen
+
+        return block
+
+    def _emit_rows(builder, vector, count, k, W, ldw, X, add, Y):  # type: ignore[no-untyped-def]
+        """y[i] = Σ_j W[i, j] x[j] for as many rows i as a vector has lanes, or the last one that there is."""
+        lanes, last = vector.count, builder.sub(count, constant(1))
+        rows = [
+            at(builder, W, builder.mul(builder.select(builder.icmp_signed("<", i, last), i, last), ldw))
+            for i in map(constant, range(lanes))
+        ]
+        unrolled = max(1, LATENCY // lanes)
+        whole = builder.and_(k, constant(-unrolled * lanes))
+
+        def body(j, sums):  # type: ignore[no-untyped-def]
+            new = []
+            for u in range(unrolled):
+                here = builder.add(j, constant(u * lanes))
+                factor = load(builder, vector, at(builder, X, here))
+                for row, s in zip(rows, sums[u * lanes :], strict=False):
+                    new.append(multiply_add(builder, load(builder, vector, at(builder, row, here)), factor, s))
+            return new
+
+        def rest(j, sums):  # type: ignore[no-untyped-def]
+            here = builder.add(whole, j)
+            mask = first(builder, lanes, builder.sub(k, here))
+            factor = load(builder, vector, at(builder, X, here), mask)
+            entries = (load(builder, vector, at(builder, row, here), mask) for row in rows)
+            return [multiply_add(builder, e, factor, s) for e, s in zip(entries, sums, strict=True)]
+
+        sums = loop(builder, whole, unrolled * lanes, [zeros(vector)] * (unrolled * lanes), body)
+        for u in range(1, unrolled):
+            sums[:lanes] = [builder.fadd(a, b) for a, b in zip(sums[:lanes], sums[u * lanes :], strict=False)]
+        sums = loop(builder, builder.sub(k, whole), lanes, sums[:lanes], rest)
+        store(builder, [totals(builder, sums)], [Y], first(builder, lanes, count), add)
+
+    def _emit_columns(builder, vector, count, k, W, ldw, X, add, Y):  # type: ignore[no-untyped-def]
+        """y[j] = Σ_i W[i, j] x[i] for the first `count` columns j, at most those of VECTORS vectors."""
+        lanes = vector.count
+
+        def emit(vectors):  # type: ignore[no-untyped-def]
+            """The cases of at most the columns of so many vectors."""
+            starts = [constant(v * lanes) for v in range(vectors)]
+            with builder.if_else(builder.icmp_signed(">", count, starts[-1])) as (then, otherwise):
+                with then:
+                    mask = first(builder, lanes, builder.sub(count, starts[-1]))
+                    masks = [None] * (vectors - 1) + [mask]
+                    unrolled = max(1, LATENCY // vectors)
+                    whole = builder.and_(k, constant(-unrolled))
+
+                    def line(i, sums):  # type: ignore[no-untyped-def]
+                        factor = everywhere(builder, vector, builder.load(at(builder, X, i)))
+                        row = at(builder, W, builder.mul(i, ldw))
+                        entries = [
+                            load(builder, vector, at(builder, row, s), m) for s, m in zip(starts, masks, strict=True)
+                        ]
+                        return [multiply_add(builder, e, factor, s) for e, s in zip(entries, sums, strict=True)]
+
+                    def body(i, sums):  # type: ignore[no-untyped-def]
+                        parts = (sums[u * vectors : (u + 1) * vectors] for u in range(unrolled))
+                        return [s for u, part in enumerate(parts) for s in line(builder.add(i, constant(u)), part)]
+
+                    sums = loop(builder, whole, unrolled, [zeros(vector)] * (unrolled * vectors), body)
+                    for u in range(1, unrolled):
+                        part = sums[u * vectors : (u + 1) * vectors]
+                        sums[:vectors] = [builder.fadd(a, b) for a, b in zip(sums[:vectors], part, strict=True)]
+                    left = builder.sub(k, whole)
+                    sums = loop(builder, left, 1, sums[:vectors], lambda i, s: line(builder.add(whole, i), s))
+                    for s, place in zip(sums, starts, strict=True):
+                        store(
+                            builder, [s], [at(builder, Y, place)], first(builder, lanes, builder.sub(count, place)), add
+                        )
+                with otherwise:
+                    if vectors > 1:
+                        emit(vectors - 1)
+
+        emit(VECTORS)
+
+    _rows, _columns = intrinsic(_block(_emit_rows)), intrinsic(_block(_emit_columns))
+
+    @inner
+    def matvec(transposed, n, k, W, w, ldw, X, x, add, Y, y, backwards):
+        """y (n) = W (n, k) x or, transposed, Wᵀ x with W (k, n); added to y where `add`; real numbers only.
+
+        `backwards` takes the blocks of y from the last one to the first: the result is the same.
+        """
+        size = _lanes(Y) * (VECTORS if transposed else 1)
+        blocks = -(-n // size)
+        for block in range(blocks):
+            i = (blocks - 1 - block if backwards else block) * size
+            if transposed:
+                _columns(min(size, n - i), k, W, w + i, ldw, X, x, add, Y, y + i)
+            else:
+                _rows(n - i, k, W, w + i * ldw, ldw, X, x, add, Y, y + i)

@@ -1,0 +1,117 @@
+"""Vectors of the processor in LLVM's terms, for the loops that a compiler does not find by itself."""
+
+from __future__ import annotations
+
+import llvmlite.binding as llvm
+
+from bpcli.kernels import mode
+
+WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
+"""Whether the processor has vectors of 64 bytes, and 32 registers for them."""
+VECTOR_BYTES = 64 if WIDE else 32
+
+if mode.compiling:
+    from llvmlite import ir
+    from numba.core import cgutils
+
+    _INDEX, _NUMBER = ir.IntType(64), ir.IntType(32)
+
+    def constant(number):  # type: ignore[no-untyped-def]
+        """An index."""
+        return ir.Constant(_INDEX, number)
+
+    def vector_of(context, dtype):  # type: ignore[no-untyped-def]
+        """The type of a vector of a dtype."""
+        return ir.VectorType(context.get_data_type(dtype), VECTOR_BYTES * 8 // dtype.bitwidth)
+
+    def data(context, builder, signature, args, i):  # type: ignore[no-untyped-def]
+        """The pointer to the numbers of the array that is argument i of an intrinsic."""
+        return context.make_array(signature.args[i])(context, builder, args[i]).data
+
+    def at(builder, pointer, entries):  # type: ignore[no-untyped-def]
+        """The pointer so many numbers on."""
+        return builder.gep(pointer, [entries])
+
+    def everywhere(builder, kind, entry):  # type: ignore[no-untyped-def]
+        """The vector that has `entry` in every lane."""
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), entry, ir.Constant(_NUMBER, 0))
+        return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_NUMBER, kind.count), [0] * kind.count))
+
+    def first(builder, lanes, wanted):  # type: ignore[no-untyped-def]
+        """The mask of the first `wanted` lanes."""
+        kind = ir.VectorType(_INDEX, lanes)
+        return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), everywhere(builder, kind, wanted))
+
+    def load(builder, kind, place, mask=None):  # type: ignore[no-untyped-def]
+        """The vector at a pointer to a number; zeros where `mask` has none."""
+        place = builder.bitcast(place, kind.as_pointer())
+        if mask is None:
+            return builder.load(place, align=4)
+        return _masked(builder, "load", kind, kind, [place, ir.Constant(_NUMBER, 4), mask, zeros(kind)])
+
+    def store(builder, vectors, places, mask, add):  # type: ignore[no-untyped-def]
+        """Write the lanes of `mask` to pointers to numbers, or add them to what all of these hold."""
+
+        def write(values):  # type: ignore[no-untyped-def]
+            for value, place in zip(values, places, strict=True):
+                place = builder.bitcast(place, value.type.as_pointer())
+                _masked(builder, "store", value.type, ir.VoidType(), [value, place, ir.Constant(_NUMBER, 4), mask])
+
+        with builder.if_else(add) as (then, otherwise):
+            with then:
+                held = [load(builder, vectors[0].type, place, mask) for place in places]
+                write([builder.fadd(h, v) for h, v in zip(held, vectors, strict=True)])
+            with otherwise:
+                write(vectors)
+
+    def zeros(kind):  # type: ignore[no-untyped-def]
+        """The vector of zeros."""
+        return ir.Constant(kind, [0.0] * kind.count)
+
+    def multiply_add(builder, a, b, c):  # type: ignore[no-untyped-def]
+        """a b + c, rounded once where the processor can."""
+        return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+    def totals(builder, vectors):  # type: ignore[no-untyped-def]
+        """The vector of the sums of as many vectors as each has lanes."""
+        lanes, width = vectors[0].type.count, 1
+        while len(vectors) > 1:
+            low = [i + j + k for i in range(0, lanes, 2 * width) for j in (0, lanes) for k in range(width)]
+            high = [i + width for i in low]
+            vectors = [
+                builder.fadd(_chosen(builder, a, b, low), _chosen(builder, a, b, high))
+                for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+            width *= 2
+        return vectors[0]
+
+    def _chosen(builder, a, b, lanes):  # type: ignore[no-untyped-def]
+        """Those lanes of a and b, which are counted on from a's."""
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_NUMBER, len(lanes)), lanes))
+
+    def loop(builder, count, step, sums, body):  # type: ignore[no-untyped-def]
+        """Carry `sums` through `body(i, sums)` for i = 0, step, … below `count`; what they are in the end."""
+        before = builder.block
+        inside, after = builder.append_basic_block("loop"), builder.append_basic_block("looped")
+        builder.cbranch(builder.icmp_signed(">", count, constant(0)), inside, after)
+        builder.position_at_end(inside)
+        i, held = builder.phi(_INDEX), [builder.phi(s.type) for s in sums]
+        new = body(i, held)
+        following = builder.add(i, constant(step))
+        builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+        last = builder.block
+        for phi, start, value in zip([i, *held], [constant(0), *sums], [following, *new], strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(value, last)
+        builder.position_at_end(after)
+        found = [builder.phi(s.type) for s in sums]
+        for phi, start, value in zip(found, sums, new, strict=True):
+            phi.add_incoming(start, before)
+            phi.add_incoming(value, last)
+        return found
+
+    def _masked(builder, name, kind, result, arguments):  # type: ignore[no-untyped-def]
+        bits = 64 if isinstance(kind.element, ir.DoubleType) else 32
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        name = f"llvm.masked.{name}.v{kind.count}f{bits}.p0"
+        return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
