@@ -22,6 +22,7 @@ from numba import types
 from numba.core.codegen import CPUCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu import CPUContext
+from numba.core.runtime.context import NRTContext
 
 from bpcli.kernels import mode
 from bpcli.kernels.folder import write_object
@@ -63,6 +64,8 @@ def _postpone_code() -> None:
     CPUCodeLibrary.add_linking_library = add_linking_library
     CPUCodeLibrary._optimize_functions = lambda self, module: None
     CPUCodeLibrary._finalize_final_module = lambda self: setattr(self, "_finalized", True)  # nothing is run here
+    # Kernels allocate nothing: their arrays are views of what they are given, which nobody counts references to.
+    NRTContext._call_incref_decref = lambda self, builder, kind, value, name: None
     CPUContext.get_executable = lambda self, library, fndesc, env: [].append  # a key that Numba knows the code by
 
 

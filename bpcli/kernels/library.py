@@ -121,8 +121,6 @@ class Code:
         prepare([request])
         for name, address in blas_symbols().items():
             llvm.add_symbol(name, address)
-        # What Numba calls when the last reference to an array is gone; kernels count none.
-        llvm.add_symbol("NRT_MemInfo_call_dtor", ctypes.cast(ctypes.pythonapi.Py_FatalError, ctypes.c_void_p).value)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_default_triple().create_target_machine()
