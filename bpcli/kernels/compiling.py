@@ -88,6 +88,10 @@ def _object_code(python: Any, dtype: np.dtype) -> bytes:
 def main(requests: list[str]) -> None:
     """Compile what is asked for, in order, each into a file of its own, which appears when it is whole."""
 
+    from bpcli.kernels.simd import WIDE
+
+    if WIDE and not numba.config.CPU_FEATURES and not numba.config.CPU_NAME:  # the compiler prefers half the width
+        numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
     gc.disable()  # what a compiler makes it keeps
     if requests[0] == PARALLEL:
         import_module(f"bpcli.kernels.{requests.pop(0)}")  # Numba keeps this one on disk by itself

@@ -6,6 +6,7 @@ Rows are counted by two indices, o (copies) and i (samples, or steps × samples)
 from __future__ import annotations
 
 from bpcli.graph.tape import ADDEND, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
+from bpcli.kernels.binary import binary_rows
 from bpcli.kernels.blas import gemm, vector_product
 from bpcli.kernels.codes import (
     ADD,
@@ -24,8 +25,8 @@ from bpcli.kernels.codes import (
     TRANSPOSE,
 )
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
-from bpcli.kernels.reductions import logsumexp_row, softmax_row, total
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address
+from bpcli.kernels.reductions import reduce_row, sum_rows
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along
 from bpcli.kernels.tiles import packed_product
 from bpcli.kernels.unary import unary_into
 
@@ -108,7 +109,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 if slots[a] >= 0:
                     fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
             elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
-                ca, cb = int(na == n), int(row[SIZE_B] == n)
+                ca, cb = along(na, n, ia), along(row[SIZE_B], n, ib)
                 binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n)
             elif op == MATMAT:
                 k, columns = row[INNER], n // (na // row[INNER])
@@ -116,35 +117,26 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
             elif op == TRANSPOSE:
                 for e in range(n):
                     V[po + e] = V[pa + e % (n // row[INNER]) * row[INNER] + e // (n // row[INNER])]
+            elif op == SUM:
+                sum_rows(V, pa, sa, ia, na, po, so, io, no, ni)
             elif op != CONCAT:
-                reduces = op == SUM or op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX
-                flat = not reduces and ia == n and io == n
-                rows, n = (1, n * ni) if flat else (ni, n)
-                for o in range(no):
-                    for i in range(rows):
-                        p, q = pa + o * sa + i * ia, po + o * so + i * io
-                        if reduces:
-                            reduce_row(op, V, p, pb + o * sb + i * ib, na, q)
-                        else:
-                            unary_into(op, V[p : p + n], V[q : q + n], numbers[row[NUMBER]].real)
+                other_rows(op, numbers[row[NUMBER]].real, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n)
 
 
 @inner
-def reduce_row(op, V, pa, pb, n, po):
-    """Sum, dot, logsumexp, softmax or log_softmax of one row."""
-    x = V[pa : pa + n]
-    if op == SUM:
-        V[po] = total(x)
-    elif op == DOT:
-        y = V[pb : pb + n]
-        s = x[0] * y[0]
-        for k in range(1, n):
-            s += x[k] * y[k]
-        V[po] = s
-    elif op == LOGSUMEXP:
-        V[po] = logsumexp_row(x)
-    else:
-        softmax_row(x, V[po : po + n], op == LOG_SOFTMAX)
+def other_rows(op, number, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n):
+    """Elementwise functions and reductions, row by row; elementwise rows that lie end to end are joined."""
+    reduces = op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX
+    rows = ni
+    if not reduces and ia == n and io == n:
+        n, rows = n * ni, 1
+    for o in range(no):
+        for i in range(rows):
+            p, q = pa + o * sa + i * ia, po + o * so + i * io
+            if reduces:
+                reduce_row(op, V, p, pb + o * sb + i * ib, na, q)
+            else:
+                unary_into(op, V[p : p + n], V[q : q + n], number)
 
 
 @inner
@@ -191,73 +183,3 @@ def fix_rows(ints, values, job, slot, V, turned, o0, pb, sb, ib, po, so, io, no,
             row, column = (columns[e], rows[e]) if turned else (rows[e], columns[e])
             for i in range(ni):
                 V[po + o * so + i * io + row] += changes[e] * V[pb + o * sb + i * ib + column]
-
-
-@inner
-def binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n):
-    """out = a op b; ca, cb are 0 where the argument is a scalar for the whole row."""
-    flat_a = ia == n if ca else ia == 0
-    flat_b = ib == n if cb else ib == 0
-    if flat_a and flat_b and io == n:
-        n, ni = n * ni, 1
-    for o in range(no):
-        for i in range(ni):
-            p, q, r = pa + o * sa + i * ia, pb + o * sb + i * ib, po + o * so + i * io
-            y = V[r : r + n]
-            if ca and cb:
-                _vector_vector(op, V[p : p + n], V[q : q + n], y)
-            elif cb:
-                _scalar_vector(op, V[p], V[q : q + n], y)
-            else:
-                _vector_scalar(op, V[p : p + n], V[q], y)
-
-
-@inner
-def _vector_vector(op, u, v, y):
-    n = len(y)
-    if op == ADD:
-        for k in range(n):
-            y[k] = u[k] + v[k]
-    elif op == SUBTRACT:
-        for k in range(n):
-            y[k] = u[k] - v[k]
-    elif op == MULTIPLY:
-        for k in range(n):
-            y[k] = u[k] * v[k]
-    else:
-        for k in range(n):
-            y[k] = u[k] / v[k]
-
-
-@inner
-def _scalar_vector(op, s, v, y):
-    n = len(y)
-    if op == ADD:
-        for k in range(n):
-            y[k] = s + v[k]
-    elif op == SUBTRACT:
-        for k in range(n):
-            y[k] = s - v[k]
-    elif op == MULTIPLY:
-        for k in range(n):
-            y[k] = s * v[k]
-    else:
-        for k in range(n):
-            y[k] = s / v[k]
-
-
-@inner
-def _vector_scalar(op, u, s, y):
-    n = len(y)
-    if op == ADD:
-        for k in range(n):
-            y[k] = u[k] + s
-    elif op == SUBTRACT:
-        for k in range(n):
-            y[k] = u[k] - s
-    elif op == MULTIPLY:
-        for k in range(n):
-            y[k] = u[k] * s
-    else:
-        for k in range(n):
-            y[k] = u[k] / s

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bpcli.kernels.blas import gemm
 from bpcli.kernels.jit import vector, vector_from
+from bpcli.kernels.tiles import transposed_product
 
 (
     FACTORS,
@@ -33,6 +33,6 @@ def matrix_product(job, values):  # type: ignore[no-untyped-def]
     m, n, k = job[ROWS], job[COLUMNS], job[DEPTH]
     delta, ldd, v, ldv, out = job[DELTA], job[DELTA_STRIDE], job[VECTOR], job[VECTOR_STRIDE], job[SUM]
     if job[TURNED_] == 1:
-        gemm(True, False, m, n, k, F, v, ldv, C, delta, ldd, True, C, out, n)
+        transposed_product(m, n, k, F, v, ldv, C, delta, ldd, C, out, n)
     else:
-        gemm(True, False, m, n, k, C, delta, ldd, F, v, ldv, True, C, out, n)
+        transposed_product(m, n, k, C, delta, ldd, F, v, ldv, C, out, n)

@@ -6,6 +6,7 @@ Target (+)= g times a factor, reduced where the target is shared.
 from __future__ import annotations
 
 from bpcli.kernels.jit import inner
+from bpcli.kernels.rows import along
 
 PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE = range(6)
 """Factors: 1, -1, f, 1/f, -h/f² and h/f²."""
@@ -17,7 +18,7 @@ def pull_rows(kind, C, pg, sg, ig, n, F, pf, sf, jf, nf, ph, sh, jh, nh, qt, st,
 
     A target smaller than n takes the sum over the row; one whose rows coincide takes the sum over the rows.
     """
-    cf, ch, ct = int(nf == n), int(nh == n), int(nt == n)
+    cf, ch, ct = along(nf, n, jf), along(nh, n, jh), int(nt == n)
     flat_f = kind <= MINUS or (jf == n if cf else jf == 0)
     flat_h = kind <= OVER or (jh == n if ch else jh == 0)
     if flat_f and flat_h and ig == n and ct and jt == n:
@@ -33,6 +34,17 @@ def pull_rows(kind, C, pg, sg, ig, n, F, pf, sf, jf, nf, ph, sh, jh, nh, qt, st,
             else:
                 s = _pull_scalar(kind, g, F, f, cf, h, ch)
                 C[t] = s if fresh else C[t] + s
+
+
+@inner
+def spread_rows(C, pg, sg, ig, qt, st, jt, n, add, no, ni):
+    """target (rows, n) (+)= g (rows, 1)."""
+    for o in range(no):
+        for i in range(ni):
+            g, t = C[pg + o * sg + i * ig], qt + o * st + i * jt
+            fresh = not add and (i == 0 or jt != 0) and (o == 0 or st != 0)
+            for k in range(t, t + n):
+                C[k] = g if fresh else C[k] + g
 
 
 @inner

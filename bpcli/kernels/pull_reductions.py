@@ -1,9 +1,9 @@
-"""The reverse rules of sum, dot, logsumexp, softmax and log_softmax, one row at a time."""
+"""The reverse rules of dot, logsumexp, softmax and log_softmax, one row at a time."""
 
 from __future__ import annotations
 
 from bpcli.graph.tape import MODE_A, MODE_B, NONE, OP, OUT, SIZE_A, STORE, A, B
-from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP, SUM
+from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP
 from bpcli.kernels.elementwise import exp_into
 from bpcli.kernels.jit import CHUNK, inner, stack, vector
 from bpcli.kernels.reductions import total
@@ -19,13 +19,11 @@ def pull_reduction(row, place, cplace, F, V, C, t, o, i, lane, rounding):
     pb, qb = pa, qa
     if row[B] >= 0:
         pb, qb = address(place, row[B], t, o, i, lane), address(cplace, row[B], t, o, i, lane)
-    if op == SUM:
-        _scaled(C[pg], F, pa, False, C, qa, n, ma)
-    elif op == DOT:
+    if op == DOT:
         if ma != NONE:
-            _scaled(C[pg], F, pb, True, C, qa, n, ma)
+            _scaled(C[pg], F, pb, C, qa, n, ma)
         if mb != NONE:
-            _scaled(C[pg], F, pa, True, C, qb, n, mb)
+            _scaled(C[pg], F, pa, C, qb, n, mb)
     elif op == LOGSUMEXP:
         _pull_logsumexp(C[pg], V[pa : pa + n], V[po], C[qa : qa + n], ma)
     elif op == LOG_SOFTMAX:
@@ -35,9 +33,9 @@ def pull_reduction(row, place, cplace, F, V, C, t, o, i, lane, rounding):
 
 
 @inner
-def _scaled(g, F, pf, factor, C, q, n, mode):
+def _scaled(g, F, pf, C, q, n, mode):
     for k in range(n):
-        d = g * F[pf + k] if factor else g
+        d = g * F[pf + k]
         C[q + k] = d if mode == STORE else C[q + k] + d
 
 

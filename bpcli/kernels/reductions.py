@@ -1,7 +1,8 @@
-"""Sums, logsumexp and softmax of one row, in any dtype; the largest (real part) is taken out before exponentials."""
+"""Sums, dot, logsumexp and softmax of rows, in any dtype; the largest (real part) is taken out before exponentials."""
 
 from __future__ import annotations
 
+from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP
 from bpcli.kernels.elementwise import exp_into, log_into
 from bpcli.kernels.jit import CHUNK, inner, stack, vector
 
@@ -66,3 +67,31 @@ def logsumexp_row(x):
     """log(Σ exp(x))."""
     m = largest(x)
     return _log_sum(x, m) + m
+
+
+@inner
+def sum_rows(V, pa, sa, ia, n, po, so, io, no, ni):
+    """The sum of each row, in order."""
+    for o in range(no):
+        for i in range(ni):
+            p = pa + o * sa + i * ia
+            s = V[p]
+            for k in range(p + 1, p + n):
+                s += V[k]
+            V[po + o * so + i * io] = s
+
+
+@inner
+def reduce_row(op, V, pa, pb, n, po):
+    """Dot, logsumexp, softmax or log_softmax of one row."""
+    x = V[pa : pa + n]
+    if op == DOT:
+        y = V[pb : pb + n]
+        s = x[0] * y[0]
+        for k in range(1, n):
+            s += x[k] * y[k]
+        V[po] = s
+    elif op == LOGSUMEXP:
+        V[po] = logsumexp_row(x)
+    else:
+        softmax_row(x, V[po : po + n], op == LOG_SOFTMAX)

@@ -42,7 +42,7 @@ from bpcli.kernels.codes import (
     ZERO,
 )
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
-from bpcli.kernels.pull import MINUS, OVER, OVER_SQUARE, OVER_SQUARE_SIZE, PLAIN, TIMES, pull_rows
+from bpcli.kernels.pull import MINUS, OVER, OVER_SQUARE, OVER_SQUARE_SIZE, PLAIN, TIMES, pull_rows, spread_rows
 from bpcli.kernels.pull_reductions import pull_reduction
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address
 from bpcli.kernels.slopes import pull_unary
@@ -195,7 +195,10 @@ def pull_others(row, number, place, cplace, F, V, C, t, lane, o0, i0, no, ni, ro
     pa, sa, ia = address(place, a, t, o0, i0, lane), place[a, OUTER], place[a, INNER_ROW]
     po, so, io = address(place, out, t, o0, i0, lane), place[out, OUTER], place[out, INNER_ROW]
     qa, ta, ja = address(cplace, a, t, o0, i0, lane), cplace[a, OUTER], cplace[a, INNER_ROW]
-    reduces = op == SUM or op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX
+    if op == SUM:
+        spread_rows(C, pg, sg, ig, qa, ta, ja, row[SIZE_A], add, no, ni)
+        return
+    reduces = op == DOT or op == LOGSUMEXP or op == SOFTMAX or op == LOG_SOFTMAX
     rows = ni
     if op != ZERO and not reduces and ia == n and io == n and ig == n and ja == n:
         n, rows = n * ni, 1

@@ -24,3 +24,12 @@ def address(place, node, t, o, i, lane):
         + i * place[node, INNER_ROW]
         + lane * place[node, LANE]
     )
+
+
+@inner
+def along(size, n, apart):
+    """1 where an argument's rows have an entry for each of the result's n, 0 where they have one for all.
+
+    A single number that all rows share counts as one for all: then rows are one long row.
+    """
+    return int(size == n and (n > 1 or apart != 0))

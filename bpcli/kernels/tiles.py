@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.kernels import mode
+from bpcli.kernels.blas import gemm, plain_gemm
 from bpcli.kernels.jit import inner
 from bpcli.kernels.simd import VECTOR_BYTES, WIDE
 
 ROWS = 8 if WIDE else 4
 VECTORS = 3
 """Rows and vectors of a tile: 24 sums of AVX-512, or 12 of AVX2, with what they are made of, fill the registers."""
+DEPTH, MOST_COLUMNS = 128, 256
+"""Rows of a factor that is taken as it stands, so many at a time that they stay in cache, and how long these may be:
+entries of a column that are pages apart are better packed, as the BLAS does."""
 _WIDEST = VECTORS * 64 // 4  # of any processor: what is held does not depend on where it is held
 
 
@@ -73,10 +77,14 @@ if mode.compiling:
         return types.intp(like), codegen
 
     @intrinsic
-    def _tile(typingctx, m, k, A, a, lda, P, p, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
-        """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; else as the product."""
+    def _tile(typingctx, m, k, A, a, lda, step, P, p, ldp, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
+        """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; else as the products.
+
+        Rows of A are `lda` apart, the entries of a row `step`.
+        """
         index, dtype = types.intp, C.dtype
-        signature = types.void(index, index, A, index, index, P, index, index, types.boolean, C, index, index)
+        sizes = (index, index, A, index, index, index, P, index, index, index, types.boolean, C, index, index)
+        signature = types.void(*sizes)
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             if isinstance(dtype, types.Float):  # complex products go another way
@@ -86,9 +94,9 @@ if mode.compiling:
         return signature, codegen
 
     def _emit_tile(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        m, k, _, a, lda, _, p, columns, add, _, c, ldc = args
+        m, k, _, a, lda, step, _, p, ldp, columns, add, _, c, ldc = args
         vector = vector_of(context, signature.args[2].dtype)
-        left, right, out = (data(context, builder, signature, args, i) for i in (2, 5, 9))
+        left, right, out = (data(context, builder, signature, args, i) for i in (2, 6, 11))
         panel, last = at(builder, right, p), builder.sub(m, constant(1))
 
         def row(base, start, apart, r):  # type: ignore[no-untyped-def]
@@ -101,7 +109,8 @@ if mode.compiling:
             wanted = builder.icmp_signed(">", columns, constant((vectors - 1) * vector.count))
             with builder.if_else(wanted) as (then, otherwise):
                 with then:
-                    sums = _sums(builder, k, [row(left, a, lda, r) for r in range(rows)], panel, vector, vectors)
+                    lines = [row(left, a, lda, r) for r in range(rows)]
+                    sums = _sums(builder, k, lines, step, panel, ldp, columns, vector, vectors)
                     _store(builder, sums, [row(out, c, ldc, r) for r in range(rows)], add, columns)
                 with otherwise:
                     if vectors > 1:
@@ -114,13 +123,18 @@ if mode.compiling:
             with otherwise:
                 emit(ROWS, VECTORS)
 
-    def _sums(builder, k, rows, panel, vector, vectors):  # type: ignore[no-untyped-def]
-        """Σ_i rows[r][i] panel[i]: for each row the panel's first `vectors` vectors, one after the other."""
+    def _sums(builder, k, rows, step, panel, ldp, columns, vector, vectors):  # type: ignore[no-untyped-def]
+        """Σ_i rows[r][i step] panel[i]: for each row the panel's first `vectors` vectors, one after the other."""
+
+        wanted = builder.sub(columns, constant((vectors - 1) * vector.count))
+        masks = [None] * (vectors - 1) + [first(builder, vector.count, wanted)]
 
         def body(i, sums):  # type: ignore[no-untyped-def]
-            line = at(builder, panel, builder.mul(i, constant(VECTORS * vector.count)))
-            factors = [load(builder, vector, at(builder, line, constant(v * vector.count))) for v in range(vectors)]
-            entries = [everywhere(builder, vector, builder.load(at(builder, row, i))) for row in rows]
+            line = at(builder, panel, builder.mul(i, ldp))
+            places = [at(builder, line, constant(v * vector.count)) for v in range(vectors)]
+            factors = [load(builder, vector, *there) for there in zip(places, masks, strict=True)]
+            there = builder.mul(i, step)
+            entries = [everywhere(builder, vector, builder.load(at(builder, row, there))) for row in rows]
             pairs = ((entry, factor) for entry in entries for factor in factors)
             return [multiply_add(builder, *pair, s) for pair, s in zip(pairs, sums, strict=True)]
 
@@ -144,9 +158,27 @@ if mode.compiling:
         for j in range(0, n, columns):
             panel, wanted = p + j * k, min(columns, n - j)
             for i in range(0, m, ROWS):
-                _tile(m - i, k, A, a + i * lda, lda, P, panel, wanted, add, C, c + i * ldc + j, ldc)
+                _tile(m - i, k, A, a + i * lda, lda, 1, P, panel, columns, wanted, add, C, c + i * ldc + j, ldc)
+
+    @inner
+    def transposed_product(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):
+        """C (m, n) += Aᵀ B for A (k, m) and B (k, n)."""
+        if n > MOST_COLUMNS:
+            gemm(True, False, m, n, k, A, a, lda, B, b, ldb, True, C, c, ldc)
+            return
+        columns = _width(C)
+        for start in range(0, k, DEPTH):
+            depth, above, beside = min(DEPTH, k - start), a + start * lda, b + start * ldb
+            for j in range(0, n, columns):
+                wanted = min(columns, n - j)
+                for i in range(0, m, ROWS):
+                    _tile(m - i, depth, A, above + i, 1, lda, B, beside + j, ldb, wanted, True, C, c + i * ldc + j, ldc)
 
 else:
+
+    def transposed_product(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):  # type: ignore[no-untyped-def]
+        """The same where nothing is compiled."""
+        plain_gemm(True, False, m, n, k, A, a, lda, B, b, ldb, True, C, c, ldc)
 
     def packed_product(m, n, k, A, a, lda, P, p, add, C, c, ldc):  # type: ignore[no-untyped-def]
         """The same where nothing is compiled."""
