@@ -86,26 +86,9 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 pc, sc, ic = address(place, c, t, o0, i0, 0), place[c, OUTER], place[c, INNER_ROW]
                 copy_rows(V, pc, sc, ic, po + shift, so, io, no, ni, size)
             if op == MATMUL:
-                turned = row[TURNED] == 1
-                packed = place[a, PACKED if turned else PACKED_T]
-                multiply_rows(
-                    V,
-                    place[a, BASE],
-                    packed,
-                    turned,
-                    pb,
-                    sb,
-                    ib,
-                    row[SIZE_B],
-                    row[ADDEND] >= 0,
-                    po,
-                    so,
-                    io,
-                    n,
-                    no,
-                    ni,
-                    t,
-                )
+                turned, k, add = row[TURNED] == 1, row[SIZE_B], row[ADDEND] >= 0
+                where, packed = place[a, BASE], place[a, PACKED if turned else PACKED_T]
+                multiply_rows(V, where, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni, t)
                 if slots[a] >= 0:
                     fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
             elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
