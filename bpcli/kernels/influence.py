@@ -1,143 +1,168 @@
-"""The influence kernel of RTRL: M ← J M + M̄ and g += q M, block by block of parameters.
+"""The influence kernel of RTRL: g += q M and M ← J M + M̄, block by block of parameters.
 
-M is stored transposed, (batch, P, N): a block of parameters is a block of rows, small enough for the cache, and is
-taken through all steps of a chunk before the next one is touched. J(t) and M̄(t) depend on the forward pass alone.
+M (N, P) stands in panels of columns, (sample, panel, N, width): a panel is the packed factor of a product with J as it
+is (see `bpcli.kernels.tiles`). A block of panels, small enough for the cache, is taken through all steps of a chunk
+before the next one is touched. J(t), M̄(t) and q(t) depend on the forward pass alone.
 """
 
 from __future__ import annotations
 
 from bpcli.kernels.blas import gemm
-from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
+from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
 from bpcli.kernels.tiles import packed_product
 
 (
-    LENGTH_M,
-    ADDRESS_V,
-    LENGTH_V,
-    ADDRESS_C,
-    LENGTH_C,
-    ADDRESS_Q,
-    ADDRESS_G,
-    ADDRESS_S,
-    LENGTH_S,
+    LENGTH,
+    PARTS,
+    PART_COUNT,
     SOURCES,
     SOURCE_COUNT,
     ENTRIES,
     ENTRY_COUNT,
+    PANELS,
+    PANEL_COUNT,
+    WIDTH,
     STATES,
-    PARAMETERS,
     BATCH,
-    STEPS,
     STEP0,
+    STEPS,
+    ADVANCES,
+    INFLUENCE,
+    GRADIENT,
     JACOBIANS,
-    JACOBIAN_ROW,
+    SPARE,
     BLOCK,
     FIRST_ITEM,
     LAST_ITEM,
-    SCRATCH,
-) = range(24)
-"""Fields of a job. Items number (sample, block of parameters) pairs; row r's Jacobian stands packed and transposed at
-JACOBIANS + r JACOBIAN_ROW in C; SCRATCH is where the job's spare block begins."""
-JOB = SCRATCH + 1
+) = range(22)
+"""Fields of a job: the length of the array that holds all numbers; tables (address, lines) of the state's parts, the
+sources, their entries, and the panels; sizes; the chunk's first step, its steps, and after how many of them M is wanted
+once more; where M, g, J (step, sample, N, N) and a spare block begin. Items number (sample, block of panels) pairs."""
+JOB = LAST_ITEM + 1
 
-(ROW, COUNT, KIND, DELTA, DELTA_ROW, DELTA_SEED, VECTOR, VECTOR_ROW, COLUMNS, TURNED, LISTED) = range(11)
-"""Fields of a source of immediate influence: its rows of M, the cotangents Δ (row r, seed i, entry) and, for a matrix,
-the vectors v (row r, entry), the matrix's columns, whether it is used transposed, and where its entries are listed
-(-1: all)."""
-SOURCE = LISTED + 1
+SIZE, CREDIT, CREDIT_ROW = range(3)
+"""Fields of a part of the state: its entries, and where the cotangents q that losses bring to it stand (row r)."""
+PART = CREDIT_ROW + 1
+
+BIRTH, LOW, HIGH = range(3)
+"""Fields of a panel: the step that M is zero before, and the rows of M that are not zero for certain after it."""
+PANEL = HIGH + 1
+
+(ROW, COUNT, KIND, DELTA, DELTA_ROW, DELTA_SEED, VECTOR, VECTOR_ROW, COLUMNS, TURNED, LISTED, SHIFTS, SHIFT_COUNT) = (
+    range(13)
+)
+"""Fields of a source of immediate influence: its columns of M, the cotangents Δ (row r, seed i, entry) and, for a
+matrix, the vectors v (row r, entry), the matrix's columns, whether it is used transposed, where its entries are listed
+(-1: all), and where the shifts are: entry j of Δ is zero but for the seeds j + shift (no shifts: any seed)."""
+SOURCE = SHIFT_COUNT + 1
 
 MATRIX, SHARED, STEPWISE = range(3)
 """Kinds of source: a matrix in a product; a static vector or scalar;
-an input, whose rows are counted over all steps."""
+an input, whose columns are counted over all steps."""
 
 
 def influence_span(job, values):  # type: ignore[no-untyped-def]
-    """Take some blocks of some samples' influence matrices through the steps of a chunk. `values` are M."""
+    """Take some blocks of some samples' influence matrices through the steps of a chunk."""
     ints = job
     job = vector(job, JOB)
-    N, P, B, block = job[STATES], job[PARAMETERS], job[BATCH], job[BLOCK]
-    M = vector(values, job[LENGTH_M])
-    V = vector_at(values, job[ADDRESS_V], job[LENGTH_V])
-    C = vector_at(values, job[ADDRESS_C], job[LENGTH_C])
-    Q = vector_at(values, job[ADDRESS_Q], (job[STEPS] + 1) * B * N)
-    G = vector_at(values, job[ADDRESS_G], B * P)
-    S = vector_at(values, job[ADDRESS_S], job[LENGTH_S])
+    V = vector_from(values, 0, job[LENGTH])
+    parts = matrix_at(ints, job[PARTS], job[PART_COUNT], PART)
     sources = matrix_at(ints, job[SOURCES], job[SOURCE_COUNT], SOURCE)
     entries = vector_at(ints, job[ENTRIES], job[ENTRY_COUNT])
-    blocks = -(-P // block)
+    panels = matrix_at(ints, job[PANELS], job[PANEL_COUNT], PANEL)
+    blocks = -(-job[PANEL_COUNT] // job[BLOCK])
     for item in range(job[FIRST_ITEM], job[LAST_ITEM]):
-        b, p0 = item // blocks, item % blocks * block
-        p1 = min(P, p0 + block)
-        _take_through(job, N, B, P, M, V, C, Q, G, S, sources, entries, b, p0, p1)
+        first = item % blocks * job[BLOCK]
+        last = min(job[PANEL_COUNT], first + job[BLOCK])
+        _take_through(job, V, parts, sources, entries, panels, item // blocks, first, last)
 
 
 @inner
-def _take_through(job, N, B, P, M, V, C, Q, G, S, sources, entries, b, p0, p1):
-    """One block of one sample through all steps."""
-    steps, home, spare, count = job[STEPS], (b * P + p0) * N, job[SCRATCH], p1 - p0
-    _collect(M, home, Q, b * N, G, b * P + p0, N, count)
-    for t in range(steps):
-        r = t * B + b
-        jacobian = job[JACOBIANS] + r * job[JACOBIAN_ROW]
-        if t % 2 == 0:
-            packed_product(count, N, N, M, home, N, C, jacobian, False, S, spare, N)
-            _add_immediate(S, spare, N, V, C, sources, entries, r, job[STEP0] + t, p0, p1, S, spare + count * N)
-            _collect(S, spare, Q, ((t + 1) * B + b) * N, G, b * P + p0, N, count)
-        else:
-            packed_product(count, N, N, S, spare, N, C, jacobian, False, M, home, N)
-            _add_immediate(M, home, N, V, C, sources, entries, r, job[STEP0] + t, p0, p1, S, spare + count * N)
-            _collect(M, home, Q, ((t + 1) * B + b) * N, G, b * P + p0, N, count)
-    if steps % 2 == 1:
-        for k in range(count * N):
-            M[home + k] = S[spare + k]
+def _take_through(job, V, parts, sources, entries, panels, b, first, last):
+    """One block of one sample through all steps, to the spare block and back."""
+    N, width = job[STATES], job[WIDTH]
+    size, column = N * width, (b * job[PANEL_COUNT] + first) * width
+    now, after = job[INFLUENCE] + column * N, job[SPARE]
+    for t in range(job[STEPS]):
+        r = t * job[BATCH] + b
+        jacobian = job[JACOBIANS] + r * N * N
+        for k in range(first, last):
+            age, here = job[STEP0] + t - panels[k, BIRTH], (k - first) * size
+            if age > 0:
+                _credit(V, parts, r, now + here, width, job[GRADIENT] + column + (k - first) * width)
+            if age < 0 or t >= job[ADVANCES]:
+                continue
+            low, high = 0, 0 if age == 0 else N
+            if age == 1:
+                low, high = panels[k, LOW], panels[k, HIGH]
+            packed_product(
+                N, width, high - low, V, jacobian + low, N, V, now + here + low * width, False, V, after + here, width
+            )
+            _add_immediate(V, after + here, N, width, sources, entries, r, job[STEP0] + t, k * width)
+        now, after = after, now
+    if job[STEPS] % 2 == 1 and job[ADVANCES] == job[STEPS]:
+        for k in range(first, last):
+            if panels[k, BIRTH] < job[STEP0] + job[STEPS]:
+                for i in range((k - first) * size, (k - first + 1) * size):
+                    V[after + i] = V[now + i]
 
 
 @inner
-def _collect(M, m, Q, q, G, g, N, count):
-    """g += M q, M (count, N)."""
-    for i in range(N):
-        if Q[q + i] != 0:
-            gemm(False, True, 1, count, N, Q, q, N, M, m, N, True, G, g, count)
-            return
+def _credit(V, parts, r, m, width, g):
+    """g (width) += q M, the panel at m."""
+    for part in range(len(parts)):
+        n, q = parts[part, SIZE], parts[part, CREDIT] + r * parts[part, CREDIT_ROW]
+        gemm(False, False, 1, width, n, V, q, n, V, m, width, True, V, g, width)
+        m += n * width
 
 
 @inner
-def _add_immediate(M, m, N, V, C, sources, entries, r, t, p0, p1, S, column):
-    """Add M̄ᵀ to rows p0..p1 of Mᵀ (at m in M); S[column:] has room for one column of Δ."""
+def _add_immediate(V, m, N, width, sources, entries, r, t, p):
+    """Add M̄ to the panel at m, whose first column is column p of M."""
     for s in range(len(sources)):
         source = sources[s]
-        start, kind = source[ROW], source[KIND]
-        if kind == STEPWISE:
-            start += t * source[COLUMNS]
-        first, last = max(p0, start), min(p1, start + source[COUNT])
-        held, row, col, before = -1, 0, -1, -1
-        for p in range(first, last):
-            e = p - start
-            if source[LISTED] >= 0:
-                e = entries[source[LISTED] + e]
-            j, factor = e, C[0] * 0 + 1
-            if kind == MATRIX:
-                col += 1
-                if e != before + 1 or col == source[COLUMNS] or before < 0:  # a division takes as long as the rest
-                    row, col = e // source[COLUMNS], e % source[COLUMNS]
-                before = e
-                j = col if source[TURNED] == 1 else row
-                factor = V[source[VECTOR] + r * source[VECTOR_ROW] + (row if source[TURNED] == 1 else col)]
-            if j != held:
-                low, high = _gather(C, source[DELTA] + r * source[DELTA_ROW] + j, source[DELTA_SEED], N, S, column)
-                held = j
-            out = m + (p - p0) * N
-            for i in range(low, high):
-                M[out + i] += factor * S[column + i]
+        columns, listed, matrix = source[COLUMNS], source[LISTED], source[KIND] == MATRIX
+        start = source[ROW] + (t * columns if source[KIND] == STEPWISE else 0)
+        c, end = max(0, start - p), min(width, start + source[COUNT] - p)
+        shifts = entries[source[SHIFTS] : source[SHIFTS] + source[SHIFT_COUNT]]
+        delta, v = source[DELTA] + r * source[DELTA_ROW], source[VECTOR] + r * source[VECTOR_ROW]
+        while c < end:
+            entry = e = p + c - start
+            if listed >= 0:
+                entry = entries[listed + e]
+            row, col = entry // columns, entry % columns
+            run, most = 1, min(end - c, columns - col)
+            while run < most and (listed < 0 or entries[listed + e + run] == entry + run):
+                run += 1
+            if matrix and source[TURNED] == 0:
+                _add_outer(V, m + c, N, width, run, shifts, delta, source[DELTA_SEED], row, v + col)
+            else:
+                factor = V[v + row] if matrix else V.dtype.type(1)
+                _add_scaled(V, m + c, N, width, run, shifts, delta, source[DELTA_SEED], col, factor)
+            c += run
 
 
 @inner
-def _gather(C, start, stride, N, S, column):
-    """Copy a column of Δ, one entry for each seed; the stretch of seeds outside which it is zero."""
-    low, high = N, 0
-    for i in range(N):
-        d = C[start + i * stride]
-        S[column + i] = d
-        if d != 0:
-            low, high = min(low, i), i + 1
-    return low, high
+def _add_outer(V, m, N, width, run, shifts, delta, seed, row, v):
+    """Add Δ[:, row] v[:run] to `run` columns of the panel."""
+    for s in range(len(shifts) if len(shifts) > 0 else N):
+        i = row + shifts[s] if len(shifts) > 0 else s
+        if 0 <= i < N:
+            factor, out = V[delta + i * seed + row], m + i * width
+            for k in range(run):
+                V[out + k] += factor * V[v + k]
+
+
+@inner
+def _add_scaled(V, m, N, width, run, shifts, delta, seed, col, factor):
+    """Add factor Δ[:, col : col + run] to `run` columns of the panel."""
+    if len(shifts) == 0:
+        for i in range(N):
+            out, d = m + i * width, delta + i * seed + col
+            for k in range(run):
+                V[out + k] += factor * V[d + k]
+    for s in range(len(shifts)):
+        for k in range(run):
+            i = col + k + shifts[s]
+            if 0 <= i < N:
+                V[m + i * width + k] += factor * V[delta + i * seed + col + k]

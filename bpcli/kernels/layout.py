@@ -150,7 +150,7 @@ def _packed(forward: Forward, reverse: Reverse, extent: Extent) -> set[tuple[int
     first, last = (Phase.INPUT, Phase.OUTPUT) if extent.stepwise else (Phase.RECURRENT, Phase.RECURRENT)
     if extent.batch == 1 and not extent.apart:
         return set()
-    there = forward.code[forward.bounds[first] : forward.bounds[last + 1]]
+    there = forward.code[forward.bounds[first] : forward.bounds[last + 1] if extent.batch > 1 else 0]
     back = reverse.code[reverse.bounds[3 - last] : reverse.bounds[4 - first]]
     found = packed_copies(there)
     found |= {(int(r[A]), PACKED_T if r[TURNED] else PACKED) for r in back if r[OP] == MATMUL and r[MODE_B] != NONE}

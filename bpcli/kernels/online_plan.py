@@ -9,34 +9,38 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import fuse
-from bpcli.graph.lower_reverse import active_nodes, lower_reverse
+from bpcli.graph.fuse import LEAVES, fuse
+from bpcli.graph.lower_reverse import SLOTS, active_nodes, lower_reverse
 from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import Reverse
 from bpcli.kernels.layout import Allocator, Places, shared_arguments
-from bpcli.kernels.plan import Plan, chunk_steps, make_plan
+from bpcli.kernels.plan import LANE_FLOPS, Plan, chunk_steps, make_plan
+from bpcli.kernels.structure import Columns, Stretch, columns
 from bpcli.kernels.tiles import packed_entries
 
 SEED_ENTRIES = 1 << 19
-"""Numbers that the unit seeds of one chunk may take: a few megabytes."""
+"""Numbers that the cotangents of one chunk's unit seeds may take: a few megabytes,"""
+SEED_SHARE = 8
+"""or this part of the influence matrices, which are read from memory and written to it for every chunk."""
+MOST_STEPS = 32
+"""Steps in a chunk."""
 BLOCK_ENTRIES = 1 << 14
 """Numbers in a block of the influence matrix: two blocks and a Jacobian stay in cache."""
-MOST_STEPS, MOST_SMALL_STEPS = 16, 32
-"""Steps in a chunk; those of a small network, where making a chunk ready takes longer than its products,"""
-SMALL_ENTRIES = 1 << 15
-"""which is one whose seeds take no more numbers than this."""
-BLOCK_ROWS = 32
-"""Parameters below which blocks are not cut further to have one for each job."""
 JOBS = 16
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Rows of the influence matrix: those of a static node, of an initial state or of an input at every step."""
+class Room:
+    """What stands behind the numbers of the trace, and how many numbers that is in all.
 
-    node: int
-    start: int
-    rows: int
+    M (sample, panel, N, width), g (sample, panel, width), a spare block for each job, and the seeds' cotangents.
+    """
+
+    influence: int
+    gradient: int
+    spare: int
+    seeds: int
+    entries: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,7 @@ class OnlinePlan:
 
     @cached_property
     def stretches(self) -> tuple[Stretch, ...]:
-        """The rows of the influence matrix.
+        """The columns of the influence matrix.
 
         Parameters that reach a state, initial states, inputs that reach a state.
         """
@@ -73,24 +77,31 @@ class OnlinePlan:
         stretches, start = [], 0
         for n in (*roots, *(self.graph.previous.values() if self.states else ()), *inputs):
             node = self.graph.nodes[n]
-            rows = len(self.patterns[n]) if n in self.patterns else node.size
-            rows *= self.steps if node.op == "input" else 1
-            stretches.append(Stretch(n, start, rows))
-            start += rows
+            size = len(self.patterns[n]) if n in self.patterns else node.size
+            stretches.append(Stretch(n, start, size * (self.steps if node.op == "input" else 1)))
+            start += stretches[-1].columns
         return tuple(stretches)
 
     @property
-    def rows(self) -> int:
-        """P: rows of the influence matrix."""
-        return sum(stretch.rows for stretch in self.stretches)
+    def parameters(self) -> int:
+        """P: columns of the influence matrix."""
+        return sum(stretch.columns for stretch in self.stretches)
+
+    def columns(self) -> Columns:
+        """What is known of each column without its values."""
+        return columns(self.graph, self.steps, self.stretches, self.step.products, self.patterns)
+
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations of all products with the influence matrices."""
+        return self.batch * self.columns().products(self.size, self.steps)
 
     @cached_property
     def chunk(self) -> int:
         """Steps taken at a time."""
-        per_row = self.size * sum(self.graph.nodes[n].size for n in self._owners()) * self.batch
-        most = min(MOST_STEPS, SEED_ENTRIES // max(1, per_row))
-        most = max(most, min(MOST_SMALL_STEPS, SMALL_ENTRIES // max(1, per_row)))
-        return max(1, min(chunk_steps(self.steps, self.batch), most))
+        per_step = self.size * sum(self.graph.nodes[n].size for n in self._owners() - self._same) * self.batch
+        most = max(SEED_ENTRIES, self.influence // SEED_SHARE) // max(1, per_step)
+        return max(1, min(chunk_steps(self.steps, self.batch), MOST_STEPS, most))
 
     def _owners(self) -> set[int]:
         """Nodes with cotangents of their own in the seeded program."""
@@ -103,42 +114,79 @@ class OnlinePlan:
     def trace(self) -> Plan:
         """The plan of the forward pass and of the reverse program from the loss."""
         static = [s.node for s in self.stretches if self.graph.nodes[s.node].phase is Phase.STATIC]
-        seeds, new = [self.graph.loss, *static], list(self.graph.new.values())
-        return make_plan(self.graph, self.leaves, self.batch, self.chunk, seeds, new, self.step.reads)
+        seeds = [self.graph.loss, *static]
+        return make_plan(self.graph, self.leaves, self.batch, self.chunk, seeds, reads=self.step.reads, apart=True)
 
     @cached_property
     def seeds(self) -> Places:
         """Cotangents of the seeded program: (row, seed, entry); those of previous states side by side make J (N, N)."""
+        return self._seeds[0]
+
+    @property
+    def cleared(self) -> int:
+        """Seeds' cotangents, from the first, that the program does not store before it adds to them."""
+        return self._seeds[1]
+
+    @cached_property
+    def _seeds(self) -> tuple[Places, int]:
         N, rows = self.size, self.chunk * self.batch
         allocator = Allocator(len(self.graph.nodes))
         jacobians = allocator.take(rows * N * N)
         for n in self.graph.previous.values():
             allocator.place(n, jacobians, (0, N * N, N, 0))
             jacobians += self.graph.nodes[n].size
-        for n in sorted(self._owners() - set(self.graph.previous.values())):
-            size = self.graph.nodes[n].size
-            allocator.place(n, allocator.take(rows * N * size), (0, N * size, size, 0))
-        return allocator.finish(self.step.alias)
+        owners = self._owners() - set(self.graph.previous.values())
+        held = {n for n in owners if self.graph.nodes[n].op in LEAVES or self.graph.nodes[n].phase is Phase.STATIC}
+        held |= set(self.graph.new.values())
+        for n in sorted(held):
+            self._place(allocator, n, rows)
+        cleared = allocator.size
+        for n in sorted(owners - held):
+            self._place(allocator, n, rows)
+        return allocator.finish(self.step.alias), cleared
+
+    def _place(self, allocator: Allocator, n: int, rows: int) -> None:
+        """Room for a node's cotangents."""
+        size = self.graph.nodes[n].size
+        if n in self._same:
+            allocator.place(n, allocator.take(self.size * size), (0, 0, size, 0))
+        else:
+            allocator.place(n, allocator.take(rows * self.size * size), (0, self.size * size, size, 0))
 
     @cached_property
-    def packed(self) -> int:
-        """Numbers that the packed Jacobians of a chunk take; they stand behind the seeds."""
-        return self.chunk * self.batch * packed_entries(self.size, self.size)
+    def _same(self) -> set[int]:
+        """New states that the seeded program adds nothing to: their cotangents are the unit seeds in every row."""
+        alias, found = self.step.alias, set()
+        for row in self.step.code.tolist():
+            found |= {row[slot] for slot, mode in SLOTS if row[mode]}
+        return set(self.graph.new.values()) - {alias[n].owner if n in alias else n for n in found}
+
+    @property
+    def influence(self) -> int:
+        """Numbers that the influence matrices take, in panels."""
+        return self.batch * packed_entries(self.size, self.parameters)
 
     @cached_property
     def block(self) -> int:
-        """Parameters in a block."""
-        shared_out = max(BLOCK_ROWS, -(-self.batch * self.rows // JOBS))
-        return max(1, min(self.rows, BLOCK_ENTRIES // self.size, shared_out))
+        """Columns in a block: whole panels, so many that there is a block for each job."""
+        shared_out = -(-self.batch * self.parameters // JOBS)
+        return packed_entries(1, max(1, min(self.parameters, BLOCK_ENTRIES // self.size, shared_out)))
 
     @cached_property
     def jobs(self) -> int:
         """Jobs that the blocks of all samples are dealt out to."""
-        return max(1, min(JOBS, self.batch * -(-self.rows // self.block)))
+        blocks = self.batch * -(-self.parameters // self.block)
+        flops = 2.0 * self.size * self.size * self.parameters * self.batch * self.chunk
+        return max(1, min(JOBS, blocks, int(flops / LANE_FLOPS)))
+
+    @cached_property
+    def room(self) -> Room:
+        """What stands where."""
+        allocator, spare = Allocator(0), self.jobs * self.block * self.size
+        sizes = self.influence, self.batch * packed_entries(1, self.parameters), spare, self.seeds.size
+        return Room(*map(allocator.take, sizes), allocator.size)
 
     @property
     def entries(self) -> int:
-        """Numbers held: the influence matrices, spare blocks, seeds, gradients and the trace."""
-        spare = self.jobs * (self.block + 1) * self.size
-        q = (self.chunk + 1) * self.batch * self.size
-        return (self.size + 1) * self.rows * self.batch + spare + q + self.seeds.size + self.packed + self.trace.entries
+        """Numbers held: the trace, the influence matrices, the gradients, spare blocks and seeds."""
+        return self.trace.entries + self.room.entries

@@ -185,7 +185,7 @@ else:
         view = np.lib.stride_tricks.as_strided
         left = view(A[a:], (m, k), (lda * A.itemsize, A.itemsize))
         columns = width(P.dtype)
-        panels = P[p : p + -(-n // columns) * columns * k].reshape(-1, k, columns)
+        panels = P[p : p + -(-n // columns) * columns * k].reshape(-(-n // columns), k, columns)
         product = np.concatenate([left @ panel for panel in panels], axis=1)[:, :n]
         out = view(C[c:], (m, n), (ldc * C.itemsize, C.itemsize))
         out[...] = out + product if add else product

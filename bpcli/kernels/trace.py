@@ -36,10 +36,16 @@ class Trace:
 
     `params[name] (*shape)`, `inputs[name] (T, batch, *shape)` and `state[name]`, `(batch, *shape)` or `(*shape)`, are
     read, never written. `rounding` makes the reverse pass add up absolute contributions (see `bpcli.kernels.slopes`).
+    `room` is for so many more numbers, which stand behind the trace's own.
     """
 
     def __init__(
-        self, plan: Plan, dtype: np.dtype, arrays: tuple[Arrays, Arrays, Arrays], rounding: bool = False
+        self,
+        plan: Plan,
+        dtype: np.dtype,
+        arrays: tuple[Arrays, Arrays, Arrays],
+        rounding: bool = False,
+        room: int = 0,
     ) -> None:
         single_threaded()
         params, inputs, self._state = arrays
@@ -47,10 +53,11 @@ class Trace:
         self.plan, self.dtype, self.rounding, self.origin = plan, dtype, rounding, 0
         self.stages = stages(plan, dtype, rounding)
         # One array: what is freed as one piece is there again, pages and all, for the gradient after this.
-        numbers = aligned(self.stages.entries, dtype)
+        numbers = aligned(self.stages.entries + room, dtype)
         self.V = numbers[: plan.values.size]
         self.C = numbers[self.stages.cotangents :][: plan.cotangents.size]
         self.F = numbers[self.stages.factors :][: plan.values.size]
+        self.room = numbers[self.stages.entries :]
         self._address = self.V.ctypes.data
         for stretch in self.stages.stretches.sums:
             self.C[stretch] = 0
@@ -66,12 +73,13 @@ class Trace:
             self.V[stretch] = params[name].ravel()
         places, values = self.stages.stretches.constants
         self.V[places] = values
-        self._run(self.stages.static_forward)
+        self.run(self.stages.static_forward)
         for stretch, shape, transposed, copy in self.stages.stretches.packed:
             matrix = self.V[stretch].reshape(shape)
             pack(matrix.T if transposed else matrix, self.V[copy])
 
-    def _run(self, calls: Sequence[Call]) -> None:
+    def run(self, calls: Sequence[Call]) -> None:
+        """Run kernels on the trace's numbers."""
         for call in calls:
             call.run(self.V, self._address)
 
@@ -90,7 +98,7 @@ class Trace:
     def forward(self, first: int, last: int) -> None:
         """Steps `first` to `last`, at most a chunk of them; they must lie in the window."""
         self._load_inputs(first, last)
-        self._run(self.stages.forward((first, last, self.origin)))
+        self.run(self.stages.forward((first, last, self.origin)))
 
     def load(self, first: int, last: int) -> None:
         """Have everything in place that the reverse pass of some steps reads, at most a chunk of them."""
@@ -120,15 +128,15 @@ class Trace:
 
         `weights (steps, batch)` are the losses' cotangents; the state's cotangent after the last step is zero where
         `fresh`, else what the call before left at its first step. Where steps are taken apart (see `Extent`), `later`
-        has for each new state the cotangents `(steps, batch, size)` that later steps bring.
+        has for new states the cotangents `(steps, batch, size)` that later steps bring, if any.
         """
         self.load(first, last)
         if later is None:
             self._carry(last - first, fresh)
         else:
-            self._bring(later)
+            self._bring(last - first, later)
         self._seed(first, weights)
-        self._run(self.stages.reverse((first, last, self.origin)))
+        self.run(self.stages.reverse((first, last, self.origin)))
 
     def _carry(self, steps: int, fresh: bool) -> None:
         """The states' cotangents: what entered the first step of the later chunk leaves the last step of this one."""
@@ -140,13 +148,15 @@ class Trace:
             last[:] = 0 if fresh else self.C[base : base + size].copy()
             self.C[base : base + steps * size] = 0
 
-    def _bring(self, later: Mapping[int, Array]) -> None:
+    def _bring(self, steps: int, later: Mapping[int, Array]) -> None:
         """Put the new states' cotangents in place; those of the states before have nothing yet."""
         graph = self.plan.graph
         for name, new in graph.new.items():
-            for node, values in ((graph.previous[name], 0), (new, later[new].ravel())):
+            entries = steps * self.plan.extent.batch * graph.nodes[new].size
+            brought = later[new].ravel() if new in later else 0
+            for node, values in ((graph.previous[name], 0), (new, brought)):
                 base = self.plan.cotangents.table[node, BASE]
-                self.C[base : base + later[new].size] = values
+                self.C[base : base + entries] = values
 
     def _seed(self, first: int, weights: Array) -> None:
         plan = self.plan
@@ -183,7 +193,7 @@ class Trace:
             self.C[base : base + values.size] += values
         if self.rounding:
             np.abs(self.V, out=self.F)
-        self._run(self.stages.static_reverse)
+        self.run(self.stages.static_reverse)
         return {
             n: np.zeros(entries, self.dtype) if place is None else self.C[place].copy()
             for n, place, entries in self.stages.stretches.leaves

@@ -1,8 +1,8 @@
-"""Real-time recurrent learning (Williams & Zipser 1989): M(t) = J(t) M(t-1) + M̄(t), g = Σ_t q(t) M(t).
+"""Real-time recurrent learning (Williams & Zipser 1989): M(t) = J(t) M(t-1) + M̄(t), g = Σ_t q(t) M(t-1) + ∂l(t)/∂w.
 
 M (N, P) is the influence da(t)/dw of the parameters that reach a state; J = ∂a(t)/∂a(t-1), M̄ = ∂a(t)/∂w at fixed
-a(t-1), q = ∂l(t)/∂a(t). What the loss owes to a(t-1) directly meets M(t-1), and what it owes to parameters directly is
-added. Exact while the parameters stand still; runs forwards, so its memory does not grow with T.
+a(t-1). The loss goes back through its own step: q = ∂l(t)/∂a(t-1), and ∂l(t)/∂w at fixed a(t-1). So M is not needed
+after the last step. Exact while the parameters stand still; runs forwards, so its memory does not grow with T.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from bpcli.graph.model import Graph, Phase
 from bpcli.kernels.online import Online
 from bpcli.kernels.online_plan import OnlinePlan
 from bpcli.kernels.plan import phase_flops
-from bpcli.kernels.trace import Trace
 from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient, Window
 from bpcli.problem.model import Array, Problem, Setup, Tensor
@@ -42,13 +41,13 @@ class RTRL:
     def cost(self, setup: Setup, options: NoOptions) -> Cost:
         """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M.
 
-        All that is held, the influence above all, is read and written once for every chunk of steps.
+        What M is known to be zero in takes no part in the first products, and there is none after the last step. All
+        that is held, the influence above all, is read and written once for every chunk of steps.
         """
         plan = _plan(setup)
-        N, P = plan.size, plan.rows
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
-        flops = setup.T * setup.batch * (2.0 * N * N * P + 2.0 * N * P + N * step + 3 * once)
+        flops = plan.flops + setup.T * setup.batch * (plan.size * step + 3 * once)
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
         held = (plan.entries + results) * setup.dtype.itemsize
         return Cost(flops, held, setup.T, 2.0 * held * -(-setup.T // plan.chunk))
@@ -56,8 +55,8 @@ class RTRL:
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Forwards, a chunk of steps at a time."""
         setup, plan = problem.setup, _plan(problem.setup)
-        trace = Trace(plan.trace, setup.dtype, problem.arrays)
-        online = Online(plan, trace)
+        online = Online(plan, setup.dtype, problem.arrays)
+        trace = online.trace
         weights = loss_weights(setup)
         direct = {n: list[Array]() for n in plan.leaves if setup.graph.nodes[n].op == "input"}
         trace.start()
@@ -66,13 +65,13 @@ class RTRL:
             last = min(setup.T, first + plan.chunk)
             trace.forward(first, last)
             loss += float((trace.losses(first, last) * weights[first:last]).sum())
-            trace.reverse(first, last, weights[first:last], fresh=True)
+            trace.reverse(first, last, weights[first:last], later={})
             for n, parts in direct.items():
                 parts.append(trace.take_window(n, last - first))
             online.advance(first, last)
             if last < setup.T:
                 trace.slide(last - first)
-        return Gradient(loss, _collect(problem, plan, online, trace, direct))
+        return Gradient(loss, _collect(problem, online, direct))
 
 
 @lru_cache(maxsize=8)
@@ -85,10 +84,9 @@ def _plan(setup: Setup) -> OnlinePlan:
     return OnlinePlan(graph, leaves, states, setup.batch, setup.T, patterns)
 
 
-def _collect(
-    problem: Problem, plan: OnlinePlan, online: Online, trace: Trace, direct: dict[int, list[Array]]
-) -> dict[str, Array]:
-    """What came through the influence and what the loss owes directly, by name and in shape."""
+def _collect(problem: Problem, online: Online, direct: dict[int, list[Array]]) -> dict[str, Array]:
+    """What came through the influence and what the loss owes within its own step, by name and in shape."""
+    plan = online.plan
     graph, through = plan.graph, {s.node: online.gradient(s.node) for s in plan.stretches}
     extra = []
     for n, rows in through.items():
@@ -96,7 +94,7 @@ def _collect(
             values = np.zeros(graph.nodes[n].size, rows.dtype)
             values[plan.patterns.get(n, slice(None))] = rows.sum(axis=0)
             extra.append((n, values))
-    leaves = trace.finish(extra)
+    leaves = online.trace.finish(extra)
     return {x.name: _shaped(problem.setup, x, leaves, through, direct) for x in problem.setup.wrt}
 
 
