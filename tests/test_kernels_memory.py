@@ -19,13 +19,13 @@ CUTS: dict[str, dict[object, dict[str, float]]] = {
     "slides": {unrolled: {"SLACK": 1}},
     "slides by chunks": {unrolled: {"SLACK": 1}, plan: {"CHUNK_ROWS": 4}},
     "blocks": {online_plan: {"BLOCK_ENTRIES": 7}},
-    "blocks of one row": {online_plan: {"BLOCK_ENTRIES": 1, "JOBS": 3}},
-    "one step at a time": {online_plan: {"SMALL_ENTRIES": 0, "MOST_STEPS": 1}},
-    "two steps at a time": {online_plan: {"SMALL_ENTRIES": 0, "MOST_STEPS": 2, "BLOCK_ENTRIES": 11}},
-    "three steps at a time": {online_plan: {"SMALL_ENTRIES": 0, "MOST_STEPS": 3}, plan: {"SHARD_ROWS": 2}},
+    "blocks of one panel": {online_plan: {"BLOCK_ENTRIES": 1, "JOBS": 3}},
+    "one step at a time": {online_plan: {"MOST_STEPS": 1}},
+    "two steps at a time": {online_plan: {"MOST_STEPS": 2, "BLOCK_ENTRIES": 11}},
+    "three steps at a time": {online_plan: {"MOST_STEPS": 3}, plan: {"SHARD_ROWS": 2}},
     "all at once": {
         plan: {"CHUNK_ROWS": 6, "SHARD_ROWS": 1, "LANE_FLOPS": 1.0, "LANE_ROWS": 1, "TASK_ROWS": 1},
-        online_plan: {"SMALL_ENTRIES": 0, "MOST_STEPS": 2, "BLOCK_ENTRIES": 5, "SEED_ENTRIES": 300},
+        online_plan: {"MOST_STEPS": 2, "BLOCK_ENTRIES": 5, "SEED_ENTRIES": 300, "SEED_SHARE": 1 << 40},
         unrolled: {"SLACK": 2},
     },
 }

@@ -58,17 +58,20 @@ def active_nodes(graph: Graph, leaves: Collection[int]) -> frozenset[int]:
 
 
 def lower_reverse(
-    graph: Graph, fusion: Fusion, active: frozenset[int], seeds: Collection[int], cut: Collection[int] = ()
+    graph: Graph, fusion: Fusion, active: frozenset[int], seeds: Collection[int], own: bool = False
 ) -> Reverse:
-    """The instructions that take cotangents from `seeds` to the active leaves, not passing beyond nodes in `cut`."""
+    """The instructions that take cotangents from `seeds` to the active leaves.
+
+    `own`: every row has cotangents of its own for leaves and static nodes too, so that none are there to add to.
+    """
     draft = _Draft(touched=set(seeds))
     order = sorted(graph.nodes, key=lambda node: (-int(node.phase), -node.index))
     for node in order:
-        if node.index in draft.touched and node.index not in cut and node.op not in LEAVES:
+        if node.index in draft.touched and node.op not in LEAVES:
             _visit(graph, fusion, active, node, draft)
-    alias = _aliases(graph, fusion, active, draft.touched, cut)
+    alias = _aliases(graph, fusion, active, draft.touched)
     _drop_aliased(draft, alias)
-    _set_modes(graph, draft, alias, seeds)
+    _set_modes(graph, draft, alias, seeds, own)
     code, bounds = pack(draft.rows, draft.phases)
     kept = _kept(graph, draft, alias)
     touched, reads = frozenset(draft.touched), frozenset(draft.reads)
@@ -121,14 +124,12 @@ def _read(node: Node, row: list[int], draft: _Draft) -> None:
             draft.reads.add(row[B])
 
 
-def _aliases(
-    graph: Graph, fusion: Fusion, active: frozenset[int], touched: set[int], cut: Collection[int]
-) -> dict[int, Alias]:
+def _aliases(graph: Graph, fusion: Fusion, active: frozenset[int], touched: set[int]) -> dict[int, Alias]:
     """Cotangents that need no storage of their own: a slice's is part of the whole's, a term's is the sum's."""
     alias: dict[int, Alias] = {}
     roots = {graph.loss, *graph.new.values()}
     for node in reversed(graph.nodes):
-        if node.index not in touched or node.index in cut or node.phase is Phase.STATIC:
+        if node.index not in touched or node.phase is Phase.STATIC:
             continue
         if node.index in fusion.product:
             alias[fusion.product[node.index]] = resolve(alias, node.index, 0)
@@ -161,13 +162,14 @@ def _drop_aliased(draft: _Draft, alias: Mapping[int, Alias]) -> None:
             draft.phases.append(phase)
 
 
-def _set_modes(graph: Graph, draft: _Draft, alias: Mapping[int, Alias], seeds: Collection[int]) -> None:
+def _set_modes(graph: Graph, draft: _Draft, alias: Mapping[int, Alias], seeds: Collection[int], own: bool) -> None:
     """The first contribution to a cotangent is stored and later ones are added, unless something is there already.
 
-    Cotangents of leaves, states and static nodes are cleared by whoever runs the program. Where slices write parts of a
-    whole, each part is stored first if the parts tile the whole; else the whole is set to zero by an instruction.
+    Cotangents of states, and of leaves and static nodes if not `own`, are cleared by whoever runs the program. Where
+    slices write parts of a whole, each part is stored first if the parts tile the whole; else the whole is set to zero
+    by an instruction.
     """
-    held = {node.index for node in graph.nodes if node.op in LEAVES or node.phase is Phase.STATIC}
+    held = {n.index for n in graph.nodes if (n.op in LEAVES or n.phase is Phase.STATIC) and not own}
     held |= {_owner(alias, n).owner for n in (*seeds, *graph.new.values())}
     touches: dict[int, list[tuple[int, int, tuple[int, int]]]] = defaultdict(list)
     for position, row in enumerate(draft.rows):

@@ -21,6 +21,8 @@ from bpcli.kernels.tiles import packed_product
     ENTRY_COUNT,
     PANELS,
     PANEL_COUNT,
+    PIECES,
+    PIECE_COUNT,
     WIDTH,
     STATES,
     BATCH,
@@ -34,31 +36,34 @@ from bpcli.kernels.tiles import packed_product
     BLOCK,
     FIRST_ITEM,
     LAST_ITEM,
-) = range(22)
+) = range(24)
 """Fields of a job: the length of the array that holds all numbers; tables (address, lines) of the state's parts, the
-sources, their entries, and the panels; sizes; the chunk's first step, its steps, and after how many of them M is wanted
-once more; where M, g, J (step, sample, N, N) and a spare block begin. Items number (sample, block of panels) pairs."""
+sources, their entries, the panels and their pieces; sizes; the chunk's first step, its steps, and after how many of
+them M is wanted once more; where M, g, J (step, sample, N, N) and a spare block begin. Items number (sample, block of
+panels) pairs."""
 JOB = LAST_ITEM + 1
 
 SIZE, CREDIT, CREDIT_ROW = range(3)
 """Fields of a part of the state: its entries, and where the cotangents q that losses bring to it stand (row r)."""
 PART = CREDIT_ROW + 1
 
-BIRTH, LOW, HIGH = range(3)
-"""Fields of a panel: the step that M is zero before, and the rows of M that are not zero for certain after it."""
-PANEL = HIGH + 1
+BIRTH, LOW, HIGH, FIRST_PIECE, LAST_PIECE = range(5)
+"""Fields of a panel: the step before which M is zero, the rows that may differ from zero after it, and its pieces."""
+PANEL = LAST_PIECE + 1
 
-(ROW, COUNT, KIND, DELTA, DELTA_ROW, DELTA_SEED, VECTOR, VECTOR_ROW, COLUMNS, TURNED, LISTED, SHIFTS, SHIFT_COUNT) = (
-    range(13)
-)
-"""Fields of a source of immediate influence: its columns of M, the cotangents Δ (row r, seed i, entry) and, for a
-matrix, the vectors v (row r, entry), the matrix's columns, whether it is used transposed, where its entries are listed
-(-1: all), and where the shifts are: entry j of Δ is zero but for the seeds j + shift (no shifts: any seed)."""
+FROM, TO, SOURCE_OF, STEP, ENTRY, ROW_OF, COLUMN_OF = range(7)
+"""Fields of a piece of a panel: its columns; their source, at which step (-1: all); the source's entry, which the first
+of them stands for, and that entry's row and column (not where entries are listed)."""
+PIECE = COLUMN_OF + 1
+
+(KIND, DELTA, DELTA_ROW, DELTA_SEED, VECTOR, VECTOR_ROW, COLUMNS, TURNED, LISTED, SHIFTS, SHIFT_COUNT) = range(11)
+"""Fields of a source of immediate influence: the cotangents Δ (row r, seed i, entry) and, for a matrix, the vectors v
+(row r, entry), the matrix's columns, whether it is used transposed, where its entries are listed (-1: all), and where
+the shifts are: entry j of Δ is zero but for the seeds j + shift (no shifts: any seed)."""
 SOURCE = SHIFT_COUNT + 1
 
-MATRIX, SHARED, STEPWISE = range(3)
-"""Kinds of source: a matrix in a product; a static vector or scalar;
-an input, whose columns are counted over all steps."""
+MATRIX, VECTOR_ITSELF = range(2)
+"""Kinds of source: a matrix in a product; a vector or scalar."""
 
 
 def influence_span(job, values):  # type: ignore[no-untyped-def]
@@ -70,15 +75,16 @@ def influence_span(job, values):  # type: ignore[no-untyped-def]
     sources = matrix_at(ints, job[SOURCES], job[SOURCE_COUNT], SOURCE)
     entries = vector_at(ints, job[ENTRIES], job[ENTRY_COUNT])
     panels = matrix_at(ints, job[PANELS], job[PANEL_COUNT], PANEL)
+    pieces = matrix_at(ints, job[PIECES], job[PIECE_COUNT], PIECE)
     blocks = -(-job[PANEL_COUNT] // job[BLOCK])
     for item in range(job[FIRST_ITEM], job[LAST_ITEM]):
         first = item % blocks * job[BLOCK]
         last = min(job[PANEL_COUNT], first + job[BLOCK])
-        _take_through(job, V, parts, sources, entries, panels, item // blocks, first, last)
+        _take_through(job, V, parts, sources, entries, panels, pieces, item // blocks, first, last)
 
 
 @inner
-def _take_through(job, V, parts, sources, entries, panels, b, first, last):
+def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, last):
     """One block of one sample through all steps, to the spare block and back."""
     N, width = job[STATES], job[WIDTH]
     size, column = N * width, (b * job[PANEL_COUNT] + first) * width
@@ -98,7 +104,11 @@ def _take_through(job, V, parts, sources, entries, panels, b, first, last):
             packed_product(
                 N, width, high - low, V, jacobian + low, N, V, now + here + low * width, False, V, after + here, width
             )
-            _add_immediate(V, after + here, N, width, sources, entries, r, job[STEP0] + t, k * width)
+            for piece in range(panels[k, FIRST_PIECE], panels[k, LAST_PIECE]):
+                if pieces[piece, STEP] < 0 or pieces[piece, STEP] == job[STEP0] + t:
+                    _add_immediate(
+                        V, after + here, N, width, sources[pieces[piece, SOURCE_OF]], entries, pieces[piece], r
+                    )
         now, after = after, now
     if job[STEPS] % 2 == 1 and job[ADVANCES] == job[STEPS]:
         for k in range(first, last):
@@ -117,29 +127,26 @@ def _credit(V, parts, r, m, width, g):
 
 
 @inner
-def _add_immediate(V, m, N, width, sources, entries, r, t, p):
-    """Add M̄ to the panel at m, whose first column is column p of M."""
-    for s in range(len(sources)):
-        source = sources[s]
-        columns, listed, matrix = source[COLUMNS], source[LISTED], source[KIND] == MATRIX
-        start = source[ROW] + (t * columns if source[KIND] == STEPWISE else 0)
-        c, end = max(0, start - p), min(width, start + source[COUNT] - p)
-        shifts = entries[source[SHIFTS] : source[SHIFTS] + source[SHIFT_COUNT]]
-        delta, v = source[DELTA] + r * source[DELTA_ROW], source[VECTOR] + r * source[VECTOR_ROW]
-        while c < end:
-            entry = e = p + c - start
-            if listed >= 0:
-                entry = entries[listed + e]
-            row, col = entry // columns, entry % columns
-            run, most = 1, min(end - c, columns - col)
-            while run < most and (listed < 0 or entries[listed + e + run] == entry + run):
+def _add_immediate(V, m, N, width, source, entries, piece, r):
+    """Add a piece of M̄ to the panel at m."""
+    columns, listed, matrix = source[COLUMNS], source[LISTED], source[KIND] == MATRIX
+    shifts = entries[source[SHIFTS] : source[SHIFTS] + source[SHIFT_COUNT]]
+    delta, v = source[DELTA] + r * source[DELTA_ROW], source[VECTOR] + r * source[VECTOR_ROW]
+    c, end, entry, row, col = piece[FROM], piece[TO], piece[ENTRY], piece[ROW_OF], piece[COLUMN_OF]
+    while c < end:
+        run = min(end - c, columns - col)
+        if listed >= 0:
+            here = entries[listed + entry]
+            row, col = here // columns, here % columns
+            most, run = min(end - c, columns - col), 1
+            while run < most and entries[listed + entry + run] == here + run:
                 run += 1
-            if matrix and source[TURNED] == 0:
-                _add_outer(V, m + c, N, width, run, shifts, delta, source[DELTA_SEED], row, v + col)
-            else:
-                factor = V[v + row] if matrix else V.dtype.type(1)
-                _add_scaled(V, m + c, N, width, run, shifts, delta, source[DELTA_SEED], col, factor)
-            c += run
+        if matrix and source[TURNED] == 0:
+            _add_outer(V, m + c, N, width, run, shifts, delta, source[DELTA_SEED], row, v + col)
+        else:
+            factor = V[v + row] if matrix else V.dtype.type(1)
+            _add_scaled(V, m + c, N, width, run, shifts, delta, source[DELTA_SEED], col, factor)
+        c, entry, row, col = c + run, entry + run, row + 1, 0
 
 
 @inner

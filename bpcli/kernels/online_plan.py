@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import LEAVES, fuse
+from bpcli.graph.fuse import fuse
 from bpcli.graph.lower_reverse import SLOTS, active_nodes, lower_reverse
 from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import Reverse
@@ -24,8 +24,9 @@ SEED_SHARE = 8
 """or this part of the influence matrices, which are read from memory and written to it for every chunk."""
 MOST_STEPS = 32
 """Steps in a chunk."""
-BLOCK_ENTRIES = 1 << 14
-"""Numbers in a block of the influence matrix: two blocks and a Jacobian stay in cache."""
+BLOCK_ENTRIES, MOST_BLOCK_ENTRIES = 1 << 13, 1 << 16
+"""Numbers in a block of the influence matrix: two blocks stay in the first cache or, half as large as a Jacobian, in
+the second: it is read anew for every block and step."""
 JOBS = 16
 
 
@@ -58,7 +59,7 @@ class OnlinePlan:
     def step(self) -> Reverse:
         """The reverse program from the new states."""
         active = active_nodes(self.graph, {*self.leaves, *self.graph.previous.values()})
-        return lower_reverse(self.graph, fuse(self.graph), active, list(self.graph.new.values()))
+        return lower_reverse(self.graph, fuse(self.graph), active, list(self.graph.new.values()), own=True)
 
     @cached_property
     def size(self) -> int:
@@ -124,24 +125,23 @@ class OnlinePlan:
 
     @property
     def cleared(self) -> int:
-        """Seeds' cotangents, from the first, that the program does not store before it adds to them."""
+        """Cotangents, from the first, that the seeded program does not store before it adds to them."""
         return self._seeds[1]
 
     @cached_property
     def _seeds(self) -> tuple[Places, int]:
-        N, rows = self.size, self.chunk * self.batch
-        allocator = Allocator(len(self.graph.nodes))
-        jacobians = allocator.take(rows * N * N)
-        for n in self.graph.previous.values():
-            allocator.place(n, jacobians, (0, N * N, N, 0))
-            jacobians += self.graph.nodes[n].size
-        owners = self._owners() - set(self.graph.previous.values())
-        held = {n for n in owners if self.graph.nodes[n].op in LEAVES or self.graph.nodes[n].phase is Phase.STATIC}
-        held |= set(self.graph.new.values())
-        for n in sorted(held):
+        N, rows, graph = self.size, self.chunk * self.batch, self.graph
+        previous, new = list(graph.previous.values()), sorted(graph.new.values())
+        allocator = Allocator(len(graph.nodes))
+        for n in new:
             self._place(allocator, n, rows)
-        cleared = allocator.size
-        for n in sorted(owners - held):
+        cleared, jacobians = allocator.size, allocator.take(rows * N * N)
+        for n in previous:
+            allocator.place(n, jacobians, (0, N * N, N, 0))
+            jacobians += graph.nodes[n].size
+        if not self.step.touched.issuperset(previous):
+            cleared = allocator.size
+        for n in sorted(self._owners() - {*previous, *new}):
             self._place(allocator, n, rows)
         return allocator.finish(self.step.alias), cleared
 
@@ -170,7 +170,8 @@ class OnlinePlan:
     def block(self) -> int:
         """Columns in a block: whole panels, so many that there is a block for each job."""
         shared_out = -(-self.batch * self.parameters // JOBS)
-        return packed_entries(1, max(1, min(self.parameters, BLOCK_ENTRIES // self.size, shared_out)))
+        entries = max(BLOCK_ENTRIES, min(MOST_BLOCK_ENTRIES, self.size * self.size // 2))
+        return packed_entries(1, max(1, min(self.parameters, entries // self.size, shared_out)))
 
     @cached_property
     def jobs(self) -> int:

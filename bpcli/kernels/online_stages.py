@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,16 @@ def online_stages(plan: OnlinePlan, dtype: np.dtype) -> OnlineStages:
     return OnlineStages(plan, dtype)
 
 
+class Span(NamedTuple):
+    """Columns of M that a source contributes to, at a step or (-1) at all; `wide`: entries in a row of the source."""
+
+    start: int
+    columns: int
+    source: int
+    step: int
+    wide: int
+
+
 class OnlineStages:
     """The calls of one plan and dtype, on the array of the trace."""
 
@@ -34,9 +45,10 @@ class OnlineStages:
         self.plan, self.width = plan, width(dtype)
         self.trace = stages(plan.trace, dtype, False)
         self.seeds = self.trace.entries + plan.room.seeds
-        self.panels = plan.columns().panels(self.width)
         self.parts, self.units = self._parts(), self._units()
-        self.sources, self.entries = self._sources()
+        self.sources, self.entries, spans = self._sources()
+        self.pieces, ends = _pieces(spans, -(-plan.parameters // self.width), self.width)
+        self.panels = np.concatenate([plan.columns().panels(self.width), ends], axis=1)
         self.jacobians = lru_cache(MOST_KEPT)(self._jacobians)
         self.influence = lru_cache(MOST_KEPT)(self._influence)
 
@@ -58,35 +70,39 @@ class OnlineStages:
             offset += entries.size
         return np.unique(np.concatenate(found))
 
-    def _sources(self) -> tuple[Integers, Integers]:
-        """The table of sources of M̄, and the lists of entries of sparse matrices and of shifts."""
+    def _sources(self) -> tuple[Integers, Integers, list[Span]]:
+        """The table of sources of M̄, the lists of entries of sparse matrices and of shifts, and the sources' spans."""
         plan, reach, lines, lists = self.plan, shifts(self.plan.graph), list[list[int]](), list[NDArray[np.int64]]()
+        spans = list[Span]()
 
         def listed(numbers: NDArray[np.int64]) -> int:
             lists.append(numbers)
             return sum(map(len, lists[:-1]))
 
-        def line(start: int, entries: int, kind: int, delta: int) -> list[int]:
+        def line(kind: int, delta: int, columns: int) -> list[int]:
             by: Shifts = reach[delta]
             own = np.array(sorted(by or ()), np.int64)
             base, row, seed = plan.seeds.table[delta, [BASE, OUTER, INNER_ROW]]
-            return [start, entries, kind, self.seeds + base, row, seed, 0, 0, entries, 0, -1, listed(own), own.size]
+            return [kind, self.seeds + base, row, seed, 0, 0, columns, 0, -1, listed(own), own.size]
 
         for stretch in plan.stretches:
             node = plan.graph.nodes[stretch.node]
             products = [p for p in plan.step.products if p.matrix == stretch.node]
             if node.op != "previous" and not products:
-                kind = kernel.STEPWISE if node.op == "input" else kernel.SHARED
-                lines.append(line(stretch.start, node.size, kind, stretch.node))
+                steps = range(plan.steps) if node.op == "input" else [-1]
+                for i, step in enumerate(steps):
+                    spans.append(Span(stretch.start + i * node.size, node.size, len(lines), step, node.size))
+                lines.append(line(kernel.VECTOR_ITSELF, stretch.node, node.size))
             for product in products:
-                matrix = line(stretch.start, stretch.columns, kernel.MATRIX, product.delta)
+                matrix = line(kernel.MATRIX, product.delta, node.shape[1])
                 matrix[kernel.VECTOR : kernel.COLUMNS] = plan.trace.values.table[product.vector, [BASE, INNER_ROW]]
-                matrix[kernel.COLUMNS], matrix[kernel.TURNED] = node.shape[1], int(product.turned)
+                matrix[kernel.TURNED] = int(product.turned)
                 if stretch.node in plan.patterns:
                     matrix[kernel.LISTED] = listed(plan.patterns[stretch.node])
+                spans.append(Span(stretch.start, stretch.columns, len(lines), -1, node.shape[1]))
                 lines.append(matrix)
         table = np.array(lines, np.int64).reshape(len(lines), kernel.SOURCE)
-        return table, np.concatenate([np.zeros(0, np.int64), *lists])
+        return table, np.concatenate([np.zeros(0, np.int64), *lists]), spans
 
     def _jacobians(self, steps: int) -> Call:
         """The seeded program, on all rows of the chunk at once: the recurrent phase, then the input phase."""
@@ -113,6 +129,7 @@ class OnlineStages:
         job[kernel.SOURCES], job[kernel.SOURCE_COUNT] = self.sources.ctypes.data, len(self.sources)
         job[kernel.ENTRIES], job[kernel.ENTRY_COUNT] = self.entries.ctypes.data, len(self.entries)
         job[kernel.PANELS], job[kernel.PANEL_COUNT] = self.panels.ctypes.data, len(self.panels)
+        job[kernel.PIECES], job[kernel.PIECE_COUNT] = self.pieces.ctypes.data, len(self.pieces)
         job[kernel.WIDTH], job[kernel.STATES], job[kernel.BATCH] = self.width, plan.size, plan.batch
         job[kernel.STEP0], job[kernel.STEPS] = first, last - first
         job[kernel.ADVANCES] = min(last, plan.steps - 1) - first
@@ -123,3 +140,18 @@ class OnlineStages:
         jobs = cut(job, kernel.FIRST_ITEM, 0, plan.batch * blocks, plan.jobs)
         jobs[:, kernel.SPARE] = end + room.spare + np.arange(plan.jobs) * plan.block * plan.size
         return Call("influence", jobs)
+
+
+def _pieces(spans: list[Span], panels: int, width: int) -> tuple[Integers, Integers]:
+    """The table of pieces that panels cut spans into, panel by panel; and (panels, 2) each panel's first and last."""
+    lines, owners = [np.zeros((0, kernel.PIECE), np.int64)], [np.zeros(0, np.int64)]
+    for span in spans:
+        panel = np.arange(span.start // width, -(-(span.start + span.columns) // width))
+        first, last = np.maximum(span.start, panel * width), np.minimum(span.start + span.columns, (panel + 1) * width)
+        same, entry = np.ones_like(panel), first - span.start
+        ends, of = (first - panel * width, last - panel * width), (span.source * same, span.step * same)
+        lines.append(np.stack([*ends, *of, entry, entry // span.wide, entry % span.wide], axis=1))
+        owners.append(panel)
+    owner = np.concatenate(owners)
+    ends = np.searchsorted(np.sort(owner), np.arange(panels + 1))
+    return np.concatenate(lines)[np.argsort(owner, kind="stable")], np.stack([ends[:-1], ends[1:]], axis=1)

@@ -88,18 +88,17 @@ def make_plan(
     batch: int,
     window: int,
     seeds: Collection[int],
-    cut: Collection[int] = (),
     reads: Collection[int] = (),
     apart: bool = False,
 ) -> Plan:
     """Lower `graph` for the gradient with respect to `leaves` (node indices) of cotangents entering at `seeds`.
 
-    Cotangents stop at the nodes in `cut`; the values of `reads` are held too; `apart` as in `Extent`.
+    The values of `reads` are held too; `apart` as in `Extent`.
     """
     fusion = fuse(graph)
     forward = lower_forward(graph, fusion)
     active = active_nodes(graph, {*leaves, *graph.previous.values()})
-    reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], cut)
+    reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active])
     shards = max(1, -(-batch // SHARD_ROWS))
     chunk = chunk_steps(window, batch)
     phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)

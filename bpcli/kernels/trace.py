@@ -61,6 +61,7 @@ class Trace:
         self._address = self.V.ctypes.data
         for stretch in self.stages.stretches.sums:
             self.C[stretch] = 0
+        self._loaded = (0, 0)
         self.inputs = {
             graph.leaf[name]: rows.reshape(-1, graph.nodes[graph.leaf[name]].size)
             for name, rows in inputs.items()
@@ -107,7 +108,9 @@ class Trace:
             np.abs(self.V, out=self.F)
 
     def _load_inputs(self, first: int, last: int) -> None:
-        batch = self.plan.extent.batch
+        if self._loaded == (first, last):
+            return
+        self._loaded, batch = (first, last), self.plan.extent.batch
         for node, rows in self.inputs.items():
             part = rows[first * batch : last * batch].ravel()
             self.value(node, part.size)[:] = part

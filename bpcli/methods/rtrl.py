@@ -86,35 +86,35 @@ def _plan(setup: Setup) -> OnlinePlan:
 
 def _collect(problem: Problem, online: Online, direct: dict[int, list[Array]]) -> dict[str, Array]:
     """What came through the influence and what the loss owes within its own step, by name and in shape."""
-    plan = online.plan
-    graph, through = plan.graph, {s.node: online.gradient(s.node) for s in plan.stretches}
+    plan, graph, total = online.plan, online.plan.graph, online.G.sum(axis=0)
     extra = []
-    for n, rows in through.items():
-        if graph.nodes[n].phase is Phase.STATIC:
-            values = np.zeros(graph.nodes[n].size, rows.dtype)
-            values[plan.patterns.get(n, slice(None))] = rows.sum(axis=0)
-            extra.append((n, values))
+    for stretch in plan.stretches:
+        if graph.nodes[stretch.node].phase is Phase.STATIC:
+            values = total[stretch.start : stretch.start + stretch.columns]
+            if stretch.node in plan.patterns:
+                whole = np.zeros(graph.nodes[stretch.node].size, values.dtype)
+                whole[plan.patterns[stretch.node]] = values
+                values = whole
+            extra.append((stretch.node, values))
     leaves = online.trace.finish(extra)
-    return {x.name: _shaped(problem.setup, x, leaves, through, direct) for x in problem.setup.wrt}
+    return {x.name: _shaped(problem.setup, x, leaves, online, direct) for x in problem.setup.wrt}
 
 
-def _shaped(
-    setup: Setup, x: Tensor, leaves: dict[int, Array], through: dict[int, Array], direct: dict[int, list[Array]]
-) -> Array:
+def _shaped(setup: Setup, x: Tensor, leaves: dict[int, Array], online: Online, direct: dict[int, list[Array]]) -> Array:
     """One tensor's gradient."""
     graph = setup.graph
     if x.kind == "state":
-        rows = through[graph.previous[x.name]]
-        values = rows.sum(axis=0) if x.name in setup.shared else rows
+        rows = online.gradient(graph.previous[x.name])
+        values = rows.sum(axis=0) if x.name in setup.shared else rows.copy()
     elif x.name not in graph.leaf:
         values = np.zeros(x.shape, setup.dtype)
     elif x.kind == "input":
         n = graph.leaf[x.name]
         values = np.concatenate(direct[n])
-        if n in through:
-            values = values + through[n].reshape(setup.batch, setup.T, -1).swapaxes(0, 1)
+        if n in online.plan.step.touched:
+            values = values + online.gradient(n).reshape(setup.batch, setup.T, -1).swapaxes(0, 1)
     else:
-        values = leaves[graph.leaf[x.name]].copy()
+        values = leaves[graph.leaf[x.name]]
         if x.pattern is not None:
             values[np.setdiff1d(np.arange(values.size), x.pattern)] = 0
     return np.asarray(values.reshape(x.shape), order="C")
