@@ -1,0 +1,89 @@
+"""Where RTRL leaves products out: what is called zero is zero in the loops' M̄, and the operations are counted so."""
+
+from __future__ import annotations
+
+import naive
+import numpy as np
+import pytest
+from kernel_cases import RECURRENT, SMALL, SPECS, distance, gradient, loops, problem_of, written
+
+from bpcli.methods.rtrl import _plan
+from bpcli.problem.model import Problem
+
+
+def bands(problem: Problem) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Each parameter that reaches a state, with the rows low..high of its columns of M̄."""
+    plan = _plan(problem.setup)
+    columns, nodes = plan.columns(), plan.graph.nodes
+    return [
+        (nodes[s.node].name, columns.low[s.start : s.start + s.columns], columns.high[s.start : s.start + s.columns])
+        for s in plan.stretches
+        if nodes[s.node].op == "param"
+    ]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_rows_beside_the_bands_are_zero(name: str) -> None:
+    """No entry of M̄ lies outside its column's band, and where a band is no more than one row that row is reached."""
+    problem = problem_of(SPECS / f"{name}.toml", SMALL, ("params",))
+    spec, arrays = problem.setup.spec, loops(problem)
+    entries = naive.parameters(spec, arrays)
+    found = sum(np.abs(naive.immediate(spec, arrays, t, b)) for t in range(3) for b in range(2))
+    checked = 0
+    for parameter, low, high in bands(problem):
+        own = found[:, [i for i, (owner, _) in enumerate(entries) if owner == parameter]]
+        rows = np.arange(len(own))[:, None]
+        assert not own[(rows < low) | (rows >= high)].any(), parameter
+        single = high - low == 1
+        assert (own[low[single], np.flatnonzero(single)] != 0).all(), parameter
+        checked += own.shape[1]
+    assert checked > 0
+
+
+@pytest.mark.parametrize(
+    ("equation", "width"),
+    [
+        ("tanh(W @ a[t-1] + b)", 1),
+        ("tanh(W.T @ a[t-1] + b)", 1),
+        ("concat(tanh(W @ a[t-1])[2:4], b[0:2])", 1),
+        ("softmax(W @ a[t-1] + b)", 4),
+        ("a[t-1] * sum(W @ a[t-1] + b)", 4),
+    ],
+)
+def test_bands_of_operations(tmp_path, equation: str, width: int) -> None:
+    """Elementwise functions, slices and concatenation keep a column to one row, reductions do not; RTRL is BPTT."""
+    text = f"""bp = 1
+inputs = {{ x = [4] }}
+state = {{ a = [4] }}
+params = {{ W = [4, 4], b = [4] }}
+data = {{ T = 5, batch = 2 }}
+[equations]
+a = "{equation} + x"
+loss = "sum(a**2)"
+"""
+    problem = written(tmp_path, text)
+    widths = {int(w) for name, low, high in bands(problem) for w in np.maximum(high - low, 0)}
+    assert max(widths) == width
+    assert distance(gradient(problem, "rtrl").arrays, gradient(problem, "bptt").arrays) < 1e-12
+
+
+def test_products_that_are_left_out() -> None:
+    """M(1) = M̄ takes no product, M(2) one with a row a column, and nothing needs M(T); q M from the second step on."""
+    for steps, full, single, credits in ((1, 0, 0, 0), (2, 0, 0, 1), (3, 0, 1, 2), (4, 1, 1, 3), (20, 17, 1, 19)):
+        setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": steps, "batch": 3}, ("params",)).setup
+        plan, N, P = _plan(setup), 6, 6 * 6 + 6 * 2 + 6
+        assert 3 * 2 * N * P * (full * N + single + credits) == plan.flops
+
+
+@pytest.mark.parametrize(
+    ("wrt", "births", "per_column"),
+    [
+        (("state",), [-1] * 6, 6 * (4 + 1 + 2 * 6)),
+        (("inputs",), [0, 0, 1, 1, 2, 2, 3, 3], 2 * ((3 + 6 + 6) + (2 + 6) + 1)),
+    ],
+)
+def test_products_with_states_and_inputs(wrt: tuple[str, ...], births: list[int], per_column: int) -> None:
+    """An initial state is there from the start; an input's columns begin with its step, and reach every row."""
+    setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": 4, "batch": 1}, wrt).setup
+    assert births == list(_plan(setup).columns().birth)
+    assert 2 * 6 * per_column == _plan(setup).flops
