@@ -28,7 +28,10 @@ class Stretch:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Of each column of M: the step before which it is zero, and the rows low..high that are not zero after it."""
+    """Of each column of M: the step before which it is zero, and the rows low..high that are not zero after it.
+
+    Where an entry reaches no row, `high` is less than `low`.
+    """
 
     birth: Integers
     low: Integers
@@ -43,14 +46,15 @@ class Columns:
 
         never = int(np.iinfo(np.int64).max)
         birth, low = folded(self.birth, never).min(axis=1), folded(self.low, never).min(axis=1)
-        return np.stack([birth, low, folded(self.high, 0).max(axis=1)], axis=1)
+        return np.stack([birth, low, np.maximum(low, folded(self.high, 0).max(axis=1))], axis=1)
 
     def products(self, states: int, steps: int) -> float:
-        """Floating-point operations of all q M and J M: M is not advanced after the last step."""
+        """Floating-point operations of all q M and J M of one sample: M is not advanced after the last step."""
         credits = np.maximum(0, steps - 1 - self.birth)
         first = np.minimum(1, np.maximum(0, steps - 2 - self.birth))
         later = np.maximum(0, steps - 3 - self.birth)
-        return float((2.0 * states * (credits + first * (self.high - self.low) + later * states)).sum())
+        rows = np.maximum(0, self.high - self.low)
+        return float((2.0 * states * (credits + first * rows + later * states)).sum())
 
 
 def shifts(graph: Graph) -> Mapping[int, Shifts]:
