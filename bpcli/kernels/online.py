@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bpcli.kernels.influence import BIRTH
 from bpcli.kernels.online_plan import OnlinePlan
 from bpcli.kernels.online_stages import online_stages
 from bpcli.kernels.trace import Array, Arrays, Trace
@@ -32,7 +33,7 @@ class Online:
 
     def _begin(self) -> None:
         """M(0): the identity where initial states are differentiated; elsewhere M begins with its first M̄."""
-        self.M[:, self.stages.panels[:, 0] < 0] = 0
+        self.M[:, self.stages.panels[:, BIRTH] < 0] = 0
         offset = 0
         for stretch in self.plan.stretches:
             if self.plan.graph.nodes[stretch.node].op == "previous":
