@@ -57,7 +57,7 @@ class RTRL:
         setup, plan = problem.setup, _plan(problem.setup)
         online = Online(plan, setup.dtype, problem.arrays)
         trace = online.trace
-        weights = loss_weights(setup)
+        weights = _weights(setup)
         direct = {n: list[Array]() for n in plan.leaves if setup.graph.nodes[n].op == "input"}
         trace.start()
         loss = 0.0
@@ -72,6 +72,10 @@ class RTRL:
             if last < setup.T:
                 trace.slide(last - first)
         return Gradient(loss, _collect(problem, online, direct))
+
+
+_weights = lru_cache(maxsize=8)(loss_weights)
+"""Read, never written: those of a gradient that is taken again are kept."""
 
 
 @lru_cache(maxsize=8)

@@ -61,7 +61,6 @@ def merged(windows: Sequence[Window]) -> list[Window]:
     return joined
 
 
-@lru_cache(maxsize=8)
 def loss_weights(setup: Setup) -> NDArray[np.float64]:
     """∂L/∂l(t, b), (T, batch): what `over_time` and `over_batch` say."""
     objective = setup.spec.objective
@@ -71,9 +70,7 @@ def loss_weights(setup: Setup) -> NDArray[np.float64]:
     elif setup.graph.recurrent and objective.over_time == "last":
         steps[:-1] = 0
     share = 1 / setup.batch if objective.over_batch == "mean" else 1.0
-    weights = np.repeat(steps[:, None] * share, setup.batch, axis=1)
-    weights.flags.writeable = False
-    return weights
+    return np.repeat(steps[:, None] * share, setup.batch, axis=1)
 
 
 @lru_cache(maxsize=8)
