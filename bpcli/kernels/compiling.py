@@ -90,8 +90,13 @@ def main(requests: list[str]) -> None:
 
     from bpcli.kernels.simd import WIDE
 
-    if WIDE and not numba.config.CPU_FEATURES and not numba.config.CPU_NAME:  # the compiler prefers half the width
-        numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+    if WIDE:
+        # What is left of a row is a vector with some lanes off, not entry after entry; two vectors hide each other's
+        # latency, more would leave short rows with lanes off alone; and by itself the compiler takes half the width.
+        llvm.set_option("bp", "-prefer-predicate-over-epilogue=predicate-else-scalar-epilogue")
+        llvm.set_option("bp", "-force-vector-interleave=2")
+        if not numba.config.CPU_FEATURES and not numba.config.CPU_NAME:
+            numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
     gc.disable()  # what a compiler makes it keeps
     if requests[0] == PARALLEL:
         import_module(f"bpcli.kernels.{requests.pop(0)}")  # Numba keeps this one on disk by itself
