@@ -1,12 +1,13 @@
 """Many perturbed copies of a network run side by side: finite differences at the speed of matrix products.
 
 Copies × rows are rows of a batch. What a perturbation cannot reach is computed once and shared. A changed matrix entry
-is a rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy.
+is a rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy. Copies do
+not wait for each other: each part of them goes through all steps by itself, while its values are in cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,24 +17,28 @@ from numpy.typing import NDArray
 from bpcli.graph.fuse import LEAVES
 from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Graph, Phase
-from bpcli.graph.tape import ADDEND, OUT, A, Alias, B, Forward
+from bpcli.graph.tape import ADDEND, FIELDS, NUMBER, OP, OUT, SIZE, SIZE_A, A, Alias, B, Forward
 from bpcli.kernels import forward as kernel
-from bpcli.kernels.calls import Call, run
+from bpcli.kernels.calls import run
+from bpcli.kernels.codes import COPY
 from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.jobs import cut, forward_job
 from bpcli.kernels.layout import Allocator, Places, packed_copies, without_packed
 from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import LANE_FLOPS, phase_flops
-from bpcli.kernels.rows import BASE, PACKED
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, STEP
 from bpcli.kernels.tiles import pack
 
-PART_ROWS = 128
-"""Rows that one job takes on: enough for products to be quick, few enough to feed every thread."""
+PART_ROWS = 64
+"""Rows that one job takes on: enough for products to be quick, few enough for a step's values to stay in cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Places for `copies` copies of `rows` rows over `steps` steps, when one leaf differs from copy to copy."""
+    """Places for `copies` copies of `rows` rows over `steps` steps, when one node differs from copy to copy.
+
+    `leaf` is that node; where it is none, its value is computed and then changed (see `Copies.run`).
+    """
 
     graph: Graph
     forward: Forward
@@ -55,8 +60,19 @@ class Layout:
 
     @cached_property
     def each(self) -> Jobs:
-        """The instructions of one step that every copy runs for itself."""
-        return self._select(lambda out: out in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
+        """The instructions of one step that every copy runs for itself; at its end the state moves on."""
+        own = self._select(lambda out: out in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
+        moves = np.zeros((len(self.graph.previous), FIELDS), np.int64)
+        moves[:, [B, ADDEND]] = -1
+        for row, (name, previous) in zip(moves, self.graph.previous.items(), strict=True):
+            row[[OP, OUT, A, NUMBER]] = COPY, previous, self.graph.new[name], previous
+            row[[SIZE, SIZE_A]] = self.graph.nodes[previous].size
+        return np.concatenate([own, moves])
+
+    @cached_property
+    def known(self) -> int:
+        """The instructions of `each` after which the leaf has its value."""
+        return int(np.flatnonzero(self.each[:, OUT] == self.leaf).max(initial=-1)) + 1
 
     def _select(self, wanted) -> Jobs:  # type: ignore[no-untyped-def]
         code = self.forward.code
@@ -76,7 +92,7 @@ class Layout:
 
     @cached_property
     def places(self) -> Places:
-        """Static values; what is shared, for every step; what differs, for one step."""
+        """Static values; what is shared, and the loss, for every step; what differs, for one step."""
         allocator = Allocator(len(self.graph.nodes))
         written = set(self.forward.code[:, OUT].tolist())
         for node in self.graph.nodes:
@@ -87,8 +103,9 @@ class Layout:
                 entries = node.size * (self.copies if vector else 1)
                 allocator.place(node.index, allocator.take(entries), (0, node.size if vector else 0, 0, 0))
             elif node.index in self.reached:
-                base = allocator.take(self.copies * self.rows * node.size)
-                allocator.place(node.index, base, (0, self.rows * node.size, node.size, 0))
+                step = self.copies * self.rows * node.size if node.index == self.graph.loss else 0
+                base = allocator.take(step * self.steps or self.copies * self.rows * node.size)
+                allocator.place(node.index, base, (step, self.rows * node.size, node.size, 0))
             else:
                 base = allocator.take(self.steps * self.rows * node.size)
                 allocator.place(node.index, base, (self.rows * node.size, 0, node.size, 0))
@@ -111,7 +128,7 @@ class Layout:
         """Numbers that one more copy takes; of a matrix that is computed as many as may change, of the leaf one."""
         late = [n for n in self.graph.nodes if n.index in self.reached and n.phase is not Phase.STATIC]
         static = [self.graph.nodes[n] for n in self.crossing if n != self.leaf or len(self.graph.nodes[n].shape) < 2]
-        return sum(self.rows * n.size for n in late) + sum(n.size for n in static)
+        return self.rows * (self.steps + sum(n.size for n in late)) + sum(n.size for n in static)
 
 
 class Copies:
@@ -125,6 +142,7 @@ class Copies:
         self.numbers = layout.forward.numbers.astype(dtype)
         self.fix = no_fixes(len(layout.graph.nodes), dtype)
         self._places = without_packed(layout.places.table, dtype)
+        self._jobs: dict[int, Jobs] = {}
         for node, values in static.items():
             self.block(node)[..., :] = values.ravel()
         for node, rows in inputs.items():
@@ -165,34 +183,40 @@ class Copies:
         """The values (copies, rows, size) of a node that differs between copies."""
         return self.block(node).reshape(self.layout.copies, self.layout.rows, -1)
 
-    @cached_property
-    def _steps(self) -> Call:
-        """The jobs of a step, of which only the number of the step changes."""
+    def run(self, first: int, last: int, change: Callable[[], None] | None = None) -> None:
+        """Steps `first` to `last` of every copy; at the first one `change` is called where the leaf has its value."""
+        layout = self.layout
+        known = layout.known
+        if change is not None:
+            self._span(first, first + 1, 0, known)
+            change()
+            self._span(first, first + 1, known, len(layout.each))
+            first += 1
+        self._span(first, last, 0, len(layout.each))
+
+    def _span(self, first: int, last: int, line: int, end: int) -> None:
+        """Lines `line` to `end` of some steps."""
+        if first == last or line == end:
+            return
         layout = self.layout
         rows = layout.copies * layout.rows
-        parts = max(1, min(layout.copies, rows // PART_ROWS, int(layout.flops * rows / LANE_FLOPS)))
-        job = self._job(layout.each, self.fix)
-        job[kernel.I1] = layout.rows
-        return Call("forward", cut(job, kernel.O0, 0, layout.copies, parts), keeps=self.fix)
+        parts = max(1, min(layout.copies, rows // PART_ROWS, int(layout.flops * rows * (last - first) / LANE_FLOPS)))
+        if parts not in self._jobs:
+            job = self._job(layout.each, self.fix)
+            job[kernel.I1] = layout.rows
+            self._jobs[parts] = cut(job, kernel.O0, 0, layout.copies, parts)
+        jobs = self._jobs[parts]
+        jobs[:, [kernel.STEP0, kernel.STEP1, kernel.FIRST, kernel.LAST]] = first, last, line, end
+        run("forward", jobs, self.V)
 
-    def step(self, j: int) -> NDArray:
-        """Run step j for every copy; the losses, (copies, rows) or what broadcasts to it. The state moves on."""
-        layout, graph = self.layout, self.layout.graph
-        if len(layout.each):
-            self._steps.jobs[:, [kernel.STEP0, kernel.STEP1]] = j, j + 1
-            self._steps.run(self.V, self.V.ctypes.data)
-        losses = self._losses(j).copy()
-        for name, previous in graph.previous.items():
-            self.block(previous)[:] = self.block(graph.new[name])
-        return losses
-
-    def _losses(self, j: int) -> NDArray:
-        layout, loss = self.layout, self.layout.graph.nodes[self.layout.graph.loss]
-        if loss.phase is Phase.STATIC:
-            return self.block(loss.index)
-        if loss.index in layout.reached:
-            return self.rows(loss.index)[:, :, 0]
-        return self.block(loss.index).reshape(layout.steps, layout.rows)[j][None]
+    def losses(self, first: int, last: int) -> NDArray:
+        """The losses of steps that have run, a view (steps, copies, rows)."""
+        layout, loss = self.layout, self.layout.graph.loss
+        place = layout.places.table[loss]
+        strides = [int(place[field]) * self.V.itemsize for field in (STEP, OUTER, INNER_ROW)]
+        shape = (last - first, layout.copies, layout.rows)
+        start = self.V[place[BASE] + first * place[STEP] :]
+        return np.lib.stride_tricks.as_strided(start, shape, strides, writeable=False)
 
     def static_run(self) -> None:
         """Compute the static nodes afresh, from leaves that are stored once."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,18 @@ from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
 BLOCK_ENTRIES = 1 << 18
-"""Numbers that the copies of one block may take: some megabytes, so that a step's values stay in cache."""
+"""Numbers that the copies of one block may take: some megabytes."""
+_NOTHING = Tensor("", "param", ())
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a node's value is changed in windows of one `length`: `step` steps after their start, or, where the length
+    is 0, at each step by itself whose loss counts. `times (windows,)` are the steps that this comes to."""
+
+    length: int
+    step: int
+    times: tuple[int, ...]
 
 
 class Perturbed:
@@ -44,6 +57,9 @@ class Perturbed:
         self.groups: dict[int, list[Window]] = defaultdict(list)
         for window in merged(windows):
             self.groups[window.stop - window.start].append(window)
+        self.groups[0] = [Window(t, t, t + 1) for w in merged(windows) for t in range(w.loss_from, w.stop)]
+        self.layouts: dict[tuple[int, int, int, int], Layout] = {}
+        self.kept: Copies | None = None
         plan = make_plan(self.graph, [], self.setup.batch, self.setup.T, [])
         arrays = self.problem.arrays
         self.trace = Trace(plan, np.dtype(dtype), arrays)
@@ -84,17 +100,45 @@ class Perturbed:
             met[block] = np.maximum(met[block], far)
         return losses, met
 
+    def spots(self, lasting: bool) -> list[Spot]:
+        """Where a node is changed once in everything that windows see of it; what is not `lasting` moves no state."""
+        if not lasting:
+            return [Spot(0, 0, tuple(w.start for w in self.groups[0]))]
+        lengths = [(length, windows) for length, windows in self.groups.items() if length]
+        return [Spot(n, j, tuple(w.start + j for w in windows)) for n, windows in lengths for j in range(n)]
+
+    def kicked(
+        self, node: int, spots: Sequence[Spot], entries: NDArray[np.int64], deltas: Values
+    ) -> Iterator[tuple[Values, Values, FloatArray]]:
+        """What happens to the losses of C copies when copy c has entry `entries[c]` of the value of `node` changed by
+        `deltas[c]`, at each of `spots` in turn, in all windows and samples at once.
+
+        Changes (C, windows · batch) of each window's losses from there on, weighted as in `losses`; these losses as they
+        are without it, (windows · batch,); and the kinks that were met, as of `followed`.
+        """
+        deltas = np.asarray(deltas, self.trace.V.dtype)
+        work = [list(self._kicks(node, spot, entries, deltas)) for spot in spots]
+        parts: Iterator[Found] = (self.piece(_NOTHING, piece) for pieces in work for piece in pieces)
+        if self.elsewhere is not None and sum(piece.flops for pieces in work for piece in pieces) >= FAR_FLOPS:
+            asked = Asked(_NOTHING, self.windows, self.trace.V.dtype.name, self.kinks is not NONE)
+            parts = iter(self.elsewhere.losses(asked, [piece for pieces in work for piece in pieces]))
+        for pieces in work:
+            found = [next(parts) for _ in pieces]
+            changes, met = (np.concatenate([part[i][1:] for part in found]) for i in (0, 1))
+            yield changes, found[0][0][0], met
+
     def piece(self, tensor: Tensor, piece: Piece) -> Found:
         """The losses (C, batch) of one piece of the work, and the kinks met; the same bits wherever it is done."""
         static = np.full(len(piece.entries), self.met)
-        return self._run(Change(tensor, piece.entries, piece.deltas, static), self.groups[piece.length])
+        change = Change(tensor, piece.entries, piece.deltas, static, piece.node, piece.step)
+        return self._run(change, self.groups[piece.length])
 
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array moved by `change (size,)`."""
         array = np.asarray(self.problem.array(tensor))
         moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
         other = copy.copy(self)
-        other.elsewhere = None  # these arrays are known here alone
+        other.elsewhere, other.kept = None, None  # these arrays are known here alone
         other.problem = self.problem.with_array(tensor, moved)
         plan = make_plan(self.graph, [], self.setup.batch, 1, [])
         other.trace = Trace(plan, self.trace.dtype, other.problem.arrays)
@@ -108,57 +152,86 @@ class Perturbed:
     def here(self) -> tuple[Values, FloatArray]:
         """Losses (batch,) of the arrays as they are, and the kinks that were met."""
         nothing = np.zeros(1, dtype=np.int64)
-        losses, met = self.followed(Tensor("", "param", ()), nothing, nothing)
+        losses, met = self.followed(_NOTHING, nothing, nothing)
         return losses[0], met[0]
 
     def _node(self, tensor: Tensor) -> int:
         group = self.graph.previous if tensor.kind == "state" else self.graph.leaf
         return group.get(tensor.name, -1)
 
-    def _layout(self, tensor: Tensor, copies: int, windows: Sequence[Window]) -> Layout:
+    def _layout(self, node: int, copies: int, windows: Sequence[Window]) -> Layout:
         rows = len(windows) * self.setup.batch
         steps = windows[0].stop - windows[0].start
-        return Layout(self.graph, self.forward, self._node(tensor), copies, rows, steps)
+        key = (node, copies, rows, steps)
+        if key not in self.layouts:
+            self.layouts[key] = Layout(self.graph, self.forward, node, copies, rows, steps)
+        return self.layouts[key]
 
     def _pieces(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Iterator[tuple[slice, Piece]]:
         """The work, block by block of copies, for each length of windows."""
         for length, windows in self.groups.items():
-            one = self._layout(tensor, 1, windows)
+            if not length:
+                continue
+            one = self._layout(self._node(tensor), 1, windows)
             size = max(1, BLOCK_ENTRIES // max(1, one.entries_per_copy))
             for start in range(0, len(entries), size):
                 block = slice(start, min(len(entries), start + size))
                 flops = one.flops * one.rows * one.steps * (block.stop - start)
                 yield block, Piece(length, entries[block], deltas[block], flops)
 
+    def _kicks(self, node: int, spot: Spot, entries: NDArray[np.int64], deltas: Values) -> Iterator[Piece]:
+        """The same for changes of a node's value; the first copy of each block is not changed."""
+        one = self._layout(node, 1, self.groups[spot.length])
+        size = max(1, BLOCK_ENTRIES // max(1, one.entries_per_copy) - 1)
+        for start in range(0, len(entries), size):
+            some, by = (np.concatenate([np.zeros(1, a.dtype), a[start : start + size]]) for a in (entries, deltas))
+            flops = one.flops * one.rows * (one.steps - spot.step) * len(some)
+            yield Piece(spot.length, some, by, flops, node, spot.step)
+
     def _run(self, change: Change, windows: Sequence[Window]) -> tuple[Values, FloatArray]:
         """The losses (copies, batch) of one block over windows of equal length, and the kinks that were met."""
-        layout = self._layout(change.tensor, len(change.entries), windows)
+        leaf = self._node(change.tensor) if change.node < 0 else change.node
+        layout = self._layout(leaf, len(change.entries), windows)
         batch, starts = self.setup.batch, np.array([w.start for w in windows])
         steps = starts + np.arange(layout.steps)[:, None]
         copies = self._copies(layout, change, steps)
-        self._enter(copies, change, starts)
+        self._enter(copies, change, starts + change.step)
+        met = self._go(copies, change, steps)
         counted = np.where(steps >= [w.loss_from for w in windows], 1.0, 0.0)
-        total = np.zeros((layout.copies, layout.rows), copies.V.dtype)
-        lost = np.zeros_like(total)
-        earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
-        later = set(self.kinks.steps) - earlier
-        met = np.zeros(total.shape) + change.met[:, None]
-        for j in range(layout.steps):
-            self._feed(copies, change, steps[j], j)
-            # Before `copies.step`, which puts the new state in the place of the earlier one.
-            met = np.maximum(met, self.kinks.met(copies, earlier, steps, j))
-            weights = (self.weights[steps[j]] * counted[j][:, None]).reshape(layout.rows)
-            term = copies.step(j) * weights - lost  # Kahan: the sum's own rounding is not to be taken for noise
-            new = total + term
-            lost = (new - total) - term
-            total = new
-            met = np.maximum(met, self.kinks.met(copies, later, steps, j))
-        (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
+        weights = (self.weights[steps] * counted[:, :, None]).reshape(layout.steps, layout.rows)
+        losses = copies.losses(change.step, layout.steps)
+        if change.node >= 0:
+            total = _changes(losses, weights[change.step :])
+            return _marked(total, met), met
+        total = _marked(_total(losses, weights), met)
         shape = (layout.copies, len(windows), batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 
+    def _go(self, copies: Copies, change: Change, steps: NDArray[np.int64]) -> FloatArray:
+        """Run all steps, and find the kinks that are met (copies, rows).
+
+        One step at a time where something has to be looked at, or fed, in between.
+        """
+        layout = copies.layout
+        met = np.zeros((layout.copies, layout.rows)) + change.met[:, None]
+        kick = partial(_kick, copies, change) if change.node >= 0 else None
+        if not self.kinks.steps and change.tensor.kind != "input":
+            copies.run(change.step, layout.steps, kick)
+            return met
+        earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
+        later = set(self.kinks.steps) - earlier
+        for j in range(change.step, layout.steps):
+            self._feed(copies, change, steps[j], j)
+            # Before the step, which puts the new state in the place of the earlier one.
+            met = np.maximum(met, self.kinks.met(copies, earlier, steps, j))
+            copies.run(j, j + 1, kick if j == change.step else None)
+            met = np.maximum(met, self.kinks.met(copies, later, steps, j))
+        return met
+
     def _copies(self, layout: Layout, change: Change, steps: NDArray[np.int64]) -> Copies:
         """The block's values, with the change made where it concerns a parameter."""
+        if change.node >= 0 and self.kept is not None and self.kept.layout is layout:
+            return self.kept
         static = {
             n.index: self.trace.value(n.index, n.size)
             for n in self.graph.nodes
@@ -170,7 +243,9 @@ class Perturbed:
                 layout.steps, layout.rows, -1
             )
         copies = Copies(layout, self.trace.V.dtype, inputs, static)
-        if change.tensor.kind == "param" and layout.leaf >= 0:
+        if change.node >= 0:
+            self.kept = copies
+        elif change.tensor.kind == "param" and layout.leaf >= 0:
             self._change_parameter(copies, change)
         return copies
 
@@ -242,3 +317,33 @@ class Perturbed:
             hit = np.flatnonzero(change.entries // size == t)
             for b in range(w * batch, (w + 1) * batch):
                 rows[hit, b, change.entries[hit] % size] += change.deltas[hit]
+
+
+def _kick(copies: Copies, change: Change) -> None:
+    """Change one entry of the leaf's value in every row of each copy."""
+    rows = copies.rows(copies.layout.leaf)
+    rows[np.arange(len(rows)), :, change.entries] += change.deltas[:, None]
+
+
+def _total(losses: Values, weights: FloatArray) -> Values:
+    """The sum (copies, rows) over steps (Kahan: the sum's own rounding is not to be taken for noise)."""
+    total, lost = np.zeros(losses.shape[1:], losses.dtype), np.zeros(losses.shape[1:], losses.dtype)
+    for step, weight in zip(losses, weights, strict=True):
+        term = step * weight - lost
+        new = total + term
+        lost = (new - total) - term
+        total = new
+    return total
+
+
+def _changes(losses: Values, weights: FloatArray) -> Values:
+    """The sum of the first copy, and what the sums of the others are beyond it: differences are taken step by step."""
+    apart = losses - losses[:, :1]
+    apart[:, 0] = losses[:, 0]
+    return np.asarray(np.einsum("tcr,tr->cr", apart, weights))
+
+
+def _marked(total: Values, met: FloatArray) -> Values:
+    """NaN, or an imaginary part of NaN, where a kink was met."""
+    (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
+    return total
