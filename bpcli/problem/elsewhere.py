@@ -20,8 +20,7 @@ Values = NDArray[Any]
 """float64 or complex128, as the copies are."""
 FloatArray = NDArray[np.float64]
 Found = tuple[Values, FloatArray]
-"""Losses (C, batch) of copies, and the kinks that they meet, as `Perturbed.followed` gives them, or changes of losses as
-`Perturbed.kicked` does."""
+"""Losses (C, batch) of copies, and the kinks they meet, as `Perturbed.followed` gives them, or changes of losses."""
 
 
 @dataclass(frozen=True)

@@ -113,8 +113,8 @@ class Perturbed:
         """What happens to the losses of C copies when copy c has entry `entries[c]` of the value of `node` changed by
         `deltas[c]`, at each of `spots` in turn, in all windows and samples at once.
 
-        Changes (C, windows · batch) of each window's losses from there on, weighted as in `losses`; these losses as they
-        are without it, (windows · batch,); and the kinks that were met, as of `followed`.
+        Changes (C, windows · batch) of each window's losses from there on, weighted as in `losses`; these losses as
+        they are without it, (windows · batch,); and the kinks that were met, as of `followed`.
         """
         deltas = np.asarray(deltas, self.trace.V.dtype)
         work = [list(self._kicks(node, spot, entries, deltas)) for spot in spots]

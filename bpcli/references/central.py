@@ -8,18 +8,21 @@ from functools import partial
 from typing import ClassVar
 
 from bpcli.methods.base import Window
+from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.references.base import Estimate, copies, forward_flops
+from bpcli.references.base import Estimate, copies, forward_flops, through_preactivations
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
+from bpcli.references.numerics.kicks import DEARER
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.numerics.sweep import Differentiate, sweep, sweep_along
+from bpcli.references.numerics.sweep import Differentiate, Quick, sweep, sweep_along
 
 # The relative error aimed at, a tenth of what a verdict needs.
 TARGET = 1e-4
 _SAMPLE_AT_LEAST = 16
-# Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice.
-_EVALUATIONS = 14
+# Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice; and what they
+# are for a preactivation.
+_EVALUATIONS, _OF_KICK = 14, 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Central:
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        return sweep(problem, windows, tensors, self._differentiate(), self.sample)
+        quick = Quick(TARGET, self.offset) if self.sample is None and analytic(problem.setup.graph) else None
+        return sweep(problem, windows, tensors, self._differentiate(), self.sample, quick)
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`."""
@@ -46,7 +50,11 @@ class Central:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        return _EVALUATIONS * copies(setup, self.sample) * forward_flops(setup, windows)
+        kicked, rest = 0.0, setup
+        if self.sample is None and analytic(setup.graph):
+            kicked, rest = through_preactivations(setup, windows, DEARER)
+        evaluations = _OF_KICK * kicked + _EVALUATIONS * copies(rest, self.sample)
+        return evaluations * forward_flops(setup, windows)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""

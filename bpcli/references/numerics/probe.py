@@ -31,12 +31,19 @@ class Probe:
     places: Indices
     summed: bool
 
-    def sample(self, count: int, seed: int) -> Probe:
-        """At most `count` of the K numbers, chosen at random with a seed."""
+    def some(self, count: int, seed: int) -> Indices:
+        """At most `count` of the K numbers, chosen at random with a seed: which ones."""
         if count >= len(self.entries):
-            return self
-        rows = np.sort(np.random.default_rng(seed).choice(len(self.entries), count, replace=False))
+            return np.arange(len(self.entries))
+        return np.sort(np.random.default_rng(seed).choice(len(self.entries), count, replace=False))
+
+    def rows(self, rows: Indices) -> Probe:
+        """Those of the K numbers alone."""
         return Probe(self.entries[rows], self.points[rows], self.places[rows], self.summed)
+
+    def sample(self, count: int, seed: int) -> Probe:
+        """`some` of the K numbers alone."""
+        return self.rows(self.some(count, seed))
 
     def scatter(self, values: FloatArray, shape: tuple[int, ...], elsewhere: float = 0.0) -> FloatArray:
         """`values (K, S)` in a gradient of the given shape, `elsewhere` in the rest."""

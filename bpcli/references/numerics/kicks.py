@@ -1,0 +1,146 @@
+"""Derivatives with respect to preactivations, from changes of their values, put together to those of parameters.
+
+Products are linear in their matrix (see `bpcli.problem.preactivations`): that is all that is known of the network.
+Where preactivations are fewer than parameters, and what they change is over sooner, there is so much less to evaluate.
+Whoever takes derivatives from here compares some of them with what changes of the parameters themselves say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from bpcli.problem.cast import cast
+from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.perturbed import Perturbed, Spot
+from bpcli.problem.preactivations import assemble, lasting, terms, worthwhile
+from bpcli.problem.values import node_values
+from bpcli.references.numerics.ladder import NOISE_FACTOR, Derivatives
+from bpcli.references.numerics.noise import loss_noise
+from bpcli.references.numerics.pairs import SIGNED, pairs
+from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
+
+COMPARED = 8
+"""Entries of each tensor that are compared with changes of their own."""
+DEARER = 4 / 10
+"""Evaluations of the loss for a preactivation over those for an entry, by real differences."""
+_STEP = 1e-40
+# The first step, relative to the size of a preactivation; at how many it is judged; and the steps that may follow.
+_FIRST, _JUDGED = 2.0**-12, 16
+_LEAST, _LARGEST = 2.0**-20, 2.0**-8
+_UNIT_ROUNDOFF = 2.0**-53
+
+
+class Kicks:
+    """Derivatives of those of `tensors` for which it is less work this way.
+
+    A change of a preactivation is evaluated `dearer` times as often as one of an entry.
+    """
+
+    def __init__(self, problem: Problem, perturbed: Perturbed, tensors: Sequence[Tensor], dearer: float) -> None:
+        self.problem, self.perturbed = problem, perturbed
+        self.tensors = worthwhile(problem.setup, perturbed.windows, tensors, dearer)
+        every = terms(problem.setup.graph)
+        self.terms = {t.name: every[t.name] for t in self.tensors}
+        self.zs = sorted({term.z for some in self.terms.values() for term in some})
+
+    @cached_property
+    def _values(self) -> dict[int, FloatArray]:
+        """What preactivations and what their matrices are multiplied with are at every step."""
+        vectors = {term.vector for some in self.terms.values() for term in some if term.vector >= 0}
+        return node_values(cast(self.problem, np.dtype(np.float64)), sorted({*self.zs, *vectors}))
+
+    def imaginary(self) -> dict[str, FloatArray]:
+        """By tensor, from imaginary steps; NaN where a kink is met."""
+        slopes = {}
+        for z in self.zs:
+            units, spots = self._units(z), self._spots(z)
+            slopes[z] = self._zeros(z)
+            found = self.perturbed.kicked(z, spots, units, np.full(len(units), _STEP * 1j))
+            for spot, (changes, _, _) in zip(spots, found, strict=True):
+                self._add(slopes[z], spot, changes.imag / _STEP)
+        return self._assembled(slopes, np.asarray)
+
+    def real(self, offset: float) -> dict[str, Derivatives]:
+        """By tensor, from pairs of central differences with steps of a power of two times `offset`."""
+        value, truncation, noise = {}, {}, {}
+        for z in self.zs:
+            value[z], truncation[z], noise[z] = self._differences(z, offset)
+        found = self._assembled(value, np.asarray)
+        bounds = (self._assembled(part, np.abs) for part in (truncation, noise))
+        return {n: Derivatives(v, t[n], s[n], np.zeros_like(v)) for t, s in [tuple(bounds)] for n, v in found.items()}
+
+    def _differences(self, z: int, offset: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Derivative, truncation and noise (T, batch, size)."""
+        spots, units = self._spots(z), self._units(z)
+        step, level = self._step(z, spots)
+        step *= offset
+        parts = self._zeros(z), self._zeros(z), self._zeros(z)
+        signed = step * np.repeat(SIGNED, len(units))
+        found = self.perturbed.kicked(z, spots, np.tile(units, len(SIGNED)), signed)
+        for spot, (changes, base, _) in zip(spots, found, strict=True):
+            value, truncation, size = pairs(changes.reshape(4, len(units), -1), step)
+            at = self._values[z][list(spot.times)].reshape(-1, len(units)).T
+            # The points themselves are rounded, and so is each loss.
+            rounding = _UNIT_ROUNDOFF * (2 * (np.abs(at) / step + 1) * np.abs(value) + NOISE_FACTOR * size)
+            noise = NOISE_FACTOR * np.maximum(level, 4 * _UNIT_ROUNDOFF * np.abs(base)) / step
+            for total, part in zip(parts, (value, truncation, noise + rounding), strict=True):
+                self._add(total, spot, part)
+        return parts
+
+    def _step(self, z: int, spots: Sequence[Spot]) -> tuple[float, float]:
+        """The step at which noise and truncation balance at some preactivations, and the noise there."""
+        spot = max(spots, key=lambda s: s.length - s.step)
+        at = self._values[z][list(spot.times)].reshape(-1, len(self._units(z))).T
+        sizes = np.abs(at)[np.abs(at) > 0]
+        scale = float(np.exp2(np.round(np.log2(np.median(sizes))))) if sizes.size else 1.0
+        first = _FIRST * scale
+        sampler = self._sampler(z, spot, at)
+        noise = loss_noise(sampler, np.full(len(at), first))
+        judged = np.linspace(0, len(at) - 1, min(len(at), _JUDGED)).astype(np.int64)
+        signed = first * np.repeat(SIGNED, len(judged))
+        changes = sampler.losses(np.tile(judged, 4), signed) - sampler.base
+        _, truncation, _ = pairs(changes.reshape(4, len(judged), -1), first)
+        known = truncation[np.isfinite(truncation)]
+        grows = float(known.mean()) / first**2 if known.any() else 0.0
+        falls = NOISE_FACTOR * float(noise.mean())
+        best = (falls / (2 * grows)) ** (1 / 3) if grows > 0 else np.inf
+        best = min(max(best, _LEAST * scale), _LARGEST * scale)
+        return float(np.exp2(np.round(np.log2(best)))), float(noise.max())
+
+    def _sampler(self, z: int, spot: Spot, at: FloatArray) -> Sampler:
+        """The losses around the preactivations of one spot."""
+        units = self._units(z)
+
+        def losses(entries: Indices, deltas: FloatArray) -> FloatArray:
+            (found,) = self.perturbed.kicked(z, [spot], entries, deltas)
+            return np.asarray(found[0] + found[1])
+
+        (first,) = self.perturbed.kicked(z, [spot], units[:1], np.zeros(1))
+        return Sampler(losses, Probe(units, at, units[:, None], summed=False), first[1])
+
+    def _spots(self, z: int) -> list[Spot]:
+        return self.perturbed.spots(lasting(self.problem.setup.graph, z))
+
+    def _units(self, z: int) -> Indices:
+        return np.arange(self.problem.setup.graph.nodes[z].size)
+
+    def _zeros(self, z: int) -> FloatArray:
+        setup = self.problem.setup
+        return np.zeros((setup.T, setup.batch, setup.graph.nodes[z].size))
+
+    def _add(self, total: FloatArray, spot: Spot, found: FloatArray) -> None:
+        """Add what was found at a spot, (units, windows · batch), to what there is of its steps."""
+        part = np.broadcast_to(found, (total.shape[2], len(spot.times) * total.shape[1]))
+        np.add.at(total, list(spot.times), part.T.reshape(-1, *total.shape[1:]))
+
+    def _assembled(
+        self, slopes: dict[int, FloatArray], sized: Callable[[FloatArray], FloatArray]
+    ) -> dict[str, FloatArray]:
+        """By tensor, derivatives, or with absolute values of the vectors their errors."""
+        return {
+            t.name: assemble(self.terms[t.name], t.shape, slopes, lambda v: sized(self._values[v]))
+            for t in self.tensors
+        }
