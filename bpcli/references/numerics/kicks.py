@@ -8,6 +8,7 @@ Whoever takes derivatives from here compares some of them with what changes of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -30,7 +31,17 @@ _STEP = 1e-40
 # The first step, relative to the size of a preactivation; at how many it is judged; and the steps that may follow.
 _FIRST, _JUDGED = 2.0**-12, 16
 _LEAST, _LARGEST = 2.0**-20, 2.0**-8
+# Preactivations at which the noise is measured; each feels all that follows.
+_NOISE_ROWS = 4
 _UNIT_ROUNDOFF = 2.0**-53
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """The derivatives of a tensor, in its shape, and the noise of the loss that they were made from."""
+
+    found: Derivatives
+    noise: float
 
 
 class Kicks:
@@ -63,17 +74,21 @@ class Kicks:
                 self._add(slopes[z], spot, changes.imag / _STEP)
         return self._assembled(slopes, np.asarray)
 
-    def real(self, offset: float) -> dict[str, Derivatives]:
+    def real(self, offset: float) -> dict[str, Ready]:
         """By tensor, from pairs of central differences with steps of a power of two times `offset`."""
-        value, truncation, noise = {}, {}, {}
+        value, truncation, noise, levels = {}, {}, {}, []
         for z in self.zs:
-            value[z], truncation[z], noise[z] = self._differences(z, offset)
-        found = self._assembled(value, np.asarray)
-        bounds = (self._assembled(part, np.abs) for part in (truncation, noise))
-        return {n: Derivatives(v, t[n], s[n], np.zeros_like(v)) for t, s in [tuple(bounds)] for n, v in found.items()}
+            value[z], truncation[z], noise[z], level = self._differences(z, offset)
+            levels.append(level)
+        values = self._assembled(value, np.asarray)
+        truncations, noises = (self._assembled(part, np.abs) for part in (truncation, noise))
+        return {
+            n: Ready(Derivatives(v, truncations[n], noises[n], np.zeros_like(v)), max(levels))
+            for n, v in values.items()
+        }
 
-    def _differences(self, z: int, offset: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Derivative, truncation and noise (T, batch, size)."""
+    def _differences(self, z: int, offset: float) -> tuple[FloatArray, FloatArray, FloatArray, float]:
+        """Derivative, truncation and noise (T, batch, size), and the noise of the whole loss."""
         spots, units = self._spots(z), self._units(z)
         step, level = self._step(z, spots)
         step *= offset
@@ -88,7 +103,7 @@ class Kicks:
             noise = NOISE_FACTOR * np.maximum(level, 4 * _UNIT_ROUNDOFF * np.abs(base)) / step
             for total, part in zip(parts, (value, truncation, noise + rounding), strict=True):
                 self._add(total, spot, part)
-        return parts
+        return *parts, level * len(base)
 
     def _step(self, z: int, spots: Sequence[Spot]) -> tuple[float, float]:
         """The step at which noise and truncation balance at some preactivations, and the noise there."""
@@ -119,7 +134,8 @@ class Kicks:
             return np.asarray(found[0] + found[1])
 
         (first,) = self.perturbed.kicked(z, [spot], units[:1], np.zeros(1))
-        return Sampler(losses, Probe(units, at, units[:, None], summed=False), first[1])
+        around = Probe(units, at, units[:, None], summed=False)
+        return Sampler(losses, around, first[1], noise_rows=_NOISE_ROWS)
 
     def _spots(self, z: int) -> list[Spot]:
         return self.perturbed.spots(lasting(self.problem.setup.graph, z))

@@ -87,9 +87,9 @@ class Sampler:
     kinks: FloatArray | None = None
 
     @staticmethod
-    def of(losses: Losses, probe: Probe, kinks: FloatArray | None = None) -> Sampler:
+    def of(losses: Losses, probe: Probe) -> Sampler:
         """The sampler, with the unshifted losses `base (batch,)` evaluated."""
-        return Sampler(losses, probe, losses(probe.entries[:1], np.zeros(1))[0], kinks=kinks)
+        return Sampler(losses, probe, losses(probe.entries[:1], np.zeros(1))[0])
 
     @property
     def level(self) -> FloatArray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.base import Estimate, nothing
 from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
-from bpcli.references.numerics.kicks import COMPARED, DEARER, Kicks
+from bpcli.references.numerics.kicks import COMPARED, DEARER, Kicks, Ready
 from bpcli.references.numerics.ladder import SMALL, Derivatives, where_finite
 from bpcli.references.numerics.pairs import agree
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
@@ -45,17 +45,23 @@ class Around:
         self.real = Perturbed(problem, windows, np.dtype(np.float64), kinks)
         self.imaginary = Perturbed(problem, windows, np.dtype(np.complex128), kinks) if kinks.any else None
 
+    @cached_property
+    def base(self) -> FloatArray:
+        """The losses (batch,) with nothing shifted."""
+        return np.asarray(self.real.here()[0], dtype=np.float64)
+
     def entries(self, tensor: Tensor, around: Probe) -> Sampler:
         """A tensor's values shifted one at a time."""
         followed = partial(self.imaginary.followed, tensor) if self.imaginary else None
-        return Sampler.of(partial(self.real.losses, tensor), around, _distances(around, followed))
+        kinks = _distances(around, followed)
+        return Sampler(partial(self.real.losses, tensor), around, self.base, kinks=kinks)
 
     def along(self, tensor: Tensor, rows: FloatArray) -> Sampler:
         """All of a tensor's values moved along directions."""
         around = points_along(np.asarray(self.problem.array(tensor), dtype=np.float64), rows)
         followed = Along(self.imaginary, tensor, rows).followed if self.imaginary else None
-        sampler = Sampler.of(Along(self.real, tensor, rows).losses, around, _distances(around, followed))
-        return replace(sampler, noise_rows=NOISE_ROWS)
+        losses, kinks = Along(self.real, tensor, rows).losses, _distances(around, followed)
+        return Sampler(losses, around, self.base, noise_rows=NOISE_ROWS, kinks=kinks)
 
 
 def _distances(around: Probe, followed: Followed | None) -> FloatArray:
@@ -80,7 +86,7 @@ def sweep(
     With `quick` derivatives are taken from preactivations where that is cheaper, for a graph without kinks.
     """
     losses = Around(problem, windows)
-    ready = {}
+    ready: Mapping[str, Ready] = {}
     if quick is not None:
         ready = Kicks(problem, losses.real, tensors, DEARER).real(quick.offset)
     estimates = {}
@@ -106,15 +112,14 @@ def sweep(
 
 
 def _completed(
-    losses: Around, tensor: Tensor, around: Probe, ready: Derivatives, quick: Quick, differentiate: Differentiate
+    losses: Around, tensor: Tensor, around: Probe, ready: Ready, quick: Quick, differentiate: Differentiate
 ) -> Derivatives:
     """What is `ready` of a tensor, and the rest by shifting its entries: all of them where a few do not agree."""
-    parts = ready.value, ready.truncation, ready.noise, ready.kink
-    found = where_finite(Derivatives(*(part.reshape(-1)[around.places] for part in parts)))
+    found = where_finite(Derivatives(*(part.reshape(-1)[around.places] for part in ready.found.parts)))
     size = np.abs(found.value)
     lacking = ~(found.bound <= quick.target * np.maximum(size, SMALL * size.max()))[:, 0]
     few = around.some(COMPARED, zlib.crc32(tensor.name.encode()))
-    if not agree(losses.entries(tensor, around.rows(few)), found.rows(few)):
+    if not agree(losses.entries(tensor, around.rows(few)), found.rows(few), ready.noise):
         lacking[:] = True
     rows = np.flatnonzero(lacking)
     if len(rows):
