@@ -22,7 +22,7 @@ TARGET = 1e-4
 _SAMPLE_AT_LEAST = 16
 # Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice; and what they
 # are for a preactivation.
-_EVALUATIONS, _OF_KICK = 14, 4
+_EVALUATIONS, _OF_KICK = 14, 2
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
 
 COMPARED = 8
 """Entries of each tensor that are compared with changes of their own."""
-DEARER = 4 / 10
+DEARER = 2 / 10
 """Evaluations of the loss for a preactivation over those for an entry, by real differences."""
 _STEP = 1e-40
-# The first step, relative to the size of a preactivation; at how many it is judged; and the steps that may follow.
-_FIRST, _JUDGED = 2.0**-12, 16
+# The step, relative to the size of preactivations, with which some at a time are looked at, and the steps that may
+# follow; how much larger than all third derivatives that were seen the others may be.
+_FIRST, _LOOKED_AT = 2.0**-12, 16
 _LEAST, _LARGEST = 2.0**-20, 2.0**-8
+_SAFE = 32.0
 # Preactivations at which the noise is measured; each feels all that follows.
 _NOISE_ROWS = 4
 _UNIT_ROUNDOFF = 2.0**-53
@@ -42,6 +44,26 @@ class Ready:
 
     found: Derivatives
     noise: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The step to take, the noise of the loss, and the largest of first, second and third derivatives that were seen.
+
+    The third one counts as more than it was: most preactivations are not looked at.
+    """
+
+    step: float
+    noise: float
+    slope: float
+    even: float
+    odd: float
+
+    def third(self, slope: FloatArray, even: FloatArray) -> FloatArray:
+        """What the third derivatives over 3! are less than where the others are `slope` and `even`."""
+        with np.errstate(all="ignore"):
+            likeness = np.fmax(np.abs(slope) / self.slope, even / self.even)
+        return self.odd * np.fmax(likeness, 1.0)
 
 
 class Kicks:
@@ -75,55 +97,58 @@ class Kicks:
         return self._assembled(slopes, np.asarray)
 
     def real(self, offset: float) -> dict[str, Ready]:
-        """By tensor, from pairs of central differences with steps of a power of two times `offset`."""
+        """By tensor, from a central difference each, with steps of a power of two times `offset`."""
         value, truncation, noise, levels = {}, {}, {}, []
         for z in self.zs:
             value[z], truncation[z], noise[z], level = self._differences(z, offset)
             levels.append(level)
-        values = self._assembled(value, np.asarray)
-        truncations, noises = (self._assembled(part, np.abs) for part in (truncation, noise))
+        values, truncations = self._assembled(value, np.asarray), self._assembled(truncation, np.abs)
+        # Roundings of different losses are independent of each other.
+        squares = self._assembled({z: part**2 for z, part in noise.items()}, np.square)
         return {
-            n: Ready(Derivatives(v, truncations[n], noises[n], np.zeros_like(v)), max(levels))
+            n: Ready(Derivatives(v, truncations[n], np.sqrt(squares[n]), np.zeros_like(v)), max(levels))
             for n, v in values.items()
         }
 
     def _differences(self, z: int, offset: float) -> tuple[FloatArray, FloatArray, FloatArray, float]:
         """Derivative, truncation and noise (T, batch, size), and the noise of the whole loss."""
         spots, units = self._spots(z), self._units(z)
-        step, level = self._step(z, spots)
-        step *= offset
+        seen = self._look(z, spots)
+        step = offset * seen.step
         parts = self._zeros(z), self._zeros(z), self._zeros(z)
-        signed = step * np.repeat(SIGNED, len(units))
-        found = self.perturbed.kicked(z, spots, np.tile(units, len(SIGNED)), signed)
+        found = self.perturbed.kicked(z, spots, np.tile(units, 2), step * np.repeat([1.0, -1.0], len(units)))
         for spot, (changes, base, _) in zip(spots, found, strict=True):
-            value, truncation, size = pairs(changes.reshape(4, len(units), -1), step)
-            at = self._values[z][list(spot.times)].reshape(-1, len(units)).T
+            up, down = changes.reshape(2, len(units), -1)
+            value, level = (up - down) / (2 * step), np.maximum(seen.noise, 4 * _UNIT_ROUNDOFF * np.abs(base))
             # The points themselves are rounded, and so is each loss.
-            rounding = _UNIT_ROUNDOFF * (2 * (np.abs(at) / step + 1) * np.abs(value) + NOISE_FACTOR * size)
-            noise = NOISE_FACTOR * np.maximum(level, 4 * _UNIT_ROUNDOFF * np.abs(base)) / step
-            for total, part in zip(parts, (value, truncation, noise + rounding), strict=True):
+            at, size = np.abs(self._at(z, spot)) / step, np.maximum(np.abs(up), np.abs(down)) / step
+            rounding = _UNIT_ROUNDOFF * (2 * (at + 1) * np.abs(value) + NOISE_FACTOR * size)
+            even = np.maximum(np.abs(up + down) - 4 * NOISE_FACTOR * level, 0.0) / step**2
+            noise = NOISE_FACTOR * level / step + rounding
+            for total, part in zip(parts, (value, step**2 * seen.third(value, even), noise), strict=True):
                 self._add(total, spot, part)
-        return *parts, level * len(base)
+        return *parts, seen.noise * len(base)
 
-    def _step(self, z: int, spots: Sequence[Spot]) -> tuple[float, float]:
-        """The step at which noise and truncation balance at some preactivations, and the noise there."""
-        spot = max(spots, key=lambda s: s.length - s.step)
-        at = self._values[z][list(spot.times)].reshape(-1, len(self._units(z))).T
+    def _look(self, z: int, spots: Sequence[Spot]) -> Seen:
+        """What pairs at some preactivations show, and the step at which noise and truncation then balance."""
+        longest = max(spots, key=lambda s: s.length - s.step)
+        at = self._at(z, longest)
         sizes = np.abs(at)[np.abs(at) > 0]
         scale = float(np.exp2(np.round(np.log2(np.median(sizes))))) if sizes.size else 1.0
         first = _FIRST * scale
-        sampler = self._sampler(z, spot, at)
-        noise = loss_noise(sampler, np.full(len(at), first))
-        judged = np.linspace(0, len(at) - 1, min(len(at), _JUDGED)).astype(np.int64)
-        signed = first * np.repeat(SIGNED, len(judged))
-        changes = sampler.losses(np.tile(judged, 4), signed) - sampler.base
-        _, truncation, _ = pairs(changes.reshape(4, len(judged), -1), first)
-        known = truncation[np.isfinite(truncation)]
-        grows = float(known.mean()) / first**2 if known.any() else 0.0
-        falls = NOISE_FACTOR * float(noise.mean())
-        best = (falls / (2 * grows)) ** (1 / 3) if grows > 0 else np.inf
+        noise = loss_noise(self._sampler(z, longest, at), np.full(len(at), first))
+        units = np.linspace(0, len(at) - 1, min(len(at), _LOOKED_AT)).astype(np.int64)
+        some = [spots[k] for k in sorted({0, len(spots) // 2, len(spots) - 1})]
+        signed = first * np.repeat(SIGNED, len(units))
+        found = self.perturbed.kicked(z, some, np.tile(units, len(SIGNED)), signed)
+        changes = np.concatenate([part[0].reshape(len(SIGNED), -1) for part in found], axis=1)
+        changes = changes[:, np.isfinite(changes).all(axis=0)]
+        slope, apart, _ = pairs(changes, first)
+        third, even = _SAFE * apart / (3 * first**2), np.abs(changes[0] + changes[1]) / first**2
+        largest = [float(part.max(initial=0.0)) for part in (np.abs(slope), even, third)]
+        best = (NOISE_FACTOR * float(noise.mean()) / (2 * largest[2])) ** (1 / 3) if largest[2] > 0 else np.inf
         best = min(max(best, _LEAST * scale), _LARGEST * scale)
-        return float(np.exp2(np.round(np.log2(best)))), float(noise.max())
+        return Seen(float(np.exp2(np.round(np.log2(best)))), float(noise.max()), *largest)
 
     def _sampler(self, z: int, spot: Spot, at: FloatArray) -> Sampler:
         """The losses around the preactivations of one spot."""
@@ -139,6 +164,10 @@ class Kicks:
 
     def _spots(self, z: int) -> list[Spot]:
         return self.perturbed.spots(lasting(self.problem.setup.graph, z))
+
+    def _at(self, z: int, spot: Spot) -> FloatArray:
+        """The preactivations at a spot, (units, windows · batch)."""
+        return self._values[z][list(spot.times)].reshape(-1, self._values[z].shape[2]).T
 
     def _units(self, z: int) -> Indices:
         return np.arange(self.problem.setup.graph.nodes[z].size)
