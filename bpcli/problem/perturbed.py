@@ -59,6 +59,7 @@ class Perturbed:
             self.groups[window.stop - window.start].append(window)
         self.groups[0] = [Window(t, t, t + 1) for w in merged(windows) for t in range(w.loss_from, w.stop)]
         self.layouts: dict[tuple[int, int, int, int], Layout] = {}
+        self.weighted: dict[int, tuple[NDArray[np.int64], FloatArray]] = {}
         self.kept: Copies | None = None
         plan = make_plan(self.graph, [], self.setup.batch, self.setup.T, [])
         arrays = self.problem.arrays
@@ -131,7 +132,7 @@ class Perturbed:
         """The losses (C, batch) of one piece of the work, and the kinks met; the same bits wherever it is done."""
         static = np.full(len(piece.entries), self.met)
         change = Change(tensor, piece.entries, piece.deltas, static, piece.node, piece.step)
-        return self._run(change, self.groups[piece.length])
+        return self._run(change, piece.length)
 
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array moved by `change (size,)`."""
@@ -188,23 +189,30 @@ class Perturbed:
             flops = one.flops * one.rows * (one.steps - spot.step) * len(some)
             yield Piece(spot.length, some, by, flops, node, spot.step)
 
-    def _run(self, change: Change, windows: Sequence[Window]) -> tuple[Values, FloatArray]:
+    def _weighted(self, length: int) -> tuple[NDArray[np.int64], FloatArray]:
+        """The steps (length, windows) of windows of one length, and the weights (length, rows) of the losses there."""
+        if length not in self.weighted:
+            windows = self.groups[length]
+            steps = np.array([w.start for w in windows]) + np.arange(max(1, length))[:, None]
+            counted = np.where(steps >= [w.loss_from for w in windows], 1.0, 0.0)
+            self.weighted[length] = steps, (self.weights[steps] * counted[:, :, None]).reshape(len(steps), -1)
+        return self.weighted[length]
+
+    def _run(self, change: Change, length: int) -> tuple[Values, FloatArray]:
         """The losses (copies, batch) of one block over windows of equal length, and the kinks that were met."""
+        windows = self.groups[length]
         leaf = self._node(change.tensor) if change.node < 0 else change.node
         layout = self._layout(leaf, len(change.entries), windows)
-        batch, starts = self.setup.batch, np.array([w.start for w in windows])
-        steps = starts + np.arange(layout.steps)[:, None]
+        steps, weights = self._weighted(length)
         copies = self._copies(layout, change, steps)
-        self._enter(copies, change, starts + change.step)
+        self._enter(copies, change, steps[change.step])
         met = self._go(copies, change, steps)
-        counted = np.where(steps >= [w.loss_from for w in windows], 1.0, 0.0)
-        weights = (self.weights[steps] * counted[:, :, None]).reshape(layout.steps, layout.rows)
         losses = copies.losses(change.step, layout.steps)
         if change.node >= 0:
             total = _changes(losses, weights[change.step :])
             return _marked(total, met), met
         total = _marked(_total(losses, weights), met)
-        shape = (layout.copies, len(windows), batch)
+        shape = (layout.copies, len(windows), self.setup.batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 
     def _go(self, copies: Copies, change: Change, steps: NDArray[np.int64]) -> FloatArray:

@@ -23,7 +23,7 @@ from bpcli.references.numerics.noise import loss_noise
 from bpcli.references.numerics.pairs import SIGNED, pairs
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
 
-COMPARED = 8
+COMPARED = 4
 """Entries of each tensor that are compared with changes of their own."""
 DEARER = 2 / 10
 """Evaluations of the loss for a preactivation over those for an entry, by real differences."""
@@ -136,11 +136,11 @@ class Kicks:
         sizes = np.abs(at)[np.abs(at) > 0]
         scale = float(np.exp2(np.round(np.log2(np.median(sizes))))) if sizes.size else 1.0
         first = _FIRST * scale
-        noise = loss_noise(self._sampler(z, longest, at), np.full(len(at), first))
         units = np.linspace(0, len(at) - 1, min(len(at), _LOOKED_AT)).astype(np.int64)
-        some = [spots[k] for k in sorted({0, len(spots) // 2, len(spots) - 1})]
+        some = [longest, *(spots[k] for k in sorted({len(spots) // 2, len(spots) - 1} - {0}))]
         signed = first * np.repeat(SIGNED, len(units))
-        found = self.perturbed.kicked(z, some, np.tile(units, len(SIGNED)), signed)
+        found = list(self.perturbed.kicked(z, some, np.tile(units, len(SIGNED)), signed))
+        noise = loss_noise(self._sampler(z, longest, at, found[0][1]), np.full(len(at), first))
         changes = np.concatenate([part[0].reshape(len(SIGNED), -1) for part in found], axis=1)
         changes = changes[:, np.isfinite(changes).all(axis=0)]
         slope, apart, _ = pairs(changes, first)
@@ -150,7 +150,7 @@ class Kicks:
         best = min(max(best, _LEAST * scale), _LARGEST * scale)
         return Seen(float(np.exp2(np.round(np.log2(best)))), float(noise.max()), *largest)
 
-    def _sampler(self, z: int, spot: Spot, at: FloatArray) -> Sampler:
+    def _sampler(self, z: int, spot: Spot, at: FloatArray, base: FloatArray) -> Sampler:
         """The losses around the preactivations of one spot."""
         units = self._units(z)
 
@@ -158,9 +158,8 @@ class Kicks:
             (found,) = self.perturbed.kicked(z, [spot], entries, deltas)
             return np.asarray(found[0] + found[1])
 
-        (first,) = self.perturbed.kicked(z, [spot], units[:1], np.zeros(1))
         around = Probe(units, at, units[:, None], summed=False)
-        return Sampler(losses, around, first[1], noise_rows=_NOISE_ROWS)
+        return Sampler(losses, around, base, noise_rows=_NOISE_ROWS)
 
     def _spots(self, z: int) -> list[Spot]:
         return self.perturbed.spots(lasting(self.problem.setup.graph, z))

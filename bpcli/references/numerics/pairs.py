@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from bpcli.references.numerics.ladder import FIRST_STEP, NOISE_FACTOR, PILOT, Derivatives, scales
+from bpcli.references.numerics.noise import loss_noise
 from bpcli.references.numerics.probe import FloatArray, Sampler
 
 SIGNED = (1.0, -1.0, 2.0, -2.0)
@@ -21,18 +22,17 @@ def pairs(changes: FloatArray, step: float | FloatArray) -> tuple[FloatArray, Fl
     return (4 * near - far) / 3, np.abs(near - far), np.abs(changes).max(axis=0) / step
 
 
-def agree(sampler: Sampler, known: Derivatives, noise: float) -> bool:
+def agree(sampler: Sampler, known: Derivatives) -> bool:
     """Whether derivatives that come from elsewhere are those of the loss as its numbers are shifted themselves.
 
-    By a pair each, and by one difference with a tiny step, which leaps over nothing; `known` has the sampler's rows,
-    `noise` is that of the loss.
+    By a pair each, and by one difference with a tiny step, which leaps over nothing; `known` has the sampler's rows.
     """
     with np.errstate(all="ignore"):
         steps = np.exp2(np.round(np.log2(FIRST_STEP / 4 * scales(sampler.probe))))
         signed = np.outer([*SIGNED, PILOT, -PILOT], steps)
         rows = np.tile(np.arange(len(steps)), len(signed))
         change, shift = (a.reshape(len(signed), len(steps), -1) for a in sampler.shift(rows, signed.reshape(-1)))
-        step = steps[:, None]
+        noise, step = loss_noise(sampler, steps), steps[:, None]
         value, truncation, size = pairs(change[:4] * (signed[:4, :, None] / shift[:4]), step)
         tiny = (change[4] - change[5]) / (shift[4] - shift[5])
         room = known.bound + truncation + _UNIT_ROUNDOFF * NOISE_FACTOR * size

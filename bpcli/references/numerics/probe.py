@@ -76,7 +76,7 @@ class Sampler:
 
     Shifted numbers are rounded to `dtype` before the loss sees them. The noise is measured at `noise_rows` of them.
     `kinks (K, S)` says how far the kinks are that are too near to tell which side a number is on, negative where there
-    are none; losses beyond other kinks are NaN then. None where nobody knows.
+    are none; losses beyond other kinks are NaN then. None where nobody knows. `noise` is that of the loss, if known.
     """
 
     losses: Losses
@@ -85,6 +85,7 @@ class Sampler:
     dtype: np.dtype[np.floating] = field(default_factory=lambda: np.dtype(np.float64))
     noise_rows: int = 8
     kinks: FloatArray | None = None
+    noise: float | None = None
 
     @staticmethod
     def of(losses: Losses, probe: Probe) -> Sampler:

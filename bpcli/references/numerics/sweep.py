@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -118,12 +118,16 @@ def _completed(
     found = where_finite(Derivatives(*(part.reshape(-1)[around.places] for part in ready.found.parts)))
     size = np.abs(found.value)
     lacking = ~(found.bound <= quick.target * np.maximum(size, SMALL * size.max()))[:, 0]
+
+    def shifted(rows: Indices) -> Sampler:
+        return replace(losses.entries(tensor, around.rows(rows)), noise=ready.noise)
+
     few = around.some(COMPARED, zlib.crc32(tensor.name.encode()))
-    if not agree(losses.entries(tensor, around.rows(few)), found.rows(few), ready.noise):
+    if not agree(shifted(few), found.rows(few)):
         lacking[:] = True
     rows = np.flatnonzero(lacking)
     if len(rows):
-        found.put(rows, differentiate(losses.entries(tensor, around.rows(rows))))
+        found.put(rows, differentiate(shifted(rows)))
     return found
 
 
