@@ -76,9 +76,11 @@ class Kinks:
         layout = copies.layout
         found = np.full((layout.copies, layout.rows), FREE)
         for node in nodes:
-            shape = (layout.copies, layout.rows, -1) if node in layout.reached else (layout.steps, layout.rows, -1)
+            shape = (
+                (layout.copies, layout.rows, -1) if node in layout.reach.reached else (layout.steps, layout.rows, -1)
+            )
             held = copies.block(node).reshape(shape)
-            held = held if node in layout.reached else held[j : j + 1]
+            held = held if node in layout.reach.reached else held[j : j + 1]
             found = np.maximum(found, self.steps[node].met(held, steps[j]))
         return found
 

@@ -6,7 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,20 @@ from bpcli.graph.fuse import fuse
 from bpcli.graph.lower import lower_forward
 from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Phase
+from bpcli.graph.tape import Forward
 from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.fixes import Entries, joined, make_fixes
-from bpcli.kernels.plan import make_plan
+from bpcli.kernels.plan import Plan, make_plan
+from bpcli.kernels.reach import Reach
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
 from bpcli.problem.elsewhere import FAR_FLOPS, Asked, Change, FloatArray, Found, Piece, Values
 from bpcli.problem.kinks import FREE, NONE, Kinks
-from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
-BLOCK_ENTRIES = 1 << 18
+BLOCK_ENTRIES = 1 << 20
 """Numbers that the copies of one block may take: some megabytes."""
 _NOTHING = Tensor("", "param", ())
 
@@ -52,18 +54,15 @@ class Perturbed:
         self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
         self.setup, self.graph, self.windows = problem.setup, problem.setup.graph, tuple(windows)
         self.elsewhere = problem.elsewhere
-        self.forward = lower_forward(self.graph, fuse(self.graph))
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)
         for window in merged(windows):
             self.groups[window.stop - window.start].append(window)
         self.groups[0] = [Window(t, t, t + 1) for w in merged(windows) for t in range(w.loss_from, w.stop)]
-        self.layouts: dict[tuple[int, int, int, int], Layout] = {}
         self.weighted: dict[int, tuple[NDArray[np.int64], FloatArray]] = {}
-        self.kept: Copies | None = None
-        plan = make_plan(self.graph, [], self.setup.batch, self.setup.T, [])
-        arrays = self.problem.arrays
-        self.trace = Trace(plan, np.dtype(dtype), arrays)
+        self.kept: dict[Layout, Copies] = {}
+        plan = _plan(self.setup, self.setup.T)
+        self.trace = Trace(plan, np.dtype(dtype), self.problem.arrays)
         self.trace.start()
         for first in range(0, self.setup.T, plan.extent.chunk):
             self.trace.forward(first, min(self.setup.T, first + plan.extent.chunk))
@@ -139,10 +138,9 @@ class Perturbed:
         array = np.asarray(self.problem.array(tensor))
         moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
         other = copy.copy(self)
-        other.elsewhere, other.kept = None, None  # these arrays are known here alone
+        other.elsewhere, other.kept = None, {}  # these arrays are known here alone
         other.problem = self.problem.with_array(tensor, moved)
-        plan = make_plan(self.graph, [], self.setup.batch, 1, [])
-        other.trace = Trace(plan, self.trace.dtype, other.problem.arrays)
+        other.trace = Trace(_plan(self.setup, 1), self.trace.dtype, other.problem.arrays)
         other.met = self.kinks.met_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
         if tensor.kind == "state":
             node = self.graph.previous[tensor.name]
@@ -160,34 +158,31 @@ class Perturbed:
         group = self.graph.previous if tensor.kind == "state" else self.graph.leaf
         return group.get(tensor.name, -1)
 
-    def _layout(self, node: int, copies: int, windows: Sequence[Window]) -> Layout:
-        rows = len(windows) * self.setup.batch
-        steps = windows[0].stop - windows[0].start
-        key = (node, copies, rows, steps)
-        if key not in self.layouts:
-            self.layouts[key] = Layout(self.graph, self.forward, node, copies, rows, steps)
-        return self.layouts[key]
+    def _size(self, length: int) -> tuple[int, int]:
+        """Rows and steps of the windows of one length."""
+        return len(self.groups[length]) * self.setup.batch, max(1, length)
 
     def _pieces(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Iterator[tuple[slice, Piece]]:
         """The work, block by block of copies, for each length of windows."""
-        for length, windows in self.groups.items():
-            if not length:
-                continue
-            one = self._layout(self._node(tensor), 1, windows)
-            size = max(1, BLOCK_ENTRIES // max(1, one.entries_per_copy))
+        for length in filter(None, self.groups):
+            rows, steps = self._size(length)
+            own = reach(self.setup, self._node(tensor))
+            size = max(1, BLOCK_ENTRIES // max(1, own.entries(rows, steps)))
             for start in range(0, len(entries), size):
                 block = slice(start, min(len(entries), start + size))
-                flops = one.flops * one.rows * one.steps * (block.stop - start)
+                flops = own.flops * rows * steps * (block.stop - start)
                 yield block, Piece(length, entries[block], deltas[block], flops)
 
     def _kicks(self, node: int, spot: Spot, entries: NDArray[np.int64], deltas: Values) -> Iterator[Piece]:
         """The same for changes of a node's value; the first copy of each block is not changed."""
-        one = self._layout(node, 1, self.groups[spot.length])
-        size = max(1, BLOCK_ENTRIES // max(1, one.entries_per_copy) - 1)
-        for start in range(0, len(entries), size):
-            some, by = (np.concatenate([np.zeros(1, a.dtype), a[start : start + size]]) for a in (entries, deltas))
-            flops = one.flops * one.rows * (one.steps - spot.step) * len(some)
-            yield Piece(spot.length, some, by, flops, node, spot.step)
+        rows, steps = self._size(spot.length)
+        own = reach(self.setup, node)
+        blocks = max(1, -(-len(entries) * own.entries(rows, steps) // BLOCK_ENTRIES))
+        for some, by in zip(np.array_split(entries, blocks), np.array_split(deltas, blocks), strict=True):
+            if len(some):
+                some, by = (np.concatenate([np.zeros(1, a.dtype), a]) for a in (some, by))
+                flops = own.flops * rows * (steps - spot.step) * len(some)
+                yield Piece(spot.length, some, by, flops, node, spot.step)
 
     def _weighted(self, length: int) -> tuple[NDArray[np.int64], FloatArray]:
         """The steps (length, windows) of windows of one length, and the weights (length, rows) of the losses there."""
@@ -200,9 +195,8 @@ class Perturbed:
 
     def _run(self, change: Change, length: int) -> tuple[Values, FloatArray]:
         """The losses (copies, batch) of one block over windows of equal length, and the kinks that were met."""
-        windows = self.groups[length]
         leaf = self._node(change.tensor) if change.node < 0 else change.node
-        layout = self._layout(leaf, len(change.entries), windows)
+        layout = layout_of(self.setup, leaf, len(change.entries), *self._size(length))
         steps, weights = self._weighted(length)
         copies = self._copies(layout, change, steps)
         self._enter(copies, change, steps[change.step])
@@ -212,7 +206,7 @@ class Perturbed:
             total = _changes(losses, weights[change.step :])
             return _marked(total, met), met
         total = _marked(_total(losses, weights), met)
-        shape = (layout.copies, len(windows), self.setup.batch)
+        shape = (layout.copies, -1, self.setup.batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 
     def _go(self, copies: Copies, change: Change, steps: NDArray[np.int64]) -> FloatArray:
@@ -238,8 +232,8 @@ class Perturbed:
 
     def _copies(self, layout: Layout, change: Change, steps: NDArray[np.int64]) -> Copies:
         """The block's values, with the change made where it concerns a parameter."""
-        if change.node >= 0 and self.kept is not None and self.kept.layout is layout:
-            return self.kept
+        if change.node >= 0 and layout in self.kept:
+            return self.kept[layout]
         static = {
             n.index: self.trace.value(n.index, n.size)
             for n in self.graph.nodes
@@ -252,20 +246,21 @@ class Perturbed:
             )
         copies = Copies(layout, self.trace.V.dtype, inputs, static)
         if change.node >= 0:
-            self.kept = copies
-        elif change.tensor.kind == "param" and layout.leaf >= 0:
+            # Blocks of one spot come in two sizes, and the next spot's are the same.
+            self.kept = {**dict([*self.kept.items()][-1:]), layout: copies}
+        elif change.tensor.kind == "param" and layout.reach.leaf >= 0:
             self._change_parameter(copies, change)
         return copies
 
     def _change_parameter(self, copies: Copies, change: Change) -> None:
-        layout, leaf = copies.layout, copies.layout.leaf
+        layout, leaf = copies.layout, copies.layout.reach.leaf
         static = {n for n in active_nodes(self.graph, {leaf}) if self.graph.nodes[n].phase is Phase.STATIC}
         changed: dict[int, Entries] = {}
         if static == {leaf}:
             shape, index = self.graph.nodes[leaf].shape, np.arange(len(change.entries))
             if len(shape) == 2:
                 changed[leaf] = (index, change.entries // shape[1], change.entries % shape[1], change.deltas)
-            elif leaf in layout.crossing:
+            elif leaf in layout.reach.crossing:
                 copies.block(leaf)[index, change.entries] += change.deltas
         else:
             changed = self._through_static(copies, change)
@@ -273,20 +268,20 @@ class Perturbed:
 
     def _through_static(self, copies: Copies, change: Change) -> dict[int, Entries]:
         """Run the static phase for each copy; vectors that the loop reads are kept, matrices as differences."""
-        layout, leaf = copies.layout, copies.layout.leaf
-        plain = Layout(self.graph, self.forward, -1, 1, 1, 1)
+        layout, leaf = copies.layout, copies.layout.reach.leaf
+        plain = layout_of(self.setup, -1, 1, 1, 1)
         single = Copies(
             plain,
             copies.V.dtype,
             {},
             {n: self.trace.value(n, self.graph.nodes[n].size) for n in self._static_nodes(plain)},
         )
-        matrices = {n: list[Entries]() for n in layout.crossing if len(self.graph.nodes[n].shape) == 2}
+        matrices = {n: list[Entries]() for n in layout.reach.crossing if len(self.graph.nodes[n].shape) == 2}
         for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
             single.block(leaf)[0, entry] += delta
             single.static_run()
             change.met[c] = self.kinks.met_static(lambda n: single.block(n)[0])
-            for n in layout.crossing:
+            for n in layout.reach.crossing:
                 values, base = single.block(n)[0], self.trace.value(n, self.graph.nodes[n].size)
                 if n in matrices:
                     where = np.flatnonzero(values != base)
@@ -309,13 +304,13 @@ class Perturbed:
         for node in self.graph.previous.values():
             copies.rows(node)[:] = self.held[node][starts].reshape(1, layout.rows, -1)
         if change.tensor.kind == "state":
-            rows, index = copies.rows(layout.leaf), np.arange(layout.copies)
+            rows, index = copies.rows(layout.reach.leaf), np.arange(layout.copies)
             for row in np.flatnonzero(np.repeat(starts == 0, batch)):
                 rows[index, row, change.entries] += change.deltas
 
     def _feed(self, copies: Copies, change: Change, steps: NDArray[np.int64], j: int) -> None:
         """The changed input's rows of one step."""
-        leaf = copies.layout.leaf
+        leaf = copies.layout.reach.leaf
         if change.tensor.kind != "input" or leaf < 0:
             return
         rows = copies.rows(leaf)
@@ -327,9 +322,32 @@ class Perturbed:
                 rows[hit, b, change.entries[hit] % size] += change.deltas[hit]
 
 
+@lru_cache(maxsize=8)
+def _plan(setup: Setup, steps: int) -> Plan:
+    """Of a pass forwards; plans, and what copies are made with, are kept as long as a setup is worked on."""
+    return make_plan(setup.graph, [], setup.batch, steps, [])
+
+
+@lru_cache(maxsize=1)
+def _forward(setup: Setup) -> Forward:
+    return lower_forward(setup.graph, fuse(setup.graph))
+
+
+@lru_cache(maxsize=64)
+def reach(setup: Setup, leaf: int) -> Reach:
+    """What a change of one node reaches."""
+    return Reach(setup.graph, _forward(setup), leaf)
+
+
+@lru_cache(maxsize=64)
+def layout_of(setup: Setup, leaf: int, copies: int, rows: int, steps: int) -> Layout:
+    """Places for copies that differ in one node."""
+    return Layout(reach(setup, leaf), copies, rows, steps)
+
+
 def _kick(copies: Copies, change: Change) -> None:
     """Change one entry of the leaf's value in every row of each copy."""
-    rows = copies.rows(copies.layout.leaf)
+    rows = copies.rows(copies.layout.reach.leaf)
     rows[np.arange(len(rows)), :, change.entries] += change.deltas[:, None]
 
 
