@@ -23,10 +23,9 @@ from bpcli.cluster.facts import Facts, differences, together
 from bpcli.cluster.losses import LEAST_FLOPS, batches
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Piece, Values
-from bpcli.problem.kinks import NONE, find_kinks
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
-from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.tangent import answering
 
 HOME = str(Path(__file__).parents[1])
 SPEC = """bp = 1
@@ -242,8 +241,7 @@ class Twin:
     def losses(self, asked: Asked, pieces: list[Piece]) -> list[Values]:
         """Those of all pieces, in order."""
         self.asked.append(asked)
-        kinks = find_kinks(self.problem) if asked.kinked else NONE
-        perturbed = Perturbed(self.problem, asked.windows, np.dtype(asked.dtype), kinks)
+        perturbed = answering(self.problem, asked)
         return [perturbed.piece(asked.tensor, piece) for piece in pieces[::-1]][::-1]
 
 
@@ -262,7 +260,7 @@ def test_losses_elsewhere_are_the_same(folder: Path, method: str, monkeypatch: p
     alone = check(setup, [call], options)
     assert alone == check(setup, [call], options, twin)
     assert [f.verdict for f in expected] == [f.verdict for f in alone]
-    assert {"float64", "complex128"} == {asked.dtype for asked in twin.asked}
+    assert {"float64", "complex128", "tangent"} == {asked.dtype for asked in twin.asked}
 
 
 def test_check_on_a_cluster(folder: Path) -> None:

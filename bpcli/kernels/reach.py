@@ -1,4 +1,4 @@
-"""What a change of one node reaches, and the instructions that follow from it: what copies share and what they do not."""
+"""What a change of one node reaches, and the instructions that follow: what copies share and what they do not."""
 
 from __future__ import annotations
 

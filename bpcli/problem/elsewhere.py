@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bpcli.problem.model import Tensor
     from bpcli.problem.unrolled import Window
 
+TANGENT = "tangent"
+"""Of the tangent network (see `bpcli.problem.tangent`), as Asked.dtype."""
 FAR_FLOPS = 1e9
 """Work of so many operations is worth sending away: some tenths of a second."""
 
@@ -25,8 +27,9 @@ Found = tuple[Values, FloatArray]
 
 @dataclass(frozen=True)
 class Asked:
-    """Which losses: of copies with `tensor` changed, restricted to `windows`, in `dtype` (float64 or complex128).
+    """Which losses: of copies with `tensor` changed, restricted to `windows`.
 
+    `dtype`: float64, complex128, or TANGENT for losses of the tangent network.
     `kinked`: those that leave a kink of the problem have no derivative, as `Perturbed` says.
     """
 

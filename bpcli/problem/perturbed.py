@@ -53,7 +53,7 @@ class Perturbed:
     def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any], kinks: Kinks = NONE) -> None:
         self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
         self.setup, self.graph, self.windows = problem.setup, problem.setup.graph, tuple(windows)
-        self.elsewhere = problem.elsewhere
+        self.elsewhere, self.label = problem.elsewhere, np.dtype(dtype).name
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)
         for window in merged(windows):
@@ -93,7 +93,7 @@ class Perturbed:
         work = list(self._pieces(tensor, entries, deltas))
         parts: Iterable[Found] = (self.piece(tensor, piece) for _, piece in work)
         if self.elsewhere is not None and sum(piece.flops for _, piece in work) >= FAR_FLOPS:
-            asked = Asked(tensor, self.windows, self.trace.V.dtype.name, self.kinks is not NONE)
+            asked = Asked(tensor, self.windows, self.label, self.kinks is not NONE)
             parts = self.elsewhere.losses(asked, [piece for _, piece in work])
         for (block, _), (part, far) in zip(work, parts, strict=True):
             losses[block] += part
@@ -120,7 +120,7 @@ class Perturbed:
         work = [list(self._kicks(node, spot, entries, deltas)) for spot in spots]
         parts: Iterator[Found] = (self.piece(_NOTHING, piece) for pieces in work for piece in pieces)
         if self.elsewhere is not None and sum(piece.flops for pieces in work for piece in pieces) >= FAR_FLOPS:
-            asked = Asked(_NOTHING, self.windows, self.trace.V.dtype.name, self.kinks is not NONE)
+            asked = Asked(_NOTHING, self.windows, self.label, self.kinks is not NONE)
             parts = iter(self.elsewhere.losses(asked, [piece for pieces in work for piece in pieces]))
         for pieces in work:
             found = [next(parts) for _ in pieces]

@@ -17,6 +17,7 @@ from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed, Spot
 from bpcli.problem.preactivations import assemble, lasting, terms, worthwhile
+from bpcli.problem.tangent import tangents
 from bpcli.problem.values import node_values
 from bpcli.references.numerics.ladder import NOISE_FACTOR, Derivatives
 from bpcli.references.numerics.noise import loss_noise
@@ -87,13 +88,19 @@ class Kicks:
 
     def imaginary(self) -> dict[str, FloatArray]:
         """By tensor, from imaginary steps; NaN where a kink is met."""
+        kinked = self.perturbed.kinks.any
+        other = tangents(self.problem, self.perturbed.windows) if self.zs and not kinked else None
         slopes = {}
         for z in self.zs:
             units, spots = self._units(z), self._spots(z)
             slopes[z] = self._zeros(z)
-            found = self.perturbed.kicked(z, spots, units, np.full(len(units), _STEP * 1j))
-            for spot, (changes, _, _) in zip(spots, found, strict=True):
-                self._add(slopes[z], spot, changes.imag / _STEP)
+            if other is None:
+                found = self.perturbed.kicked(z, spots, units, np.full(len(units), _STEP * 1j))
+                parts = (changes.imag / _STEP for changes, _, _ in found)
+            else:
+                parts = (c for c, _, _ in other.perturbed.kicked(other.nodes[z], spots, units, np.ones(len(units))))
+            for spot, part in zip(spots, parts, strict=True):
+                self._add(slopes[z], spot, part)
         return self._assembled(slopes, np.asarray)
 
     def real(self, offset: float) -> dict[str, Ready]:
