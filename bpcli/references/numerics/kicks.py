@@ -31,11 +31,11 @@ DEARER = 2 / 10
 _STEP = 1e-40
 # The step, relative to the size of preactivations, with which some at a time are looked at, and the steps that may
 # follow; how much larger than all third derivatives that were seen the others may be.
-_FIRST, _LOOKED_AT = 2.0**-12, 16
+_FIRST, _LOOKED_AT = 2.0**-12, 8
 _LEAST, _LARGEST = 2.0**-20, 2.0**-8
 _SAFE = 32.0
 # Preactivations at which the noise is measured; each feels all that follows.
-_NOISE_ROWS = 4
+_NOISE_ROWS = 2
 _UNIT_ROUNDOFF = 2.0**-53
 
 
