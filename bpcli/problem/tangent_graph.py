@@ -11,6 +11,12 @@ from bpcli.graph.model import Graph, Node, Phase
 _MIXED = frozenset({"logsumexp", "softmax", "log_softmax"})
 
 
+def possible(old: Graph, zs: Sequence[int]) -> bool:
+    """Whether the tangent of changes of `zs` is made of products, sums and factors, and there is one."""
+    active = active_nodes(old, {*zs, *old.previous.values()})
+    return bool(zs) and old.loss in active and not any(old.nodes[n].op in _MIXED for n in active)
+
+
 @dataclass
 class Draft:
     """A graph in the making.
@@ -32,11 +38,10 @@ class Draft:
     @staticmethod
     def of(old: Graph, zs: Sequence[int]) -> Draft | None:
         """The tangent of changes of the nodes `zs`; None where the loss does not depend on them, or by other rules."""
-        previous = old.previous.values()
-        active = active_nodes(old, {*zs, *previous})
-        if not zs or old.loss not in active or any(old.nodes[n].op in _MIXED for n in active):
+        if not possible(old, zs):
             return None
-        draft = Draft(old)
+        previous, draft = old.previous.values(), Draft(old)
+        active = active_nodes(old, {*zs, *previous})
         for name, n in old.previous.items():
             draft.tangent[n] = draft._leaf("previous", name, old.nodes[n].shape)
         ends = {*zs, *old.new.values(), old.loss}

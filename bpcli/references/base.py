@@ -86,15 +86,24 @@ def copies(setup: Setup, at_most: int | None = None) -> int:
     return total
 
 
-def through_preactivations(setup: Setup, windows: Sequence[Window], dearer: float) -> tuple[float, Setup]:
-    """What kicks of preactivations take, in evaluations of the losses, and the setup without what they differentiate.
+@dataclass(frozen=True)
+class Through:
+    """What is differentiated with respect to preactivations `zs`: `tensors`, and the setup with the `rest`.
 
-    Each is evaluated `dearer` times as often as an entry.
+    To change every entry of the preactivations once takes as much as `evaluations` of the losses.
     """
-    chosen = worthwhile(setup, windows, setup.wrt, dearer)
+
+    zs: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
+    evaluations: float
+    rest: Setup
+
+
+def through_preactivations(setup: Setup, windows: Sequence[Window], dearer: float) -> Through:
+    """Where that is less work, one of them being evaluated `dearer` times as often as an entry."""
+    chosen = tuple(worthwhile(setup, windows, setup.wrt, dearer))
     every = terms(setup.graph)
-    zs = {term.z for tensor in chosen for term in every[tensor.name]}
+    zs = tuple(sorted({term.z for tensor in chosen for term in every[tensor.name]}))
     steps = sum(w.stop - w.start for w in windows)
-    return sum(kicks(setup, windows, z) for z in zs) / steps, replace(
-        setup, wrt=tuple(t for t in setup.wrt if t not in chosen)
-    )
+    rest = replace(setup, wrt=tuple(t for t in setup.wrt if t not in chosen))
+    return Through(zs, chosen, sum(kicks(setup, windows, z) for z in zs) / steps, rest)

@@ -13,6 +13,7 @@ from bpcli.methods.base import Window
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.tangent_graph import possible
 from bpcli.references.base import Estimate, copies, forward_flops, nothing, through_preactivations
 from bpcli.references.numerics.directions import Along, Directions, norms
 from bpcli.references.numerics.kicks import COMPARED, Kicks
@@ -71,9 +72,11 @@ class ComplexStep:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        kicked, rest = through_preactivations(setup, windows, 1.0)
-        evaluations = _COMPLEX_FLOPS * (kicked + copies(rest)) * forward_flops(setup, windows)
-        return evaluations + rounding_flops(setup, tuple(windows))
+        through = through_preactivations(setup, windows, 1.0)
+        own = copies(through.rest) + COMPARED * len(through.tensors)
+        each = 1 if possible(setup.graph, through.zs) else _COMPLEX_FLOPS
+        evaluations = _COMPLEX_FLOPS * own + each * through.evaluations
+        return evaluations * forward_flops(setup, windows) + rounding_flops(setup, tuple(windows))
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""
