@@ -16,8 +16,8 @@ from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import lasting, terms, worthwhile
 from bpcli.problem.tangent import tangents
 from bpcli.problem.unrolled import Window
-from bpcli.references.numerics import kicks
-from bpcli.references.numerics.kicks import Kicks
+from bpcli.references.numerics import impulses
+from bpcli.references.numerics.impulses import Impulses
 
 ALWAYS = 1e-9
 METHODS = [
@@ -43,10 +43,12 @@ batch = 2
 """
 
 
-def kicked(problem: Problem, method: str, dtype: type) -> Kicks:
+def through(problem: Problem, method: str, dtype: type) -> Impulses:
     """All that may be differentiated through preactivations."""
     windows = parse(method).windows(problem.setup)
-    return Kicks(problem, Perturbed(problem, windows, np.dtype(dtype), find_kinks(problem)), problem.setup.wrt, ALWAYS)
+    return Impulses(
+        problem, Perturbed(problem, windows, np.dtype(dtype), find_kinks(problem)), problem.setup.wrt, ALWAYS
+    )
 
 
 def on_pattern(problem: Problem, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -75,7 +77,7 @@ def test_what_is_in_preactivations(tmp_path: Path, a: str, loss: str, expected: 
     """Matrices of products and terms of sums, and only where they are nothing else."""
     problem = written(tmp_path, NETWORK.format(a=a, loss=loss))
     assert expected == set(terms(problem.setup.graph))
-    found = kicked(problem, "bptt", complex).imaginary()
+    found = through(problem, "bptt", complex).imaginary()
     assert expected == set(found)
     if expected:
         assert distance(found, gradient(problem, "bptt").arrays) < 1e-13
@@ -85,13 +87,13 @@ def test_what_is_in_preactivations(tmp_path: Path, a: str, loss: str, expected: 
 def test_imaginary_steps_of_preactivations(name: str, method: str) -> None:
     """Put together they give the gradient to rounding, of windows too; as tangents and as complex copies."""
     problem = small(name)
-    found = kicked(problem, method, complex)
+    found = through(problem, method, complex)
     expected = gradient(problem, method).arrays
     if not found.tensors:
         pytest.skip("nothing is in preactivations")
     assert distance(on_pattern(problem, found.imaginary()), expected) < 1e-13
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kicks, "tangents", lambda problem, windows: None)
+        patch.setattr(impulses, "tangents", lambda problem, windows: None)
         assert distance(on_pattern(problem, found.imaginary()), expected) < 1e-13
 
 
@@ -100,7 +102,7 @@ def test_imaginary_steps_of_preactivations(name: str, method: str) -> None:
 def test_differences_at_preactivations(name: str, method: str, offset: float) -> None:
     """Their bounds cover what they are off by, and are small."""
     problem = small(name)
-    found = kicked(problem, method, float)
+    found = through(problem, method, float)
     if find_kinks(problem).steps or not found.tensors:
         pytest.skip("differences are not taken there")
     expected = gradient(problem, method).arrays
@@ -116,7 +118,7 @@ def test_differences_at_preactivations(name: str, method: str, offset: float) ->
 def test_the_twin() -> None:
     """What windows leave out is missed."""
     problem = small("vanilla_rnn")
-    assert distance(kicked(problem, "fbptt:2", complex).imaginary(), gradient(problem, "bptt").arrays) > 1e-3
+    assert distance(through(problem, "fbptt:2", complex).imaginary(), gradient(problem, "bptt").arrays) > 1e-3
 
 
 @pytest.mark.parametrize("entries", [1, 300])
@@ -125,8 +127,8 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, entries: int) ->
     problem = small("lstm")
     expected = gradient(problem, "tbptt:k1=2,k2=3").arrays
     monkeypatch.setattr(perturbed_module, "BLOCK_ENTRIES", entries)
-    assert distance(kicked(problem, "tbptt:k1=2,k2=3", complex).imaginary(), expected) < 1e-13
-    ready = kicked(problem, "tbptt:k1=2,k2=3", float).real(1.0)
+    assert distance(through(problem, "tbptt:k1=2,k2=3", complex).imaginary(), expected) < 1e-13
+    ready = through(problem, "tbptt:k1=2,k2=3", float).real(1.0)
     assert distance({n: r.found.value for n, r in ready.items()}, expected) < 1e-6
 
 
@@ -143,7 +145,7 @@ def test_a_kink_that_is_met_is_unknown(tmp_path: Path) -> None:
     text = text.replace("W = [3, 3]", 'W = { shape = [3, 3], init = "zeros" }')
     for value, unknown in (("[0.0, 0.5, 1.0]", [0]), ("[0.1, 0.5, 1.0]", [])):
         problem = written(tmp_path, text.replace("\nb = [3]", f"\nb = {{ shape = [3], value = {value} }}"))
-        found = kicked(problem, "bptt", complex).imaginary()
+        found = through(problem, "bptt", complex).imaginary()
         assert unknown == np.flatnonzero(np.isnan(found["b"])).tolist()
 
 

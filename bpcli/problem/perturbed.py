@@ -107,7 +107,7 @@ class Perturbed:
         lengths = [(length, windows) for length, windows in self.groups.items() if length]
         return [Spot(n, j, tuple(w.start + j for w in windows)) for n, windows in lengths for j in range(n)]
 
-    def kicked(
+    def impulses(
         self, node: int, spots: Sequence[Spot], entries: NDArray[np.int64], deltas: Values
     ) -> Iterator[tuple[Values, Values, FloatArray]]:
         """What happens to the losses of C copies when copy c has entry `entries[c]` of the value of `node` changed by
@@ -117,7 +117,7 @@ class Perturbed:
         they are without it, (windows · batch,); and the kinks that were met, as of `followed`.
         """
         deltas = np.asarray(deltas, self.trace.V.dtype)
-        work = [list(self._kicks(node, spot, entries, deltas)) for spot in spots]
+        work = [list(self._impulses(node, spot, entries, deltas)) for spot in spots]
         parts: Iterator[Found] = (self.piece(_NOTHING, piece) for pieces in work for piece in pieces)
         if self.elsewhere is not None and sum(piece.flops for pieces in work for piece in pieces) >= FAR_FLOPS:
             asked = Asked(_NOTHING, self.windows, self.label, self.kinks is not NONE)
@@ -173,7 +173,7 @@ class Perturbed:
                 flops = own.flops * rows * steps * (block.stop - start)
                 yield block, Piece(length, entries[block], deltas[block], flops)
 
-    def _kicks(self, node: int, spot: Spot, entries: NDArray[np.int64], deltas: Values) -> Iterator[Piece]:
+    def _impulses(self, node: int, spot: Spot, entries: NDArray[np.int64], deltas: Values) -> Iterator[Piece]:
         """The same for changes of a node's value; the first copy of each block is not changed."""
         rows, steps = self._size(spot.length)
         own = reach(self.setup, node)
@@ -216,9 +216,9 @@ class Perturbed:
         """
         layout = copies.layout
         met = np.zeros((layout.copies, layout.rows)) + change.met[:, None]
-        kick = partial(_kick, copies, change) if change.node >= 0 else None
+        change_value = partial(_impulse, copies, change) if change.node >= 0 else None
         if not self.kinks.steps and change.tensor.kind != "input":
-            copies.run(change.step, layout.steps, kick)
+            copies.run(change.step, layout.steps, change_value)
             return met
         earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
         later = set(self.kinks.steps) - earlier
@@ -226,7 +226,7 @@ class Perturbed:
             self._feed(copies, change, steps[j], j)
             # Before the step, which puts the new state in the place of the earlier one.
             met = np.maximum(met, self.kinks.met(copies, earlier, steps, j))
-            copies.run(j, j + 1, kick if j == change.step else None)
+            copies.run(j, j + 1, change_value if j == change.step else None)
             met = np.maximum(met, self.kinks.met(copies, later, steps, j))
         return met
 
@@ -345,7 +345,7 @@ def layout_of(setup: Setup, leaf: int, copies: int, rows: int, steps: int) -> La
     return Layout(reach(setup, leaf), copies, rows, steps)
 
 
-def _kick(copies: Copies, change: Change) -> None:
+def _impulse(copies: Copies, change: Change) -> None:
     """Change one entry of the leaf's value in every row of each copy."""
     rows = copies.rows(copies.layout.reach.leaf)
     rows[np.arange(len(rows)), :, change.entries] += change.deltas[:, None]

@@ -80,7 +80,7 @@ def lasting(graph: Graph, z: int) -> bool:
     return bool(active_nodes(graph, {z}) & set(graph.new.values()))
 
 
-def kicks(setup: Setup, windows: Sequence[Window], z: int) -> float:
+def impulse_steps(setup: Setup, windows: Sequence[Window], z: int) -> float:
     """Steps of copies that it takes to change every entry of z once in all windows."""
     graph = setup.graph
     if not lasting(graph, z):
@@ -109,7 +109,7 @@ def worthwhile(setup: Setup, windows: Sequence[Window], tensors: Sequence[Tensor
         tensor
         for zs, members in groups
         for tensor in members
-        if dearer * sum(kicks(setup, windows, z) for z in zs) < steps * sum(t.entries for t in members)
+        if dearer * sum(impulse_steps(setup, windows, z) for z in zs) < steps * sum(t.entries for t in members)
     ]
 
 

@@ -13,7 +13,7 @@ from bpcli.graph.model import Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.preactivations import kicks, terms, worthwhile
+from bpcli.problem.preactivations import impulse_steps, terms, worthwhile
 from bpcli.references.numerics.directions import Directions
 
 FloatArray = NDArray[np.float64]
@@ -106,4 +106,4 @@ def through_preactivations(setup: Setup, windows: Sequence[Window], dearer: floa
     zs = tuple(sorted({term.z for tensor in chosen for term in every[tensor.name]}))
     steps = sum(w.stop - w.start for w in windows)
     rest = replace(setup, wrt=tuple(t for t in setup.wrt if t not in chosen))
-    return Through(zs, chosen, sum(kicks(setup, windows, z) for z in zs) / steps, rest)
+    return Through(zs, chosen, sum(impulse_steps(setup, windows, z) for z in zs) / steps, rest)

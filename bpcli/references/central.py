@@ -12,7 +12,7 @@ from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, copies, forward_flops, through_preactivations
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
-from bpcli.references.numerics.kicks import COMPARED, DEARER
+from bpcli.references.numerics.impulses import COMPARED, DEARER
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.sweep import Differentiate, Quick, sweep, sweep_along
@@ -24,7 +24,7 @@ _ENOUGH = 5e-4
 _SAMPLE_AT_LEAST = 16
 # Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice. Per entry of a
 # preactivation; for the noise and the look at each of these; per entry that is compared.
-_EVALUATIONS, _OF_KICK, _LOOKS, _COMPARISONS = 14, 2, 100, 6
+_EVALUATIONS, _OF_IMPULSE, _LOOKS, _COMPARISONS = 14, 2, 100, 6
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Central:
         evaluations = 0.0
         if self.sample is None and analytic(setup.graph):
             through = through_preactivations(setup, windows, DEARER)
-            evaluations = _OF_KICK * through.evaluations + _LOOKS * len(through.zs)
+            evaluations = _OF_IMPULSE * through.evaluations + _LOOKS * len(through.zs)
             evaluations += _COMPARISONS * COMPARED * len(through.tensors)
             setup = through.rest
         evaluations += _EVALUATIONS * copies(setup, self.sample)

@@ -16,7 +16,7 @@ from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.tangent_graph import possible
 from bpcli.references.base import Estimate, copies, forward_flops, nothing, through_preactivations
 from bpcli.references.numerics.directions import Along, Directions, norms
-from bpcli.references.numerics.kicks import COMPARED, Kicks
+from bpcli.references.numerics.impulses import COMPARED, Impulses
 from bpcli.references.numerics.probe import FloatArray, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 
@@ -45,7 +45,7 @@ class ComplexStep:
         """See `Reference`. The bound is the rounding that such a gradient shows in float64."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
         bounds = rounding(problem, tuple(windows), np.dtype(np.float64)).gradient
-        ready = Kicks(problem, perturbed, tensors, 1.0).imaginary()
+        ready = Impulses(problem, perturbed, tensors, 1.0).imaginary()
         estimates = {}
         for tensor in tensors:
             around = probe(problem, tensor)

@@ -17,7 +17,7 @@ from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.base import Estimate, nothing
 from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
-from bpcli.references.numerics.kicks import COMPARED, DEARER, Kicks, Ready
+from bpcli.references.numerics.impulses import COMPARED, DEARER, Impulses, Ready
 from bpcli.references.numerics.ladder import SMALL, Derivatives, where_finite
 from bpcli.references.numerics.pairs import agree
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
@@ -88,7 +88,7 @@ def sweep(
     losses = Around(problem, windows)
     ready: Mapping[str, Ready] = {}
     if quick is not None:
-        ready = Kicks(problem, losses.real, tensors, DEARER).real(quick.offset)
+        ready = Impulses(problem, losses.real, tensors, DEARER).real(quick.offset)
     estimates = {}
     for tensor in tensors:
         around = probe(problem, tensor)

@@ -67,7 +67,7 @@ class Seen:
         return self.odd * np.fmax(likeness, 1.0)
 
 
-class Kicks:
+class Impulses:
     """Derivatives of those of `tensors` for which it is less work this way.
 
     A change of a preactivation is evaluated `dearer` times as often as one of an entry.
@@ -95,10 +95,10 @@ class Kicks:
             units, spots = self._units(z), self._spots(z)
             slopes[z] = self._zeros(z)
             if other is None:
-                found = self.perturbed.kicked(z, spots, units, np.full(len(units), _STEP * 1j))
+                found = self.perturbed.impulses(z, spots, units, np.full(len(units), _STEP * 1j))
                 parts = (changes.imag / _STEP for changes, _, _ in found)
             else:
-                parts = (c for c, _, _ in other.perturbed.kicked(other.nodes[z], spots, units, np.ones(len(units))))
+                parts = (c for c, _, _ in other.perturbed.impulses(other.nodes[z], spots, units, np.ones(len(units))))
             for spot, part in zip(spots, parts, strict=True):
                 self._add(slopes[z], spot, part)
         return self._assembled(slopes, np.asarray)
@@ -123,7 +123,7 @@ class Kicks:
         seen = self._look(z, spots)
         step = offset * seen.step
         parts = self._zeros(z), self._zeros(z), self._zeros(z)
-        found = self.perturbed.kicked(z, spots, np.tile(units, 2), step * np.repeat([1.0, -1.0], len(units)))
+        found = self.perturbed.impulses(z, spots, np.tile(units, 2), step * np.repeat([1.0, -1.0], len(units)))
         for spot, (changes, base, _) in zip(spots, found, strict=True):
             up, down = changes.reshape(2, len(units), -1)
             value, level = (up - down) / (2 * step), np.maximum(seen.noise, 4 * _UNIT_ROUNDOFF * np.abs(base))
@@ -146,7 +146,7 @@ class Kicks:
         units = np.linspace(0, len(at) - 1, min(len(at), _LOOKED_AT)).astype(np.int64)
         some = [longest, *(spots[k] for k in sorted({len(spots) // 2, len(spots) - 1} - {0}))]
         signed = first * np.repeat(SIGNED, len(units))
-        found = list(self.perturbed.kicked(z, some, np.tile(units, len(SIGNED)), signed))
+        found = list(self.perturbed.impulses(z, some, np.tile(units, len(SIGNED)), signed))
         noise = loss_noise(self._sampler(z, longest, at, found[0][1]), np.full(len(at), first))
         changes = np.concatenate([part[0].reshape(len(SIGNED), -1) for part in found], axis=1)
         changes = changes[:, np.isfinite(changes).all(axis=0)]
@@ -162,7 +162,7 @@ class Kicks:
         units = self._units(z)
 
         def losses(entries: Indices, deltas: FloatArray) -> FloatArray:
-            (found,) = self.perturbed.kicked(z, [spot], entries, deltas)
+            (found,) = self.perturbed.impulses(z, [spot], entries, deltas)
             return np.asarray(found[0] + found[1])
 
         around = Probe(units, at, units[:, None], summed=False)
