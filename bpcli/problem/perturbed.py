@@ -6,27 +6,23 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import fuse
-from bpcli.graph.lower import lower_forward
-from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Phase
-from bpcli.graph.tape import Forward
 from bpcli.kernels.copies import Copies, Layout
-from bpcli.kernels.fixes import Entries, joined, make_fixes
-from bpcli.kernels.plan import Plan, make_plan
-from bpcli.kernels.reach import Reach
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
+from bpcli.problem.changes import add_impulse, change_parameter, enter, feed
 from bpcli.problem.elsewhere import FAR_FLOPS, Asked, Change, FloatArray, Found, Piece, Values
 from bpcli.problem.kinks import FREE, NONE, Kinks
-from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.layouts import layout_of, plan_of, reach
+from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.sums import changes_of, marked, total_of
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
 BLOCK_ENTRIES = 1 << 20
@@ -61,7 +57,7 @@ class Perturbed:
         self.groups[0] = [Window(t, t, t + 1) for w in merged(windows) for t in range(w.loss_from, w.stop)]
         self.weighted: dict[int, tuple[NDArray[np.int64], FloatArray]] = {}
         self.kept: dict[Layout, Copies] = {}
-        plan = _plan(self.setup, self.setup.T)
+        plan = plan_of(self.setup, self.setup.T)
         self.trace = Trace(plan, np.dtype(dtype), self.problem.arrays)
         self.trace.start()
         for first in range(0, self.setup.T, plan.extent.chunk):
@@ -140,7 +136,7 @@ class Perturbed:
         other = copy.copy(self)
         other.elsewhere, other.kept = None, {}  # these arrays are known here alone
         other.problem = self.problem.with_array(tensor, moved)
-        other.trace = Trace(_plan(self.setup, 1), self.trace.dtype, other.problem.arrays)
+        other.trace = Trace(plan_of(self.setup, 1), self.trace.dtype, other.problem.arrays)
         other.met = self.kinks.met_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
         if tensor.kind == "state":
             node = self.graph.previous[tensor.name]
@@ -199,13 +195,13 @@ class Perturbed:
         layout = layout_of(self.setup, leaf, len(change.entries), *self._size(length))
         steps, weights = self._weighted(length)
         copies = self._copies(layout, change, steps)
-        self._enter(copies, change, steps[change.step])
+        enter(self, copies, change, steps[change.step])
         met = self._go(copies, change, steps)
         losses = copies.losses(change.step, layout.steps)
         if change.node >= 0:
-            total = _changes(losses, weights[change.step :])
-            return _marked(total, met), met
-        total = _marked(_total(losses, weights), met)
+            total = changes_of(losses, weights[change.step :])
+            return marked(total, met), met
+        total = marked(total_of(losses, weights), met)
         shape = (layout.copies, -1, self.setup.batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 
@@ -216,14 +212,14 @@ class Perturbed:
         """
         layout = copies.layout
         met = np.zeros((layout.copies, layout.rows)) + change.met[:, None]
-        change_value = partial(_impulse, copies, change) if change.node >= 0 else None
+        change_value = partial(add_impulse, copies, change) if change.node >= 0 else None
         if not self.kinks.steps and change.tensor.kind != "input":
             copies.run(change.step, layout.steps, change_value)
             return met
         earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
         later = set(self.kinks.steps) - earlier
         for j in range(change.step, layout.steps):
-            self._feed(copies, change, steps[j], j)
+            feed(self, copies, change, steps[j], j)
             # Before the step, which puts the new state in the place of the earlier one.
             met = np.maximum(met, self.kinks.met(copies, earlier, steps, j))
             copies.run(j, j + 1, change_value if j == change.step else None)
@@ -249,127 +245,5 @@ class Perturbed:
             # Blocks of one spot come in two sizes, and the next spot's are the same.
             self.kept = {**dict([*self.kept.items()][-1:]), layout: copies}
         elif change.tensor.kind == "param" and layout.reach.leaf >= 0:
-            self._change_parameter(copies, change)
+            change_parameter(self, copies, change)
         return copies
-
-    def _change_parameter(self, copies: Copies, change: Change) -> None:
-        layout, leaf = copies.layout, copies.layout.reach.leaf
-        static = {n for n in active_nodes(self.graph, {leaf}) if self.graph.nodes[n].phase is Phase.STATIC}
-        changed: dict[int, Entries] = {}
-        if static == {leaf}:
-            shape, index = self.graph.nodes[leaf].shape, np.arange(len(change.entries))
-            if len(shape) == 2:
-                changed[leaf] = (index, change.entries // shape[1], change.entries % shape[1], change.deltas)
-            elif leaf in layout.reach.crossing:
-                copies.block(leaf)[index, change.entries] += change.deltas
-        else:
-            changed = self._through_static(copies, change)
-        copies.fix = make_fixes(len(self.graph.nodes), layout.copies, changed, copies.V.dtype)
-
-    def _through_static(self, copies: Copies, change: Change) -> dict[int, Entries]:
-        """Run the static phase for each copy; vectors that the loop reads are kept, matrices as differences."""
-        layout, leaf = copies.layout, copies.layout.reach.leaf
-        plain = layout_of(self.setup, -1, 1, 1, 1)
-        single = Copies(
-            plain,
-            copies.V.dtype,
-            {},
-            {n: self.trace.value(n, self.graph.nodes[n].size) for n in self._static_nodes(plain)},
-        )
-        matrices = {n: list[Entries]() for n in layout.reach.crossing if len(self.graph.nodes[n].shape) == 2}
-        for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
-            single.block(leaf)[0, entry] += delta
-            single.static_run()
-            change.met[c] = self.kinks.met_static(lambda n: single.block(n)[0])
-            for n in layout.reach.crossing:
-                values, base = single.block(n)[0], self.trace.value(n, self.graph.nodes[n].size)
-                if n in matrices:
-                    where = np.flatnonzero(values != base)
-                    columns = self.graph.nodes[n].shape[1]
-                    entries = (np.full(len(where), c), where // columns, where % columns, values[where] - base[where])
-                    matrices[n].append(entries)
-                else:
-                    copies.block(n)[c] = values
-            single.block(leaf)[0, entry] = self.trace.value(leaf, self.graph.nodes[leaf].size)[entry]
-        return {n: joined(lists) for n, lists in matrices.items()}
-
-    def _static_nodes(self, layout: Layout) -> list[int]:
-        return [
-            n.index for n in self.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
-        ]
-
-    def _enter(self, copies: Copies, change: Change, starts: NDArray[np.int64]) -> None:
-        """Put every row's state before its first step in place, changed where that is asked for and it is step 0."""
-        layout, batch = copies.layout, self.setup.batch
-        for node in self.graph.previous.values():
-            copies.rows(node)[:] = self.held[node][starts].reshape(1, layout.rows, -1)
-        if change.tensor.kind == "state":
-            rows, index = copies.rows(layout.reach.leaf), np.arange(layout.copies)
-            for row in np.flatnonzero(np.repeat(starts == 0, batch)):
-                rows[index, row, change.entries] += change.deltas
-
-    def _feed(self, copies: Copies, change: Change, steps: NDArray[np.int64], j: int) -> None:
-        """The changed input's rows of one step."""
-        leaf = copies.layout.reach.leaf
-        if change.tensor.kind != "input" or leaf < 0:
-            return
-        rows = copies.rows(leaf)
-        rows[:] = copies.inputs[leaf][j]
-        size, batch = rows.shape[2], self.setup.batch
-        for w, t in enumerate(steps):
-            hit = np.flatnonzero(change.entries // size == t)
-            for b in range(w * batch, (w + 1) * batch):
-                rows[hit, b, change.entries[hit] % size] += change.deltas[hit]
-
-
-@lru_cache(maxsize=8)
-def _plan(setup: Setup, steps: int) -> Plan:
-    """Of a pass forwards; plans, and what copies are made with, are kept as long as a setup is worked on."""
-    return make_plan(setup.graph, [], setup.batch, steps, [])
-
-
-@lru_cache(maxsize=1)
-def _forward(setup: Setup) -> Forward:
-    return lower_forward(setup.graph, fuse(setup.graph))
-
-
-@lru_cache(maxsize=64)
-def reach(setup: Setup, leaf: int) -> Reach:
-    """What a change of one node reaches."""
-    return Reach(setup.graph, _forward(setup), leaf)
-
-
-@lru_cache(maxsize=64)
-def layout_of(setup: Setup, leaf: int, copies: int, rows: int, steps: int) -> Layout:
-    """Places for copies that differ in one node."""
-    return Layout(reach(setup, leaf), copies, rows, steps)
-
-
-def _impulse(copies: Copies, change: Change) -> None:
-    """Change one entry of the leaf's value in every row of each copy."""
-    rows = copies.rows(copies.layout.reach.leaf)
-    rows[np.arange(len(rows)), :, change.entries] += change.deltas[:, None]
-
-
-def _total(losses: Values, weights: FloatArray) -> Values:
-    """The sum (copies, rows) over steps (Kahan: the sum's own rounding is not to be taken for noise)."""
-    total, lost = np.zeros(losses.shape[1:], losses.dtype), np.zeros(losses.shape[1:], losses.dtype)
-    for step, weight in zip(losses, weights, strict=True):
-        term = step * weight - lost
-        new = total + term
-        lost = (new - total) - term
-        total = new
-    return total
-
-
-def _changes(losses: Values, weights: FloatArray) -> Values:
-    """The sum of the first copy, and what the sums of the others are beyond it: differences are taken step by step."""
-    apart = losses - losses[:, :1]
-    apart[:, 0] = losses[:, 0]
-    return np.asarray(np.einsum("tcr,tr->cr", apart, weights))
-
-
-def _marked(total: Values, met: FloatArray) -> Values:
-    """NaN, or an imaginary part of NaN, where a kink was met."""
-    (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
-    return total
