@@ -30,10 +30,10 @@ DEARER = 2 / 10
 """Evaluations of the loss for a preactivation over those for an entry, by real differences."""
 _STEP = 1e-40
 # The step, relative to the size of preactivations, with which some at a time are looked at, and the steps that may
-# follow; how much larger than all third derivatives that were seen the others may be.
+# follow; how much larger than all third derivatives that were seen the others may be, and the first and second ones.
 _FIRST, _LOOKED_AT = 2.0**-12, 8
 _LEAST, _LARGEST = 2.0**-20, 2.0**-8
-_SAFE = 32.0
+_SAFE, _UNLIKE = 32.0, 16.0
 # Preactivations at which the noise is measured; each feels all that follows.
 _NOISE_ROWS = 2
 _UNIT_ROUNDOFF = 2.0**-53
@@ -61,10 +61,13 @@ class Seen:
     odd: float
 
     def third(self, slope: FloatArray, even: FloatArray) -> FloatArray:
-        """What the third derivatives over 3! are less than where the others are `slope` and `even`."""
+        """What the third derivatives over 3! are less than where the others are `slope` and `even`.
+
+        Infinite where these are unlike all that was seen.
+        """
         with np.errstate(all="ignore"):
-            likeness = np.fmax(np.abs(slope) / self.slope, even / self.even)
-        return self.odd * np.fmax(likeness, 1.0)
+            likeness = np.fmax(np.fmax(np.abs(slope) / self.slope, even / self.even), 1.0)
+        return np.where(likeness <= _UNLIKE, self.odd * likeness, np.inf)
 
 
 class Impulses:
@@ -139,34 +142,35 @@ class Impulses:
     def _look(self, z: int, spots: Sequence[Spot]) -> Seen:
         """What pairs at some preactivations show, and the step at which noise and truncation then balance."""
         longest = max(spots, key=lambda s: s.length - s.step)
-        at = self._at(z, longest)
-        sizes = np.abs(at)[np.abs(at) > 0]
-        scale = float(np.exp2(np.round(np.log2(np.median(sizes))))) if sizes.size else 1.0
+        at = np.abs(self._at(z, longest))
+        # Functions of preactivations bend within one, however large these are.
+        sizes = at[at > 0]
+        scale = float(np.exp2(np.round(np.log2(min(np.median(sizes), 1.0))))) if sizes.size else 1.0
         first = _FIRST * scale
-        units = np.linspace(0, len(at) - 1, min(len(at), _LOOKED_AT)).astype(np.int64)
+        # Small and large ones, saturated and not.
+        units = np.argsort(at.min(axis=1))[np.linspace(0, len(at) - 1, min(len(at), _LOOKED_AT)).astype(np.int64)]
         some = [longest, *(spots[k] for k in sorted({len(spots) // 2, len(spots) - 1} - {0}))]
         signed = first * np.repeat(SIGNED, len(units))
         found = list(self.perturbed.impulses(z, some, np.tile(units, len(SIGNED)), signed))
-        noise = loss_noise(self._sampler(z, longest, at, found[0][1]), np.full(len(at), first))
-        changes = np.concatenate([part[0].reshape(len(SIGNED), -1) for part in found], axis=1)
-        changes = changes[:, np.isfinite(changes).all(axis=0)]
+        changes = np.concatenate([part[0].reshape(len(SIGNED), len(units), -1) for part in found], axis=2)
         slope, apart, _ = pairs(changes, first)
         third, even = _SAFE * apart / (3 * first**2), np.abs(changes[0] + changes[1]) / first**2
-        largest = [float(part.max(initial=0.0)) for part in (np.abs(slope), even, third)]
+        largest = [float(np.where(np.isfinite(part), part, 0.0).max()) for part in (np.abs(slope), even, third)]
+        liveliest = units[np.argsort(-np.abs(slope).max(axis=1))[:_NOISE_ROWS]]
+        noise = loss_noise(self._sampler(z, longest, liveliest, found[0][1]), np.full(len(liveliest), first))
         best = (NOISE_FACTOR * float(noise.mean()) / (2 * largest[2])) ** (1 / 3) if largest[2] > 0 else np.inf
         best = min(max(best, _LEAST * scale), _LARGEST * scale)
         return Seen(float(np.exp2(np.round(np.log2(best)))), float(noise.max()), *largest)
 
-    def _sampler(self, z: int, spot: Spot, at: FloatArray, base: FloatArray) -> Sampler:
-        """The losses around the preactivations of one spot."""
-        units = self._units(z)
+    def _sampler(self, z: int, spot: Spot, units: Indices, base: FloatArray) -> Sampler:
+        """The losses around some of the preactivations of one spot."""
 
         def losses(entries: Indices, deltas: FloatArray) -> FloatArray:
             (found,) = self.perturbed.impulses(z, [spot], entries, deltas)
             return np.asarray(found[0] + found[1])
 
-        around = Probe(units, at, units[:, None], summed=False)
-        return Sampler(losses, around, base, noise_rows=_NOISE_ROWS)
+        around = Probe(units, self._at(z, spot)[units], units[:, None], summed=False)
+        return Sampler(losses, around, base, noise_rows=len(units))
 
     def _spots(self, z: int) -> list[Spot]:
         return self.perturbed.spots(lasting(self.problem.setup.graph, z))
