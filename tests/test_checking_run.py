@@ -292,7 +292,8 @@ def test_the_memory_of_a_check_is_foreseen(
     ("sizes", "options", "mode", "sampled"),
     [
         ({}, AUTO, "full", False),
-        ({"n": 100, "T": 10}, AUTO, "full", True),
+        ({"n": 100, "T": 10}, AUTO, "full", False),
+        ({"n": 200, "T": 20}, AUTO, "full", True),
         ({"n": 200, "T": 100}, AUTO, "directional", False),
         ({"n": 200, "T": 100}, CheckOptions(mode="full"), "full", False),
         ({}, CheckOptions(mode="directional"), "directional", False),

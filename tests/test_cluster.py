@@ -23,10 +23,9 @@ from bpcli.cluster.facts import Facts, differences, together
 from bpcli.cluster.losses import LEAST_FLOPS, batches
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Piece, Values
-from bpcli.problem.kinks import NONE, find_kinks
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
-from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.tangent import answering
 
 HOME = str(Path(__file__).parents[1])
 SPEC = """bp = 1
@@ -242,14 +241,23 @@ class Twin:
     def losses(self, asked: Asked, pieces: list[Piece]) -> list[Values]:
         """Those of all pieces, in order."""
         self.asked.append(asked)
-        kinks = find_kinks(self.problem) if asked.kinked else NONE
-        perturbed = Perturbed(self.problem, asked.windows, np.dtype(asked.dtype), kinks)
+        perturbed = answering(self.problem, asked)
         return [perturbed.piece(asked.tensor, piece) for piece in pieces[::-1]][::-1]
 
 
+@pytest.mark.parametrize(
+    ("equation", "dtypes"),
+    [
+        ("relu(0.5 * W @ a[t-1] + x)", {"float64", "complex128"}),
+        ("tanh(W @ a[t-1] + x)", {"float64", "complex128", "tangent"}),
+    ],
+)
 @pytest.mark.parametrize("method", ["bptt", "tbptt:k1=1,k2=2"])
-def test_losses_elsewhere_are_the_same(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check whose losses are all computed elsewhere finds the same, to the last bit."""
+def test_losses_elsewhere_are_the_same(
+    folder: Path, method: str, equation: str, dtypes: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check whose losses are all computed elsewhere finds the same, to the last bit; preactivations go there too."""
+    (folder / "net.toml").write_text(SPEC.replace("relu(0.5 * W @ a[t-1] + x)", equation).replace("n = 2", "n = 6"))
     from bpcli import methods
     from bpcli.checking.run import CheckOptions, check
     from bpcli.problem import perturbed
@@ -262,7 +270,7 @@ def test_losses_elsewhere_are_the_same(folder: Path, method: str, monkeypatch: p
     alone = check(setup, [call], options)
     assert alone == check(setup, [call], options, twin)
     assert [f.verdict for f in expected] == [f.verdict for f in alone]
-    assert {"float64", "complex128"} == {asked.dtype for asked in twin.asked}
+    assert dtypes == {asked.dtype for asked in twin.asked}
 
 
 def test_check_on_a_cluster(folder: Path) -> None:

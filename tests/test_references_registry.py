@@ -51,13 +51,19 @@ def test_estimates_cover_the_naive_gradient(name: str, reference: str, truncatio
 
 def test_a_sample_of_entries_leaves_the_rest_unknown() -> None:
     """Where differences are expensive they are taken of some entries; the bound of the others is infinite."""
-    setup = small_setup("vanilla_rnn", ("params",), n=8)
+    setup = small_setup("vanilla_rnn", ("params",), n=16, T=200)
     limited = REFERENCE.within(setup, 1.0)
     windows = (Window(0, 0, setup.T),)
     found = limited.estimate(draw(setup), windows, setup.wrt)["W"]
     assert limited.sample == np.isfinite(found.bound).sum() == 16
     assert limited.cost(setup, windows) < REFERENCE.cost(setup, windows)
     assert REFERENCE.within(setup, 1e12) == REFERENCE
+
+
+def test_no_sample_is_taken_where_all_entries_are_cheaper() -> None:
+    """Differences with respect to preactivations may cost less than a few entries by themselves."""
+    setup = small_setup("vanilla_rnn", ("params",), n=8)
+    assert REFERENCE.within(setup, 1.0) == REFERENCE
 
 
 def test_a_probe_puts_derivatives_where_they_belong() -> None:

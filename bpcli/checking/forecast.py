@@ -16,12 +16,15 @@ from bpcli.methods import MethodCall
 from bpcli.problem.limits import array_bytes
 from bpcli.problem.model import Setup
 from bpcli.problem.perturbed import BLOCK_ENTRIES
+from bpcli.problem.preactivations import terms
 from bpcli.problem.unrolled import unrolled
 from bpcli.references import complex_step
 from bpcli.references.base import Reference
 from bpcli.references.central import Central
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
+# Blocks of copies of which two are kept; what is known of preactivations, and of the tangent network, at every step.
+_BLOCKS, _OF_VALUES = 2, 10
 # A ladder shifts every entry six times at once, and has the losses of every sample, and the kinks that they met, twice:
 # in blocks, and joined.
 _LADDER, _JOINED = 6, 2
@@ -66,15 +69,23 @@ def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: in
     for length, count in Counter(w.stop - w.start for w in windows).items():
         rows = count * setup.batch
         # What all copies share is there for all steps, inputs twice; what differs, for one; the rest is sums of losses.
+        # Losses are there for every step, and once more while they are added up.
         shared = 2 * length * rows * before + 2 * static
-        each = rows * (moving + 4) + static
+        each = rows * (moving + 4 + 2 * length) + static
         block = max(block, shared + max(each, min(2 * BLOCK_ENTRIES, entries * each)))
+    block *= _BLOCKS
     fixes = _OF_FIX * min(BLOCK_ENTRIES, entries * static) if _computes_matrices(setup) else 0
     sample = entries if not isinstance(reference, Central) or reference.sample is None else reference.sample
     losses = 2 * _DOUBLE * _JOINED * (1 if exact else _LADDER) * min(entries, sample) * setup.batch
     matrices = [n.shape for n in nodes if n.phase is Phase.STATIC and len(n.shape) == 2]
     packed = sum(packed_entries(*shape) + packed_entries(*shape[::-1]) for shape in matrices)
-    return item * (trace + block + packed) + fixes + losses
+    return item * (trace + block + packed) + _preactivations(setup) + fixes + losses
+
+
+def _preactivations(setup: Setup) -> int:
+    """Values, derivatives and bounds at every step, where parameters are differentiated through preactivations."""
+    moving = sum(n.size for n in setup.graph.nodes if n.phase is not Phase.STATIC)
+    return _DOUBLE * _OF_VALUES * setup.T * setup.batch * moving if terms(setup.graph) else 0
 
 
 def _computes_matrices(setup: Setup) -> bool:

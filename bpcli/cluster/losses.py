@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
 from bpcli.benching.machine import cores
 from bpcli.benching.target import Target, target_from
 from bpcli.cluster.cells import absolute
@@ -22,13 +20,15 @@ from bpcli.errors import BpError, Diagnostic
 from bpcli.kernels import library
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Found, Piece
-from bpcli.problem.kinks import NONE, find_kinks
+from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.tangent import answering
 
 LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9
 """Pieces go together to about so many operations: with less, sending them takes longer than the work."""
 _TURNS = 4
 """Tasks for each worker, so that none waits for another for long."""
+_ANY = Tensor("", "param", ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +87,13 @@ def compute(order: Order) -> list[Found] | tuple[Diagnostic, ...]:
 def _computed(order: Order) -> list[Found]:
     library.set_threads(min(order.threads, cores()))
     asked = order.asked
-    perturbed = _perturbed(order.target, order.sha256, asked.windows, asked.dtype, asked.kinked)
+    perturbed = _perturbed(order.target, order.sha256, dataclasses.replace(asked, tensor=_ANY))
     return [perturbed.piece(asked.tensor, piece) for piece in order.pieces]
 
 
 @lru_cache(maxsize=2)
-def _perturbed(target: str, sha256: str, windows: tuple[object, ...], dtype: str, kinked: bool) -> Perturbed:
+def _perturbed(target: str, sha256: str, asked: Asked) -> Perturbed:
     """Kept from piece to piece: the problem, and its states at every step."""
     spec = target_from(json.loads(target))
     require_same(spec, sha256)
-    problem = draw(spec.open({}))
-    return Perturbed(problem, windows, np.dtype(dtype), find_kinks(problem) if kinked else NONE)  # type: ignore[arg-type]
+    return answering(draw(spec.open({})), asked)

@@ -1,12 +1,13 @@
 """Many perturbed copies of a network run side by side: finite differences at the speed of matrix products.
 
 Copies × rows are rows of a batch. What a perturbation cannot reach is computed once and shared. A changed matrix entry
-is a rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy.
+is a rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy. Copies do
+not wait for each other: each part of them goes through all steps by itself, while its values are in cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,104 +15,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.fuse import LEAVES
-from bpcli.graph.lower_reverse import active_nodes
-from bpcli.graph.model import Graph, Phase
-from bpcli.graph.tape import ADDEND, OUT, A, Alias, B, Forward
+from bpcli.graph.model import Phase
+from bpcli.graph.tape import OUT
 from bpcli.kernels import forward as kernel
-from bpcli.kernels.calls import Call, run
+from bpcli.kernels.calls import run
 from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.jobs import cut, forward_job
-from bpcli.kernels.layout import Allocator, Places, packed_copies, without_packed
+from bpcli.kernels.layout import Allocator, Places, without_packed
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.plan import LANE_FLOPS, phase_flops
-from bpcli.kernels.rows import BASE, PACKED
+from bpcli.kernels.plan import LANE_FLOPS
+from bpcli.kernels.reach import Reach
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, STEP
 from bpcli.kernels.tiles import pack
 
-PART_ROWS = 128
-"""Rows that one job takes on: enough for products to be quick, few enough to feed every thread."""
+PART_ROWS = 64
+"""Rows that one job takes on: enough for products to be quick, few enough for a step's values to stay in cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Places for `copies` copies of `rows` rows over `steps` steps, when one leaf differs from copy to copy."""
+    """Places for `copies` copies of `rows` rows over `steps` steps."""
 
-    graph: Graph
-    forward: Forward
-    leaf: int
+    reach: Reach
     copies: int
     rows: int
     steps: int
 
     @cached_property
-    def reached(self) -> frozenset[int]:
-        """Nodes that differ between copies: all from the time loop on, and before it what the leaf reaches."""
-        late = {n.index for n in self.graph.nodes if n.phase in (Phase.RECURRENT, Phase.OUTPUT)}
-        return active_nodes(self.graph, {self.leaf}) | late
-
-    @cached_property
-    def before(self) -> Jobs:
-        """The instructions that all copies share."""
-        return self._select(lambda out: out not in self.reached and self.graph.nodes[out].phase is Phase.INPUT)
-
-    @cached_property
-    def each(self) -> Jobs:
-        """The instructions of one step that every copy runs for itself."""
-        return self._select(lambda out: out in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
-
-    def _select(self, wanted) -> Jobs:  # type: ignore[no-untyped-def]
-        code = self.forward.code
-        chosen = np.array([bool(wanted(int(out))) for out in code[:, OUT]], dtype=bool)
-        return np.ascontiguousarray(code[chosen])
-
-    @cached_property
-    def crossing(self) -> tuple[int, ...]:
-        """Static nodes that differ between copies and are read in the time loop or are the loss."""
-        read = {int(n) for field in (A, B, ADDEND) for n in self.each[:, field] if n >= 0} | {self.graph.loss}
-        owners = {self._slices[n].owner if n in self._slices else n for n in read}
-        return tuple(sorted(n for n in owners & self.reached if self.graph.nodes[n].phase is Phase.STATIC))
-
-    @cached_property
-    def _slices(self) -> Mapping[int, Alias]:
-        return {n: a for n, a in self.forward.alias.items() if self.graph.nodes[n].op == "slice"}
-
-    @cached_property
     def places(self) -> Places:
-        """Static values; what is shared, for every step; what differs, for one step."""
-        allocator = Allocator(len(self.graph.nodes))
-        written = set(self.forward.code[:, OUT].tolist())
-        for node in self.graph.nodes:
-            if node.index in self._slices or not (node.op in LEAVES or node.index in written):
+        """Static values; what is shared, and the loss, for every step; what differs, for one step."""
+        reach = self.reach
+        allocator = Allocator(len(reach.graph.nodes))
+        written = set(reach.forward.code[:, OUT].tolist())
+        for node in reach.graph.nodes:
+            if node.index in reach.slices or not (node.op in LEAVES or node.index in written):
                 continue
             if node.phase is Phase.STATIC:
-                vector = node.index in self.crossing and len(node.shape) < 2
+                vector = node.index in reach.crossing and len(node.shape) < 2
                 entries = node.size * (self.copies if vector else 1)
                 allocator.place(node.index, allocator.take(entries), (0, node.size if vector else 0, 0, 0))
-            elif node.index in self.reached:
-                base = allocator.take(self.copies * self.rows * node.size)
-                allocator.place(node.index, base, (0, self.rows * node.size, node.size, 0))
+            elif node.index in reach.reached:
+                step = self.copies * self.rows * node.size if node.index == reach.graph.loss else 0
+                base = allocator.take(step * self.steps or self.copies * self.rows * node.size)
+                allocator.place(node.index, base, (step, self.rows * node.size, node.size, 0))
             else:
                 base = allocator.take(self.steps * self.rows * node.size)
                 allocator.place(node.index, base, (self.rows * node.size, 0, node.size, 0))
-        for n, field in self.packed:
-            allocator.pack(self.graph.nodes[n], field)
-        return allocator.finish(self._slices)
-
-    @cached_property
-    def packed(self) -> tuple[tuple[int, int], ...]:
-        """The matrices that every copy's rows are multiplied with, each with the field of the packed copy it takes."""
-        return tuple(sorted((n, field) for n, field in packed_copies(self.each) if n not in self._slices))
-
-    @cached_property
-    def flops(self) -> float:
-        """Floating-point operations of a row's step."""
-        return sum(phase_flops(self.graph, phase) for phase in Phase if phase is not Phase.STATIC)
-
-    @property
-    def entries_per_copy(self) -> int:
-        """Numbers that one more copy takes; of a matrix that is computed as many as may change, of the leaf one."""
-        late = [n for n in self.graph.nodes if n.index in self.reached and n.phase is not Phase.STATIC]
-        static = [self.graph.nodes[n] for n in self.crossing if n != self.leaf or len(self.graph.nodes[n].shape) < 2]
-        return sum(self.rows * n.size for n in late) + sum(n.size for n in static)
+        for n, field in reach.packed:
+            allocator.pack(reach.graph.nodes[n], field)
+        return allocator.finish(reach.slices)
 
 
 class Copies:
@@ -122,27 +74,28 @@ class Copies:
     ) -> None:
         self.layout, self.inputs = layout, inputs
         self.V = np.zeros(layout.places.size, dtype)
-        self.numbers = layout.forward.numbers.astype(dtype)
-        self.fix = no_fixes(len(layout.graph.nodes), dtype)
+        self.numbers = layout.reach.forward.numbers.astype(dtype)
+        self.fix = no_fixes(len(layout.reach.graph.nodes), dtype)
         self._places = without_packed(layout.places.table, dtype)
+        self._jobs: dict[int, Jobs] = {}
         for node, values in static.items():
             self.block(node)[..., :] = values.ravel()
         for node, rows in inputs.items():
-            if node not in layout.reached:
+            if node not in layout.reach.reached:
                 self.block(node)[:] = rows.ravel()
         self._pack()
         everything = (0, layout.steps * layout.rows)
-        self._run(layout.before, cut(self._job(layout.before, self.fix), kernel.I0, *everything, 1))
+        self._run(layout.reach.before, cut(self._job(layout.reach.before, self.fix), kernel.I0, *everything, 1))
 
     def _pack(self) -> None:
         """Matrices stay as they are from here on: what changes them is added to the products."""
-        for n, field in self.layout.packed:
+        for n, field in self.layout.reach.packed:
             if self._places[n, field] >= 0:
-                matrix = self.block(n).reshape(self.layout.graph.nodes[n].shape)
+                matrix = self.block(n).reshape(self.layout.reach.graph.nodes[n].shape)
                 pack(matrix if field == PACKED else matrix.T, self.V[self._places[n, field] :])
 
     def _job(self, code: Jobs, fix: Fix) -> Jobs:
-        job = forward_job(self.layout.forward, self.numbers, self._places, self.V.size, fix)
+        job = forward_job(self.layout.reach.forward, self.numbers, self._places, self.V.size, fix)
         job[kernel.CODE], job[kernel.LINES], job[kernel.LAST] = code.ctypes.data, len(code), len(code)
         job[kernel.STEP1] = 1
         return job
@@ -154,50 +107,60 @@ class Copies:
     def block(self, node: int) -> NDArray:
         """All that is stored for a node, flat: `(copies, size)` where a static vector differs between copies."""
         layout, place = self.layout, self.layout.places.table[node]
-        size = layout.graph.nodes[node].size
-        if layout.graph.nodes[node].phase is Phase.STATIC:
-            copies = layout.copies if node in layout.crossing and len(layout.graph.nodes[node].shape) < 2 else 1
+        size = layout.reach.graph.nodes[node].size
+        if layout.reach.graph.nodes[node].phase is Phase.STATIC:
+            copies = (
+                layout.copies if node in layout.reach.crossing and len(layout.reach.graph.nodes[node].shape) < 2 else 1
+            )
             return self.V[place[BASE] : place[BASE] + copies * size].reshape(copies, size)
-        spread = layout.copies if node in layout.reached else layout.steps
+        spread = layout.copies if node in layout.reach.reached else layout.steps
         return self.V[place[BASE] : place[BASE] + spread * layout.rows * size]
 
     def rows(self, node: int) -> NDArray:
         """The values (copies, rows, size) of a node that differs between copies."""
         return self.block(node).reshape(self.layout.copies, self.layout.rows, -1)
 
-    @cached_property
-    def _steps(self) -> Call:
-        """The jobs of a step, of which only the number of the step changes."""
+    def run(self, first: int, last: int, change: Callable[[], None] | None = None) -> None:
+        """Steps `first` to `last` of every copy; at the first one `change` is called where the leaf has its value."""
+        layout = self.layout
+        known = layout.reach.known
+        if change is not None:
+            self._span(first, first + 1, 0, known)
+            change()
+            self._span(first, first + 1, known, len(layout.reach.each))
+            first += 1
+        self._span(first, last, 0, len(layout.reach.each))
+
+    def _span(self, first: int, last: int, line: int, end: int) -> None:
+        """Lines `line` to `end` of some steps."""
+        if first == last or line == end:
+            return
         layout = self.layout
         rows = layout.copies * layout.rows
-        parts = max(1, min(layout.copies, rows // PART_ROWS, int(layout.flops * rows / LANE_FLOPS)))
-        job = self._job(layout.each, self.fix)
-        job[kernel.I1] = layout.rows
-        return Call("forward", cut(job, kernel.O0, 0, layout.copies, parts), keeps=self.fix)
+        parts = max(
+            1, min(layout.copies, rows // PART_ROWS, int(layout.reach.flops * rows * (last - first) / LANE_FLOPS))
+        )
+        if parts not in self._jobs:
+            job = self._job(layout.reach.each, self.fix)
+            job[kernel.I1] = layout.rows
+            self._jobs[parts] = cut(job, kernel.O0, 0, layout.copies, parts)
+        jobs = self._jobs[parts]
+        jobs[:, [kernel.STEP0, kernel.STEP1, kernel.FIRST, kernel.LAST]] = first, last, line, end
+        run("forward", jobs, self.V)
 
-    def step(self, j: int) -> NDArray:
-        """Run step j for every copy; the losses, (copies, rows) or what broadcasts to it. The state moves on."""
-        layout, graph = self.layout, self.layout.graph
-        if len(layout.each):
-            self._steps.jobs[:, [kernel.STEP0, kernel.STEP1]] = j, j + 1
-            self._steps.run(self.V, self.V.ctypes.data)
-        losses = self._losses(j).copy()
-        for name, previous in graph.previous.items():
-            self.block(previous)[:] = self.block(graph.new[name])
-        return losses
-
-    def _losses(self, j: int) -> NDArray:
-        layout, loss = self.layout, self.layout.graph.nodes[self.layout.graph.loss]
-        if loss.phase is Phase.STATIC:
-            return self.block(loss.index)
-        if loss.index in layout.reached:
-            return self.rows(loss.index)[:, :, 0]
-        return self.block(loss.index).reshape(layout.steps, layout.rows)[j][None]
+    def losses(self, first: int, last: int) -> NDArray:
+        """The losses of steps that have run, a view (steps, copies, rows)."""
+        layout, loss = self.layout, self.layout.reach.graph.loss
+        place = layout.places.table[loss]
+        strides = [int(place[field]) * self.V.itemsize for field in (STEP, OUTER, INNER_ROW)]
+        shape = (last - first, layout.copies, layout.rows)
+        start = self.V[place[BASE] + first * place[STEP] :]
+        return np.lib.stride_tricks.as_strided(start, shape, strides, writeable=False)
 
     def static_run(self) -> None:
         """Compute the static nodes afresh, from leaves that are stored once."""
         layout = self.layout
-        bounds = layout.forward.bounds
-        job = self._job(layout.forward.code, self.fix)
+        bounds = layout.reach.forward.bounds
+        job = self._job(layout.reach.forward.code, self.fix)
         job[kernel.FIRST], job[kernel.LAST] = bounds[Phase.STATIC], bounds[Phase.INPUT]
-        self._run(layout.forward.code, cut(job, kernel.I0, 0, 1, 1))
+        self._run(layout.reach.forward.code, cut(job, kernel.I0, 0, 1, 1))

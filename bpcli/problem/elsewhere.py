@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bpcli.problem.model import Tensor
     from bpcli.problem.unrolled import Window
 
+TANGENT = "tangent"
+"""Of the tangent network (see `bpcli.problem.tangent`), as Asked.dtype."""
 FAR_FLOPS = 1e9
 """Work of so many operations is worth sending away: some tenths of a second."""
 
@@ -20,13 +22,14 @@ Values = NDArray[Any]
 """float64 or complex128, as the copies are."""
 FloatArray = NDArray[np.float64]
 Found = tuple[Values, FloatArray]
-"""Losses (C, batch) of copies, and the kinks that they meet, as `Perturbed.followed` gives them."""
+"""Losses (C, batch) of copies, and the kinks they meet, as `Perturbed.followed` gives them, or changes of losses."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Which losses: of copies with `tensor` changed, restricted to `windows`, in `dtype` (float64 or complex128).
+    """Which losses: of copies with `tensor` changed, restricted to `windows`.
 
+    `dtype`: float64, complex128, or TANGENT for losses of the tangent network.
     `kinked`: those that leave a kink of the problem have no derivative, as `Perturbed` says.
     """
 
@@ -40,26 +43,31 @@ class Asked:
 class Piece:
     """A block of copies over the windows of one `length`: copy c has `entries[c]` changed by `deltas[c]`.
 
-    `flops` are what it takes, about.
+    `flops` are what it takes, about. Where there is a `node`, the entries are those of its value at `step`, counted
+    from the start of each window, instead of a tensor's; the length 0 stands for each step by itself.
     """
 
     length: int
     entries: NDArray[np.int64]
     deltas: Values
     flops: float
+    node: int = -1
+    step: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
     """What makes the copies of one block differ: entries of one tensor's array, a change for each.
 
-    `met (copies,)` are the kinks that the static phase meets, as `Kinks` says.
+    `met (copies,)` are the kinks that the static phase meets, as `Kinks` says; `node` and `step` as of `Piece`.
     """
 
     tensor: Tensor
     entries: NDArray[np.int64]
     deltas: Values
     met: FloatArray
+    node: int = -1
+    step: int = 0
 
 
 class Elsewhere(Protocol):

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.model import Graph
 from bpcli.graph.operations import OPERATIONS
 from bpcli.kernels.copies import Copies
-from bpcli.kernels.plan import make_plan
-from bpcli.kernels.rows import BASE, INNER_ROW, STEP
-from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem
+from bpcli.problem.values import node_values
 
 Mask = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -78,9 +76,11 @@ class Kinks:
         layout = copies.layout
         found = np.full((layout.copies, layout.rows), FREE)
         for node in nodes:
-            shape = (layout.copies, layout.rows, -1) if node in layout.reached else (layout.steps, layout.rows, -1)
+            shape = (
+                (layout.copies, layout.rows, -1) if node in layout.reach.reached else (layout.steps, layout.rows, -1)
+            )
             held = copies.block(node).reshape(shape)
-            held = held if node in layout.reached else held[j : j + 1]
+            held = held if node in layout.reach.reached else held[j : j + 1]
             found = np.maximum(found, self.steps[node].met(held, steps[j]))
         return found
 
@@ -116,6 +116,11 @@ def find_kinks(problem: Problem) -> Kinks:
     return Kinks(steps, static)
 
 
+def analytic(graph: Graph) -> bool:
+    """Whether no operation has a kink."""
+    return all(OPERATIONS[node.op].analytic for node in graph.nodes if node.op in OPERATIONS)
+
+
 def _arguments(graph: Graph) -> dict[int, list[tuple[int, int]]]:
     """The nodes whose values go into operations with a kink, and the stretches of their entries that do."""
     found: dict[int, list[tuple[int, int]]] = {}
@@ -131,25 +136,9 @@ def _arguments(graph: Graph) -> dict[int, list[tuple[int, int]]]:
 
 def _values(problem: Problem, arguments: Mapping[int, list[tuple[int, int]]]) -> dict[int, NDArray[Any]]:
     """Float64 values `(T, batch, size)`, or `(size,)` of static nodes, infinite where they meet no kink."""
-    setup, graph = problem.setup, problem.setup.graph
-    plan = make_plan(graph, [], setup.batch, setup.T, [], reads=list(arguments))
-    trace = Trace(plan, setup.dtype, problem.arrays)
-    trace.start()
-    for first in range(0, setup.T, plan.extent.chunk):
-        trace.forward(first, min(setup.T, first + plan.extent.chunk))
     values = {}
-    for index, stretches in arguments.items():
-        node, place = graph.nodes[index], plan.values.table[index]
-        if node.op == "input":
-            held = problem.inputs[node.name].reshape(setup.T, setup.batch, node.size)
-        elif node.phase is Phase.STATIC:
-            held = trace.value(index, node.size)
-        else:
-            strides = tuple(int(n) * trace.V.itemsize for n in (place[STEP], place[INNER_ROW], 1))
-            shape = (setup.T, setup.batch, node.size)
-            held = np.lib.stride_tricks.as_strided(trace.V[place[BASE] :], shape, strides, writeable=False)
-        kept = np.full(held.shape, np.inf)
-        for start, stop in stretches:
+    for index, held in node_values(problem, arguments).items():
+        values[index] = kept = np.full(held.shape, np.inf)
+        for start, stop in arguments[index]:
             kept[..., start:stop] = held[..., start:stop]
-        values[index] = kept
     return values

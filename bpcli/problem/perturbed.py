@@ -5,28 +5,39 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import fuse
-from bpcli.graph.lower import lower_forward
-from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Phase
 from bpcli.kernels.copies import Copies, Layout
-from bpcli.kernels.fixes import Entries, joined, make_fixes
-from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
+from bpcli.problem.changes import add_impulse, change_parameter, enter, feed
 from bpcli.problem.elsewhere import FAR_FLOPS, Asked, Change, FloatArray, Found, Piece, Values
 from bpcli.problem.kinks import FREE, NONE, Kinks
+from bpcli.problem.layouts import layout_of, plan_of, reach
 from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.sums import changes_of, marked, total_of
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
-BLOCK_ENTRIES = 1 << 18
-"""Numbers that the copies of one block may take: some megabytes, so that a step's values stay in cache."""
+BLOCK_ENTRIES = 1 << 20
+"""Numbers that the copies of one block may take: some megabytes."""
+_NOTHING = Tensor("", "param", ())
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a node's value is changed in windows of one `length`: `step` steps after their start, or, where the length
+    is 0, at each step by itself whose loss counts. `times (windows,)` are the steps that this comes to."""
+
+    length: int
+    step: int
+    times: tuple[int, ...]
 
 
 class Perturbed:
@@ -38,15 +49,16 @@ class Perturbed:
     def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any], kinks: Kinks = NONE) -> None:
         self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
         self.setup, self.graph, self.windows = problem.setup, problem.setup.graph, tuple(windows)
-        self.elsewhere = problem.elsewhere
-        self.forward = lower_forward(self.graph, fuse(self.graph))
+        self.elsewhere, self.label = problem.elsewhere, np.dtype(dtype).name
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)
         for window in merged(windows):
             self.groups[window.stop - window.start].append(window)
-        plan = make_plan(self.graph, [], self.setup.batch, self.setup.T, [])
-        arrays = self.problem.arrays
-        self.trace = Trace(plan, np.dtype(dtype), arrays)
+        self.groups[0] = [Window(t, t, t + 1) for w in merged(windows) for t in range(w.loss_from, w.stop)]
+        self.weighted: dict[int, tuple[NDArray[np.int64], FloatArray]] = {}
+        self.kept: dict[Layout, Copies] = {}
+        plan = plan_of(self.setup, self.setup.T)
+        self.trace = Trace(plan, np.dtype(dtype), self.problem.arrays)
         self.trace.start()
         for first in range(0, self.setup.T, plan.extent.chunk):
             self.trace.forward(first, min(self.setup.T, first + plan.extent.chunk))
@@ -77,27 +89,54 @@ class Perturbed:
         work = list(self._pieces(tensor, entries, deltas))
         parts: Iterable[Found] = (self.piece(tensor, piece) for _, piece in work)
         if self.elsewhere is not None and sum(piece.flops for _, piece in work) >= FAR_FLOPS:
-            asked = Asked(tensor, self.windows, self.trace.V.dtype.name, self.kinks is not NONE)
+            asked = Asked(tensor, self.windows, self.label, self.kinks is not NONE)
             parts = self.elsewhere.losses(asked, [piece for _, piece in work])
         for (block, _), (part, far) in zip(work, parts, strict=True):
             losses[block] += part
             met[block] = np.maximum(met[block], far)
         return losses, met
 
+    def spots(self, lasting: bool) -> list[Spot]:
+        """Where a node is changed once in everything that windows see of it; what is not `lasting` moves no state."""
+        if not lasting:
+            return [Spot(0, 0, tuple(w.start for w in self.groups[0]))]
+        lengths = [(length, windows) for length, windows in self.groups.items() if length]
+        return [Spot(n, j, tuple(w.start + j for w in windows)) for n, windows in lengths for j in range(n)]
+
+    def impulses(
+        self, node: int, spots: Sequence[Spot], entries: NDArray[np.int64], deltas: Values
+    ) -> Iterator[tuple[Values, Values, FloatArray]]:
+        """What happens to the losses of C copies when copy c has entry `entries[c]` of the value of `node` changed by
+        `deltas[c]`, at each of `spots` in turn, in all windows and samples at once.
+
+        Changes (C, windows · batch) of each window's losses from there on, weighted as in `losses`; these losses as
+        they are without it, (windows · batch,); and the kinks that were met, as of `followed`.
+        """
+        deltas = np.asarray(deltas, self.trace.V.dtype)
+        work = [list(self._impulses(node, spot, entries, deltas)) for spot in spots]
+        parts: Iterator[Found] = (self.piece(_NOTHING, piece) for pieces in work for piece in pieces)
+        if self.elsewhere is not None and sum(piece.flops for pieces in work for piece in pieces) >= FAR_FLOPS:
+            asked = Asked(_NOTHING, self.windows, self.label, self.kinks is not NONE)
+            parts = iter(self.elsewhere.losses(asked, [piece for pieces in work for piece in pieces]))
+        for pieces in work:
+            found = [next(parts) for _ in pieces]
+            changes, met = (np.concatenate([part[i][1:] for part in found]) for i in (0, 1))
+            yield changes, found[0][0][0], met
+
     def piece(self, tensor: Tensor, piece: Piece) -> Found:
         """The losses (C, batch) of one piece of the work, and the kinks met; the same bits wherever it is done."""
         static = np.full(len(piece.entries), self.met)
-        return self._run(Change(tensor, piece.entries, piece.deltas, static), self.groups[piece.length])
+        change = Change(tensor, piece.entries, piece.deltas, static, piece.node, piece.step)
+        return self._run(change, piece.length)
 
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array moved by `change (size,)`."""
         array = np.asarray(self.problem.array(tensor))
         moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
         other = copy.copy(self)
-        other.elsewhere = None  # these arrays are known here alone
+        other.elsewhere, other.kept = None, {}  # these arrays are known here alone
         other.problem = self.problem.with_array(tensor, moved)
-        plan = make_plan(self.graph, [], self.setup.batch, 1, [])
-        other.trace = Trace(plan, self.trace.dtype, other.problem.arrays)
+        other.trace = Trace(plan_of(self.setup, 1), self.trace.dtype, other.problem.arrays)
         other.met = self.kinks.met_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
         if tensor.kind == "state":
             node = self.graph.previous[tensor.name]
@@ -108,57 +147,89 @@ class Perturbed:
     def here(self) -> tuple[Values, FloatArray]:
         """Losses (batch,) of the arrays as they are, and the kinks that were met."""
         nothing = np.zeros(1, dtype=np.int64)
-        losses, met = self.followed(Tensor("", "param", ()), nothing, nothing)
+        losses, met = self.followed(_NOTHING, nothing, nothing)
         return losses[0], met[0]
 
     def _node(self, tensor: Tensor) -> int:
         group = self.graph.previous if tensor.kind == "state" else self.graph.leaf
         return group.get(tensor.name, -1)
 
-    def _layout(self, tensor: Tensor, copies: int, windows: Sequence[Window]) -> Layout:
-        rows = len(windows) * self.setup.batch
-        steps = windows[0].stop - windows[0].start
-        return Layout(self.graph, self.forward, self._node(tensor), copies, rows, steps)
+    def _size(self, length: int) -> tuple[int, int]:
+        """Rows and steps of the windows of one length."""
+        return len(self.groups[length]) * self.setup.batch, max(1, length)
 
     def _pieces(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Iterator[tuple[slice, Piece]]:
         """The work, block by block of copies, for each length of windows."""
-        for length, windows in self.groups.items():
-            one = self._layout(tensor, 1, windows)
-            size = max(1, BLOCK_ENTRIES // max(1, one.entries_per_copy))
+        for length in filter(None, self.groups):
+            rows, steps = self._size(length)
+            own = reach(self.setup, self._node(tensor))
+            size = max(1, BLOCK_ENTRIES // max(1, own.entries(rows, steps)))
             for start in range(0, len(entries), size):
                 block = slice(start, min(len(entries), start + size))
-                flops = one.flops * one.rows * one.steps * (block.stop - start)
+                flops = own.flops * rows * steps * (block.stop - start)
                 yield block, Piece(length, entries[block], deltas[block], flops)
 
-    def _run(self, change: Change, windows: Sequence[Window]) -> tuple[Values, FloatArray]:
+    def _impulses(self, node: int, spot: Spot, entries: NDArray[np.int64], deltas: Values) -> Iterator[Piece]:
+        """The same for changes of a node's value; the first copy of each block is not changed."""
+        rows, steps = self._size(spot.length)
+        own = reach(self.setup, node)
+        blocks = max(1, -(-len(entries) * own.entries(rows, steps) // BLOCK_ENTRIES))
+        for some, by in zip(np.array_split(entries, blocks), np.array_split(deltas, blocks), strict=True):
+            if len(some):
+                some, by = (np.concatenate([np.zeros(1, a.dtype), a]) for a in (some, by))
+                flops = own.flops * rows * (steps - spot.step) * len(some)
+                yield Piece(spot.length, some, by, flops, node, spot.step)
+
+    def _weighted(self, length: int) -> tuple[NDArray[np.int64], FloatArray]:
+        """The steps (length, windows) of windows of one length, and the weights (length, rows) of the losses there."""
+        if length not in self.weighted:
+            windows = self.groups[length]
+            steps = np.array([w.start for w in windows]) + np.arange(max(1, length))[:, None]
+            counted = np.where(steps >= [w.loss_from for w in windows], 1.0, 0.0)
+            self.weighted[length] = steps, (self.weights[steps] * counted[:, :, None]).reshape(len(steps), -1)
+        return self.weighted[length]
+
+    def _run(self, change: Change, length: int) -> tuple[Values, FloatArray]:
         """The losses (copies, batch) of one block over windows of equal length, and the kinks that were met."""
-        layout = self._layout(change.tensor, len(change.entries), windows)
-        batch, starts = self.setup.batch, np.array([w.start for w in windows])
-        steps = starts + np.arange(layout.steps)[:, None]
+        leaf = self._node(change.tensor) if change.node < 0 else change.node
+        layout = layout_of(self.setup, leaf, len(change.entries), *self._size(length))
+        steps, weights = self._weighted(length)
         copies = self._copies(layout, change, steps)
-        self._enter(copies, change, starts)
-        counted = np.where(steps >= [w.loss_from for w in windows], 1.0, 0.0)
-        total = np.zeros((layout.copies, layout.rows), copies.V.dtype)
-        lost = np.zeros_like(total)
+        enter(self, copies, change, steps[change.step])
+        met = self._go(copies, change, steps)
+        losses = copies.losses(change.step, layout.steps)
+        if change.node >= 0:
+            total = changes_of(losses, weights[change.step :])
+            return marked(total, met), met
+        total = marked(total_of(losses, weights), met)
+        shape = (layout.copies, -1, self.setup.batch)
+        return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
+
+    def _go(self, copies: Copies, change: Change, steps: NDArray[np.int64]) -> FloatArray:
+        """Run all steps, and find the kinks that are met (copies, rows).
+
+        One step at a time where something has to be looked at, or fed, in between.
+        """
+        layout = copies.layout
+        met = np.zeros((layout.copies, layout.rows)) + change.met[:, None]
+        change_value = partial(add_impulse, copies, change) if change.node >= 0 else None
+        if not self.kinks.steps and change.tensor.kind != "input":
+            copies.run(change.step, layout.steps, change_value)
+            return met
         earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
         later = set(self.kinks.steps) - earlier
-        met = np.zeros(total.shape) + change.met[:, None]
-        for j in range(layout.steps):
-            self._feed(copies, change, steps[j], j)
-            # Before `copies.step`, which puts the new state in the place of the earlier one.
+        for j in range(change.step, layout.steps):
+            feed(self, copies, change, steps[j], j)
+            # Before the step, which puts the new state in the place of the earlier one.
             met = np.maximum(met, self.kinks.met(copies, earlier, steps, j))
-            weights = (self.weights[steps[j]] * counted[j][:, None]).reshape(layout.rows)
-            term = copies.step(j) * weights - lost  # Kahan: the sum's own rounding is not to be taken for noise
-            new = total + term
-            lost = (new - total) - term
-            total = new
+            copies.run(j, j + 1, change_value if j == change.step else None)
             met = np.maximum(met, self.kinks.met(copies, later, steps, j))
-        (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
-        shape = (layout.copies, len(windows), batch)
-        return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
+        return met
 
     def _copies(self, layout: Layout, change: Change, steps: NDArray[np.int64]) -> Copies:
         """The block's values, with the change made where it concerns a parameter."""
+        if change.node >= 0 and layout in self.kept:
+            return self.kept[layout]
         static = {
             n.index: self.trace.value(n.index, n.size)
             for n in self.graph.nodes
@@ -170,75 +241,9 @@ class Perturbed:
                 layout.steps, layout.rows, -1
             )
         copies = Copies(layout, self.trace.V.dtype, inputs, static)
-        if change.tensor.kind == "param" and layout.leaf >= 0:
-            self._change_parameter(copies, change)
+        if change.node >= 0:
+            # Blocks of one spot come in two sizes, and the next spot's are the same.
+            self.kept = {**dict([*self.kept.items()][-1:]), layout: copies}
+        elif change.tensor.kind == "param" and layout.reach.leaf >= 0:
+            change_parameter(self, copies, change)
         return copies
-
-    def _change_parameter(self, copies: Copies, change: Change) -> None:
-        layout, leaf = copies.layout, copies.layout.leaf
-        static = {n for n in active_nodes(self.graph, {leaf}) if self.graph.nodes[n].phase is Phase.STATIC}
-        changed: dict[int, Entries] = {}
-        if static == {leaf}:
-            shape, index = self.graph.nodes[leaf].shape, np.arange(len(change.entries))
-            if len(shape) == 2:
-                changed[leaf] = (index, change.entries // shape[1], change.entries % shape[1], change.deltas)
-            elif leaf in layout.crossing:
-                copies.block(leaf)[index, change.entries] += change.deltas
-        else:
-            changed = self._through_static(copies, change)
-        copies.fix = make_fixes(len(self.graph.nodes), layout.copies, changed, copies.V.dtype)
-
-    def _through_static(self, copies: Copies, change: Change) -> dict[int, Entries]:
-        """Run the static phase for each copy; vectors that the loop reads are kept, matrices as differences."""
-        layout, leaf = copies.layout, copies.layout.leaf
-        plain = Layout(self.graph, self.forward, -1, 1, 1, 1)
-        single = Copies(
-            plain,
-            copies.V.dtype,
-            {},
-            {n: self.trace.value(n, self.graph.nodes[n].size) for n in self._static_nodes(plain)},
-        )
-        matrices = {n: list[Entries]() for n in layout.crossing if len(self.graph.nodes[n].shape) == 2}
-        for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
-            single.block(leaf)[0, entry] += delta
-            single.static_run()
-            change.met[c] = self.kinks.met_static(lambda n: single.block(n)[0])
-            for n in layout.crossing:
-                values, base = single.block(n)[0], self.trace.value(n, self.graph.nodes[n].size)
-                if n in matrices:
-                    where = np.flatnonzero(values != base)
-                    columns = self.graph.nodes[n].shape[1]
-                    entries = (np.full(len(where), c), where // columns, where % columns, values[where] - base[where])
-                    matrices[n].append(entries)
-                else:
-                    copies.block(n)[c] = values
-            single.block(leaf)[0, entry] = self.trace.value(leaf, self.graph.nodes[leaf].size)[entry]
-        return {n: joined(lists) for n, lists in matrices.items()}
-
-    def _static_nodes(self, layout: Layout) -> list[int]:
-        return [
-            n.index for n in self.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
-        ]
-
-    def _enter(self, copies: Copies, change: Change, starts: NDArray[np.int64]) -> None:
-        """Put every row's state before its first step in place, changed where that is asked for and it is step 0."""
-        layout, batch = copies.layout, self.setup.batch
-        for node in self.graph.previous.values():
-            copies.rows(node)[:] = self.held[node][starts].reshape(1, layout.rows, -1)
-        if change.tensor.kind == "state":
-            rows, index = copies.rows(layout.leaf), np.arange(layout.copies)
-            for row in np.flatnonzero(np.repeat(starts == 0, batch)):
-                rows[index, row, change.entries] += change.deltas
-
-    def _feed(self, copies: Copies, change: Change, steps: NDArray[np.int64], j: int) -> None:
-        """The changed input's rows of one step."""
-        leaf = copies.layout.leaf
-        if change.tensor.kind != "input" or leaf < 0:
-            return
-        rows = copies.rows(leaf)
-        rows[:] = copies.inputs[leaf][j]
-        size, batch = rows.shape[2], self.setup.batch
-        for w, t in enumerate(steps):
-            hit = np.flatnonzero(change.entries // size == t)
-            for b in range(w * batch, (w + 1) * batch):
-                rows[hit, b, change.entries[hit] % size] += change.deltas[hit]

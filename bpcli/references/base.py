@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from bpcli.graph.model import Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.preactivations import impulse_steps, terms, worthwhile
 from bpcli.references.numerics.directions import Directions
 
 FloatArray = NDArray[np.float64]
@@ -83,3 +84,26 @@ def copies(setup: Setup, at_most: int | None = None) -> int:
         count = tensor.entries if shared else tensor.entries // setup.batch
         total += count if at_most is None else min(count, at_most)
     return total
+
+
+@dataclass(frozen=True)
+class Through:
+    """What is differentiated with respect to preactivations `zs`: `tensors`, and the setup with the `rest`.
+
+    To change every entry of the preactivations once takes as much as `evaluations` of the losses.
+    """
+
+    zs: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
+    evaluations: float
+    rest: Setup
+
+
+def through_preactivations(setup: Setup, windows: Sequence[Window], dearer: float) -> Through:
+    """Where that is less work, one of them being evaluated `dearer` times as often as an entry."""
+    chosen = tuple(worthwhile(setup, windows, setup.wrt, dearer))
+    every = terms(setup.graph)
+    zs = tuple(sorted({term.z for tensor in chosen for term in every[tensor.name]}))
+    steps = sum(w.stop - w.start for w in windows)
+    rest = replace(setup, wrt=tuple(t for t in setup.wrt if t not in chosen))
+    return Through(zs, chosen, sum(impulse_steps(setup, windows, z) for z in zs) / steps, rest)

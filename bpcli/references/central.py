@@ -8,18 +8,23 @@ from functools import partial
 from typing import ClassVar
 
 from bpcli.methods.base import Window
+from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.references.base import Estimate, copies, forward_flops
+from bpcli.references.base import Estimate, copies, forward_flops, through_preactivations
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
+from bpcli.references.numerics.impulses import COMPARED, DEARER
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.numerics.sweep import Differentiate, sweep, sweep_along
+from bpcli.references.numerics.sweep import Differentiate, Quick, sweep, sweep_along
 
 # The relative error aimed at, a tenth of what a verdict needs.
 TARGET = 1e-4
+# That of a quick difference which is good enough: half of what a verdict needs, as there is rounding too.
+_ENOUGH = 5e-4
 _SAMPLE_AT_LEAST = 16
-# Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice.
-_EVALUATIONS = 14
+# Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice. Per entry of a
+# preactivation; for the noise and the look at each of these; per entry that is compared.
+_EVALUATIONS, _OF_IMPULSE, _LOOKS, _COMPARISONS = 14, 2, 100, 6
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Central:
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        return sweep(problem, windows, tensors, self._differentiate(), self.sample)
+        quick = Quick(_ENOUGH, self.offset) if self.sample is None and analytic(problem.setup.graph) else None
+        return sweep(problem, windows, tensors, self._differentiate(), self.sample, quick)
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`."""
@@ -46,7 +52,14 @@ class Central:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        return _EVALUATIONS * copies(setup, self.sample) * forward_flops(setup, windows)
+        evaluations = 0.0
+        if self.sample is None and analytic(setup.graph):
+            through = through_preactivations(setup, windows, DEARER)
+            evaluations = _OF_IMPULSE * through.evaluations + _LOOKS * len(through.zs)
+            evaluations += _COMPARISONS * COMPARED * len(through.tensors)
+            setup = through.rest
+        evaluations += _EVALUATIONS * copies(setup, self.sample)
+        return evaluations * forward_flops(setup, windows)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""
@@ -54,12 +67,11 @@ class Central:
         return each * len(setup.wrt) * forward_flops(setup, windows)
 
     def within(self, setup: Setup, flops: float) -> Central:
-        """The same, on a sample of entries if a sweep over all of them took more than `flops`."""
+        """The same, on a sample of entries if a sweep over all of them took more than `flops`, and more than that."""
         windows = (Window(0, 0, setup.T),)
-        if self.cost(setup, windows) <= flops:
-            return self
         each = _EVALUATIONS * forward_flops(setup, windows) * len(setup.wrt)
-        return replace(self, sample=max(_SAMPLE_AT_LEAST, int(flops / each)))
+        sampled = replace(self, sample=max(_SAMPLE_AT_LEAST, int(flops / each)))
+        return self if self.cost(setup, windows) <= max(flops, sampled.cost(setup, windows)) else sampled
 
     def on_other_points(self) -> Central:
         """The same entries on a ladder that shares no point with this one."""

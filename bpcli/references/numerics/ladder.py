@@ -52,6 +52,20 @@ class Derivatives:
         """Truncation, noise and the rounding of the quotient itself."""
         return self.truncation + self.noise + 8 * _UNIT_ROUNDOFF * np.abs(self.value)
 
+    @property
+    def parts(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """What it is made of."""
+        return self.value, self.truncation, self.noise, self.kink
+
+    def rows(self, rows: Indices) -> Derivatives:
+        """Those of the K numbers alone."""
+        return Derivatives(*(part[rows] for part in self.parts))
+
+    def put(self, rows: Indices, other: Derivatives, mask: Mask | bool = True) -> None:
+        """Put `other` in the place of `rows`, where `mask` says so."""
+        for kept, new in zip(self.parts, other.parts, strict=True):
+            kept[rows] = np.where(mask, new, kept[rows])
+
 
 def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Derivatives:
     """Derivatives `(K, S)` of the loss with respect to every number of the probe.
@@ -168,16 +182,8 @@ class _Climb:
 
     def _take(self, rows: Indices, rung: Derivatives, mask: Mask) -> None:
         """Put `rung` in the place of the best, where `mask` says so."""
-        best = self.best
-        pairs = (
-            (best.value, rung.value),
-            (best.truncation, rung.truncation),
-            (best.noise, rung.noise),
-            (best.kink, rung.kink),
-            (self.best_step, np.broadcast_to(self.step[rows, None], mask.shape)),
-        )
-        for kept, new in pairs:
-            kept[rows] = np.where(mask, new, kept[rows])
+        self.best.put(rows, rung, mask)
+        self.best_step[rows] = np.where(mask, self.step[rows, None], self.best_step[rows])
 
     def _tolerance(self, rows: Indices) -> FloatArray:
         size = np.abs(self.best.value)

@@ -31,12 +31,19 @@ class Probe:
     places: Indices
     summed: bool
 
-    def sample(self, count: int, seed: int) -> Probe:
-        """At most `count` of the K numbers, chosen at random with a seed."""
+    def some(self, count: int, seed: int) -> Indices:
+        """At most `count` of the K numbers, chosen at random with a seed: which ones."""
         if count >= len(self.entries):
-            return self
-        rows = np.sort(np.random.default_rng(seed).choice(len(self.entries), count, replace=False))
+            return np.arange(len(self.entries))
+        return np.sort(np.random.default_rng(seed).choice(len(self.entries), count, replace=False))
+
+    def rows(self, rows: Indices) -> Probe:
+        """Those of the K numbers alone."""
         return Probe(self.entries[rows], self.points[rows], self.places[rows], self.summed)
+
+    def sample(self, count: int, seed: int) -> Probe:
+        """`some` of the K numbers alone."""
+        return self.rows(self.some(count, seed))
 
     def scatter(self, values: FloatArray, shape: tuple[int, ...], elsewhere: float = 0.0) -> FloatArray:
         """`values (K, S)` in a gradient of the given shape, `elsewhere` in the rest."""
@@ -69,7 +76,7 @@ class Sampler:
 
     Shifted numbers are rounded to `dtype` before the loss sees them. The noise is measured at `noise_rows` of them.
     `kinks (K, S)` says how far the kinks are that are too near to tell which side a number is on, negative where there
-    are none; losses beyond other kinks are NaN then. None where nobody knows.
+    are none; losses beyond other kinks are NaN then. None where nobody knows. `noise` is that of the loss, if known.
     """
 
     losses: Losses
@@ -78,11 +85,12 @@ class Sampler:
     dtype: np.dtype[np.floating] = field(default_factory=lambda: np.dtype(np.float64))
     noise_rows: int = 8
     kinks: FloatArray | None = None
+    noise: float | None = None
 
     @staticmethod
-    def of(losses: Losses, probe: Probe, kinks: FloatArray | None = None) -> Sampler:
+    def of(losses: Losses, probe: Probe) -> Sampler:
         """The sampler, with the unshifted losses `base (batch,)` evaluated."""
-        return Sampler(losses, probe, losses(probe.entries[:1], np.zeros(1))[0], kinks=kinks)
+        return Sampler(losses, probe, losses(probe.entries[:1], np.zeros(1))[0])
 
     @property
     def level(self) -> FloatArray:

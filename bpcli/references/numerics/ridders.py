@@ -58,9 +58,7 @@ def _ladder(
 
 def _improve(found: Derivatives, rows: Indices, other: Derivatives) -> None:
     """Put what has a smaller bound in its place."""
-    better = other.bound < found.bound[rows]
-    for kept, new in zip(_parts(found), _parts(other), strict=True):
-        kept[rows] = np.where(better, new, kept[rows])
+    found.put(rows, other, other.bound < found.bound[rows])
 
 
 def _differences(sampler: Sampler, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -98,15 +96,11 @@ def _best(slopes: FloatArray, jumps: FloatArray, noise: FloatArray, kinks: Float
         column, weight = value, spread
     assert found is not None
     pick = found.bound.argmin(axis=0)[None]
-    return Derivatives(*(np.take_along_axis(a, pick, axis=0)[0] for a in _parts(found)))
+    return Derivatives(*(np.take_along_axis(a, pick, axis=0)[0] for a in found.parts))
 
 
 def _smaller(known: Derivatives | None, new: Derivatives) -> Derivatives:
     """Rows of both, one below the other."""
     if known is None:
         return new
-    return Derivatives(*(np.concatenate(pair) for pair in zip(_parts(known), _parts(new), strict=True)))
-
-
-def _parts(known: Derivatives) -> tuple[FloatArray, ...]:
-    return known.value, known.truncation, known.noise, known.kink
+    return Derivatives(*(np.concatenate(pair) for pair in zip(known.parts, new.parts, strict=True)))

@@ -1,0 +1,89 @@
+"""What a change of one node reaches, and the instructions that follow: what copies share and what they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from bpcli.graph.lower_reverse import active_nodes
+from bpcli.graph.model import Graph, Phase
+from bpcli.graph.tape import ADDEND, FIELDS, NUMBER, OP, OUT, SIZE, SIZE_A, A, Alias, B, Forward
+from bpcli.kernels.codes import COPY
+from bpcli.kernels.layout import packed_copies
+from bpcli.kernels.library import Jobs
+from bpcli.kernels.plan import phase_flops
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """A graph of which one node, the leaf, differs from copy to copy; -1: none does.
+
+    Where the leaf is none of the graph, its value is computed and then changed (see `Copies.run`).
+    """
+
+    graph: Graph
+    forward: Forward
+    leaf: int
+
+    @cached_property
+    def reached(self) -> frozenset[int]:
+        """Nodes that differ between copies: all from the time loop on, and before it what the leaf reaches."""
+        late = {n.index for n in self.graph.nodes if n.phase in (Phase.RECURRENT, Phase.OUTPUT)}
+        return active_nodes(self.graph, {self.leaf}) | late
+
+    @cached_property
+    def before(self) -> Jobs:
+        """The instructions that all copies share."""
+        return self._select(lambda out: out not in self.reached and self.graph.nodes[out].phase is Phase.INPUT)
+
+    @cached_property
+    def each(self) -> Jobs:
+        """The instructions of one step that every copy runs for itself; at its end the state moves on."""
+        own = self._select(lambda out: out in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
+        moves = np.zeros((len(self.graph.previous), FIELDS), np.int64)
+        moves[:, [B, ADDEND]] = -1
+        for row, (name, previous) in zip(moves, self.graph.previous.items(), strict=True):
+            row[[OP, OUT, A, NUMBER]] = COPY, previous, self.graph.new[name], previous
+            row[[SIZE, SIZE_A]] = self.graph.nodes[previous].size
+        return np.concatenate([own, moves])
+
+    @cached_property
+    def known(self) -> int:
+        """The instructions of `each` after which the leaf has its value."""
+        return int(np.flatnonzero(self.each[:, OUT] == self.leaf).max(initial=-1)) + 1
+
+    def _select(self, wanted) -> Jobs:  # type: ignore[no-untyped-def]
+        code = self.forward.code
+        chosen = np.array([bool(wanted(int(out))) for out in code[:, OUT]], dtype=bool)
+        return np.ascontiguousarray(code[chosen])
+
+    @cached_property
+    def crossing(self) -> tuple[int, ...]:
+        """Static nodes that differ between copies and are read in the time loop or are the loss."""
+        read = {int(n) for field in (A, B, ADDEND) for n in self.each[:, field] if n >= 0} | {self.graph.loss}
+        owners = {self.slices[n].owner if n in self.slices else n for n in read}
+        return tuple(sorted(n for n in owners & self.reached if self.graph.nodes[n].phase is Phase.STATIC))
+
+    @cached_property
+    def slices(self) -> Mapping[int, Alias]:
+        """Nodes without storage of their own, and where their values are."""
+        return {n: a for n, a in self.forward.alias.items() if self.graph.nodes[n].op == "slice"}
+
+    @cached_property
+    def packed(self) -> tuple[tuple[int, int], ...]:
+        """The matrices that every copy's rows are multiplied with, each with the field of the packed copy it takes."""
+        return tuple(sorted((n, field) for n, field in packed_copies(self.each) if n not in self.slices))
+
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations of a row's step."""
+        return sum(phase_flops(self.graph, phase) for phase in Phase if phase is not Phase.STATIC)
+
+    def entries(self, rows: int, steps: int) -> int:
+        """Numbers that a copy takes; of a matrix that is computed as many as may change, of the leaf one."""
+        late = [n for n in self.graph.nodes if n.index in self.reached and n.phase is not Phase.STATIC]
+        static = [self.graph.nodes[n] for n in self.crossing if n != self.leaf or len(self.graph.nodes[n].shape) < 2]
+        return rows * (steps + sum(n.size for n in late)) + sum(n.size for n in static)

@@ -1,0 +1,36 @@
+"""Plans of passes forwards and layouts of copies, kept as long as a setup is worked on."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from bpcli.graph.fuse import fuse
+from bpcli.graph.lower import lower_forward
+from bpcli.graph.tape import Forward
+from bpcli.kernels.copies import Layout
+from bpcli.kernels.plan import Plan, make_plan
+from bpcli.kernels.reach import Reach
+from bpcli.problem.model import Setup
+
+
+@lru_cache(maxsize=8)
+def plan_of(setup: Setup, steps: int) -> Plan:
+    """Of a pass forwards over so many steps."""
+    return make_plan(setup.graph, [], setup.batch, steps, [])
+
+
+@lru_cache(maxsize=1)
+def _forward(setup: Setup) -> Forward:
+    return lower_forward(setup.graph, fuse(setup.graph))
+
+
+@lru_cache(maxsize=64)
+def reach(setup: Setup, leaf: int) -> Reach:
+    """What a change of one node reaches."""
+    return Reach(setup.graph, _forward(setup), leaf)
+
+
+@lru_cache(maxsize=64)
+def layout_of(setup: Setup, leaf: int, copies: int, rows: int, steps: int) -> Layout:
+    """Places for copies that differ in one node."""
+    return Layout(reach(setup, leaf), copies, rows, steps)

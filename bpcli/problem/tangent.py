@@ -1,0 +1,65 @@
+"""The tangent of a network: its derivative along a change of preactivations, as a network of its own.
+
+Under an imaginary step of 1e-40 the real parts of all perturbed copies are those of the network as it is, to the last
+bit, so that imaginary parts alone need to be carried: products act on them as they are, and every other operation
+multiplies them by what the complex forward rule makes of a step of one argument, taken once for each value of the
+network instead of once for each copy. No reverse rule is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bpcli.problem.cast import cast
+from bpcli.problem.elsewhere import TANGENT, Asked
+from bpcli.problem.factors import factors
+from bpcli.problem.kinks import NONE, find_kinks
+from bpcli.problem.model import Problem
+from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.preactivations import terms
+from bpcli.problem.tangent_graph import Draft
+from bpcli.problem.unrolled import Window
+from bpcli.problem.values import node_values
+
+
+@dataclass(frozen=True, eq=False)
+class Tangents:
+    """Copies of the tangent network; `nodes` takes preactivations to their tangents."""
+
+    perturbed: Perturbed
+    nodes: Mapping[int, int]
+
+
+def tangents(problem: Problem, windows: Sequence[Window]) -> Tangents | None:
+    """The tangent network of a problem; None where an operation mixes entries other than by products and sums."""
+    setup, graph = problem.setup, problem.setup.graph
+    zs = sorted({term.z for some in terms(graph).values() for term in some})
+    draft = Draft.of(graph, zs)
+    if draft is None:
+        return None
+    double = cast(problem, np.dtype(np.float64))
+    values = node_values(double, sorted(draft.read))
+    matrices = {name: values[n].reshape(graph.nodes[n].shape) for name, n in draft.matrices.items()}
+    inputs = {name: np.zeros((setup.T, setup.batch, *shape)) for name, shape in draft.zeros.items()}
+    inputs |= factors(double, draft.factors, values)
+    if not setup.graph.recurrent:
+        inputs = {name: rows[0] for name, rows in inputs.items()}
+    state = {name: np.zeros((setup.batch, *graph.nodes[n].shape)) for name, n in graph.previous.items()}
+    own = replace(setup, graph=draft.graph, dtype=np.dtype(np.float64), wrt=(), shared=frozenset())
+    made = Problem(own, matrices, inputs, state, elsewhere=problem.elsewhere)
+    found = Perturbed(made, windows, np.dtype(np.float64))
+    found.label = TANGENT
+    return Tangents(found, {z: draft.tangent[z] for z in zs})
+
+
+def answering(problem: Problem, asked: Asked) -> Perturbed:
+    """Whoever computes what is asked, of the same problem."""
+    if asked.dtype == TANGENT:
+        found = tangents(problem, asked.windows)
+        assert found is not None, "asked by somebody who has them"
+        return found.perturbed
+    kinks = find_kinks(problem) if asked.kinked else NONE
+    return Perturbed(problem, asked.windows, np.dtype(asked.dtype), kinks)

@@ -1,0 +1,149 @@
+"""The tangent of a graph, as a graph: linear operations as they are, the others as products with factors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bpcli.graph.lower_reverse import active_nodes
+from bpcli.graph.model import Graph, Node, Phase
+
+_MIXED = frozenset({"logsumexp", "softmax", "log_softmax"})
+
+
+def possible(old: Graph, zs: Sequence[int]) -> bool:
+    """Whether the tangent of changes of `zs` is made of products, sums and factors, and there is one."""
+    active = active_nodes(old, {*zs, *old.previous.values()})
+    return bool(zs) and old.loss in active and not any(old.nodes[n].op in _MIXED for n in active)
+
+
+@dataclass
+class Draft:
+    """A graph in the making.
+
+    `tangent` takes nodes to their tangents; `read` are the nodes whose values are needed; of the new leaves `matrices`
+    are static nodes, `factors` what a node's tangent takes of the tangent of its argument of a number, and `zeros` have
+    shapes alone.
+    """
+
+    old: Graph
+    nodes: list[Node] = field(default_factory=list)
+    leaf: dict[str, int] = field(default_factory=dict)
+    tangent: dict[int, int] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
+    matrices: dict[str, int] = field(default_factory=dict)
+    factors: dict[str, tuple[int, int]] = field(default_factory=dict)
+    zeros: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(old: Graph, zs: Sequence[int]) -> Draft | None:
+        """The tangent of changes of the nodes `zs`; None where the loss does not depend on them, or by other rules."""
+        if not possible(old, zs):
+            return None
+        previous, draft = old.previous.values(), Draft(old)
+        active = active_nodes(old, {*zs, *previous})
+        for name, n in old.previous.items():
+            draft.tangent[n] = draft._leaf("previous", name, old.nodes[n].shape)
+        ends = {*zs, *old.new.values(), old.loss}
+        for n in sorted((active | ends) - set(previous)):
+            node = old.nodes[n]
+            found = draft._visit(node)
+            # What is changed, and what becomes a state, has a value of its own.
+            if n in ends and (found is None or found in draft.tangent.values()):
+                at = found if found is not None else draft._zero(node.shape)
+                found = draft._add("copy", (at,), node.shape, node.phase)
+            if found is not None:
+                draft.tangent[n] = found
+        return draft
+
+    @property
+    def graph(self) -> Graph:
+        """What has come of it."""
+        old, at = self.old, self.tangent
+        previous = {name: at[n] for name, n in old.previous.items()}
+        new = {name: at[n] for name, n in old.new.items()}
+        return Graph(tuple(self.nodes), self.leaf, {}, previous, new, at[old.loss], ())
+
+    def _visit(self, node: Node) -> int | None:
+        """The tangent of a node; None where it is zero."""
+        args = [self.tangent.get(a) for a in node.args]
+        if all(a is None for a in args):
+            return None
+        if node.op == "matmul":
+            return self._apply(node, (self._matrix(node.args[0]), args[1]))
+        if node.op == "concat":
+            shapes = (self.old.nodes[a].shape for a in node.args)
+            parts = (self._zero(shape) if a is None else a for a, shape in zip(args, shapes, strict=True))
+            return self._apply(node, tuple(parts))
+        if node.op in ("copy", "negate", "sum", "slice"):
+            return self._apply(node, tuple(args))
+        if node.op == "subtract" and args[1] is not None:
+            # A subtraction stays one: a product that is subtracted is never part of the instruction that does it.
+            first = args[0] if args[0] is not None else self._zero(self.old.nodes[node.args[0]].shape)
+            return self._apply(node, (first, args[1]))
+        if node.op in ("add", "subtract"):
+            return self._sum(node, args)
+        return self._sum(node, [None if a is None else self._product(node, k, a) for k, a in enumerate(args)])
+
+    def _product(self, node: Node, k: int, tangent: int) -> int:
+        """What the tangent of the argument k brings, times its factor."""
+        name = f"factor {node.index} {k}"
+        shape = self.old.nodes[node.args[k]].shape if node.op == "dot" else node.shape
+        self.factors[name] = (node.index, k)
+        self.read |= set(node.args)
+        factor = self._leaf("input", name, shape)
+        if node.op == "dot":
+            return self._add("dot", (tangent, factor), (), node.phase)
+        return self._add("multiply", (tangent, factor), node.shape, node.phase)
+
+    def _sum(self, node: Node, parts: Sequence[int | None]) -> int:
+        """The sum of what there is, in the node's shape."""
+        there = [p for p in parts if p is not None]
+        if len(there) == 1 and self.nodes[there[0]].shape == node.shape:
+            return there[0]
+        if len(there) == 1:
+            there.append(self._zero(node.shape))
+        return self._add("add", tuple(there), node.shape, node.phase)
+
+    def _matrix(self, n: int) -> int:
+        """A static matrix, read transposed where it was."""
+        node = self.old.nodes[n]
+        if node.op == "transpose":
+            return self._add("transpose", (self._matrix(node.args[0]),), node.shape, Phase.STATIC)
+        name = f"matrix {n}"
+        self.matrices[name] = n
+        self.read.add(n)
+        return self._leaf("param", name, node.shape)
+
+    def _zero(self, shape: tuple[int, ...]) -> int:
+        name = f"zero {shape}"
+        self.zeros[name] = shape
+        return self._leaf("input", name, shape)
+
+    def _leaf(self, op: str, name: str, shape: tuple[int, ...]) -> int:
+        if name in self.leaf:
+            return self.leaf[name]
+        phase = {"param": Phase.STATIC, "input": Phase.INPUT, "previous": Phase.RECURRENT}[op]
+        found = self._add(op, (), shape, phase, name=name)
+        if op != "previous":
+            self.leaf[name] = found
+        return found
+
+    def _apply(self, node: Node, args: tuple[int | None, ...]) -> int:
+        there = tuple(a for a in args if a is not None)
+        assert len(there) == len(node.args), "one argument, or all"
+        return self._add(node.op, there, node.shape, node.phase, node.numbers)
+
+    def _add(
+        self,
+        op: str,
+        args: tuple[int, ...],
+        shape: tuple[int, ...],
+        phase: Phase,
+        numbers: tuple[float, ...] = (),
+        name: str = "",
+    ) -> int:
+        phase = max([phase, *(self.nodes[a].phase for a in args)])
+        place = self.old.nodes[self.old.loss].place
+        self.nodes.append(Node(len(self.nodes), op, args, shape, phase, numbers, name, place))
+        return len(self.nodes) - 1

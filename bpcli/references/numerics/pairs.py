@@ -1,0 +1,41 @@
+"""Central differences at two steps, one twice the other: four evaluations, and a truncation that is seen.
+
+R(h) = (4 D(h) - D(2h)) / 3 has error O(h⁴) (Richardson), and |D(h) - D(2h)| is three times its distance from D(h).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bpcli.references.numerics.ladder import FIRST_STEP, NOISE_FACTOR, PILOT, Derivatives, scales
+from bpcli.references.numerics.noise import loss_noise
+from bpcli.references.numerics.probe import FloatArray, Sampler
+
+SIGNED = (1.0, -1.0, 2.0, -2.0)
+"""The steps of a pair, over the smaller one."""
+_UNIT_ROUNDOFF = 2.0**-53
+
+
+def pairs(changes: FloatArray, step: float | FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """From changes (4, …) of the loss: R(h), what is taken for its error, and the largest change per step."""
+    near, far = (changes[0] - changes[1]) / (2 * step), (changes[2] - changes[3]) / (4 * step)
+    return (4 * near - far) / 3, np.abs(near - far), np.abs(changes).max(axis=0) / step
+
+
+def agree(sampler: Sampler, known: Derivatives) -> bool:
+    """Whether derivatives that come from elsewhere are those of the loss as its numbers are shifted themselves.
+
+    By a pair each, and by one difference with a tiny step, which leaps over nothing; `known` has the sampler's rows.
+    """
+    with np.errstate(all="ignore"):
+        steps = np.exp2(np.round(np.log2(FIRST_STEP / 4 * scales(sampler.probe))))
+        signed = np.outer([*SIGNED, PILOT, -PILOT], steps)
+        rows = np.tile(np.arange(len(steps)), len(signed))
+        change, shift = (a.reshape(len(signed), len(steps), -1) for a in sampler.shift(rows, signed.reshape(-1)))
+        noise, step = loss_noise(sampler, steps), steps[:, None]
+        value, truncation, size = pairs(change[:4] * (signed[:4, :, None] / shift[:4]), step)
+        tiny = (change[4] - change[5]) / (shift[4] - shift[5])
+        room = known.bound + truncation + _UNIT_ROUNDOFF * NOISE_FACTOR * size
+        near = np.abs(value - known.value) <= room + NOISE_FACTOR * noise / step
+        nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * noise / (PILOT * step)
+        return bool((near & nearer).all())

@@ -1,0 +1,166 @@
+"""Preactivations: which parameters are in them, and derivatives that are put together from theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, problem_of, small, written
+
+from bpcli.methods import parse
+from bpcli.problem import perturbed as perturbed_module
+from bpcli.problem.kinks import find_kinks
+from bpcli.problem.model import Problem
+from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.preactivations import lasting, terms, worthwhile
+from bpcli.problem.tangent import tangents
+from bpcli.problem.unrolled import Window
+from bpcli.references.numerics import impulses
+from bpcli.references.numerics.impulses import Impulses
+
+ALWAYS = 1e-9
+METHODS = [
+    *((name, method) for name in RECURRENT for method in ("bptt", "tbptt:k1=1,k2=2", "tbptt:k1=3,k2=3", "fbptt:2")),
+    *((name, "backprop") for name in FEED_FORWARD),
+]
+
+NETWORK = """bp = 1
+[inputs]
+x = [3]
+[params]
+W = [3, 3]
+b = [3]
+c = [3]
+[state]
+a = [3]
+[equations]
+a = "{a}"
+loss = "{loss}"
+[data]
+T = 4
+batch = 2
+"""
+
+
+def through(problem: Problem, method: str, dtype: type) -> Impulses:
+    """All that may be differentiated through preactivations."""
+    windows = parse(method).windows(problem.setup)
+    return Impulses(
+        problem, Perturbed(problem, windows, np.dtype(dtype), find_kinks(problem)), problem.setup.wrt, ALWAYS
+    )
+
+
+def on_pattern(problem: Problem, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Zero where a density leaves entries out."""
+    for tensor in problem.setup.wrt:
+        if tensor.pattern is not None and tensor.name in found:
+            kept = np.isin(np.arange(found[tensor.name].size), tensor.pattern).reshape(tensor.shape)
+            found[tensor.name] = np.where(kept, found[tensor.name], 0.0)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("a", "loss", "expected"),
+    [
+        ("tanh(W @ a[t-1] + x + b)", "sum(a)", {"W", "b"}),
+        ("tanh(b + x + W.T @ a[t-1])", "sum(a)", {"W", "b"}),
+        ("tanh(W @ a[t-1] + W.T @ x)", "dot(W @ a, x)", {"W"}),
+        ("tanh(W @ x + c * a[t-1]) + b", "sum(a)", {"W", "b"}),
+        ("tanh(2 * W @ a[t-1] + b)", "sum(a)", {"b"}),  # a matrix that is computed
+        ("tanh(W @ a[t-1]) * b", "sum(a) + sum(c)", {"W"}),
+        ("tanh(W @ a[t-1] - b)", "dot(W @ b, a)", set()),  # W b is no product with what varies
+        ("W @ a[t-1] + b", "sum(a * a) + dot(b, c)", {"W"}),
+    ],
+)
+def test_what_is_in_preactivations(tmp_path: Path, a: str, loss: str, expected: set[str]) -> None:
+    """Matrices of products and terms of sums, and only where they are nothing else."""
+    problem = written(tmp_path, NETWORK.format(a=a, loss=loss))
+    assert expected == set(terms(problem.setup.graph))
+    found = through(problem, "bptt", complex).imaginary()
+    assert expected == set(found)
+    if expected:
+        assert distance(found, gradient(problem, "bptt").arrays) < 1e-13
+
+
+@pytest.mark.parametrize(("name", "method"), METHODS)
+def test_imaginary_steps_of_preactivations(name: str, method: str) -> None:
+    """Put together they give the gradient to rounding, of windows too; as tangents and as complex copies."""
+    problem = small(name)
+    found = through(problem, method, complex)
+    expected = gradient(problem, method).arrays
+    if not found.tensors:
+        pytest.skip("nothing is in preactivations")
+    assert distance(on_pattern(problem, found.imaginary()), expected) < 1e-13
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(impulses, "tangents", lambda problem, windows: None)
+        assert distance(on_pattern(problem, found.imaginary()), expected) < 1e-13
+
+
+@pytest.mark.parametrize("offset", [1.0, 0.75])
+@pytest.mark.parametrize(("name", "method"), METHODS)
+def test_differences_at_preactivations(name: str, method: str, offset: float) -> None:
+    """Their bounds cover what they are off by, and are small."""
+    problem = small(name)
+    found = through(problem, method, float)
+    if find_kinks(problem).steps or not found.tensors:
+        pytest.skip("differences are not taken there")
+    expected = gradient(problem, method).arrays
+    ready = found.real(offset)
+    for tensor in found.tensors:
+        part, largest = ready[tensor.name].found, np.abs(expected[tensor.name]).max()
+        kept = slice(None) if tensor.pattern is None else tensor.pattern
+        off = np.abs(part.value - expected[tensor.name]).reshape(-1)[kept]
+        assert (off <= part.bound.reshape(-1)[kept] + 1e-14 * largest).all()
+        assert part.bound.reshape(-1)[kept].max() <= 1e-6 * max(largest, 1e-3)
+
+
+def test_the_twin() -> None:
+    """What windows leave out is missed."""
+    problem = small("vanilla_rnn")
+    assert distance(through(problem, "fbptt:2", complex).imaginary(), gradient(problem, "bptt").arrays) > 1e-3
+
+
+@pytest.mark.parametrize("entries", [1, 300])
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    """However few copies are run at a time."""
+    problem = small("lstm")
+    expected = gradient(problem, "tbptt:k1=2,k2=3").arrays
+    monkeypatch.setattr(perturbed_module, "BLOCK_ENTRIES", entries)
+    assert distance(through(problem, "tbptt:k1=2,k2=3", complex).imaginary(), expected) < 1e-13
+    ready = through(problem, "tbptt:k1=2,k2=3", float).real(1.0)
+    assert distance({n: r.found.value for n, r in ready.items()}, expected) < 1e-6
+
+
+def test_only_a_tangent_of_products_sums_and_factors() -> None:
+    """Softmax mixes entries: there the copies are complex."""
+    for name, there in (("vanilla_rnn", True), ("gru", True), ("classifier", False)):
+        problem = small(name)
+        assert there == (tangents(problem, (Window(0, 0, problem.setup.T),)) is not None)
+
+
+def test_a_kink_that_is_met_is_unknown(tmp_path: Path) -> None:
+    """NaN in the row of a unit that is at the kink, numbers in the others; at other points there is no kink."""
+    text = NETWORK.format(a="relu(W @ a[t-1] + b)", loss="sum(a)")
+    text = text.replace("W = [3, 3]", 'W = { shape = [3, 3], init = "zeros" }')
+    for value, unknown in (("[0.0, 0.5, 1.0]", [0]), ("[0.1, 0.5, 1.0]", [])):
+        problem = written(tmp_path, text.replace("\nb = [3]", f"\nb = {{ shape = [3], value = {value} }}"))
+        found = through(problem, "bptt", complex).imaginary()
+        assert unknown == np.flatnonzero(np.isnan(found["b"])).tolist()
+
+
+def test_preactivations_are_chosen_where_that_is_less_work() -> None:
+    """Not where steps are many beside a matrix's columns, nor for a few entries alone."""
+    setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 32, "T": 10}).setup
+    windows = (Window(0, 0, 10),)
+    assert {"W", "W_in", "b_rec", "W_out", "b_out"} == {t.name for t in worthwhile(setup, windows, setup.wrt, 0.2)}
+    assert not worthwhile(setup, windows, [t for t in setup.wrt if t.name == "b_rec"], 1.0)
+    setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 8, "T": 100}).setup
+    assert {"W_out", "b_out"} == {t.name for t in worthwhile(setup, (Window(0, 0, 100),), setup.wrt, 1.0)}
+
+
+def test_what_lasts() -> None:
+    """What states depend on lasts beyond its step, an output does not."""
+    graph = small("vanilla_rnn").setup.graph
+    assert lasting(graph, terms(graph)["W"][0].z)
+    assert not lasting(graph, terms(graph)["W_out"][0].z)
