@@ -61,7 +61,7 @@ class Trace:
         self._address = self.V.ctypes.data
         for stretch in self.stages.stretches.sums:
             self.C[stretch] = 0
-        self._loaded = (0, 0)
+        self.unload()
         self.inputs = {
             graph.leaf[name]: rows.reshape(-1, graph.nodes[graph.leaf[name]].size)
             for name, rows in inputs.items()
@@ -106,6 +106,10 @@ class Trace:
         self._load_inputs(first, last)
         if self.rounding:
             np.abs(self.V, out=self.F)
+
+    def unload(self) -> None:
+        """Take inputs anew: what holds them has been changed."""
+        self._loaded = (0, 0)
 
     def _load_inputs(self, first: int, last: int) -> None:
         if self._loaded == (first, last):

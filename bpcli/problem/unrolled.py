@@ -246,5 +246,7 @@ def _disturbed(trace: Trace, disturb: Callable[[Array], None] | None) -> Iterato
         return
     values = trace.V.copy()
     disturb(trace.V)
+    trace.unload()
     yield
     trace.V[:] = values
+    trace.unload()

@@ -65,8 +65,7 @@ class Seen:
 
         Infinite where these are unlike all that was seen.
         """
-        with np.errstate(all="ignore"):
-            likeness = np.fmax(np.fmax(np.abs(slope) / self.slope, even / self.even), 1.0)
+        likeness = np.fmax(np.fmax(np.abs(slope) / self.slope, even / self.even), 1.0)
         return np.where(likeness <= _UNLIKE, self.odd * likeness, np.inf)
 
 
@@ -89,6 +88,7 @@ class Impulses:
         vectors = {term.vector for some in self.terms.values() for term in some if term.vector >= 0}
         return node_values(cast(self.problem, np.dtype(np.float64)), sorted({*self.zs, *vectors}))
 
+    @np.errstate(all="ignore")  # what is not finite is no derivative, and found to be none by who asked
     def imaginary(self) -> dict[str, FloatArray]:
         """By tensor, from imaginary steps; NaN where a kink is met."""
         kinked = self.perturbed.kinks.any
@@ -106,6 +106,7 @@ class Impulses:
                 self._add(slopes[z], spot, part)
         return self._assembled(slopes, np.asarray)
 
+    @np.errstate(all="ignore")
     def real(self, offset: float) -> dict[str, Ready]:
         """By tensor, from a central difference each, with steps of a power of two times `offset`."""
         value, truncation, noise, levels = {}, {}, {}, []
