@@ -83,6 +83,39 @@ def test_what_is_in_preactivations(tmp_path: Path, a: str, loss: str, expected: 
         assert distance(found, gradient(problem, "bptt").arrays) < 1e-13
 
 
+def test_a_product_that_a_sum_follows_in_another_equation(tmp_path: Path) -> None:
+    """Its tangent has a value of its own, though the instruction of the sum could take it in."""
+    text = NETWORK.format(a="tanh(u + V @ s[t-1])", loss="sum(a * s)")
+    text = text.replace("c = [3]", "c = [3]\nV = [3, 3]").replace("a = [3]", "a = [3]\ns = [3]")
+    text = text.replace("[equations]", '[equations]\nu = "W @ a[t-1] - c"\ns = "0.5 * s[t-1] + 0.5 * a + b * x"')
+    problem = written(tmp_path, text)
+    assert tangents(problem, (Window(0, 0, 4),)) is not None
+    found = through(problem, "bptt", complex).imaginary()
+    assert {"V", "W"} == set(found) and distance(found, gradient(problem, "bptt").arrays) < 1e-13
+
+
+def test_a_unit_unlike_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its truncation is within its bound, as all units are looked at; with a smaller one it is not."""
+    gains = [14.0 if i in (20, 33, 41) else 1.0 for i in range(64)]
+    text = f"""bp = 1
+[inputs]
+x = [64]
+[params]
+W = {{ shape = [64, 64], init = "zeros" }}
+w = {{ shape = [64], value = {gains}, trainable = false }}
+[equations]
+loss = "sum(tanh(w * (W @ x))) + sum(x * x)"
+[data]
+batch = 4
+"""
+    problem = written(tmp_path, text)
+    expected = gradient(problem, "backprop").arrays["W"]
+    for safe, covered in ((impulses._SAFE, True), (1e-9, False)):
+        monkeypatch.setattr(impulses, "_SAFE", safe)
+        part = through(problem, "backprop", float).real(1.0)["W"].found
+        assert covered == (np.abs(part.value - expected) <= part.bound).all()
+
+
 @pytest.mark.parametrize(("name", "method"), METHODS)
 def test_imaginary_steps_of_preactivations(name: str, method: str) -> None:
     """Put together they give the gradient to rounding, of windows too; as tangents and as complex copies."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class Trace:
         self._address = self.V.ctypes.data
         for stretch in self.stages.stretches.sums:
             self.C[stretch] = 0
-        self.unload()
+        self._loaded = (0, 0)
         self.inputs = {
             graph.leaf[name]: rows.reshape(-1, graph.nodes[graph.leaf[name]].size)
             for name, rows in inputs.items()
@@ -83,6 +84,19 @@ class Trace:
         """Run kernels on the trace's numbers."""
         for call in calls:
             call.run(self.V, self._address)
+
+    @contextmanager
+    def disturbed(self, change: Callable[[Array], None] | None) -> Iterator[None]:
+        """The values changed by `change`, but for inputs that are loaded again, and as they were in the end."""
+        if change is None:
+            yield
+            return
+        values = self.V.copy()
+        change(self.V)
+        self._loaded = (0, 0)
+        yield
+        self.V[:] = values
+        self._loaded = (0, 0)
 
     def value(self, node: int, entries: int) -> Array:
         """The first `entries` numbers stored for a node."""
@@ -106,10 +120,6 @@ class Trace:
         self._load_inputs(first, last)
         if self.rounding:
             np.abs(self.V, out=self.F)
-
-    def unload(self) -> None:
-        """Take inputs anew: what holds them has been changed."""
-        self._loaded = (0, 0)
 
     def _load_inputs(self, first: int, last: int) -> None:
         if self._loaded == (first, last):

@@ -25,7 +25,7 @@ from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.sums import changes_of, marked, total_of
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
-BLOCK_ENTRIES = 1 << 20
+BLOCK_ENTRIES = 1 << 18
 """Numbers that the copies of one block may take: some megabytes."""
 _NOTHING = Tensor("", "param", ())
 

@@ -64,7 +64,12 @@ def terms(graph: Graph) -> dict[str, tuple[Term, ...]]:
                 return None
             elif reader.op == "matmul" and reader.args[1] != matrix:
                 terms.append(Term(sum_of(reader), reader.args[1], turned))
-            elif reader.op == "add" and reader.shape == graph.nodes[leaf].shape and reader.args[0] != reader.args[1]:
+            elif (
+                reader.op == "add"
+                and not turned
+                and reader.shape == graph.nodes[leaf].shape
+                and reader.args[0] != reader.args[1]
+            ):
                 terms.append(Term(sum_of(reader)))
             else:
                 return None

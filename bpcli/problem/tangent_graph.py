@@ -48,8 +48,9 @@ class Draft:
         for n in sorted((active | ends) - set(previous)):
             node = old.nodes[n]
             found = draft._visit(node)
-            # What is changed, and what becomes a state, has a value of its own.
-            if n in ends and (found is None or found in draft.tangent.values()):
+            # What is changed, and what becomes a state, has a value of its own; a product may be part of a sum's.
+            shared = found is None or found in draft.tangent.values() or draft.nodes[found].op == "matmul"
+            if n in ends and shared:
                 at = found if found is not None else draft._zero(node.shape)
                 found = draft._add("copy", (at,), node.shape, node.phase)
             if found is not None:

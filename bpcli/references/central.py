@@ -23,8 +23,9 @@ TARGET = 1e-4
 _ENOUGH = 5e-4
 _SAMPLE_AT_LEAST = 16
 # Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice. Per entry of a
-# preactivation; for the noise and the look at each of these; per entry that is compared.
-_EVALUATIONS, _OF_IMPULSE, _LOOKS, _COMPARISONS = 14, 2, 100, 6
+# preactivation; for the noise and the look at each of these, besides four for each of its units; per entry that is
+# compared.
+_EVALUATIONS, _OF_IMPULSE, _LOOKS, _OF_LOOK, _COMPARISONS = 14, 2, 100, 4, 6
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,20 @@ class Central:
     """`offset` shifts the ladder of steps (see `numerics.ladder`).
 
     `sample` limits the numbers that are shifted, per tensor; the bound of the others is infinite. None takes all.
+    `quick` lets derivatives come from preactivations where that is less work.
     """
 
     name: ClassVar[str] = "central"
     summary: ClassVar[str] = "central differences, extrapolated, with steps and error bounds from measured noise"
     offset: float = 1.0
     sample: int | None = None
+    quick: bool = True
 
     def estimate(
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        quick = Quick(_ENOUGH, self.offset) if self.sample is None and analytic(problem.setup.graph) else None
+        quick = Quick(_ENOUGH, self.offset) if self._through(problem.setup) else None
         return sweep(problem, windows, tensors, self._differentiate(), self.sample, quick)
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
@@ -53,9 +56,10 @@ class Central:
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
         evaluations = 0.0
-        if self.sample is None and analytic(setup.graph):
+        if self._through(setup):
             through = through_preactivations(setup, windows, DEARER)
             evaluations = _OF_IMPULSE * through.evaluations + _LOOKS * len(through.zs)
+            evaluations += _OF_LOOK * sum(setup.graph.nodes[z].size for z in through.zs)
             evaluations += _COMPARISONS * COMPARED * len(through.tensors)
             setup = through.rest
         evaluations += _EVALUATIONS * copies(setup, self.sample)
@@ -74,8 +78,11 @@ class Central:
         return self if self.cost(setup, windows) <= max(flops, sampled.cost(setup, windows)) else sampled
 
     def on_other_points(self) -> Central:
-        """The same entries on a ladder that shares no point with this one."""
-        return replace(self, offset=0.75)
+        """The same entries on a ladder that shares no point with this one, nor what was concluded from a few."""
+        return replace(self, offset=0.75, quick=False)
+
+    def _through(self, setup: Setup) -> bool:
+        return self.quick and self.sample is None and analytic(setup.graph)
 
     def _differentiate(self) -> Differentiate:
         return partial(differentiate, target=TARGET, offset=self.offset)

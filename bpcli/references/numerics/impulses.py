@@ -41,7 +41,7 @@ _UNIT_ROUNDOFF = 2.0**-53
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """The derivatives of a tensor, in its shape, and the noise of the loss that they were made from."""
+    """The derivatives of a tensor, in its shape, and what the noise of the loss that they were made from is at most."""
 
     found: Derivatives
     noise: float
@@ -138,7 +138,7 @@ class Impulses:
             noise = NOISE_FACTOR * level / step + rounding
             for total, part in zip(parts, (value, step**2 * seen.third(value, even), noise), strict=True):
                 self._add(total, spot, part)
-        return *parts, seen.noise * len(base)
+        return *parts, seen.noise * len(self.perturbed.windows) * self.problem.setup.batch
 
     def _look(self, z: int, spots: Sequence[Spot]) -> Seen:
         """What pairs at some preactivations show, and the step at which noise and truncation then balance."""
@@ -149,16 +149,21 @@ class Impulses:
         scale = float(np.exp2(np.round(np.log2(min(np.median(sizes), 1.0))))) if sizes.size else 1.0
         first = _FIRST * scale
         # Small and large ones, saturated and not.
-        units = np.argsort(at.min(axis=1))[np.linspace(0, len(at) - 1, min(len(at), _LOOKED_AT)).astype(np.int64)]
-        some = [longest, *(spots[k] for k in sorted({len(spots) // 2, len(spots) - 1} - {0}))]
-        signed = first * np.repeat(SIGNED, len(units))
-        found = list(self.perturbed.impulses(z, some, np.tile(units, len(SIGNED)), signed))
-        changes = np.concatenate([part[0].reshape(len(SIGNED), len(units), -1) for part in found], axis=2)
-        slope, apart, _ = pairs(changes, first)
-        third, even = _SAFE * apart / (3 * first**2), np.abs(changes[0] + changes[1]) / first**2
-        largest = [float(np.where(np.isfinite(part), part, 0.0).max()) for part in (np.abs(slope), even, third)]
-        liveliest = units[np.argsort(-np.abs(slope).max(axis=1))[:_NOISE_ROWS]]
-        noise = loss_noise(self._sampler(z, longest, liveliest, found[0][1]), np.full(len(liveliest), first))
+        few = np.argsort(at.min(axis=1))[np.linspace(0, len(at) - 1, min(len(at), _LOOKED_AT)).astype(np.int64)]
+        largest = [0.0, 0.0, 0.0]
+        # All units where most follows, as one may be unlike all others; some of them elsewhere.
+        for spot in (longest, *(spots[k] for k in sorted({len(spots) // 2, len(spots) - 1} - {0}))):
+            units = self._units(z) if spot is longest else few
+            signed = first * np.repeat(SIGNED, len(units))
+            ((changes, base, _),) = self.perturbed.impulses(z, [spot], np.tile(units, len(SIGNED)), signed)
+            changes = changes.reshape(len(SIGNED), len(units), -1)
+            slope, apart, _ = pairs(changes, first)
+            third, even = _SAFE * apart / (3 * first**2), np.abs(changes[0] + changes[1]) / first**2
+            parts = (float(np.where(np.isfinite(part), part, 0.0).max()) for part in (np.abs(slope), even, third))
+            largest = [max(pair) for pair in zip(largest, parts, strict=True)]
+            if spot is longest:
+                liveliest = np.argsort(-np.abs(slope).max(axis=1))[:_NOISE_ROWS]
+                noise = loss_noise(self._sampler(z, spot, liveliest, base), np.full(len(liveliest), first))
         best = (NOISE_FACTOR * float(noise.mean()) / (2 * largest[2])) ** (1 / 3) if largest[2] > 0 else np.inf
         best = min(max(best, _LEAST * scale), _LARGEST * scale)
         return Seen(float(np.exp2(np.round(np.log2(best)))), float(noise.max()), *largest)

@@ -118,16 +118,12 @@ def _completed(
     found = where_finite(Derivatives(*(part.reshape(-1)[around.places] for part in ready.found.parts)))
     size = np.abs(found.value)
     lacking = ~(found.bound <= quick.target * np.maximum(size, SMALL * size.max()))[:, 0]
-
-    def shifted(rows: Indices) -> Sampler:
-        return replace(losses.entries(tensor, around.rows(rows)), noise=ready.noise)
-
     few = around.some(COMPARED, zlib.crc32(tensor.name.encode()))
-    if not agree(shifted(few), found.rows(few)):
+    if not agree(replace(losses.entries(tensor, around.rows(few)), noise=ready.noise), found.rows(few)):
         lacking[:] = True
     rows = np.flatnonzero(lacking)
     if len(rows):
-        found.put(rows, differentiate(shifted(rows)))
+        found.put(rows, differentiate(losses.entries(tensor, around.rows(rows))))
     return found
 
 
