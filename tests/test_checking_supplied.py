@@ -105,6 +105,7 @@ FAULTS = {
     "del inputs['x']; return g": f"changes its arguments: x (bad.py:{FIRST})",
     "state['b'] = 1; return g": f"changes its arguments: b (bad.py:{FIRST})",
     "return {'W': g['W'] * (1 + 1e-15 * len(calls))}": f"not deterministic (bad.py:{FIRST})",
+    "return {'W': g['W'] * (1 + 1e-13 * np.random.random())}": f"not deterministic (bad.py:{FIRST})",
     "return {} if len(calls) > 1 else g": f"not deterministic: called again, missing (bad.py:{FIRST})",
     "return {'W': 2 * g['W']}": "",
 }

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.checking.truth import Truth, Windows
-from bpcli.checking.verdict import WRONG, Entries, judge, merge, settle, undecided
+from bpcli.checking.verdict import WRONG, Entries, judge, merge, powered, settle, undecided
 from bpcli.problem.model import Tensor
 from bpcli.references import complex_step
 from bpcli.references.base import FloatArray, forward_flops
@@ -23,6 +23,10 @@ _PROBES = 2
 
 def decide(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) -> Entries:
     """The verdict on each entry of a gradient `value`, in float64."""
+    return powered(_decided(truth, windows, tensor, value), truth.rounding(windows).scale)
+
+
+def _decided(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) -> Entries:
     rounding = truth.rounding(windows).gradient[tensor.name]
     dtype = truth.problem.setup.dtype
     entries = judge(value, truth.estimates(windows, tensor), rounding, dtype)
@@ -48,7 +52,7 @@ def decide_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArr
     entries = judge(along, truth.along(windows, tensor, rows), rounding, dtype)
     if entries.suspect.any():
         entries = judge(along, truth.along(windows, tensor, rows, second=True), rounding, dtype)
-    return entries
+    return powered(entries, truth.rounding(windows).scale * np.sqrt((rows**2).sum(axis=1)))
 
 
 def narrow(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) -> Tensor:

@@ -6,6 +6,7 @@ It gets copies and is called twice; whatever it does is a finding, never the end
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ class Supplied(Foreign):
 
     def answer(self, problem: Problem) -> Answer:
         """See `Foreign`."""
-        (first, changed), (second, changed_later) = self._call(problem), self._call(problem)
+        (first, changed), (second, changed_later) = self._call(problem), self._call(problem, again=True)
         later = {n: f"not deterministic: called again, {f}" for n, f in second.faults.items() if n not in first.faults}
         faults = {**later, **first.faults}
         unsteady = differing((first.loss, first.arrays), (second.loss, second.arrays)) - set(later)
@@ -44,7 +45,7 @@ class Supplied(Foreign):
     def _where(self) -> str:
         return f" ({self.file.at(self.line)})"
 
-    def _call(self, problem: Problem) -> tuple[Returned, tuple[str, ...]]:
+    def _call(self, problem: Problem, again: bool = False) -> tuple[Returned, tuple[str, ...]]:
         """What comes back from fresh copies, and which of them were changed."""
         setup = problem.setup
         groups = problem.arrays
@@ -54,6 +55,9 @@ class Supplied(Foreign):
             given.append(dict(numbers))
         known = {name for group in groups for name in group}
         with self.file.running():
+            if again:  # global generators stand where they stood before: what is drawn from them must not repeat
+                random.random()
+                np.random.random()
             try:
                 returned = take(self.function(*given), setup.wrt, known, [setup.dtype]).located(self._where)
             except KeyboardInterrupt:

@@ -26,6 +26,8 @@ _CAUSE = {cause: code for code, cause in enumerate(CAUSES)}
 # The relative error that differences alone must be able to see, in entries down to 1e-6 of the largest.
 POWER = 1e-3
 SMALL = 1e-6
+# The part of the largest gradient of all that no bound may exceed where something passes.
+TELLING = 0.1
 # Below this multiple of the smallest normal number, intermediate products may have been flushed to zero.
 _NEAR_UNDERFLOW = 1e3
 
@@ -192,6 +194,13 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
     return Entries(verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect)
+
+
+def powered(entries: Entries, scale: FloatArray | float) -> Entries:
+    """The same, but nothing passes within a bound of the size of the largest gradient, `scale`: that tells nothing."""
+    weak = (entries.verdict == PASS) & ~(entries.bound <= TELLING * scale)
+    verdict = np.where(weak, INCONCLUSIVE, entries.verdict).astype(np.int8)
+    return replace(entries, verdict=verdict, cause=np.where(weak, _CAUSE["no power"], entries.cause).astype(np.int8))
 
 
 def undecided(entries: Entries) -> Mask:

@@ -79,9 +79,12 @@ def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Deriv
 
 
 def scales(probe: Probe) -> FloatArray:
-    """`(K,)`: the size that a step is relative to: the entry's, or the median of its tensor; 1 where all are zero."""
+    """`(K,)`: the size that a step is relative to: the entry's, or the median of its tensor but at most 1.
+
+    Functions bend within one, however large other entries are; 1 where all are zero.
+    """
     sizes = np.abs(probe.points)
-    typical = float(np.median(sizes[sizes > 0])) if sizes.any() else 1.0
+    typical = min(float(np.median(sizes[sizes > 0])), 1.0) if sizes.any() else 1.0
     return np.asarray(np.maximum(np.maximum(sizes.max(axis=1), typical), 1e-30), dtype=np.float64)
 
 

@@ -47,10 +47,14 @@ def unit_roundoff(dtype: np.dtype[np.floating]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """Bounds on rounding: by tensor, of each entry of the gradient; and of the loss that comes with it."""
+    """Bounds on rounding: by tensor, of each entry of the gradient; and of the loss that comes with it.
+
+    `scale` is the largest entry of all gradients, on average over the samples: a bound beyond it tells nothing.
+    """
 
     gradient: Mapping[str, FloatArray]
     loss: float
+    scale: float
 
 
 @functools.lru_cache(maxsize=2)
@@ -69,7 +73,8 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
             for name, m in magnitudes.items()
         }
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
-        return Rounding(each, float(loss))
+        scale = max((np.nanmax(sizes[t.name]) for t in problem.setup.wrt if t.entries), default=0.0)
+        return Rounding(each, float(loss), float(scale))
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
@@ -80,8 +85,8 @@ def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
 def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
     """The bound for entries of absolute value `size` whose float32 rounding has root mean square `spread`.
 
-    Where float32 has lost an entry, the size of its tensor stands in, or, where it has lost most of the tensor, the sum
-    of absolute contributions `magnitude`. Below the normal range rounding is absolute.
+    Where float32 has lost an entry, the size of its tensor stands in, or the sum of absolute contributions `magnitude`
+    where that is less: it grows with products of |J|, without end. Below the normal range rounding is absolute.
     """
     roundoff = unit_roundoff(dtype)
     # A float64 spec may leave the range of float32.
@@ -90,7 +95,7 @@ def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np
     lost = ~(spread <= _LINEAR * size)
     if dtype == _SINGLE:
         lost = ~np.isfinite(spread)
-    largest = np.nanmax(size) if 2 * lost.sum() < lost.size else np.inf
+    largest = np.nanmax(size, initial=0.0)
     # A unit that saturates to exactly 1 in float32 has no rounding there, and has some in float64.
     saturated = roundoff * np.fmin(magnitude, largest)
     scaled = np.fmax(scaled, np.where(lost, saturated, _SATURATED * saturated))
@@ -105,7 +110,7 @@ def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, F
     generator = np.random.default_rng(0)
     shapes = {_LOSS: (), **{t.name: t.shape for t in problem.setup.wrt}}
     sizes = {name: np.zeros(shape) for name, shape in shapes.items()}
-    squares = {name: np.zeros(shape) for name, shape in shapes.items()}
+    roots = {name: np.zeros(shape) for name, shape in shapes.items()}
     for shift in _SHIFTS:
         groups = single.arrays
         shifted = Problem(single.setup, *(_shifted(group, shift, generator) for group in groups))
@@ -113,8 +118,9 @@ def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, F
         exact = _answers(unrolled(double, windows), cast(shifted, _DOUBLE))
         for name in shapes:
             sizes[name] += np.abs(exact[name]) / len(_SHIFTS)
-            squares[name] += (rounded[name] - exact[name]) ** 2 / len(_SHIFTS)
-    return sizes, {name: np.sqrt(square) for name, square in squares.items()}
+            # Squares of what is huge or tiny would leave the range.
+            roots[name] = np.hypot(roots[name], (rounded[name] - exact[name]) / len(_SHIFTS) ** 0.5)
+    return sizes, roots
 
 
 def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -> dict[str, FloatArray]:
@@ -123,7 +129,7 @@ def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -
     method = unrolled(double.setup, windows)
     generator = np.random.default_rng(1)
     base = _answers(method, double)
-    squares = {name: np.zeros(array.shape) for name, array in base.items()}
+    roots = {name: np.zeros(array.shape) for name, array in base.items()}
     shift = _UNITS * roundoff
 
     def disturb(values: Array) -> None:
@@ -133,9 +139,9 @@ def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -
         groups = double.arrays
         shifted = Problem(double.setup, *(_shifted(group, shift, generator) for group in groups))
         found = _answers(method, shifted, disturb)
-        for name, square in squares.items():
-            square += ((found[name] - base[name]) / _UNITS) ** 2 / _DISTURBED
-    return {name: np.sqrt(square) for name, square in squares.items()}
+        for name in base:
+            roots[name] = np.hypot(roots[name], (found[name] - base[name]) / (_UNITS * _DISTURBED**0.5))
+    return roots
 
 
 def _answers(

@@ -39,7 +39,7 @@ def rates(sampler: Sampler, gradient: FloatArray, tolerance: FloatArray) -> tupl
         room = (residual + floor) / (2 * steps[:, :, None])
         at_last = np.take_along_axis(room, last[None], axis=0)[0]
         falling = np.stack([_rate(residual, clear, last - i) for i in range(_SPAN)])
-        noise_alone = ~clear.any(axis=0) & (np.nanmin(room, axis=0) <= tolerance)
+        noise_alone = ~clear.any(axis=0) & (np.fmin.reduce(room, axis=0) <= tolerance)
         right = (falling >= _CUBIC).all(axis=0) & (at_last <= tolerance)
         wrong = (np.abs(falling - 1) <= _LINEAR - 1).all(axis=0)
         return np.asarray(right | noise_alone), np.asarray(wrong)

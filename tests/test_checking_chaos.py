@@ -1,0 +1,49 @@
+"""Networks in which rounding grows from step to step: bounds stay as small as the gradient is right, and no smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_cases import gradient, written
+
+from bpcli.checking.decide import decide, decide_along
+from bpcli.checking.truth import Truth, whole
+from bpcli.checking.verdict import INCONCLUSIVE, PASS, WRONG
+from bpcli.references import complex_step
+from bpcli.references.numerics.directions import directions
+
+CHAOTIC = """bp = 1
+inputs = { x = [2], y_star = [1] }
+params = { W = { shape = [20, 20], init = "normal", scale = 0.7 }, V = [20, 2], O = [1, 20] }
+state = { a = [20] }
+[equations]
+a = "tanh(W @ a[t-1] + V @ x)"
+loss = "0.5 * sum((O @ a - y_star)**2)"
+[data]
+T = STEPS
+batch = 1
+"""
+
+
+def worst(tmp_path: Path, steps: int, factor: float, along: bool) -> int:
+    """The verdict on W where its gradient is `factor` times that of BPTT."""
+    problem = written(tmp_path, CHAOTIC.replace("STEPS", str(steps)))
+    setup = problem.setup
+    truth = Truth(problem, (complex_step.REFERENCE,))
+    tensor = next(t for t in setup.wrt if t.name == "W")
+    value = factor * gradient(problem, "bptt").arrays["W"]
+    if along:
+        entries = decide_along(truth, whole(setup), tensor, value, directions(tensor))
+    else:
+        entries = decide(truth, whole(setup), tensor, value)
+    return int(np.max(entries.verdict))
+
+
+@pytest.mark.parametrize("along", [False, True], ids=["entries", "directions"])
+@pytest.mark.parametrize(("steps", "right"), [(30, PASS), (60, PASS), (400, INCONCLUSIVE)])
+def test_rounding_that_grows(tmp_path: Path, steps: int, right: int, along: bool) -> None:
+    """A gradient of the wrong sign never passes; a right one does as long as it has digits, and then is left open."""
+    assert worst(tmp_path, steps, 1.0, along) == right
+    assert worst(tmp_path, steps, -1.0, along) == (WRONG if right == PASS else INCONCLUSIVE)
