@@ -47,3 +47,24 @@ def test_rounding_that_grows(tmp_path: Path, steps: int, right: int, along: bool
     """A gradient of the wrong sign never passes; a right one does as long as it has digits, and then is left open."""
     assert worst(tmp_path, steps, 1.0, along) == right
     assert worst(tmp_path, steps, -1.0, along) == (WRONG if right == PASS else INCONCLUSIVE)
+
+
+CANCELLING = """bp = 1
+inputs = { x = [2] }
+params = { b = { shape = [3], value = [0.0, 0.0, 0.0] } }
+[equations]
+loss = "logsumexp(b + 2.0) - sum(b) / 3 + sum(x)"
+[data]
+batch = 2
+"""
+
+
+@pytest.mark.parametrize(("off", "expected"), [(0.0, PASS), (1e-9, WRONG)])
+def test_a_gradient_that_cancels_is_told(tmp_path: Path, off: float, expected: int) -> None:
+    """At a minimum, where nothing but rounding is left of it."""
+    problem = written(tmp_path, CANCELLING)
+    (tensor,) = (t for t in problem.setup.wrt if t.name == "b")
+    truth = Truth(problem, (complex_step.REFERENCE,))
+    value = gradient(problem, "backprop").arrays["b"] + off
+    assert np.abs(value - off).max() < 1e-15
+    assert int(np.max(decide(truth, whole(problem.setup), tensor, value).verdict)) == expected

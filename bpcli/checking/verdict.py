@@ -197,8 +197,11 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
 
 
 def powered(entries: Entries, scale: FloatArray | float) -> Entries:
-    """The same, but nothing passes within a bound of the size of the largest gradient, `scale`: that tells nothing."""
-    weak = (entries.verdict == PASS) & ~(entries.bound <= TELLING * scale)
+    """The same, but nothing passes within a bound of the size of the largest gradient, `scale`: that tells nothing.
+
+    A kink is told by the slopes on its sides.
+    """
+    weak = (entries.verdict == PASS) & ~(entries.bound <= TELLING * scale) & (entries.cause != _CAUSE["kink"])
     verdict = np.where(weak, INCONCLUSIVE, entries.verdict).astype(np.int8)
     return replace(entries, verdict=verdict, cause=np.where(weak, _CAUSE["no power"], entries.cause).astype(np.int8))
 

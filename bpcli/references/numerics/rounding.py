@@ -35,6 +35,8 @@ _LINEAR = 1e-2
 # Roundings of the tensor's largest entry that any entry with as large contributions may show, over FACTOR.
 _SATURATED = 1 / 8
 _UNDERFLOWS = 1e3
+# Roundings of the loss that a gradient which is zero by cancellation may show, at a minimum for instance.
+_CANCELLED = 1e5
 _LOSS = ""  # beside the names of tensors
 _SINGLE = np.dtype(np.float32)
 _DOUBLE = np.dtype(np.float64)
@@ -49,7 +51,8 @@ def unit_roundoff(dtype: np.dtype[np.floating]) -> float:
 class Rounding:
     """Bounds on rounding: by tensor, of each entry of the gradient; and of the loss that comes with it.
 
-    `scale` is the largest entry of all gradients, on average over the samples: a bound beyond it tells nothing.
+    `scale` is the largest entry of all gradients, on average over the samples, or, where these cancel, what rounding of
+    the loss may look like: a bound beyond it tells nothing.
     """
 
     gradient: Mapping[str, FloatArray]
@@ -73,8 +76,8 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
             for name, m in magnitudes.items()
         }
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
-        scale = max((np.nanmax(sizes[t.name]) for t in problem.setup.wrt if t.entries), default=0.0)
-        return Rounding(each, float(loss), float(scale))
+        largest = max((np.nanmax(sizes[t.name]) for t in problem.setup.wrt if t.entries), default=0.0)
+        return Rounding(each, float(loss), float(max(largest, _CANCELLED * unit_roundoff(dtype) * sizes[_LOSS])))
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
