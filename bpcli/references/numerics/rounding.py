@@ -76,8 +76,8 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
             for name, m in magnitudes.items()
         }
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
-        largest = max((np.nanmax(sizes[t.name]) for t in problem.setup.wrt if t.entries), default=0.0)
-        return Rounding(each, float(loss), float(max(largest, _CANCELLED * unit_roundoff(dtype) * sizes[_LOSS])))
+        largest = max((float(np.nanmax(sizes[t.name])) for t in problem.setup.wrt if t.entries), default=0.0)
+        return Rounding(each, float(loss), max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS])))
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
