@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bpcli.kernels import mode
 from bpcli.kernels.library import Jobs, code, plain, pool
+from bpcli.kernels.team import MOST_MEMBERS, desk_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +18,7 @@ class Call:
     """A kernel with every row of `jobs`, which share nothing and run in `parallel` where there are threads.
 
     `ordered` jobs run one after another, as they stand. Jobs hold addresses: `keeps` are the arrays that they point to.
+    A single job whose field `desk` is given may be run by a team of threads (see `bpcli.kernels.team`).
     """
 
     name: str
@@ -24,6 +26,7 @@ class Call:
     parallel: bool = True
     ordered: bool = False
     keeps: tuple[NDArray, ...] = ()
+    desk: int | None = None
 
     @cached_property
     def _rows(self) -> tuple[int, int, int]:
@@ -38,18 +41,22 @@ class Call:
                 plain(self.name)(job, values)
             return
         kernel, (jobs, count, stride) = code((self.name, values.dtype)), self._rows
-        if count == 1 or self.ordered:
-            kernel.call(jobs, count, stride, address)
-        elif threads.backwards:
+        together = self.desk is not None or (self.parallel and count > 1 and not self.ordered)
+        if threads.backwards and not self.ordered:
             kernel.call(jobs + (count - 1) * stride, count, -stride, address)
-        elif not self.parallel or threads.count == 1:
+        elif threads.count == 1 or threads.backwards or not together:
             kernel.call(jobs, count, stride, address)
-        elif threads.loop is not None:
-            threads.loop(kernel.address, jobs, count, stride, address)
-        else:
+        elif threads.loop is None:
             start = time.perf_counter()
             kernel.call(jobs, count, stride, address)
             threads.spend(time.perf_counter() - start)
+        elif self.desk is not None:
+            job, members = self.jobs[0].copy(), min(threads.count, MOST_MEMBERS)
+            desk = desk_for(members)
+            job[self.desk] = desk.ctypes.data
+            threads.loop(kernel.address, job.ctypes.data, members, 0, address)
+        else:
+            threads.loop(kernel.address, jobs, count, stride, address)
 
 
 def run(name: str, jobs: Jobs, values: NDArray) -> None:

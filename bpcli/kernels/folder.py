@@ -21,7 +21,8 @@ from bpcli import __version__
 SOURCES = (
     *("binary", "blas", "codes", "compiling", "elementwise", "elementwise_complex", "elementwise_real", "forward"),
     *("influence", "jit", "matvec", "mode", "parallel", "products", "pull", "pull_reductions", "reductions"),
-    *("reverse", "rows", "simd", "slopes", "symbols", "tiles", "unary", "../graph/operations", "../graph/tape"),
+    *("reverse", "rows", "simd", "slopes", "symbols", "team", "tiles", "unary"),
+    *("../graph/operations", "../graph/tape"),
 )
 """What compiled code is made of: the modules that kernels import, directly or not, from this package."""
 

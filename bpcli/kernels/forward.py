@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bpcli.graph.tape import ADDEND, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
 from bpcli.kernels.binary import binary_rows
-from bpcli.kernels.blas import gemm, vector_product
+from bpcli.kernels.blas import gemm
 from bpcli.kernels.codes import (
     ADD,
     CONCAT,
@@ -27,6 +27,7 @@ from bpcli.kernels.codes import (
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 from bpcli.kernels.reductions import reduce_row, sum_rows
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along
+from bpcli.kernels.team import DESK, arrive, assist, dismiss, team_product
 from bpcli.kernels.tiles import packed_product
 from bpcli.kernels.unary import unary_into
 
@@ -53,10 +54,12 @@ from bpcli.kernels.unary import unary_into
     FIX_COLUMNS,
     FIX_CHANGES,
     FIX_COUNT,
-) = range(22)
+    TEAM,
+) = range(23)
 """Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the steps
-and rows to run, and the changes of matrix entries (see `bpcli.kernels.fixes`)."""
-JOB = FIX_COUNT + 1
+and rows to run, the changes of matrix entries (see `bpcli.kernels.fixes`), and the desk of the team that runs the job
+(see `bpcli.kernels.team`), if any."""
+JOB = TEAM + 1
 
 
 def forward_span(job, values):  # type: ignore[no-untyped-def]
@@ -71,6 +74,12 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
     numbers = vector_at(values, job[NUMBERS], job[NODES])
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     slots = vector_at(ints, job[SLOTS], job[NODES])
+    desk = vector_at(ints, job[TEAM], DESK if job[TEAM] else 0)
+    if len(desk) > 0:
+        member = arrive(desk)
+        if member > 0:
+            assist(desk, values, member)
+            return
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(job[STEP0], job[STEP1]):
         for line in range(job[FIRST], job[LAST]):
@@ -88,7 +97,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
             if op == MATMUL:
                 turned, k, add = row[TURNED] == 1, row[SIZE_B], row[ADDEND] >= 0
                 where, packed = place[a, BASE], place[a, PACKED if turned else PACKED_T]
-                multiply_rows(V, where, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni, t)
+                multiply_rows(V, where, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni, t, desk)
                 if slots[a] >= 0:
                     fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
             elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
@@ -104,6 +113,8 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 sum_rows(V, pa, sa, ia, na, po, so, io, no, ni)
             elif op != CONCAT:
                 other_rows(op, numbers[row[NUMBER]].real, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n)
+    if len(desk) > 0:
+        dismiss(desk)
 
 
 @inner
@@ -138,7 +149,7 @@ def copy_rows(V, pa, sa, ia, po, so, io, no, ni, n):
 
 
 @inner
-def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni, t):
+def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni, t, desk):
     """out (rows, n) = b (rows, k) Wᵀ, W (n, k) or, turned, (k, n); added to out where `add`."""
     blocks, rows = no, ni
     if no == 1 or (sb == ni * ib and so == ni * io):
@@ -148,7 +159,7 @@ def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, 
             packed_product(rows, n, k, V, pb + o * sb, ib, V, packed, add, V, po + o * so, io)
         elif rows == 1:
             ldw = n if turned else k
-            vector_product(not turned, n, k, V, pb + o * sb, V, pw, ldw, add, V, po + o * so, t % 2 == 1)
+            team_product(desk, not turned, n, k, V, pb + o * sb, V, pw, ldw, add, V, po + o * so, t % 2 == 1)
         else:
             ldw = n if turned else k
             gemm(False, not turned, rows, n, k, V, pb + o * sb, ib, V, pw, ldw, add, V, po + o * so, io)

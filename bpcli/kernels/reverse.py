@@ -23,7 +23,7 @@ from bpcli.graph.tape import (
     A,
     B,
 )
-from bpcli.kernels.blas import gemm, vector_product
+from bpcli.kernels.blas import gemm
 from bpcli.kernels.codes import (
     ADD,
     CONCAT,
@@ -46,6 +46,7 @@ from bpcli.kernels.pull import MINUS, OVER, OVER_SQUARE, OVER_SQUARE_SIZE, PLAIN
 from bpcli.kernels.pull_reductions import pull_reduction
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address
 from bpcli.kernels.slopes import pull_unary
+from bpcli.kernels.team import DESK, arrive, assist, dismiss, team_product
 from bpcli.kernels.tiles import packed_product
 
 (
@@ -69,11 +70,12 @@ from bpcli.kernels.tiles import packed_product
     I0,
     I1,
     ROUNDING,
-) = range(20)
+    TEAM,
+) = range(21)
 """Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays (how far F and C
-begin from V), the steps, the lane that collects static cotangents, the rows, and whether to add up absolute
-contributions."""
-JOB = ROUNDING + 1
+begin from V), the steps, the lane that collects static cotangents, the rows, whether to add up absolute
+contributions, and the desk of the team that runs the job (see `bpcli.kernels.team`), if any."""
+JOB = TEAM + 1
 
 
 def reverse_span(job, values):  # type: ignore[no-untyped-def]
@@ -87,6 +89,12 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
     numbers = vector_at(values, job[NUMBERS], job[NODES])
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     cplace = matrix_at(ints, job[COTANGENT_PLACES], job[NODES], PLACE_FIELDS)
+    desk = vector_at(ints, job[TEAM], DESK if job[TEAM] else 0)
+    if len(desk) > 0:
+        member = arrive(desk)
+        if member > 0:
+            assist(desk, values, member)
+            return
     rounding, lane = job[ROUNDING] == 1, job[LANE]
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(job[STEP1] - 1, job[STEP0] - 1, -1):
@@ -95,7 +103,7 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
             op, out, a, n = row[OP], row[OUT], row[A], row[SIZE]
             pg, sg, ig = address(cplace, out, t, o0, i0, lane), cplace[out, OUTER], cplace[out, INNER_ROW]
             if op == MATMUL:
-                pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni)
+                pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, desk)
             elif op == MATMAT or op == TRANSPOSE:
                 pull_static(row, place, cplace, F, C)
             elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
@@ -114,6 +122,8 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                     address(cplace, target, t, o0, i0, lane), cplace[target, OUTER], cplace[target, INNER_ROW], size,
                     row[MODE_A + slot] != STORE, no, ni,
                 )  # fmt: skip
+    if len(desk) > 0:
+        dismiss(desk)
 
 
 @inner
@@ -141,7 +151,7 @@ def factor(row, slot, rounding):
 
 
 @inner
-def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni):
+def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, desk):
     """cotangent of b (rows, k) (+)= g (rows, n) W, W (n, k) or, turned, (k, n).
 
     A static W takes its gradient at once.
@@ -160,7 +170,7 @@ def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni):
                 packed_product(rows, k, n, C, g, ig, F, packed, add, C, q, jb)
             elif rows == 1:
                 ldw = n if turned else k
-                vector_product(turned, k, n, C, g, F, place[a, BASE], ldw, add, C, q, t % 2 == 1)
+                team_product(desk, turned, k, n, C, g, F, place[a, BASE], ldw, add, C, q, t % 2 == 1)
             else:
                 gemm(False, turned, rows, k, n, C, g, ig, F, place[a, BASE], n if turned else k, add, C, q, jb)
     if row[MODE_A] != NONE:  # one row: G += g vᵀ, or v gᵀ where turned

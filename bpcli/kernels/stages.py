@@ -12,11 +12,13 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from bpcli.graph.model import Phase
-from bpcli.graph.tape import Integers
+from bpcli.graph.tape import OP, SIZE, SIZE_B, Integers
 from bpcli.kernels import forward as forward_kernel
 from bpcli.kernels import products as products_kernel
 from bpcli.kernels import reverse as reverse_kernel
+from bpcli.kernels import team
 from bpcli.kernels.calls import Call
+from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.fixes import no_fixes
 from bpcli.kernels.jobs import cut, forward_job, reverse_job
 from bpcli.kernels.layout import settle, without_packed
@@ -124,7 +126,8 @@ class Stages:
         job = forward_job(program, self.numbers, table, self.plan.values.size, self.fix)
         job[forward_kernel.FIRST : forward_kernel.LAST + 1] = lines
         job[forward_kernel.STEP0 : forward_kernel.STEP1 + 1] = steps
-        yield Call("forward", cut(job, forward_kernel.I0, *rows, parts), keeps=(table,))
+        desk = forward_kernel.TEAM if _worth_a_team(program.code[slice(*lines)], steps, rows) else None
+        yield Call("forward", cut(job, forward_kernel.I0, *rows, parts), keeps=(table,), desk=desk)
 
     def _pass_reverse(
         self,
@@ -147,7 +150,8 @@ class Stages:
         jobs = cut(job, kernel.I0, *rows, parts)
         if parts > 1:
             jobs[:, kernel.LANE] = np.arange(parts)
-        yield Call("reverse", jobs, keeps=tables)
+        desk = kernel.TEAM if _worth_a_team(program.code[slice(*lines)], steps, rows) else None
+        yield Call("reverse", jobs, keeps=tables, desk=desk)
 
     def _products(self, tables: tuple[Integers, Integers], first: int, last: int) -> Iterable[Call]:
         """The gradients of all matrices, over the rows `first` to `last`."""
@@ -169,11 +173,21 @@ class Stages:
             yield Call("products", own, parallel=len(jobs) > len(plan.reverse.products))
 
 
+def _worth_a_team(code: Integers, steps: tuple[int, int], rows: tuple[int, int]) -> bool:
+    """Whether some steps of a tape, on one row, read so much of large matrices that threads should share it."""
+    products = code[code[:, OP] == MATMUL]
+    entries = products[:, SIZE] * products[:, SIZE_B]
+    step = int(entries[entries >= team.LEAST_SHARED].sum())
+    enough = step >= team.LEAST_STEP and step * (steps[1] - steps[0]) >= team.LEAST_READ
+    return enough and rows[1] - rows[0] == 1
+
+
 def _joined(calls: Sequence[Call]) -> Iterable[Call]:
     """The same calls, single jobs of one kernel that follow each other as one."""
     held: Call | None = None
     for call in calls:
-        if held and held.name == call.name and len(call.jobs) == 1 and (held.ordered or len(held.jobs) == 1):
+        single = len(call.jobs) == 1 and call.desk is None
+        if held and held.name == call.name and single and (held.ordered or (len(held.jobs) == 1 and held.desk is None)):
             jobs: Jobs = np.concatenate([held.jobs, call.jobs])
             held = replace(held, jobs=jobs, ordered=True, keeps=(*held.keeps, *call.keeps))
             continue

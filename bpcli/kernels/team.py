@@ -1,0 +1,227 @@
+"""Teams: threads that share the products of one vector with large matrices, step after step.
+
+With one sample there is nothing in a recurrence to cut but its products, and a large matrix is read as fast as the
+caches of one core allow. Of the threads that are given the same job the first to arrive leads: it runs the tape, and
+hands each of those who have arrived after it the same share of every product, which stays in that core's caches from
+step to step. A leader who had to wait long goes on alone: threads that are not left in peace cost more than they bring.
+Who computes which part of a result makes no difference to its bits.
+
+Leader and helpers speak through an array of integers, the desk. Every line of the desk is written by one of them.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.kernels import mode
+from bpcli.kernels.blas import vector_product
+from bpcli.kernels.jit import inner, vector_at
+
+LEAST_SHARED = 1 << 15
+"""Entries of a matrix whose products are shared."""
+LEAST_STEP = 1 << 17
+"""Entries of such matrices at a step from which a team pays. It takes a microsecond to tell others of a product and to
+get at what they wrote: as long as reading a hundred thousand bytes that are in cache, but few that are not."""
+LEAST_READ = 1 << 19
+"""Entries of such matrices that a job reads, for a team to get it: waking threads takes some ten microseconds."""
+AHEAD = 1 << 13
+"""Entries that the leader gets through before a helper has heard of a product, and after it has heard of its end."""
+PIECE_BYTES = 256
+"""Size of a piece of the result: whole blocks of any product with one vector, see `bpcli.kernels.matvec`."""
+MOST_MEMBERS = 8
+PATIENCE = 2000
+"""Pauses, 20 to 50 ns each, that a leader waits for a helper before it goes on alone."""
+_LINE = 8
+"""Integers in a cache line."""
+_ARRIVED, _MEMBERS, _PRODUCT, _LINES = 0, _LINE, _LINE + 1, 2 * _LINE
+_TASK, _KIND, _N, _K, _LDW, _X, _W, _Y = range(_LINE)
+"""What a helper is told: the number of the product (-1: go), how it is made, sizes, and the addresses of the numbers;
+of the n entries of a result it is told of its own alone."""
+DESK = _LINES + 2 * MOST_MEMBERS * _LINE
+"""Integers on a desk: how many have arrived; members, and the number of the product (-1 where the leader is alone); for
+each member a line of what it is told and a line that says which product it has done: 0 before it arrives."""
+_TURNED, _ADD, _BACKWARDS = 1, 2, 4
+
+
+def desk_for(members: int) -> NDArray[np.int64]:
+    """An empty desk for a team of so many threads, at most MOST_MEMBERS."""
+    desk = np.zeros(DESK + _LINE, np.int64)
+    desk = desk[-desk.ctypes.data // desk.itemsize % _LINE :][:DESK]
+    desk[_MEMBERS], desk[_PRODUCT] = members, 1
+    return desk
+
+
+if mode.compiling:
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    from bpcli.kernels.simd import at, data
+
+    _X86 = platform.machine() in ("x86_64", "AMD64")
+
+    @intrinsic
+    def _read(typingctx, desk, place):  # type: ignore[no-untyped-def]
+        """What stands on the desk; all that was written before it can be read after it."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.load_atomic(at(builder, data(context, builder, signature, args, 0), args[1]), "acquire", 8)
+
+        return types.int64(desk, types.intp), codegen
+
+    @intrinsic
+    def _write(typingctx, desk, place, number):  # type: ignore[no-untyped-def]
+        """Put a number on the desk: who reads it can read all that was written before it."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            where = at(builder, data(context, builder, signature, args, 0), args[1])
+            builder.store_atomic(args[2], where, "release", 8)
+            return context.get_dummy_value()
+
+        return types.void(desk, types.intp, types.int64), codegen
+
+    @intrinsic
+    def _add(typingctx, desk, place, number):  # type: ignore[no-untyped-def]
+        """Add to a number on the desk; what it was before."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            where = at(builder, data(context, builder, signature, args, 0), args[1])
+            return builder.atomic_rmw("add", where, args[2], "acq_rel")
+
+        return types.int64(desk, types.intp, types.int64), codegen
+
+    @intrinsic
+    def _pause(typingctx):  # type: ignore[no-untyped-def]
+        """Tell the processor that this is a loop that waits; where it is none that can be told, nothing."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            if _X86:
+                kind = ir.FunctionType(ir.VoidType(), [])
+                builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    @intrinsic
+    def _address(typingctx, array, i):  # type: ignore[no-untyped-def]
+        """The address of an array's entry."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            where = at(builder, data(context, builder, signature, args, 0), args[1])
+            return builder.ptrtoint(where, ir.IntType(64))
+
+        return types.int64(array, types.intp), codegen
+
+else:
+
+    def _read(desk, place):  # type: ignore[no-untyped-def]
+        return int(desk[place])
+
+    def _write(desk, place, number):  # type: ignore[no-untyped-def]
+        desk[place] = number
+
+    def _add(desk, place, number):  # type: ignore[no-untyped-def]
+        desk[place] += number
+        return int(desk[place]) - number
+
+    def _pause():  # type: ignore[no-untyped-def]
+        time.sleep(0)
+
+    def _address(array, i):  # type: ignore[no-untyped-def]
+        return array.ctypes.data + int(i) * array.itemsize
+
+
+@inner
+def arrive(desk):
+    """Which member this thread is: 0 leads."""
+    member = _add(desk, _ARRIVED, 1)
+    _write(desk, _done(member), 1)
+    return member
+
+
+@inner
+def dismiss(desk):
+    """Let the helpers go, those too that have not arrived yet."""
+    desk[_PRODUCT] = -1
+    for member in range(desk[_MEMBERS]):
+        _write(desk, _told(member) + _TASK, -1)
+
+
+@inner
+def assist(desk, like, member):
+    """Help until dismissed, with products of the dtype that the pointer `like` points to."""
+    line, last, task = _told(member), 1, 0
+    while task >= 0:
+        task = _read(desk, line + _TASK)
+        if task > last:
+            kind, n, k, ldw = desk[line + _KIND], desk[line + _N], desk[line + _K], desk[line + _LDW]
+            tb, add, backwards = kind & _TURNED != 0, kind & _ADD != 0, kind & _BACKWARDS != 0
+            X, Y = vector_at(like, desk[line + _X], k), vector_at(like, desk[line + _Y], n)
+            W = vector_at(like, desk[line + _W], n * ldw if tb else (k - 1) * ldw + n)
+            vector_product(tb, n, k, X, 0, W, 0, ldw, add, Y, 0, backwards)
+            _write(desk, _done(member), task)
+            last = task
+        else:
+            _pause()
+
+
+@inner
+def team_product(desk, tb, n, k, A, a, B, b, ldb, add, C, c, backwards):
+    """What `vector_product` computes, by the team whose desk this is; by this thread where the desk has no entries."""
+    helpers, share = 0, 0
+    if len(desk) > 0 and desk[_PRODUCT] > 0 and n * k >= LEAST_SHARED:
+        for member in range(1, desk[_MEMBERS]):
+            helpers += int(_read(desk, _done(member)) > 0) << member
+        share = _share(n, k, helpers, PIECE_BYTES // C.itemsize)
+    given = 0
+    if share > 0:
+        desk[_PRODUCT] += 1
+        kind = tb * _TURNED + add * _ADD + backwards * _BACKWARDS
+        for member in range(1, desk[_MEMBERS]):
+            if helpers >> member & 1:
+                line = _told(member)
+                desk[line + _KIND], desk[line + _N], desk[line + _K], desk[line + _LDW] = kind, share, k, ldb
+                desk[line + _X], desk[line + _Y] = _address(A, a), _address(C, c + given)
+                desk[line + _W] = _address(B, b + given * (ldb if tb else 1))
+                _write(desk, line + _TASK, desk[_PRODUCT])
+                given += share
+    rest = b + given * (ldb if tb else 1)
+    vector_product(tb, n - given, k, A, a, B, rest, ldb, add, C, c + given, backwards)
+    if share > 0 and _wait(desk, helpers) > PATIENCE:
+        dismiss(desk)
+
+
+@inner
+def _told(member):
+    return _LINES + 2 * _LINE * member
+
+
+@inner
+def _done(member):
+    return _LINES + 2 * _LINE * member + _LINE
+
+
+@inner
+def _share(n, k, helpers, piece):
+    """Entries of a result (n) of n k multiplications for each of the helpers, in whole pieces."""
+    members = 1
+    while helpers:
+        members, helpers = members + (helpers & 1), helpers >> 1
+    return (n - AHEAD // k) // (members * piece) * piece if members > 1 else 0
+
+
+@inner
+def _wait(desk, helpers):
+    """Wait for the helpers who share the product; for how many pauses."""
+    waited = 0
+    for member in range(1, desk[_MEMBERS]):
+        if helpers >> member & 1:
+            while _read(desk, _done(member)) < desk[_PRODUCT]:
+                _pause()
+                waited += 1
+    return waited
