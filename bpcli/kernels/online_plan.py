@@ -14,7 +14,7 @@ from bpcli.graph.lower_reverse import SLOTS, active_nodes, lower_reverse
 from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import Reverse
 from bpcli.kernels.layout import Allocator, Places, shared_arguments
-from bpcli.kernels.plan import LANE_FLOPS, Plan, chunk_steps, make_plan
+from bpcli.kernels.plan import Plan, chunk_steps, make_plan
 from bpcli.kernels.structure import Columns, Stretch, columns
 from bpcli.kernels.tiles import packed_entries
 
@@ -28,6 +28,8 @@ BLOCK_ENTRIES, MOST_BLOCK_ENTRIES = 1 << 13, 1 << 16
 """Numbers in a block of the influence matrix: two blocks stay in the first cache or, half as large as a Jacobian, in
 the second: it is read anew for every block and step."""
 JOBS = 16
+JOB_FLOPS = 4e6
+"""Operations of a job of the influence: at the rate of its products they take as long as waking a thread."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class OnlinePlan:
         """Jobs that the blocks of all samples are dealt out to."""
         blocks = self.batch * -(-self.parameters // self.block)
         flops = 2.0 * self.size * self.size * self.parameters * self.batch * self.chunk
-        return max(1, min(JOBS, blocks, int(flops / LANE_FLOPS)))
+        return max(1, min(JOBS, blocks, int(flops / JOB_FLOPS)))
 
     @cached_property
     def room(self) -> Room:
