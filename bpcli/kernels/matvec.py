@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bpcli.kernels import mode
 from bpcli.kernels.jit import inner
-from bpcli.kernels.simd import VECTOR_BYTES
 
 VECTORS = 4
 """Vectors of columns in a block of a transposed product."""
@@ -26,6 +25,7 @@ if mode.compiling:
         data,
         everywhere,
         first,
+        lanes_of,
         load,
         loop,
         multiply_add,
@@ -34,15 +34,6 @@ if mode.compiling:
         vector_of,
         zeros,
     )
-
-    @intrinsic
-    def _lanes(typingctx, like):  # type: ignore[no-untyped-def]
-        lanes = VECTOR_BYTES * 8 // like.dtype.bitwidth
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            return context.get_constant(types.intp, lanes)
-
-        return types.intp(like), codegen
 
     def _block(emit):  # type: ignore[no-untyped-def]
         """What computes one block of y (+)= op(W) x."""
@@ -145,7 +136,7 @@ if mode.compiling:
 
         `backwards` takes the blocks of y from the last one to the first: the result is the same.
         """
-        size = _lanes(Y) * (VECTORS if transposed else 1)
+        size = lanes_of(Y) * (VECTORS if transposed else 1)
         blocks = -(-n // size)
         for block in range(blocks):
             i = (blocks - 1 - block if backwards else block) * size

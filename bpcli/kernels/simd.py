@@ -12,9 +12,21 @@ VECTOR_BYTES = 64 if WIDE else 32
 
 if mode.compiling:
     from llvmlite import ir
+    from numba import types
     from numba.core import cgutils
+    from numba.extending import intrinsic
 
     _INDEX, _NUMBER = ir.IntType(64), ir.IntType(32)
+
+    @intrinsic
+    def lanes_of(typingctx, like):  # type: ignore[no-untyped-def]
+        """How many numbers of an array's dtype a vector holds."""
+        lanes = VECTOR_BYTES * 8 // like.dtype.bitwidth
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return context.get_constant(types.intp, lanes)
+
+        return types.intp(like), codegen
 
     def constant(number):  # type: ignore[no-untyped-def]
         """An index."""

@@ -59,6 +59,7 @@ if mode.compiling:
         data,
         everywhere,
         first,
+        lanes_of,
         load,
         loop,
         multiply_add,
@@ -66,15 +67,6 @@ if mode.compiling:
         vector_of,
         zeros,
     )
-
-    @intrinsic
-    def _width(typingctx, like):  # type: ignore[no-untyped-def]
-        columns = VECTORS * VECTOR_BYTES * 8 // like.dtype.bitwidth
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            return context.get_constant(types.intp, columns)
-
-        return types.intp(like), codegen
 
     @intrinsic
     def _tile(typingctx, m, k, A, a, lda, step, P, p, ldp, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
@@ -154,7 +146,7 @@ if mode.compiling:
 
         Each row's sums are taken in the same order, whatever the rows beside it.
         """
-        columns = _width(C)
+        columns = VECTORS * lanes_of(C)
         for j in range(0, n, columns):
             panel, wanted = p + j * k, min(columns, n - j)
             for i in range(0, m, ROWS):
@@ -166,7 +158,7 @@ if mode.compiling:
         if n > MOST_COLUMNS:
             gemm(True, False, m, n, k, A, a, lda, B, b, ldb, True, C, c, ldc)
             return
-        columns = _width(C)
+        columns = VECTORS * lanes_of(C)
         for start in range(0, k, DEPTH):
             depth, above, beside = min(DEPTH, k - start), a + start * lda, b + start * ldb
             for j in range(0, n, columns):
