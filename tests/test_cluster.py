@@ -242,7 +242,7 @@ class Twin:
         """Those of all pieces, in order."""
         self.asked.append(asked)
         perturbed = answering(self.problem, asked)
-        return [perturbed.piece(asked.tensor, piece) for piece in pieces[::-1]][::-1]
+        return [perturbed.piece(piece) for piece in pieces[::-1]][::-1]
 
 
 @pytest.mark.parametrize(
@@ -260,13 +260,13 @@ def test_losses_elsewhere_are_the_same(
     (folder / "net.toml").write_text(SPEC.replace("relu(0.5 * W @ a[t-1] + x)", equation).replace("n = 2", "n = 6"))
     from bpcli import methods
     from bpcli.checking.run import CheckOptions, check
-    from bpcli.problem import perturbed
+    from bpcli.problem import perturbed, pieces
 
     setup, twin = open_setup(folder / "net.toml", {}, (), Limits()), Twin(folder / "net.toml")
     call, options = methods.parse(method), CheckOptions(mode="full")
     expected = check(setup, [call], options)
     monkeypatch.setattr(perturbed, "FAR_FLOPS", 0.0)
-    monkeypatch.setattr(perturbed, "BLOCK_ENTRIES", 1)
+    monkeypatch.setattr(pieces, "BLOCK_ENTRIES", 1)
     alone = check(setup, [call], options)
     assert alone == check(setup, [call], options, twin)
     assert [f.verdict for f in expected] == [f.verdict for f in alone]
@@ -294,7 +294,7 @@ def test_check_on_a_cluster(folder: Path) -> None:
 def test_batches(count: int, expected: list[list[float]]) -> None:
     """Small pieces go together, large ones alone, and none is lost."""
     nothing = np.zeros(1, np.int64)
-    pieces = [Piece(1, nothing, nothing, size * LEAST_FLOPS) for size in (0.4, 0.4, 0.4, 3.0, 0.1, 0.95)]
+    pieces = [Piece(1, nothing, nothing, nothing, size * LEAST_FLOPS) for size in (0.4, 0.4, 0.4, 3.0, 0.1, 0.95)]
     assert expected == [[round(p.flops / LEAST_FLOPS, 2) for p in batch] for batch in batches(pieces, count)]
 
 

@@ -9,7 +9,7 @@ import pytest
 from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, problem_of, small, written
 
 from bpcli.methods import parse
-from bpcli.problem import perturbed as perturbed_module
+from bpcli.problem import pieces
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem
 from bpcli.problem.perturbed import Perturbed
@@ -159,7 +159,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, entries: int) ->
     """However few copies are run at a time."""
     problem = small("lstm")
     expected = gradient(problem, "tbptt:k1=2,k2=3").arrays
-    monkeypatch.setattr(perturbed_module, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(pieces, "BLOCK_ENTRIES", entries)
     assert distance(through(problem, "tbptt:k1=2,k2=3", complex).imaginary(), expected) < 1e-13
     ready = through(problem, "tbptt:k1=2,k2=3", float).real(1.0)
     assert distance({n: r.found.value for n, r in ready.items()}, expected) < 1e-6

@@ -5,7 +5,6 @@ A block is computed from the same arrays in the same way wherever that is: a che
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from bpcli.errors import BpError, Diagnostic
 from bpcli.kernels import library
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Found, Piece
-from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.tangent import answering
 
@@ -28,7 +26,6 @@ LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9
 """Pieces go together to about so many operations: with less, sending them takes longer than the work."""
 _TURNS = 4
 """Tasks for each worker, so that none waits for another for long."""
-_ANY = Tensor("", "param", ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +50,6 @@ class Farm:
 
     def losses(self, asked: Asked, pieces: Sequence[Piece]) -> Iterable[Found]:
         """See `Elsewhere`."""
-        asked = dataclasses.replace(asked, tensor=dataclasses.replace(asked.tensor, pattern=None))
         target = json.dumps(self.target.plain(), sort_keys=True)
         together = batches(pieces, _TURNS * len(self.cluster.workers))
         orders = [Order(target, self.sha256, asked, some, self.threads) for some in together]
@@ -86,9 +82,8 @@ def compute(order: Order) -> list[Found] | tuple[Diagnostic, ...]:
 
 def _computed(order: Order) -> list[Found]:
     library.set_threads(min(order.threads, cores()))
-    asked = order.asked
-    perturbed = _perturbed(order.target, order.sha256, dataclasses.replace(asked, tensor=_ANY))
-    return [perturbed.piece(asked.tensor, piece) for piece in order.pieces]
+    perturbed = _perturbed(order.target, order.sha256, order.asked)
+    return [perturbed.piece(piece) for piece in order.pieces]
 
 
 @lru_cache(maxsize=2)

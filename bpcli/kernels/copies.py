@@ -7,7 +7,8 @@ not wait for each other: each part of them goes through all steps by itself, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +31,9 @@ from bpcli.kernels.tiles import pack
 
 PART_ROWS = 64
 """Rows that one job takes on: enough for products to be quick, few enough for a step's values to stay in cache."""
+Group = tuple[int, int, int]
+"""Copies that begin together: the first one, the one after the last, and the step."""
+_GOLDEN = 0.6180339887
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,6 @@ class Copies:
         self.numbers = layout.reach.forward.numbers.astype(dtype)
         self.fix = no_fixes(len(layout.reach.graph.nodes), dtype)
         self._places = without_packed(layout.places.table, dtype)
-        self._jobs: dict[int, Jobs] = {}
         for node, values in static.items():
             self.block(node)[..., :] = values.ravel()
         for node, rows in inputs.items():
@@ -120,33 +123,44 @@ class Copies:
         """The values (copies, rows, size) of a node that differs between copies."""
         return self.block(node).reshape(self.layout.copies, self.layout.rows, -1)
 
-    def run(self, first: int, last: int, change: Callable[[], None] | None = None) -> None:
-        """Steps `first` to `last` of every copy; at the first one `change` is called where the leaf has its value."""
-        layout = self.layout
-        known = layout.reach.known
+    def run(self, groups: Sequence[Group], last: int, change: Callable[[], None] | None = None) -> None:
+        """Each group of copies from its step to `last`; at its first one `change` is called where what is changed has
+        its value."""
+        known, end = self.layout.reach.known, len(self.layout.reach.each)
+        spans = [(o0, o1, first, last) for o0, o1, first in groups]
         if change is not None:
-            self._span(first, first + 1, 0, known)
+            one = [(o0, o1, first, first + 1) for o0, o1, first, _ in spans]
+            self._spans(one, 0, known)
             change()
-            self._span(first, first + 1, known, len(layout.reach.each))
-            first += 1
-        self._span(first, last, 0, len(layout.reach.each))
+            self._spans(one, known, end)
+            spans = [(o0, o1, first + 1, last) for o0, o1, first, _ in spans]
+        self._spans([span for span in spans if span[2] < last], 0, end)
 
-    def _span(self, first: int, last: int, line: int, end: int) -> None:
-        """Lines `line` to `end` of some steps."""
-        if first == last or line == end:
+    def _spans(self, spans: Sequence[tuple[int, int, int, int]], line: int, end: int) -> None:
+        """Lines `line` to `end` of copies (first, end) and steps (first, end)."""
+        if not spans or line == end:
             return
-        layout = self.layout
-        rows = layout.copies * layout.rows
-        parts = max(
-            1, min(layout.copies, rows // PART_ROWS, int(layout.reach.flops * rows * (last - first) / LANE_FLOPS))
-        )
-        if parts not in self._jobs:
-            job = self._job(layout.reach.each, self.fix)
-            job[kernel.I1] = layout.rows
-            self._jobs[parts] = cut(job, kernel.O0, 0, layout.copies, parts)
-        jobs = self._jobs[parts]
-        jobs[:, [kernel.STEP0, kernel.STEP1, kernel.FIRST, kernel.LAST]] = first, last, line, end
+        rows, flops = self.layout.rows, self.layout.reach.flops
+        work = sum((o1 - o0) * (last - first) for o0, o1, first, last in spans) * flops * rows
+        pieces = []
+        for o0, o1, first, last in spans:
+            parts = max(1, min(o1 - o0, (o1 - o0) * rows // PART_ROWS, int(work / LANE_FLOPS)))
+            ends = [o0 + (o1 - o0) * part // parts for part in range(parts + 1)]
+            pieces += [(first, last, a, b) for a, b in itertools.pairwise(ends)]
+        # Threads take even stretches of the list: wherever they are cut, there are long and short ones in each.
+        pieces.sort(key=lambda piece: (piece[0] - piece[1]) * (piece[3] - piece[2]))
+        order = sorted(range(len(pieces)), key=lambda i: i * _GOLDEN % 1)
+        jobs = np.repeat(self._each[None], len(pieces), axis=0)
+        jobs[:, [kernel.STEP0, kernel.STEP1, kernel.O0, kernel.O1]] = [pieces[i] for i in order]
+        jobs[:, [kernel.FIRST, kernel.LAST]] = line, end
         run("forward", jobs, self.V)
+
+    @cached_property
+    def _each(self) -> Jobs:
+        """A job on all rows of copies."""
+        job = self._job(self.layout.reach.each, self.fix)
+        job[kernel.I1] = self.layout.rows
+        return job
 
     def losses(self, first: int, last: int) -> NDArray:
         """The losses of steps that have run, a view (steps, copies, rows)."""

@@ -19,20 +19,18 @@ from bpcli.kernels.plan import phase_flops
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """A graph of which one node, the leaf, differs from copy to copy; -1: none does.
-
-    Where the leaf is none of the graph, its value is computed and then changed (see `Copies.run`).
-    """
+    """A graph of which some nodes differ from copy to copy: leaves, or one that is computed and then changed (see
+    `Copies.run`)."""
 
     graph: Graph
     forward: Forward
-    leaf: int
+    changed: frozenset[int]
 
     @cached_property
     def reached(self) -> frozenset[int]:
-        """Nodes that differ between copies: all from the time loop on, and before it what the leaf reaches."""
+        """Nodes that differ between copies: all from the time loop on, and before it what is reached."""
         late = {n.index for n in self.graph.nodes if n.phase in (Phase.RECURRENT, Phase.OUTPUT)}
-        return active_nodes(self.graph, {self.leaf}) | late
+        return active_nodes(self.graph, self.changed) | late
 
     @cached_property
     def before(self) -> Jobs:
@@ -52,8 +50,8 @@ class Reach:
 
     @cached_property
     def known(self) -> int:
-        """The instructions of `each` after which the leaf has its value."""
-        return int(np.flatnonzero(self.each[:, OUT] == self.leaf).max(initial=-1)) + 1
+        """The instructions of `each` after which the changed nodes have their values."""
+        return int(np.flatnonzero(np.isin(self.each[:, OUT], list(self.changed))).max(initial=-1)) + 1
 
     def _select(self, wanted) -> Jobs:  # type: ignore[no-untyped-def]
         code = self.forward.code
@@ -83,7 +81,8 @@ class Reach:
         return sum(phase_flops(self.graph, phase) for phase in Phase if phase is not Phase.STATIC)
 
     def entries(self, rows: int, steps: int) -> int:
-        """Numbers that a copy takes; of a matrix that is computed as many as may change, of the leaf one."""
+        """Numbers that a copy takes; of a matrix that is computed as many as may change, of one that is changed itself one."""
         late = [n for n in self.graph.nodes if n.index in self.reached and n.phase is not Phase.STATIC]
-        static = [self.graph.nodes[n] for n in self.crossing if n != self.leaf or len(self.graph.nodes[n].shape) < 2]
+        crossing = (self.graph.nodes[n] for n in self.crossing)
+        static = [n for n in crossing if n.index not in self.changed or len(n.shape) < 2]
         return rows * (steps + sum(n.size for n in late)) + sum(n.size for n in static)

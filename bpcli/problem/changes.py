@@ -12,87 +12,100 @@ from bpcli.graph.model import Phase
 from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.fixes import Entries, joined, make_fixes
 from bpcli.kernels.rows import BASE
-from bpcli.problem.elsewhere import Change
+from bpcli.problem.elsewhere import FloatArray, Piece, Values
 from bpcli.problem.layouts import layout_of
 
 if TYPE_CHECKING:
     from bpcli.problem.perturbed import Perturbed
 
 
-def change_parameter(own: Perturbed, copies: Copies, change: Change) -> None:
-    """Change a parameter, copy by copy: entries of matrices by fixes, vectors where they stand."""
-    layout, leaf = copies.layout, copies.layout.reach.leaf
-    static = {n for n in active_nodes(own.graph, {leaf}) if own.graph.nodes[n].phase is Phase.STATIC}
-    changed: dict[int, Entries] = {}
-    if static == {leaf}:
-        shape, index = own.graph.nodes[leaf].shape, np.arange(len(change.entries))
-        if len(shape) == 2:
-            changed[leaf] = (index, change.entries // shape[1], change.entries % shape[1], change.deltas)
+def change_parameters(own: Perturbed, copies: Copies, piece: Piece, met: FloatArray) -> None:
+    """Change parameters, copy by copy: entries of matrices by fixes, vectors where they stand."""
+    layout, changed = copies.layout, dict[int, list[Entries]]()
+    for leaf in dict.fromkeys(piece.nodes.tolist()):
+        if leaf < 0 or own.graph.nodes[leaf].op != "param":
+            continue
+        index, shape = np.flatnonzero(piece.nodes == leaf), own.graph.nodes[leaf].shape
+        entries, deltas = piece.entries[index], piece.deltas[index]
+        static = {n for n in active_nodes(own.graph, {leaf}) if own.graph.nodes[n].phase is Phase.STATIC}
+        if static != {leaf}:
+            _through_static(own, copies, leaf, (index, entries, deltas), changed, met)
+        elif len(shape) == 2:
+            changed.setdefault(leaf, []).append((index, entries // shape[1], entries % shape[1], deltas))
         elif leaf in layout.reach.crossing:
-            copies.block(leaf)[index, change.entries] += change.deltas
-    else:
-        changed = _through_static(own, copies, change)
-    copies.fix = make_fixes(len(own.graph.nodes), layout.copies, changed, copies.V.dtype)
+            copies.block(leaf)[index, entries] += deltas
+    fixes = {n: joined(lists) for n, lists in changed.items()}
+    copies.fix = make_fixes(len(own.graph.nodes), layout.copies, fixes, copies.V.dtype)
 
 
-def _through_static(own: Perturbed, copies: Copies, change: Change) -> dict[int, Entries]:
-    """Run the static phase for each copy; vectors that the loop reads are kept, matrices as differences."""
-    layout, leaf = copies.layout, copies.layout.reach.leaf
-    plain = layout_of(own.setup, -1, 1, 1, 1)
-    single = Copies(
-        plain,
-        copies.V.dtype,
-        {},
-        {n: own.trace.value(n, own.graph.nodes[n].size) for n in _static_nodes(own, plain)},
-    )
-    matrices = {n: list[Entries]() for n in layout.reach.crossing if len(own.graph.nodes[n].shape) == 2}
-    for c, (entry, delta) in enumerate(zip(change.entries, change.deltas, strict=True)):
+def _through_static(
+    own: Perturbed,
+    copies: Copies,
+    leaf: int,
+    change: tuple[NDArray[np.int64], NDArray[np.int64], Values],
+    changed: dict[int, list[Entries]],
+    met: FloatArray,
+) -> None:
+    """Run the static phase for each copy (copies, entries, deltas): vectors that the loop reads are kept, matrices as
+    differences in `changed`."""
+    layout, nodes = copies.layout, own.graph.nodes
+    plain = layout_of(own.setup, frozenset(), 1, 1, 1)
+    values = {n: own.trace.value(n, nodes[n].size) for n in _static_nodes(own, plain)}
+    single = Copies(plain, copies.V.dtype, {}, values)
+    for c, entry, delta in zip(*change, strict=True):
         single.block(leaf)[0, entry] += delta
         single.static_run()
-        change.met[c] = own.kinks.met_static(lambda n: single.block(n)[0])
+        met[c] = own.kinks.met_static(lambda n: single.block(n)[0])
         for n in layout.reach.crossing:
-            values, base = single.block(n)[0], own.trace.value(n, own.graph.nodes[n].size)
-            if n in matrices:
-                where = np.flatnonzero(values != base)
-                columns = own.graph.nodes[n].shape[1]
-                entries = (np.full(len(where), c), where // columns, where % columns, values[where] - base[where])
-                matrices[n].append(entries)
+            found, base = single.block(n)[0], own.trace.value(n, nodes[n].size)
+            if len(nodes[n].shape) == 2:
+                where = np.flatnonzero(found != base)
+                columns = nodes[n].shape[1]
+                entries = (np.full(len(where), c), where // columns, where % columns, found[where] - base[where])
+                changed.setdefault(n, []).append(entries)
             else:
-                copies.block(n)[c] = values
-        single.block(leaf)[0, entry] = own.trace.value(leaf, own.graph.nodes[leaf].size)[entry]
-    return {n: joined(lists) for n, lists in matrices.items()}
+                copies.block(n)[c] = found
+        single.block(leaf)[0, entry] = own.trace.value(leaf, nodes[leaf].size)[entry]
 
 
 def _static_nodes(own: Perturbed, layout: Layout) -> list[int]:
     return [n.index for n in own.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0]
 
 
-def enter(own: Perturbed, copies: Copies, change: Change, starts: NDArray[np.int64]) -> None:
-    """Put every row's state before its first step in place, changed where that is asked for and it is step 0."""
+def enter(own: Perturbed, copies: Copies, piece: Piece, steps: NDArray[np.int64]) -> None:
+    """Put every row's state before its first step in place, changed where that is asked for and it is step 0.
+
+    `steps (length, windows)` are those of the windows.
+    """
     layout, batch = copies.layout, own.setup.batch
     for node in own.graph.previous.values():
-        copies.rows(node)[:] = own.held[node][starts].reshape(1, layout.rows, -1)
-    if change.tensor.kind == "state":
-        rows, index = copies.rows(layout.reach.leaf), np.arange(layout.copies)
-        for row in np.flatnonzero(np.repeat(starts == 0, batch)):
-            rows[index, row, change.entries] += change.deltas
+        rows = copies.rows(node)
+        if piece.starts is None:
+            rows[:] = own.held[node][steps[0]].reshape(1, layout.rows, -1)
+            continue
+        before = own.held[node][steps].reshape(len(steps), -1)
+        np.take(before, piece.starts, axis=0, out=rows.reshape(layout.copies, -1), mode="clip")
+    for node in piece.leaves & set(own.graph.previous.values()):
+        rows, index = copies.rows(node), np.flatnonzero(piece.nodes == node)
+        for row in np.flatnonzero(np.repeat(steps[0] == 0, batch)):
+            rows[index, row, piece.entries[index]] += piece.deltas[index]
 
 
-def feed(own: Perturbed, copies: Copies, change: Change, steps: NDArray[np.int64], j: int) -> None:
-    """The changed input's rows of one step."""
-    leaf = copies.layout.reach.leaf
-    if change.tensor.kind != "input" or leaf < 0:
-        return
-    rows = copies.rows(leaf)
-    rows[:] = copies.inputs[leaf][j]
-    size, batch = rows.shape[2], own.setup.batch
-    for w, t in enumerate(steps):
-        hit = np.flatnonzero(change.entries // size == t)
-        for b in range(w * batch, (w + 1) * batch):
-            rows[hit, b, change.entries[hit] % size] += change.deltas[hit]
+def feed(own: Perturbed, copies: Copies, piece: Piece, steps: NDArray[np.int64], j: int) -> None:
+    """The changed inputs' rows of one step."""
+    for leaf in piece.leaves & set(copies.inputs):
+        rows = copies.rows(leaf)
+        rows[:] = copies.inputs[leaf][j]
+        size, batch = rows.shape[2], own.setup.batch
+        for w, t in enumerate(steps):
+            hit = np.flatnonzero((piece.nodes == leaf) & (piece.entries // size == t))
+            for b in range(w * batch, (w + 1) * batch):
+                rows[hit, b, piece.entries[hit] % size] += piece.deltas[hit]
 
 
-def add_impulse(copies: Copies, change: Change) -> None:
-    """Change one entry of the leaf's value in every row of each copy."""
-    rows = copies.rows(copies.layout.reach.leaf)
-    rows[np.arange(len(rows)), :, change.entries] += change.deltas[:, None]
+def add_impulses(copies: Copies, piece: Piece, first: int, end: int) -> None:
+    """Change an entry of the value of what is changed in every row of the copies `first` to `end`."""
+    some = slice(first, end)
+    for node in piece.leaves:
+        rows = copies.rows(node)[some]
+        rows[np.arange(len(rows)), :, piece.entries[some]] += piece.deltas[some, None]

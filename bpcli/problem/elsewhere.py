@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from bpcli.problem.model import Tensor
     from bpcli.problem.unrolled import Window
 
 TANGENT = "tangent"
@@ -27,13 +28,12 @@ Found = tuple[Values, FloatArray]
 
 @dataclass(frozen=True)
 class Asked:
-    """Which losses: of copies with `tensor` changed, restricted to `windows`.
+    """Which losses: restricted to `windows`.
 
     `dtype`: float64, complex128, or TANGENT for losses of the tangent network.
     `kinked`: those that leave a kink of the problem have no derivative, as `Perturbed` says.
     """
 
-    tensor: Tensor
     windows: tuple[Window, ...]
     dtype: str
     kinked: bool
@@ -41,33 +41,34 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A block of copies over the windows of one `length`: copy c has `entries[c]` changed by `deltas[c]`.
+    """A block of copies over the windows of one `length`: copy c has `entries[c]` of the value of the node `nodes[c]`
+    changed by `deltas[c]`. A node of -1 is no change.
 
-    `flops` are what it takes, about. Where there is a `node`, the entries are those of its value at `step`, counted
-    from the start of each window, instead of a tensor's; the length 0 stands for each step by itself.
+    `flops` are what it takes, about. Without `starts` nodes are leaves, whose arrays are changed. With `starts` it is
+    one node that is computed, and each copy begins at a step of its own, where the change is made, counted from the
+    start of each window, in ascending order; the first of those that begin together is not changed. The length 0 stands
+    for each step by itself.
     """
 
     length: int
+    nodes: NDArray[np.int64]
     entries: NDArray[np.int64]
     deltas: Values
     flops: float
-    node: int = -1
-    step: int = 0
+    starts: NDArray[np.int64] | None = None
 
+    @cached_property
+    def leaves(self) -> frozenset[int]:
+        """The nodes that are changed."""
+        return frozenset(self.nodes.tolist()) - {-1}
 
-@dataclass(frozen=True, eq=False)
-class Change:
-    """What makes the copies of one block differ: entries of one tensor's array, a change for each.
-
-    `met (copies,)` are the kinks that the static phase meets, as `Kinks` says; `node` and `step` as of `Piece`.
-    """
-
-    tensor: Tensor
-    entries: NDArray[np.int64]
-    deltas: Values
-    met: FloatArray
-    node: int = -1
-    step: int = 0
+    @cached_property
+    def groups(self) -> Sequence[tuple[int, int, int]]:
+        """Of copies that begin together the first one, the one after the last, and the step."""
+        if self.starts is None:
+            return [(0, len(self.nodes), 0)]
+        firsts = [0, *(np.flatnonzero(np.diff(self.starts)) + 1).tolist(), len(self.starts)]
+        return [(a, b, int(self.starts[a])) for a, b in itertools.pairwise(firsts)]
 
 
 class Elsewhere(Protocol):

@@ -25,12 +25,12 @@ def _forward(setup: Setup) -> Forward:
 
 
 @lru_cache(maxsize=64)
-def reach(setup: Setup, leaf: int) -> Reach:
-    """What a change of one node reaches."""
-    return Reach(setup.graph, _forward(setup), leaf)
+def reach(setup: Setup, changed: frozenset[int]) -> Reach:
+    """What a change of some nodes reaches."""
+    return Reach(setup.graph, _forward(setup), changed)
 
 
 @lru_cache(maxsize=64)
-def layout_of(setup: Setup, leaf: int, copies: int, rows: int, steps: int) -> Layout:
-    """Places for copies that differ in one node."""
-    return Layout(reach(setup, leaf), copies, rows, steps)
+def layout_of(setup: Setup, changed: frozenset[int], copies: int, rows: int, steps: int) -> Layout:
+    """Places for copies that differ in some nodes."""
+    return Layout(reach(setup, changed), copies, rows, steps)

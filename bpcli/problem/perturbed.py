@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,27 +18,25 @@ from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
-from bpcli.problem.changes import add_impulse, change_parameter, enter, feed
-from bpcli.problem.elsewhere import FAR_FLOPS, Asked, Change, FloatArray, Found, Piece, Values
+from bpcli.problem.changes import add_impulses, change_parameters, enter, feed
+from bpcli.problem.elsewhere import FAR_FLOPS, Asked, FloatArray, Found, Piece, Values
 from bpcli.problem.kinks import FREE, NONE, Kinks
 from bpcli.problem.layouts import layout_of, plan_of, reach
 from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.pieces import Shift, Size, Spot, of_leaves, of_value
 from bpcli.problem.sums import changes_of, marked, total_of
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
-BLOCK_ENTRIES = 1 << 18
-"""Numbers that the copies of one block may take: some megabytes."""
 _NOTHING = Tensor("", "param", ())
 
 
-@dataclass(frozen=True)
-class Spot:
-    """Where a node's value is changed in windows of one `length`: `step` steps after their start, or, where the length
-    is 0, at each step by itself whose loss counts. `times (windows,)` are the steps that this comes to."""
+@dataclass(frozen=True, eq=False)
+class Change:
+    """Copies of which each has one of the `entries` of a tensor's array changed, by its own of the `deltas`."""
 
-    length: int
-    step: int
-    times: tuple[int, ...]
+    tensor: Tensor
+    entries: NDArray[np.int64]
+    deltas: Values
 
 
 class Perturbed:
@@ -83,18 +82,23 @@ class Perturbed:
 
     def followed(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> tuple[Values, FloatArray]:
         """The same, and the kinks that were met, (C, batch): how many steps away, `FREE` where there are none."""
+        return self.several([Change(tensor, entries, deltas)])[0]
+
+    def several(self, changes: Sequence[Change]) -> list[tuple[Values, FloatArray]]:
+        """`followed` of each of `changes`, all side by side."""
+        nodes = np.concatenate([np.full(len(c.entries), self._node(c.tensor)) for c in changes])
+        entries = np.concatenate([c.entries for c in changes])
+        deltas = np.concatenate([np.asarray(c.deltas, self.trace.V.dtype) for c in changes])
+        own = reach(self.setup, frozenset(self._node(c.tensor) for c in changes) - {-1})
         losses = np.zeros((len(entries), self.setup.batch), self.trace.V.dtype)
         met = np.full(losses.shape, FREE)
-        deltas = np.asarray(deltas, losses.dtype)
-        work = list(self._pieces(tensor, entries, deltas))
-        parts: Iterable[Found] = (self.piece(tensor, piece) for _, piece in work)
-        if self.elsewhere is not None and sum(piece.flops for _, piece in work) >= FAR_FLOPS:
-            asked = Asked(tensor, self.windows, self.label, self.kinks is not NONE)
-            parts = self.elsewhere.losses(asked, [piece for _, piece in work])
-        for (block, _), (part, far) in zip(work, parts, strict=True):
+        lengths = (self._size(length) for length in self.groups if length)
+        work = [some for size in lengths for some in of_leaves(own, size, nodes, entries, deltas)]
+        for (block, _), (part, far) in zip(work, self._found([piece for _, piece in work]), strict=True):
             losses[block] += part
             met[block] = np.maximum(met[block], far)
-        return losses, met
+        ends = np.cumsum([len(c.entries) for c in changes])[:-1]
+        return list(zip(np.split(losses, ends), np.split(met, ends), strict=True))
 
     def spots(self, lasting: bool) -> list[Spot]:
         """Where a node is changed once in everything that windows see of it; what is not `lasting` moves no state."""
@@ -103,31 +107,35 @@ class Perturbed:
         lengths = [(length, windows) for length, windows in self.groups.items() if length]
         return [Spot(n, j, tuple(w.start + j for w in windows)) for n, windows in lengths for j in range(n)]
 
-    def impulses(
-        self, node: int, spots: Sequence[Spot], entries: NDArray[np.int64], deltas: Values
-    ) -> Iterator[tuple[Values, Values, FloatArray]]:
-        """What happens to the losses of C copies when copy c has entry `entries[c]` of the value of `node` changed by
-        `deltas[c]`, at each of `spots` in turn, in all windows and samples at once.
+    def impulses(self, node: int, shifts: Sequence[Shift]) -> Iterator[tuple[Values, Values, FloatArray]]:
+        """What happens to the losses of copies of which each has an entry of the value of `node` changed, at each spot
+        in all windows and samples at once; for each of `shifts` in turn.
 
         Changes (C, windows · batch) of each window's losses from there on, weighted as in `losses`; these losses as
         they are without it, (windows · batch,); and the kinks that were met, as of `followed`.
         """
-        deltas = np.asarray(deltas, self.trace.V.dtype)
-        work = [list(self._impulses(node, spot, entries, deltas)) for spot in spots]
-        parts: Iterator[Found] = (self.piece(_NOTHING, piece) for pieces in work for piece in pieces)
-        if self.elsewhere is not None and sum(piece.flops for pieces in work for piece in pieces) >= FAR_FLOPS:
-            asked = Asked(_NOTHING, self.windows, self.label, self.kinks is not NONE)
-            parts = iter(self.elsewhere.losses(asked, [piece for pieces in work for piece in pieces]))
-        for pieces in work:
-            found = [next(parts) for _ in pieces]
-            changes, met = (np.concatenate([part[i][1:] for part in found]) for i in (0, 1))
-            yield changes, found[0][0][0], met
+        own = reach(self.setup, frozenset({node}))
+        dtype = self.trace.V.dtype
+        cast_ = [Shift(s.spot, s.entries, np.asarray(s.deltas, dtype)) for s in shifts]
+        work = [
+            block
+            for length, some in itertools.groupby(enumerate(cast_), lambda shift: shift[1].spot.length)
+            for block in of_value(own, node, self._size(length), list(some))
+        ]
+        units = (
+            (number, part[first + 1 : end], part[first], met[first + 1 : end])
+            for (numbers, piece), (part, met) in zip(work, self._found([piece for _, piece in work]), strict=True)
+            for number, (first, end, _) in zip(numbers, piece.groups, strict=True)
+        )
+        for _, parts in itertools.groupby(units, lambda unit: unit[0]):
+            _, changes, bases, met = zip(*parts, strict=True)
+            yield np.concatenate(changes), bases[0], np.concatenate(met)
 
-    def piece(self, tensor: Tensor, piece: Piece) -> Found:
-        """The losses (C, batch) of one piece of the work, and the kinks met; the same bits wherever it is done."""
-        static = np.full(len(piece.entries), self.met)
-        change = Change(tensor, piece.entries, piece.deltas, static, piece.node, piece.step)
-        return self._run(change, piece.length)
+    def _found(self, pieces: Sequence[Piece]) -> Iterable[Found]:
+        """What the pieces come to, here or elsewhere."""
+        if self.elsewhere is not None and sum(piece.flops for piece in pieces) >= FAR_FLOPS:
+            return self.elsewhere.losses(Asked(self.windows, self.label, self.kinks is not NONE), pieces)
+        return (self.piece(piece) for piece in pieces)
 
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array moved by `change (size,)`."""
@@ -154,31 +162,9 @@ class Perturbed:
         group = self.graph.previous if tensor.kind == "state" else self.graph.leaf
         return group.get(tensor.name, -1)
 
-    def _size(self, length: int) -> tuple[int, int]:
-        """Rows and steps of the windows of one length."""
-        return len(self.groups[length]) * self.setup.batch, max(1, length)
-
-    def _pieces(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Iterator[tuple[slice, Piece]]:
-        """The work, block by block of copies, for each length of windows."""
-        for length in filter(None, self.groups):
-            rows, steps = self._size(length)
-            own = reach(self.setup, self._node(tensor))
-            size = max(1, BLOCK_ENTRIES // max(1, own.entries(rows, steps)))
-            for start in range(0, len(entries), size):
-                block = slice(start, min(len(entries), start + size))
-                flops = own.flops * rows * steps * (block.stop - start)
-                yield block, Piece(length, entries[block], deltas[block], flops)
-
-    def _impulses(self, node: int, spot: Spot, entries: NDArray[np.int64], deltas: Values) -> Iterator[Piece]:
-        """The same for changes of a node's value; the first copy of each block is not changed."""
-        rows, steps = self._size(spot.length)
-        own = reach(self.setup, node)
-        blocks = max(1, -(-len(entries) * own.entries(rows, steps) // BLOCK_ENTRIES))
-        for some, by in zip(np.array_split(entries, blocks), np.array_split(deltas, blocks), strict=True):
-            if len(some):
-                some, by = (np.concatenate([np.zeros(1, a.dtype), a]) for a in (some, by))
-                flops = own.flops * rows * (steps - spot.step) * len(some)
-                yield Piece(spot.length, some, by, flops, node, spot.step)
+    def _size(self, length: int) -> Size:
+        """The windows of one length, and their rows and steps."""
+        return length, len(self.groups[length]) * self.setup.batch, max(1, length)
 
     def _weighted(self, length: int) -> tuple[NDArray[np.int64], FloatArray]:
         """The steps (length, windows) of windows of one length, and the weights (length, rows) of the losses there."""
@@ -189,46 +175,52 @@ class Perturbed:
             self.weighted[length] = steps, (self.weights[steps] * counted[:, :, None]).reshape(len(steps), -1)
         return self.weighted[length]
 
-    def _run(self, change: Change, length: int) -> tuple[Values, FloatArray]:
-        """The losses (copies, batch) of one block over windows of equal length, and the kinks that were met."""
-        leaf = self._node(change.tensor) if change.node < 0 else change.node
-        layout = layout_of(self.setup, leaf, len(change.entries), *self._size(length))
-        steps, weights = self._weighted(length)
-        copies = self._copies(layout, change, steps)
-        enter(self, copies, change, steps[change.step])
-        met = self._go(copies, change, steps)
-        losses = copies.losses(change.step, layout.steps)
-        if change.node >= 0:
-            total = changes_of(losses, weights[change.step :])
-            return marked(total, met), met
+    def piece(self, piece: Piece) -> Found:
+        """The losses (C, batch) of one piece of the work, or their changes (C, windows · batch), and the kinks met; the
+        same bits wherever it is done."""
+        layout = layout_of(self.setup, piece.leaves, len(piece.nodes), *self._size(piece.length)[1:])
+        steps, weights = self._weighted(piece.length)
+        static = np.full(layout.copies, self.met)
+        copies = self._copies(layout, piece, steps, static)
+        enter(self, copies, piece, steps)
+        met = self._go(copies, piece, steps, static)
+        losses = copies.losses(0, layout.steps)
+        if piece.starts is not None:
+            base = np.concatenate([np.full(end - first, first) for first, end, _ in piece.groups])
+            return marked(changes_of(losses, weights, piece.starts, base), met), met
         total = marked(total_of(losses, weights), met)
         shape = (layout.copies, -1, self.setup.batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 
-    def _go(self, copies: Copies, change: Change, steps: NDArray[np.int64]) -> FloatArray:
-        """Run all steps, and find the kinks that are met (copies, rows).
+    def _go(self, copies: Copies, piece: Piece, steps: NDArray[np.int64], static: FloatArray) -> FloatArray:
+        """Run all steps, and find the kinks that are met (copies, rows), those of the `static` phase among them.
 
         One step at a time where something has to be looked at, or fed, in between.
         """
         layout = copies.layout
-        met = np.zeros((layout.copies, layout.rows)) + change.met[:, None]
-        change_value = partial(add_impulse, copies, change) if change.node >= 0 else None
-        if not self.kinks.steps and change.tensor.kind != "input":
-            copies.run(change.step, layout.steps, change_value)
+        met = np.zeros((layout.copies, layout.rows)) + static[:, None]
+        if not self.kinks.steps and not piece.leaves & set(copies.inputs):
+            change = partial(add_impulses, copies, piece, 0, layout.copies) if piece.starts is not None else None
+            copies.run(piece.groups, layout.steps, change)
             return met
         earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
         later = set(self.kinks.steps) - earlier
-        for j in range(change.step, layout.steps):
-            feed(self, copies, change, steps[j], j)
+        for j in range(piece.groups[0][2], layout.steps):
+            feed(self, copies, piece, steps[j], j)
+            running = [group for group in piece.groups if group[2] <= j]
+            there = slice(0, running[-1][1])
             # Before the step, which puts the new state in the place of the earlier one.
-            met = np.maximum(met, self.kinks.met(copies, earlier, steps, j))
-            copies.run(j, j + 1, change_value if j == change.step else None)
-            met = np.maximum(met, self.kinks.met(copies, later, steps, j))
+            met[there] = np.maximum(met[there], self.kinks.met(copies, earlier, steps, j)[there])
+            for first, end, start in running:
+                begins = piece.starts is not None and start == j
+                change = partial(add_impulses, copies, piece, first, end) if begins else None
+                copies.run([(first, end, j)], j + 1, change)
+            met[there] = np.maximum(met[there], self.kinks.met(copies, later, steps, j)[there])
         return met
 
-    def _copies(self, layout: Layout, change: Change, steps: NDArray[np.int64]) -> Copies:
-        """The block's values, with the change made where it concerns a parameter."""
-        if change.node >= 0 and layout in self.kept:
+    def _copies(self, layout: Layout, piece: Piece, steps: NDArray[np.int64], met: FloatArray) -> Copies:
+        """The block's values, with the changes made where they concern parameters."""
+        if piece.starts is not None and layout in self.kept:
             return self.kept[layout]
         static = {
             n.index: self.trace.value(n.index, n.size)
@@ -241,9 +233,9 @@ class Perturbed:
                 layout.steps, layout.rows, -1
             )
         copies = Copies(layout, self.trace.V.dtype, inputs, static)
-        if change.node >= 0:
-            # Blocks of one spot come in two sizes, and the next spot's are the same.
+        if piece.starts is not None:
+            # Most blocks are of one size.
             self.kept = {**dict([*self.kept.items()][-1:]), layout: copies}
-        elif change.tensor.kind == "param" and layout.reach.leaf >= 0:
-            change_parameter(self, copies, change)
+        else:
+            change_parameters(self, copies, piece, met)
         return copies

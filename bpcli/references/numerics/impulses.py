@@ -7,7 +7,8 @@ Whoever takes derivatives from here compares some of them with what changes of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,8 @@ import numpy as np
 
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem, Tensor
-from bpcli.problem.perturbed import Perturbed, Spot
+from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.pieces import BLOCK_ENTRIES, Shift, Spot
 from bpcli.problem.preactivations import assemble, lasting, terms, worthwhile
 from bpcli.problem.tangent import tangents
 from bpcli.problem.values import node_values
@@ -93,17 +95,14 @@ class Impulses:
         """By tensor, from imaginary steps; NaN where a kink is met."""
         kinked = self.perturbed.kinks.any
         other = tangents(self.problem, self.perturbed.windows) if self.zs and not kinked else None
+        step, asked = (_STEP * 1j, self.perturbed) if other is None else (1.0, other.perturbed)
         slopes = {}
         for z in self.zs:
-            units, spots = self._units(z), self._spots(z)
-            slopes[z] = self._zeros(z)
-            if other is None:
-                found = self.perturbed.impulses(z, spots, units, np.full(len(units), _STEP * 1j))
-                parts = (changes.imag / _STEP for changes, _, _ in found)
-            else:
-                parts = (c for c, _, _ in other.perturbed.impulses(other.nodes[z], spots, units, np.ones(len(units))))
-            for spot, part in zip(spots, parts, strict=True):
-                self._add(slopes[z], spot, part)
+            units, slopes[z] = self._units(z), self._zeros(z)
+            deltas = np.full(len(units), step)
+            node = z if other is None else other.nodes[z]
+            for spots, changes, _ in self._changes(asked, node, self._spots(z), units, deltas):
+                self._add(slopes[z], spots, changes.imag / _STEP if other is None else changes)
         return self._assembled(slopes, np.asarray)
 
     @np.errstate(all="ignore")
@@ -123,47 +122,50 @@ class Impulses:
 
     def _differences(self, z: int, offset: float) -> tuple[FloatArray, FloatArray, FloatArray, float]:
         """Derivative, truncation and noise (T, batch, size), and the noise of the whole loss."""
-        spots, units = self._spots(z), self._units(z)
-        seen = self._look(z, spots)
+        units = self._units(z)
+        seen = self._look(z)
         step = offset * seen.step
         parts = self._zeros(z), self._zeros(z), self._zeros(z)
-        found = self.perturbed.impulses(z, spots, np.tile(units, 2), step * np.repeat([1.0, -1.0], len(units)))
-        for spot, (changes, base, _) in zip(spots, found, strict=True):
-            up, down = changes.reshape(2, len(units), -1)
+        deltas = step * np.repeat([1.0, -1.0], len(units))
+        for spots, changes, base in self._changes(self.perturbed, z, self._spots(z), np.tile(units, 2), deltas):
+            up, down = changes[:, : len(units)], changes[:, len(units) :]
             value, level = (up - down) / (2 * step), np.maximum(seen.noise, 4 * _UNIT_ROUNDOFF * np.abs(base))
             # The points themselves are rounded, and so is each loss.
-            at, size = np.abs(self._at(z, spot)) / step, np.maximum(np.abs(up), np.abs(down)) / step
+            at, size = np.abs(self._at(z, spots)) / step, np.maximum(np.abs(up), np.abs(down)) / step
             rounding = _UNIT_ROUNDOFF * (2 * (at + 1) * np.abs(value) + NOISE_FACTOR * size)
-            even = np.maximum(np.abs(up + down) - 4 * NOISE_FACTOR * level, 0.0) / step**2
-            noise = NOISE_FACTOR * level / step + rounding
+            even = np.maximum(np.abs(up + down) - 4 * NOISE_FACTOR * level[:, None], 0.0) / step**2
+            noise = NOISE_FACTOR * level[:, None] / step + rounding
             for total, part in zip(parts, (value, step**2 * seen.third(value, even), noise), strict=True):
-                self._add(total, spot, part)
+                self._add(total, spots, part)
         return *parts, seen.noise * len(self.perturbed.windows) * self.problem.setup.batch
 
-    def _look(self, z: int, spots: Sequence[Spot]) -> Seen:
+    def _look(self, z: int) -> Seen:
         """What pairs at some preactivations show, and the step at which noise and truncation then balance."""
+        spots = self._spots(z)
         longest = max(spots, key=lambda s: s.length - s.step)
-        at = np.abs(self._at(z, longest))
+        at = np.abs(self._at(z, [longest])[0])
         # Functions of preactivations bend within one, however large these are.
         sizes = at[at > 0]
         scale = float(np.exp2(np.round(np.log2(min(np.median(sizes), 1.0))))) if sizes.size else 1.0
         first = _FIRST * scale
-        # Small and large ones, saturated and not.
+        # All units where most follows, as one may be unlike all others; some, small and large ones, saturated and not,
+        # elsewhere.
         few = np.argsort(at.min(axis=1))[np.linspace(0, len(at) - 1, min(len(at), _LOOKED_AT)).astype(np.int64)]
-        largest = [0.0, 0.0, 0.0]
-        # All units where most follows, as one may be unlike all others; some of them elsewhere.
-        for spot in (longest, *(spots[k] for k in sorted({len(spots) // 2, len(spots) - 1} - {0}))):
-            units = self._units(z) if spot is longest else few
-            signed = first * np.repeat(SIGNED, len(units))
-            ((changes, base, _),) = self.perturbed.impulses(z, [spot], np.tile(units, len(SIGNED)), signed)
+        looks = [(longest, self._units(z))]
+        looks += [(spots[k], few) for k in sorted({len(spots) // 2, len(spots) - 1} - {0})]
+        signed = [first * np.repeat(SIGNED, len(units)) for _, units in looks]
+        shifts = [Shift(s, np.tile(u, len(SIGNED)), d) for (s, u), d in zip(looks, signed, strict=True)]
+        largest, found = [0.0, 0.0, 0.0], list(self.perturbed.impulses(z, shifts))
+        for (_, units), (changes, _, _) in zip(looks, found, strict=True):
             changes = changes.reshape(len(SIGNED), len(units), -1)
             slope, apart, _ = pairs(changes, first)
             third, even = _SAFE * apart / (3 * first**2), np.abs(changes[0] + changes[1]) / first**2
             parts = (float(np.where(np.isfinite(part), part, 0.0).max()) for part in (np.abs(slope), even, third))
             largest = [max(pair) for pair in zip(largest, parts, strict=True)]
-            if spot is longest:
-                liveliest = np.argsort(-np.abs(slope).max(axis=1))[:_NOISE_ROWS]
-                noise = loss_noise(self._sampler(z, spot, liveliest, base), np.full(len(liveliest), first))
+        changes, base, _ = found[0]
+        slope = pairs(changes.reshape(len(SIGNED), len(at), -1), first)[0]
+        liveliest = np.argsort(-np.abs(slope).max(axis=1))[:_NOISE_ROWS]
+        noise = loss_noise(self._sampler(z, longest, liveliest, base), np.full(len(liveliest), first))
         best = (NOISE_FACTOR * float(noise.mean()) / (2 * largest[2])) ** (1 / 3) if largest[2] > 0 else np.inf
         best = min(max(best, _LEAST * scale), _LARGEST * scale)
         return Seen(float(np.exp2(np.round(np.log2(best)))), float(noise.max()), *largest)
@@ -172,18 +174,33 @@ class Impulses:
         """The losses around some of the preactivations of one spot."""
 
         def losses(entries: Indices, deltas: FloatArray) -> FloatArray:
-            (found,) = self.perturbed.impulses(z, [spot], entries, deltas)
-            return np.asarray(found[0] + found[1])
+            ((changes, around, _),) = self.perturbed.impulses(z, [Shift(spot, entries, deltas)])
+            return np.asarray(changes + around)
 
-        around = Probe(units, self._at(z, spot)[units], units[:, None], summed=False)
+        around = Probe(units, self._at(z, [spot])[0, units], units[:, None], summed=False)
         return Sampler(losses, around, base, noise_rows=len(units))
 
     def _spots(self, z: int) -> list[Spot]:
         return self.perturbed.spots(lasting(self.problem.setup.graph, z))
 
-    def _at(self, z: int, spot: Spot) -> FloatArray:
-        """The preactivations at a spot, (units, windows · batch)."""
-        return self._values[z][list(spot.times)].reshape(-1, self._values[z].shape[2]).T
+    def _changes(
+        self, asked: Perturbed, node: int, every: Sequence[Spot], entries: Indices, deltas: FloatArray
+    ) -> Iterator[tuple[list[Spot], FloatArray, FloatArray]]:
+        """The same shifts at every spot: changes (spots, shifts, windows · batch) of losses, and these losses without
+        them, for some spots at a time whose windows are of one length."""
+        found = asked.impulses(node, [Shift(spot, entries, deltas) for spot in every])
+        for _, alike in itertools.groupby(every, lambda spot: spot.length):
+            spots = list(alike)
+            some = max(1, BLOCK_ENTRIES // (len(entries) * len(spots[0].times) * self.problem.setup.batch))
+            for start in range(0, len(spots), some):
+                part = spots[start : start + some]
+                changes, base, _ = zip(*itertools.islice(found, len(part)), strict=True)
+                yield part, np.stack(changes), np.stack(base)
+
+    def _at(self, z: int, spots: Sequence[Spot]) -> FloatArray:
+        """The preactivations at spots of windows of one length, (spots, units, windows · batch)."""
+        values = self._values[z][np.array([spot.times for spot in spots])]
+        return values.reshape(len(spots), -1, values.shape[-1]).swapaxes(1, 2)
 
     def _units(self, z: int) -> Indices:
         return np.arange(self.problem.setup.graph.nodes[z].size)
@@ -192,10 +209,15 @@ class Impulses:
         setup = self.problem.setup
         return np.zeros((setup.T, setup.batch, setup.graph.nodes[z].size))
 
-    def _add(self, total: FloatArray, spot: Spot, found: FloatArray) -> None:
-        """Add what was found at a spot, (units, windows · batch), to what there is of its steps."""
-        part = np.broadcast_to(found, (total.shape[2], len(spot.times) * total.shape[1]))
-        np.add.at(total, list(spot.times), part.T.reshape(-1, *total.shape[1:]))
+    def _add(self, total: FloatArray, spots: Sequence[Spot], found: FloatArray) -> None:
+        """Add what was found at spots, (spots, units, windows · batch), to what there is of their steps."""
+        times = np.array([spot.times for spot in spots])
+        shape = (len(spots), total.shape[2], times.shape[1] * total.shape[1])
+        part = np.broadcast_to(found, shape).swapaxes(1, 2).reshape(*times.shape, *total.shape[1:])
+        if len(np.unique(times)) == times.size:
+            total[times] += part
+        else:
+            np.add.at(total, times, part)
 
     def _assembled(
         self, slopes: dict[int, FloatArray], sized: Callable[[FloatArray], FloatArray]

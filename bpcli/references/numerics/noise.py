@@ -31,9 +31,9 @@ def table_noise(values: FloatArray) -> FloatArray:
     of Hamming's difference table says. The first column counts whose differences change sign and which agrees with
     the next two to a factor of 4; without one, the smallest of the columns from the fourth on.
     """
-    columns, signs = [], []
+    columns, signs, differences = [], [], values
     for k in range(1, values.shape[-1]):
-        differences = np.diff(values, k, axis=-1)
+        differences = differences[..., 1:] - differences[..., :-1]
         gamma = math.factorial(k) ** 2 / math.factorial(2 * k)
         columns.append(np.sqrt(gamma * np.mean(differences**2, axis=-1)))
         signs.append((differences.min(axis=-1) < 0) & (differences.max(axis=-1) > 0))
