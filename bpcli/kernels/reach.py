@@ -81,7 +81,7 @@ class Reach:
         return sum(phase_flops(self.graph, phase) for phase in Phase if phase is not Phase.STATIC)
 
     def entries(self, rows: int, steps: int) -> int:
-        """Numbers that a copy takes; of a matrix that is computed as many as may change, of one that is changed itself one."""
+        """Numbers that a copy takes; of a matrix that is computed as many as may change, else one."""
         late = [n for n in self.graph.nodes if n.index in self.reached and n.phase is not Phase.STATIC]
         crossing = (self.graph.nodes[n] for n in self.crossing)
         static = [n for n in crossing if n.index not in self.changed or len(n.shape) < 2]

@@ -38,7 +38,9 @@ class Shift:
     deltas: Values
 
 
-def of_leaves(own: Reach, size: Size, nodes: Indices, entries: Indices, deltas: Values) -> Iterator[tuple[slice, Piece]]:
+def of_leaves(
+    own: Reach, size: Size, nodes: Indices, entries: Indices, deltas: Values
+) -> Iterator[tuple[slice, Piece]]:
     """Copies with changes of leaves, block by block."""
     length, rows, steps = size
     most = max(1, BLOCK_ENTRIES // max(1, own.entries(rows, steps)))
@@ -48,7 +50,9 @@ def of_leaves(own: Reach, size: Size, nodes: Indices, entries: Indices, deltas: 
         yield block, Piece(length, nodes[block], entries[block], deltas[block], flops)
 
 
-def of_value(own: Reach, node: int, size: Size, shifts: Sequence[tuple[int, Shift]]) -> Iterator[tuple[list[int], Piece]]:
+def of_value(
+    own: Reach, node: int, size: Size, shifts: Sequence[tuple[int, Shift]]
+) -> Iterator[tuple[list[int], Piece]]:
     """Copies with changes of a node's value at spots of one length, block by block, with the numbers of the shifts that
     the groups of copies belong to: those of one spot begin together, and the first of them is not changed."""
     _, rows, steps = size

@@ -10,14 +10,15 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.methods.base import Window
+from bpcli.problem.elsewhere import Values
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.perturbed import Change, Perturbed
 from bpcli.problem.tangent_graph import possible
 from bpcli.references.base import Estimate, copies, forward_flops, nothing, through_preactivations
 from bpcli.references.numerics.directions import Along, Directions, norms
 from bpcli.references.numerics.impulses import COMPARED, Impulses
-from bpcli.references.numerics.probe import FloatArray, Probe, probe
+from bpcli.references.numerics.probe import FloatArray, Indices, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 
 STEP = 1e-40
@@ -46,18 +47,21 @@ class ComplexStep:
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
         bounds = rounding(problem, tuple(windows), np.dtype(np.float64)).gradient
         ready = Impulses(problem, perturbed, tensors, 1.0).imaginary()
+        probes = {tensor.name: probe(problem, tensor) for tensor in tensors}
+        lacking = _lacking(perturbed, [t for t in tensors if t.name in ready], probes, ready, bounds)
         estimates = {}
         for tensor in tensors:
-            around = probe(problem, tensor)
+            around = probes[tensor.name]
             if not len(around.entries):
                 estimates[tensor.name] = nothing(tensor.shape)
                 continue
-            bound = bounds[tensor.name]
             if tensor.name in ready:
-                found = _completed(perturbed, tensor, around, ready[tensor.name], bound)
+                found, rows = ready[tensor.name].reshape(-1)[around.places], lacking[tensor.name]
+                if len(rows):
+                    found[rows] = _derivatives(perturbed, tensor, around.rows(rows))
             else:
                 found = _derivatives(perturbed, tensor, around)
-            estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bound)
+            estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bounds[tensor.name])
         return estimates
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
@@ -92,29 +96,45 @@ def _known(value: FloatArray, bound: FloatArray) -> Estimate:
     return Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)
 
 
-def _completed(perturbed: Perturbed, tensor: Tensor, around: Probe, ready: FloatArray, bound: FloatArray) -> FloatArray:
-    """`(K, 1)`: what is `ready`, and what is not finite by its entries' own steps; all where a few do not agree."""
-    found = ready.reshape(-1)[around.places]
-    few = around.some(COMPARED, zlib.crc32(tensor.name.encode()))
-    own = _derivatives(perturbed, tensor, around.rows(few))
-    room = 2 * (bound.reshape(-1)[around.places[few]] + _UNDERFLOW)
-    with np.errstate(all="ignore"):
-        apart = np.isfinite(found[few]) & np.isfinite(room) & ~(np.abs(found[few] - own) <= room)
-    lacking = np.flatnonzero(apart.any() | ~np.isfinite(found[:, 0]))
-    if len(lacking):
-        found[lacking] = _derivatives(perturbed, tensor, around.rows(lacking))
-    return found
+def _lacking(
+    perturbed: Perturbed,
+    tensors: Sequence[Tensor],
+    probes: Mapping[str, Probe],
+    ready: Mapping[str, FloatArray],
+    bounds: Mapping[str, FloatArray],
+) -> dict[str, Indices]:
+    """By tensor, the entries that need steps of their own: what is not finite of what is `ready`, and all where a few do
+    not agree with theirs, which are taken of all tensors side by side."""
+    few = {t.name: probes[t.name].some(COMPARED, zlib.crc32(t.name.encode())) for t in tensors}
+    changes = [_change(tensor, probes[tensor.name].rows(few[tensor.name])) for tensor in tensors]
+    lacking = {}
+    for tensor, (losses, _) in zip(tensors, perturbed.several(changes) if changes else [], strict=True):
+        around, rows = probes[tensor.name], few[tensor.name]
+        own, found = _slopes(losses, around), ready[tensor.name].reshape(-1)[around.places]
+        room = 2 * (bounds[tensor.name].reshape(-1)[around.places[rows]] + _UNDERFLOW)
+        with np.errstate(all="ignore"):
+            apart = np.isfinite(found[rows]) & np.isfinite(room) & ~(np.abs(found[rows] - own) <= room)
+        lacking[tensor.name] = np.flatnonzero(apart.any() | ~np.isfinite(found[:, 0]))
+    return lacking
 
 
 def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:
     """`(K, S)`: one evaluation an entry."""
     found = []
     for start in range(0, len(around.entries), _COPIES_AT_ONCE):
-        entries = around.entries[start : start + _COPIES_AT_ONCE]
-        losses = perturbed.losses(tensor, entries, np.full(len(entries), STEP * 1j))
-        found.append(losses.imag / STEP)
-    derivatives = np.concatenate(found)
-    return derivatives.sum(axis=1, keepdims=True) if around.summed else derivatives
+        change = _change(tensor, around.rows(np.arange(start, min(start + _COPIES_AT_ONCE, len(around.entries)))))
+        found.append(_slopes(perturbed.several([change])[0][0], around))
+    return np.concatenate(found)
+
+
+def _change(tensor: Tensor, around: Probe) -> Change:
+    return Change(tensor, around.entries, np.full(len(around.entries), STEP * 1j))
+
+
+def _slopes(losses: Values, around: Probe) -> FloatArray:
+    """`(K, S)` from losses (K, batch) after imaginary steps."""
+    derivatives = losses.imag / STEP
+    return np.asarray(derivatives.sum(axis=1, keepdims=True) if around.summed else derivatives)
 
 
 REFERENCE = ComplexStep()

@@ -22,20 +22,30 @@ def pairs(changes: FloatArray, step: float | FloatArray) -> tuple[FloatArray, Fl
     return (4 * near - far) / 3, np.abs(near - far), np.abs(changes).max(axis=0) / step
 
 
-def agree(sampler: Sampler, known: Derivatives) -> bool:
+class Comparison:
     """Whether derivatives that come from elsewhere are those of the loss as its numbers are shifted themselves.
 
-    By a pair each, and by one difference with a tiny step, which leaps over nothing; `known` has the sampler's rows.
+    By a pair each, and by one difference with a tiny step, which leaps over nothing: `entries` are shifted by `deltas`.
     """
-    with np.errstate(all="ignore"):
-        steps = np.exp2(np.round(np.log2(FIRST_STEP / 4 * scales(sampler.probe))))
-        signed = np.outer([*SIGNED, PILOT, -PILOT], steps)
-        rows = np.tile(np.arange(len(steps)), len(signed))
-        change, shift = (a.reshape(len(signed), len(steps), -1) for a in sampler.shift(rows, signed.reshape(-1)))
-        noise, step = loss_noise(sampler, steps), steps[:, None]
-        value, truncation, size = pairs(change[:4] * (signed[:4, :, None] / shift[:4]), step)
-        tiny = (change[4] - change[5]) / (shift[4] - shift[5])
-        room = known.bound + truncation + _UNIT_ROUNDOFF * NOISE_FACTOR * size
-        near = np.abs(value - known.value) <= room + NOISE_FACTOR * noise / step
-        nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * noise / (PILOT * step)
-        return bool((near & nearer).all())
+
+    def __init__(self, sampler: Sampler, known: Derivatives) -> None:
+        """`known` has the sampler's rows."""
+        self.sampler, self.known = sampler, known
+        self.steps = np.exp2(np.round(np.log2(FIRST_STEP / 4 * scales(sampler.probe))))
+        self.signed = np.outer([*SIGNED, PILOT, -PILOT], self.steps)
+        self.rows = np.tile(np.arange(len(self.steps)), len(self.signed))
+        self.entries, self.deltas = sampler.probe.entries[self.rows], self.signed.reshape(-1)
+
+    def agrees(self, losses: FloatArray) -> bool:
+        """What the losses `(6 K, batch)` of the shifts say."""
+        known, signed, step = self.known, self.signed, self.steps[:, None]
+        with np.errstate(all="ignore"):
+            found = self.sampler.seen(losses - self.sampler.base, self.rows, self.deltas)
+            change, shift = (a.reshape(*signed.shape, -1) for a in found)
+            noise = loss_noise(self.sampler, self.steps)
+            value, truncation, size = pairs(change[:4] * (signed[:4, :, None] / shift[:4]), step)
+            tiny = (change[4] - change[5]) / (shift[4] - shift[5])
+            room = known.bound + truncation + _UNIT_ROUNDOFF * NOISE_FACTOR * size
+            near = np.abs(value - known.value) <= room + NOISE_FACTOR * noise / step
+            nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * noise / (PILOT * step)
+            return bool((near & nearer).all())

@@ -108,6 +108,10 @@ class Sampler:
         size = max(1, _ROWS_AT_ONCE // len(self.base))
         blocks = [slice(i, i + size) for i in range(0, len(rows), size)]
         change = np.concatenate([self.losses(entries[b], steps[b]) - self.base for b in blocks])
+        return self.seen(change, rows, steps)
+
+    def seen(self, change: FloatArray, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """The same from changes `(R, batch)` of the losses that are known."""
         if self.probe.summed:
             change = change.sum(axis=1, keepdims=True)
         points = self.probe.points[rows]

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from bpcli.methods.base import Window
 from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
-from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.perturbed import Change, Perturbed
 from bpcli.references.base import Estimate, nothing
 from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
 from bpcli.references.numerics.impulses import COMPARED, DEARER, Impulses, Ready
 from bpcli.references.numerics.ladder import SMALL, Derivatives, where_finite
-from bpcli.references.numerics.pairs import agree
+from bpcli.references.numerics.pairs import Comparison
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
 
 Differentiate = Callable[[Sampler], Derivatives]
@@ -89,41 +89,53 @@ def sweep(
     ready: Mapping[str, Ready] = {}
     if quick is not None:
         ready = Impulses(problem, losses.real, tensors, DEARER).real(quick.offset)
+    probes = {tensor.name: probe(problem, tensor) for tensor in tensors}
+    found = _known(losses, tensors, probes, ready, quick) if quick is not None else {}
     estimates = {}
     for tensor in tensors:
-        around = probe(problem, tensor)
+        around = probes[tensor.name]
         if not len(around.entries):
             estimates[tensor.name] = nothing(tensor.shape)
             continue
         if sample is not None:
             around = around.sample(sample, zlib.crc32(tensor.name.encode()))
-        if quick is not None and tensor.name in ready:
-            found = _completed(losses, tensor, around, ready[tensor.name], quick, differentiate)
-        else:
-            found = differentiate(losses.entries(tensor, around))
+        known, rows = found.get(tensor.name, (None, np.zeros(0, np.int64)))
+        if known is None:
+            known = differentiate(losses.entries(tensor, around))
+        elif len(rows):
+            known.put(rows, differentiate(losses.entries(tensor, around.rows(rows))))
         unknown = 0.0 if sample is None else np.inf
         estimates[tensor.name] = Estimate(
-            around.scatter(found.value, tensor.shape),
-            around.scatter(found.bound, tensor.shape, unknown),
-            around.scatter(found.noise, tensor.shape),
-            around.scatter(found.kink, tensor.shape),
+            around.scatter(known.value, tensor.shape),
+            around.scatter(known.bound, tensor.shape, unknown),
+            around.scatter(known.noise, tensor.shape),
+            around.scatter(known.kink, tensor.shape),
         )
     return estimates
 
 
-def _completed(
-    losses: Around, tensor: Tensor, around: Probe, ready: Ready, quick: Quick, differentiate: Differentiate
-) -> Derivatives:
-    """What is `ready` of a tensor, and the rest by shifting its entries: all of them where a few do not agree."""
-    found = where_finite(Derivatives(*(part.reshape(-1)[around.places] for part in ready.found.parts)))
-    size = np.abs(found.value)
-    lacking = ~(found.bound <= quick.target * np.maximum(size, SMALL * size.max()))[:, 0]
-    few = around.some(COMPARED, zlib.crc32(tensor.name.encode()))
-    if not agree(replace(losses.entries(tensor, around.rows(few)), noise=ready.noise), found.rows(few)):
-        lacking[:] = True
-    rows = np.flatnonzero(lacking)
-    if len(rows):
-        found.put(rows, differentiate(losses.entries(tensor, around.rows(rows))))
+def _known(
+    losses: Around, tensors: Sequence[Tensor], probes: Mapping[str, Probe], ready: Mapping[str, Ready], quick: Quick
+) -> dict[str, tuple[Derivatives, Indices]]:
+    """By tensor, what is `ready`, and the rows that it lacks: all of them where a few do not agree with shifts of their
+    own, which are taken of all tensors side by side."""
+    found, compared = dict[str, tuple[Derivatives, Indices]](), dict[str, tuple[Comparison, Change]]()
+    for tensor in tensors:
+        around = probes[tensor.name]
+        if tensor.name not in ready or not len(around.entries):
+            continue
+        known = where_finite(Derivatives(*(p.reshape(-1)[around.places] for p in ready[tensor.name].found.parts)))
+        size = np.abs(known.value)
+        lacking = ~(known.bound <= quick.target * np.maximum(size, SMALL * size.max()))[:, 0]
+        found[tensor.name] = known, np.flatnonzero(lacking)
+        few = around.some(COMPARED, zlib.crc32(tensor.name.encode()))
+        own = replace(losses.entries(tensor, around.rows(few)), noise=ready[tensor.name].noise)
+        comparison = Comparison(own, known.rows(few))
+        compared[tensor.name] = comparison, Change(tensor, comparison.entries, comparison.deltas)
+    shifted = losses.real.several([change for _, change in compared.values()]) if compared else []
+    for (name, (comparison, _)), (values, _) in zip(compared.items(), shifted, strict=True):
+        if not comparison.agrees(values):
+            found[name] = found[name][0], np.arange(len(probes[name].entries))
     return found
 
 
