@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.model import Graph, Node, Phase
-from bpcli.problem.model import Problem
+from bpcli.problem.model import Problem, Setup
 from bpcli.problem.values import node_values
 
 STEP = 1e-40
@@ -25,29 +26,11 @@ def factors(
     arguments shifted, then with the second ones. A dot product counts as one that is not summed.
     """
     setup, graph = problem.setup, problem.setup.graph
-    ops = sorted({n for n, _ in wanted.values()})
-    if not ops:
+    if not wanted:
         return {}
-    args = sorted({(n, k) for n in ops for k in range(len(graph.nodes[n].args))})
-    nodes, place = list[Node](), graph.nodes[graph.loss].place
-    for n, k in args:
-        shape = graph.nodes[graph.nodes[n].args[k]].shape
-        nodes.append(Node(len(nodes), "input", (), shape, Phase.INPUT, (), f"{n} {k}", place))
-    leaf = {node.name: node.index for node in nodes}
-    at = {}
-    for n in ops:
-        op = graph.nodes[n]
-        product = op.op == "dot"
-        shape = graph.nodes[op.args[0]].shape if product else op.shape
-        inputs = tuple(leaf[f"{n} {k}"] for k in range(len(op.args)))
-        at[n] = len(nodes)
-        name = "multiply" if product else op.op
-        nodes.append(Node(len(nodes), name, inputs, shape, Phase.INPUT, op.numbers, "", place))
-    nodes.append(Node(len(nodes), "sum", (len(nodes) - 1,), (), Phase.INPUT, (), "", place))
-    small = Graph(tuple(nodes), leaf, {}, {}, {}, len(nodes) - 1, ())
-    rows = setup.T * setup.batch
-    dtype: Any = np.dtype(np.complex128)
-    own = replace(setup, graph=small, T=1, batch=rows, dtype=dtype, wrt=(), shared=frozenset())
+    own, at = _operations(setup, tuple(sorted({n for n, _ in wanted.values()})))
+    rows = own.batch
+    args = sorted({(n, k) for n in at for k in range(len(graph.nodes[n].args))})
     found = {}
     for k in sorted({k for _, k in wanted.values()}):
         arrays: dict[str, Any] = {}
@@ -58,6 +41,32 @@ def factors(
         shifted = node_values(Problem(own, {}, arrays, {}), [at[n] for n, j in wanted.values() if j == k])
         for name, (n, j) in wanted.items():
             if j == k:
-                shape = nodes[at[n]].shape
+                shape = own.graph.nodes[at[n]].shape
                 found[name] = (shifted[at[n]][0].imag / STEP).reshape(setup.T, setup.batch, *shape)
     return found
+
+
+@lru_cache(maxsize=4)
+def _operations(setup: Setup, ops: tuple[int, ...]) -> tuple[Setup, dict[int, int]]:
+    """A setup with all steps as rows whose graph has the operations `ops` on inputs named after them and the number of
+    the argument, in complex128; and where in it they are."""
+    graph = setup.graph
+    args = [(n, k) for n in ops for k in range(len(graph.nodes[n].args))]
+    nodes, place = list[Node](), graph.nodes[graph.loss].place
+    for n, k in args:
+        shape = graph.nodes[graph.nodes[n].args[k]].shape
+        nodes.append(Node(len(nodes), "input", (), shape, Phase.INPUT, (), f"{n} {k}", place))
+    leaf, at = {node.name: node.index for node in nodes}, {}
+    for n in ops:
+        op = graph.nodes[n]
+        product = op.op == "dot"
+        shape = graph.nodes[op.args[0]].shape if product else op.shape
+        inputs = tuple(leaf[f"{n} {k}"] for k in range(len(op.args)))
+        at[n] = len(nodes)
+        name = "multiply" if product else op.op
+        nodes.append(Node(len(nodes), name, inputs, shape, Phase.INPUT, op.numbers, "", place))
+    nodes.append(Node(len(nodes), "sum", (len(nodes) - 1,), (), Phase.INPUT, (), "", place))
+    small = Graph(tuple(nodes), leaf, {}, {}, {}, len(nodes) - 1, ())
+    dtype: Any = np.dtype(np.complex128)
+    rows = setup.T * setup.batch
+    return replace(setup, graph=small, T=1, batch=rows, dtype=dtype, wrt=(), shared=frozenset()), at

@@ -13,13 +13,13 @@ from bpcli.kernels.reach import Reach
 from bpcli.problem.model import Setup
 
 
-@lru_cache(maxsize=8)
-def plan_of(setup: Setup, steps: int) -> Plan:
-    """Of a pass forwards over so many steps."""
-    return make_plan(setup.graph, [], setup.batch, steps, [])
+@lru_cache(maxsize=16)
+def plan_of(setup: Setup, steps: int, reads: tuple[int, ...] = ()) -> Plan:
+    """Of a pass forwards over so many steps, which holds the values of `reads`."""
+    return make_plan(setup.graph, [], setup.batch, steps, [], reads=reads)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _forward(setup: Setup) -> Forward:
     return lower_forward(setup.graph, fuse(setup.graph))
 

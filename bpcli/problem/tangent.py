@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bpcli.problem.cast import cast
 from bpcli.problem.elsewhere import TANGENT, Asked
 from bpcli.problem.factors import factors
 from bpcli.problem.kinks import NONE, find_kinks
-from bpcli.problem.model import Problem
+from bpcli.problem.model import Problem, Setup
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import terms
 from bpcli.problem.tangent_graph import Draft
@@ -27,7 +28,7 @@ from bpcli.problem.values import node_values
 
 @dataclass(frozen=True, eq=False)
 class Tangents:
-    """Copies of the tangent network; `nodes` takes preactivations to their tangents."""
+    """Copies of the tangent network; `nodes` takes nodes, preactivations among them, to their tangents."""
 
     perturbed: Perturbed
     nodes: Mapping[int, int]
@@ -36,10 +37,10 @@ class Tangents:
 def tangents(problem: Problem, windows: Sequence[Window]) -> Tangents | None:
     """The tangent network of a problem; None where an operation mixes entries other than by products and sums."""
     setup, graph = problem.setup, problem.setup.graph
-    zs = sorted({term.z for some in terms(graph).values() for term in some})
-    draft = Draft.of(graph, zs)
-    if draft is None:
+    drafted = _drafted(setup)
+    if drafted is None:
         return None
+    draft, own = drafted
     double = cast(problem, np.dtype(np.float64))
     values = node_values(double, sorted(draft.read))
     matrices = {name: values[n].reshape(graph.nodes[n].shape) for name, n in draft.matrices.items()}
@@ -48,11 +49,20 @@ def tangents(problem: Problem, windows: Sequence[Window]) -> Tangents | None:
     if not setup.graph.recurrent:
         inputs = {name: rows[0] for name, rows in inputs.items()}
     state = {name: np.zeros((setup.batch, *graph.nodes[n].shape)) for name, n in graph.previous.items()}
-    own = replace(setup, graph=draft.graph, dtype=np.dtype(np.float64), wrt=(), shared=frozenset())
     made = Problem(own, matrices, inputs, state, elsewhere=problem.elsewhere)
     found = Perturbed(made, windows, np.dtype(np.float64))
     found.label = TANGENT
-    return Tangents(found, {z: draft.tangent[z] for z in zs})
+    return Tangents(found, draft.tangent)
+
+
+@lru_cache(maxsize=4)
+def _drafted(setup: Setup) -> tuple[Draft, Setup] | None:
+    """The tangent network of a setup, and its own setup."""
+    zs = sorted({term.z for some in terms(setup.graph).values() for term in some})
+    draft = Draft.of(setup.graph, zs)
+    if draft is None:
+        return None
+    return draft, replace(setup, graph=draft.graph, dtype=np.dtype(np.float64), wrt=(), shared=frozenset())
 
 
 def answering(problem: Problem, asked: Asked) -> Perturbed:

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.model import Phase
-from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE, INNER_ROW, STEP
 from bpcli.kernels.trace import Trace
+from bpcli.problem.layouts import plan_of
 from bpcli.problem.model import Problem
 
 
 def node_values(problem: Problem, nodes: Collection[int]) -> dict[int, NDArray[Any]]:
     """`(T, batch, size)` by node, or `(size,)` where a node is static; read-only, in the problem's dtype."""
     setup, graph = problem.setup, problem.setup.graph
-    plan = make_plan(graph, [], setup.batch, setup.T, [], reads=list(nodes))
+    plan = plan_of(setup, setup.T, tuple(nodes))
     trace = Trace(plan, setup.dtype, problem.arrays)
     trace.start()
     for first in range(0, setup.T, plan.extent.chunk):

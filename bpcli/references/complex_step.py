@@ -103,8 +103,8 @@ def _lacking(
     ready: Mapping[str, FloatArray],
     bounds: Mapping[str, FloatArray],
 ) -> dict[str, Indices]:
-    """By tensor, the entries that need steps of their own: what is not finite of what is `ready`, and all where a few do
-    not agree with theirs, which are taken of all tensors side by side."""
+    """By tensor, the entries that need steps of their own: what is not finite of what is `ready`, and all where a few
+    do not agree with theirs, which are taken of all tensors side by side."""
     few = {t.name: probes[t.name].some(COMPARED, zlib.crc32(t.name.encode())) for t in tensors}
     changes = [_change(tensor, probes[tensor.name].rows(few[tensor.name])) for tensor in tensors]
     lacking = {}

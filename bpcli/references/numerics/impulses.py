@@ -200,7 +200,7 @@ class Impulses:
     def _at(self, z: int, spots: Sequence[Spot]) -> FloatArray:
         """The preactivations at spots of windows of one length, (spots, units, windows · batch)."""
         values = self._values[z][np.array([spot.times for spot in spots])]
-        return values.reshape(len(spots), -1, values.shape[-1]).swapaxes(1, 2)
+        return np.asarray(values.reshape(len(spots), -1, values.shape[-1]).swapaxes(1, 2))
 
     def _units(self, z: int) -> Indices:
         return np.arange(self.problem.setup.graph.nodes[z].size)
