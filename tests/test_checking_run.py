@@ -260,7 +260,7 @@ def test_the_loss_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many methods are judged by it."""
     truth = Truth(draw(small_setup("exercise", ("params",))), ())
     first = truth.loss
-    monkeypatch.setattr("bpcli.checking.truth.Perturbed", None)
+    monkeypatch.setattr("bpcli.checking.truth.whole_loss", None)
     assert first == truth.loss
 
 

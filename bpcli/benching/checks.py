@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 from typing import cast as typed
 
-import numpy as np
-
 from bpcli import methods, references
 from bpcli.benching.truth import exact_method
 from bpcli.benching.vouch import Vouch, sum_up
@@ -20,7 +18,7 @@ from bpcli.graph.model import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient, Method, Window
 from bpcli.problem.model import Problem, Setup
-from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.whole import whole_loss
 
 CHECK = "check"
 # Sweeps over time for each tensor: the references take copies side by side, but go through the steps this often.
@@ -71,8 +69,7 @@ class Checking:
             check_problem(fresh, [call], self.options)
             return call.gradient(fresh)
         found = references.get(self.name).estimate(fresh, whole(setup), setup.wrt)
-        loss = Perturbed(fresh, whole(setup), np.dtype(np.float64)).here()[0].sum()
-        return Gradient(float(loss), {name: e.value.astype(setup.dtype) for name, e in found.items()})
+        return Gradient(whole_loss(fresh), {name: e.value.astype(setup.dtype) for name, e in found.items()})
 
 
 def parse(text: str, place: Place | None = None) -> MethodCall:

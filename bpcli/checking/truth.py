@@ -13,7 +13,7 @@ from bpcli.checking import outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
 from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.whole import whole_loss
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.probe import FloatArray, probe
@@ -134,7 +134,7 @@ class Truth:
     @cached_property
     def loss(self) -> float:
         """The whole loss in float64."""
-        return float(Perturbed(self.problem, whole(self.problem.setup), np.dtype(np.float64)).here()[0].sum())
+        return whole_loss(self.problem)
 
     def part(self, tensor: Tensor) -> Truth:
         """The truth about one tensor, or the part of it that its pattern leaves."""

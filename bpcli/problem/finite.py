@@ -7,17 +7,29 @@ import numpy as np
 from bpcli.errors import fail
 from bpcli.graph.fuse import LEAVES
 from bpcli.graph.model import Node, Phase
-from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
+from bpcli.problem.layouts import plan_of
 from bpcli.problem.model import Problem
 
 
 def check_finite(problem: Problem) -> None:
     """Raise `BpError` that names the first value that is not finite, if there is one, in a pass forwards."""
-    setup, graph = problem.setup, problem.setup.graph
-    plan = make_plan(graph, [], setup.batch, 1, [])
-    trace = Trace(plan, setup.dtype, problem.arrays)
+    setup = problem.setup
+    plan = plan_of(setup, setup.T)
+    trace, chunk = Trace(plan, setup.dtype, problem.arrays), plan.extent.chunk
+    trace.start()
+    for first in range(0, setup.T, chunk):
+        last = min(setup.T, first + chunk)
+        trace.forward(first, last)
+        if not np.isfinite(trace.losses(first, last)).all():
+            _find(problem)
+
+
+def _find(problem: Problem) -> None:
+    """The same, one step at a time: what a step does not keep for others is looked at too."""
+    setup = problem.setup
+    trace = Trace(plan_of(setup, 1), setup.dtype, problem.arrays)
     trace.start()
     for t in range(setup.T):
         trace.forward(t, t + 1)
