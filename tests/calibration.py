@@ -23,7 +23,7 @@ from bpcli.methods.base import Window
 from bpcli.problem.model import Problem
 from bpcli.references import get
 from bpcli.references.base import Estimate
-from bpcli.references.numerics import ladder, rounding
+from bpcli.references.numerics import derivatives, rounding
 
 GROUPS = ("ordinary", "saturated", "scaled inputs", "offset", "huge loss", "tiny loss", "sizes")
 LARGEST_SIZE = 16
@@ -82,7 +82,7 @@ def _difference(estimate: Estimate, exact: Estimate, whole: Sample, noise: Sampl
     off = np.abs(estimate.value - exact.value)
     _add(whole, off, estimate.bound + exact.bound, known)
     noisy = known & (estimate.noise > 0.9 * estimate.bound)
-    _add(noise, off, estimate.noise / ladder.NOISE_FACTOR, noisy)
+    _add(noise, off, estimate.noise / derivatives.NOISE_FACTOR, noisy)
 
 
 def _add(sample: Sample, off: Array, unit: Array, known: NDArray[np.bool_]) -> None:
@@ -92,13 +92,13 @@ def _add(sample: Sample, off: Array, unit: Array, known: NDArray[np.bool_]) -> N
 
 def samples_of(dtype: str) -> dict[str, Sample]:
     """Nothing measured yet."""
-    factor, noise = rounding.FACTOR, ladder.NOISE_FACTOR
+    factor, noise = rounding.FACTOR, derivatives.NOISE_FACTOR
     return {
         "gradient": Sample("rounding.FACTOR", factor, dtype, "error of a right gradient"),
         "central": Sample("1", 1.0, dtype, "error of central over its bound"),
-        "central noise": Sample("ladder.NOISE_FACTOR", noise, dtype, "error of central where noise prevails"),
+        "central noise": Sample("derivatives.NOISE_FACTOR", noise, dtype, "error of central where noise prevails"),
         "ladder": Sample("1", 1.0, dtype, "error of ladder over its bound"),
-        "ladder noise": Sample("ladder.NOISE_FACTOR", noise, dtype, "error of ladder where noise prevails"),
+        "ladder noise": Sample("derivatives.NOISE_FACTOR", noise, dtype, "error of ladder where noise prevails"),
     }
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bpcli.references.numerics.ladder import Derivatives, differentiate
+from bpcli.references.numerics.derivatives import Derivatives
+from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import POINTS, loss_noise, table_noise
 from bpcli.references.numerics.probe import Probe, Sampler
 

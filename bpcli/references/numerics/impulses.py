@@ -21,7 +21,7 @@ from bpcli.problem.pieces import BLOCK_ENTRIES, Shift, Spot
 from bpcli.problem.preactivations import assemble, lasting, terms, worthwhile
 from bpcli.problem.tangent import tangents
 from bpcli.problem.values import node_values
-from bpcli.references.numerics.ladder import NOISE_FACTOR, Derivatives
+from bpcli.references.numerics.derivatives import NOISE_FACTOR, Derivatives
 from bpcli.references.numerics.noise import loss_noise
 from bpcli.references.numerics.pairs import SIGNED, pairs
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler

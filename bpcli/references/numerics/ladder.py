@@ -13,58 +13,30 @@ go: not beyond its own size, nor much beyond the steps at which the other entrie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bpcli.references.numerics.derivatives import (
+    NOISE_FACTOR,
+    UNIT_ROUNDOFF,
+    Derivatives,
+    Mask,
+    where_finite,
+    with_known_kinks,
+)
 from bpcli.references.numerics.noise import loss_noise
+from bpcli.references.numerics.pilot import Pilot, differences
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
 
 ROUNDS = 8
 FIRST_STEP = 2.0**-10
 PILOT = 2.0**-20
-# Beyond six standard deviations: `loss_noise` is two, and R(h) carries one over h.
-NOISE_FACTOR = 3.0
 # An entry this much smaller than the largest of its tensor is judged by the size of the largest.
 SMALL = 1e-6
-_UNIT_ROUNDOFF = 2.0**-53
 _LEAP = 2.0**8
 # Steps relative to the entry: the largest at all, and over the median of those at which others show truncation.
 _LARGEST, _BEYOND = 2.0, 8.0
-# Steps over the distance of a kink that no side is to be told of; and the noise of a jump over that of a slope.
-_PAST, _JUMPY = 4.0, 3.0
-
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Derivatives:
-    """What is known of the derivatives, as `Estimate` says: `truncation` and `noise` are the two parts of the bound."""
-
-    value: FloatArray
-    truncation: FloatArray
-    noise: FloatArray
-    kink: FloatArray
-
-    @property
-    def bound(self) -> FloatArray:
-        """Truncation, noise and the rounding of the quotient itself."""
-        return self.truncation + self.noise + 8 * _UNIT_ROUNDOFF * np.abs(self.value)
-
-    @property
-    def parts(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """What it is made of."""
-        return self.value, self.truncation, self.noise, self.kink
-
-    def rows(self, rows: Indices) -> Derivatives:
-        """Those of the K numbers alone."""
-        return Derivatives(*(part[rows] for part in self.parts))
-
-    def put(self, rows: Indices, other: Derivatives, mask: Mask | bool = True) -> None:
-        """Put `other` in the place of `rows`, where `mask` says so."""
-        for kept, new in zip(self.parts, other.parts, strict=True):
-            kept[rows] = np.where(mask, new, kept[rows])
 
 
 def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Derivatives:
@@ -99,25 +71,18 @@ class _Climb:
     def __init__(self, sampler: Sampler, target: float, offset: float) -> None:
         self.sampler, self.target, self.offset = sampler, target, offset
         self.step = offset * _power_of_two(FIRST_STEP * scales(sampler.probe))
-        self.noise = loss_noise(sampler, self.step)
         self.low, self.high = np.zeros_like(self.step), np.full_like(self.step, np.inf)
         self.least, self.size = self.step * PILOT, scales(sampler.probe)
-        slope, even, size = self._differences(np.arange(len(self.step)), self.least)
-        self.pilot_jump = even / self.least[:, None]
-        self.pilot_doubt = 4.0 * self.noise / self.least[:, None]
-        noise = NOISE_FACTOR * (self.noise / self.least[:, None] + _UNIT_ROUNDOFF * size)
-        # Where a kink is known to be at the point, or hardly off it, a tiny step may see one side alone.
-        doubtful = sampler.kinks is not None and sampler.kinks >= 0
-        slope = np.where(doubtful, np.nan, slope)
-        self.best = where_finite(Derivatives(slope, np.abs(self.pilot_jump) / 2, noise, np.zeros_like(slope)))
-        self.only_pilot = np.ones(slope.shape, dtype=np.bool_)
-        self.best_step = np.repeat(self.least[:, None], slope.shape[1], axis=1)
+        self.pilot = Pilot(sampler, self.least, loss_noise(sampler, self.step))
+        self.best = self.pilot.found(np.arange(len(self.step)))
+        self.only_pilot = np.ones(self.best.value.shape, dtype=np.bool_)
+        self.best_step = np.repeat(self.least[:, None], self.best.value.shape[1], axis=1)
 
     def run(self) -> Derivatives:
         """Rounds of rungs, until every entry is good enough or can't become better."""
         active = np.arange(len(self.step))
         for _ in range(ROUNDS):
-            rung = self._rung(active)
+            rung = self._listened(active, self._rung(active))
             agrees = self._merge(active, rung)
             tolerance = self._tolerance(active)
             need = self.best.bound[active] / tolerance
@@ -129,6 +94,15 @@ class _Climb:
                 break
         self._curb()
         return self.best
+
+    def _listened(self, rows: Indices, rung: Derivatives) -> Derivatives:
+        """`rung`, taken again where it is all that contradicts the pilot, and where the noise was more than thought."""
+        alone = self.only_pilot[rows] & self.pilot.denies(rows, rung)
+        louder = self.pilot.listen(rows[alone.any(axis=1)])
+        if len(louder):
+            self.best.put(louder, self.pilot.found(louder), self.only_pilot[louder])
+            rung.put(np.searchsorted(rows, louder), self._rung(louder))
+        return rung
 
     def _curb(self) -> None:
         """Take back what was found with steps larger than anything in this tensor vouches for."""
@@ -143,30 +117,21 @@ class _Climb:
             far = self.best_step[rows] > limit[rows, None]
             self._take(rows, rung, far)
 
-    def _differences(self, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Central difference, even part E, largest change per step, `(R, S)` each, at the points that really are."""
-        count = len(rows)
-        change, shift = self.sampler.shift(np.tile(rows, 2), np.concatenate([steps, -steps]))
-        slope = (change[:count] - change[count:]) / (shift[:count] - shift[count:])
-        even = change[:count] + change[count:] - slope * (shift[:count] + shift[count:])
-        size = np.maximum(np.abs(change[:count]), np.abs(change[count:])) / steps[:, None]
-        return slope, even, size
-
     def _rung(self, rows: Indices) -> Derivatives:
         """The rung at the present steps of `rows`: three central differences, extrapolated."""
         h = self.step[rows]
-        slope, even, size = self._differences(np.tile(rows, 3), np.concatenate([h, 2 * h, 4 * h]))
+        slope, even, size = differences(self.sampler, np.tile(rows, 3), np.concatenate([h, 2 * h, 4 * h]))
         d1, d2, d4 = slope.reshape(3, len(rows), -1)
         j1, j2, j4 = even.reshape(3, len(rows), -1) / np.array([h, 2 * h, 4 * h])[:, :, None]
         value, coarse = (4 * d1 - d2) / 3, (4 * d2 - d4) / 3
         # E/h = J + h d²f + h³/12 d⁴f + …: this combination keeps J and cancels the next two.
         jump = (16 * j1 - 10 * j2 + j4) / 7
         size = size.reshape(3, len(rows), -1).max(axis=0)
-        noise = NOISE_FACTOR * (self.noise / h[:, None] + _UNIT_ROUNDOFF * size)
+        noise = NOISE_FACTOR * (self.pilot.noise[rows] / h[:, None] + UNIT_ROUNDOFF * size)
         rung = Derivatives(value, np.abs(value - coarse), noise, np.zeros_like(value))
         if self.sampler.kinks is not None:
             return where_finite(with_known_kinks(rung, jump, 2 * j1 - j2, self.sampler.kinks[rows] / h[:, None]))
-        pilot, doubt = self.pilot_jump[rows], self.pilot_doubt[rows]
+        pilot, doubt = self.pilot.jump[rows], self.pilot.doubt(rows)
         at_kink = (np.abs(pilot) > doubt) & (np.abs(jump - pilot) <= np.abs(pilot) / 4)
         near = np.where(at_kink, np.maximum(np.abs(jump - pilot) - doubt, 0.0), np.abs(jump)) / 2
         kink = np.where(at_kink, np.abs(jump) / 2, 0.0)
@@ -213,26 +178,3 @@ class _Climb:
         self.step[rows] = step = self.offset * _power_of_two(step / self.offset)
         inside = (step > low) & (step < high) & (step > self.least[rows]) & (step <= _LARGEST * self.size[rows])
         return np.asarray(inside & np.isfinite(16 * step))
-
-
-def with_known_kinks(smooth: Derivatives, jump: FloatArray, coarse: FloatArray, away: FloatArray) -> Derivatives:
-    """Derivatives by steps that go beyond no kink but those `away` steps off, negative where there are none.
-
-    `jump` is that of the slope at these, `coarse` the same by another extrapolation. From a kink at a distance d steps
-    of h see 1 - d/h of the jump. Where a step is too short to go past them the value is NaN.
-    """
-    at_kink = away >= 0
-    near = np.where(at_kink, np.abs(jump - coarse) + np.abs(jump) * np.maximum(away, 0.0), np.abs(jump) / 2)
-    return Derivatives(
-        np.where(at_kink & (_PAST * away > 1), np.nan, smooth.value),
-        smooth.truncation + near,
-        np.where(at_kink, _JUMPY, 1.0) * smooth.noise,
-        np.where(at_kink, np.abs(jump) / 2, 0.0),
-    )
-
-
-def where_finite(known: Derivatives) -> Derivatives:
-    """`known` with value 0 and an infinite bound where something is not finite."""
-    finite = np.isfinite(known.value) & np.isfinite(known.bound)
-    value, noise, kink = (np.where(finite, a, 0.0) for a in (known.value, known.noise, known.kink))
-    return Derivatives(value, np.where(finite, known.truncation, np.inf), noise, kink)

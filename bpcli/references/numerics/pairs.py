@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpcli.references.numerics.ladder import FIRST_STEP, NOISE_FACTOR, PILOT, Derivatives, scales
+from bpcli.references.numerics.derivatives import NOISE_FACTOR, Derivatives
+from bpcli.references.numerics.ladder import FIRST_STEP, PILOT, scales
 from bpcli.references.numerics.noise import loss_noise
 from bpcli.references.numerics.probe import FloatArray, Sampler
 

@@ -8,12 +8,22 @@ of the differences, weighted as they are.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.problem.kinks import FREE
-from bpcli.references.numerics.ladder import NOISE_FACTOR, Derivatives, scales, where_finite, with_known_kinks
+from bpcli.references.numerics.derivatives import (
+    NOISE_FACTOR,
+    UNIT_ROUNDOFF,
+    Derivatives,
+    where_finite,
+    with_known_kinks,
+)
+from bpcli.references.numerics.ladder import FIRST_STEP, PILOT, scales
 from bpcli.references.numerics.noise import loss_noise
+from bpcli.references.numerics.pilot import Pilot
 from bpcli.references.numerics.probe import FloatArray, Indices, Sampler
 
 RUNGS = 16
@@ -21,27 +31,39 @@ _ORDERS = 7
 _LARGEST = 2.0
 # Ladders that may follow the first.
 _FURTHER = 3
-_UNIT_ROUNDOFF = 2.0**-53
 
 
 def extrapolate(sampler: Sampler, offset: float = 1.0) -> Derivatives:
     """Derivatives `(K, S)`, by the entry of each tableau with the smallest bound.
 
-    Where the larger steps leave the loss's domain, or its branches, ladders of smaller steps follow.
+    Where the larger steps leave the loss's domain, or its branches, ladders of smaller steps follow, and where a tiny
+    step denies what was found, as it leaps over what the loss does in between.
     """
     with np.errstate(all="ignore"):
         first = offset * np.exp2(np.round(np.log2(_LARGEST * scales(sampler.probe))))
-        noise = loss_noise(sampler, first)
+        pilot = Pilot(sampler, first * (FIRST_STEP / _LARGEST * PILOT), loss_noise(sampler, first))
         rows = np.arange(len(first))
-        found, lacking = _ladder(sampler, rows, first, noise)
+        found, again = _agreed(sampler, rows, first, pilot)
         for _ in range(_FURTHER):
-            rows = rows[lacking]
+            rows = rows[again]
             if not len(rows):
                 break
             first = first * 0.5 ** (RUNGS // 2)
-            lower, lacking = _ladder(sampler, rows, first[rows], noise)
+            lower, again = _agreed(sampler, rows, first[rows], pilot)
             _improve(found, rows, lower)
         return found
+
+
+def _agreed(sampler: Sampler, rows: Indices, first: FloatArray, pilot: Pilot) -> tuple[Derivatives, NDArray[np.bool_]]:
+    """The best of one ladder a row, where the pilot does not deny it, and the rows that need smaller steps."""
+    found, lacking = _ladder(sampler, rows, first, pilot.noise[rows])
+    louder = pilot.listen(rows[pilot.denies(rows, found).any(axis=1)])
+    if len(louder):
+        which = np.searchsorted(rows, louder)
+        found.put(which, _ladder(sampler, louder, first[which], pilot.noise[louder])[0])
+    denied = pilot.denies(rows, found)
+    kept = replace(found, truncation=np.where(denied, np.inf, found.truncation))
+    return where_finite(kept), lacking | denied.any(axis=1)
 
 
 def _ladder(
@@ -50,7 +72,7 @@ def _ladder(
     """The best of one ladder a row, from its `first` step down, and the rows of which half of the ladder is missing."""
     steps = first * 0.5 ** np.arange(RUNGS)[:, None]
     slopes, jumps, sizes = _differences(sampler, rows, steps)
-    spread = NOISE_FACTOR * (noise / steps[:, :, None] + _UNIT_ROUNDOFF * sizes)
+    spread = NOISE_FACTOR * (noise / steps[:, :, None] + UNIT_ROUNDOFF * sizes)
     kinks = np.full(slopes.shape[1:], FREE) if sampler.kinks is None else sampler.kinks[rows]
     lacking = ~np.isfinite(slopes[RUNGS // 2]).all(axis=1)
     return _best(slopes, jumps, spread, kinks / steps[:, :, None]), lacking

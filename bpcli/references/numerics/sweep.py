@@ -16,9 +16,10 @@ from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
 from bpcli.references.base import Estimate, nothing
+from bpcli.references.numerics.derivatives import Derivatives, where_finite
 from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
 from bpcli.references.numerics.impulses import COMPARED, DEARER, Impulses, Ready
-from bpcli.references.numerics.ladder import SMALL, Derivatives, where_finite
+from bpcli.references.numerics.ladder import SMALL
 from bpcli.references.numerics.pairs import Comparison
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
 

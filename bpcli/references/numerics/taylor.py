@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.references.numerics.ladder import NOISE_FACTOR, scales
+from bpcli.references.numerics.derivatives import NOISE_FACTOR
+from bpcli.references.numerics.ladder import scales
 from bpcli.references.numerics.noise import loss_noise
 from bpcli.references.numerics.probe import FloatArray, Sampler
 
