@@ -85,7 +85,8 @@ class _Climb:
             rung = self._listened(active, self._rung(active))
             agrees = self._merge(active, rung)
             tolerance = self._tolerance(active)
-            need = self.best.bound[active] / tolerance
+            # Of a pilot that no rung agrees with yet nobody knows the truncation.
+            need = np.where(self.only_pilot[active], np.inf, self.best.bound[active] / tolerance)
             # One step serves all samples, so the one in greatest need decides.
             worst = (np.arange(len(active)), need.argmax(axis=1))
             goes_on = self._move(active, rung.truncation[worst], rung.noise[worst], agrees[worst], tolerance[worst])
@@ -96,9 +97,9 @@ class _Climb:
         return self.best
 
     def _listened(self, rows: Indices, rung: Derivatives) -> Derivatives:
-        """`rung`, taken again where it is all that contradicts the pilot, and where the noise was more than thought."""
-        alone = self.only_pilot[rows] & self.pilot.denies(rows, rung)
-        louder = self.pilot.listen(rows[alone.any(axis=1)])
+        """The first rung of an entry, taken again where pilot and rung show that the noise is more than was thought."""
+        first = self.only_pilot[rows] & self.pilot.odd(rows, rung)
+        louder = self.pilot.listen(rows[first.any(axis=1)])
         if len(louder):
             self.best.put(louder, self.pilot.found(louder), self.only_pilot[louder])
             rung.put(np.searchsorted(rows, louder), self._rung(louder))

@@ -43,6 +43,11 @@ class Pilot:
         own = self.found(rows)
         return np.asarray(np.abs(other.value - own.value) > other.bound + own.bound)
 
+    def odd(self, rows: Indices, other: Derivatives) -> Mask:
+        """Where it `denies` another, or sees a jump that the other does not: there may be more noise than is known."""
+        jumps = (np.abs(self.jump[rows]) > self.doubt(rows)) & (other.kink == 0)
+        return self.denies(rows, other) | jumps
+
     def listen(self, rows: Indices) -> Indices:
         """Measure the noise as `rows` feel it; returns those of which it is more than was thought."""
         rows = rows[~self._measured[rows]]

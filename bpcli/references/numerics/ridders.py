@@ -57,7 +57,7 @@ def extrapolate(sampler: Sampler, offset: float = 1.0) -> Derivatives:
 def _agreed(sampler: Sampler, rows: Indices, first: FloatArray, pilot: Pilot) -> tuple[Derivatives, NDArray[np.bool_]]:
     """The best of one ladder a row, where the pilot does not deny it, and the rows that need smaller steps."""
     found, lacking = _ladder(sampler, rows, first, pilot.noise[rows])
-    louder = pilot.listen(rows[pilot.denies(rows, found).any(axis=1)])
+    louder = pilot.listen(rows[pilot.odd(rows, found).any(axis=1)])
     if len(louder):
         which = np.searchsorted(rows, louder)
         found.put(which, _ladder(sampler, louder, first[which], pilot.noise[louder])[0])
