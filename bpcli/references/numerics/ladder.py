@@ -35,7 +35,7 @@ PILOT = 2.0**-20
 # An entry this much smaller than the largest of its tensor is judged by the size of the largest.
 SMALL = 1e-6
 _LEAP = 2.0**8
-# Steps relative to the entry: the largest at all, and over the median of those at which others show truncation.
+# Steps relative to the entry, the largest at all; and over the median of those at which others show truncation.
 _LARGEST, _BEYOND = 2.0, 8.0
 
 
@@ -107,10 +107,11 @@ class _Climb:
 
     def _curb(self) -> None:
         """Take back what was found with steps larger than anything in this tensor vouches for."""
-        shown = self.high[np.isfinite(self.high)] / self.size[np.isfinite(self.high)]
+        unit = np.minimum(self.size, 1.0)  # functions bend within one
+        shown = (self.high / unit)[np.isfinite(self.high)]
         if not len(shown):
             return
-        limit = self.offset * _power_of_two(_BEYOND * np.median(shown) * self.size / self.offset)
+        limit = self.offset * _power_of_two(_BEYOND * np.median(shown) * unit / self.offset)
         rows = np.flatnonzero((self.best_step > limit[:, None]).any(axis=1))
         if len(rows):
             self.step[rows] = limit[rows]

@@ -46,7 +46,7 @@ class Pilot:
     def odd(self, rows: Indices, other: Derivatives) -> Mask:
         """Where it `denies` another, or sees a jump that the other does not: there may be more noise than is known."""
         jumps = (np.abs(self.jump[rows]) > self.doubt(rows)) & (other.kink == 0)
-        return self.denies(rows, other) | jumps
+        return np.asarray(self.denies(rows, other) | jumps)
 
     def listen(self, rows: Indices) -> Indices:
         """Measure the noise as `rows` feel it; returns those of which it is more than was thought."""
