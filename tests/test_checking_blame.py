@@ -41,6 +41,7 @@ def slip(problem: Problem, name: str) -> Arrays:
         g["b_out"] += delta[0] if name == "bias-unreduced" else delta.sum(axis=0)
         c = delta @ p["W_out"] + carried
         slope = 1 - np.tanh(f[t]) ** 2 if name == "slope-at-output" else 1 - f[t] ** 2
+        slope = 1.0 if name == "tanh-slope-missing" else slope
         h = alpha * c * slope
         into = h / alpha if name == "alpha-missing-in-M" else h
         kept = 0.0 if name == "first-step-missing" and t == 0 else 1.0
@@ -62,6 +63,7 @@ WORDS = {
     "batch-average-missing": "1/B is missing",
     "final-loss-dropped": "the last step's loss is left out",
     "bias-unreduced": "the gradient of a bias is that of the first sample",
+    "tanh-slope-missing": "the derivative of tanh is missing",
     "slope-at-output": "the derivative is taken at the output",
     "alpha-missing-in-M": "is missing in M̄",
     "first-step-missing": "what the first step gives",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bpcli.checking.summary import summarise
 from bpcli.checking.verdict import (
     CAUSES,
     INCONCLUSIVE,
@@ -18,7 +19,6 @@ from bpcli.checking.verdict import (
     References,
     judge,
     settle,
-    summarise,
 )
 from bpcli.references.base import Estimate
 from bpcli.references.numerics.rounding import bound as rounding_bound
@@ -231,7 +231,7 @@ def test_one_wrong_entry_outweighs_all() -> None:
     codes = np.array([PASS, INCONCLUSIVE, WRONG], dtype=np.int8)
     numbers = np.zeros(3)
     causes = np.array([0, CAUSES.index("noise"), 0], dtype=np.int8)
-    entries = Entries(codes, causes, numbers, numbers, numbers, numbers, codes > 5)
+    entries = Entries(codes, causes, numbers, numbers, numbers, numbers, codes > 5, numbers, numbers)
     for last, expected in ((3, "wrong"), (2, "inconclusive"), (1, "pass")):
         assert expected == summarise(entries, np.arange(last))[0]
     assert VERDICTS == ("pass", "inconclusive", "wrong")

@@ -190,7 +190,7 @@ def test_json_schema() -> None:
     document = json.loads(run("check", write(Path("wrong.toml"), RECURRENT), "--format", "json").stdout)
     assert {"schema_version", "context", "findings", "errors", "summary"} == set(document)
     (found,) = document["findings"]
-    keys = "spec method tensor shape checked verdict cause worst kernel_error bias cosine blame"
+    keys = "spec method tensor shape checked verdict cause worst kernel_error bias cosine blame kink"
     assert keys.split() == list(found)
     assert ["index", "value", "reference", "bound", "z"] == list(found["worst"])
     assert ([0, 1], [2, 2], "wrong", "W") == (
@@ -240,7 +240,7 @@ def test_the_table_for_people() -> None:
     assert [["good", "bptt", "all", "2"], ["wrong", "bptt", "W", "4"], ["wrong", "bptt", "x", "4"]] == [
         line.split()[:4] for line in lines[4:7]
     ]
-    assert "wrong bptt W: the sign is wrong" in lines and "  again: bp check wrong.toml" in lines
+    assert "wrong bptt W, x: the sign is wrong" in lines and "  again: bp check wrong.toml" in lines
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bpcli.checking.answers import differing, same
+from bpcli.checking.blame.box import blame
 from bpcli.checking.boxes import METHOD, Box, judge_box_along, judge_box_entries, losses_taken
-from bpcli.checking.findings import Finding, Verdict
+from bpcli.checking.findings import Finding, Verdict, spoiled
 from bpcli.checking.options import Mode
 from bpcli.checking.returned import LOSS, FlawError, Returned, all_faulty, scalar, take
 from bpcli.checking.supplied import altered
@@ -58,7 +59,7 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto")
     fault = _fault_of_loss(box)
     each = (time.perf_counter() - start) / 2
     if fault:
-        return [_wrong(box, LOSS, (), fault)]
+        return [_blamed(_wrong(box, LOSS, (), fault))]
     entries, along = (each * sum(losses_taken(t, along) for t in tensors) for along in (False, True))
     directional = mode == "directional" or (mode == "auto" and entries > max(AFFORDABLE, along))
     seconds = along if directional else entries
@@ -68,7 +69,7 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto")
         fail("too-long", f"{what}; the limit is {format_duration(limits.max_time)}", help=advice)
     (first, changed), (second, later) = _gradient(box, tensors), _gradient(box, tensors)
     unsteady = differing((None, first.arrays), (None, second.arrays))
-    findings = []
+    findings, where = [], f" ({box.file.at(box.line('grad'))})"
     for tensor in tensors:
         if tensor.name in first.faults:
             findings.append(_wrong(box, tensor.name, tensor.shape, first.faults[tensor.name]))
@@ -78,11 +79,18 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto")
         if directional and found.verdict != "pass" and each * losses_taken(tensor, along=False) <= AFFORDABLE:
             found = judge_box_entries(box, tensor, value)
         if changed or later:
-            found = _spoiled(found, f"changes its arguments: {', '.join(dict.fromkeys((*changed, *later)))}", box)
+            found = spoiled(found, f"changes its arguments: {', '.join(dict.fromkeys((*changed, *later)))}{where}")
         elif tensor.name in unsteady:
-            found = _spoiled(found, "not deterministic", box)
+            found = spoiled(found, f"not deterministic{where}")
         findings.append(found)
-    return findings + [_wrong(box, n, (), f) for n, f in first.faults.items() if n not in box.params]
+    findings += [_wrong(box, n, (), f) for n, f in first.faults.items() if n not in box.params]
+    return [_blamed(found) for found in findings]
+
+
+def _blamed(found: Finding) -> Finding:
+    """With a blame where it is wrong, whatever for."""
+    wanting = found.verdict == "wrong" and found.blame is None
+    return replace(found, blame=blame(found, found.cause)) if wanting else found
 
 
 def _floats(shown: str, key: object, given: Any, array: Any) -> Array:
@@ -146,10 +154,6 @@ def _gradient(box: Box, tensors: Sequence[Tensor]) -> tuple[Returned, list[str]]
         except BaseException as error:
             returned = all_faulty(tensors, box.file.raised(error, line))
     return returned, altered(params, box.params)
-
-
-def _spoiled(found: Finding, cause: str, box: Box) -> Finding:
-    return replace(found, verdict="wrong", cause=f"{cause} ({box.file.at(box.line('grad'))})")
 
 
 def _wrong(box: Box, name: str, shape: tuple[int, ...], cause: str) -> Finding:

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from bpcli.checking.blame.box import blame, looks
 from bpcli.checking.findings import Finding
 from bpcli.checking.measures import cosine, relative_error
 from bpcli.checking.returned import scalar
+from bpcli.checking.summary import as_direction, at_kink, summarise
 from bpcli.checking.userfile import UserFile
-from bpcli.checking.verdict import Entries, References, judge, summarise
+from bpcli.checking.verdict import Entries, References, judge
 from bpcli.problem.model import Array, Tensor
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.central import TARGET
@@ -77,9 +79,14 @@ def judge_box_entries(box: Box, tensor: Tensor, value: Array) -> Finding:
     verdict, cause, worst = summarise(entries)
     if verdict == "wrong" and cause:
         cause += f" ({box.file.at(box.line(METHOD))})"
-    off = relative_error(wide, entries.reference)
-    angle = cosine(wide, entries.reference)
-    return Finding(box.name, METHOD, tensor.name, tensor.shape, tensor.entries, verdict, cause, worst, off, off, angle)
+    off, angle = relative_error(wide, entries.reference), cosine(wide, entries.reference)
+    known = (box.name, METHOD, tensor.name, tensor.shape, tensor.entries, verdict, cause, worst, off)
+    kink = at_kink(entries, worst)
+    # At a kink there is no one truth to be off from.
+    found = Finding(*known, None if kink else off, None if kink else angle, kink=kink)
+    if verdict != "wrong":
+        return found
+    return replace(found, blame=blame(found, cause or looks(tensor.name, array.reshape(tensor.shape), wide, entries)))
 
 
 def judge_box_along(box: Box, tensor: Tensor, value: Array) -> Finding:
@@ -105,8 +112,10 @@ def judge_box_along(box: Box, tensor: Tensor, value: Array) -> Finding:
     if verdict == "wrong" and cause:
         cause += f" ({box.file.at(box.line(METHOD))})"
     off = relative_error(along, entries.reference)
-    found = worst and replace(worst, index=None)
-    return Finding(box.name, METHOD, tensor.name, tensor.shape, len(rows), verdict, cause, found, off, off, None)
+    bias = None if (entries.high > entries.low).any() else off
+    known = (box.name, METHOD, tensor.name, tensor.shape, len(rows), verdict, cause, as_direction(worst), off)
+    found = Finding(*known, bias, None)
+    return replace(found, blame=blame(found, cause)) if verdict == "wrong" else found
 
 
 def _decided(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Verdict = Literal["pass", "wrong", "inconclusive"]
@@ -10,7 +10,7 @@ Verdict = Literal["pass", "wrong", "inconclusive"]
 
 @dataclass(frozen=True)
 class Worst:
-    """The entry (or direction: index None) with the largest z.
+    """The entry with the largest z, or the direction: then `index` is None, and `direction` its number, from 1.
 
     `bound` is U_ref + U_g, z = |value - reference| / bound. At a kink, `reference` is the nearest derivative there.
     """
@@ -20,6 +20,17 @@ class Worst:
     reference: float
     bound: float
     z: float
+    direction: int | None = None
+
+
+@dataclass(frozen=True)
+class Kink:
+    """An entry at a kink and its `value`: anything from `low` to `high`, the slopes on its sides, is right."""
+
+    index: tuple[int, ...]
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,8 @@ class Finding:
 
     `checked` counts entries (or directions) compared. `kernel_error` is ‖g − ref‖ / ‖ref‖ against what the method is
     meant to compute, at a kink the distance from the nearest derivative over the largest; `bias` is ‖g − g*‖ / ‖g*‖
-    against the true gradient and `cosine` the cosine with it (None where the truth was not computed or has norm zero).
+    against the true gradient and `cosine` the cosine with it: None where the truth was not computed or has norm zero,
+    and where entries are at a `kink`, so that there is no one truth.
     `cause` is "" or a word such as "noise", "not finite". `blame` comes with a wrong verdict where it is known.
     """
 
@@ -44,3 +56,11 @@ class Finding:
     bias: float | None
     cosine: float | None
     blame: dict[str, object] | None = None
+    kink: Kink | None = None
+
+
+def spoiled(found: Finding, cause: str) -> Finding:
+    """Wrong for a `cause` that has nothing to do with its numbers; these are left out where they are right."""
+    if found.verdict == "pass":
+        found = replace(found, worst=None, kernel_error=None, bias=None, cosine=None, kink=None)
+    return replace(found, verdict="wrong", cause=cause, blame=None)

@@ -8,8 +8,8 @@ from dataclasses import replace
 from bpcli.checking.decide import decide, decide_along, narrow
 from bpcli.checking.findings import Finding
 from bpcli.checking.measures import cosine, kernel_error, relative_error
+from bpcli.checking.summary import as_direction, at_kink, summarise
 from bpcli.checking.truth import Truth, Windows, whole
-from bpcli.checking.verdict import summarise
 from bpcli.problem.model import Tensor
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.directions import directions, dot
@@ -20,8 +20,10 @@ Judged = Callable[[Truth, Windows, Tensor, FloatArray, Finding], Finding]
 
 def judge_entries(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
     """Every entry."""
-    verdict, cause, worst = summarise(decide(truth, windows, tensor, value), tensor.pattern)
-    true = truth.best(whole(truth.problem.setup), tensor).value
+    entries = decide(truth, windows, tensor, value)
+    verdict, cause, worst = summarise(entries, tensor.pattern)
+    true = truth.best(whole(truth.problem.setup), tensor)
+    one_truth = not (true.kink > 0).any()
     return replace(
         blank,
         checked=tensor.entries,
@@ -29,8 +31,9 @@ def judge_entries(truth: Truth, windows: Windows, tensor: Tensor, value: FloatAr
         cause=cause,
         worst=worst,
         kernel_error=kernel_error(value, truth.best(windows, tensor)),
-        bias=relative_error(value, true),
-        cosine=cosine(value, true),
+        bias=relative_error(value, true.value) if one_truth else None,
+        cosine=cosine(value, true.value) if one_truth else None,
+        kink=at_kink(entries, worst, tensor.pattern),
     )
 
 
@@ -42,15 +45,15 @@ def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArra
     rows = directions(tensor)
     entries = decide_along(truth, windows, tensor, value, rows)
     verdict, cause, worst = summarise(entries)
-    true = truth.along(whole(truth.problem.setup), tensor, rows).judge.value
+    true = truth.along(whole(truth.problem.setup), tensor, rows).judge
     found = replace(
         blank,
         checked=len(rows),
         verdict=verdict,
         cause=cause,
-        worst=worst and replace(worst, index=None),
+        worst=as_direction(worst),
         kernel_error=kernel_error(entries.value, truth.along(windows, tensor, rows).judge),
-        bias=relative_error(dot(rows, value), true),
+        bias=None if (true.kink > 0).any() else relative_error(dot(rows, value), true.value),
     )
     if verdict == "pass":
         return found

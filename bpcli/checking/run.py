@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from bpcli.checking.answers import Answer, Foreign, ask
-from bpcli.checking.findings import Finding, Verdict, Worst
+from bpcli.checking.findings import Finding, Verdict, Worst, spoiled
 from bpcli.checking.forecast import check_bytes as check_bytes
 from bpcli.checking.judge import Judged, judge_along, judge_entries
 from bpcli.checking.measures import cosine as cosine
@@ -75,11 +75,11 @@ def _finding(truth: Truth, call: MethodCall | Foreign, answer: Answer, tensor: T
     found = judged(truth, windows, tensor, on_pattern(given, tensor).astype(np.float64), blank)
     if answer.changed:
         named = f": {', '.join(answer.changed)}" if answer.where else ""
-        return replace(found, verdict="wrong", cause=f"changes its arguments{named}{answer.where}")
+        return spoiled(found, f"changes its arguments{named}{answer.where}")
     if tensor.name in answer.unsteady:
-        return replace(found, verdict="wrong", cause=f"not deterministic{answer.where}")
+        return spoiled(found, f"not deterministic{answer.where}")
     if tensor.name in answer.threaded:
-        return replace(found, verdict="wrong", cause="depends on the order of parallel jobs")
+        return spoiled(found, "depends on the order of parallel jobs")
     if found.verdict == "wrong" and found.cause:
         return replace(found, cause=found.cause + answer.where)
     return found

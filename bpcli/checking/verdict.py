@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking.findings import Verdict, Worst
+from bpcli.checking.findings import Verdict
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
 
@@ -36,7 +36,8 @@ _NEAR_UNDERFLOW = 1e3
 class Entries:
     """One tensor's entries: verdict and cause as codes of `VERDICTS` and `CAUSES`, and what they were compared with.
 
-    `suspect` marks the entries for which a second ladder of differences would be decisive and was not given.
+    `suspect` marks the entries for which a second ladder of differences would be decisive and was not given. At a kink
+    `low` and `high` are the one-sided derivatives; elsewhere both are the reference.
     """
 
     verdict: Codes
@@ -46,6 +47,8 @@ class Entries:
     bound: FloatArray
     z: FloatArray
     suspect: Mask
+    low: FloatArray
+    high: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,8 @@ def judge(value: FloatArray, references: References, rounding: FloatArray, dtype
             found.bound,
             z,
             found.suspect & finite & ~near,
+            found.low,
+            found.high,
         )
 
 
@@ -159,7 +164,8 @@ def _by_complex_step(value: FloatArray, exact: Estimate, references: References,
             contradicts &= _contradicts(value, exact, references.second, rounding, accepts)
         verdict = np.where(contradicts, INCONCLUSIVE, verdict)
         cause = np.where(contradicts, _CAUSE["references disagree"], cause)
-    return Entries(verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect)
+    codes = verdict.astype(np.int8), cause.astype(np.int8)
+    return Entries(*codes, value, gap.reference, gap.bound, gap.z, suspect, exact.value, exact.value)
 
 
 def _contradicts(value: FloatArray, exact: Estimate, real: Estimate, rounding: FloatArray, accepts: Mask) -> Mask:
@@ -193,7 +199,9 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
         both = rejected & ~_gap(value, second, rounding).within
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
-    return Entries(verdict.astype(np.int8), cause.astype(np.int8), value, gap.reference, gap.bound, gap.z, suspect)
+    codes = verdict.astype(np.int8), cause.astype(np.int8)
+    sides = central.value - central.kink, central.value + central.kink
+    return Entries(*codes, value, gap.reference, gap.bound, gap.z, suspect, *sides)
 
 
 def powered(entries: Entries, scale: FloatArray | float) -> Entries:
@@ -222,27 +230,3 @@ def settle(entries: Entries, right: Mask, wrong: Mask) -> Entries:
     verdict = np.where(passes, PASS, np.where(fails, WRONG, entries.verdict)).astype(np.int8)
     cause = np.where(passes | fails, _CAUSE[""], entries.cause).astype(np.int8)
     return replace(entries, verdict=verdict, cause=cause)
-
-
-def summarise(entries: Entries, places: NDArray[np.int64] | None = None) -> tuple[Verdict, str, Worst | None]:
-    """The tensor's verdict, its cause and its worst entry; `places` are the flat indices of the entries that exist.
-
-    One wrong entry makes a tensor wrong, one inconclusive entry keeps it from passing. The worst entry is the one with
-    the largest z among those that decided.
-    """
-    if places is None:
-        places = np.arange(entries.verdict.size)
-    if not len(places):
-        return "inconclusive", "nothing compared", None
-    verdicts = entries.verdict.reshape(-1)[places]
-    decided = int(verdicts.max())
-    deciding = places[verdicts == decided]
-    z = entries.z.reshape(-1)[deciding]
-    worst = int(deciding[np.where(np.isnan(z), np.inf, z).argmax()])
-    value, reference, bound = (float(a.reshape(-1)[worst]) for a in (entries.value, entries.reference, entries.bound))
-    index = tuple(int(i) for i in np.unravel_index(worst, entries.verdict.shape))
-    cause = CAUSES[int(entries.cause.reshape(-1)[worst])]
-    if decided == PASS and (entries.cause.reshape(-1)[places] == _CAUSE["kink"]).any():
-        cause = "kink"
-    z_worst = float(entries.z.reshape(-1)[worst])
-    return VERDICTS[decided], cause, Worst(index, value, reference, bound, z_worst)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bpcli.checking.blame.spoken import place
 from bpcli.errors import Place
 from bpcli.render.document import Case
 
@@ -27,7 +28,7 @@ def case(row: Mapping[str, Any], places: Places) -> Case:
     """A finding, as it stands in JSON, as a test: the method and the tensor on the spec."""
     spec, tensor, worst = row["spec"], row["tensor"], row["worst"]
     why = f": {row['cause']}" if row["cause"] else ""
-    at = "" if worst is None else f"{tensor}{_index(worst['index'])}"
+    at = "" if worst is None else f"{tensor}{place(worst['index'], worst.get('direction'))}"
     how = f"{why or ':'}{',' if why else ''} {at} has z {_figure(worst['z'], 3)}" if worst else why
     return Case(
         suite=spec,
@@ -57,13 +58,6 @@ def _lines(row: Mapping[str, Any], at: str) -> list[str]:
     if blame.get("reproduce"):
         lines.append(f"again: {blame['reproduce']}")
     return lines
-
-
-def _index(index: Any) -> str:
-    """`[3, 1]`; nothing for a number, which has no index, and for a direction, which has none that is one entry."""
-    if index is None:
-        return " along a direction"
-    return f"[{', '.join(map(str, index))}]" if len(index) else ""
 
 
 def _figure(value: Any, digits: int) -> str:

@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from bpcli.checking.blame.spoken import kinked
 from bpcli.checking.findings import Finding
 from bpcli.commands.check_cases import Places, case
 from bpcli.errors import Diagnostic
@@ -32,7 +33,7 @@ def findings_document(
         context=context,
         summary=summary(findings),
         sentences=_sentences(findings, errors),
-        notes=[*_blames(findings), *notes],
+        notes=[*_blames(findings), *_kinks(findings), *notes],
         errors=errors,
         style=lambda row: _STYLES[row["verdict"]],
     )
@@ -54,7 +55,7 @@ def brief_document(findings: Sequence[Finding], full: Document, quiet: bool) -> 
         passing = [f for f in together if f.verdict == "pass"]
         if passing and not quiet:
             rows.append(_together(passing, whole=len(passing) == len(together)))
-        rows += [_row(f) for f in together if f.verdict != "pass"]
+        rows += _failing([f for f in together if f.verdict != "pass"], len(together))
     return Document(
         title=full.title,
         rows_key=full.rows_key,
@@ -100,6 +101,18 @@ def _together(passing: Sequence[Finding], whole: bool) -> Row:
     }
 
 
+def _failing(failing: Sequence[Finding], count: int) -> list[Row]:
+    """A row each; one for all tensors, of `count`, of which nothing was compared for the same cause."""
+    rows: list[Row] = []
+    for cause, group in groupby(failing, key=lambda f: "" if f.checked or f.worst else f.cause):
+        alike = [_row(f) for f in group]
+        if cause and len(alike) > 1:
+            name = f"all {count}" if len(alike) == count else f"{len(alike)} of {count}"
+            alike = [{**alike[0], "tensor": name, "shape": None}]
+        rows += alike
+    return rows
+
+
 def _plain(worst: Worst | None) -> dict[str, Any] | None:
     return asdict(worst) if worst else None
 
@@ -133,14 +146,21 @@ def _count(number: int, noun: str) -> str:
 
 
 def _blames(findings: Sequence[Finding]) -> list[str]:
-    """What a wrong finding looks like, and the command that shows it again."""
-    notes = []
-    for finding in findings:
-        blame = finding.blame or {}
-        where = f"{finding.spec} {finding.method} {finding.tensor}"
-        notes += [f"{where}: {blame['text']}"] if blame.get("text") else []
-        notes += [f"  again: {blame['reproduce']}"] if blame.get("reproduce") else []
+    """What wrong findings look like, and the command that shows them again: each once for all that it is true of."""
+    notes: list[str] = []
+    blamed = [(f, f.blame) for f in findings if f.blame]
+    for (spec, method, again), group in groupby(blamed, key=lambda b: (b[0].spec, b[0].method, b[1].get("reproduce"))):
+        for text, same in groupby(group, key=lambda b: b[1].get("text")):
+            tensors = ", ".join(f.tensor for f, _ in same)
+            notes += [f"{spec} {method} {tensors}: {text}"] if text else []
+        notes += [f"  again: {again}"] if again else []
     return notes
+
+
+def _kinks(findings: Sequence[Finding]) -> list[str]:
+    """What is right where gradients pass at a kink."""
+    passing = ((f, f.kink) for f in findings if f.kink and f.verdict == "pass")
+    return [f"{f.spec} {f.method} {f.tensor}: {kinked(f.tensor, kink)}" for f, kink in passing]
 
 
 def _of_worst(key: str) -> Callable[[Row], Any]:
@@ -159,8 +179,13 @@ def _shape(value: Any) -> str:
     return "" if value is None else "x".join(map(str, value)) or "scalar"
 
 
+def _at(row: Row) -> Any:
+    worst = row["worst"] or {}
+    return worst.get("index") if worst.get("direction") is None else f"direction {worst['direction']}"
+
+
 def _index(value: Any) -> str:
-    return "" if value is None else f"[{', '.join(map(str, value))}]"
+    return value if isinstance(value, str) else "" if value is None else f"[{', '.join(map(str, value))}]"
 
 
 def _blame(value: Any) -> str:
@@ -173,7 +198,7 @@ COLUMNS = (
     Column("tensor", "tensor", itemgetter("tensor"), _words, right=False),
     Column("shape", "shape", itemgetter("shape"), _shape, wide=True),
     Column("checked", "entries", itemgetter("checked"), _words),
-    Column("index", "worst at", _of_worst("index"), _index, right=False, wide=True),
+    Column("index", "worst at", _at, _index, right=False, wide=True),
     Column("value", "value", _of_worst("value"), _figure(12), wide=True),
     Column("reference", "reference", _of_worst("reference"), _figure(12), wide=True),
     Column("bound", "bound", _of_worst("bound"), _figure(2), wide=True),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,7 +121,16 @@ def judge(target: str, common: Common, mode: Mode) -> list[Finding]:
     found = _IN_FILE.fullmatch(target)
     assert found is not None
     box = open_box(_file(found["file"], {}), found["name"])
-    return check_box(box, common.wrt, common.limits(), mode)
+    return [_again(f, target, mode) for f in check_box(box, common.wrt, common.limits(), mode)]
+
+
+def _again(finding: Finding, target: str, mode: Mode) -> Finding:
+    """With the command line that judges its tensor again."""
+    if finding.blame is None:
+        return finding
+    words = ["bp", "check", target, *(("--wrt", finding.tensor) if finding.checked else ())]
+    words += ["--mode", mode] if mode != "auto" else []
+    return replace(finding, blame={**finding.blame, "reproduce": shlex.join(words)})
 
 
 def refuse_for_objects(boxes: Sequence[str], options: dict[str, bool]) -> None:

@@ -98,15 +98,16 @@ def _check(
     rows: Sequence[Mapping[str, Any]], errors: Sequence[Diagnostic], context: Mapping[str, Any]
 ) -> tuple[Document, frozenset[str]]:
     """A row a finding; columns without a word in them come last."""
-    from bpcli.checking.findings import Finding, Worst
+    from bpcli.checking.findings import Finding, Kink, Worst
     from bpcli.commands.check_document import findings_document
 
     names = list(Finding.__dataclass_fields__)
     findings = []
     for row in rows:
-        worst = row["worst"]
+        worst, kink = row["worst"], row["kink"]
         known = {n: row[n] for n in names if n in row}
-        findings.append(Finding(**{**known, "worst": Worst(**worst) if worst else None}))
+        known |= {"worst": Worst(**worst) if worst else None, "kink": Kink(**kink) if kink else None}
+        findings.append(Finding(**known))
     notes = [str(n) for n in context.get("notes") or ()]
     full = findings_document(findings, errors, context, notes)
     shown = frozenset(c.key for c in full.columns if not c.wide and any(c.show(c.get(r)) for r in full.rows))
@@ -194,6 +195,13 @@ def _finding() -> type[BaseModel]:
         reference: float
         bound: float
         z: float
+        direction: int | None = None
+
+    class Kink(BaseModel):
+        index: tuple[int, ...]
+        value: float
+        low: float
+        high: float
 
     class Found(BaseModel):
         model_config = ConfigDict(extra="allow")
@@ -209,5 +217,6 @@ def _finding() -> type[BaseModel]:
         bias: float | None
         cosine: float | None
         blame: dict[str, Any] | None
+        kink: Kink | None = None
 
     return Found

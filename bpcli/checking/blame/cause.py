@@ -6,16 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bpcli.checking.blame.evidence import Evidence
+from bpcli.checking.blame.signatures import (
+    PLAIN,
+    extent,
+    multiple,
+    not_finite,
+    proportional,
+    single_precision,
+)
 from bpcli.checking.faults.catalogue import CATALOGUE
 from bpcli.checking.faults.model import Fault
 from bpcli.checking.interpreter.hooks import Edge, Hooks
 from bpcli.graph.model import Node
-
-_SINGLE = 2.0**-22
-_SAME = 1e-9
 
 
 @dataclass(frozen=True)
@@ -104,45 +108,24 @@ def _only(fault: Fault, index: int) -> Hooks:
 
 def _ratio(evidence: Evidence, name: str) -> list[Cause]:
     """One number by which the whole tensor is off, in words."""
-    given, right = evidence.answers[0][name], evidence.right[name]
-    size = float((right * right).sum())
-    if not np.isfinite(given).all() or size == 0:
-        return []
-    ratio = float((given * right).sum()) / size
-    if not evidence.explained(name, ratio * right):
-        return []
     setup = evidence.problem.setup
-    known = {"-1": -1.0, "2": 2.0, "1/2": 0.5, "0": 0.0, "batch": setup.batch, "1/batch": 1 / setup.batch}
+    known = {**PLAIN, "batch": setup.batch, "1/batch": 1 / setup.batch}
     known |= {"T": setup.T, "1/T": 1 / setup.T} if setup.graph.recurrent else {}
     for constant, value in setup.spec.constants.items():
         known |= {constant: value, f"1 - {constant}": 1 - value} | ({f"1/{constant}": 1 / value} if value else {})
-    words = [word for word, value in known.items() if abs(ratio - value) <= _SAME * abs(value)]
-    return [Cause("ratio", f"the gradient is {' = '.join(words) or f'{ratio:.6g}'} times the right one")]
+    words = multiple(evidence.answers[0][name], evidence.right[name], evidence.both(name), known)
+    return [Cause("ratio", words)] if words else []
 
 
 def _looks(evidence: Evidence, name: str) -> list[Cause]:
     """What the error looks like, where no fault of the catalogue gives it."""
-    given, right, error = evidence.answers[0][name], evidence.right[name], evidence.error(name)
-    if not np.isfinite(given).all():
-        return [Cause("not-finite", f"{int((~np.isfinite(given)).sum())} of {given.size} entries are not finite")]
+    given, right, slack = evidence.answers[0][name], evidence.right[name], evidence.both(name)
+    if lost := not_finite(given):
+        return [Cause("not-finite", lost)]
     theta = np.asarray(evidence.problem.array(evidence.tensor(name)), float)
-    if theta.shape == error.shape and (theta * theta).sum() > 0:
-        share = float((error * theta).sum() / (theta * theta).sum())
-        if evidence.explained(name, right + share * theta):
-            return [
-                Cause("proportional", f"the error is {share:.6g} times {name} itself, as of a decay that does not fit")
-            ]
-    largest = float(np.abs(right).max(initial=0.0))
-    if np.abs(error).max() <= _SINGLE * largest:
+    if words := proportional(given, right, slack, theta, name):
+        return [Cause("proportional", words)]
+    error = evidence.error(name)
+    if single_precision(error, slack, evidence.single(name)):
         return [Cause("float32-accumulator", "the gradient has the accuracy of float32")]
-    return [Cause("unknown", _extent(np.abs(error) > 2 * evidence.slack[name]))]
-
-
-def _extent(off: NDArray[np.bool_]) -> str:
-    """Which entries are wrong: one, a block of rows, or how many."""
-    if off.sum() == 1:
-        return "a single entry is wrong"
-    rows = np.flatnonzero(off.reshape(len(off), -1).any(axis=1)) if off.ndim else np.zeros(1, int)
-    if off.ndim and len(rows) < len(off) and rows[-1] - rows[0] + 1 == len(rows):
-        return f"rows {rows[0]} to {rows[-1]} alone are wrong, as of one gate's block"
-    return f"{int(off.sum())} of {off.size} entries are wrong, without a pattern that is known"
+    return [Cause("unknown", extent(np.abs(error) > slack))]

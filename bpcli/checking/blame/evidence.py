@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bpcli.checking.answers import Foreign, ask
+from bpcli.checking.blame.signatures import LEFT, explained
 from bpcli.checking.faults.model import as_method, separate
 from bpcli.checking.interpreter.hooks import RIGHT, Hooks
 from bpcli.methods import MethodCall
@@ -19,8 +20,7 @@ from bpcli.references.numerics.rounding import rounding
 
 # Two gradients, each with its rounding.
 _BOTH = 2.0
-# The part of an error that an explanation may leave unexplained.
-_LEFT = 1e-6
+_SINGLE = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Evidence:
     def accumulates(self, name: str) -> bool:
         """Whether the right gradient was added twice between the first answer and the third."""
         first, third = self.answers
-        left = _LEFT * np.abs(third[name]).max(initial=0.0)
+        left = LEFT * np.abs(third[name]).max(initial=0.0)
         return bool((np.abs(third[name] - first[name] - 2 * self.right[name]) <= left).all())
 
     def planted(self, key: tuple[object, ...], hooks: Hooks, calls: int = 1) -> Mapping[str, FloatArray]:
@@ -63,13 +63,17 @@ class Evidence:
 
     def explained(self, name: str, value: FloatArray, call: int = 0) -> bool:
         """Whether `value` is what the answer is, but for rounding or next to nothing of the error."""
-        given, slack = self.answers[call][name], _BOTH * self.slack[name]
-        finite = np.isfinite(given)
-        if not np.array_equal(finite, np.isfinite(value)):
-            return False
-        error = np.abs(given - self.right[name])[finite]
-        left = _LEFT * error.max(initial=0.0)
-        return bool((np.abs(given - value)[finite] <= slack[finite] + left).all())
+        return explained(self.answers[call][name], self.right[name], self.both(name), value)
+
+    def both(self, name: str) -> FloatArray:
+        """What the rounding of two gradients comes to."""
+        return np.asarray(_BOTH * self.slack[name])
+
+    def single(self, name: str) -> FloatArray:
+        """What the rounding of a gradient in float32 comes to; nothing where it is in float32 by rights."""
+        if self.problem.setup.dtype == _SINGLE:
+            return np.zeros_like(self.slack[name])
+        return rounding(self.problem, self.windows, _SINGLE).gradient[name]
 
 
 def gather(setup: Setup, call: MethodCall | Foreign) -> Evidence:
@@ -96,7 +100,7 @@ def planted(problem: Problem, hooks: Hooks, windows: tuple[Window, ...], calls: 
 
 def _near(evidence: Evidence, name: str, call: int) -> bool:
     off = np.abs(evidence.answers[call].get(name, np.full(1, np.nan)) - evidence.right[name])
-    return bool((off <= _BOTH * evidence.slack[name]).all())
+    return bool((off <= evidence.both(name)).all())
 
 
 def _dense(given: Array, x: Tensor) -> FloatArray:

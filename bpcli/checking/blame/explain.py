@@ -11,6 +11,7 @@ from bpcli.checking.blame import place
 from bpcli.checking.blame.cause import Cause, causes, fits
 from bpcli.checking.blame.evidence import Evidence, gather
 from bpcli.checking.blame.shrink import Again, smallest
+from bpcli.checking.blame.spoken import worst_entry
 from bpcli.checking.blame.steps import errors_by_step
 from bpcli.checking.findings import Finding
 from bpcli.checking.interpreter.walk import work
@@ -83,8 +84,7 @@ Blame = tuple[dict[str, object], list[Cause]]
 def _blame(finding: Finding, evidence: Evidence | None, live: Callable[[], bool]) -> Blame:
     index = list(finding.worst.index) if finding.worst is not None and finding.worst.index is not None else None
     blank: dict[str, object] = {"index": index, "step": None, "sample": None, "node": None, "factor": None}
-    spoken = next((words for cause, words in _SPOKEN.items() if finding.cause.startswith(cause)), "")
-    if spoken:
+    if spoken := _spoken(finding.cause):
         return {**blank, "cause": spoken}, []
     if finding.tensor == "loss":
         return {**blank, "cause": "the loss that comes with the gradient is not that of the spec"}, []
@@ -100,6 +100,12 @@ def _blame(finding: Finding, evidence: Evidence | None, live: Callable[[], bool]
     node = fitting[0].node or place.node(evidence)
     where = {"step": step, "sample": sample, "node": place.called(node) if node else None}
     return {**blank, **where, "factor": fitting[0].factor or None, "cause": _words(fitting)}, fitting
+
+
+def _spoken(cause: str) -> str:
+    """What makes an answer wrong whatever its numbers, in a sentence; what foreign code did is told with details."""
+    known = next((c for c in _SPOKEN if cause.startswith(c)), "")
+    return cause if cause[len(known) :].startswith(": ") and known else _SPOKEN.get(known, "")
 
 
 def _settled(blame: Blame, finding: Finding, again: Again, call: MethodCall | Foreign, evidence: Evidence) -> Blame:
@@ -126,11 +132,7 @@ def _words(fitting: Sequence[Cause]) -> str:
 
 def _text(finding: Finding, blame: dict[str, object]) -> str:
     """One line: the entry with both values, where, and the likely cause."""
-    parts = []
-    worst = finding.worst
-    if worst is not None:
-        at = f"[{', '.join(map(str, worst.index))}]" if worst.index else ""
-        parts.append(f"{finding.tensor}{at} = {worst.value:.6g}, should be {worst.reference:.6g} (z = {worst.z:.2g})")
+    parts = [worst_entry(finding)] if finding.worst is not None else []
     places = [f"{key} {blame[key]}" for key in ("node", "step", "sample", "factor") if blame[key] is not None]
     if places:
         parts.append(", ".join(places))

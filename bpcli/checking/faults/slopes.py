@@ -53,6 +53,12 @@ def _floored(e: Edge) -> FloatArray:
     return e.cotangent * np.maximum(_slope(e, e.args[0], e.value), _FLOOR)
 
 
+def _missing(op: str, advice: str) -> Fault:
+    """The fault that a function's slope is forgotten."""
+    return Fault(f"{op}-slope-missing", f"the derivative of {op} is missing: its cotangent goes through as it is", "",
+                 advise(advice), where(of(op), lambda e: e.cotangent), where(of(op), _recomputed))  # fmt: skip
+
+
 def _in_masked_branch(e: Edge) -> FloatArray:
     v = e.args[0]
     return np.where(v > 0, e.pull(), np.nan * v)
@@ -130,6 +136,7 @@ FAULTS = (
     Fault("slope-floored", f"the slope of a saturated unit is held at {_FLOOR:g} or more", "",
           advise("no unit of tanh, sigmoid or softplus saturates; take a larger scale for weights or inputs"),
           where(lambda e: e.node.op in _SQUASHING, _floored), where(lambda e: e.node.op in _SQUASHING, _from_output)),
+    _missing("tanh", "no tanh"), _missing("sigmoid", "no sigmoid"),
     Fault("nan-in-masked-branch", "the branch that is not taken turns the cotangent into NaN", "",
           advise("no relu, leaky_relu or abs has an argument below zero; use one, or larger inputs"),
           where(lambda e: e.node.op in _BRANCHING, _in_masked_branch),

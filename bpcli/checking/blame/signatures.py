@@ -1,0 +1,83 @@
+"""What an error looks like, from the numbers alone: given gradient, right gradient, and the slack between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.checking.blame.spoken import apart
+from bpcli.references.base import FloatArray
+from bpcli.references.numerics.rounding import FACTOR
+
+# The part of an error that an explanation may leave unexplained.
+LEFT = 1e-6
+_SAME = 1e-9
+PLAIN = {"-1": -1.0, "2": 2.0, "1/2": 0.5, "0": 0.0}
+"""Ratios that are told in words."""
+# Nearly all entries; and the error that half of them exceed, over the standard deviation of rounding.
+_NEARLY_ALL, _TYPICAL = 0.8, 1 / 30
+
+
+def explained(given: FloatArray, right: FloatArray, slack: FloatArray, value: FloatArray) -> bool:
+    """Whether `given` is `value`, but for the slack or next to nothing of its error."""
+    finite = np.isfinite(given)
+    if not np.array_equal(finite, np.isfinite(value)):
+        return False
+    left = LEFT * np.abs(given - right)[finite].max(initial=0.0)
+    return bool((np.abs(given - value)[finite] <= slack[finite] + left).all())
+
+
+def not_finite(given: FloatArray) -> str:
+    """How many entries are not finite, "" where all are."""
+    lost = int((~np.isfinite(given)).sum())
+    return f"{lost} of {given.size} entries are not finite" if lost else ""
+
+
+def multiple(given: FloatArray, right: FloatArray, slack: FloatArray, known: Mapping[str, float]) -> str:
+    """One number by which the whole tensor is off, in the words of `known` numbers, "" where there is none."""
+    size = float((right * right).sum())
+    if not np.isfinite(given).all() or not 0 < size < np.inf:
+        return ""
+    ratio = float((given * right).sum()) / size
+    if not explained(given, right, slack, ratio * right):
+        return ""
+    words = [word for word, value in known.items() if abs(ratio - value) <= _SAME * abs(value)]
+    return f"the gradient is {' = '.join(words) or apart(ratio, 1.0)[0]} times the right one"
+
+
+def proportional(given: FloatArray, right: FloatArray, slack: FloatArray, theta: FloatArray, name: str) -> str:
+    """Whether the error is a multiple of the array itself, called `name`; "" where it is not."""
+    size = float((theta * theta).sum())
+    if theta.shape != given.shape or not 0 < size < np.inf:
+        return ""
+    share = float(((given - right) * theta).sum()) / size
+    if not explained(given, right, slack, right + share * theta):
+        return ""
+    return f"the error is {share:.6g} times {name} itself, as of a decay that does not fit"
+
+
+def single_precision(error: FloatArray, slack: FloatArray, rounding: FloatArray) -> bool:
+    """Whether nearly all errors are those of float32, whose `rounding` may be as large in each entry.
+
+    One wrong entry, or a few, may be off as little by something else.
+    """
+    moved = rounding > 0
+    size, bound = np.abs(error[moved]), rounding[moved]
+    if not size.size or not (np.abs(error) <= rounding + slack).all():
+        return False
+    nearly_all = (size > slack[moved]).mean() >= _NEARLY_ALL
+    return bool(nearly_all and np.median(size / bound) >= _TYPICAL / FACTOR)
+
+
+def extent(off: NDArray[np.bool_]) -> str:
+    """Which entries are wrong: one, a block of rows, or how many."""
+    if off.sum() == 1:
+        return "a single entry is wrong"
+    rows = np.flatnonzero(off.reshape(len(off), -1).any(axis=1)) if off.ndim else np.zeros(1, int)
+    if off.ndim and len(rows) == 1:
+        return f"row {rows[0]} alone is wrong"
+    if off.ndim and len(rows) < len(off) and rows[-1] - rows[0] + 1 == len(rows):
+        return f"rows {rows[0]} to {rows[-1]} alone are wrong, as of one gate's block"
+    return f"{int(off.sum())} of {off.size} entries are wrong, without a pattern that is known"
