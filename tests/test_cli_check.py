@@ -192,7 +192,7 @@ def test_json_schema() -> None:
     (found,) = document["findings"]
     keys = "spec method tensor shape checked verdict cause worst kernel_error bias cosine blame kink"
     assert keys.split() == list(found)
-    assert ["index", "value", "reference", "bound", "z"] == list(found["worst"])
+    assert ["index", "value", "reference", "bound", "z", "direction"] == list(found["worst"])
     assert ([0, 1], [2, 2], "wrong", "W") == (
         found["worst"]["index"],
         found["shape"],
