@@ -17,6 +17,7 @@ from bpcli.checking.blame.shrink import Again
 from bpcli.checking.findings import Finding
 from bpcli.checking.run import CheckOptions, check
 from bpcli.cli import main
+from bpcli.problem.draw import draw
 from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup
 
@@ -128,3 +129,36 @@ def test_the_command_that_shows_it_again(tmp_path: Path) -> None:
     words = finding["blame"]["reproduce"].split()
     assert ["bp", "check"] == words[:2] and f"{kernel}:gradient" in words
     assert 1 == CliRunner().invoke(main, words[1:]).exit_code
+
+
+def shares(name: str) -> list[float]:
+    """`blame.errors` of W for a slip; none where the blame has none."""
+    (blame,) = (f.blame for f in blames(name) if f.tensor == "W" and f.blame)
+    errors = blame["errors"]
+    return [] if errors is None else list(errors)
+
+
+def test_errors_by_step_are_those_of_each_step() -> None:
+    """With α missing in M̄ each step gives 1/α times its share: the norm of share times 1/α - 1 over that of all."""
+    setup = small_setup("leaky_rnn", ("params",), T=6)
+    problem, alpha = draw(setup), setup.spec.constants["alpha"]
+    whole = slip(problem, "none")["W"]
+    p, B = problem.params, setup.batch
+    a, f = [np.broadcast_to(problem.state["a"], (B, len(p["W"])))], []
+    for x in problem.inputs["x"]:
+        f.append(np.tanh(a[-1] @ p["W"].T + x @ p["W_in"].T + p["b_rec"]))
+        a.append((1 - alpha) * a[-1] + alpha * f[-1])
+    carried, expected = np.zeros_like(a[0]), []
+    for t in reversed(range(setup.T)):
+        c = (a[t + 1] @ p["W_out"].T + p["b_out"] - problem.inputs["y_star"][t]) / B @ p["W_out"] + carried
+        h = alpha * c * (1 - f[t] ** 2)
+        expected.append((1 / alpha - 1) * np.linalg.norm(h.T @ a[t]) / np.linalg.norm(whole))
+        carried = (1 - alpha) * c + h @ p["W"]
+    np.testing.assert_allclose(shares("alpha-missing-in-M"), expected[::-1], rtol=1e-9)
+
+
+def test_errors_by_step_are_told_where_they_are_known() -> None:
+    """Of a loss that is dropped at the end all steps suffer; of what no fault of the catalogue gives nothing is told."""
+    errors = shares("final-loss-dropped")
+    assert 6 == len(errors) and min(errors) > 0
+    assert [] == shares("first-step-missing")

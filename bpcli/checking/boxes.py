@@ -80,6 +80,8 @@ def judge_box_entries(box: Box, tensor: Tensor, value: Array) -> Finding:
     if verdict == "wrong" and cause:
         cause += f" ({box.file.at(box.line(METHOD))})"
     off, angle = relative_error(wide, entries.reference), cosine(wide, entries.reference)
+    if not np.isfinite(entries.bound).all():
+        off = angle = None
     known = (box.name, METHOD, tensor.name, tensor.shape, tensor.entries, verdict, cause, worst, off)
     kink = at_kink(entries, worst)
     # At a kink there is no one truth to be off from.

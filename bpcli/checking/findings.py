@@ -40,7 +40,8 @@ class Finding:
     `checked` counts entries (or directions) compared. `kernel_error` is ‖g − ref‖ / ‖ref‖ against what the method is
     meant to compute, at a kink the distance from the nearest derivative over the largest; `bias` is ‖g − g*‖ / ‖g*‖
     against the true gradient and `cosine` the cosine with it: None where the truth was not computed or has norm zero,
-    and where entries are at a `kink`, so that there is no one truth.
+    and where entries are at a `kink`, so that there is no one truth. None too
+    where a reference knows nothing.
     `cause` is "" or a word such as "noise", "not finite". `blame` comes with a wrong verdict where it is known.
     """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from bpcli.checking.decide import decide, decide_along, narrow
 from bpcli.checking.findings import Finding
 from bpcli.checking.measures import cosine, kernel_error, relative_error
@@ -23,7 +25,7 @@ def judge_entries(truth: Truth, windows: Windows, tensor: Tensor, value: FloatAr
     entries = decide(truth, windows, tensor, value)
     verdict, cause, worst = summarise(entries, tensor.pattern)
     true = truth.best(whole(truth.problem.setup), tensor)
-    one_truth = not (true.kink > 0).any()
+    one_truth = not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
     return replace(
         blank,
         checked=tensor.entries,
@@ -53,7 +55,9 @@ def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArra
         cause=cause,
         worst=as_direction(worst),
         kernel_error=kernel_error(entries.value, truth.along(windows, tensor, rows).judge),
-        bias=None if (true.kink > 0).any() else relative_error(dot(rows, value), true.value),
+        bias=None
+        if (true.kink > 0).any() or not np.isfinite(true.bound).all()
+        else relative_error(dot(rows, value), true.value),
     )
     if verdict == "pass":
         return found

@@ -8,9 +8,16 @@ from bpcli.checking.verdict import nearest
 from bpcli.references.base import Estimate, FloatArray
 
 
-def kernel_error(value: FloatArray, intended: Estimate) -> float:
-    """Distance from the nearest derivative, relative to the largest: away from kinks there is only one."""
-    off, size = _norm(value - nearest(value, intended)), _norm(np.abs(intended.value) + intended.kink)
+def kernel_error(value: FloatArray, intended: Estimate) -> float | None:
+    """Distance from the nearest derivative, relative to the largest: away from kinks there is only one.
+
+    None where no derivative is known.
+    """
+    known = np.isfinite(intended.bound)
+    if not known.any():
+        return None
+    off = _norm((value - nearest(value, intended))[known])
+    size = _norm((np.abs(intended.value) + intended.kink)[known])
     if size > 0:
         return off / size
     return 0.0 if off == 0 else float("inf")

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from bpcli.commands.check_cases import Places
     from bpcli.render.document import Case
 
+_KERNEL = "kernel:"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The methods that a spec is checked with, why others are not, and where its tensors are declared."""
+    """The methods that a spec is checked with, its kernels among them, why others are not, and where its tensors are declared."""
 
     methods: tuple[str, ...]
     skipped: Mapping[str, str]
@@ -43,7 +45,8 @@ def plan(path: Path, methods: Sequence[str]) -> Plan:
 
     setup = open_spec(path, Common(allow_outside=bool(defaults(check).get("allow_outside"))))
     calls, skipped = applying(setup, choose(setup, read(methods), weak=True), alone=False)
-    return Plan(tuple(c.text for c in calls), skipped, places_of(setup.spec))
+    kernels = (f"{_KERNEL}{name}" for name in setup.spec.kernels)
+    return Plan((*(c.text for c in calls), *kernels), skipped, places_of(setup.spec))
 
 
 def check_spec(path: Path, methods: Sequence[str], places: Places) -> dict[str, list[Case]]:
@@ -53,7 +56,7 @@ def check_spec(path: Path, methods: Sequence[str], places: Places) -> dict[str, 
     from bpcli.cli import main
     from bpcli.commands.check_cases import case
 
-    flags = [part for method in methods for part in ("-m", method)]
+    flags = [part for method in methods for part in _asked(method)]
     thresholds = gc.get_threshold()  # which the command sets for a process that is its own
     try:
         result = CliRunner().invoke(main, ["check", "--format", "json", *flags, "--", str(path)], prog_name="bp")
@@ -82,6 +85,11 @@ def check_functions(
     setattr(module, name, SimpleNamespace(loss=loss, grad=grad, params=params))
     findings = check_box(open_box(_file_of(grad, module), name), (), Limits())
     return [case(asdict(finding), {}) for finding in findings]
+
+
+def _asked(method: str) -> tuple[str, str]:
+    """The option that asks for what reports call `method`."""
+    return ("--kernel", method.removeprefix(_KERNEL)) if method.startswith(_KERNEL) else ("-m", method)
 
 
 def told(case: Case) -> str:

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from bpcli.checking.blame.spoken import kinked
+from bpcli.checking.blame.spoken import kinked, place
 from bpcli.checking.findings import Finding
 from bpcli.commands.check_cases import Places, case
 from bpcli.errors import Diagnostic
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from bpcli.checking.findings import Worst
 
 Row = Mapping[str, Any]
+_WHY = {
+    "noise": "the loss is rounded too much for differences to tell {at} to better than {bound:.2g}",
+    "no power": "no reference tells {at} to better than {bound:.2g}, within which right and wrong look the same",
+    "underflow": "{at} is so near the smallest numbers of its type that what is lost there could explain the error",
+    "references disagree": "two references contradict each other at {at}, so that neither accuses the gradient",
+}
+_BLIND = "no reference can tell {at}: imaginary and real steps leave the range of floats or the domain of the loss"
 _STYLES = {"pass": "green", "wrong": "bold red", "inconclusive": "yellow"}
 
 
@@ -33,7 +40,7 @@ def findings_document(
         context=context,
         summary=summary(findings),
         sentences=_sentences(findings, errors),
-        notes=[*_blames(findings), *_kinks(findings), *notes],
+        notes=[*_blames(findings), *_kinks(findings), *_open(findings), *notes],
         errors=errors,
         style=lambda row: _STYLES[row["verdict"]],
     )
@@ -161,6 +168,21 @@ def _kinks(findings: Sequence[Finding]) -> list[str]:
     """What is right where gradients pass at a kink."""
     passing = ((f, f.kink) for f in findings if f.kink and f.verdict == "pass")
     return [f"{f.spec} {f.method} {f.tensor}: {kinked(f.tensor, kink)}" for f, kink in passing]
+
+
+def _open(findings: Sequence[Finding]) -> list[str]:
+    """Why a verdict could not be had, a sentence for each cause."""
+    notes = []
+    left = [f for f in findings if f.verdict == "inconclusive" and f.worst and f.cause in _WHY]
+    for (spec, method, cause), group in groupby(left, key=lambda f: (f.spec, f.method, f.cause)):
+        together = list(group)
+        worst, name = together[0].worst, together[0].tensor
+        assert worst is not None
+        at = f"{name}{place(worst.index, worst.direction)}"
+        blind = cause in ("no power", "noise") and worst.bound == float("inf")
+        why = _BLIND if blind else _WHY[cause]
+        notes.append(f"{spec} {method} {', '.join(f.tensor for f in together)}: {why.format(at=at, bound=worst.bound)}")
+    return notes
 
 
 def _of_worst(key: str) -> Callable[[Row], Any]:

@@ -24,6 +24,8 @@ from bpcli.references.numerics.rounding import rounding, rounding_flops
 STEP = 1e-40
 # Products of imaginary parts may underflow, now and then.
 _UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal) / STEP
+# Numbers that the step is not small beside; gradients, all of them, that its imaginary parts lose to underflow.
+_TINY, _LOST = 1e10 * STEP, 10 * _UNDERFLOW
 _COPIES_AT_ONCE = 4096
 # A complex product is four real products and two sums.
 _COMPLEX_FLOPS = 4
@@ -45,7 +47,7 @@ class ComplexStep:
     ) -> Mapping[str, Estimate]:
         """See `Reference`. The bound is the rounding that such a gradient shows in float64."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
-        bounds = rounding(problem, tuple(windows), np.dtype(np.float64)).gradient
+        bounds = _bounds(problem, windows)
         ready = Impulses(problem, perturbed, tensors, 1.0).imaginary()
         probes = {tensor.name: probe(problem, tensor) for tensor in tensors}
         lacking = _lacking(perturbed, [t for t in tensors if t.name in ready], probes, ready, bounds)
@@ -61,13 +63,15 @@ class ComplexStep:
                     found[rows] = _derivatives(perturbed, tensor, around.rows(rows))
             else:
                 found = _derivatives(perturbed, tensor, around)
-            estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bounds[tensor.name])
+            at = np.abs(np.asarray(problem.array(tensor), dtype=np.float64))
+            bound = np.where((at > 0) & (at < _TINY), np.inf, bounds[tensor.name])
+            estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bound)
         return estimates
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`. Rounding errors of entries are independent of each other and of the directions."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
-        bounds = rounding(problem, tuple(windows), np.dtype(np.float64)).gradient
+        bounds = _bounds(problem, windows)
         estimates = {}
         for tensor, rows in directions.items():
             losses = Along(perturbed, tensor, rows).losses(np.arange(len(rows)), np.full(len(rows), STEP * 1j))
@@ -86,6 +90,14 @@ class ComplexStep:
         """See `Reference`."""
         evaluations = _COMPLEX_FLOPS * count * len(setup.wrt) * forward_flops(setup, windows)
         return evaluations + rounding_flops(setup, tuple(windows))
+
+
+def _bounds(problem: Problem, windows: Sequence[Window]) -> Mapping[str, FloatArray]:
+    """Rounding in float64 by tensor; infinite where every gradient is too small for imaginary parts."""
+    known = rounding(problem, tuple(windows), np.dtype(np.float64))
+    if not known.scale < _LOST:
+        return known.gradient
+    return {name: np.where(bound > 0, np.inf, bound) for name, bound in known.gradient.items()}
 
 
 def _known(value: FloatArray, bound: FloatArray) -> Estimate:

@@ -71,6 +71,7 @@ class _Climb:
     def __init__(self, sampler: Sampler, target: float, offset: float) -> None:
         self.sampler, self.target, self.offset = sampler, target, offset
         self.step = offset * _power_of_two(FIRST_STEP * scales(sampler.probe))
+        self.own = np.abs(sampler.probe.points).max(axis=1)
         self.low, self.high = np.zeros_like(self.step), np.full_like(self.step, np.inf)
         self.least, self.size = self.step * PILOT, scales(sampler.probe)
         self.pilot = Pilot(sampler, self.least, loss_noise(sampler, self.step))
@@ -89,7 +90,8 @@ class _Climb:
             need = np.where(self.only_pilot[active], np.inf, self.best.bound[active] / tolerance)
             # One step serves all samples, so the one in greatest need decides.
             worst = (np.arange(len(active)), need.argmax(axis=1))
-            goes_on = self._move(active, rung.truncation[worst], rung.noise[worst], agrees[worst], tolerance[worst])
+            inside = self._move(active, rung.truncation[worst], rung.noise[worst], agrees[worst], tolerance[worst])
+            goes_on = self._nearer(active, rung) | inside
             active = active[goes_on & (need[worst] > 1)]
             if not len(active):
                 break
@@ -104,6 +106,16 @@ class _Climb:
             self.best.put(louder, self.pilot.found(louder), self.only_pilot[louder])
             rung.put(np.searchsorted(rows, louder), self._rung(louder))
         return rung
+
+    def _nearer(self, rows: Indices, rung: Derivatives) -> Mask:
+        """Entries whose first steps leave the loss's domain, as of a logarithm, go by their own size, however small."""
+        first = _power_of_two(FIRST_STEP * np.maximum(self.own[rows], np.finfo(np.float64).tiny / PILOT))
+        lost = ~np.isfinite(rung.bound).any(axis=1) & (self.own[rows] > 0) & (first * _LEAP < self.step[rows])
+        who = rows[lost]
+        self.step[who] = self.offset * first[lost]
+        self.size[who] = self.own[who]
+        self.high[who], self.least[who] = np.inf, np.minimum(self.least[who], self.step[who] * PILOT)
+        return np.asarray(lost)
 
     def _curb(self) -> None:
         """Take back what was found with steps larger than anything in this tensor vouches for."""
