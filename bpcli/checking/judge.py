@@ -48,6 +48,7 @@ def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArra
     entries = decide_along(truth, windows, tensor, value, rows)
     verdict, cause, worst = summarise(entries)
     true = truth.along(whole(truth.problem.setup), tensor, rows).judge
+    one_truth = not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
     found = replace(
         blank,
         checked=len(rows),
@@ -55,9 +56,7 @@ def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArra
         cause=cause,
         worst=as_direction(worst),
         kernel_error=kernel_error(entries.value, truth.along(windows, tensor, rows).judge),
-        bias=None
-        if (true.kink > 0).any() or not np.isfinite(true.bound).all()
-        else relative_error(dot(rows, value), true.value),
+        bias=relative_error(dot(rows, value), true.value) if one_truth else None,
     )
     if verdict == "pass":
         return found

@@ -24,7 +24,7 @@ _KERNEL = "kernel:"
 
 @dataclass(frozen=True)
 class Plan:
-    """The methods that a spec is checked with, its kernels among them, why others are not, and where its tensors are declared."""
+    """The methods and kernels that a spec is checked with, why others are not, and where its tensors are declared."""
 
     methods: tuple[str, ...]
     skipped: Mapping[str, str]

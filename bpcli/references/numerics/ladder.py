@@ -114,7 +114,10 @@ class _Climb:
         who = rows[lost]
         self.step[who] = self.offset * first[lost]
         self.size[who] = self.own[who]
-        self.high[who], self.least[who] = np.inf, np.minimum(self.least[who], self.step[who] * PILOT)
+        self.high[who], self.least[who] = np.inf, self.step[who] * PILOT
+        if len(who):
+            self.pilot.take(who, self.least[who])
+            self.best.put(who, self.pilot.found(who), self.only_pilot[who])
         return np.asarray(lost)
 
     def _curb(self) -> None:

@@ -18,14 +18,21 @@ class Pilot:
     """Differences with `steps (K,)`; `noise (K, S)` is that of the loss, `jump (K, S)` that of the slope."""
 
     def __init__(self, sampler: Sampler, steps: FloatArray, noise: FloatArray) -> None:
-        self.sampler, self.steps = sampler, steps
-        self.slope, even, self.size = differences(sampler, np.arange(len(steps)), steps)
-        self.jump = even / steps[:, None]
+        self.sampler, self.steps = sampler, steps.copy()
         self.noise = np.tile(noise, (len(steps), 1))
+        self.slope, self.jump, self.size = (np.zeros_like(self.noise) for _ in range(3))
         self._measured = np.zeros(len(steps), dtype=np.bool_)
-        if sampler.kinks is not None:
+        self.take(np.arange(len(steps)), steps)
+
+    def take(self, rows: Indices, steps: FloatArray) -> None:
+        """Take the differences of `rows` with `steps (R,)`."""
+        self.steps[rows] = steps
+        slope, even, self.size[rows] = differences(self.sampler, rows, steps)
+        self.jump[rows] = even / steps[:, None]
+        if self.sampler.kinks is not None:
             # Where a kink is known to be at the point, or hardly off it, a tiny step may see one side alone.
-            self.slope = np.where(sampler.kinks >= 0, np.nan, self.slope)
+            slope = np.where(self.sampler.kinks[rows] >= 0, np.nan, slope)
+        self.slope[rows] = slope
 
     def found(self, rows: Indices) -> Derivatives:
         """What it says of the derivatives."""
