@@ -90,8 +90,9 @@ class _Climb:
             need = np.where(self.only_pilot[active], np.inf, self.best.bound[active] / tolerance)
             # One step serves all samples, so the one in greatest need decides.
             worst = (np.arange(len(active)), need.argmax(axis=1))
+            taken = self.step[active].copy()
             inside = self._move(active, rung.truncation[worst], rung.noise[worst], agrees[worst], tolerance[worst])
-            goes_on = self._nearer(active, rung) | inside
+            goes_on = self._nearer(active, rung, taken) | inside
             active = active[goes_on & (need[worst] > 1)]
             if not len(active):
                 break
@@ -107,10 +108,10 @@ class _Climb:
             rung.put(np.searchsorted(rows, louder), self._rung(louder))
         return rung
 
-    def _nearer(self, rows: Indices, rung: Derivatives) -> Mask:
-        """Entries whose first steps leave the loss's domain, as of a logarithm, go by their own size, however small."""
+    def _nearer(self, rows: Indices, rung: Derivatives, taken: FloatArray) -> Mask:
+        """Entries whose steps `taken` leave the loss's domain, as of a logarithm, go by their own size, however small."""
         first = _power_of_two(FIRST_STEP * np.maximum(self.own[rows], np.finfo(np.float64).tiny / PILOT))
-        lost = ~np.isfinite(rung.bound).any(axis=1) & (self.own[rows] > 0) & (first * _LEAP < self.step[rows])
+        lost = ~np.isfinite(rung.bound).any(axis=1) & (self.own[rows] > 0) & (first * _LEAP < taken)
         who = rows[lost]
         self.step[who] = self.offset * first[lost]
         self.size[who] = self.own[who]
