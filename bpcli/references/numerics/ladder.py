@@ -109,7 +109,7 @@ class _Climb:
         return rung
 
     def _nearer(self, rows: Indices, rung: Derivatives, taken: FloatArray) -> Mask:
-        """Entries whose steps `taken` leave the loss's domain, as of a logarithm, go by their own size, however small."""
+        """Entries whose steps `taken` leave the domain of the loss, as of a logarithm, go by their own size."""
         first = _power_of_two(FIRST_STEP * np.maximum(self.own[rows], np.finfo(np.float64).tiny / PILOT))
         lost = ~np.isfinite(rung.bound).any(axis=1) & (self.own[rows] > 0) & (first * _LEAP < taken)
         who = rows[lost]

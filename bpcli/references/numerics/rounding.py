@@ -69,7 +69,9 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
     with np.errstate(all="ignore"):
         magnitudes = magnitude(problem, windows)
         sizes, spreads = _samples(problem, windows)
-        disturbed = _disturbed(problem, windows, unit_roundoff(dtype))
+        disturbed, exact = _disturbed(problem, windows, unit_roundoff(dtype))
+        if dtype == _DOUBLE:  # whose numbers may be beyond the range of float32, in which the others were sampled
+            sizes = {name: np.where(np.isfinite(size), size, np.abs(exact[name])) for name, size in sizes.items()}
         each = {
             name: bound(sizes[name], spreads[name], m.astype(np.float64), dtype)
             + np.where(m == 0, 0.0, FACTOR * disturbed[name])
@@ -126,8 +128,13 @@ def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, F
     return sizes, roots
 
 
-def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -> dict[str, FloatArray]:
-    """By tensor, the root mean square of what a shift of every value by one unit of `roundoff` does to the gradient."""
+def _disturbed(
+    problem: Problem, windows: tuple[Window, ...], roundoff: float
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """By tensor, the root mean square of what a shift of every value by one unit of `roundoff` does to the gradient.
+
+    And the gradient.
+    """
     double = cast(problem, _DOUBLE)
     method = unrolled(double.setup, windows)
     generator = np.random.default_rng(1)
@@ -144,7 +151,7 @@ def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -
         found = _answers(method, shifted, disturb)
         for name in base:
             roots[name] = np.hypot(roots[name], (found[name] - base[name]) / (_UNITS * _DISTURBED**0.5))
-    return roots
+    return roots, base
 
 
 def _answers(
