@@ -110,6 +110,35 @@ def test_specs_are_tests(pytester: pytest.Pytester) -> None:
     result.stdout.no_fnmatch_line("*pytest_plugin.py:*: *Error")
 
 
+KERNELS = """import numpy as np
+
+def right(params, inputs, state):
+    w = params["w"]
+    return {"w": 2 * w}
+
+def wrong(params, inputs, state):
+    return {"w": params["w"]}
+"""
+
+
+def test_kernels_of_a_spec_are_tests(pytester: pytest.Pytester) -> None:
+    """Each beside the methods; one that is wrong fails with what to blame, and can be chosen alone."""
+    declared = "".join(f'[kernel.{n}]\nfile = "mine.py"\nfunction = "{n}"\n' for n in ("right", "wrong"))
+    project(pytester, "bp_specs = ['specs/*.toml']", square=FORWARD + declared)
+    (pytester.path / "specs" / "mine.py").write_text(KERNELS)
+    result = run(pytester, "-v")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines_random(
+        [
+            r"specs/square.toml::backprop PASSED.*",
+            r"specs/square.toml::kernel:right PASSED.*",
+            r"specs/square.toml::kernel:wrong FAILED.*",
+            r".*the gradient is 1/2 times the right one.*",
+        ]
+    )
+    run(pytester, "-v", "-k", "right").assert_outcomes(passed=1, deselected=2)
+
+
 def test_strict(pytester: pytest.Pytester) -> None:
     """With bp_strict what is inconclusive fails."""
     project(pytester, "bp_specs = ['specs/*.toml']\nbp_strict = true", inconclusive=FORWARD)

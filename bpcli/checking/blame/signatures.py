@@ -37,11 +37,8 @@ def not_finite(given: FloatArray) -> str:
 
 def multiple(given: FloatArray, right: FloatArray, slack: FloatArray, known: Mapping[str, float]) -> str:
     """One number by which the whole tensor is off, in the words of `known` numbers, "" where there is none."""
-    size = float((right * right).sum())
-    if not np.isfinite(given).all() or not 0 < size < np.inf:
-        return ""
-    ratio = float((given * right).sum()) / size
-    if not explained(given, right, slack, ratio * right):
+    ratio = _share(given, right)
+    if ratio is None or not explained(given, right, slack, ratio * right):
         return ""
     words = [word for word, value in known.items() if abs(ratio - value) <= _SAME * abs(value)]
     return f"the gradient is {' = '.join(words) or apart(ratio, 1.0)[0]} times the right one"
@@ -49,13 +46,19 @@ def multiple(given: FloatArray, right: FloatArray, slack: FloatArray, known: Map
 
 def proportional(given: FloatArray, right: FloatArray, slack: FloatArray, theta: FloatArray, name: str) -> str:
     """Whether the error is a multiple of the array itself, called `name`; "" where it is not."""
-    size = float((theta * theta).sum())
-    if theta.shape != given.shape or not 0 < size < np.inf:
-        return ""
-    share = float(((given - right) * theta).sum()) / size
-    if not explained(given, right, slack, right + share * theta):
+    share = _share(given - right, theta) if theta.shape == given.shape else None
+    if share is None or not explained(given, right, slack, right + share * theta):
         return ""
     return f"the error is {share:.6g} times {name} itself, as of a decay that does not fit"
+
+
+def _share(given: FloatArray, of: FloatArray) -> float | None:
+    """By how much of another array an array is approximated best; None where that says nothing."""
+    largest = float(np.abs(of).max(initial=0.0))
+    if not 0 < largest < np.inf or not np.isfinite(given).all():
+        return None
+    unit = of / largest  # squares of what is huge or tiny would leave the range
+    return float((given * unit).sum() / (unit * unit).sum()) / largest
 
 
 def single_precision(error: FloatArray, slack: FloatArray, rounding: FloatArray) -> bool:
