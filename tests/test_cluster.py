@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -10,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import pytest
 pytest.importorskip("distributed")
 
 from bpcli.benching.machine import Machine
+from bpcli.cluster.connect import Cluster
 from bpcli.cluster.facts import Facts, differences, together
 from bpcli.cluster.losses import LEAST_FLOPS, batches
 from bpcli.problem.draw import draw
@@ -193,6 +196,46 @@ def test_a_worker_must_find_the_same_spec(folder: Path) -> None:
     assert 2 == ran.returncode
     assert "other-files" in ran.stderr
     assert "is another one" in ran.stderr
+
+
+class Hands:
+    """A client of so many workers, each of which has what it was given to do until it is asked for the next thing."""
+
+    status = "running"
+
+    def __init__(self, places: int) -> None:
+        self.places, self.held, self.most = places, 0, 0
+
+    def scheduler_info(self, n_workers: int) -> dict:
+        """A worker that is unfit stands beside the others."""
+        assert -1 == n_workers
+        return {"workers": {str(i): {"resources": {"bp": float(i > 0)}} for i in range(self.places + 1)}}
+
+    def submit(self, work: Callable, order: Any, **how: Any) -> Any:
+        """A future that is done at once."""
+        self.held += 1
+        self.most = max(self.most, self.held)
+        future: Any = concurrent.futures.Future()
+        future.key, future.result = order, lambda timeout: self._told(work(order))
+        future.set_result(None)
+        return future
+
+    def cancel(self, futures: list) -> None:
+        """Nothing is left."""
+        assert [] == futures
+
+    def _told(self, answer: Any) -> Any:
+        self.held -= 1
+        return answer
+
+
+@pytest.mark.parametrize(("places", "each", "most"), [(1, 1, 1), (2, 1, 2), (2, 2, 4), (9, 1, 7)])
+def test_work_is_handed_out_as_workers_come_back_for_it(places: int, each: int, most: int) -> None:
+    """In order, and never more than they can have: what lies at one can be done by no other."""
+    hands = Hands(places)
+    found = list(Cluster(hands, {}, 1, True).results(lambda order: 2 * order, list(range(7)), each))
+    assert [(i, 2 * i) for i in range(7)] == found
+    assert (0, most) == (hands.held, hands.most)
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense:x", "what://127.0.0.1:1"])

@@ -49,6 +49,8 @@ def run(
     for target, sha256 in {item.target.path: (item.target, item.sha256) for item in items}.values():
         cluster.require(absolute(target), sha256)
     packages = tuple(peer.name for peer in ask.peers)
+    # The longest first, so that at the end no worker has much left while the others have nothing.
+    items = sorted(items, key=lambda item: -item.seconds)
     sent = [Order(dataclasses.replace(i, target=absolute(i.target)), ask.budget, packages) for i in items]
     for number, found in cluster.results(measure_cell, sent):
         item = items[number]

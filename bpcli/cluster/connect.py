@@ -6,6 +6,7 @@ import logging
 import queue
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -51,21 +52,32 @@ class Cluster:
                 collector.add(d.code, f"worker {address} on {self._host(address)}: {d.what}", help=advice)
         collector.finish()
 
-    def results(self, work: Callable[[Any], Any], orders: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def results(self, work: Callable[[Any], Any], orders: Sequence[Any], each: int = 1) -> Iterator[tuple[int, Any]]:
         """The number of each order with what `work` made of it, as they come; what a lost worker had is done again.
 
-        An answer is a tuple of diagnostics where something stood in the way. Raises BpError when the cluster is lost.
+        Orders are handed out in their order, `each` at a time to a worker: who is done gets the next, and none waits at
+        a worker that is busy while another has nothing to do. An answer is a tuple of diagnostics where something stood
+        in the way. Raises BpError when the cluster is lost.
         """
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
         waiting: dict[str, tuple[int, Future]] = {}
+        left = deque(enumerate(orders))
+        last = time.monotonic()
         try:
-            for number, order in enumerate(orders):
-                future = self.client.submit(work, order, resources=dict(PLACE), pure=False, priority=-number)
-                waiting[future.key] = (number, future)
-            for _, future in waiting.values():
-                future.add_done_callback(done.put)
-            while waiting:
-                number, future = waiting[self._next(done).key]
+            while left or waiting:
+                places = self._places()
+                last = time.monotonic() if places else last
+                while left and len(waiting) < each * places:
+                    number, order = left.popleft()
+                    future = self.client.submit(work, order, resources=dict(PLACE), pure=False)
+                    waiting[future.key] = (number, future)
+                    future.add_done_callback(done.put)
+                try:
+                    number, future = waiting[done.get(timeout=_LOOK).key]
+                except queue.Empty:
+                    if time.monotonic() - last > PATIENCE:
+                        fail("no-workers", f"the cluster has had no worker for {PATIENCE:g} s")
+                    continue
                 yield number, self._answer(future)
                 del waiting[future.key], future  # the worker may forget it
         finally:
@@ -74,28 +86,19 @@ class Cluster:
     def _host(self, address: str) -> str:
         return self.workers[address].host if address in self.workers else "a host that joined later"
 
-    def _next(self, done: queue.SimpleQueue[Future]) -> Future:
-        """The next that is finished. Raises BpError when nobody has been there to work for too long."""
-        last = time.monotonic()
-        while True:
-            try:
-                return done.get(timeout=_LOOK)
-            except queue.Empty:
-                if self._alive():
-                    last = time.monotonic()
-                elif time.monotonic() - last > PATIENCE:
-                    fail("no-workers", f"the cluster has had no worker for {PATIENCE:g} s")
-
-    def _alive(self) -> bool:
-        known = self.client.scheduler_info()["workers"].values() if self.client.status == "running" else ()
-        return any(worker.get("resources", {}).get(name) for worker in known for name in PLACE)
+    def _places(self) -> int:
+        """How many workers are there to work now, those that joined later too."""
+        if self.client.status != "running":
+            return 0
+        known = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return sum(bool(worker.get("resources", {}).get(name)) for worker in known for name in PLACE)
 
     def _answer(self, future: Future) -> Any:
         while True:
             try:
                 return future.result(timeout=_LOOK)
             except TimeoutError:  # its worker was lost before it could tell: another one does it again
-                if self._alive():
+                if self._places():
                     continue
             except KilledWorker:
                 what = "every worker that took this on was lost, one after the other"
@@ -164,7 +167,7 @@ def _ready(client: Client, wanted: tuple[int, float], packages: tuple[str, ...],
     told = {f"worker {address}": there for address, there in workers.items()}
     _refuse_unfit({"the scheduler": scheduler, **told}, facts(packages))
     client.register_plugin(Reserve(facts(packages), packages))
-    threads = min(w["nthreads"] for w in client.scheduler_info()["workers"].values())
+    threads = min(w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
     return Cluster(client, workers, threads, local)
 
 

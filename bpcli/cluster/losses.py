@@ -26,6 +26,8 @@ LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9
 """Pieces go together to about so many operations: with less, sending them takes longer than the work."""
 _TURNS = 4
 """Tasks for each worker, so that none waits for another for long."""
+_EACH = 2
+"""Tasks at a worker at a time: they are short, and the next is there when one is done."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Farm:
         together = batches(pieces, _TURNS * len(self.cluster.workers))
         orders = [Order(target, self.sha256, asked, some, self.threads) for some in together]
         found: dict[int, list[Found]] = {}
-        for number, answer in self.cluster.results(compute, orders):
+        for number, answer in self.cluster.results(compute, orders, _EACH):
             if isinstance(answer, tuple):
                 raise BpError(answer)
             found[number] = answer
