@@ -84,6 +84,8 @@ def compared(tmp_path: Path) -> Callable[..., tuple[int, Document]]:
 
     def compare(change: Change, *options: str, make: Callable[[], Document] = bench) -> tuple[int, Document]:
         base, head = make(), make()
+        for row in head.get("cells", []):
+            row["samples_s"].reverse()  # measured another time, with the very same luck
         change(head)
         for name, document in (("base", base), ("head", head)):
             (tmp_path / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
@@ -207,6 +209,28 @@ def test_a_cell_that_says_it_was_contaminated_judges_no_time(compared):
 
     rows = [r for r in compared(change)[1]["comparisons"] if r["figure"] == "time_s"]
     assert ["SLOWER"] * 5 + ["INCONCLUSIVE"] == [r["verdict"] for r in rows]
+
+
+def test_what_was_measured_once_has_not_changed(tmp_path):
+    """A run beside itself is all the same, however loud the machine was; so are cells that --resume kept."""
+
+    def shown(head: Document, *options: str) -> tuple[int, str]:
+        (tmp_path / "head.json").write_text(json.dumps(head))
+        found = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json"), "--strict", *options)
+        return found.exit_code, found.stdout
+
+    base = bench()
+    for row in base["cells"]:
+        row.update(contaminated=True, samples_s=[2.0**i * row["time_s"] for i in range(-4, 5)])
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    code, text = shown(base)
+    assert (0, True, True) == (code, "all is the same" in text, "the very same measurements" in text)
+    again = copy.deepcopy(base)
+    again["cells"][2]["samples_s"].reverse()
+    code, text = shown(again, "--format", "json")
+    rows = [r for r in json.loads(text)["comparisons"] if r["figure"] == "time_s"]
+    assert (4, ["INCONCLUSIVE"] + ["SAME"] * 5) == (code, [r["verdict"] for r in rows])
+    assert {"one measurement"} == {r["detail"] for r in rows[1:]}
 
 
 def test_a_rewritten_spec_is_noted(tmp_path):

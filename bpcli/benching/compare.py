@@ -180,14 +180,21 @@ def _kernel_error(old: Row, new: Row) -> list[Line]:
 def times(both: Sequence[tuple[Row, Row]], moved: str) -> list[Line]:
     """A line for each cell that was timed in both runs; `moved` says why no time can be judged, "" where it can."""
     timed = [(old, new, samples(old), samples(new)) for old, new in both if samples(old) and samples(new)]
+    # A run beside itself, or beside one that went on from it: what was measured once has not changed.
+    lines = [_same_time(old, new) for old, new, a, b in timed if a == b]
+    timed = [t for t in timed if t[2] != t[3]]
     shares = [evidence.unpaired(a, b, evidence.UNPAIRED_MARGIN).ratio for _, _, a, b in timed]
     margin = evidence.unpaired_margin(shares)
     found = [evidence.unpaired(a, b, margin) for _, _, a, b in timed]
-    lines = []
     for (old, new, _, _), one, said in zip(timed, found, evidence.verdicts(found), strict=True):
         loud = bool(moved or old.get("contaminated") or new.get("contaminated"))
         lines.append(time_line(old, new, one, "INCONCLUSIVE" if loud else said, "contaminated" if loud else ""))
     return lines
+
+
+def _same_time(old: Row, new: Row) -> Line:
+    seconds = (number(row["time_s"]) for row in (old, new))
+    return line(new, "time_s", *seconds, "SAME", ratio=1.0, low=1.0, high=1.0, detail="one measurement")
 
 
 def time_line(old: Row, new: Row, found: evidence.Evidence, said: str, detail: str) -> Line:

@@ -86,10 +86,12 @@ def _sentences(comparison: Comparison) -> list[str]:
     changed = [f"{counts[v]} {v}" for v in ORDER if v != "SAME" and counts[v]]
     cells = f"{comparison.cells} cell{'s' * (comparison.cells != 1)} compared"
     sentences = [f"{cells}: {', '.join(changed)}, {counts['SAME']} SAME." if changed else f"{cells}: all is the same."]
+    margins = [line.margin for line in comparison.lines if line.margin is not None]
     if not any(line.figure == "time_s" for line in comparison.lines):
         sentences.append("Times were not compared.")
+    elif not margins:
+        sentences.append("Both runs hold the very same measurements of time: there is nothing to tell apart.")
     else:
-        margins = [line.margin for line in comparison.lines if line.margin is not None]
         low, high = min(margins), max(margins)
         span = f"{low:.1%}" if high - low < 5e-4 else f"{low:.1%} to {high:.1%}"
         sentences.append(f"A time within {span} counts as the same: less can't be told from noise in these runs.")
