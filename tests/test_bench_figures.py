@@ -83,6 +83,18 @@ def test_a_law_is_found_with_its_margin():
     assert "Over n from 8 to 64, T from 5 to 20 the time grows like this: bptt n^(" in said
 
 
+def test_a_law_over_an_option_is_of_the_method_without_it():
+    """Whatever value of it the spec names."""
+    methods = [("tbptt:k1=1,k2=8", {"n": n, "k2": k2}) for n in (8, 16, 32) for k2 in (2, 4, 8)] + [
+        ("ebptt:tau=3", {"n": n}) for n in (8, 16, 32)
+    ]
+    rows = [
+        timed(m, 1e-6 * g["n"] * g.get("k2", 1), 8, settings={"n": g["n"]}) | {"base": m, "grid": g} for m, g in methods
+    ]
+    found = [law for law in laws(rows) if law.figure == "time_s"]
+    assert [("tbptt:k1=1", ["n", "k2"]), ("ebptt:tau=3", ["n"])] == [(law.method, [*law.exponents]) for law in found]
+
+
 def test_a_law_needs_more_than_two_values():
     """Two points always lie on one; and words have no logarithm."""
     rows = [grown(n, 5, 0, 1.0) for n in (8, 16)]

@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib")
 
 from bpcli.render.page.growth import growths, slope
 from bpcli.render.page.heat import errors_by_step
-from bpcli.render.page.labels import short, tidy
+from bpcli.render.page.labels import short, ticks, tidy
 from bpcli.render.page.trade import Dot, frontier
 
 
@@ -241,3 +241,20 @@ def test_words() -> None:
     expected = {"bptt": "bptt", "tbptt:k1=1,k2=2": "tbptt k2=2", "tbptt:k1=1,k2=8": "tbptt k2=8"}
     assert expected == short(list(expected))
     assert ["0.01", "10⁻⁵", "2·10⁻⁵", "100"] == [tidy(v) for v in (0.01, 1e-5, 2e-5, 100.0)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (5.2, 17.0, [7.0, 10.0, 15.0]),
+        (4.2e-3, 0.12, [0.01, 0.03, 0.1]),
+        (4.2e-3, 0.09, [5e-3, 0.01, 0.02, 0.05]),
+        (0.7, 400.0, [1.0, 10.0, 100.0]),
+        (0.7, 80.0, [1.0, 3.0, 10.0, 30.0]),
+        (1.0, 1e16, [10.0**k for k in range(0, 17, 3)]),
+        (101.0, 102.9, [101.0, 101.5, 102.0, 102.5]),
+    ],
+)
+def test_ticks(low: float, high: float, expected: list[float]) -> None:
+    """Round numbers, three at least and eight at most, whatever the range."""
+    assert expected == pytest.approx(ticks(low, high))

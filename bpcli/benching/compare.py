@@ -193,8 +193,8 @@ def times(both: Sequence[tuple[Row, Row]], moved: str) -> list[Line]:
 
 
 def _same_time(old: Row, new: Row) -> Line:
-    seconds = (number(row["time_s"]) for row in (old, new))
-    return line(new, "time_s", *seconds, "SAME", ratio=1.0, low=1.0, high=1.0, detail="one measurement")
+    before, now = number(old["time_s"]), number(new["time_s"])
+    return line(new, "time_s", before, now, "SAME", ratio=1.0, low=1.0, high=1.0, detail="one measurement")
 
 
 def time_line(old: Row, new: Row, found: evidence.Evidence, said: str, detail: str) -> Line:

@@ -44,7 +44,7 @@ def laws(rows: Sequence[Row]) -> list[Law]:
     """The laws that the rows of each method support, options that are swept among the settings."""
     families: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        families.setdefault((row["spec"], row.get("base", row["method"]), row["backend"]), []).append(row)
+        families.setdefault((row["spec"], _family(row), row["backend"]), []).append(row)
     found = []
     for (spec, method, backend), family in families.items():
         for figure in FITTED:
@@ -52,6 +52,13 @@ def laws(rows: Sequence[Row]) -> list[Law]:
             if law is not None:
                 found.append(Law(spec, method, backend, figure, *law))
     return found
+
+
+def _family(row: Row) -> str:
+    """The row's method without the options that were swept: `tbptt:k1=1` over k2."""
+    name, _, options = str(row.get("base", row["method"])).partition(":")
+    kept = [option for option in options.split(",") if option and option.partition("=")[0].strip() not in row["grid"]]
+    return f"{name}:{','.join(kept)}" if kept else name
 
 
 def _fitted(

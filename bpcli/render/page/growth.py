@@ -122,7 +122,7 @@ def _draw(axes: Axes, lines: Sequence[Line], key: str, unit: str, word: str) -> 
         axes.plot(line.x, fit, color=color, linewidth=1.1)
         ends.append((line.x[-1], fit[-1], f"{line.name}  {_signed(line.slope)}", color))
     numbers(axes.xaxis, [x for line in lines for x in line.x])
-    scale(axes.yaxis, [y for line in lines for y in line.y], unit)
+    scale(axes.yaxis, unit)
     grid(axes)
     axes.set_xlabel(key)
     axes.set_ylabel(word)

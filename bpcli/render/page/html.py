@@ -18,6 +18,8 @@ from bpcli.render.page.figure import Figure, svg
 
 # A column of words is offered as a menu when it has so few of them.
 MENU_AT_MOST = 12
+# Longer words than these may break.
+LINE_AT_MOST = 24
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,10 @@ def _menus(document: Document, columns: Sequence[Column]) -> str:
     return "".join(menus)
 
 
-def _classes(column: Column, section: Section) -> str:
-    names = [*(["n"] if column.right else []), *(["more"] if column.key not in section.show else [])]
+def _classes(column: Column, section: Section, shown: str = "") -> str:
+    long = not column.right and len(shown) > LINE_AT_MOST
+    marks = {"n": column.right, "more": column.key not in section.show, "long": long}
+    names = [name for name, holds in marks.items() if holds]
     return f' class="{" ".join(names)}"' if names else ""
 
 
@@ -168,7 +172,7 @@ def _cell(column: Column, row: Mapping[str, Any], section: Section) -> str:
     if isinstance(value, Mapping) and isinstance(value.get("median"), int | float):
         number = value["median"]
     sort = "" if number is None or (math.isfinite(number) and str(number) == shown) else f' data-v="{_plain(number)}"'
-    return f"<td{_classes(column, section)}{sort}>{shown}</td>"
+    return f"<td{_classes(column, section, shown)}{sort}>{shown}</td>"
 
 
 def _plain(number: float) -> str:

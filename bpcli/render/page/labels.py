@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 LABEL_AT_MOST = 32
+_TICKS_AT_LEAST, _TICKS_AT_MOST = 3, 8
+_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 
 Spot = tuple[float, float, str, bool]
 Place = tuple[int, int, Any, Any]
@@ -85,17 +87,26 @@ def at_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> N
         )
 
 
-def scale(axis: Any, values: Sequence[float], unit: str) -> None:
-    """A logarithmic axis over `values`: decades, or 1, 2, 5 where there are few of them; `unit` may be ""."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+def scale(axis: Any, unit: str) -> None:
+    """A logarithmic axis whose limits are set: ticks at the roundest numbers of which there are enough."""
+    from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter, NullLocator
 
-    low, high = min(values), max(values)
-    few = high / low < 12
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,), numticks=8))
-    if unit:
-        axis.set_major_formatter(EngFormatter(unit=unit))
+    axis.set_major_locator(FixedLocator(ticks(*axis.get_view_interval())))
+    axis.set_major_formatter(EngFormatter(unit=unit))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to eight numbers between two positive ones: powers of ten where they suffice, else finer steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _STEPS:
+        found = [float(f"{step}e{k}") for k in decades for step in steps if low <= float(f"{step}e{k}") <= high]
+        if len(found) >= _TICKS_AT_LEAST:
+            return found[:: math.ceil(len(found) / _TICKS_AT_MOST)]
+    return [float(value) for value in MaxNLocator(4).tick_values(low, high) if low <= value <= high]
 
 
 def tidy(value: float) -> str:

@@ -82,7 +82,7 @@ def _draw(axes: Axes, dots: Sequence[Dot], best: Sequence[Dot], unit: str, word:
     wide = max(prices) / min(prices)
     axes.set_xlim(min(prices) / (1.15 * wide**0.06), max(prices) * 1.3 * wide**0.28)
     axes.set_ylim(floor / (low / floor) ** 0.5, top * (top / floor) ** 0.12)
-    scale(axes.xaxis, prices, unit)
+    scale(axes.xaxis, unit)
     _errors(axes, low, floor, biased)
     grid(axes)
     if any(not d.error for d in dots):
