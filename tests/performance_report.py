@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,28 @@ def windows(command: str) -> str:
     return f"{after / beside:.1f}x: {beside * 1e3:.1f} ms side by side, {after * 1e3:.1f} ms one after another"
 
 
+def clustered(command: str) -> str:
+    """How much sooner a cluster of two is done than one process; and two processes with half of the cells each."""
+    alone = command.replace(" --local-cluster 2", "")
+    rows: dict[str, list[Row]] = {}
+    spent = {
+        text: diagonal_lstm.seconds(lambda text=text: rows.update({text: bench(text)})) for text in (alone, command)
+    }
+    if lasting(rows[alone]) != lasting(rows[command]):
+        raise SystemExit(f"{command}\nother rows than without the cluster")
+    with ThreadPoolExecutor() as both:
+        halves = [f"{alone} --shard {part}/2" for part in (1, 2)]
+        limit = spent[alone] / diagonal_lstm.seconds(lambda: list(both.map(bench, halves)))
+    said = f"{spent[alone] / spent[command]:.2f}x ({spent[alone]:.0f} s to {spent[command]:.0f} s), the same rows"
+    return f"{said}; two processes by themselves, half of the cells each: {limit:.2f}x"
+
+
+def lasting(rows: Sequence[Row]) -> list[list[Any]]:
+    """Of each row what does not depend on the clock."""
+    names = ("cell", "method", "grid", "predicted_bytes", "forward_steps", "flops", "bias", "cosine", "check")
+    return [[row[name] for name in names] for row in rows]
+
+
 GRID = "-g n=32,64,128,256,512 -g batch=1,32 --set T=100 --peer jax"
 FIGURES = {
     **{
@@ -150,6 +173,12 @@ FIGURES = {
     ),
     "diagonal": Figure("5 ms", "python tests/diagonal_lstm.py", by_hand),
     "windows": Figure("5x", "python tests/performance_report.py windows", windows),
+    "cluster": Figure(
+        "1.7x",
+        "bp bench specs/vanilla_rnn.toml -m check --set n=96 --set T=40 -g seed=0,1,2,3,4,5,6,7,8,9 "
+        "--threads 1 --budget 0.01 --local-cluster 2",
+        clustered,
+    ),
     "help": Figure("0.15 s", "bp --help", started),
     "check": Figure("1.0 s", "bp check specs/vanilla_rnn.toml", started),
     "compile": Figure("30 s", "bp check specs", compiled),
