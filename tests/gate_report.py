@@ -1,8 +1,9 @@
 """How `bp ab` judges nothing, and slowdowns of 10% and 5%: `python tests/gate_report.py [aa|10%|5%]=RUNS…`.
 
 Without arguments: 50 comparisons of a bp with itself, 20 with a head that is 10% slower, 10 with one that is 5% slower.
-Prints each run's verdict with its interval, and the counts; rows are added to reports/gate.csv as they come. Nothing
-else may run beside it; a run of two cells takes some 15 seconds.
+Prints each run's verdict with its interval, and the counts; rows are added to reports/gate.csv as they come,
+and runs are numbered on from those that are there. Nothing else may run beside it; a run of two cells takes some 15
+seconds.
 """
 
 from __future__ import annotations
@@ -48,6 +49,14 @@ def rows_of(kind: str, run: int, code: int, document: dict[str, Any]) -> list[di
     return [about | {k: r.get(k) for k in FIELDS if k not in about} for r in times]
 
 
+def made(kind: str) -> int:
+    """How many runs of a kind are in the report."""
+    if not REPORT.exists():
+        return 0
+    with REPORT.open(newline="", encoding="utf-8") as file:
+        return max((int(row["run"]) for row in csv.DictReader(file) if row["injected"] == kind), default=0)
+
+
 def main(wishes: list[str]) -> None:
     """Run and print."""
     runs = {k: int(n) for k, n in (w.split("=") for w in wishes)} or RUNS
@@ -57,8 +66,8 @@ def main(wishes: list[str]) -> None:
         if fresh:
             writer.writeheader()
         for kind, count in runs.items():
-            cells, slow = Counter[str](), 0
-            for run in range(1, count + 1):
+            cells, slow, before = Counter[str](), 0, made(kind)
+            for run in range(before + 1, before + count + 1):
                 rows = rows_of(kind, run, *compare(kind, Path(folder)))
                 writer.writerows(rows)
                 file.flush()

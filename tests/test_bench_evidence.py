@@ -103,6 +103,13 @@ def test_a_claim_among_many_needs_more():
     assert "INCONCLUSIVE" == verdicts([one, *[none] * 99])[0]
 
 
+def test_nothing_is_the_same_on_a_machine_that_is_too_loud():
+    """A margin of 90% would hold almost any interval; one of a fourth is the widest that says something."""
+    assert ["INCONCLUSIVE", "SAME"] == verdicts(
+        [Evidence(1.1, 0.95, 1.8, 0.9, 1.0, 1.0), Evidence(1.0, 0.95, 1.2, 0.25, 1.0, 1.0)]
+    )
+
+
 def test_the_margin_is_what_twins_differ_by():
     """Three standard deviations of a mean of rounds, 5% at least, and no cell quieter than is usual."""
     rounds = [[Pair(1.0, 1.0, math.exp(0.04 * sign))] * 5 for sign in (1, -1, 1, -1)]

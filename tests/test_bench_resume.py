@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from cli_cases import run
 
 from bpcli.benching import pool
 from bpcli.benching.journal import Journal, run_hash
@@ -112,24 +113,46 @@ def test_a_killed_sweep_goes_on_where_it_was(folder):
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_lose_nothing(folder):
-    """Whatever the moment; what one start has finished no later one measures again."""
+    """Whatever the moment; what one start has finished no later one measures again. One that ends first is whole."""
+    begun = time.monotonic()
     expected = lasting(finish(start(folder)))
+    length = time.monotonic() - begun
     rng = random.Random(5)
     kept: dict[str, list] = {}
-    for _ in range(10):
+    kills = 0
+    while kills < 10:
         process = start(folder, "--resume")
-        time.sleep(rng.uniform(0.3, 8.0))
-        process.kill()
-        process.communicate()
-        lines = [json.loads(x) for p in folder.glob("reports/*.journal.jsonl") for x in whole_lines(p)[1:]]
-        now = {x["cell"]: x["rows"] for x in lines}
-        assert len(now) == len(lines)
-        assert kept == {k: now.get(k) for k in kept}
-        kept = now
+        try:
+            out, _ = process.communicate(timeout=rng.uniform(0.1, length))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            lines = [json.loads(x) for p in folder.glob("reports/*.journal.jsonl") for x in whole_lines(p)[1:]]
+            now = {x["cell"]: x["rows"] for x in lines}
+            assert len(now) == len(lines)
+            assert kept == {k: now.get(k) for k in kept}
+            kept = now
+        else:
+            assert expected == lasting(json.loads(out))
+            kept = {}
     document = finish(start(folder, "--resume"))
     assert expected == lasting(document)
     samples = {json.dumps(c["samples_s"]) for c in document["cells"]}
     assert {json.dumps(row["samples_s"]) for rows in kept.values() for row in rows} <= samples
+
+
+def test_the_journal_stands_until_the_rows_are_written(folder, monkeypatch):
+    """What fails at the very end, when everything was measured, loses nothing."""
+    from bpcli.commands import bench_files
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(bench_files, "write_csv", full)
+    assert 0 != run("bench", "first.toml", "--budget", "0.01", "--threads", "1").exit_code
+    assert 2 == journaled(folder)
 
 
 def whole_lines(path: Path) -> list[bytes]:

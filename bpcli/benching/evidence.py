@@ -2,7 +2,8 @@
 
 A head is SLOWER when the whole interval of its ratio to the base lies above 1 + margin, and the test of "no slower
 than that" still rejects after Holm's correction over all cells; FASTER when it lies below 1 / (1 + margin) in the
-same way; SAME when it lies between the two, and not wholly beyond 5%. Everything else is INCONCLUSIVE.
+same way; SAME when it lies between the two, not wholly beyond 5%, and these are not so far apart that being between
+them says nothing. Everything else is INCONCLUSIVE.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ SIGNIFICANCE = 0.05
 LEAST_MARGIN = 0.05
 # Runs that were saved apart from each other differ by more than pairs do, and nothing in them says by how much.
 UNPAIRED_MARGIN = 0.10
+MOST_MARGIN = 0.25
+"""With a wider margin than that nothing is called the same: a fourth more time would not be seen."""
 SIGMAS = 3.0
 _EXACT = 20
 _SPREAD_OF_NORMAL = 1.4826  # a median absolute deviation times this is the standard deviation of a normal sample
@@ -107,7 +110,8 @@ def _verdict(evidence: Evidence, slower: float, faster: float) -> TimeVerdict:
         return "FASTER"
     # On a machine so loud that the margin is wide, a change that would count elsewhere is not called none.
     near = evidence.low <= 1.0 + LEAST_MARGIN and evidence.high >= 1.0 / (1.0 + LEAST_MARGIN)
-    return "SAME" if near and 1.0 / edge <= evidence.low and evidence.high <= edge else "INCONCLUSIVE"
+    told = near and evidence.margin <= MOST_MARGIN
+    return "SAME" if told and 1.0 / edge <= evidence.low and evidence.high <= edge else "INCONCLUSIVE"
 
 
 def floor(rounds: Sequence[Sequence[Pair]]) -> float:

@@ -12,8 +12,8 @@ import click
 from bpcli.commands.options import Common, Refused, shared
 
 if TYPE_CHECKING:
+    from bpcli.benching.journal import Journal
     from bpcli.benching.planning import Ask, Entry, Job, Results, Wish
-    from bpcli.benching.rounds import Item
     from bpcli.cluster.connect import Cluster
 
 
@@ -91,7 +91,7 @@ def _bench(
     """Measure, show and write; the exit code. `wanted` are methods, grid, and whether to resume."""
     from bpcli.benching.planning import Results, Wish, entries
     from bpcli.benching.sweep import parse_axis
-    from bpcli.commands.bench_files import csv_files, write_csv
+    from bpcli.commands.bench_files import close_journal, csv_files, open_journal, write_csv
     from bpcli.commands.choose import from_project
 
     method, grid, resume = wanted
@@ -103,9 +103,12 @@ def _bench(
     files = csv_files((job.target.name for job in jobs), common)
     about = _about(jobs, ask, cluster)
     listed = entries(jobs, ask.shard)
-    interrupted = _run(listed, ask, about, results, (common, resume, cluster))
+    journal = open_journal(about, resume, common) if listed else None
+    keys, interrupted = _run(listed, ask, results, journal, (common, cluster))
     _show(results, common, paths, about, cluster)
     write_csv(files, results, common)
+    if journal is not None:  # until here it was the one place where the rows were
+        close_journal(journal, keys, interrupted, common)
     return 130 if interrupted else exit_code(results, common.strict)
 
 
@@ -176,27 +179,28 @@ def _about(jobs: Sequence[Job], ask: Ask, cluster: Cluster | None) -> dict[str, 
 def _run(
     listed: Sequence[Entry],
     ask: Ask,
-    about: Mapping[str, Any],
     results: Results,
-    how: tuple[Common, bool, Cluster | None],
-) -> bool:
-    """Measure what is listed into `results`; True when the user stopped it, which loses nothing that was finished."""
+    journal: Journal | None,
+    how: tuple[Common, Cluster | None],
+) -> tuple[list[str], bool]:
+    """Measure what is listed into `results`: the keys of what there was to measure, and whether the user stopped it.
+
+    Nothing that was finished is lost then.
+    """
     from bpcli.benching.planning import orders
-    from bpcli.commands.bench_files import close_journal, open_journal
     from bpcli.commands.cluster import measuring
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare
     from bpcli.commands.progress import remaining
 
-    common, resume, cluster = how
-    if not listed:
-        return False
-    journal = open_journal(about, resume, common)
+    if journal is None:
+        return [], False
+    common, cluster = how
     results.found |= {e.index: journal.rows[e.key] for e in listed if e.key in journal.rows}
-    items: list[Item] = []
-    interrupted = False
+    keys, interrupted = [e.key for e in listed], False
     try:
         items = orders([e for e in listed if e.index not in results.found], ask, results)
+        keys = [i.key for i in items]
         if items and (cluster is None or cluster.local):  # else the workers compile, each for itself
             prepare(common)
         with remaining([i.seconds for i in items], [i.label for i in items], common) as done:
@@ -206,8 +210,7 @@ def _run(
         interrupted = True
     except Exception as error:
         results.refuse(translate(error))
-    close_journal(journal, [i.key for i in items], interrupted, common)
-    return interrupted
+    return keys, interrupted
 
 
 def _show(
