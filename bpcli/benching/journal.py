@@ -44,6 +44,12 @@ class Journal:
         except OSError as error:
             fail("unwritable", f'cannot write the journal "{path}": {error.strerror}', help="make its folder writable")
 
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
     def write(self, key: str, rows: Sequence[Row]) -> None:
         """Note that a cell is finished; it is on the disk when this returns."""
         self._line({"cell": key, "rows": rows})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,12 +104,12 @@ def _bench(
     files = csv_files((job.target.name for job in jobs), common)
     about = _about(jobs, ask, cluster)
     listed = entries(jobs, ask.shard)
-    journal = open_journal(about, resume, common) if listed else None
-    keys, interrupted = _run(listed, ask, results, journal, (common, cluster))
-    _show(results, common, paths, about, cluster)
-    write_csv(files, results, common)
-    if journal is not None:  # until here it was the one place where the rows were
-        close_journal(journal, keys, interrupted, common)
+    with open_journal(about, resume, common) if listed else nullcontext() as journal:
+        keys, interrupted = _run(listed, ask, results, journal, (common, cluster))
+        _show(results, common, paths, about, cluster)
+        write_csv(files, results, common)
+        if journal is not None:  # until here it was the one place on the disk where all rows were
+            close_journal(journal, keys, interrupted, common)
     return 130 if interrupted else exit_code(results, common.strict)
 
 
