@@ -257,6 +257,7 @@ def test_annotations_and_test_reports(compared, tmp_path):
     errors = [line for line in lines if line.startswith("::error")]
     assert (2, True, True) == (len(errors), "gradient" in errors[0], "flops" in errors[1])
     assert any(line.startswith("::warning") and "time_s" in line for line in lines)
+    assert "gradient is WRONG::" in errors[0] and "flops is MORE::" in errors[1]
     report = run("compare", *pair, "--format", "junit").stdout
     assert 2 == report.count("<failure")
 

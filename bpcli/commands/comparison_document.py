@@ -106,7 +106,7 @@ def _case(row: Row) -> Case:
     kind = "wrong" if found in WORSE else "inconclusive" if found in UNDECIDED else "pass"
     where = " ".join(filter(None, (row["method"], _settings(row["settings"]), row["tensor"], row["figure"])))
     badness = _BADNESS.get(found, 0.0) + (row["ratio"] or 0.0)
-    return Case(row["spec"], where, kind, _message(row), badness=badness)
+    return Case(row["spec"], where, kind, _message(row), badness=badness, said=found)
 
 
 def _message(row: Row) -> str:

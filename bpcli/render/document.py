@@ -35,7 +35,8 @@ class Case:
     """What a row says where rows are tests: the test `name` of `suite` with its verdict, as `bp check` has them.
 
     `message` is one line, `lines` are all there is to know of what does not pass. `badness` ranks: a z, larger is
-    worse. `seconds` is what the row measured, `place` the line to look at; both None where there is none.
+    worse. `seconds` is what the row measured, `place` the line to look at; both None where there is none. `said` is the
+    verdict in the row's own word, where it has one.
     """
 
     suite: str
@@ -46,6 +47,7 @@ class Case:
     badness: float = 0.0
     seconds: float | None = None
     place: Place | None = None
+    said: str = ""
 
     def text(self) -> list[str]:
         """The message and all lines, for whoever shows them together."""

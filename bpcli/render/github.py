@@ -48,7 +48,7 @@ def _worst(cases: Sequence[Case], verdict: str) -> list[_Annotation]:
     """The cases of a verdict, worst first; NaN is as bad as anything can be."""
     found = [c for c in cases if c.verdict == verdict]
     found.sort(key=lambda c: c.badness if c.badness == c.badness else float("inf"), reverse=True)
-    return [_Annotation(f"{c.suite} {c.name} is {verdict}", c.text(), c.place) for c in found]
+    return [_Annotation(f"{c.suite} {c.name} is {c.said or verdict}", c.text(), c.place) for c in found]
 
 
 def _refused(diagnostic: Diagnostic) -> _Annotation:
