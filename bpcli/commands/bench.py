@@ -178,16 +178,9 @@ def _about(jobs: Sequence[Job], ask: Ask, cluster: Cluster | None) -> dict[str, 
 
 
 def _run(
-    listed: Sequence[Entry],
-    ask: Ask,
-    results: Results,
-    journal: Journal | None,
-    how: tuple[Common, Cluster | None],
+    listed: Sequence[Entry], ask: Ask, results: Results, journal: Journal | None, how: tuple[Common, Cluster | None]
 ) -> tuple[list[str], bool]:
-    """Measure what is listed into `results`: the keys of what there was to measure, and whether the user stopped it.
-
-    Nothing that was finished is lost then.
-    """
+    """Measure what is listed into `results`: the keys of what there was to measure, and whether the user stopped it."""
     from bpcli.benching.planning import orders
     from bpcli.commands.cluster import measuring
     from bpcli.commands.failures import translate
