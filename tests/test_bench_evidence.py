@@ -228,6 +228,34 @@ def test_a_slow_machine_is_not_a_slow_head(monkeypatch):
     assert ["contaminated: gemm", "contaminated: copy"] == [n.partition(",")[0] for n in notes]
 
 
+def test_a_head_twice_as_slow_is_found_on_a_machine_that_is_not_the_same(monkeypatch):
+    """Controls that take 20% more, cells that take 120% more: what controls show is taken off, the rest is told."""
+    load = SimulatedLane.load
+
+    def slow(self: SimulatedLane, cell: Mapping[str, object]) -> None:
+        load(self, cell)
+        self.seconds *= 1.2 if self.head else 1.0
+
+    monkeypatch.setattr(SimulatedLane, "load", slow)
+    machine = Machine(1, [2.0, 1.0])
+    found, notes = suite(machine.lanes, [{"number": 0}, {"number": 1}], Plan(5, 0.5, 1), lambda text: None)
+    assert ["SLOWER", "INCONCLUSIVE"] == [one.verdict for one in found]
+    assert found[0].evidence.margin > 0.2 and len(notes) == 2
+
+
+def test_a_change_that_noise_may_hide_is_looked_at_again():
+    """Four rounds on a loud machine: what one pass cannot tell of 30% the next one often can, and two confirm it."""
+    said: list[str] = []
+    found = []
+    for seed in range(20):
+        machine = Machine(900 + seed, [1.0, 1.3], process=0.05)
+        timed, _ = suite(machine.lanes, [{"number": 0}, {"number": 1}], Plan(4, 0.5, seed), said.append)
+        found.append(timed[1].verdict)
+        assert timed[0].verdict not in ("SLOWER", "FASTER")
+    assert any(text.startswith("what was too loud") for text in said)
+    assert found.count("SLOWER") >= 15
+
+
 def test_processes_are_fresh_and_suspects_alone_are_run_again():
     """Five rounds of two controls and three cells, then five of the controls and the one that looked slower."""
     machine = Machine(2, [1.0, 1.5, 1.0])
