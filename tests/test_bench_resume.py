@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -162,10 +163,12 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def test_ctrl_c_shows_what_is_done_and_how_to_go_on(folder):
-    """Exit code 130, the rows so far, the journal kept."""
-    import signal
-
-    process = start(folder)
+    """Exit code 130, the rows so far, the journal kept. (A job in the background would not hear the signal.)"""
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = start(folder)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     while journaled(folder) < 2 and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
