@@ -213,8 +213,9 @@ def test_a_twentieth_is_never_confirmed_without_evidence():
     assert all(one.evidence.low > 1.05 for one in slower)
 
 
-def test_a_slow_machine_is_not_a_slow_head(monkeypatch):
-    """A head whose processes are all slower by 20%, controls too, is told as contaminated and not as SLOWER."""
+@pytest.fixture
+def slow_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of the head take 20% more, for controls too."""
     load = SimulatedLane.load
 
     def slow(self: SimulatedLane, cell: Mapping[str, object]) -> None:
@@ -222,21 +223,20 @@ def test_a_slow_machine_is_not_a_slow_head(monkeypatch):
         self.seconds *= 1.2 if self.head else 1.0
 
     monkeypatch.setattr(SimulatedLane, "load", slow)
+
+
+@pytest.mark.usefixtures("slow_head")
+def test_a_slow_machine_is_not_a_slow_head():
+    """A head whose processes are all slower by 20%, controls too, is told as contaminated and not as SLOWER."""
     machine = Machine(1, [1.0, 1.0])
     found, notes = suite(machine.lanes, [{"number": 0}, {"number": 1}], Plan(5, 0.5, 1), lambda text: None)
     assert ["INCONCLUSIVE"] * 2 == [one.verdict for one in found]
     assert ["contaminated: gemm", "contaminated: copy"] == [n.partition(",")[0] for n in notes]
 
 
-def test_a_head_twice_as_slow_is_found_on_a_machine_that_is_not_the_same(monkeypatch):
+@pytest.mark.usefixtures("slow_head")
+def test_a_head_twice_as_slow_is_found_on_a_machine_that_is_not_the_same():
     """Controls that take 20% more, cells that take 120% more: what controls show is taken off, the rest is told."""
-    load = SimulatedLane.load
-
-    def slow(self: SimulatedLane, cell: Mapping[str, object]) -> None:
-        load(self, cell)
-        self.seconds *= 1.2 if self.head else 1.0
-
-    monkeypatch.setattr(SimulatedLane, "load", slow)
     machine = Machine(1, [2.0, 1.0])
     found, notes = suite(machine.lanes, [{"number": 0}, {"number": 1}], Plan(5, 0.5, 1), lambda text: None)
     assert ["SLOWER", "INCONCLUSIVE"] == [one.verdict for one in found]
