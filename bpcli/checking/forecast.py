@@ -15,7 +15,7 @@ from bpcli.kernels.tiles import packed_entries
 from bpcli.methods import MethodCall
 from bpcli.problem.limits import array_bytes
 from bpcli.problem.model import Setup
-from bpcli.problem.pieces import BLOCK_ENTRIES
+from bpcli.problem.perturbed import BLOCK_ENTRIES
 from bpcli.problem.preactivations import terms
 from bpcli.problem.unrolled import unrolled
 from bpcli.references import complex_step

@@ -19,8 +19,7 @@ from bpcli.errors import BpError, Diagnostic
 from bpcli.kernels import library
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Found, Piece
-from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.tangent import answering
+from bpcli.problem.perturbed import Perturbed, answering
 
 LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9
 """Pieces go together to about so many operations: with less, sending them takes longer than the work."""

@@ -2,13 +2,13 @@
 
 Copies × rows are rows of a batch. What a perturbation cannot reach is computed once and shared. A changed matrix entry
 is a rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy. Copies do
-not wait for each other: each part of them goes through all steps by itself, while its values are in cache.
+not wait for each other: each part of them goes through all steps by itself, while its values are in cache. Or all
+steps are rows too, each by itself from a state that is known (`Reach.single`).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,9 +31,6 @@ from bpcli.kernels.tiles import pack
 
 PART_ROWS = 64
 """Rows that one job takes on: enough for products to be quick, few enough for a step's values to stay in cache."""
-Group = tuple[int, int, int]
-"""Copies that begin together: the first one, the one after the last, and the step."""
-_GOLDEN = 0.6180339887
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,22 +68,30 @@ class Layout:
 
 
 class Copies:
-    """The values of one layout. `inputs[node] (steps, rows, size)` and `static[node]` are those of the base."""
+    """The values of one layout. `inputs[node] (steps, rows, size)` and `static[node]` are those of the base.
+
+    Where steps are `single` states are `inputs` too.
+    """
 
     def __init__(
         self, layout: Layout, dtype: np.dtype, inputs: Mapping[int, NDArray], static: Mapping[int, NDArray]
     ) -> None:
-        self.layout, self.inputs = layout, inputs
+        self.layout = layout
         self.V = np.zeros(layout.places.size, dtype)
         self.numbers = layout.reach.forward.numbers.astype(dtype)
         self.fix = no_fixes(len(layout.reach.graph.nodes), dtype)
         self._places = without_packed(layout.places.table, dtype)
         for node, values in static.items():
             self.block(node)[..., :] = values.ravel()
+        self._pack()
+        self.feed(inputs)
+
+    def feed(self, inputs: Mapping[int, NDArray]) -> None:
+        """Put other inputs in the place of those that were there."""
+        self.inputs, layout = inputs, self.layout
         for node, rows in inputs.items():
             if node not in layout.reach.reached:
                 self.block(node)[:] = rows.ravel()
-        self._pack()
         everything = (0, layout.steps * layout.rows)
         self._run(layout.reach.before, cut(self._job(layout.reach.before, self.fix), kernel.I0, *everything, 1))
 
@@ -123,37 +128,16 @@ class Copies:
         """The values (copies, rows, size) of a node that differs between copies."""
         return self.block(node).reshape(self.layout.copies, self.layout.rows, -1)
 
-    def run(self, groups: Sequence[Group], last: int, change: Callable[[], None] | None = None) -> None:
-        """Each group of copies from its step to `last`; at its first one `change` is called where what is changed has
-        its value."""
-        known, end = self.layout.reach.known, len(self.layout.reach.each)
-        spans = [(o0, o1, first, last) for o0, o1, first in groups]
-        if change is not None:
-            one = [(o0, o1, first, first + 1) for o0, o1, first, _ in spans]
-            self._spans(one, 0, known)
-            change()
-            self._spans(one, known, end)
-            spans = [(o0, o1, first + 1, last) for o0, o1, first, _ in spans]
-        self._spans([span for span in spans if span[2] < last], 0, end)
-
-    def _spans(self, spans: Sequence[tuple[int, int, int, int]], line: int, end: int) -> None:
-        """Lines `line` to `end` of copies (first, end) and steps (first, end)."""
-        if not spans or line == end:
+    def run(self, first: int, last: int) -> None:
+        """All copies from step `first` to `last`."""
+        layout = self.layout
+        if not len(layout.reach.each):
             return
-        rows, flops = self.layout.rows, self.layout.reach.flops
-        work = sum((o1 - o0) * (last - first) for o0, o1, first, last in spans) * flops * rows
-        pieces = []
-        for o0, o1, first, last in spans:
-            parts = max(1, min(o1 - o0, (o1 - o0) * rows // PART_ROWS, int(work / LANE_FLOPS)))
-            ends = [o0 + (o1 - o0) * part // parts for part in range(parts + 1)]
-            pieces += [(first, last, a, b) for a, b in itertools.pairwise(ends)]
-        # Threads take even stretches of the list: wherever they are cut, there are long and short ones in each.
-        pieces.sort(key=lambda piece: (piece[0] - piece[1]) * (piece[3] - piece[2]))
-        order = sorted(range(len(pieces)), key=lambda i: i * _GOLDEN % 1)
-        jobs = np.repeat(self._each[None], len(pieces), axis=0)
-        jobs[:, [kernel.STEP0, kernel.STEP1, kernel.O0, kernel.O1]] = [pieces[i] for i in order]
-        jobs[:, [kernel.FIRST, kernel.LAST]] = line, end
-        run("forward", jobs, self.V)
+        work = layout.copies * layout.rows * (last - first) * layout.reach.flops
+        parts = max(1, min(layout.copies, layout.copies * layout.rows // PART_ROWS, int(work / LANE_FLOPS)))
+        job = self._each.copy()
+        job[kernel.STEP0], job[kernel.STEP1] = first, last
+        run("forward", cut(job, kernel.O0, 0, layout.copies, parts), self.V)
 
     @cached_property
     def _each(self) -> Jobs:
@@ -170,6 +154,13 @@ class Copies:
         shape = (last - first, layout.copies, layout.rows)
         start = self.V[place[BASE] + first * place[STEP] :]
         return np.lib.stride_tricks.as_strided(start, shape, strides, writeable=False)
+
+    def values(self, node: int) -> NDArray:
+        """What a node comes to in each copy, a view (copies, rows, size); it may be part of another one."""
+        layout, place = self.layout, self.layout.places.table[node]
+        strides = [int(n) * self.V.itemsize for n in (place[OUTER], place[INNER_ROW], 1)]
+        shape = (layout.copies, layout.rows, layout.reach.graph.nodes[node].size)
+        return np.lib.stride_tricks.as_strided(self.V[place[BASE] :], shape, strides, writeable=False)
 
     def static_run(self) -> None:
         """Compute the static nodes afresh, from leaves that are stored once."""

@@ -12,7 +12,7 @@ import numpy as np
 from bpcli.graph.fuse import fuse
 from bpcli.graph.lower import lower_forward
 from bpcli.graph.lower_reverse import active_nodes, lower_reverse
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import Forward, Integers, Reverse
 from bpcli.kernels.layout import Extent, Places, cotangent_places, value_places
@@ -123,9 +123,11 @@ def lanes_for(flops: float, rows: int) -> int:
 
 def phase_flops(graph: Graph, phase: Phase) -> float:
     """Floating-point operations of one row of a phase, forwards."""
-    flops = 0.0
-    for node in graph.nodes:
-        if node.phase is phase and node.op in OPERATIONS:
-            shapes = tuple(graph.nodes[a].shape for a in node.args)
-            flops += OPERATIONS[node.op].flops(shapes, node.shape)
-    return flops
+    return sum(node_flops(graph, node) for node in graph.nodes if node.phase is phase)
+
+
+def node_flops(graph: Graph, node: Node) -> float:
+    """Floating-point operations of one value of a node, forwards."""
+    if node.op not in OPERATIONS:
+        return 0.0
+    return OPERATIONS[node.op].flops(tuple(graph.nodes[a].shape for a in node.args), node.shape)

@@ -14,44 +14,46 @@ from bpcli.graph.tape import ADDEND, FIELDS, NUMBER, OP, OUT, SIZE, SIZE_A, A, A
 from bpcli.kernels.codes import COPY
 from bpcli.kernels.layout import packed_copies
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.plan import phase_flops
+from bpcli.kernels.plan import node_flops
 
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """A graph of which some nodes differ from copy to copy: leaves, or one that is computed and then changed (see
-    `Copies.run`)."""
+    """A graph of which some nodes differ from copy to copy: leaves, or any whose values are given.
+
+    `single`: every step is taken by itself, from states that are known, so that a copy is one from where it is changed
+    on alone.
+    """
 
     graph: Graph
     forward: Forward
     changed: frozenset[int]
+    single: bool = False
 
     @cached_property
     def reached(self) -> frozenset[int]:
-        """Nodes that differ between copies: all from the time loop on, and before it what is reached."""
-        late = {n.index for n in self.graph.nodes if n.phase in (Phase.RECURRENT, Phase.OUTPUT)}
-        return active_nodes(self.graph, self.changed) | late
+        """Nodes that differ between copies: what is changed and what follows, and all of a time loop."""
+        late = (Phase.RECURRENT, Phase.OUTPUT) if not self.single else ()
+        return active_nodes(self.graph, self.changed) | {n.index for n in self.graph.nodes if n.phase in late}
 
     @cached_property
     def before(self) -> Jobs:
         """The instructions that all copies share."""
-        return self._select(lambda out: out not in self.reached and self.graph.nodes[out].phase is Phase.INPUT)
+        return self._select(lambda out: out not in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
 
     @cached_property
     def each(self) -> Jobs:
         """The instructions of one step that every copy runs for itself; at its end the state moves on."""
-        own = self._select(lambda out: out in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
+        given = self.changed if self.single else frozenset()
+        own = self._select(lambda out: out in self.reached - given and self.graph.nodes[out].phase is not Phase.STATIC)
+        if self.single:
+            return own
         moves = np.zeros((len(self.graph.previous), FIELDS), np.int64)
         moves[:, [B, ADDEND]] = -1
         for row, (name, previous) in zip(moves, self.graph.previous.items(), strict=True):
             row[[OP, OUT, A, NUMBER]] = COPY, previous, self.graph.new[name], previous
             row[[SIZE, SIZE_A]] = self.graph.nodes[previous].size
         return np.concatenate([own, moves])
-
-    @cached_property
-    def known(self) -> int:
-        """The instructions of `each` after which the changed nodes have their values."""
-        return int(np.flatnonzero(np.isin(self.each[:, OUT], list(self.changed))).max(initial=-1)) + 1
 
     def _select(self, wanted) -> Jobs:  # type: ignore[no-untyped-def]
         code = self.forward.code
@@ -78,7 +80,9 @@ class Reach:
     @cached_property
     def flops(self) -> float:
         """Floating-point operations of a row's step."""
-        return sum(phase_flops(self.graph, phase) for phase in Phase if phase is not Phase.STATIC)
+        own = self.reached - self.changed if self.single else range(len(self.graph.nodes))
+        nodes = (self.graph.nodes[n] for n in own)
+        return sum(node_flops(self.graph, node) for node in nodes if node.phase is not Phase.STATIC)
 
     def entries(self, rows: int, steps: int) -> int:
         """Numbers that a copy takes; of a matrix that is computed as many as may change, else one."""

@@ -1,4 +1,4 @@
-"""What makes perturbed copies differ: changes of parameters, states, inputs, and of a node's value at a step."""
+"""What makes perturbed copies differ: changes of parameters, states and inputs."""
 
 from __future__ import annotations
 
@@ -80,11 +80,7 @@ def enter(own: Perturbed, copies: Copies, piece: Piece, steps: NDArray[np.int64]
     layout, batch = copies.layout, own.setup.batch
     for node in own.graph.previous.values():
         rows = copies.rows(node)
-        if piece.starts is None:
-            rows[:] = own.held[node][steps[0]].reshape(1, layout.rows, -1)
-            continue
-        before = own.held[node][steps].reshape(len(steps), -1)
-        np.take(before, piece.starts, axis=0, out=rows.reshape(layout.copies, -1), mode="clip")
+        rows[:] = own.held[node][steps[0]].reshape(1, layout.rows, -1)
     for node in piece.leaves & set(own.graph.previous.values()):
         rows, index = copies.rows(node), np.flatnonzero(piece.nodes == node)
         for row in np.flatnonzero(np.repeat(steps[0] == 0, batch)):
@@ -101,11 +97,3 @@ def feed(own: Perturbed, copies: Copies, piece: Piece, steps: NDArray[np.int64],
             hit = np.flatnonzero((piece.nodes == leaf) & (piece.entries // size == t))
             for b in range(w * batch, (w + 1) * batch):
                 rows[hit, b, piece.entries[hit] % size] += piece.deltas[hit]
-
-
-def add_impulses(copies: Copies, piece: Piece, first: int, end: int) -> None:
-    """Change an entry of the value of what is changed in every row of the copies `first` to `end`."""
-    some = slice(first, end)
-    for node in piece.leaves:
-        rows = copies.rows(node)[some]
-        rows[np.arange(len(rows)), :, piece.entries[some]] += piece.deltas[some, None]

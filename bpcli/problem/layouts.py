@@ -25,12 +25,14 @@ def _forward(setup: Setup) -> Forward:
 
 
 @lru_cache(maxsize=64)
-def reach(setup: Setup, changed: frozenset[int]) -> Reach:
-    """What a change of some nodes reaches."""
-    return Reach(setup.graph, _forward(setup), changed)
+def reach(setup: Setup, changed: frozenset[int], single: bool = False) -> Reach:
+    """What a change of some nodes reaches, in a `single` step or all that follow."""
+    return Reach(setup.graph, _forward(setup), changed, single)
 
 
 @lru_cache(maxsize=64)
-def layout_of(setup: Setup, changed: frozenset[int], copies: int, rows: int, steps: int) -> Layout:
+def layout_of(
+    setup: Setup, changed: frozenset[int], copies: int, rows: int, steps: int, single: bool = False
+) -> Layout:
     """Places for copies that differ in some nodes."""
-    return Layout(reach(setup, changed), copies, rows, steps)
+    return Layout(reach(setup, changed, single), copies, rows, steps)

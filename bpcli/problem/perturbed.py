@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,18 +13,20 @@ from numpy.typing import NDArray
 
 from bpcli.graph.model import Phase
 from bpcli.kernels.copies import Copies, Layout
+from bpcli.kernels.reach import Reach
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
-from bpcli.problem.changes import add_impulses, change_parameters, enter, feed
+from bpcli.problem.changes import change_parameters, enter, feed
 from bpcli.problem.elsewhere import FAR_FLOPS, Asked, FloatArray, Found, Piece, Values
-from bpcli.problem.kinks import FREE, NONE, Kinks
+from bpcli.problem.kinks import FREE, NONE, Kinks, find_kinks
 from bpcli.problem.layouts import layout_of, plan_of, reach
 from bpcli.problem.model import Problem, Tensor
-from bpcli.problem.pieces import Shift, Size, Spot, of_leaves, of_value
-from bpcli.problem.sums import changes_of, marked, total_of
+from bpcli.problem.sums import marked, total_of
 from bpcli.problem.unrolled import Window, loss_weights, merged
 
+BLOCK_ENTRIES = 1 << 18
+"""Numbers that the copies of one block may take: some megabytes."""
 _NOTHING = Tensor("", "param", ())
 
 
@@ -48,14 +48,12 @@ class Perturbed:
     def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any], kinks: Kinks = NONE) -> None:
         self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
         self.setup, self.graph, self.windows = problem.setup, problem.setup.graph, tuple(windows)
-        self.elsewhere, self.label = problem.elsewhere, np.dtype(dtype).name
+        self.elsewhere = problem.elsewhere
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)
         for window in merged(windows):
             self.groups[window.stop - window.start].append(window)
-        self.groups[0] = [Window(t, t, t + 1) for w in merged(windows) for t in range(w.loss_from, w.stop)]
         self.weighted: dict[int, tuple[NDArray[np.int64], FloatArray]] = {}
-        self.kept: dict[Layout, Copies] = {}
         plan = plan_of(self.setup, self.setup.T)
         self.trace = Trace(plan, np.dtype(dtype), self.problem.arrays)
         self.trace.start()
@@ -92,49 +90,17 @@ class Perturbed:
         own = reach(self.setup, frozenset(self._node(c.tensor) for c in changes) - {-1})
         losses = np.zeros((len(entries), self.setup.batch), self.trace.V.dtype)
         met = np.full(losses.shape, FREE)
-        lengths = (self._size(length) for length in self.groups if length)
-        work = [some for size in lengths for some in of_leaves(own, size, nodes, entries, deltas)]
+        work = list(self._blocks(own, nodes, entries, deltas))
         for (block, _), (part, far) in zip(work, self._found([piece for _, piece in work]), strict=True):
             losses[block] += part
             met[block] = np.maximum(met[block], far)
         ends = np.cumsum([len(c.entries) for c in changes])[:-1]
         return list(zip(np.split(losses, ends), np.split(met, ends), strict=True))
 
-    def spots(self, lasting: bool) -> list[Spot]:
-        """Where a node is changed once in everything that windows see of it; what is not `lasting` moves no state."""
-        if not lasting:
-            return [Spot(0, 0, tuple(w.start for w in self.groups[0]))]
-        lengths = [(length, windows) for length, windows in self.groups.items() if length]
-        return [Spot(n, j, tuple(w.start + j for w in windows)) for n, windows in lengths for j in range(n)]
-
-    def impulses(self, node: int, shifts: Sequence[Shift]) -> Iterator[tuple[Values, Values, FloatArray]]:
-        """What happens to the losses of copies of which each has an entry of the value of `node` changed, at each spot
-        in all windows and samples at once; for each of `shifts` in turn.
-
-        Changes (C, windows · batch) of each window's losses from there on, weighted as in `losses`; these losses as
-        they are without it, (windows · batch,); and the kinks that were met, as of `followed`.
-        """
-        own = reach(self.setup, frozenset({node}))
-        dtype = self.trace.V.dtype
-        cast_ = [Shift(s.spot, s.entries, np.asarray(s.deltas, dtype)) for s in shifts]
-        work = [
-            block
-            for length, some in itertools.groupby(enumerate(cast_), lambda shift: shift[1].spot.length)
-            for block in of_value(own, node, self._size(length), list(some))
-        ]
-        units = (
-            (number, part[first + 1 : end], part[first], met[first + 1 : end])
-            for (numbers, piece), (part, met) in zip(work, self._found([piece for _, piece in work]), strict=True)
-            for number, (first, end, _) in zip(numbers, piece.groups, strict=True)
-        )
-        for _, parts in itertools.groupby(units, lambda unit: unit[0]):
-            _, changes, bases, met = zip(*parts, strict=True)
-            yield np.concatenate(changes), bases[0], np.concatenate(met)
-
     def _found(self, pieces: Sequence[Piece]) -> Iterable[Found]:
         """What the pieces come to, here or elsewhere."""
         if self.elsewhere is not None and sum(piece.flops for piece in pieces) >= FAR_FLOPS:
-            return self.elsewhere.losses(Asked(self.windows, self.label, self.kinks is not NONE), pieces)
+            return self.elsewhere.losses(Asked(self.windows, self.trace.V.dtype.name, self.kinks is not NONE), pieces)
         return (self.piece(piece) for piece in pieces)
 
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
@@ -142,7 +108,7 @@ class Perturbed:
         array = np.asarray(self.problem.array(tensor))
         moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
         other = copy.copy(self)
-        other.elsewhere, other.kept = None, {}  # these arrays are known here alone
+        other.elsewhere = None  # these arrays are known here alone
         other.problem = self.problem.with_array(tensor, moved)
         other.trace = Trace(plan_of(self.setup, 1), self.trace.dtype, other.problem.arrays)
         other.met = self.kinks.met_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
@@ -162,32 +128,36 @@ class Perturbed:
         group = self.graph.previous if tensor.kind == "state" else self.graph.leaf
         return group.get(tensor.name, -1)
 
-    def _size(self, length: int) -> Size:
-        """The windows of one length, and their rows and steps."""
-        return length, len(self.groups[length]) * self.setup.batch, max(1, length)
+    def _blocks(
+        self, own: Reach, nodes: NDArray[np.int64], entries: NDArray[np.int64], deltas: Values
+    ) -> Iterator[tuple[slice, Piece]]:
+        """Copies with changes of leaves, cut into blocks that fit into cache."""
+        for length, windows in self.groups.items():
+            rows = len(windows) * self.setup.batch
+            most = max(1, BLOCK_ENTRIES // max(1, own.entries(rows, length)))
+            for start in range(0, len(entries), most):
+                block = slice(start, min(len(entries), start + most))
+                flops = own.flops * rows * length * (block.stop - start)
+                yield block, Piece(length, nodes[block], entries[block], deltas[block], flops)
 
     def _weighted(self, length: int) -> tuple[NDArray[np.int64], FloatArray]:
         """The steps (length, windows) of windows of one length, and the weights (length, rows) of the losses there."""
         if length not in self.weighted:
             windows = self.groups[length]
-            steps = np.array([w.start for w in windows]) + np.arange(max(1, length))[:, None]
+            steps = np.array([w.start for w in windows]) + np.arange(length)[:, None]
             counted = np.where(steps >= [w.loss_from for w in windows], 1.0, 0.0)
             self.weighted[length] = steps, (self.weights[steps] * counted[:, :, None]).reshape(len(steps), -1)
         return self.weighted[length]
 
     def piece(self, piece: Piece) -> Found:
-        """The losses (C, batch) of one piece of the work, or their changes (C, windows · batch), and the kinks met; the
-        same bits wherever it is done."""
-        layout = layout_of(self.setup, piece.leaves, len(piece.nodes), *self._size(piece.length)[1:])
+        """The losses (C, batch) of one piece of the work, and the kinks met; the same bits wherever it is done."""
         steps, weights = self._weighted(piece.length)
+        layout = layout_of(self.setup, piece.leaves, len(piece.nodes), weights.shape[1], piece.length)
         static = np.full(layout.copies, self.met)
         copies = self._copies(layout, piece, steps, static)
         enter(self, copies, piece, steps)
         met = self._go(copies, piece, steps, static)
         losses = copies.losses(0, layout.steps)
-        if piece.starts is not None:
-            base = np.concatenate([np.full(end - first, first) for first, end, _ in piece.groups])
-            return marked(changes_of(losses, weights, piece.starts, base), met), met
         total = marked(total_of(losses, weights), met)
         shape = (layout.copies, -1, self.setup.batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
@@ -200,28 +170,20 @@ class Perturbed:
         layout = copies.layout
         met = np.zeros((layout.copies, layout.rows)) + static[:, None]
         if not self.kinks.steps and not piece.leaves & set(copies.inputs):
-            change = partial(add_impulses, copies, piece, 0, layout.copies) if piece.starts is not None else None
-            copies.run(piece.groups, layout.steps, change)
+            copies.run(0, layout.steps)
             return met
         earlier = set(self.graph.previous.values()) & set(self.kinks.steps)
         later = set(self.kinks.steps) - earlier
-        for j in range(piece.groups[0][2], layout.steps):
+        for j in range(layout.steps):
             feed(self, copies, piece, steps[j], j)
-            running = [group for group in piece.groups if group[2] <= j]
-            there = slice(0, running[-1][1])
             # Before the step, which puts the new state in the place of the earlier one.
-            met[there] = np.maximum(met[there], self.kinks.met(copies, earlier, steps, j)[there])
-            for first, end, start in running:
-                begins = piece.starts is not None and start == j
-                change = partial(add_impulses, copies, piece, first, end) if begins else None
-                copies.run([(first, end, j)], j + 1, change)
-            met[there] = np.maximum(met[there], self.kinks.met(copies, later, steps, j)[there])
+            met = np.maximum(met, self.kinks.met(copies, earlier, steps, j))
+            copies.run(j, j + 1)
+            met = np.maximum(met, self.kinks.met(copies, later, steps, j))
         return met
 
     def _copies(self, layout: Layout, piece: Piece, steps: NDArray[np.int64], met: FloatArray) -> Copies:
         """The block's values, with the changes made where they concern parameters."""
-        if piece.starts is not None and layout in self.kept:
-            return self.kept[layout]
         static = {
             n.index: self.trace.value(n.index, n.size)
             for n in self.graph.nodes
@@ -233,9 +195,11 @@ class Perturbed:
                 layout.steps, layout.rows, -1
             )
         copies = Copies(layout, self.trace.V.dtype, inputs, static)
-        if piece.starts is not None:
-            # Most blocks are of one size.
-            self.kept = {**dict([*self.kept.items()][-1:]), layout: copies}
-        else:
-            change_parameters(self, copies, piece, met)
+        change_parameters(self, copies, piece, met)
         return copies
+
+
+def answering(problem: Problem, asked: Asked) -> Perturbed:
+    """Whoever computes what is asked, of the same problem."""
+    kinks = find_kinks(problem) if asked.kinked else NONE
+    return Perturbed(problem, asked.windows, np.dtype(asked.dtype), kinks)

@@ -4,8 +4,7 @@ In z = P v + … a change of P_ij by d is a change of z_i by d v_j at every step
 
     dL/dP_ij = Σ_(t, b) dL/dz_i(t, b) v_j(t, b),      dL/dp_i = Σ_(t, b) dL/dz_i(t, b) for z = p + …
 
-holds whatever the loss makes of z. A network has far fewer preactivations than parameters, as long as T is small beside
-the columns of its matrices, and what happens at a step concerns the steps that follow alone.
+holds whatever the loss makes of z. A network has far fewer preactivations than parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from bpcli.graph.fuse import fuse
 from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Graph, Node, Phase
 from bpcli.problem.model import Setup, Tensor
-from bpcli.problem.unrolled import Window
 
 FloatArray = NDArray[np.float64]
 
@@ -85,50 +83,38 @@ def lasting(graph: Graph, z: int) -> bool:
     return bool(active_nodes(graph, {z}) & set(graph.new.values()))
 
 
-def impulse_steps(setup: Setup, windows: Sequence[Window], z: int) -> float:
-    """Steps of copies that it takes to change every entry of z once in all windows."""
-    graph = setup.graph
-    if not lasting(graph, z):
-        return graph.nodes[z].size * sum(w.stop - w.loss_from for w in windows)
-    return graph.nodes[z].size * sum((w.stop - w.start) * (w.stop - w.start + 1) / 2 for w in windows)
+def step_by_step(graph: Graph, zs: Sequence[int]) -> tuple[int, ...]:
+    """The nodes of which a step is differentiated: `zs`, after the states before it, if any are asked for."""
+    states = graph.previous.values() if any(lasting(graph, z) for z in zs) else ()
+    return (*states, *zs)
 
 
-def worthwhile(setup: Setup, windows: Sequence[Window], tensors: Sequence[Tensor], dearer: float) -> list[Tensor]:
-    """The tensors of which it is cheaper to differentiate with respect to preactivations.
+def worthwhile(setup: Setup, tensors: Sequence[Tensor], each: float, entry: float) -> list[Tensor]:
+    """Those of `tensors` that are in preactivations, if it is less work to differentiate these.
 
-    A change of a preactivation is evaluated `dearer` times as often as one of an entry.
+    A number of each step is changed `each` times, one of an array `entry` times.
     """
-    every = terms(setup.graph)
-    steps = sum(w.stop - w.start for w in windows)
-    groups: list[tuple[set[int], list[Tensor]]] = []
-    for tensor in tensors:
-        if tensor.kind != "param" or tensor.name not in every or not tensor.entries:
-            continue
-        # Tensors that share preactivations go together.
-        zs, members = {term.z for term in every[tensor.name]}, [tensor]
-        for other in [g for g in groups if g[0] & zs]:
-            groups.remove(other)
-            zs, members = zs | other[0], [*other[1], *members]
-        groups.append((zs, members))
-    return [
-        tensor
-        for zs, members in groups
-        for tensor in members
-        if dearer * sum(impulse_steps(setup, windows, z) for z in zs) < steps * sum(t.entries for t in members)
-    ]
+    graph, every = setup.graph, terms(setup.graph)
+    some = [t for t in tensors if t.kind == "param" and t.name in every and t.entries]
+    zs = {term.z for tensor in some for term in every[tensor.name]}
+    numbers = sum(graph.nodes[n].size for n in step_by_step(graph, sorted(zs)))
+    return some if each * numbers < entry * sum(t.entries for t in some) else []
 
 
 def assemble(
     some: Sequence[Term], shape: tuple[int, ...], slopes: Mapping[int, FloatArray], vector: Callable[[int], FloatArray]
 ) -> FloatArray:
-    """A parameter's gradient from `slopes[z] (T, batch, size)`; `vector` gives the values of a node, likewise."""
-    total = np.zeros(shape)
+    """Gradients (K, *shape) of a parameter from `slopes[z] (K, T, batch, size)`; `vector` gives the values of a node,
+    (T, batch, size)."""
+    total = np.zeros(())
     for term in some:
-        delta = slopes[term.z].reshape(-1, slopes[term.z].shape[2])
+        slope = slopes[term.z]
+        delta = slope.reshape(len(slope), -1, slope.shape[-1])
         if term.vector < 0:
-            total += delta.sum(axis=0).reshape(shape)
+            total = total + delta.sum(axis=1).reshape(-1, *shape)
             continue
         values = vector(term.vector)
-        product = delta.T @ values.reshape(len(delta), -1)
-        total += product.T if term.turned else product
-    return total
+        values = values.reshape(-1, values.shape[-1])
+        product = delta.swapaxes(1, 2) @ values
+        total = total + (product.swapaxes(1, 2) if term.turned else product)
+    return np.asarray(total)

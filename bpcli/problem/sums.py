@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bpcli.problem.elsewhere import FloatArray, Values
 from bpcli.problem.kinks import FREE
@@ -18,15 +17,6 @@ def total_of(losses: Values, weights: FloatArray) -> Values:
         lost = (new - total) - term
         total = new
     return total
-
-
-def changes_of(losses: Values, weights: FloatArray, starts: NDArray[np.int64], base: NDArray[np.int64]) -> Values:
-    """(copies, rows): the sums from each copy's first step on, beyond that of the copy that is its `base`: differences
-    are taken step by step. Of those that are their own base, the sum itself."""
-    itself = base == np.arange(len(base))
-    apart = losses - np.where(itself[:, None], 0.0, losses[:, base])
-    apart[np.arange(len(losses))[:, None] < starts] = 0.0
-    return np.asarray(np.einsum("tcr,tr->cr", apart, weights))
 
 
 def marked(total: Values, met: FloatArray) -> Values:

@@ -15,9 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from bpcli.problem.cast import cast
-from bpcli.problem.elsewhere import TANGENT, Asked
 from bpcli.problem.factors import factors
-from bpcli.problem.kinks import NONE, find_kinks
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import terms
@@ -49,10 +47,8 @@ def tangents(problem: Problem, windows: Sequence[Window]) -> Tangents | None:
     if not setup.graph.recurrent:
         inputs = {name: rows[0] for name, rows in inputs.items()}
     state = {name: np.zeros((setup.batch, *graph.nodes[n].shape)) for name, n in graph.previous.items()}
-    made = Problem(own, matrices, inputs, state, elsewhere=problem.elsewhere)
-    found = Perturbed(made, windows, np.dtype(np.float64))
-    found.label = TANGENT
-    return Tangents(found, draft.tangent)
+    made = Problem(own, matrices, inputs, state)
+    return Tangents(Perturbed(made, windows, np.dtype(np.float64)), draft.tangent)
 
 
 @lru_cache(maxsize=4)
@@ -63,13 +59,3 @@ def _drafted(setup: Setup) -> tuple[Draft, Setup] | None:
     if draft is None:
         return None
     return draft, replace(setup, graph=draft.graph, dtype=np.dtype(np.float64), wrt=(), shared=frozenset())
-
-
-def answering(problem: Problem, asked: Asked) -> Perturbed:
-    """Whoever computes what is asked, of the same problem."""
-    if asked.dtype == TANGENT:
-        found = tangents(problem, asked.windows)
-        assert found is not None, "asked by somebody who has them"
-        return found.perturbed
-    kinks = find_kinks(problem) if asked.kinked else NONE
-    return Perturbed(problem, asked.windows, np.dtype(asked.dtype), kinks)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.model import Phase
-from bpcli.graph.operations import OPERATIONS
+from bpcli.kernels.plan import node_flops
 from bpcli.methods.base import Window
+from bpcli.problem.layouts import reach
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.preactivations import impulse_steps, terms, worthwhile
+from bpcli.problem.preactivations import step_by_step, terms, worthwhile
 from bpcli.references.numerics.directions import Directions
 
 FloatArray = NDArray[np.float64]
@@ -65,9 +66,7 @@ def forward_flops(setup: Setup, windows: Sequence[Window]) -> float:
     """Floating-point operations of evaluating the losses of `windows` once, for the whole batch."""
     once = each_row = 0.0
     for node in setup.graph.nodes:
-        if node.op not in OPERATIONS:
-            continue
-        flops = OPERATIONS[node.op].flops(tuple(setup.graph.nodes[a].shape for a in node.args), node.shape)
+        flops = node_flops(setup.graph, node)
         if node.phase is Phase.STATIC:
             once += flops
         else:
@@ -87,23 +86,27 @@ def copies(setup: Setup, at_most: int | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Through:
-    """What is differentiated with respect to preactivations `zs`: `tensors`, and the setup with the `rest`.
+class ByChain:
+    """What is differentiated by the chain rule over steps: `tensors`, in `flops`, and the setup with the `rest`."""
 
-    To change every entry of the preactivations once takes as much as `evaluations` of the losses.
-    """
-
-    zs: tuple[int, ...]
     tensors: tuple[Tensor, ...]
-    evaluations: float
+    flops: float
     rest: Setup
 
 
-def through_preactivations(setup: Setup, windows: Sequence[Window], dearer: float) -> Through:
-    """Where that is less work, one of them being evaluated `dearer` times as often as an entry."""
-    chosen = tuple(worthwhile(setup, windows, setup.wrt, dearer))
-    every = terms(setup.graph)
-    zs = tuple(sorted({term.z for tensor in chosen for term in every[tensor.name]}))
-    steps = sum(w.stop - w.start for w in windows)
+def by_chain(
+    setup: Setup, windows: Sequence[Window], each: int, entry: int, columns: int = 1, factor: int = 1
+) -> ByChain:
+    """Where that is less work: a number of a step is changed `each` times, an entry of an array `entry` times.
+
+    A floating-point operation of a step counts as `factor`; `columns` are carried from step to step.
+    """
+    chosen, every = tuple(worthwhile(setup, setup.wrt, each, entry)), terms(setup.graph)
+    zs = sorted({term.z for tensor in chosen for term in every[tensor.name]})
+    nodes = step_by_step(setup.graph, zs)
+    sizes = [setup.graph.nodes[n].size for n in nodes]
+    once = sum(size * reach(setup, frozenset({n}), True).flops for n, size in zip(nodes, sizes, strict=True))
+    states = sum(setup.graph.nodes[n].size for n in setup.graph.previous.values())
+    carried = 2 * sum(sizes) * states * columns * sum(w.stop - w.start for w in windows)
     rest = replace(setup, wrt=tuple(t for t in setup.wrt if t not in chosen))
-    return Through(zs, chosen, sum(impulse_steps(setup, windows, z) for z in zs) / steps, rest)
+    return ByChain(chosen, each * setup.batch * (factor * once * setup.T + carried), rest)

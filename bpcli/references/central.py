@@ -10,11 +10,12 @@ from typing import ClassVar
 from bpcli.methods.base import Window
 from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.references.base import Estimate, copies, forward_flops, through_preactivations
+from bpcli.references.base import Estimate, by_chain, copies, forward_flops
+from bpcli.references.numerics.chain import SAMPLES, SIGNED
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
-from bpcli.references.numerics.impulses import COMPARED, DEARER
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.numerics.pairs import COMPARED
 from bpcli.references.numerics.sweep import Differentiate, Quick, sweep, sweep_along
 
 # The relative error aimed at, a tenth of what a verdict needs.
@@ -22,10 +23,9 @@ TARGET = 1e-4
 # That of a quick difference which is good enough: half of what a verdict needs, as there is rounding too.
 _ENOUGH = 5e-4
 _SAMPLE_AT_LEAST = 16
-# Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice. Per entry of a
-# preactivation; for the noise and the look at each of these, besides four for each of its units; per entry that is
-# compared.
-_EVALUATIONS, _OF_IMPULSE, _LOOKS, _OF_LOOK, _COMPARISONS = 14, 2, 100, 4, 6
+# Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice; and per entry
+# that is compared.
+_EVALUATIONS, _COMPARISONS = 14, 6
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Central:
     """`offset` shifts the ladder of steps (see `numerics.ladder`).
 
     `sample` limits the numbers that are shifted, per tensor; the bound of the others is infinite. None takes all.
-    `quick` lets derivatives come from preactivations where that is less work.
+    `quick` lets derivatives come by the chain rule over steps where that is less work.
     """
 
     name: ClassVar[str] = "central"
@@ -46,7 +46,7 @@ class Central:
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        quick = Quick(_ENOUGH, self.offset) if self._through(problem.setup) else None
+        quick = Quick(_ENOUGH, self.offset, _EVALUATIONS) if self._through(problem.setup) else None
         return sweep(problem, windows, tensors, self._differentiate(), self.sample, quick)
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
@@ -55,15 +55,13 @@ class Central:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        evaluations = 0.0
+        evaluations = flops = 0.0
         if self._through(setup):
-            through = through_preactivations(setup, windows, DEARER)
-            evaluations = _OF_IMPULSE * through.evaluations + _LOOKS * len(through.zs)
-            evaluations += _OF_LOOK * sum(setup.graph.nodes[z].size for z in through.zs)
-            evaluations += _COMPARISONS * COMPARED * len(through.tensors)
-            setup = through.rest
+            chain = by_chain(setup, windows, len(SIGNED), _EVALUATIONS, 2 + SAMPLES)
+            evaluations = _COMPARISONS * COMPARED * len(chain.tensors)
+            flops, setup = chain.flops, chain.rest
         evaluations += _EVALUATIONS * copies(setup, self.sample)
-        return evaluations * forward_flops(setup, windows)
+        return flops + evaluations * forward_flops(setup, windows)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""

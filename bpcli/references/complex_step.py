@@ -14,10 +14,10 @@ from bpcli.problem.elsewhere import Values
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
-from bpcli.problem.tangent_graph import possible
-from bpcli.references.base import Estimate, copies, forward_flops, nothing, through_preactivations
+from bpcli.references.base import Estimate, by_chain, copies, forward_flops, nothing
+from bpcli.references.numerics.chain import Chain
 from bpcli.references.numerics.directions import Along, Directions, norms
-from bpcli.references.numerics.impulses import COMPARED, Impulses
+from bpcli.references.numerics.pairs import COMPARED
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 
@@ -48,7 +48,7 @@ class ComplexStep:
         """See `Reference`. The bound is the rounding that such a gradient shows in float64."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
         bounds = _bounds(problem, windows)
-        ready = Impulses(problem, perturbed, tensors, 1.0).imaginary()
+        ready = Chain(problem, perturbed, tensors, 1, 1).imaginary()
         probes = {tensor.name: probe(problem, tensor) for tensor in tensors}
         lacking = _lacking(perturbed, [t for t in tensors if t.name in ready], probes, ready, bounds)
         estimates = {}
@@ -80,11 +80,10 @@ class ComplexStep:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        through = through_preactivations(setup, windows, 1.0)
-        own = copies(through.rest) + COMPARED * len(through.tensors)
-        each = 1 if possible(setup.graph, through.zs) else _COMPLEX_FLOPS
-        evaluations = _COMPLEX_FLOPS * own + each * through.evaluations
-        return evaluations * forward_flops(setup, windows) + rounding_flops(setup, tuple(windows))
+        chain = by_chain(setup, windows, 1, 1, factor=_COMPLEX_FLOPS)
+        own = copies(chain.rest) + COMPARED * len(chain.tensors)
+        evaluations = _COMPLEX_FLOPS * own * forward_flops(setup, windows)
+        return evaluations + chain.flops + rounding_flops(setup, tuple(windows))
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""

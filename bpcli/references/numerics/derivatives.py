@@ -12,6 +12,8 @@ from bpcli.references.numerics.probe import FloatArray, Indices
 # Beyond six standard deviations: `loss_noise` is two, and a difference over two steps carries one over the step.
 NOISE_FACTOR = 3.0
 UNIT_ROUNDOFF = 2.0**-53
+# An entry this much smaller than the largest of its tensor is judged by the size of the largest.
+SMALL = 1e-6
 # Steps over the distance of a kink that no side is to be told of; and the noise of a jump over that of a slope.
 _PAST, _JUMPY = 4.0, 3.0
 
@@ -40,6 +42,11 @@ class Derivatives:
     def rows(self, rows: Indices) -> Derivatives:
         """Those of the K numbers alone."""
         return Derivatives(*(part[rows] for part in self.parts))
+
+    def lacks(self, target: float) -> Mask:
+        """Where the bound is not within `target`, relative to the entry or to `SMALL` of the largest one."""
+        size = np.abs(self.value)
+        return np.asarray(~(self.bound <= target * np.maximum(size, SMALL * size.max())))
 
     def put(self, rows: Indices, other: Derivatives, mask: Mask | bool = True) -> None:
         """Put `other` in the place of `rows`, where `mask` says so."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from bpcli.references.numerics.derivatives import (
     NOISE_FACTOR,
+    SMALL,
     UNIT_ROUNDOFF,
     Derivatives,
     Mask,
@@ -32,8 +33,6 @@ from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler
 ROUNDS = 8
 FIRST_STEP = 2.0**-10
 PILOT = 2.0**-20
-# An entry this much smaller than the largest of its tensor is judged by the size of the largest.
-SMALL = 1e-6
 _LEAP = 2.0**8
 # Steps relative to the entry, the largest at all; and over the median of those at which others show truncation.
 _LARGEST, _BEYOND = 2.0, 8.0

@@ -14,6 +14,8 @@ from bpcli.references.numerics.probe import FloatArray, Sampler
 
 SIGNED = (1.0, -1.0, 2.0, -2.0)
 """The steps of a pair, over the smaller one."""
+COMPARED = 4
+"""Entries of each tensor whose derivatives from elsewhere are compared."""
 _UNIT_ROUNDOFF = 2.0**-53
 
 

@@ -16,11 +16,10 @@ from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
 from bpcli.references.base import Estimate, nothing
-from bpcli.references.numerics.derivatives import Derivatives, where_finite
+from bpcli.references.numerics.chain import SIGNED, Chain, Ready
+from bpcli.references.numerics.derivatives import Derivatives
 from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
-from bpcli.references.numerics.impulses import COMPARED, DEARER, Impulses, Ready
-from bpcli.references.numerics.ladder import SMALL
-from bpcli.references.numerics.pairs import Comparison
+from bpcli.references.numerics.pairs import COMPARED, Comparison
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
 
 Differentiate = Callable[[Sampler], Derivatives]
@@ -31,10 +30,12 @@ _STEP = 1e-40
 @dataclass(frozen=True)
 class Quick:
     """How quick differences are taken: entries whose bound is not within `target`, relative to the entry or to 1e-6 of
-    the largest one, are shifted themselves; steps are a power of two times `offset`."""
+    the largest one, are shifted themselves, which takes `entry` evaluations; steps are a power of two times
+    `offset`."""
 
     target: float
     offset: float
+    entry: float
 
 
 class Around:
@@ -84,12 +85,12 @@ def sweep(
 ) -> Mapping[str, Estimate]:
     """Every entry of `tensors`, or at most `sample` of each: the bound of the others is infinite.
 
-    With `quick` derivatives are taken from preactivations where that is cheaper, for a graph without kinks.
+    With `quick` derivatives are taken by the chain rule over steps where that is cheaper, for a graph without kinks.
     """
     losses = Around(problem, windows)
     ready: Mapping[str, Ready] = {}
     if quick is not None:
-        ready = Impulses(problem, losses.real, tensors, DEARER).real(quick.offset)
+        ready = Chain(problem, losses.real, tensors, len(SIGNED), quick.entry).real(quick.offset, quick.target)
     probes = {tensor.name: probe(problem, tensor) for tensor in tensors}
     found = _known(losses, tensors, probes, ready, quick) if quick is not None else {}
     estimates = {}
@@ -125,10 +126,8 @@ def _known(
         around = probes[tensor.name]
         if tensor.name not in ready or not len(around.entries):
             continue
-        known = where_finite(Derivatives(*(p.reshape(-1)[around.places] for p in ready[tensor.name].found.parts)))
-        size = np.abs(known.value)
-        lacking = ~(known.bound <= quick.target * np.maximum(size, SMALL * size.max()))[:, 0]
-        found[tensor.name] = known, np.flatnonzero(lacking)
+        known = Derivatives(*(part.reshape(-1)[around.places] for part in ready[tensor.name].found.parts))
+        found[tensor.name] = known, np.flatnonzero(known.lacks(quick.target)[:, 0])
         few = around.some(COMPARED, zlib.crc32(tensor.name.encode()))
         own = replace(losses.entries(tensor, around.rows(few)), noise=ready[tensor.name].noise)
         comparison = Comparison(own, known.rows(few))

@@ -1,0 +1,141 @@
+"""What a change of a number at one step makes of that step: of its losses, and of the states after it.
+
+Every step is taken by itself, from the states that the network has there, so that all steps are rows of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.model import Phase
+from bpcli.kernels.copies import Copies, Layout
+from bpcli.kernels.rows import BASE
+from bpcli.problem.elsewhere import Values
+from bpcli.problem.kinks import FREE
+from bpcli.problem.layouts import layout_of
+from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.values import node_values
+
+Shifts = Mapping[int, NDArray[Any]]
+"""By how much the numbers of a node are changed, (shifts,)."""
+MOST_ENTRIES = 1 << 20
+"""Numbers that the copies of a node may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class Changed:
+    """What changes of numbers of one node make of the steps from `first` on: losses (shifts, numbers, steps, batch) and
+    states, those that differ, (shifts · numbers, steps, batch, size) with their first entry among all states.
+
+    `met (numbers, steps, batch)` tells where a kink was met. All are views, which hold until the next steps are asked
+    for.
+    """
+
+    first: int
+    shape: tuple[int, int]
+    losses: Values | None
+    states: Sequence[tuple[int, Values]]
+    met: NDArray[np.bool_] | None
+
+
+class Steps:
+    """The numbers of some `nodes`, states before a step or computed in it, changed one at a time.
+
+    U are the numbers of `nodes`, one after the other, N those of all states.
+    """
+
+    def __init__(self, perturbed: Perturbed, nodes: Sequence[int]) -> None:
+        self.own, self.nodes = perturbed, tuple(nodes)
+        self.setup, self.graph = perturbed.setup, perturbed.graph
+        self.sizes = [self.graph.nodes[n].size for n in nodes]
+        self.N = sum(self.graph.nodes[n].size for n in self.graph.previous.values())
+        self._kept: dict[int, Copies] = {}
+
+    @cached_property
+    def _values(self) -> Mapping[int, Values]:
+        """(T, batch, size) of what is changed and is no state, and of the loss."""
+        computed = {*self.nodes, self.graph.loss} - set(self.graph.previous.values())
+        found = node_values(self.own.problem, sorted(computed))
+        return {n: np.broadcast_to(v, (self.setup.T, self.setup.batch, v.shape[-1])) for n, v in found.items()}
+
+    def value(self, node: int) -> Values:
+        """A node's values (T, batch, size), of a state those before each step."""
+        return self.own.held[node][:-1] if node in self.own.held else self._values[node]
+
+    @cached_property
+    def losses(self) -> Values:
+        """(T, batch), unweighted."""
+        return np.asarray(self._values[self.graph.loss][..., 0])
+
+    @cached_property
+    def after(self) -> Values:
+        """The states after each step, (T, batch, N)."""
+        none = np.zeros((self.setup.T, self.setup.batch, 0), self.own.trace.V.dtype)
+        return np.concatenate([none, *(self.own.held[n][1:] for n in self.graph.previous.values())], axis=2)
+
+    def backwards(self, shifts: Shifts) -> Iterator[tuple[int, Iterator[Changed]]]:
+        """The steps, from the last one, with what the numbers come to there, in turn, some at a time."""
+        own = [layout_of(self.setup, frozenset({n}), 1, 1, 1, True).reach.entries(1, 1) for n in self.nodes]
+        counts = [len(shifts[n]) * self.setup.batch * entries for n, entries in zip(self.nodes, own, strict=True)]
+        most = max(count * size for count, size in zip(counts, self.sizes, strict=True))
+        stretch = max(1, min(self.setup.T, MOST_ENTRIES // most))
+        blocks = [
+            (n, some)
+            for n, size, count in zip(self.nodes, self.sizes, counts, strict=True)
+            for some in np.array_split(np.arange(size), min(size, -(-size * count * stretch // MOST_ENTRIES)))
+        ]
+        for last in range(self.setup.T, 0, -stretch):
+            steps = slice(max(0, last - stretch), last)
+            every = (self._changed(n, numbers, shifts[n], steps) for n, numbers in blocks)
+            if len(blocks) == len(self.nodes):
+                held = list(every)
+                yield from ((t, iter(held)) for t in range(last - 1, steps.start - 1, -1))
+            else:
+                yield steps.start, every
+
+    def _changed(self, node: int, numbers: NDArray[np.int64], deltas: NDArray[Any], steps: slice) -> Changed:
+        """Numbers of one node, each by all `deltas`."""
+        graph = self.graph
+        shape = (len(deltas), len(numbers), steps.stop - steps.start, self.setup.batch)
+        layout = layout_of(self.setup, frozenset({node}), shape[0] * shape[1], shape[2] * shape[3], 1, True)
+        copies, reached = self._copies(node, layout, steps), layout.reach.reached
+        rows = copies.rows(node)
+        rows[:] = self.value(node)[steps].reshape(layout.rows, -1)
+        rows[np.arange(len(rows)), :, np.tile(numbers, shape[0])] += np.repeat(deltas, shape[1])[:, None]
+        copies.run(0, 1)
+        losses = copies.values(graph.loss).reshape(shape) if graph.loss in reached else None
+        starts = np.cumsum([0, *(graph.nodes[n].size for n in graph.previous.values())])
+        states = [
+            (int(start), copies.values(new).reshape(layout.copies, *shape[2:], graph.nodes[new].size))
+            for start, new in zip(starts, graph.new.values(), strict=False)
+            if new in reached
+        ]
+        met = None
+        if self.own.kinks.any:
+            every = np.arange(steps.start, steps.stop)[None]
+            met = (self.own.kinks.met(copies, self.own.kinks.steps, every, 0) > FREE).reshape(shape)[0]
+        return Changed(steps.start, shape[:2], losses, states, met)
+
+    def _copies(self, node: int, layout: Layout, steps: slice) -> Copies:
+        """With the inputs and states of some steps; kept, as most blocks of a node are of one size."""
+        shape = (1, layout.rows, -1)
+        trace, setup = self.own.trace, self.setup
+        inputs = {n: rows.reshape(setup.T, setup.batch, -1)[steps].reshape(shape) for n, rows in trace.inputs.items()}
+        inputs |= {n: held[:-1][steps].reshape(shape) for n, held in self.own.held.items()}
+        kept = self._kept.get(node)
+        if kept is not None and kept.layout is layout:
+            kept.feed(inputs)
+        else:
+            static = {
+                n.index: trace.value(n.index, n.size)
+                for n in self.graph.nodes
+                if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
+            }
+            self._kept[node] = kept = Copies(layout, trace.V.dtype, inputs, static)
+        return kept
