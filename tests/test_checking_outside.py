@@ -100,7 +100,7 @@ def test_another_choice_at_a_kink_is_not_accused(monkeypatch):
 def test_the_cost_of_an_oracle_is_that_of_a_gradient_and_its_bound(monkeypatch):
     """Far below that of differences; memory is foretold."""
     ask(monkeypatch, nothing)
-    setup = open_setup(Path(VANILLA), {"n": 256}, (), Limits())
+    setup = open_setup(Path(VANILLA), {"n": 512}, (), Limits())
     fake = call(FakeMethod())
     assert choose(setup, [fake], ORACLE).flops < 0.1 * choose(setup, [fake], CheckOptions("central", "full")).flops
     assert check_bytes(setup, [fake], ORACLE) > 64 * 64 * 8

@@ -293,8 +293,9 @@ def test_the_memory_of_a_check_is_foreseen(
     [
         ({}, AUTO, "full", False),
         ({"n": 100, "T": 10}, AUTO, "full", False),
-        ({"n": 200, "T": 20}, AUTO, "full", True),
-        ({"n": 200, "T": 100}, AUTO, "directional", False),
+        ({"n": 200, "T": 20}, AUTO, "full", False),
+        ({"n": 200, "T": 100}, AUTO, "full", True),
+        ({"n": 512, "T": 200}, AUTO, "directional", False),
         ({"n": 200, "T": 100}, CheckOptions(mode="full"), "full", False),
         ({}, CheckOptions(mode="directional"), "directional", False),
         ({"n": 40, "T": 10}, CheckOptions("central"), "full", False),

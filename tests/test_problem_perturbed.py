@@ -11,7 +11,7 @@ from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, by_copies, distance, gr
 from bpcli.errors import BpError
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods import parse
-from bpcli.problem import perturbed, pieces
+from bpcli.problem import perturbed
 from bpcli.problem.cast import cast
 from bpcli.problem.finite import check_finite
 from bpcli.problem.magnitude import magnitude
@@ -56,7 +56,7 @@ def test_the_twin() -> None:
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, entries: int) -> None:
     """However few copies are run at a time."""
     method = "tbptt:k1=2,k2=3" if name in RECURRENT else "backprop"
-    monkeypatch.setattr(pieces, "BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(perturbed, "BLOCK_ENTRIES", entries)
     assert distance(by_copies(small(name), method, 1e-40j), gradient(small(name), method).arrays) < 1e-13
 
 

@@ -14,8 +14,9 @@ from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import lasting, terms, worthwhile
-from bpcli.problem.unrolled import Window
+from bpcli.references.numerics import chain
 from bpcli.references.numerics.chain import Chain
+from bpcli.references.numerics.derivatives import Derivatives
 
 ALWAYS = 1e9
 METHODS = [
@@ -88,6 +89,53 @@ def test_a_product_that_a_sum_follows_in_another_equation(tmp_path: Path) -> Non
     problem = written(tmp_path, text)
     found = through(problem, "bptt", complex).imaginary()
     assert {"V", "W"} == set(found) and distance(found, gradient(problem, "bptt").arrays) < 1e-13
+
+
+@pytest.mark.parametrize("gain", [14.0, 2e4])
+def test_a_unit_unlike_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
+    """Its truncation is within its bound, as each unit has a pair; with steps as large as it bends it is not.
+
+    Where a unit bends within the step, a smaller one is taken.
+    """
+    gains = [gain if i in (20, 33, 41) else 1.0 for i in range(64)]
+    text = f"""bp = 1
+[inputs]
+x = [64]
+[params]
+W = {{ shape = [64, 64], init = "zeros" }}
+w = {{ shape = [64], value = {gains}, trainable = false }}
+[equations]
+loss = "sum(tanh(w * (W @ x))) + sum(x * x)"
+[data]
+batch = 4
+"""
+    problem = written(tmp_path, text)
+    expected = gradient(problem, "backprop").arrays["W"]
+
+    def known() -> Derivatives:
+        return through(problem, "backprop", float).real(1.0, 5e-4)["W"].found
+
+    assert (np.abs(known().value - expected) <= known().bound).all() and not known().lacks(5e-4).any()
+    monkeypatch.setattr(chain, "_FINE", chain._FIRST)
+    assert known().lacks(5e-4).any() == (gain > 1e3)
+    for name in ("_FIRST", "_FINE", "_COARSE"):
+        monkeypatch.setattr(chain, name, 2.0**-4 / gain**0.5)
+    wide, off = known(), np.abs(known().value - expected)
+    assert (off <= wide.bound).all() and (off > wide.noise).any()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_the_noise_of_the_loss(tmp_path: Path, offset: float) -> None:
+    """What a large loss rounds off is within the bound, and the bound is no more than a hundred times what it is."""
+    text = NETWORK.format(a="tanh(W @ a[t-1] + x + b)", loss=f"sum(a) + {offset}").replace("T = 4", "T = 30")
+    problem = written(tmp_path, text.replace("3", "12"))
+    expected, found = gradient(problem, "bptt").arrays, through(problem, "bptt", float).real(1.0, 5e-4)
+    for name in ("W", "b"):
+        off, known = np.abs(found[name].found.value - expected[name]), found[name].found
+        assert (off <= known.bound).all() and known.noise.mean() <= 100 * off.mean()
+    # A loss of 1e6 rounds by 1e-10, and thirty steps and two samples of them.
+    level = max(offset, 1.0) * 2.0**-53 * 60**0.5
+    assert level / 2 <= found["b"].noise <= 40 * level
 
 
 @pytest.mark.parametrize(("name", "method"), METHODS)

@@ -9,7 +9,7 @@ holds whatever the loss makes of z. A network has far fewer preactivations than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,10 +102,10 @@ def worthwhile(setup: Setup, tensors: Sequence[Tensor], each: float, entry: floa
 
 
 def assemble(
-    some: Sequence[Term], shape: tuple[int, ...], slopes: Mapping[int, FloatArray], vector: Callable[[int], FloatArray]
+    some: Sequence[Term], shape: tuple[int, ...], slopes: Mapping[int, FloatArray], values: Mapping[int, FloatArray]
 ) -> FloatArray:
-    """Gradients (K, *shape) of a parameter from `slopes[z] (K, T, batch, size)`; `vector` gives the values of a node,
-    (T, batch, size)."""
+    """Gradients (K, *shape) of a parameter from `slopes[z] (K, T, batch, size)`; `values` of vectors
+    are (T, batch, size)."""
     total = np.zeros(())
     for term in some:
         slope = slopes[term.z]
@@ -113,8 +113,7 @@ def assemble(
         if term.vector < 0:
             total = total + delta.sum(axis=1).reshape(-1, *shape)
             continue
-        values = vector(term.vector)
-        values = values.reshape(-1, values.shape[-1])
-        product = delta.swapaxes(1, 2) @ values
+        vectors = values[term.vector]
+        product = delta.swapaxes(1, 2) @ vectors.reshape(-1, vectors.shape[-1])
         total = total + (product.swapaxes(1, 2) if term.turned else product)
     return np.asarray(total)

@@ -5,6 +5,7 @@ Every step is taken by itself, from the states that the network has there, so th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from bpcli.graph.model import Phase
 from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.rows import BASE
-from bpcli.problem.elsewhere import Values
+from bpcli.problem.elsewhere import FloatArray, Values
 from bpcli.problem.kinks import FREE
 from bpcli.problem.layouts import layout_of
 from bpcli.problem.perturbed import Perturbed
@@ -31,17 +32,45 @@ MOST_ENTRIES = 1 << 20
 @dataclass(frozen=True, eq=False)
 class Changed:
     """What changes of numbers of one node make of the steps from `first` on: losses (shifts, numbers, steps, batch) and
-    states, those that differ, (shifts · numbers, steps, batch, size) with their first entry among all states.
+    states, those that differ, (shifts · numbers, steps, batch, size) with their place among the N of all states.
 
-    `met (numbers, steps, batch)` tells where a kink was met. All are views, which hold until the next steps are asked
-    for.
+    `met (numbers, steps, batch)` tells where a kink was met. All are views, which hold until other steps are asked for.
     """
 
+    steps: Steps
     first: int
     shape: tuple[int, int]
     losses: Values | None
-    states: Sequence[tuple[int, Values]]
+    states: Sequence[tuple[slice, Values]]
     met: NDArray[np.bool_] | None
+
+    def worth(self, t: int, credit: FloatArray, weights: FloatArray) -> FloatArray:
+        """By how much everything changes at a step, (batch, shifts, numbers, W, columns), where the states after it are
+        worth `credit (batch, N, W, columns)` and, in the first two columns, its losses `weights (batch, W)`.
+
+        Of complex copies the imaginary part. NaN where a kink is met, at the step or by what `credit` knows as NaN.
+        """
+        batch, N, windows, columns = credit.shape
+        shape = (batch, *self.shape, windows, columns)
+        # What met a kink concerns those alone that it moves.
+        lost = np.isnan(credit[..., 0]).astype(float) if self.met is not None else None
+        flat = credit.reshape(batch, N, windows * columns)
+        flat = flat if lost is None else np.nan_to_num(flat, nan=0.0)
+        worth, moved = np.zeros(shape), np.zeros((*shape[:3], windows), bool)
+        for own, values in self.states:
+            part, after = values[:, t - self.first].transpose(1, 0, 2), self.steps.after[t, :, None, own]
+            part, after = (part.imag, after.imag) if part.dtype.kind == "c" else (part, after)
+            # The products first: they need no copy of the states, and round as little as these do.
+            worth += (part @ flat[:, own] - after @ flat[:, own]).reshape(shape)
+            if lost is not None:
+                moved |= ((part != 0).astype(float) @ lost[:, own] > 0).reshape(moved.shape)
+        if self.losses is not None:
+            losses = self.losses[:, :, t - self.first].transpose(2, 0, 1) - self.steps.losses[t, :, None, None]
+            losses = losses.imag if losses.dtype.kind == "c" else losses
+            worth[..., :2] += (losses[..., None] * weights[:, None, None])[..., None]
+        if self.met is not None:
+            worth[moved | self.met[:, t - self.first].T[:, None, :, None]] = np.nan
+        return worth
 
 
 class Steps:
@@ -110,17 +139,17 @@ class Steps:
         rows[np.arange(len(rows)), :, np.tile(numbers, shape[0])] += np.repeat(deltas, shape[1])[:, None]
         copies.run(0, 1)
         losses = copies.values(graph.loss).reshape(shape) if graph.loss in reached else None
-        starts = np.cumsum([0, *(graph.nodes[n].size for n in graph.previous.values())])
+        ends = itertools.accumulate(graph.nodes[new].size for new in graph.new.values())
         states = [
-            (int(start), copies.values(new).reshape(layout.copies, *shape[2:], graph.nodes[new].size))
-            for start, new in zip(starts, graph.new.values(), strict=False)
+            (slice(end - graph.nodes[new].size, end), copies.values(new).reshape(layout.copies, *shape[2:], -1))
+            for end, new in zip(ends, graph.new.values(), strict=True)
             if new in reached
         ]
         met = None
         if self.own.kinks.any:
             every = np.arange(steps.start, steps.stop)[None]
             met = (self.own.kinks.met(copies, self.own.kinks.steps, every, 0) > FREE).reshape(shape)[0]
-        return Changed(steps.start, shape[:2], losses, states, met)
+        return Changed(self, steps.start, shape[:2], losses, states, met)
 
     def _copies(self, node: int, layout: Layout, steps: slice) -> Copies:
         """With the inputs and states of some steps; kept, as most blocks of a node are of one size."""

@@ -87,26 +87,25 @@ def copies(setup: Setup, at_most: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class ByChain:
-    """What is differentiated by the chain rule over steps: `tensors`, in `flops`, and the setup with the `rest`."""
+    """What is differentiated by the chain rule over steps: `tensors`, through `zs`, in `flops`; and the rest."""
 
     tensors: tuple[Tensor, ...]
+    zs: tuple[int, ...]
     flops: float
     rest: Setup
 
 
-def by_chain(
-    setup: Setup, windows: Sequence[Window], each: int, entry: int, columns: int = 1, factor: int = 1
-) -> ByChain:
+def by_chain(setup: Setup, windows: Sequence[Window], each: int, entry: int, columns: int = 1) -> ByChain:
     """Where that is less work: a number of a step is changed `each` times, an entry of an array `entry` times.
 
-    A floating-point operation of a step counts as `factor`; `columns` are carried from step to step.
+    `columns` are carried from step to step.
     """
     chosen, every = tuple(worthwhile(setup, setup.wrt, each, entry)), terms(setup.graph)
-    zs = sorted({term.z for tensor in chosen for term in every[tensor.name]})
+    zs = tuple(sorted({term.z for tensor in chosen for term in every[tensor.name]}))
     nodes = step_by_step(setup.graph, zs)
     sizes = [setup.graph.nodes[n].size for n in nodes]
     once = sum(size * reach(setup, frozenset({n}), True).flops for n, size in zip(nodes, sizes, strict=True))
     states = sum(setup.graph.nodes[n].size for n in setup.graph.previous.values())
     carried = 2 * sum(sizes) * states * columns * sum(w.stop - w.start for w in windows)
     rest = replace(setup, wrt=tuple(t for t in setup.wrt if t not in chosen))
-    return ByChain(chosen, each * setup.batch * (factor * once * setup.T + carried), rest)
+    return ByChain(chosen, zs, each * setup.batch * (once * setup.T + carried), rest)

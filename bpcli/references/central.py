@@ -11,11 +11,11 @@ from bpcli.methods.base import Window
 from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, by_chain, copies, forward_flops
-from bpcli.references.numerics.chain import SAMPLES, SIGNED
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.pairs import COMPARED
+from bpcli.references.numerics.step_noise import SAMPLES, SIGNED
 from bpcli.references.numerics.sweep import Differentiate, Quick, sweep, sweep_along
 
 # The relative error aimed at, a tenth of what a verdict needs.

@@ -14,6 +14,7 @@ from bpcli.problem.elsewhere import Values
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
+from bpcli.problem.tangent_graph import possible
 from bpcli.references.base import Estimate, by_chain, copies, forward_flops, nothing
 from bpcli.references.numerics.chain import Chain
 from bpcli.references.numerics.directions import Along, Directions, norms
@@ -80,10 +81,11 @@ class ComplexStep:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        chain = by_chain(setup, windows, 1, 1, factor=_COMPLEX_FLOPS)
+        chain = by_chain(setup, windows, 1, 1)
         own = copies(chain.rest) + COMPARED * len(chain.tensors)
+        each = 1 if possible(setup.graph, chain.zs) else _COMPLEX_FLOPS
         evaluations = _COMPLEX_FLOPS * own * forward_flops(setup, windows)
-        return evaluations + chain.flops + rounding_flops(setup, tuple(windows))
+        return evaluations + each * chain.flops + rounding_flops(setup, tuple(windows))
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""

@@ -27,27 +27,24 @@ from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import assemble, step_by_step, terms, worthwhile
-from bpcli.problem.steps import Changed, Shifts, Steps
+from bpcli.problem.steps import Shifts, Steps
 from bpcli.problem.tangent import tangents
 from bpcli.problem.unrolled import Window, merged
 from bpcli.problem.values import node_values
-from bpcli.references.numerics.derivatives import UNIT_ROUNDOFF, Derivatives, where_finite
+from bpcli.references.numerics.derivatives import Derivatives, where_finite
 from bpcli.references.numerics.probe import FloatArray
+from bpcli.references.numerics.step_noise import SAMPLES, SIGNED, Noise
 
-SIGNED = np.array([1.0, -1.0, 2.0, -2.0])
-"""The shifts of a pair of central differences, over the smaller step."""
-SAMPLES = 16
-"""Of the noise."""
 _STEP = 1e-40
 # Steps of differences, relative to values: fourth differences of the first one are nothing but noise; the others are
 # for what bends within it, and for what is noisy.
 _FIRST, _FINE, _COARSE = 2.0**-14, 2.0**-20, 2.0**-9
 # Root mean squares of the samples that the noise is within; beyond that of the entry itself, the share of its tensor's.
 _SPREAD, _SHARE = 8.0, 1 / 8
-# The variance of a fourth difference, and of the extrapolation times the step, over that of what they are made of.
-_OF_FOURTH, _OF_PAIR = 70.0, (16 + 1 / 4) / 9 / 2
-# What the noise of all steps weighs beside that of one, in samples.
-_USUAL = 4.0
+# A pair that differs from one of half the step by this share of it may be wider than what it is to show, by so much.
+_BENT, _UNKNOWN = 0.1, 1e3
+# The standard deviation of the extrapolation times the step, over that of the losses: of 4/3 D(h) - 1/3 D(2h).
+_OF_PAIR = ((16 + 1 / 4) / 9 / 2) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,13 +85,13 @@ class Chain:
             return {}
         other = None if self.perturbed.kinks.any else tangents(self.problem, self.perturbed.windows)
         if other is None:
-            steps, shift = self.steps, np.array([_STEP * 1j])
+            steps, shift, size = self.steps, np.array([_STEP * 1j]), _STEP
         else:
             nodes = [other.nodes[n] for n in self.steps.nodes]
-            steps, shift = Steps(other.perturbed, nodes), np.ones(1)
+            steps, shift, size = Steps(other.perturbed, nodes), np.ones(1), 1.0
 
         def combine(t: int, windows: Sequence[Window], change: FloatArray, credit: FloatArray) -> FloatArray:
-            return change[:, 0]
+            return change[:, 0] / size
 
         found = self._walk(steps, dict.fromkeys(steps.nodes, shift), 1, combine)
         return {name: parts[0] for name, parts in self._assembled(found).items()}
@@ -129,9 +126,13 @@ class Chain:
             side = sides[t][..., None, None]
             near, far = side[:, 0] - side[:, 1], side[:, 2] - side[:, 3]
             found = (change[:, 0] - change[:, 1]) / near
-            found[..., 1:2] = (change[:, 2, ..., 1:2] - change[:, 3, ..., 1:2]) / far
             level = noise.of(t, self._counted(t, windows), change[..., 0], credit[..., 0])
-            found[..., 2:] += noise.sample(found.shape[:3]) * (2 * np.sqrt(_OF_PAIR) * level[:, None, :, None] / near)
+            found[..., 2:] += noise.sample(found.shape[:3]) * (2 * _OF_PAIR * level[:, None, :, None] / near)
+            # The difference of the two pairs, and what λ differs by: exaggerated where a pair is wider than its bend.
+            here, there = found[..., 0], (change[:, 2, ..., 1] - change[:, 3, ..., 1]) / far[..., 0]
+            own = (change[:, 2, ..., 0] - change[:, 3, ..., 0]) / far[..., 0] - here
+            bent = ~(np.abs(own) <= _BENT * np.abs(here) + _SPREAD * level[:, None] / np.abs(near[..., 0]))
+            found[..., 1] = there + np.where(bent, _UNKNOWN * own, 0.0)
             return np.asarray(found)
 
         shifts = {n: SIGNED * h for n, h in sizes.items()}
@@ -156,7 +157,7 @@ class Chain:
                 continue
             credit = np.stack([carried.get(w, nothing) for w in windows], axis=2)
             weights = self._counted(t, windows)
-            changes = [self._worth(steps, t, part, credit, weights) for part in parts]
+            changes = [part.worth(t, credit, weights) for part in parts]
             found = combine(t, windows, np.concatenate(changes, axis=2), credit)
             if states:
                 carried = {w: found[:, :states, k] for k, w in enumerate(windows)}
@@ -164,39 +165,9 @@ class Chain:
                 slopes[z][:, t] = found[:, start:end].sum(axis=2).transpose(2, 0, 1)
         return slopes
 
-    def _worth(self, steps: Steps, t: int, changed: Changed, credit: FloatArray, weights: FloatArray) -> FloatArray:
-        """What changes come to at a step, (batch, shifts, numbers, W, columns), where the states after it are worth
-        `credit (batch, N, W, columns)` and its losses `weights (batch, W)`; NaN where a kink is met."""
-        batch, N, windows, columns = credit.shape
-        j, kinks = t - changed.first, changed.met is not None
-        # What met a kink concerns those alone that it moves.
-        lost = np.isnan(credit[..., 0]) if kinks else None
-        flat = (np.where(lost[..., None], 0.0, credit) if lost is not None else credit).reshape(
-            batch, N, -1 if N else 0
-        )
-        worth = np.zeros((batch, changed.shape[0] * changed.shape[1], windows * columns))
-        moved = np.zeros((batch, worth.shape[1], windows), bool)
-        for start, values in changed.states:
-            own = slice(start, start + values.shape[-1])
-            part, after = values[:, j].transpose(1, 0, 2), steps.after[t, :, None, own]
-            if part.dtype.kind == "c":
-                part, after = part.imag / _STEP, after.imag
-            worth += (part - after) @ flat[:, own] if kinks else part @ flat[:, own] - after @ flat[:, own]
-            if lost is not None:
-                moved |= (part != 0).astype(float) @ lost[:, own].astype(float) > 0
-        worth = worth.reshape(batch, *changed.shape, windows, columns)
-        if changed.losses is not None:
-            losses = changed.losses[:, :, j].transpose(2, 0, 1) - steps.losses[t, :, None, None]
-            losses = losses.imag / _STEP if losses.dtype.kind == "c" else losses
-            worth[..., :2] += (losses[..., None] * weights[:, None, None])[..., None]
-        if changed.met is not None:
-            bad = changed.met[:, j].T[:, None, :, None] | moved.reshape(batch, *changed.shape, windows)
-            worth[bad] = np.nan
-        return worth
-
     def _counted(self, t: int, windows: Sequence[Window]) -> FloatArray:
         """Weights (batch, W) of a step's losses."""
-        return self.weights[t][:, None] * np.array([w.loss_from <= t for w in windows])
+        return np.asarray(self.weights[t][:, None] * [w.loss_from <= t for w in windows])
 
     @cached_property
     def _vectors(self) -> Mapping[int, FloatArray]:
@@ -207,48 +178,7 @@ class Chain:
     def _assembled(self, slopes: Mapping[int, FloatArray]) -> dict[str, FloatArray]:
         """By tensor, (columns, *shape)."""
 
-        def vector(node: int) -> FloatArray:
-            return self._vectors[node]
-
-        return {t.name: assemble(self.terms[t.name], t.shape, slopes, vector) for t in self.tensors}
-
-
-class Noise:
-    """The noise of what steps come to, told from fourth differences, and samples of it."""
-
-    def __init__(self, steps: Steps) -> None:
-        self.steps, self.random = steps, np.random.default_rng(0)
-        self.starts, self.counts = np.cumsum([0, *steps.sizes[:-1]]), np.array(steps.sizes)
-        self.squares, self.usual, self.count = 0.0, 0.0, 0
-
-    @property
-    def whole(self) -> float:
-        """Two standard deviations of the whole loss."""
-        return 2 * float(np.sqrt(self.squares))
-
-    def of(self, t: int, weights: FloatArray, change: FloatArray, credit: FloatArray) -> FloatArray:
-        """Standard deviations (batch, W) of losses with `weights (batch, W)` and states that are worth `credit (batch,
-        N, W)` together, from their changes (batch, 4, U, W).
-
-        At least one rounding of each; never much less than at other steps, over that.
-        """
-        fourth = change[:, 2] + change[:, 3] - 4 * (change[:, 0] + change[:, 1])
-        squares = np.add.reduceat(fourth**2, self.starts, axis=1) / self.counts[:, None]
-        seen = squares.max(axis=1) / _OF_FOURTH
-        valued = credit * self.steps.after[t][..., None]
-        least = (UNIT_ROUNDOFF * weights * self.steps.losses[t][:, None]) ** 2
-        least = least + UNIT_ROUNDOFF**2 * np.sum(valued**2, axis=1)
-        over = np.fmax(np.where(least > 0, seen / least, 1.0), 1.0)
-        self.usual += float(np.log(over).sum())
-        self.count += over.size
-        many, usual = self.counts.max(), np.exp(self.usual / self.count)
-        variance = least * np.fmax((many * over + _USUAL * usual) / (many + _USUAL), 1.0)
-        self.squares += float(variance.sum())
-        return np.asarray(np.sqrt(variance))
-
-    def sample(self, shape: tuple[int, ...]) -> FloatArray:
-        """Of noise of standard deviation 1, (*shape, samples)."""
-        return np.asarray((self.random.random((*shape, SAMPLES)) - 0.5) * 12**0.5)
+        return {t.name: assemble(self.terms[t.name], t.shape, slopes, self._vectors) for t in self.tensors}
 
 
 def _extrapolated(parts: FloatArray) -> Derivatives:
