@@ -11,23 +11,31 @@ from bpcli.checking.outside import Outside
 from bpcli.checking.truth import Windows, whole
 from bpcli.graph.model import Phase
 from bpcli.kernels.plan import make_plan
-from bpcli.kernels.tiles import packed_entries
 from bpcli.methods import MethodCall
+from bpcli.problem.layouts import layout_of, reach
 from bpcli.problem.limits import array_bytes
-from bpcli.problem.model import Setup
+from bpcli.problem.model import Setup, Tensor
 from bpcli.problem.perturbed import BLOCK_ENTRIES
-from bpcli.problem.preactivations import terms
+from bpcli.problem.preactivations import step_by_step
+from bpcli.problem.steps import cut
+from bpcli.problem.tangent_graph import possible
 from bpcli.problem.unrolled import unrolled
-from bpcli.references import complex_step
-from bpcli.references.base import Reference
+from bpcli.references.base import ByChain, Reference
 from bpcli.references.central import Central
+from bpcli.references.complex_step import ComplexStep
+from bpcli.references.numerics.chain import AT_ONCE
+from bpcli.references.numerics.pairs import COMPARED
+from bpcli.references.numerics.step_noise import SAMPLES, SIGNED
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
-# Blocks of copies of which two are kept; what is known of preactivations, and of the tangent network, at every step.
-_BLOCKS, _OF_VALUES = 2, 10
-# A ladder shifts every entry six times at once, and has the losses of every sample, and the kinks that they met, twice:
-# in blocks, and joined.
-_LADDER, _JOINED = 6, 2
+# A ladder shifts every entry six times at once. Of copies the losses of every sample and the kinks that they met are
+# there, once in blocks and once joined, and sums.
+_LADDER, _OF_LOSSES = 6, 5
+# What is known of nodes at every step: values and, by differences, the shifts of four copies, twice; by tangents the
+# factors, and complex values with the passes that they are from.
+_OF_SHIFTS, _OF_FACTORS = 10, 12
+# What a step's changes come to, and gradients that are put together, in copies of what they are.
+_OF_WORTH, _OF_MADE = 3, 3
 # An estimate's arrays; the bound on rounding, and the sums it is made of.
 _OF_ESTIMATE, _OF_ROUNDING = 4, 4
 # A change to a static matrix: row, column, copy and the number, once in parts and once joined.
@@ -54,43 +62,61 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Ch
 
 
 def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: int) -> int:
-    """A trace of all steps, a block of copies beside it, and the losses of the copies; what another program holds."""
+    """A trace of all steps, and the larger of what the two kinds of copies take; what another program holds."""
     if isinstance(reference, Outside):
         return reference.bytes(setup)
-    exact = reference.name == complex_step.REFERENCE.name
+    exact = isinstance(reference, ComplexStep)
     item = _COMPLEX if exact else _DOUBLE
-    nodes = setup.graph.nodes
     trace = make_plan(setup.graph, [], setup.batch, setup.T, []).entries + numbers
-    static = sum(n.size for n in nodes if n.phase is Phase.STATIC)
-    before = sum(n.size for n in nodes if n.phase is Phase.INPUT)
-    moving = sum(n.size for n in nodes if n.phase is not Phase.STATIC)
-    entries = max(t.entries for t in setup.wrt)
-    block = 0
-    for length, count in Counter(w.stop - w.start for w in windows).items():
-        rows = count * setup.batch
-        # What all copies share is there for all steps, inputs twice; what differs, for one; the rest is sums of losses.
-        # Losses are there for every step, and once more while they are added up.
-        shared = 2 * length * rows * before + 2 * static
-        each = rows * (moving + 4 + 2 * length) + static
-        block = max(block, shared + max(each, min(2 * BLOCK_ENTRIES, entries * each)))
-    block *= _BLOCKS
-    fixes = _OF_FIX * min(BLOCK_ENTRIES, entries * static) if _computes_matrices(setup) else 0
-    sample = entries if not isinstance(reference, Central) or reference.sample is None else reference.sample
-    losses = 2 * _DOUBLE * _JOINED * (1 if exact else _LADDER) * min(entries, sample) * setup.batch
-    matrices = [n.shape for n in nodes if n.phase is Phase.STATIC and len(n.shape) == 2]
-    packed = sum(packed_entries(*shape) + packed_entries(*shape[::-1]) for shape in matrices)
-    return item * (trace + block + packed) + _preactivations(setup) + fixes + losses
+    by, sample = ByChain((), (), 0.0, setup), None
+    if isinstance(reference, ComplexStep) or (isinstance(reference, Central) and reference.through(setup)):
+        by = reference.by_chain(setup, windows)
+    elif isinstance(reference, Central):
+        sample = reference.sample
+    # A few entries of all that comes by the chain rule together, all of the others.
+    shifted = [(by.tensors, COMPARED * len(by.tensors))]
+    shifted += [((t,), t.entries if sample is None else min(t.entries, sample)) for t in by.rest.wrt]
+    each = 1 if exact else _LADDER
+    copies = max(_copies(setup, windows, tensors, each * count, item) for tensors, count in shifted)
+    return item * trace + max(copies, _chain(setup, windows, by, exact) if by.zs else 0)
 
 
-def _preactivations(setup: Setup) -> int:
-    """Values, derivatives and bounds at every step, where parameters are differentiated through preactivations."""
+def _copies(setup: Setup, windows: Windows, tensors: Sequence[Tensor], count: int, item: int) -> int:
+    """So many copies with changes of tensors: a block of them, and the losses of all."""
+    graph = setup.graph
+    nodes = (graph.previous.get(t.name) if t.kind == "state" else graph.leaf.get(t.name) for t in tensors)
+    leaves = frozenset(n for n in nodes if n is not None)
+    own, block = reach(setup, leaves), 0
+    for length, some in Counter(w.stop - w.start for w in windows).items():
+        rows = some * setup.batch
+        most = min(max(1, count), max(1, BLOCK_ENTRIES // max(1, own.entries(rows, length))))
+        inputs = length * rows * sum(n.size for n in graph.nodes if n.op == "input")
+        block = max(block, layout_of(setup, leaves, most, rows, length).places.size + inputs)
+    computed = sum(graph.nodes[n].size for n in own.crossing if n not in leaves and len(graph.nodes[n].shape) == 2)
+    fixes = _OF_FIX * min(BLOCK_ENTRIES, count * max(1, computed))
+    return item * (block + _OF_LOSSES * count * setup.batch) + fixes
+
+
+def _chain(setup: Setup, windows: Windows, by: ByChain, exact: bool) -> int:
+    """Steps by themselves: their copies, what is known at every step, and what goes along from step to step."""
+    nodes, size = step_by_step(setup.graph, by.zs), {n.index: n.size for n in setup.graph.nodes}
+    real = exact and possible(setup.graph, by.zs)
+    shifts, columns = (1, 1) if exact else (len(SIGNED), 2 + SAMPLES)
+    stretch, blocks = cut(setup, dict.fromkeys(nodes, shifts))
+    cuts = {(n, shifts * len(numbers)) for n, numbers in blocks}
+    layouts = (layout_of(setup, frozenset({n}), copies, stretch * setup.batch, 1, True) for n, copies in cuts)
+    entries = sum(layout.places.size for layout in layouts)
+    held = (_DOUBLE if real or not exact else _COMPLEX) * entries
+    every = setup.T * setup.batch
     moving = sum(n.size for n in setup.graph.nodes if n.phase is not Phase.STATIC)
-    return _DOUBLE * _OF_VALUES * setup.T * setup.batch * moving if terms(setup.graph) else 0
-
-
-def _computes_matrices(setup: Setup) -> bool:
-    nodes = setup.graph.nodes
-    return any(n.phase is Phase.STATIC and n.args and len(n.shape) == 2 for n in nodes)
+    units = sum(size[n] for n in nodes)
+    known = every * (2 * moving + (_OF_SHIFTS * units if not exact else _OF_FACTORS * moving if real else 0))
+    open_ = max(sum(1 for w in windows if w.start <= t < w.stop) for t in range(setup.T))
+    along = _OF_WORTH * setup.batch * (shifts + 1) * units * open_ * columns
+    slopes = every * columns * sum(size[z] for z in by.zs)
+    results = max(t.entries for t in by.tensors)
+    made = _OF_MADE * min(columns * results, max(results, AT_ONCE)) + _OF_ESTIMATE * sum(t.entries for t in by.tensors)
+    return held + _DOUBLE * (known + along + slopes + made)
 
 
 def _rounding(setup: Setup, windows: Windows, numbers: int) -> int:

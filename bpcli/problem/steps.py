@@ -19,7 +19,8 @@ from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.rows import BASE
 from bpcli.problem.elsewhere import FloatArray, Values
 from bpcli.problem.kinks import FREE
-from bpcli.problem.layouts import layout_of
+from bpcli.problem.layouts import layout_of, reach
+from bpcli.problem.model import Setup
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.values import node_values
 
@@ -84,7 +85,7 @@ class Steps:
         self.setup, self.graph = perturbed.setup, perturbed.graph
         self.sizes = [self.graph.nodes[n].size for n in nodes]
         self.N = sum(self.graph.nodes[n].size for n in self.graph.previous.values())
-        self._kept: dict[int, Copies] = {}
+        self._kept: dict[Layout, Copies] = {}
 
     @cached_property
     def _values(self) -> Mapping[int, Values]:
@@ -110,30 +111,24 @@ class Steps:
 
     def backwards(self, shifts: Shifts) -> Iterator[tuple[int, Iterator[Changed]]]:
         """The steps, from the last one, with what the numbers come to there, in turn, some at a time."""
-        own = [layout_of(self.setup, frozenset({n}), 1, 1, 1, True).reach.entries(1, 1) for n in self.nodes]
-        counts = [len(shifts[n]) * self.setup.batch * entries for n, entries in zip(self.nodes, own, strict=True)]
-        most = max(count * size for count, size in zip(counts, self.sizes, strict=True))
-        stretch = max(1, min(self.setup.T, MOST_ENTRIES // most))
-        blocks = [
-            (n, some)
-            for n, size, count in zip(self.nodes, self.sizes, counts, strict=True)
-            for some in np.array_split(np.arange(size), min(size, -(-size * count * stretch // MOST_ENTRIES)))
-        ]
+        stretch, blocks = cut(self.setup, {n: len(some) for n, some in shifts.items()})
         for last in range(self.setup.T, 0, -stretch):
-            steps = slice(max(0, last - stretch), last)
+            first = max(0, last - stretch)
+            # The first steps of all with some that are done, so that all stretches are of one length.
+            steps = slice(first, first + stretch)
             every = (self._changed(n, numbers, shifts[n], steps) for n, numbers in blocks)
             if len(blocks) == len(self.nodes):
                 held = list(every)
-                yield from ((t, iter(held)) for t in range(last - 1, steps.start - 1, -1))
+                yield from ((t, iter(held)) for t in range(last - 1, first - 1, -1))
             else:
-                yield steps.start, every
+                yield first, every
 
     def _changed(self, node: int, numbers: NDArray[np.int64], deltas: NDArray[Any], steps: slice) -> Changed:
         """Numbers of one node, each by all `deltas`."""
         graph = self.graph
         shape = (len(deltas), len(numbers), steps.stop - steps.start, self.setup.batch)
         layout = layout_of(self.setup, frozenset({node}), shape[0] * shape[1], shape[2] * shape[3], 1, True)
-        copies, reached = self._copies(node, layout, steps), layout.reach.reached
+        copies, reached = self._copies(layout, steps), layout.reach.reached
         rows = copies.rows(node)
         rows[:] = self.value(node)[steps].reshape(layout.rows, -1)
         rows[np.arange(len(rows)), :, np.tile(numbers, shape[0])] += np.repeat(deltas, shape[1])[:, None]
@@ -151,14 +146,14 @@ class Steps:
             met = (self.own.kinks.met(copies, self.own.kinks.steps, every, 0) > FREE).reshape(shape)[0]
         return Changed(self, steps.start, shape[:2], losses, states, met)
 
-    def _copies(self, node: int, layout: Layout, steps: slice) -> Copies:
-        """With the inputs and states of some steps; kept, as most blocks of a node are of one size."""
+    def _copies(self, layout: Layout, steps: slice) -> Copies:
+        """With the inputs and states of some steps; kept, as blocks of a node are of a size or two."""
         shape = (1, layout.rows, -1)
         trace, setup = self.own.trace, self.setup
         inputs = {n: rows.reshape(setup.T, setup.batch, -1)[steps].reshape(shape) for n, rows in trace.inputs.items()}
         inputs |= {n: held[:-1][steps].reshape(shape) for n, held in self.own.held.items()}
-        kept = self._kept.get(node)
-        if kept is not None and kept.layout is layout:
+        kept = self._kept.get(layout)
+        if kept is not None:
             kept.feed(inputs)
         else:
             static = {
@@ -166,5 +161,18 @@ class Steps:
                 for n in self.graph.nodes
                 if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
             }
-            self._kept[node] = kept = Copies(layout, trace.V.dtype, inputs, static)
+            self._kept[layout] = kept = Copies(layout, trace.V.dtype, inputs, static)
         return kept
+
+
+def cut(setup: Setup, shifts: Mapping[int, int]) -> tuple[int, list[tuple[int, NDArray[np.int64]]]]:
+    """How many steps are taken at a time, and all numbers of nodes, each shifted so often, in blocks: one a node, or
+    some for a single step."""
+    sizes = {n: setup.graph.nodes[n].size for n in shifts}
+    each = {n: count * setup.batch * reach(setup, frozenset({n}), True).entries(1, 1) for n, count in shifts.items()}
+    stretch = max(1, min(setup.T, MOST_ENTRIES // max(each[n] * sizes[n] for n in shifts)))
+    return stretch, [
+        (n, some)
+        for n, size in sizes.items()
+        for some in np.array_split(np.arange(size), min(size, -(-size * each[n] * stretch // MOST_ENTRIES)))
+    ]

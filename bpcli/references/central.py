@@ -10,7 +10,7 @@ from typing import ClassVar
 from bpcli.methods.base import Window
 from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.references.base import Estimate, by_chain, copies, forward_flops
+from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
@@ -46,7 +46,7 @@ class Central:
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        quick = Quick(_ENOUGH, self.offset, _EVALUATIONS) if self._through(problem.setup) else None
+        quick = Quick(_ENOUGH, self.offset, _EVALUATIONS) if self.through(problem.setup) else None
         return sweep(problem, windows, tensors, self._differentiate(), self.sample, quick)
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
@@ -56,12 +56,16 @@ class Central:
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
         evaluations = flops = 0.0
-        if self._through(setup):
-            chain = by_chain(setup, windows, len(SIGNED), _EVALUATIONS, 2 + SAMPLES)
+        if self.through(setup):
+            chain = self.by_chain(setup, windows)
             evaluations = _COMPARISONS * COMPARED * len(chain.tensors)
             flops, setup = chain.flops, chain.rest
         evaluations += _EVALUATIONS * copies(setup, self.sample)
         return flops + evaluations * forward_flops(setup, windows)
+
+    def by_chain(self, setup: Setup, windows: Sequence[Window]) -> ByChain:
+        """Which derivatives come by the chain rule over steps, where they may."""
+        return by_chain(setup, windows, len(SIGNED), _EVALUATIONS, 2 + SAMPLES)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""
@@ -79,7 +83,8 @@ class Central:
         """The same entries on a ladder that shares no point with this one, nor what was concluded from a few."""
         return replace(self, offset=0.75, quick=False)
 
-    def _through(self, setup: Setup) -> bool:
+    def through(self, setup: Setup) -> bool:
+        """Whether derivatives may come by the chain rule over steps."""
         return self.quick and self.sample is None and analytic(setup.graph)
 
     def _differentiate(self) -> Differentiate:

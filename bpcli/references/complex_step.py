@@ -15,7 +15,7 @@ from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
 from bpcli.problem.tangent_graph import possible
-from bpcli.references.base import Estimate, by_chain, copies, forward_flops, nothing
+from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops, nothing
 from bpcli.references.numerics.chain import Chain
 from bpcli.references.numerics.directions import Along, Directions, norms
 from bpcli.references.numerics.pairs import COMPARED
@@ -81,11 +81,15 @@ class ComplexStep:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        chain = by_chain(setup, windows, 1, 1)
+        chain = self.by_chain(setup, windows)
         own = copies(chain.rest) + COMPARED * len(chain.tensors)
         each = 1 if possible(setup.graph, chain.zs) else _COMPLEX_FLOPS
         evaluations = _COMPLEX_FLOPS * own * forward_flops(setup, windows)
         return evaluations + each * chain.flops + rounding_flops(setup, tuple(windows))
+
+    def by_chain(self, setup: Setup, windows: Sequence[Window]) -> ByChain:
+        """Which derivatives come by the chain rule over steps."""
+        return by_chain(setup, windows, 1, 1)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""

@@ -35,6 +35,8 @@ from bpcli.references.numerics.derivatives import Derivatives, where_finite
 from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.numerics.step_noise import SAMPLES, SIGNED, Noise
 
+AT_ONCE = 1 << 18
+"""Numbers of gradients that are put together at a time."""
 _STEP = 1e-40
 # Steps of differences, relative to values: fourth differences of the first one are nothing but noise; the others are
 # for what bends within it, and for what is noisy.
@@ -93,8 +95,8 @@ class Chain:
         def combine(t: int, windows: Sequence[Window], change: FloatArray, credit: FloatArray) -> FloatArray:
             return change[:, 0] / size
 
-        found = self._walk(steps, dict.fromkeys(steps.nodes, shift), 1, combine)
-        return {name: parts[0] for name, parts in self._assembled(found).items()}
+        slopes = self._walk(steps, dict.fromkeys(steps.nodes, shift), 1, combine)
+        return {t.name: self._assembled(t, slopes, slice(1))[0] for t in self.tensors}
 
     @np.errstate(all="ignore")
     def real(self, offset: float, target: float) -> dict[str, Ready]:
@@ -136,8 +138,8 @@ class Chain:
             return np.asarray(found)
 
         shifts = {n: SIGNED * h for n, h in sizes.items()}
-        parts = self._assembled(self._walk(self.steps, shifts, 2 + SAMPLES, combine))
-        return {name: _extrapolated(part) for name, part in parts.items()}, noise.whole
+        slopes = self._walk(self.steps, shifts, 2 + SAMPLES, combine)
+        return {t.name: self._extrapolated(t, slopes) for t in self.tensors}, noise.whole
 
     def _walk(self, steps: Steps, shifts: Shifts, columns: int, combine: Combine) -> dict[int, FloatArray]:
         """Backwards through all steps: derivatives (columns, T, batch, size) by preactivation, windows summed.
@@ -175,18 +177,19 @@ class Chain:
         nodes = sorted({term.vector for some in self.terms.values() for term in some if term.vector >= 0})
         return node_values(cast(self.problem, np.dtype(np.float64)), nodes)
 
-    def _assembled(self, slopes: Mapping[int, FloatArray]) -> dict[str, FloatArray]:
-        """By tensor, (columns, *shape)."""
+    def _assembled(self, tensor: Tensor, slopes: Mapping[int, FloatArray], columns: slice) -> FloatArray:
+        """(columns, *shape)"""
+        some = {z: part[columns] for z, part in slopes.items()}
+        return assemble(self.terms[tensor.name], tensor.shape, some, self._vectors)
 
-        return {t.name: assemble(self.terms[t.name], t.shape, slopes, self._vectors) for t in self.tensors}
-
-
-def _extrapolated(parts: FloatArray) -> Derivatives:
-    """From derivatives by steps of h and 2 h, and samples of the noise of what they are extrapolated to."""
-    near, far, samples = parts[0], parts[1], parts[2:]
-    square = np.mean(samples**2, axis=0)
-    noise = _SPREAD * np.sqrt(square + _SHARE**2 * np.mean(square))
-    return where_finite(Derivatives((4 * near - far) / 3, np.abs(near - far), noise, np.zeros_like(near)))
+    def _extrapolated(self, tensor: Tensor, slopes: Mapping[int, FloatArray]) -> Derivatives:
+        """From derivatives by steps of h and 2 h, and samples of the noise of what they are extrapolated to."""
+        near, far = self._assembled(tensor, slopes, slice(2))
+        square, some = np.zeros(tensor.shape), max(1, AT_ONCE // max(1, near.size))
+        for k in range(2, 2 + SAMPLES, some):
+            square += (self._assembled(tensor, slopes, slice(k, k + some)) ** 2).sum(axis=0) / SAMPLES
+        noise = _SPREAD * np.sqrt(square + _SHARE**2 * np.mean(square))
+        return where_finite(Derivatives((4 * near - far) / 3, np.abs(near - far), noise, np.zeros_like(near)))
 
 
 def _scale(values: FloatArray) -> float:
