@@ -42,7 +42,7 @@ _STEP = 1e-40
 # for what bends within it, and for what is noisy.
 _FIRST, _FINE, _COARSE = 2.0**-14, 2.0**-20, 2.0**-9
 # Root mean squares of the samples that the noise is within; beyond that of the entry itself, the share of its tensor's.
-_SPREAD, _SHARE = 8.0, 1 / 8
+_SPREAD, _SHARE = 16.0, 1 / 8
 # A pair that differs from one of half the step by this share of it may be wider than what it is to show, by so much.
 _BENT, _UNKNOWN = 0.1, 1e3
 # The standard deviation of the extrapolation times the step, over that of the losses: of 4/3 D(h) - 1/3 D(2h).

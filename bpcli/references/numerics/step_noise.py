@@ -10,7 +10,7 @@ from bpcli.references.numerics.probe import FloatArray
 
 SIGNED = np.array([1.0, -1.0, 2.0, -2.0])
 """The shifts of a pair of central differences, over the smaller step."""
-SAMPLES = 16
+SAMPLES = 8
 """Of the noise."""
 # The variance of a fourth difference over that of what it is made of, 1 + 1 + 16 + 16 + 36.
 _OF_FOURTH = 70.0
