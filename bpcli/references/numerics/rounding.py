@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np
 def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
     """By tensor, the mean absolute value of the gradient and the root mean square of its rounding in float32."""
     single = cast(problem, _SINGLE)
-    double = replace(problem.setup, dtype=_DOUBLE)
+    double = cast(problem, _DOUBLE).setup
     generator = np.random.default_rng(0)
     shapes = {_LOSS: (), **{t.name: t.shape for t in problem.setup.wrt}}
     sizes = {name: np.zeros(shape) for name, shape in shapes.items()}
