@@ -64,9 +64,12 @@ def on_pattern(problem: Problem, found: dict[str, np.ndarray]) -> dict[str, np.n
         ("tanh(W @ a[t-1] + x + b)", "sum(a)", {"W", "b"}),
         ("tanh(b + x + W.T @ a[t-1])", "sum(a)", {"W", "b"}),
         ("tanh(W @ a[t-1] + W.T @ x)", "dot(W @ a, x)", {"W"}),
-        ("tanh(W @ x + c * a[t-1]) + b", "sum(a)", {"W", "b"}),
+        ("tanh(W @ x + c * a[t-1]) + b", "sum(a)", {"W", "b", "c"}),
         ("tanh(2 * W @ a[t-1] + b)", "sum(a)", {"b"}),  # a matrix that is computed
-        ("tanh(W @ a[t-1]) * b", "sum(a) + sum(c)", {"W"}),
+        ("tanh(W @ a[t-1]) * b", "sum(a) + sum(c)", {"W", "b"}),
+        ("tanh(W @ (b * a[t-1]) + c * x)", "sum(c * a) + sum(x * b)", {"W", "b", "c"}),
+        ("tanh(W @ a[t-1] + b * c)", "sum(a)", {"W"}),  # a vector that is computed
+        ("tanh(W @ a[t-1] + b) / c", "sum(a)", {"W", "b"}),
         ("tanh(W @ a[t-1] - b)", "dot(W @ b, a)", set()),  # W b is no product with what varies
         ("W @ a[t-1] + b", "sum(a * a) + dot(b, c)", {"W"}),
     ],
@@ -88,7 +91,7 @@ def test_a_product_that_a_sum_follows_in_another_equation(tmp_path: Path) -> Non
     text = text.replace("[equations]", '[equations]\nu = "W @ a[t-1] - c"\ns = "0.5 * s[t-1] + 0.5 * a + b * x"')
     problem = written(tmp_path, text)
     found = through(problem, "bptt", complex).imaginary()
-    assert {"V", "W"} == set(found) and distance(found, gradient(problem, "bptt").arrays) < 1e-13
+    assert {"V", "W", "b"} == set(found) and distance(found, gradient(problem, "bptt").arrays) < 1e-13
 
 
 @pytest.mark.parametrize("gain", [14.0, 2e4])

@@ -1,8 +1,9 @@
-"""Where parameters enter linearly: in preactivations, sums of products with matrices and of biases.
+"""Where parameters enter linearly: in preactivations, sums of products and of biases.
 
 In z = P v + … a change of P_ij by d is a change of z_i by d v_j at every step and sample, so that
 
-    dL/dP_ij = Σ_(t, b) dL/dz_i(t, b) v_j(t, b),      dL/dp_i = Σ_(t, b) dL/dz_i(t, b) for z = p + …
+    dL/dP_ij = Σ_(t, b) dL/dz_i(t, b) v_j(t, b),      dL/dp_i = Σ_(t, b) dL/dz_i(t, b) for z = p + …,
+    dL/dp_i = Σ_(t, b) dL/dz_i(t, b) v_i(t, b) for z = p ∘ v + …
 
 holds whatever the loss makes of z. A network has far fewer preactivations than parameters.
 """
@@ -25,11 +26,15 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Term:
-    """A parameter P in the preactivation `z`: P v with the node `vector` for v, Pᵀ v if `turned`; P where it is -1."""
+    """A parameter P in the preactivation `z`: P v with the node `vector` for v, Pᵀ v if `turned`; P where it is -1.
+
+    If `elementwise` P is a vector or a number, and P v entry by entry.
+    """
 
     z: int
     vector: int = -1
     turned: bool = False
+    elementwise: bool = False
 
 
 def terms(graph: Graph) -> dict[str, tuple[Term, ...]]:
@@ -69,6 +74,9 @@ def terms(graph: Graph) -> dict[str, tuple[Term, ...]]:
                 and reader.args[0] != reader.args[1]
             ):
                 terms.append(Term(sum_of(reader)))
+            elif reader.op == "multiply" and not turned and graph.nodes[leaf].shape in ((), reader.shape):
+                first, second = reader.args
+                terms.append(Term(sum_of(reader), second if first == matrix else first, elementwise=True))
             else:
                 return None
         return terms
@@ -113,7 +121,11 @@ def assemble(
         if term.vector < 0:
             total = total + delta.sum(axis=1).reshape(-1, *shape)
             continue
-        vectors = values[term.vector]
-        product = delta.swapaxes(1, 2) @ vectors.reshape(-1, vectors.shape[-1])
+        vectors = values[term.vector].reshape(delta.shape[1], -1)
+        if term.elementwise:
+            product = (delta * vectors).sum(axis=1)
+            total = total + product.reshape(len(slope), -1, *shape).sum(axis=1)
+            continue
+        product = delta.swapaxes(1, 2) @ vectors
         total = total + (product.swapaxes(1, 2) if term.turned else product)
     return np.asarray(total)
