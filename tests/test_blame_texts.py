@@ -231,10 +231,14 @@ def test_signatures() -> None:
     assert "" == proportional(right + 0.3, right, slack, np.eye(4), "W")
     spread = np.full((4, 4), 1e-7)
     errors = spread * generator.normal(size=(4, 4))
-    assert single_precision(errors, slack, FACTOR * spread)
+    assert single_precision(right + errors, right, slack, FACTOR * spread)
     for few in (errors * np.eye(4), 1e-4 * errors, 1e3 * errors, np.zeros((4, 4))):
-        assert not single_precision(few, slack, FACTOR * spread)
-    assert not single_precision(errors, slack, np.zeros((4, 4)))
+        assert not single_precision(right + few, right, slack, FACTOR * spread)
+    assert not single_precision(right + errors, right, slack, np.zeros((4, 4)))
+    once = right.astype(np.float32).astype(float)
+    assert single_precision(once, right, slack, np.full((4, 4), 1e-10))
+    assert not single_precision(once + 1e-6, right, slack, np.full((4, 4), 1e-10))
+    assert not single_precision(once * np.eye(4), right, slack, np.full((4, 4), 1e-10))
     rows = np.zeros((4, 4), bool)
     rows[1:3] = True
     assert extent(rows).startswith("rows 1 to 2")

@@ -61,7 +61,7 @@ def _tried(
 def _blames(
     wrong: Sequence[Finding], setup: Setup, call: MethodCall | Foreign, again: Again
 ) -> list[tuple[Finding, dict[str, object]]]:
-    small = smallest(setup, call, again, _deadline())
+    small = smallest(wrong, setup, call, again, _deadline())
     reproduce = again.command(call.text, small)
     case = setup if work(setup) <= _WORK else _affordable(setup, again, small)
     evidence = gather(case, call) if case is not None else None
