@@ -138,10 +138,17 @@ def cluster(folder: Path, path: str) -> Iterator[str]:
             process.wait()
 
 
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What one process measures."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "net.toml").write_text(SPEC)
+    return lasting(finish(bench(folder)))
+
+
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_cluster_gives_the_rows_of_one_process(folder: Path, lost: bool) -> None:
+def test_a_cluster_gives_the_rows_of_one_process(folder: Path, lost: bool, expected: list[dict]) -> None:
     """Two workers, one of them killed after the first cell or neither, measure what one process does."""
-    expected = lasting(finish(bench(folder)))
     process = bench(folder, "--local-cluster", "2")
     if lost:
         await_cells(folder, process, 1)
@@ -184,7 +191,7 @@ def test_other_versions_are_refused(folder: Path) -> None:
 def test_a_worker_must_find_the_same_spec(folder: Path) -> None:
     """A fit worker measures; one that finds no such file is named."""
     with cluster(folder, HOME) as address:
-        assert 6 == len(finish(bench(folder, "--scheduler", address))["cells"])
+        assert 3 == len(finish(bench(folder, "--scheduler", address, "-g", "T=2"))["cells"])
         code = "import sys; sys.argv[0] = 'bp'; from bpcli.benching import target as t; from bpcli.cli import main\n"
         code += "from bpcli.cluster import connect\nown = connect.Cluster.require\n"
         code += "connect.Cluster.require = lambda self, spec, sha: own(self, spec, 'of another file')\nmain()"
