@@ -194,7 +194,7 @@ def test_options() -> None:
 LARGE = """import numpy as np
 
 class Large:
-    params = {"W": np.linspace(-1, 1, 90_000).reshape(300, 300), "b": np.ones(3)}
+    params = {"W": np.linspace(-1, 1, 22_500).reshape(150, 150), "b": np.ones(3)}
 
     def loss(self, p):
         return np.sum(np.sin(p["W"])) + np.sum(p["b"] ** 2)
