@@ -67,6 +67,12 @@ def test_a_right_gradient_passes(target: str) -> None:
             "b",
             f"not deterministic (box.py:{GRAD})",
         ),
+        (
+            "return g",
+            "g['b'] += 1e-12 * np.random.random(); return g",
+            "b",
+            f"not deterministic (box.py:{GRAD})",
+        ),
     ],
 )
 def test_what_grad_does_wrong(old: str, new: str, tensor: str, cause: str) -> None:
@@ -105,6 +111,8 @@ def test_a_grad_that_changes_its_arguments() -> None:
         ("return np.nan", f"not finite (box.py:{LOSS})"),
         ("p['b'] += 1; return 1.0", f"changes its arguments: b (box.py:{LOSS})"),
         ("calls.append(1); return float(len(calls))", f"not deterministic (box.py:{LOSS})"),
+        ("return p['b'] * np.random.normal()", f"not deterministic (box.py:{LOSS})"),
+        ("import random; return float(p['b']) * random.random()", f"not deterministic (box.py:{LOSS})"),
     ],
 )
 def test_a_loss_that_nothing_can_be_judged_by(line: str, cause: str) -> None:
