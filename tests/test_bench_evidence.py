@@ -145,7 +145,7 @@ class Machine:
         self.disturbances = self._disturbances()
 
     def _disturbances(self) -> Iterator[tuple[float, float, float]]:
-        """Of each block: by how much the machine drifts, whether something bursts in, and noise; drawn by the thousand."""
+        """Of each block: by how much the machine drifts, what bursts in, and noise; drawn by the thousand."""
         while True:
             bursts = np.where(self.rng.random(1000) < 0.05, 1.5, 1.0)
             drifts, noises = self.rng.normal(0.0, 0.005, 1000), self.rng.normal(0.0, self.noise, 1000)

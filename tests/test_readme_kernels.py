@@ -21,7 +21,7 @@ BLOCKS = {
 
 
 def check(*args: str) -> tuple[int, dict[str, set[str]]]:
-    """The exit code of `bp check` in a process of its own, as frameworks warn and change settings; verdicts by method."""
+    """Exit code and verdicts by method of `bp check` in a process of its own: frameworks warn and change settings."""
     command = [sys.executable, "-m", "bpcli", "check", *args, "--format", "json"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=300)
     found: dict[str, set[str]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ _CONSTANTS = "constants"
 class Supplied(Foreign):
     """The function `function` of a file, called `text` in reports."""
 
+    anywhere: ClassVar[bool] = True
     text: str
     file: UserFile
     function: Callable[..., Any]

@@ -39,8 +39,8 @@ def nested(value: object, path: Path, shape: tuple[int, ...], dtype: str, contex
         return read
     has = "has rows of different lengths" if found is None else f"has the shape {list(found)}"
     what = f'the value of "{printable(_owner(path))}" {has}, declared is {list(shape)}'
-    everywhere = '; init = "ones" with a scale is one number in all entries' if found == () and path[0] != "data" else ""
-    context.refuse("shape-mismatch", what, path, f"write {_wanted(shape)}{everywhere}")
+    alike = '; init = "ones" with a scale is one number in all entries' if found == () and path[0] != "data" else ""
+    context.refuse("shape-mismatch", what, path, f"write {_wanted(shape)}{alike}")
     return None
 
 
