@@ -44,6 +44,8 @@ def causes(evidence: Evidence, name: str, live: Callable[[], bool]) -> list[Caus
     unsteady = name in evidence.unsteady
     if unsteady and evidence.accumulates(name):
         return [Cause("buffer-not-cleared", "the buffer is not cleared: a second call adds to the first")]
+    if (lost := not_finite(evidence.right[name])) and evidence.explained(name, evidence.right[name]):
+        return [Cause("overflow", f"{lost} by the right rules either: a value on the way leaves the range of floats")]
     whole, alone = _everywhere(evidence, name, live)
     if whole or unsteady:  # what the numbers of one call look like says nothing where the next has others
         return whole or alone or [Cause("unsteady", "called again with the same arrays it gives other numbers")]
