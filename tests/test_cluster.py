@@ -28,7 +28,7 @@ from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Piece, Values
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
-from bpcli.problem.tangent import answering
+from bpcli.problem.perturbed import answering
 
 HOME = str(Path(__file__).parents[1])
 SPEC = """bp = 1
