@@ -92,11 +92,10 @@ def test_long_blocks_are_taken_in_few_rounds(seconds, taken):
     assert taken == [turn for turn in range(rounds.ROUNDS) if turn % runner.pace == 0]
 
 
-@pytest.mark.parametrize("peer", [[], pytest.param(["--peer", "torch"], marks=pytest.mark.skipif(
-    TORCH.available() is not None, reason="no torch"))], ids=["alone", "torch"])  # fmt: skip
-def test_bench_measures_checks(tmp_path, monkeypatch, peer):
-    """Rows like any other; gradcheck stands beside central and the check, and says how much longer it takes."""
+def test_bench_measures_checks(tmp_path, monkeypatch):
+    """Rows like any other; gradcheck, if it is there, stands beside central and the check, with how much longer."""
     monkeypatch.chdir(tmp_path)
+    peer = [] if TORCH.available() else ["--peer", "torch"]
     methods = [part for name in NAMES for part in ("-m", name)]
     sizes = ["--set", "batch=2", "-g", "k2=1", "-g", "n=3", "-g", "T=3"]
     result = CliRunner().invoke(

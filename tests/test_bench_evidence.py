@@ -142,6 +142,14 @@ class Machine:
         self.rng = np.random.default_rng(seed)
         self.effects, self.process, self.noise = effects, process, noise
         self.drift, self.opened, self.loads = 0.0, 0, 0
+        self.disturbances = self._disturbances()
+
+    def _disturbances(self) -> Iterator[tuple[float, float, float]]:
+        """Of each block: by how much the machine drifts, what bursts in, and noise; drawn by the thousand."""
+        while True:
+            bursts = np.where(self.rng.random(1000) < 0.05, 1.5, 1.0)
+            drifts, noises = self.rng.normal(0.0, 0.005, 1000), self.rng.normal(0.0, self.noise, 1000)
+            yield from zip(drifts.tolist(), bursts.tolist(), noises.tolist(), strict=True)
 
     @contextlib.contextmanager
     def lanes(self) -> Iterator[tuple[SimulatedLane, SimulatedLane, SimulatedLane]]:
@@ -168,9 +176,9 @@ class SimulatedLane:
 
     def run(self, calls: int) -> float:
         machine = self.machine
-        machine.drift = 0.99 * machine.drift + machine.rng.normal(0.0, 0.005)
-        burst = 1.5 if machine.rng.random() < 0.05 else 1.0
-        return calls * self.seconds * burst * math.exp(machine.drift + machine.rng.normal(0.0, machine.noise))
+        drift, burst, noise = next(machine.disturbances)
+        machine.drift = 0.99 * machine.drift + drift
+        return calls * self.seconds * burst * math.exp(machine.drift + noise)
 
 
 def simulate(seed: int, effects: Sequence[float], rounds: int = 8, **more: float) -> list[Timed]:

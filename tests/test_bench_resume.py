@@ -245,6 +245,10 @@ def test_an_old_journal_is_kept(tmp_path):
     second.close(remove=True)
     assert second.kept is not None and second.kept.read_bytes().count(b"\n") == 2
     assert not path.exists()
+    Journal(path, "run", resume=False).close(remove=False)
+    third = Journal(path, "run", resume=False)  # takes the place of one with nothing in it, and the old one stays
+    third.close(remove=True)
+    assert third.kept is None and second.kept.read_bytes().count(b"\n") == 2
 
 
 def test_the_hash_of_a_run_sees_all_that_rows_depend_on():

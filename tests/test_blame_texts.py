@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checking_cases import SPECS
-from cli_cases import RECURRENT, run, write
+from cli_cases import FORWARD, RECURRENT, run, write
 from foreign_cases import GOOD
 
 from bpcli.checking.blame.signatures import extent, multiple, proportional, single_precision
@@ -110,12 +111,18 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def told(*command: str) -> tuple[str, list[dict[str, Any]]]:
+    """The table and the findings of a command."""
+    table = run(*command, "--output", "json=found.json").stdout
+    return table, json.loads(Path("found.json").read_text(encoding="utf-8"))["findings"]
+
+
+@cache
 def kernel(function: str, *args: str) -> tuple[str, list[dict[str, Any]]]:
     """The table and the findings of a slip on a recurrent network with a matrix of 6 × 6."""
     write(Path("mine.py"), GOOD + SLIPS)
     spec = write(Path("net.toml"), RECURRENT.replace("n = 2", "n = 6"))
-    command = ["check", spec, "--kernel", f"mine.py:{function}", *args]
-    return run(*command).stdout, json.loads(run(*command, "--format", "json").stdout)["findings"]
+    return told("check", spec, "--kernel", f"mine.py:{function}", *args)
 
 
 def blames(findings: list[dict[str, Any]]) -> dict[str, str]:
@@ -126,8 +133,7 @@ def blames(findings: list[dict[str, Any]]) -> dict[str, str]:
 def box(name: str, *args: str) -> tuple[str, list[dict[str, Any]]]:
     """The table and the findings of a check of an object."""
     write(Path("box.py"), BOX)
-    command = ["check", f"box.py:{name}", *args]
-    return run(*command).stdout, json.loads(run(*command, "--format", "json").stdout)["findings"]
+    return told("check", f"box.py:{name}", *args)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +218,15 @@ def test_a_kink_of_a_spec_is_an_interval() -> None:
     assert (0.0, 1.0, None) == (v["bias"], round(v["cosine"], 12), v["kink"])
 
 
+def test_what_overflows_by_the_right_rules_has_no_other_cause() -> None:
+    """1 / (1 + exp(1000)) is finite, and its derivative by the rules for exp and for quotients is 0 times infinity."""
+    text = FORWARD.replace("w = []", "w = { shape = [2], value = [1000.0, 1.0] }")
+    spec = write(Path("net.toml"), text.replace("w**2", "sum(1 / (1 + exp(w)))"))
+    (found,) = json.loads(run("check", spec, "--format", "json").stdout)["findings"]
+    assert ("wrong", "not finite") == (found["verdict"], found["cause"])
+    assert "1 of 2 entries are not finite by the right rules either" in found["blame"]["cause"]
+
+
 def test_directions_have_numbers() -> None:
     """In the table and in JSON, beside an entry that has an index."""
     args = ["check", str(SPECS / "square.toml"), "--mode"]
@@ -231,10 +246,14 @@ def test_signatures() -> None:
     assert "" == proportional(right + 0.3, right, slack, np.eye(4), "W")
     spread = np.full((4, 4), 1e-7)
     errors = spread * generator.normal(size=(4, 4))
-    assert single_precision(errors, slack, FACTOR * spread)
+    assert single_precision(right + errors, right, slack, FACTOR * spread)
     for few in (errors * np.eye(4), 1e-4 * errors, 1e3 * errors, np.zeros((4, 4))):
-        assert not single_precision(few, slack, FACTOR * spread)
-    assert not single_precision(errors, slack, np.zeros((4, 4)))
+        assert not single_precision(right + few, right, slack, FACTOR * spread)
+    assert not single_precision(right + errors, right, slack, np.zeros((4, 4)))
+    once = right.astype(np.float32).astype(float)
+    assert single_precision(once, right, slack, np.full((4, 4), 1e-10))
+    assert not single_precision(once + 1e-6, right, slack, np.full((4, 4), 1e-10))
+    assert not single_precision(once * np.eye(4), right, slack, np.full((4, 4), 1e-10))
     rows = np.zeros((4, 4), bool)
     rows[1:3] = True
     assert extent(rows).startswith("rows 1 to 2")

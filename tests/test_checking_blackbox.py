@@ -67,6 +67,12 @@ def test_a_right_gradient_passes(target: str) -> None:
             "b",
             f"not deterministic (box.py:{GRAD})",
         ),
+        (
+            "return g",
+            "g['b'] += 1e-12 * np.random.random(); return g",
+            "b",
+            f"not deterministic (box.py:{GRAD})",
+        ),
     ],
 )
 def test_what_grad_does_wrong(old: str, new: str, tensor: str, cause: str) -> None:
@@ -105,6 +111,8 @@ def test_a_grad_that_changes_its_arguments() -> None:
         ("return np.nan", f"not finite (box.py:{LOSS})"),
         ("p['b'] += 1; return 1.0", f"changes its arguments: b (box.py:{LOSS})"),
         ("calls.append(1); return float(len(calls))", f"not deterministic (box.py:{LOSS})"),
+        ("return p['b'] * np.random.normal()", f"not deterministic (box.py:{LOSS})"),
+        ("import random; return float(p['b']) * random.random()", f"not deterministic (box.py:{LOSS})"),
     ],
 )
 def test_a_loss_that_nothing_can_be_judged_by(line: str, cause: str) -> None:
@@ -194,7 +202,7 @@ def test_options() -> None:
 LARGE = """import numpy as np
 
 class Large:
-    params = {"W": np.linspace(-1, 1, 90_000).reshape(300, 300), "b": np.ones(3)}
+    params = {"W": np.linspace(-1, 1, 22_500).reshape(150, 150), "b": np.ones(3)}
 
     def loss(self, p):
         return np.sum(np.sin(p["W"])) + np.sum(p["b"] ** 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ WORDS = {
 }
 
 
+@cache
 def blames(name: str) -> list[Finding]:
     """The findings on a slip, explained."""
 

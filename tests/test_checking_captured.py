@@ -52,6 +52,15 @@ def test_what_is_wrong_with_a_file(spoil: Callable[[Arrays], Arrays], expected: 
     assert (int(any(v == "wrong" for v, _ in wrong.values())), wrong) == (code, outcomes(document))
 
 
+def test_a_file_fails_again_as_it_is() -> None:
+    """It holds the gradient of one case: with other sizes it would be wrong for another reason."""
+    with np.load("g.npz") as held:
+        np.savez("g.npz", **{**held, "d_W": held["d_W"].T})
+    (finding,) = (f for f in check("--gradient", "g.npz")[1]["findings"] if f["verdict"] == "wrong")
+    assert "bp check net.toml --gradient g.npz" == finding["blame"]["reproduce"]
+    assert "a gradient is transposed" in finding["blame"]["text"]
+
+
 def test_files_that_cannot_be_used() -> None:
     """They are usage errors, and so is one file for two specs."""
     np.savez("empty.npz", W=np.zeros(2))

@@ -27,13 +27,11 @@ batch = 1
 """
 
 
-def worst(tmp_path: Path, steps: int, factor: float, along: bool) -> int:
+def worst(truth: Truth, factor: float, along: bool) -> int:
     """The verdict on W where its gradient is `factor` times that of BPTT."""
-    problem = written(tmp_path, CHAOTIC.replace("STEPS", str(steps)))
-    setup = problem.setup
-    truth = Truth(problem, (complex_step.REFERENCE,))
+    setup = truth.problem.setup
     tensor = next(t for t in setup.wrt if t.name == "W")
-    value = factor * gradient(problem, "bptt").arrays["W"]
+    value = factor * gradient(truth.problem, "bptt").arrays["W"]
     if along:
         entries = decide_along(truth, whole(setup), tensor, value, directions(tensor))
     else:
@@ -45,8 +43,9 @@ def worst(tmp_path: Path, steps: int, factor: float, along: bool) -> int:
 @pytest.mark.parametrize(("steps", "right"), [(30, PASS), (60, PASS), (400, INCONCLUSIVE)])
 def test_rounding_that_grows(tmp_path: Path, steps: int, right: int, along: bool) -> None:
     """A gradient of the wrong sign never passes; a right one does as long as it has digits, and then is left open."""
-    assert worst(tmp_path, steps, 1.0, along) == right
-    assert worst(tmp_path, steps, -1.0, along) == (WRONG if right == PASS else INCONCLUSIVE)
+    truth = Truth(written(tmp_path, CHAOTIC.replace("STEPS", str(steps))), (complex_step.REFERENCE,))
+    assert worst(truth, 1.0, along) == right
+    assert worst(truth, -1.0, along) == (WRONG if right == PASS else INCONCLUSIVE)
 
 
 CANCELLING = """bp = 1

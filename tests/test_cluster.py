@@ -28,7 +28,7 @@ from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Piece, Values
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
-from bpcli.problem.tangent import answering
+from bpcli.problem.perturbed import answering
 
 HOME = str(Path(__file__).parents[1])
 SPEC = """bp = 1
@@ -138,14 +138,19 @@ def cluster(folder: Path, path: str) -> Iterator[str]:
             process.wait()
 
 
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_cluster_gives_the_rows_of_one_process(folder: Path, lost: bool) -> None:
-    """Two workers, one of them killed after the first cell or neither, measure what one process does."""
-    expected = lasting(finish(bench(folder)))
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What one process measures."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "net.toml").write_text(SPEC)
+    return lasting(finish(bench(folder)))
+
+
+def test_a_cluster_that_loses_a_worker_gives_the_rows_of_one_process(folder: Path, expected: list[dict]) -> None:
+    """Two workers, one of them killed after the first cell, measure what one process does."""
     process = bench(folder, "--local-cluster", "2")
-    if lost:
-        await_cells(folder, process, 1)
-        os.kill(workers(process.pid)[0], signal.SIGKILL)
+    await_cells(folder, process, 1)
+    os.kill(workers(process.pid)[0], signal.SIGKILL)
     document = finish(process)
     assert expected == lasting(document)
     assert 6 == len(expected)
@@ -153,8 +158,8 @@ def test_a_cluster_gives_the_rows_of_one_process(folder: Path, lost: bool) -> No
     assert [] == list(folder.glob("reports/*.jsonl"))
 
 
-def test_an_interrupted_run_goes_on(folder: Path) -> None:
-    """Ctrl-C, which reaches the workers too, leaves the journal; --resume measures the rest."""
+def test_an_interrupted_run_goes_on(folder: Path, expected: list[dict]) -> None:
+    """Ctrl-C, which reaches the workers too, leaves the journal; --resume measures the rest, and no other rows."""
     process = bench(folder, "--local-cluster", "2")
     await_cells(folder, process, 2)
     os.killpg(process.pid, signal.SIGINT)
@@ -165,6 +170,9 @@ def test_an_interrupted_run_goes_on(folder: Path) -> None:
     samples = {row["cell"]: row["samples_s"] for row in document["cells"]}
     assert all(samples[row["cell"]] == row["samples_s"] for row in first["cells"])
     assert [0, 1, 2, 3, 4, 5] == sorted(samples)
+    assert expected == lasting(document)
+    assert {os.uname().nodename} == {row["host"] for row in document["cells"]}
+    assert [] == list(folder.glob("reports/*.jsonl"))
 
 
 def test_other_versions_are_refused(folder: Path) -> None:
@@ -181,10 +189,10 @@ def test_other_versions_are_refused(folder: Path) -> None:
     assert [] == document["cells"]
 
 
-def test_a_worker_must_find_the_same_spec(folder: Path) -> None:
+def test_a_worker_must_find_the_same_spec(folder: Path, expected: list[dict]) -> None:
     """A fit worker measures; one that finds no such file is named."""
     with cluster(folder, HOME) as address:
-        assert 6 == len(finish(bench(folder, "--scheduler", address))["cells"])
+        found = lasting(finish(bench(folder, "--scheduler", address, "-g", "T=2")))
         code = "import sys; sys.argv[0] = 'bp'; from bpcli.benching import target as t; from bpcli.cli import main\n"
         code += "from bpcli.cluster import connect\nown = connect.Cluster.require\n"
         code += "connect.Cluster.require = lambda self, spec, sha: own(self, spec, 'of another file')\nmain()"
@@ -193,6 +201,8 @@ def test_a_worker_must_find_the_same_spec(folder: Path) -> None:
             [sys.executable, "-P", *call], cwd=folder, env={**os.environ, "PYTHONPATH": HOME},
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
+    same = [{**row, "cell": number} for number, row in enumerate(r for r in expected if 2 == r["T"])]
+    assert same == found and 3 == len(same)
     assert 2 == ran.returncode
     assert "other-files" in ran.stderr
     assert "is another one" in ran.stderr

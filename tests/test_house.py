@@ -7,6 +7,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -51,6 +52,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_ARGUMENTS = "kernels"  # compiled functions take arrays, offsets and strides one by one
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     """A module's syntax."""
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -62,8 +64,13 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
-def imported(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def imported(path: Path) -> list[tuple[str, bool]]:
     """Every module that is imported, with whether the import stands at module level."""
+    return list(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[tuple[str, bool]]:
     syntax = tree(path)
     top = {id(node) for node in syntax.body}
     for node in ast.walk(syntax):

@@ -15,8 +15,10 @@ import pytest
 from bpcli.kernels import calls, mode
 from bpcli.kernels.library import reordered
 from bpcli.kernels.team import desk_for
+from bpcli.kernels.trace import Trace
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
+from bpcli.problem.layouts import plan_of
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
 
@@ -128,3 +130,18 @@ def test_gradients_are_the_same_by_a_team(spec: str, dtype: str, threads: Any, m
             assert found.loss == alone.loss
             assert all((array == alone.arrays[name]).all() for name, array in found.arrays.items())
     assert len(members) == 4  # forwards and backwards, on two threads and on more
+
+
+@pytest.mark.parametrize(("dtype", "shared"), [("float64", True), ("complex128", False)])
+def test_complex_products_are_not_shared(
+    dtype: str, shared: bool, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the BLAS's, whose bits may depend on how a product is cut."""
+    setup = open_setup(SPECS / "vanilla_rnn.toml", {"n": 401, "T": 6, "batch": 1}, (), Limits())
+    problem, members = draw(setup), []
+    monkeypatch.setattr(calls, "desk_for", lambda count: members.append(count) or desk_for(count))
+    threads(2)
+    trace = Trace(plan_of(setup, setup.T), np.dtype(dtype), problem.arrays)
+    trace.start()
+    trace.forward(0, setup.T)
+    assert shared == bool(members)

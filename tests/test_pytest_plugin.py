@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cli_cases import FORWARD, RECURRENT
 
+from bpcli.kernels.folder import cache_folder
+
 ROOT = Path(__file__).parents[1]
 WITH_PLUGIN = ("-p", "bpcli.pytest_plugin")
 
@@ -54,9 +56,13 @@ def test_refused(bp_check):
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the plugin that is named, installed or not, and the package of this folder."""
+    """Only the plugin that is named, installed or not, the package of this folder, and the kernels that are compiled.
+
+    A process of `pytester` has a home of its own, and would compile them again.
+    """
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache_folder().parents[1]))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     monkeypatch.delenv("PYTEST_PLUGINS", raising=False)
 

@@ -61,7 +61,7 @@ def test_page_of_a_bench(tmp_path: Path) -> None:
 
 def test_page_stands_alone(tmp_path: Path) -> None:
     """No element loads anything, ids are unique, links stay on the page, every figure has its words."""
-    page = made(tmp_path, bench(), check(finding("W", "wrong", {"step": 3, "text": "x"})))
+    page = made(tmp_path, bench((8, 16)), check(finding("W", "wrong", {"step": 3, "text": "x"})))
     found = Elements(page)
     assert set() == {"link", "img", "iframe", "object", "embed", "base", "image"} & set(found.names)
     assert len(found.ids) == len(set(found.ids))

@@ -255,6 +255,11 @@ wrt = ["params", "x", ▸"everything"]
         ("tanh(h)", "h**2 if h else 0", "no conditions"),
         ('x = ["m"]', 'x = ["m", "m"]', "known limit"),
         ("tanh(h)", "conv(h, h)", "known limit"),
+        ('["n", "m"], init', '["n", "m", init', "close the bracket"),
+        ('b = ["n"]', "b = [n]", "text goes in quotes"),
+        ('b = ["n"]', 'b = { shape = ["n"], value = 0.0 }', 'a list of 4 numbers; init = "ones" with a scale is one'),
+        ('b = ["n"]', 'b = { shape = ["n", "m"], value = [1] }', "write a list of 4 rows of 2 numbers each"),
+        ('b = ["n"]', "b = { shape = [], value = [1] }", "write one number"),
     ],
 )
 def test_what_refusals_say(old, new, says, tmp_path):

@@ -29,7 +29,7 @@ class Journal:
     """A journal open for writing; `rows` are those of cells finished before, by their keys."""
 
     def __init__(self, path: Path, run: str, resume: bool) -> None:
-        """Go on in the file at `path` when `resume`, else start it, keeping one that is there as `NAME.old`.
+        """Go on in the file at `path` when `resume`, else start it, keeping one with finished cells as `NAME.old`.
 
         Raises BpError where it can't be written, is damaged, or belongs to another run.
         """
@@ -62,9 +62,10 @@ class Journal:
             self.path.unlink(missing_ok=True)
 
     def _fresh(self, run: str) -> IO[bytes]:
-        if self.path.exists():
+        if self.path.exists() and self.path.read_bytes().count(b"\n") > 1:
             self.kept = self.path.with_name(f"{self.path.name}.old")
             self.path.replace(self.kept)
+        self.path.unlink(missing_ok=True)
         self._file = self.path.open("xb")
         self._line({"journal": VERSION, "run": run})
         _sync_folder(self.path.parent)
@@ -75,7 +76,6 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         lines = whole.splitlines()
         if not lines:
-            self.path.unlink()
             return self._fresh(run)
         if self._parsed(lines[0], 1) != {"journal": VERSION, "run": run}:
             fail("other-run", f'"{self.path}" is the journal of another run', help="remove it, or leave out --resume")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,9 +37,13 @@ class Answer:
 
 
 class Foreign(ABC):
-    """A gradient from elsewhere, judged like a method's: it is meant to be the whole, true one."""
+    """A gradient from elsewhere, judged like a method's: it is meant to be the whole, true one.
+
+    `anywhere` says whether there is one for other sizes and seeds as well.
+    """
 
     text: str
+    anywhere: ClassVar[bool]
 
     @abstractmethod
     def answer(self, problem: Problem) -> Answer:

@@ -67,7 +67,7 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto")
         what = f"{box.name} would take about {format_duration(seconds)}, {format_duration(each)} a loss"
         advice = "choose fewer tensors with --wrt, make it smaller, take --mode directional, or raise --max-time"
         fail("too-long", f"{what}; the limit is {format_duration(limits.max_time)}", help=advice)
-    (first, changed), (second, later) = _gradient(box, tensors), _gradient(box, tensors)
+    (first, changed), (second, later) = _gradient(box, tensors), _gradient(box, tensors, again=True)
     unsteady = differing((None, first.arrays), (None, second.arrays))
     findings, where = [], f" ({box.file.at(box.line('grad'))})"
     for tensor in tensors:
@@ -124,9 +124,9 @@ def _fault_of_loss(box: Box) -> str:
     """What makes the loss unfit to judge by, "" where nothing does: it is evaluated twice where the check starts."""
     where = f" ({box.file.at(box.line('loss'))})"
     values = []
-    for _ in range(2):
+    for again in (False, True):
         params = box.copies()
-        with box.file.running():
+        with box.file.running(again):
             try:
                 values.append(scalar(box.thing.loss(params)))
             except KeyboardInterrupt:
@@ -142,11 +142,11 @@ def _fault_of_loss(box: Box) -> str:
     return "" if same(np.float64(values[0]), np.float64(values[1])) else f"not deterministic{where}"
 
 
-def _gradient(box: Box, tensors: Sequence[Tensor]) -> tuple[Returned, list[str]]:
+def _gradient(box: Box, tensors: Sequence[Tensor], again: bool = False) -> tuple[Returned, list[str]]:
     """What `grad` gives for fresh copies, and which of them it changed."""
     params, line = box.copies(), box.line("grad")
     where = f" ({box.file.at(line)})"
-    with box.file.running():
+    with box.file.running(again):
         try:
             returned = take(box.thing.grad(params), tensors, set(box.params), _DTYPES).located(where)
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ _MARK = "d_"
 class Captured(Foreign):
     """The file at `path`, called `text` in reports. Its arrays are read when it is known what shapes they must have."""
 
+    anywhere: ClassVar[bool] = False
     text: str
     path: Path
     file: ArrayFile

@@ -6,10 +6,9 @@ It gets copies and is called twice; whatever it does is a finding, never the end
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +25,7 @@ _CONSTANTS = "constants"
 class Supplied(Foreign):
     """The function `function` of a file, called `text` in reports."""
 
+    anywhere: ClassVar[bool] = True
     text: str
     file: UserFile
     function: Callable[..., Any]
@@ -54,10 +54,7 @@ class Supplied(Foreign):
         if _takes_four(self.function):
             given.append(dict(numbers))
         known = {name for group in groups for name in group}
-        with self.file.running():
-            if again:  # global generators stand where they stood before: what is drawn from them must not repeat
-                random.random()
-                np.random.random()
+        with self.file.running(again):
             try:
                 returned = take(self.function(*given), setup.wrt, known, [setup.dtype]).located(self._where)
             except KeyboardInterrupt:

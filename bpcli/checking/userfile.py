@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import random
 import sys
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
+
+import numpy as np
 
 from bpcli.checking.guard import guarded
 from bpcli.errors import Place, fail, nearest, printable
@@ -30,9 +33,16 @@ class UserFile:
     modules: dict[str, ModuleType] = field(default_factory=dict)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run code of this file: guarded, its folder importable, and its neighbours hidden from other files."""
+    def running(self, again: bool = False) -> Iterator[None]:
+        """Run code of this file: guarded, its folder importable, and its neighbours hidden from other files.
+
+        Global generators stand where they stood at any earlier time; not where it runs `again`: what it draws from
+        them then differs from what it drew before.
+        """
         with guarded(), _importable(self.path.parent, self.modules):
+            if again:
+                random.random()
+                np.random.random()
             yield
 
     def get(self, name: str, place: Place | None = None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +48,6 @@ def together(machines: Sequence[Machine]) -> Machine:
 
     cores = first.cores if len({m.cores for m in machines}) == 1 else listed("cores")
     return Machine(listed("cpu"), cores, listed("system"), first.python, first.versions)  # type: ignore[arg-type]
-
-
-def by_host(found: Mapping[str, Facts]) -> dict[str, Machine]:
-    """The machines by host, of workers by address."""
-    return {f.host: f.machine for f in found.values()}
 
 
 @functools.cache

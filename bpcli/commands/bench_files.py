@@ -80,10 +80,10 @@ def open_journal(about: Mapping[str, Any], resume: bool, common: Common) -> Jour
 
 
 def close_journal(journal: Journal, keys: Sequence[str], interrupted: bool, common: Common) -> None:
-    """Remove the journal where every cell is in it, else say how to go on."""
+    """Remove the journal where every cell is in it, or none, else say how to go on."""
     from bpcli.commands.output import note
 
     left = sum(key not in journal.rows for key in keys)
-    journal.close(remove=not left and not interrupted)
-    if left:
+    journal.close(remove=not journal.rows or (not left and not interrupted))
+    if left and journal.rows:
         note(f"{left} of {len(keys)} cells are left; the same call with --resume goes on ({journal.path})", common)

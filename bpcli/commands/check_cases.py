@@ -53,8 +53,9 @@ def _lines(row: Mapping[str, Any], at: str) -> list[str]:
     counted = f"{row['checked']} {'entry' if row['checked'] == 1 else 'entries'} compared"
     if row["checked"]:
         lines.append(", ".join([counted, *figures]))
-    if blame.get("text"):
-        lines.append(str(blame["text"]))
+    text = str(blame.get("text") or "")
+    if text and not (row["cause"] and text.endswith(row["cause"])):  # what the message and the lines above say
+        lines.append(text)
     if blame.get("reproduce"):
         lines.append(f"again: {blame['reproduce']}")
     return lines

@@ -126,7 +126,7 @@ class Stages:
         job = forward_job(program, self.numbers, table, self.plan.values.size, self.fix)
         job[forward_kernel.FIRST : forward_kernel.LAST + 1] = lines
         job[forward_kernel.STEP0 : forward_kernel.STEP1 + 1] = steps
-        desk = forward_kernel.TEAM if _worth_a_team(program.code[slice(*lines)], steps, rows) else None
+        desk = forward_kernel.TEAM if self._worth_a_team(program.code[slice(*lines)], steps, rows) else None
         yield Call("forward", cut(job, forward_kernel.I0, *rows, parts), keeps=(table,), desk=desk)
 
     def _pass_reverse(
@@ -150,8 +150,19 @@ class Stages:
         jobs = cut(job, kernel.I0, *rows, parts)
         if parts > 1:
             jobs[:, kernel.LANE] = np.arange(parts)
-        desk = kernel.TEAM if _worth_a_team(program.code[slice(*lines)], steps, rows) else None
+        desk = kernel.TEAM if self._worth_a_team(program.code[slice(*lines)], steps, rows) else None
         yield Call("reverse", jobs, keeps=tables, desk=desk)
+
+    def _worth_a_team(self, code: Integers, steps: tuple[int, int], rows: tuple[int, int]) -> bool:
+        """Whether some steps of a tape, on one row, read so much of large matrices that threads should share it.
+
+        Complex products are the BLAS's, and no BLAS promises that parts of a result have the bits of the whole.
+        """
+        products = code[code[:, OP] == MATMUL]
+        entries = products[:, SIZE] * products[:, SIZE_B]
+        step = int(entries[entries >= team.LEAST_SHARED].sum())
+        enough = step >= team.LEAST_STEP and step * (steps[1] - steps[0]) >= team.LEAST_READ
+        return enough and rows[1] - rows[0] == 1 and self.numbers.dtype.kind == "f"
 
     def _products(self, tables: tuple[Integers, Integers], first: int, last: int) -> Iterable[Call]:
         """The gradients of all matrices, over the rows `first` to `last`."""
@@ -171,15 +182,6 @@ class Stages:
         for each in range(max(turn, default=-1) + 1):
             own = jobs[turn == each]  # no two of them add to the same matrix
             yield Call("products", own, parallel=len(jobs) > len(plan.reverse.products))
-
-
-def _worth_a_team(code: Integers, steps: tuple[int, int], rows: tuple[int, int]) -> bool:
-    """Whether some steps of a tape, on one row, read so much of large matrices that threads should share it."""
-    products = code[code[:, OP] == MATMUL]
-    entries = products[:, SIZE] * products[:, SIZE_B]
-    step = int(entries[entries >= team.LEAST_SHARED].sum())
-    enough = step >= team.LEAST_STEP and step * (steps[1] - steps[0]) >= team.LEAST_READ
-    return enough and rows[1] - rows[0] == 1
 
 
 def _joined(calls: Sequence[Call]) -> Iterable[Call]:

@@ -11,6 +11,7 @@ from bpcli.spec.outline import Outline
 from bpcli.spec.text import Text
 
 _POSITION = re.compile(r"\s*\(at (?:line (\d+), column (\d+)|end of document)\)\s*$")
+_KEY = re.compile(r"[\w-]+\s*=")
 _DIGITS = 4300
 _NESTING = 100
 _MAX_REPEATS = 100
@@ -73,6 +74,9 @@ def _syntax_help(what: str, place: Place) -> str:
         return "write a text with backslashes or line breaks as a TOML literal or multi-line string"
     if what.startswith("cannot"):
         return "define each table and key once"
+    before, after = place.quote[: place.column - 1], place.quote[place.column - 1 :]
+    if what.startswith("invalid value") and before.count("[") > before.count("]") and _KEY.match(after):
+        return "close the bracket of the list before this key"
     if what.startswith("invalid value"):
         return "text goes in quotes; numbers need a digit before and after the point"
     return "one key = value a line; tables start with [name]"

@@ -39,7 +39,8 @@ def nested(value: object, path: Path, shape: tuple[int, ...], dtype: str, contex
         return read
     has = "has rows of different lengths" if found is None else f"has the shape {list(found)}"
     what = f'the value of "{printable(_owner(path))}" {has}, declared is {list(shape)}'
-    context.refuse("shape-mismatch", what, path, "give one number per entry: a scalar, a list or a list of rows")
+    alike = '; init = "ones" with a scale is one number in all entries' if found == () and path[0] != "data" else ""
+    context.refuse("shape-mismatch", what, path, f"write {_wanted(shape)}{alike}")
     return None
 
 
@@ -64,6 +65,13 @@ def _shape(value: Nested) -> tuple[int, ...] | None:
     if len(inner) > 1 or None in inner:
         return None
     return (len(value), *(inner.pop() or ())) if inner else (0,)
+
+
+def _wanted(shape: tuple[int, ...]) -> str:
+    """Numbers of a shape, in words."""
+    if len(shape) < _MAX_AXES:
+        return f"a list of {shape[0]} numbers" if shape else "one number"
+    return f"a list of {shape[0]} rows of {shape[1]} numbers each"
 
 
 def _owner(path: Path) -> str:

@@ -41,11 +41,14 @@ def causes(evidence: Evidence, name: str, live: Callable[[], bool]) -> list[Caus
     `live()` says whether there is time to go on. A fault that gives the whole answer goes before one that gives this
     tensor alone, and that before one in a single place.
     """
-    if not evidence.steady and evidence.accumulates(name):
+    unsteady = name in evidence.unsteady
+    if unsteady and evidence.accumulates(name):
         return [Cause("buffer-not-cleared", "the buffer is not cleared: a second call adds to the first")]
+    if (lost := not_finite(evidence.right[name])) and evidence.explained(name, evidence.right[name]):
+        return [Cause("overflow", f"{lost} by the right rules either: a value on the way leaves the range of floats")]
     whole, alone = _everywhere(evidence, name, live)
-    if whole:
-        return whole
+    if whole or unsteady:  # what the numbers of one call look like says nothing where the next has others
+        return whole or alone or [Cause("unsteady", "called again with the same arrays it gives other numbers")]
     ratio = _ratio(evidence, name)
     found = [*ratio, *alone] if len(evidence.wrong) == 1 else [*alone, *ratio]
     return found or list(_in_one_place(evidence, name, live)) or _looks(evidence, name)
@@ -61,7 +64,7 @@ def _fits(evidence: Evidence, key: tuple[object, ...], hooks: Hooks, names: tupl
     first = evidence.planted(key, hooks)
     if not all(evidence.explained(n, first[n]) for n in names):
         return False
-    if evidence.steady and (hooks.gather is None and hooks.answer is None):
+    if not evidence.unsteady and (hooks.gather is None and hooks.answer is None):
         return True
     second = evidence.planted(key, hooks, calls=3)
     return all(evidence.explained(n, second[n], 1) for n in names)
@@ -125,7 +128,6 @@ def _looks(evidence: Evidence, name: str) -> list[Cause]:
     theta = np.asarray(evidence.problem.array(evidence.tensor(name)), float)
     if words := proportional(given, right, slack, theta, name):
         return [Cause("proportional", words)]
-    error = evidence.error(name)
-    if single_precision(error, slack, evidence.single(name)):
+    if single_precision(given, right, slack, evidence.single(name)):
         return [Cause("float32-accumulator", "the gradient has the accuracy of float32")]
-    return [Cause("unknown", extent(np.abs(error) > slack))]
+    return [Cause("unknown", extent(np.abs(evidence.error(name)) > slack))]

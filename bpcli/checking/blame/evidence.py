@@ -27,7 +27,7 @@ _SINGLE = np.dtype(np.float32)
 class Evidence:
     """A method's answers on a problem, the right gradient of its `windows`, and rounding as a slack.
 
-    It was asked four times: `answers` are the first and the third, `steady` says whether the others were the same.
+    It was asked four times: `answers` are the first and the third, `unsteady` names what differed from call to call.
 
     `wrong` names the tensors that are off by more, in the spec's order; answers of the wrong shape are left out.
     """
@@ -37,7 +37,7 @@ class Evidence:
     answers: tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]
     right: Mapping[str, FloatArray]
     slack: Mapping[str, FloatArray]
-    steady: bool
+    unsteady: frozenset[str]
     wrong: tuple[str, ...]
     _made: dict[tuple[object, ...], Mapping[str, FloatArray]] = field(default_factory=dict)
 
@@ -82,11 +82,11 @@ def gather(setup: Setup, call: MethodCall | Foreign) -> Evidence:
     windows = tuple(call.windows(setup))
     asked = [ask(call, separate(problem)) for _ in range(2)]
     first, second = ({x.name: _dense(a.arrays[x.name], x) for x in setup.wrt if x.name in a.arrays} for a in asked)
-    steady = not any(a.unsteady for a in asked)
+    unsteady = asked[0].unsteady | asked[1].unsteady
     right = planted(problem, RIGHT, windows)
     slack = rounding(problem, windows, setup.dtype).gradient
     comparable = {x.name: x for x in setup.wrt if x.name in first and first[x.name].shape == x.shape}
-    found = Evidence(problem, windows, (first, second), right, slack, steady, ())
+    found = Evidence(problem, windows, (first, second), right, slack, unsteady, ())
     return replace(found, wrong=tuple(n for n in comparable if not all(_near(found, n, i) for i in range(2))))
 
 

@@ -10,7 +10,7 @@ from bpcli.checking.answers import Foreign
 from bpcli.checking.blame import place
 from bpcli.checking.blame.cause import Cause, causes, fits
 from bpcli.checking.blame.evidence import Evidence, gather
-from bpcli.checking.blame.shrink import Again, smallest
+from bpcli.checking.blame.shrink import Again, anywhere, smallest
 from bpcli.checking.blame.spoken import worst_entry
 from bpcli.checking.blame.steps import errors_by_step
 from bpcli.checking.findings import Finding
@@ -61,7 +61,7 @@ def _tried(
 def _blames(
     wrong: Sequence[Finding], setup: Setup, call: MethodCall | Foreign, again: Again
 ) -> list[tuple[Finding, dict[str, object]]]:
-    small = smallest(setup, call, again, _deadline())
+    small = smallest(wrong, setup, call, again, _deadline())
     reproduce = again.command(call.text, small)
     case = setup if work(setup) <= _WORK else _affordable(setup, again, small)
     evidence = gather(case, call) if case is not None else None
@@ -111,7 +111,7 @@ def _spoken(cause: str) -> str:
 def _settled(blame: Blame, finding: Finding, again: Again, call: MethodCall | Foreign, evidence: Evidence) -> Blame:
     """Where several causes fit, those that fit in a case of other sizes too."""
     fields, fitting = blame
-    if len(fitting) < 2:
+    if len(fitting) < 2 or not anywhere(call):
         return blame
     setup = evidence.problem.setup
     sizes = {"T": setup.T + 1} if setup.graph.recurrent else {}

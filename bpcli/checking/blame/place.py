@@ -16,7 +16,8 @@ from bpcli.references.base import FloatArray
 def node(evidence: Evidence) -> Node | None:
     """The node from which everything wrong, and as little else as can be, is reached backwards through all steps.
 
-    Of several such nodes the first one backwards; None where there is none, as with a fault in several places.
+    Of several such nodes the first one backwards; None where there is none, as with a fault in several places. What
+    alone is wrong, though others are reached from wherever it is, is wrong where it is used.
     """
     graph = evidence.problem.setup.graph
     wrong, best, fewest = set(evidence.wrong), None, 0
@@ -26,6 +27,10 @@ def node(evidence: Evidence) -> Node | None:
         reached = _reached(graph, candidate.index)
         if wrong <= reached and (best is None or len(reached) <= fewest):
             best, fewest = candidate, len(reached)
+    if len(wrong) == 1 and fewest > 1:
+        leaves = {n.index for n in graph.nodes if n.op in ("param", "input") and n.name in wrong}
+        users = [n for n in graph.nodes if leaves & set(n.args)]
+        return users[0] if len(users) == 1 else best
     return best
 
 

@@ -1,11 +1,12 @@
-"""The smallest case that still fails: fewer steps, samples and units, as long as the check says wrong."""
+"""The smallest case that still fails: fewer steps, samples and units, as long as the check says wrong for the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bpcli.checking.answers import Foreign
+from bpcli.checking.findings import Finding
 from bpcli.checking.run import CheckOptions, check
 from bpcli.methods import MethodCall
 from bpcli.problem.model import Setup
@@ -23,8 +24,18 @@ class Again:
     command: Callable[[str, Mapping[str, object]], str]
 
 
-def smallest(setup: Setup, call: MethodCall | Foreign, again: Again, live: Callable[[], bool]) -> dict[str, object]:
-    """The settings that make the case small while `call` is still wrong in any tensor; as far as there is time."""
+def smallest(
+    wrong: Sequence[Finding], setup: Setup, call: MethodCall | Foreign, again: Again, live: Callable[[], bool]
+) -> dict[str, object]:
+    """The settings that make the case small while `call` is still wrong in one of the ways of `wrong`, in any tensor.
+
+    As far as there is time, and not at all where there is one answer alone. A loss that is wrong too does not count
+    beside a gradient.
+    """
+    if not anywhere(call):
+        return {}
+    gradients = [f for f in wrong if f.tensor != "loss"]
+    ways = {_way(f) for f in gradients or wrong}
     kept: dict[str, object] = {}
     sizes = {"T": setup.T} if setup.graph.recurrent else {}
     sizes |= {"batch": setup.batch, **setup.spec.dims}
@@ -32,10 +43,15 @@ def smallest(setup: Setup, call: MethodCall | Foreign, again: Again, live: Calla
         for value in _smaller(size):
             if not live():
                 return kept
-            if _fails(call, again, {**kept, key: value}):
+            if ways & _ways(call, again, {**kept, key: value}):
                 kept[key] = value
                 break
     return kept
+
+
+def anywhere(call: MethodCall | Foreign) -> bool:
+    """Whether there is an answer for other sizes and seeds."""
+    return isinstance(call, MethodCall) or call.anywhere
 
 
 def _smaller(size: int) -> Iterator[int]:
@@ -45,12 +61,18 @@ def _smaller(size: int) -> Iterator[int]:
         yield size // 2
 
 
-def _fails(call: MethodCall | Foreign, again: Again, settings: Mapping[str, object]) -> bool:
-    """Whether the method is wrong with these settings; one that is refused or cannot run does not count."""
+def _ways(call: MethodCall | Foreign, again: Again, settings: Mapping[str, object]) -> set[tuple[str, bool]]:
+    """How the method is wrong with these settings; one that is refused or cannot run does not count."""
     try:
         setup = again.open(settings)
         if isinstance(call, MethodCall) and call.refusal(setup.graph) is not None:
-            return False
-        return any(f.verdict == "wrong" and f.tensor != "loss" for f in check(setup, [call], CheckOptions()))
+            return set()
+        return {_way(f) for f in check(setup, [call], CheckOptions()) if f.verdict == "wrong"}
     except Exception:  # refused sizes, or whatever the program under test raises where it never ran before
-        return False
+        return set()
+
+
+def _way(finding: Finding) -> tuple[str, bool]:
+    """What is wrong, but for the details: a kernel that has a size written into it raises at any other."""
+    kind = finding.cause.partition(": ")[0].partition(" (")[0]
+    return kind, finding.tensor == "loss"

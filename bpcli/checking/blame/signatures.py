@@ -18,6 +18,7 @@ PLAIN = {"-1": -1.0, "2": 2.0, "1/2": 0.5, "0": 0.0}
 """Ratios that are told in words."""
 # Nearly all entries; and the error that half of them exceed, over the standard deviation of rounding.
 _NEARLY_ALL, _TYPICAL = 0.8, 1 / 30
+_HALF_ULP = 2.0**-24  # the relative error of a number that was rounded to float32 once
 
 
 def explained(given: FloatArray, right: FloatArray, slack: FloatArray, value: FloatArray) -> bool:
@@ -61,17 +62,23 @@ def _share(given: FloatArray, of: FloatArray) -> float | None:
     return float((given * unit).sum() / (unit * unit).sum()) / largest
 
 
-def single_precision(error: FloatArray, slack: FloatArray, rounding: FloatArray) -> bool:
+def single_precision(given: FloatArray, right: FloatArray, slack: FloatArray, rounding: FloatArray) -> bool:
     """Whether nearly all errors are those of float32, whose `rounding` may be as large in each entry.
 
-    One wrong entry, or a few, may be off as little by something else.
+    One wrong entry, or a few, may be off as little by something else, unless all entries are numbers of float32.
     """
-    moved = rounding > 0
-    size, bound = np.abs(error[moved]), rounding[moved]
-    if not size.size or not (np.abs(error) <= rounding + slack).all():
+    moved, error = rounding > 0, np.abs(given - right)
+    size, bound = error[moved], rounding[moved]
+    if not size.size or not (error <= rounding + _HALF_ULP * np.abs(right) + slack).all():
         return False
+    if _are_single(given) and not _are_single(right):
+        return True
     nearly_all = (size > slack[moved]).mean() >= _NEARLY_ALL
     return bool(nearly_all and np.median(size / bound) >= _TYPICAL / FACTOR)
+
+
+def _are_single(numbers: FloatArray) -> bool:
+    return bool((numbers.astype(np.float32) == numbers).all())
 
 
 def extent(off: NDArray[np.bool_]) -> str:
