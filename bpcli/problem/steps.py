@@ -56,7 +56,7 @@ class Changed:
         # What met a kink concerns those alone that it moves.
         lost = np.isnan(credit[..., 0]).astype(float) if self.met is not None else None
         flat = credit.reshape(batch, N, windows * columns)
-        flat = flat if lost is None else np.nan_to_num(flat, nan=0.0)
+        flat = flat if lost is None else np.where(np.isnan(flat), 0.0, flat)
         worth, moved = np.zeros(shape), np.zeros((*shape[:3], windows), bool)
         for own, values in self.states:
             part, after = values[:, t - self.first].transpose(1, 0, 2), self.steps.after[t, :, None, own]
