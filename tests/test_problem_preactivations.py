@@ -11,9 +11,11 @@ from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, pro
 from bpcli.methods import parse
 from bpcli.problem import steps
 from bpcli.problem.kinks import find_kinks
+from bpcli.problem.layouts import layout_of
 from bpcli.problem.model import Problem
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import lasting, terms, worthwhile
+from bpcli.problem.steps import cut
 from bpcli.references.numerics import chain
 from bpcli.references.numerics.chain import Chain
 from bpcli.references.numerics.derivatives import Derivatives
@@ -245,6 +247,17 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, entries: int) ->
     assert distance(through(problem, "tbptt:k1=2,k2=3", complex).imaginary(), expected) < 1e-13
     ready = through(problem, "tbptt:k1=2,k2=3", float).real(1.0, 5e-4)
     assert distance({n: r.found.value for n, r in ready.items()}, expected) < 1e-6
+
+
+def test_copies_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a node serves all stretches of steps, whatever becomes of its layout."""
+    monkeypatch.setattr(steps, "layout_of", layout_of.__wrapped__)
+    monkeypatch.setattr(steps, "MOST_ENTRIES", 1000)
+    found = through(small("lstm"), "bptt", complex).steps
+    for _, parts in found.backwards(dict.fromkeys(found.nodes, np.array([1e-40j]))):
+        list(parts)
+    stretch, blocks = cut(found.setup, dict.fromkeys(found.nodes, 1))
+    assert stretch < found.setup.T and len({(node, len(some)) for node, some in blocks}) == len(found._kept)
 
 
 def test_a_kink_that_is_met_is_unknown(tmp_path: Path) -> None:
