@@ -11,9 +11,11 @@ from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, pro
 from bpcli.methods import parse
 from bpcli.problem import steps
 from bpcli.problem.kinks import find_kinks
+from bpcli.problem.layouts import layout_of
 from bpcli.problem.model import Problem
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import lasting, terms, worthwhile
+from bpcli.problem.steps import cut
 from bpcli.references.numerics import chain
 from bpcli.references.numerics.chain import Chain
 from bpcli.references.numerics.derivatives import Derivatives
@@ -141,6 +143,66 @@ def test_the_noise_of_the_loss(tmp_path: Path, offset: float) -> None:
     assert level / 2 <= found["b"].noise <= 40 * level
 
 
+def test_a_noisy_unit_among_quiet_ones(tmp_path: Path) -> None:
+    """Its noise is its own, no share of what all show together."""
+    large = [1e6 if i == 20 else 0.0 for i in range(200)]
+    text = f"""bp = 1
+[inputs]
+x = [3]
+[params]
+W = [200, 3]
+c = {{ shape = [200], value = {large}, trainable = false }}
+[equations]
+loss = "sum(sin(tanh(W @ x) + c))"
+[data]
+batch = 32
+"""
+    problem = written(tmp_path, text)
+    expected, found = gradient(problem, "backprop").arrays["W"], through(problem, "backprop", float).real(1.0, 5e-4)
+    off, known = np.abs(found["W"].found.value - expected), found["W"].found
+    assert (off <= known.bound).all() and off[20].max() <= known.noise[20].max() / 4
+    assert known.noise[20].max() > 10 * np.median(known.noise)
+
+
+@pytest.mark.parametrize("size", ["1e-165", "1e165"])
+def test_noise_of_losses_whose_squares_are_out_of_range(tmp_path: Path, size: str) -> None:
+    """It grows as the loss does."""
+    parts = []
+    for factor in ("1.0", size):
+        text = NETWORK.format(a="tanh(W @ a[t-1] + x + b)", loss=f"{factor} * sum(a)")
+        found = through(written(tmp_path, text), "bptt", float).real(1.0, 5e-4)["W"].found
+        assert not found.lacks(5e-4).any()
+        parts.append(found.noise / float(factor))
+    np.testing.assert_allclose(np.log(parts[1]), np.log(parts[0]), atol=1.0)
+
+
+def test_a_loss_of_zero(tmp_path: Path) -> None:
+    """At its least it rounds by what it changes, not by its size: by nothing."""
+    value = "value = [0.3, 0.49999999999999994, 0.1]"  # half is rounded differently on either side
+    text = NETWORK.format(a="W @ x + b", loss="sum((a - c) * (a - c))").replace(
+        "W = [3, 3]", 'W = { shape = [3, 3], init = "zeros" }'
+    )
+    text = text.replace("\nb = [3]", f"\nb = {{ shape = [3], {value} }}")
+    problem = written(tmp_path, text.replace("\nc = [3]", f"\nc = {{ shape = [3], {value}, trainable = false }}"))
+    for name, ready in through(problem, "bptt", float).real(1.0, 5e-4).items():
+        assert 0.0 == np.abs(gradient(problem, "bptt").arrays[name]).max()
+        assert (np.abs(ready.found.value) <= ready.found.bound).all() and ready.found.value[1].any()
+
+
+def test_zeros_are_known_to_be(tmp_path: Path) -> None:
+    """Where a parameter is multiplied with zeros alone there is no noise, and no need for shifts of its own."""
+    text = NETWORK.format(a="tanh(W @ a[t-1] + V @ (x * c) + b)", loss="sum(a * a) + 1e6").replace(
+        "b = [3]", "b = [3]\nV = [3, 3]"
+    )
+    problem = written(
+        tmp_path, text.replace("\nc = [3]", "\nc = { shape = [3], value = [1.0, 0.0, 1.0], trainable = false }")
+    )
+    known = through(problem, "bptt", float).real(1.0, 5e-4)["V"].found
+    assert (
+        (known.bound[:, 1] == 0.0).all() and (known.noise[:, [0, 2]] > 0.0).all() and not known.lacks(5e-4)[:, 1].any()
+    )
+
+
 @pytest.mark.parametrize(("name", "method"), METHODS)
 def test_imaginary_steps_of_preactivations(name: str, method: str) -> None:
     """Put together they give the gradient to rounding, of windows too; as tangents and as complex copies."""
@@ -185,6 +247,17 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, entries: int) ->
     assert distance(through(problem, "tbptt:k1=2,k2=3", complex).imaginary(), expected) < 1e-13
     ready = through(problem, "tbptt:k1=2,k2=3", float).real(1.0, 5e-4)
     assert distance({n: r.found.value for n, r in ready.items()}, expected) < 1e-6
+
+
+def test_copies_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a node serves all stretches of steps, whatever becomes of its layout."""
+    monkeypatch.setattr(steps, "layout_of", layout_of.__wrapped__)
+    monkeypatch.setattr(steps, "MOST_ENTRIES", 1000)
+    found = through(small("lstm"), "bptt", complex).steps
+    for _, parts in found.backwards(dict.fromkeys(found.nodes, np.array([1e-40j]))):
+        list(parts)
+    stretch, blocks = cut(found.setup, dict.fromkeys(found.nodes, 1))
+    assert stretch < found.setup.T and len({(node, len(some)) for node, some in blocks}) == len(found._kept)
 
 
 def test_a_kink_that_is_met_is_unknown(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from bpcli.references.base import ByChain, Reference
 from bpcli.references.central import Central
 from bpcli.references.complex_step import ComplexStep
 from bpcli.references.numerics.chain import AT_ONCE
-from bpcli.references.numerics.pairs import COMPARED
-from bpcli.references.numerics.step_noise import SAMPLES, SIGNED
+from bpcli.references.numerics.pairs import COMPARED, SIGNED
+from bpcli.references.numerics.step_noise import SAMPLES
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
 # A ladder shifts every entry six times at once. Of copies the losses of every sample and the kinks that they met are

@@ -146,14 +146,13 @@ class Copies:
         job[kernel.I1] = self.layout.rows
         return job
 
-    def losses(self, first: int, last: int) -> NDArray:
-        """The losses of steps that have run, a view (steps, copies, rows)."""
+    def losses(self) -> NDArray:
+        """The losses of all steps, a view (steps, copies, rows)."""
         layout, loss = self.layout, self.layout.reach.graph.loss
         place = layout.places.table[loss]
         strides = [int(place[field]) * self.V.itemsize for field in (STEP, OUTER, INNER_ROW)]
-        shape = (last - first, layout.copies, layout.rows)
-        start = self.V[place[BASE] + first * place[STEP] :]
-        return np.lib.stride_tricks.as_strided(start, shape, strides, writeable=False)
+        shape = (layout.steps, layout.copies, layout.rows)
+        return np.lib.stride_tricks.as_strided(self.V[place[BASE] :], shape, strides, writeable=False)
 
     def values(self, node: int) -> NDArray:
         """What a node comes to in each copy, a view (copies, rows, size); it may be part of another one."""

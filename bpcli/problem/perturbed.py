@@ -157,8 +157,7 @@ class Perturbed:
         copies = self._copies(layout, piece, steps, static)
         enter(self, copies, piece, steps)
         met = self._go(copies, piece, steps, static)
-        losses = copies.losses(0, layout.steps)
-        total = marked(total_of(losses, weights), met)
+        total = marked(total_of(copies.losses(), weights), met)
         shape = (layout.copies, -1, self.setup.batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.model import Phase
-from bpcli.kernels.copies import Copies, Layout
+from bpcli.kernels.copies import Copies
 from bpcli.kernels.rows import BASE
 from bpcli.problem.elsewhere import FloatArray, Values
 from bpcli.problem.kinks import FREE
@@ -56,7 +56,7 @@ class Changed:
         # What met a kink concerns those alone that it moves.
         lost = np.isnan(credit[..., 0]).astype(float) if self.met is not None else None
         flat = credit.reshape(batch, N, windows * columns)
-        flat = flat if lost is None else np.nan_to_num(flat, nan=0.0)
+        flat = flat if lost is None else np.where(np.isnan(flat), 0.0, flat)
         worth, moved = np.zeros(shape), np.zeros((*shape[:3], windows), bool)
         for own, values in self.states:
             part, after = values[:, t - self.first].transpose(1, 0, 2), self.steps.after[t, :, None, own]
@@ -85,7 +85,7 @@ class Steps:
         self.setup, self.graph = perturbed.setup, perturbed.graph
         self.sizes = [self.graph.nodes[n].size for n in nodes]
         self.N = sum(self.graph.nodes[n].size for n in self.graph.previous.values())
-        self._kept: dict[Layout, Copies] = {}
+        self._kept: dict[tuple[int, int], Copies] = {}
 
     @cached_property
     def _values(self) -> Mapping[int, Values]:
@@ -127,16 +127,15 @@ class Steps:
         """Numbers of one node, each by all `deltas`."""
         graph = self.graph
         shape = (len(deltas), len(numbers), steps.stop - steps.start, self.setup.batch)
-        layout = layout_of(self.setup, frozenset({node}), shape[0] * shape[1], shape[2] * shape[3], 1, True)
-        copies, reached = self._copies(layout, steps), layout.reach.reached
-        rows = copies.rows(node)
-        rows[:] = self.value(node)[steps].reshape(layout.rows, -1)
+        copies = self._copies(node, shape[0] * shape[1], steps)
+        rows, reached = copies.rows(node), copies.layout.reach.reached
+        rows[:] = self.value(node)[steps].reshape(rows.shape[1:])
         rows[np.arange(len(rows)), :, np.tile(numbers, shape[0])] += np.repeat(deltas, shape[1])[:, None]
         copies.run(0, 1)
         losses = copies.values(graph.loss).reshape(shape) if graph.loss in reached else None
         ends = itertools.accumulate(graph.nodes[new].size for new in graph.new.values())
         states = [
-            (slice(end - graph.nodes[new].size, end), copies.values(new).reshape(layout.copies, *shape[2:], -1))
+            (slice(end - graph.nodes[new].size, end), copies.values(new).reshape(len(rows), *shape[2:], -1))
             for end, new in zip(ends, graph.new.values(), strict=True)
             if new in reached
         ]
@@ -146,22 +145,23 @@ class Steps:
             met = (self.own.kinks.met(copies, self.own.kinks.steps, every, 0) > FREE).reshape(shape)[0]
         return Changed(self, steps.start, shape[:2], losses, states, met)
 
-    def _copies(self, layout: Layout, steps: slice) -> Copies:
+    def _copies(self, node: int, count: int, steps: slice) -> Copies:
         """With the inputs and states of some steps; kept, as blocks of a node are of a size or two."""
-        shape = (1, layout.rows, -1)
         trace, setup = self.own.trace, self.setup
+        shape = (1, (steps.stop - steps.start) * setup.batch, -1)
         inputs = {n: rows.reshape(setup.T, setup.batch, -1)[steps].reshape(shape) for n, rows in trace.inputs.items()}
         inputs |= {n: held[:-1][steps].reshape(shape) for n, held in self.own.held.items()}
-        kept = self._kept.get(layout)
+        kept = self._kept.get((node, count))
         if kept is not None:
             kept.feed(inputs)
         else:
+            layout = layout_of(setup, frozenset({node}), count, shape[1], 1, True)
             static = {
                 n.index: trace.value(n.index, n.size)
                 for n in self.graph.nodes
                 if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
             }
-            self._kept[layout] = kept = Copies(layout, trace.V.dtype, inputs, static)
+            self._kept[node, count] = kept = Copies(layout, trace.V.dtype, inputs, static)
         return kept
 
 

@@ -14,8 +14,8 @@ from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_f
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.numerics.pairs import COMPARED
-from bpcli.references.numerics.step_noise import SAMPLES, SIGNED
+from bpcli.references.numerics.pairs import COMPARED, SIGNED
+from bpcli.references.numerics.step_noise import SAMPLES
 from bpcli.references.numerics.sweep import Differentiate, Quick, sweep, sweep_along
 
 # The relative error aimed at, a tenth of what a verdict needs.

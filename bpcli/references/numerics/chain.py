@@ -32,8 +32,9 @@ from bpcli.problem.tangent import tangents
 from bpcli.problem.unrolled import Window, merged
 from bpcli.problem.values import node_values
 from bpcli.references.numerics.derivatives import Derivatives, where_finite
+from bpcli.references.numerics.pairs import SIGNED
 from bpcli.references.numerics.probe import FloatArray
-from bpcli.references.numerics.step_noise import SAMPLES, SIGNED, Noise
+from bpcli.references.numerics.step_noise import SAMPLES, Noise
 
 AT_ONCE = 1 << 18
 """Numbers of gradients that are put together at a time."""
@@ -129,11 +130,12 @@ class Chain:
             near, far = side[:, 0] - side[:, 1], side[:, 2] - side[:, 3]
             found = (change[:, 0] - change[:, 1]) / near
             level = noise.of(t, self._counted(t, windows), change[..., 0], credit[..., 0])
-            found[..., 2:] += noise.sample(found.shape[:3]) * (2 * _OF_PAIR * level[:, None, :, None] / near)
+            # One sample for all windows, as a state that several go through is rounded once.
+            found[..., 2:] += noise.sample((*found.shape[:2], 1)) * (2 * _OF_PAIR * level[..., None] / near)
             # The difference of the two pairs, and what λ differs by: exaggerated where a pair is wider than its bend.
             here, there = found[..., 0], (change[:, 2, ..., 1] - change[:, 3, ..., 1]) / far[..., 0]
             own = (change[:, 2, ..., 0] - change[:, 3, ..., 0]) / far[..., 0] - here
-            bent = ~(np.abs(own) <= _BENT * np.abs(here) + _SPREAD * level[:, None] / np.abs(near[..., 0]))
+            bent = ~(np.abs(own) <= _BENT * np.abs(here) + _SPREAD * level / np.abs(near[..., 0]))
             found[..., 1] = there + np.where(bent, _UNKNOWN * own, 0.0)
             return np.asarray(found)
 
@@ -185,10 +187,14 @@ class Chain:
     def _extrapolated(self, tensor: Tensor, slopes: Mapping[int, FloatArray]) -> Derivatives:
         """From derivatives by steps of h and 2 h, and samples of the noise of what they are extrapolated to."""
         near, far = self._assembled(tensor, slopes, slice(2))
-        square, some = np.zeros(tensor.shape), max(1, AT_ONCE // max(1, near.size))
+        spread, some = np.zeros(tensor.shape), max(1, AT_ONCE // max(1, near.size))
         for k in range(2, 2 + SAMPLES, some):
-            square += (self._assembled(tensor, slopes, slice(k, k + some)) ** 2).sum(axis=0) / SAMPLES
-        noise = _SPREAD * np.sqrt(square + _SHARE**2 * np.mean(square))
+            samples = self._assembled(tensor, slopes, slice(k, k + some)) / SAMPLES**0.5
+            spread = np.hypot(spread, np.hypot.reduce(samples, axis=0))
+        largest = float(spread.max()) or 1.0
+        usual = largest * float(np.sqrt(np.mean((spread / largest) ** 2)))
+        # What no sample moves is a product with zeros alone.
+        noise = _SPREAD * np.hypot(spread, np.where(spread > 0, _SHARE * usual, 0.0))
         return where_finite(Derivatives((4 * near - far) / 3, np.abs(near - far), noise, np.zeros_like(near)))
 
 

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpcli.references.numerics.derivatives import NOISE_FACTOR, Derivatives
+from bpcli.references.numerics.derivatives import NOISE_FACTOR, UNIT_ROUNDOFF, Derivatives
 from bpcli.references.numerics.ladder import FIRST_STEP, PILOT, scales
 from bpcli.references.numerics.noise import loss_noise
 from bpcli.references.numerics.probe import FloatArray, Sampler
 
-SIGNED = (1.0, -1.0, 2.0, -2.0)
+SIGNED = np.array([1.0, -1.0, 2.0, -2.0])
 """The steps of a pair, over the smaller one."""
 COMPARED = 4
 """Entries of each tensor whose derivatives from elsewhere are compared."""
-_UNIT_ROUNDOFF = 2.0**-53
 
 
 def pairs(changes: FloatArray, step: float | FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -48,7 +47,7 @@ class Comparison:
             noise = loss_noise(self.sampler, self.steps)
             value, truncation, size = pairs(change[:4] * (signed[:4, :, None] / shift[:4]), step)
             tiny = (change[4] - change[5]) / (shift[4] - shift[5])
-            room = known.bound + truncation + _UNIT_ROUNDOFF * NOISE_FACTOR * size
+            room = known.bound + truncation + UNIT_ROUNDOFF * NOISE_FACTOR * size
             near = np.abs(value - known.value) <= room + NOISE_FACTOR * noise / step
             nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * noise / (PILOT * step)
             return bool((near & nearer).all())

@@ -19,9 +19,8 @@ from bpcli.references.base import Estimate, nothing
 from bpcli.references.numerics.chain import Chain, Ready
 from bpcli.references.numerics.derivatives import Derivatives
 from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
-from bpcli.references.numerics.pairs import COMPARED, Comparison
+from bpcli.references.numerics.pairs import COMPARED, SIGNED, Comparison
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
-from bpcli.references.numerics.step_noise import SIGNED
 
 Differentiate = Callable[[Sampler], Derivatives]
 Followed = Callable[[Indices, NDArray[Any]], tuple[NDArray[Any], FloatArray]]
