@@ -77,12 +77,19 @@ def _object_code(python: Any, dtype: np.dtype) -> bytes:
     signature = types.void(types.CPointer(types.int64), types.CPointer(numba.from_dtype(dtype)))
     compiled = numba.njit([signature], **OPTIONS)(getattr(python, "py_func", python)).overloads[signature.args]
     library, name = compiled.library, compiled.fndesc.mangled_name
+    optimise = library._optimize_final_module
+
+    def enclose() -> None:
+        """Show one function to the outside: the compiler may take apart what all others are called with."""
+        library._final_module.link_in(llvm.parse_assembly(_LOOP.format(entry=ENTRY, kernel=f'"{name}"')))
+        for function in library._final_module.functions:
+            if not function.is_declaration and function.name != ENTRY:
+                function.linkage = llvm.Linkage.internal
+        optimise()
+
+    library._optimize_final_module = enclose
     library.finalize()
-    module = library._final_module
-    module.link_in(llvm.parse_assembly(_LOOP.format(entry=ENTRY, kernel=f'"{name}"')))
-    module.get_function(name).linkage = llvm.Linkage.internal
-    module.verify()
-    return bytes(library.codegen._tm.emit_object(module))
+    return bytes(library.codegen._tm.emit_object(library._final_module))
 
 
 def main(requests: list[str]) -> None:

@@ -137,6 +137,18 @@ else:
 
 
 @inner
+def helped(desk, like):
+    """Join the team whose desk this is; whether this thread was a helper, and is done. A desk without entries has none.
+
+    Numbers are of the dtype that the pointer `like` points to.
+    """
+    member = arrive(desk) if len(desk) > 0 else 0
+    if member > 0:
+        assist(desk, like, member)
+    return member > 0
+
+
+@inner
 def arrive(desk):
     """Which member this thread is: 0 leads."""
     member = _add(desk, _ARRIVED, 1)
@@ -146,7 +158,9 @@ def arrive(desk):
 
 @inner
 def dismiss(desk):
-    """Let the helpers go, those too that have not arrived yet."""
+    """Let the helpers go, those too that have not arrived yet; there are none where the desk has no entries."""
+    if len(desk) == 0:
+        return
     desk[_PRODUCT] = -1
     for member in range(desk[_MEMBERS]):
         _write(desk, _told(member) + _TASK, -1)
