@@ -98,12 +98,14 @@ def make_plan(
     fusion = fuse(graph)
     forward = lower_forward(graph, fusion)
     active = active_nodes(graph, {*leaves, *graph.previous.values()})
-    reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active])
     shards = max(1, -(-batch // SHARD_ROWS))
+    stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
+    # What a state brings to the step before it comes first where a step's phases are taken together.
+    fresh = graph.previous.values() if stepwise and not apart else ()
+    reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], fresh=fresh)
     chunk = chunk_steps(window, batch)
     phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
     lanes = max(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases)
-    stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
     extent = Extent(window, chunk, batch, max(shards, lanes), stepwise, apart)
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
     values = value_places(graph, forward, reverse, reads, extent)

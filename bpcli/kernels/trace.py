@@ -26,7 +26,7 @@ Arrays = Mapping[str, Array]
 
 def aligned(entries: int, dtype: np.dtype) -> Array:
     """An uninitialised array that begins with a cache line: a vector that lies across two takes twice as long."""
-    line = 64 // np.dtype(dtype).itemsize
+    line = 128 // np.dtype(dtype).itemsize
     room = np.empty(entries + line, dtype)
     start = -room.ctypes.data // room.itemsize % line
     return room[start : start + entries]
@@ -163,7 +163,8 @@ class Trace:
             base = self.plan.cotangents.table[node, BASE]
             last = self.C[base + steps * size : base + (steps + 1) * size]
             last[:] = 0 if fresh else self.C[base : base + size].copy()
-            self.C[base : base + steps * size] = 0
+            if not self.plan.extent.stepwise:
+                self.C[base : base + steps * size] = 0
 
     def _bring(self, steps: int, later: Mapping[int, Array]) -> None:
         """Put the new states' cotangents in place; those of the states before have nothing yet."""
