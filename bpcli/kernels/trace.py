@@ -14,6 +14,7 @@ from bpcli.kernels.calls import Call
 from bpcli.kernels.jobs import reverse_job
 from bpcli.kernels.layout import WINDOW, Places
 from bpcli.kernels.library import Jobs
+from bpcli.kernels.memory import give_back, lend
 from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP
 from bpcli.kernels.stages import stages
@@ -22,14 +23,6 @@ from bpcli.kernels.tiles import pack
 
 Array = NDArray[np.floating]
 Arrays = Mapping[str, Array]
-
-
-def aligned(entries: int, dtype: np.dtype) -> Array:
-    """An uninitialised array that begins with a cache line: a vector that lies across two takes twice as long."""
-    line = 128 // np.dtype(dtype).itemsize
-    room = np.empty(entries + line, dtype)
-    start = -room.ctypes.data // room.itemsize % line
-    return room[start : start + entries]
 
 
 class Trace:
@@ -53,8 +46,8 @@ class Trace:
         graph = plan.graph
         self.plan, self.dtype, self.rounding, self.origin = plan, dtype, rounding, 0
         self.stages = stages(plan, dtype, rounding)
-        # One array: what is freed as one piece is there again, pages and all, for the gradient after this.
-        numbers = aligned(self.stages.entries + room, dtype)
+        # One array, whose memory the gradient before this may have had.
+        numbers = lend(self.stages.entries + room, self.dtype)
         self.V = numbers[: plan.values.size]
         self.C = numbers[self.stages.cotangents :][: plan.cotangents.size]
         self.F = numbers[self.stages.factors :][: plan.values.size]
@@ -230,6 +223,11 @@ class Trace:
         node = self.plan.graph.nodes[self.plan.graph.previous[name]]
         base = self.plan.cotangents.table[node.index, BASE]
         return self.C[base : base + self.plan.extent.batch * node.size].reshape(-1, node.size).copy()
+
+    def close(self) -> None:
+        """Let the next trace have the memory; nothing can be read any more."""
+        numbers, self.V, self.C, self.F, self.room = self.V, *[np.zeros(0, self.dtype)] * 4
+        give_back(numbers)
 
     def slide(self, steps: int) -> None:
         """Forget the first `steps` steps of the window: what follows moves to its front."""
