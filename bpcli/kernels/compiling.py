@@ -1,4 +1,4 @@
-"""The process that compiles: `python -m bpcli.kernels.compiling [parallel] forward:float64 reverse:float64 …`.
+"""The process that compiles: `python -m bpcli.kernels.compiling forward:float64 reverse:float64 …`.
 
 Numba makes LLVM code of a kernel; LLVM makes an object file of it, which any process loads without Numba (see
 `bpcli.kernels.library`). Kernels that are compiled together share what they call. The object file exports one function,
@@ -26,7 +26,7 @@ from numba.core.runtime.context import NRTContext
 
 from bpcli.kernels import mode
 from bpcli.kernels.folder import write_object
-from bpcli.kernels.library import ENTRY, KERNELS, PARALLEL
+from bpcli.kernels.library import ENTRY, KERNELS
 
 mode.compiling = True
 
@@ -105,8 +105,6 @@ def main(requests: list[str]) -> None:
         if not numba.config.CPU_FEATURES and not numba.config.CPU_NAME:
             numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
     gc.disable()  # what a compiler makes it keeps
-    if requests[0] == PARALLEL:
-        import_module(f"bpcli.kernels.{requests.pop(0)}")  # Numba keeps this one on disk by itself
     _postpone_code()
     for request in requests:
         name, dtype = request.split(":")
