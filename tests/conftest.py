@@ -16,7 +16,7 @@ mode.compiling = not mode.plain  # elementwise functions are tested as compiled 
 
 pytest_plugins = ["pytester"]
 
-NAMES = ("reverse", "influence", "forward", "products")
+NAMES = ("reverse", "influence", "forward", "products", "pack")
 KERNELS = [(name, np.dtype(dtype)) for dtype in ("float64", "float32") for name in NAMES]
 KERNELS += [("forward", np.dtype(np.complex128)), ("crew", np.dtype(np.float64))]
 

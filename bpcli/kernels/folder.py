@@ -31,7 +31,7 @@ SOURCES = (
         "elementwise_real",
         "forward",
     ),
-    *("influence", "jit", "matvec", "mode", "products", "pull", "pull_reductions", "reductions"),
+    *("influence", "jit", "matvec", "mode", "packing", "products", "pull", "pull_reductions", "reductions"),
     *("reverse", "rows", "simd", "slopes", "symbols", "team", "tiles", "unary"),
     *("../graph/operations", "../graph/tape"),
 )

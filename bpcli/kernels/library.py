@@ -36,6 +36,7 @@ KERNELS = {
     "reverse": "bpcli.kernels.reverse:reverse_span",
     "products": "bpcli.kernels.products:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
+    "pack": "bpcli.kernels.packing:pack_span",
     "crew": "bpcli.kernels.crew:crew_span",
 }
 ENTRY = "bp_kernel"
@@ -46,8 +47,8 @@ CREW: Request = ("crew", _DOUBLE)
 
 announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced by whoever has a terminal)
 CHECKING: tuple[Request, ...] = (
-    *((name, _DOUBLE) for name in ("reverse", "forward", "influence", "products")),
-    *((name, _SINGLE) for name in ("reverse", "forward", "products")),
+    *((name, _DOUBLE) for name in ("reverse", "forward", "influence", "products", "pack")),
+    *((name, _SINGLE) for name in ("reverse", "forward", "products", "pack")),
     ("forward", _COMPLEX),
     CREW,
 )

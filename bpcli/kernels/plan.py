@@ -63,8 +63,8 @@ class Plan:
 
     @cached_property
     def tasks(self) -> Integers:
-        """Stretches of matrix gradients: whose turn, half, first and last sample, matrix, delta, vector, turned, columns,
-        first and last row.
+        """Stretches of matrix gradients: whose turn, half, first and last sample, matrix, delta, vector, turned,
+        columns, first and last row.
 
         A matrix in several products takes their gradients in turns. The samples of a thread's shards are in its core's
         cache: half of the threads multiply one half of the samples and half the other, and in the next turn other rows.

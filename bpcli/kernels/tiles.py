@@ -124,7 +124,7 @@ if mode.compiling:
                 emit(ROWS, VECTORS)
 
     def _sums(builder, k, rows, step, panel, ldp, masks, sums):  # type: ignore[no-untyped-def]
-        """`sums` + Σ_i rows[r][i step] panel[i]: for each row a vector of the panel for each mask, one after the other."""
+        """`sums` + Σ_i rows[r][i step] panel[i]: for each row a vector of the panel for each mask, side by side."""
         vector = sums[0].type
 
         def body(i, sums):  # type: ignore[no-untyped-def]
