@@ -12,6 +12,7 @@ finds nothing left, whatever has been put on the desk meanwhile.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 
@@ -65,8 +66,8 @@ if mode.compiling:
 else:
 
     def _call(kernel, jobs, count, stride, values):  # type: ignore[no-untyped-def]
-        """Nothing is compiled: there is no machine code."""
-        raise NotImplementedError
+        """The same where this module is not compiled."""
+        ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(kernel)(jobs, count, stride, values)
 
 
 def crew_span(job, values):  # type: ignore[no-untyped-def]
