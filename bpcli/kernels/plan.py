@@ -20,6 +20,8 @@ from bpcli.kernels.tiles import MOST_COLUMNS
 
 CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
+CHUNK_ENTRIES = 1 << 19
+"""Entries, in those rows, of the widest vector that a matrix gradient is made of: what was written last is still near."""
 SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
 LANE_FLOPS = 1e6
@@ -114,6 +116,9 @@ def make_plan(
     fresh = graph.previous.values() if stepwise and not apart else ()
     reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], fresh=fresh)
     chunk = chunk_steps(window, batch)
+    if stepwise and not apart:
+        widest = max((graph.nodes[n].size for p in reverse.products for n in (p.delta, p.vector)), default=1)
+        chunk = max(1, min(chunk, CHUNK_ENTRIES // (widest * batch)))
     phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
     lanes = max(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases)
     extent = Extent(window, chunk, batch, max(shards, lanes), stepwise, apart)
