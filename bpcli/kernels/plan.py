@@ -21,7 +21,7 @@ from bpcli.kernels.tiles import MOST_COLUMNS
 CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
 CHUNK_ENTRIES = 1 << 19
-"""Entries, in those rows, of the widest vector that a matrix gradient is made of: what was written last is still near."""
+"""Entries, in those rows, of the widest vector that a matrix gradient is made of: they should be near when it is."""
 SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
 LANE_FLOPS = 1e6
