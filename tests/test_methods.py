@@ -90,10 +90,7 @@ def test_threads_change_no_bit(threads: Threads, large: Problem, method: str) ->
 
 
 def test_no_two_jobs_add_to_the_same_matrix(tmp_path: Path) -> None:
-    """Gradients of a matrix in three products are taken in turns: together, threads would lose some of them.
-
-    So are the halves of the samples, each half of the rows with another half.
-    """
+    """Gradients of a matrix in three products are taken in turns: together, threads would lose some of them."""
     text = """bp = 1
 [inputs]
 x = [64]
@@ -115,7 +112,7 @@ batch = 40
     calls = [c for c in stages(plan, np.dtype(np.float64), False).reverse((0, 20, 0)) if c.name == "products"]
     sums = [c.jobs[:, products.SUM].tolist() for c in calls]
     assert [len(set(each)) for each in sums] == [len(each) for each in sums] and calls[0].parallel
-    assert 6 == len(sums) and sums[0] == sums[1][::-1] and sums[0] in (sums[2], sums[2][::-1])
+    assert 3 == len(sums) and sums[0] == sums[1]
     alone = gradient(problem, "bptt")
     with library.reordered():
         assert same_bits(alone, gradient(problem, "bptt"))

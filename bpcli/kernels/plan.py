@@ -16,7 +16,6 @@ from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import Forward, Integers, Reverse
 from bpcli.kernels.layout import Extent, Places, cotangent_places, value_places
-from bpcli.kernels.tiles import MOST_COLUMNS
 
 CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
@@ -27,7 +26,7 @@ SHARD_ROWS = 16
 LANE_FLOPS = 1e6
 """Work below which a phase is not cut: starting threads costs some ten microseconds."""
 TASK_ROWS, LEAST_TASK_ROWS = 64, 16
-"""Rows of a matrix gradient in one task, as every task reads the other factor anew; in one of two, at least."""
+"""Rows of a matrix gradient in one task, as every task packs the other factor anew; in one of two, at least."""
 STEPWISE_ROWS = 8
 """Samples in a shard from which a step's rows are worked on by themselves in every phase."""
 LANE_ROWS = 64
@@ -65,33 +64,24 @@ class Plan:
 
     @cached_property
     def tasks(self) -> Integers:
-        """Stretches of matrix gradients: whose turn, half, first and last sample, matrix, delta, vector, turned,
-        columns, first and last row.
+        """Stretches of matrix gradients: matrix, delta, vector, turned, columns, first and last row, and whose turn.
 
-        A matrix in several products takes their gradients in turns. The samples of a thread's shards are in its core's
-        cache: half of the threads multiply one half of the samples and half the other, and in the next turn other rows.
+        A matrix in several products takes their gradients in turns.
         """
         tasks, turns = [], Counter[int]()
-        shapes = [self.graph.nodes[product.matrix].shape for product in self.reverse.products]
-        rows = self.extent.chunk * self.extent.batch
-        enough = max((2.0 * m * n * rows for m, n in shapes), default=0.0) >= 2 * LANE_FLOPS
-        middle = self.extent.batch * (self.shards // 2) // self.shards
-        ends = 0, middle, self.extent.batch
-        for index, (product, (m, n)) in enumerate(zip(self.reverse.products, shapes, strict=True)):
-            pieces = max(m // TASK_ROWS, min(2, m // LEAST_TASK_ROWS))
-            parts = max(1, min(MOST_LANES, pieces, int(2.0 * m * n * rows / LANE_FLOPS)))
-            halved = enough and middle and self.extent.stepwise and not self.extent.apart and n <= MOST_COLUMNS
-            factors = product.matrix, product.delta, product.vector, int(product.turned), n
+        for product in self.reverse.products:
+            rows, columns = self.graph.nodes[product.matrix].shape
+            flops = 2.0 * rows * columns * self.extent.chunk * self.extent.batch
+            pieces = max(rows // TASK_ROWS, min(2, rows // LEAST_TASK_ROWS))
+            parts = max(1, min(MOST_LANES, pieces, int(flops / LANE_FLOPS)))
             for part in range(parts):
-                stretch = m * part // parts, m * (part + 1) // parts
-                for turn in range(1 + halved):
-                    half = (index + part + turn) % 2
-                    samples = ends[half : half + 2] if halved else ends[::2]
-                    tasks.append((turns[product.matrix] + turn, half, *samples, *factors, *stretch))
-            turns[product.matrix] += 1 + halved
+                stretch = (rows * part // parts, rows * (part + 1) // parts)
+                ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
+                tasks.append((*ends, *stretch, turns[product.matrix]))
+            turns[product.matrix] += 1
+        tasks.sort(key=lambda task: -task[4] * (task[6] - task[5]))
         # Threads take even stretches of the list: large tasks stand at both ends.
-        tasks.sort(key=lambda task: (task[0], task[1], (1 if task[1] else -1) * task[8] * (task[10] - task[9])))
-        return np.array(tasks, dtype=np.int64).reshape(len(tasks), 11)
+        return np.array(tasks[::2] + tasks[1::2][::-1], dtype=np.int64).reshape(len(tasks), 8)
 
 
 def make_plan(

@@ -13,18 +13,15 @@ from bpcli.kernels.tiles import transposed_product
     TURNED_,
     ROWS,
     COLUMNS,
-    BLOCKS,
     DEPTH,
     DELTA,
     DELTA_STRIDE,
-    DELTA_JUMP,
     VECTOR,
     VECTOR_STRIDE,
-    VECTOR_JUMP,
     SUM,
-) = range(16)
-"""Fields of a job: the arrays (how far F and C begin from `values`), then G (rows, columns) at SUM += Δᵀ v, or vᵀ Δ
-where turned, over BLOCKS blocks of DEPTH rows; strides are from row to row, jumps from block to block."""
+) = range(13)
+"""Fields of a job: the arrays (how far F and C begin from `values`), then G (rows, columns) at SUM += Δᵀ v over `DEPTH`
+rows, or vᵀ Δ where turned."""
 JOB = SUM + 1
 
 
@@ -33,10 +30,9 @@ def matrix_product(job, values):  # type: ignore[no-untyped-def]
     job = vector(job, JOB)
     F = vector_from(values, job[FACTORS], job[LENGTH_V])
     C = vector_from(values, job[COTANGENTS], job[LENGTH_C])
-    m, n, k, blocks, out = job[ROWS], job[COLUMNS], job[DEPTH], job[BLOCKS], job[SUM]
-    delta, ldd, jump = job[DELTA], job[DELTA_STRIDE], job[DELTA_JUMP]
-    v, ldv, leap = job[VECTOR], job[VECTOR_STRIDE], job[VECTOR_JUMP]
+    m, n, k = job[ROWS], job[COLUMNS], job[DEPTH]
+    delta, ldd, v, ldv, out = job[DELTA], job[DELTA_STRIDE], job[VECTOR], job[VECTOR_STRIDE], job[SUM]
     if job[TURNED_] == 1:
-        transposed_product(m, n, k, blocks, F, v, ldv, leap, C, delta, ldd, jump, C, out, n)
+        transposed_product(m, n, k, F, v, ldv, C, delta, ldd, C, out, n)
     else:
-        transposed_product(m, n, k, blocks, C, delta, ldd, jump, F, v, ldv, leap, C, out, n)
+        transposed_product(m, n, k, C, delta, ldd, F, v, ldv, C, out, n)

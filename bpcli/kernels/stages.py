@@ -121,7 +121,7 @@ class Stages:
             for phase in (Phase.OUTPUT, Phase.RECURRENT, Phase.INPUT):
                 within = self._within(stretch, phase, phase is Phase.RECURRENT and not extent.apart)
                 found += self._pass_reverse(tables, (phase, phase), *within)
-        return [*_joined(found), *self._products(tables, first, last)]
+        return [*_joined(found), *self._products(tables, first * extent.batch, last * extent.batch)]
 
     def _within(self, stretch: Stretch, phase: Phase, in_turn: bool) -> tuple[tuple[int, int], tuple[int, int], int]:
         """Steps, rows and parts: steps one after another, or as rows all at once."""
@@ -181,22 +181,19 @@ class Stages:
         return enough and rows[1] - rows[0] == 1 and self.numbers.dtype.kind == "f"
 
     def _products(self, tables: tuple[Integers, Integers], first: int, last: int) -> Iterable[Call]:
-        """The gradients of all matrices, over the steps `first` to `last`."""
-        plan, kernel, batch = self.plan, products_kernel, self.plan.extent.batch
+        """The gradients of all matrices, over the rows `first` to `last`."""
+        plan, kernel = self.plan, products_kernel
         places, cplaces = tables
-        turn, _, s0, s1, matrix, delta, vector, turned, columns, r0, r1 = plan.tasks.T
+        matrix, delta, vector, turned, columns, r0, r1, turn = plan.tasks.T
         jobs = np.zeros((len(r0), kernel.JOB), np.int64)
         jobs[:, kernel.FACTORS], jobs[:, kernel.LENGTH_V] = self.factors, plan.values.size
         jobs[:, kernel.COTANGENTS], jobs[:, kernel.LENGTH_C] = self.cotangents, plan.cotangents.size
         jobs[:, kernel.TURNED_], jobs[:, kernel.COLUMNS] = turned, columns
-        jobs[:, kernel.ROWS] = r1 - r0
-        blocks = np.where(s1 - s0 < batch, last - first, 1)  # the samples of several steps are one block
-        jobs[:, kernel.BLOCKS], jobs[:, kernel.DEPTH] = blocks, (last - first) * (s1 - s0) // blocks
-        delta_row, vector_row = cplaces[delta, INNER_ROW], places[vector, INNER_ROW]
-        jobs[:, kernel.DELTA_STRIDE], jobs[:, kernel.DELTA_JUMP] = delta_row, delta_row * batch
-        jobs[:, kernel.VECTOR_STRIDE], jobs[:, kernel.VECTOR_JUMP] = vector_row, vector_row * batch
-        jobs[:, kernel.DELTA] = cplaces[delta, BASE] + (first * batch + s0) * delta_row + (1 - turned) * r0
-        jobs[:, kernel.VECTOR] = places[vector, BASE] + (first * batch + s0) * vector_row + turned * r0
+        jobs[:, kernel.ROWS], jobs[:, kernel.DEPTH] = r1 - r0, last - first
+        jobs[:, kernel.DELTA_STRIDE] = cplaces[delta, INNER_ROW]
+        jobs[:, kernel.VECTOR_STRIDE] = places[vector, INNER_ROW]
+        jobs[:, kernel.DELTA] = cplaces[delta, BASE] + first * cplaces[delta, INNER_ROW] + (1 - turned) * r0
+        jobs[:, kernel.VECTOR] = places[vector, BASE] + first * places[vector, INNER_ROW] + turned * r0
         jobs[:, kernel.SUM] = plan.cotangents.table[matrix, BASE] + r0 * columns
         for each in range(max(turn, default=-1) + 1):
             own = jobs[turn == each]  # no two of them add to the same matrix

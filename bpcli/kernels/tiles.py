@@ -69,15 +69,14 @@ if mode.compiling:
     )
 
     @intrinsic
-    def _tile(typingctx, m, k, A, a, lda, step, P, p, ldp, blocks, jump, leap, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
+    def _tile(typingctx, m, k, A, a, lda, step, P, p, ldp, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
         """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; else as the products.
 
-        Rows of A are `lda` apart, the entries of a row `step`. There are `blocks` blocks of k entries and of k lines of
-        the panel, `jump` and `leap` numbers apart.
+        Rows of A are `lda` apart, the entries of a row `step`.
         """
         index, dtype = types.intp, C.dtype
-        panel = (P, index, index, index, index, index, index)
-        signature = types.void(index, index, A, index, index, index, *panel, types.boolean, C, index, index)
+        sizes = (index, index, A, index, index, index, P, index, index, index, types.boolean, C, index, index)
+        signature = types.void(*sizes)
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             if isinstance(dtype, types.Float):  # complex products go another way
@@ -87,9 +86,9 @@ if mode.compiling:
         return signature, codegen
 
     def _emit_tile(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        m, k, _, a, lda, step, _, p, ldp, blocks, jump, leap, columns, add, _, c, ldc = args
+        m, k, _, a, lda, step, _, p, ldp, columns, add, _, c, ldc = args
         vector = vector_of(context, signature.args[2].dtype)
-        left, right, out = (data(context, builder, signature, args, i) for i in (2, 6, 14))
+        left, right, out = (data(context, builder, signature, args, i) for i in (2, 6, 11))
         panel, last = at(builder, right, p), builder.sub(m, constant(1))
 
         def row(base, start, apart, r):  # type: ignore[no-untyped-def]
@@ -103,14 +102,7 @@ if mode.compiling:
             with builder.if_else(wanted) as (then, otherwise):
                 with then:
                     lines = [row(left, a, lda, r) for r in range(rows)]
-                    wanted = builder.sub(columns, constant((vectors - 1) * vector.count))
-                    masks = [None] * (vectors - 1) + [first(builder, vector.count, wanted)]
-
-                    def block(o, sums):  # type: ignore[no-untyped-def]
-                        here = [at(builder, line, builder.mul(o, jump)) for line in lines]
-                        return _sums(builder, k, here, step, at(builder, panel, builder.mul(o, leap)), ldp, masks, sums)
-
-                    sums = loop(builder, blocks, 1, [zeros(vector)] * (rows * vectors), block)
+                    sums = _sums(builder, k, lines, step, panel, ldp, columns, vector, vectors)
                     _store(builder, sums, [row(out, c, ldc, r) for r in range(rows)], add, columns)
                 with otherwise:
                     if vectors > 1:
@@ -123,20 +115,22 @@ if mode.compiling:
             with otherwise:
                 emit(ROWS, VECTORS)
 
-    def _sums(builder, k, rows, step, panel, ldp, masks, sums):  # type: ignore[no-untyped-def]
-        """`sums` + Σ_i rows[r][i step] panel[i]: for each row a vector of the panel for each mask, side by side."""
-        vector = sums[0].type
+    def _sums(builder, k, rows, step, panel, ldp, columns, vector, vectors):  # type: ignore[no-untyped-def]
+        """Σ_i rows[r][i step] panel[i]: for each row the panel's first `vectors` vectors, one after the other."""
+
+        wanted = builder.sub(columns, constant((vectors - 1) * vector.count))
+        masks = [None] * (vectors - 1) + [first(builder, vector.count, wanted)]
 
         def body(i, sums):  # type: ignore[no-untyped-def]
             line = at(builder, panel, builder.mul(i, ldp))
-            places = [at(builder, line, constant(v * vector.count)) for v in range(len(masks))]
+            places = [at(builder, line, constant(v * vector.count)) for v in range(vectors)]
             factors = [load(builder, vector, *there) for there in zip(places, masks, strict=True)]
             there = builder.mul(i, step)
             entries = [everywhere(builder, vector, builder.load(at(builder, row, there))) for row in rows]
             pairs = ((entry, factor) for entry in entries for factor in factors)
             return [multiply_add(builder, *pair, s) for pair, s in zip(pairs, sums, strict=True)]
 
-        return loop(builder, k, 1, sums, body)
+        return loop(builder, k, 1, [zeros(vector)] * (len(rows) * vectors), body)
 
     def _store(builder, sums, rows, add, columns):  # type: ignore[no-untyped-def]
         """Write the tile's first `columns`; all rows are read before one is written: rows may be the same one."""
@@ -156,33 +150,27 @@ if mode.compiling:
         for j in range(0, n, columns):
             panel, wanted = p + j * k, min(columns, n - j)
             for i in range(0, m, ROWS):
-                row, out = a + i * lda, c + i * ldc + j
-                _tile(m - i, k, A, row, lda, 1, P, panel, columns, 1, 0, 0, wanted, add, C, out, ldc)
+                _tile(m - i, k, A, a + i * lda, lda, 1, P, panel, columns, wanted, add, C, c + i * ldc + j, ldc)
 
     @inner
-    def transposed_product(m, n, k, blocks, A, a, lda, jump, B, b, ldb, leap, C, c, ldc):
-        """C (m, n) += Aᵀ B for A (blocks, k, m) and B (blocks, k, n), whose blocks are `jump` and `leap` apart."""
+    def transposed_product(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):
+        """C (m, n) += Aᵀ B for A (k, m) and B (k, n)."""
         if n > MOST_COLUMNS:
-            for o in range(blocks):
-                gemm(True, False, m, n, k, A, a + o * jump, lda, B, b + o * leap, ldb, True, C, c, ldc)
+            gemm(True, False, m, n, k, A, a, lda, B, b, ldb, True, C, c, ldc)
             return
-        columns, group = VECTORS * lanes_of(C), max(1, DEPTH // k)
-        for o in range(0, blocks, group):
-            here = min(group, blocks - o)
-            for start in range(0, k, DEPTH):
-                depth, above, beside = min(DEPTH, k - start), a + o * jump + start * lda, b + o * leap + start * ldb
-                for j in range(0, n, columns):
-                    wanted, line = min(columns, n - j), beside + j
-                    for i in range(0, m, ROWS):
-                        row, out = above + i, c + i * ldc + j
-                        _tile(m - i, depth, A, row, 1, lda, B, line, ldb, here, jump, leap, wanted, True, C, out, ldc)
+        columns = VECTORS * lanes_of(C)
+        for start in range(0, k, DEPTH):
+            depth, above, beside = min(DEPTH, k - start), a + start * lda, b + start * ldb
+            for j in range(0, n, columns):
+                wanted = min(columns, n - j)
+                for i in range(0, m, ROWS):
+                    _tile(m - i, depth, A, above + i, 1, lda, B, beside + j, ldb, wanted, True, C, c + i * ldc + j, ldc)
 
 else:
 
-    def transposed_product(m, n, k, blocks, A, a, lda, jump, B, b, ldb, leap, C, c, ldc):  # type: ignore[no-untyped-def]
+    def transposed_product(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):  # type: ignore[no-untyped-def]
         """The same where nothing is compiled."""
-        for o in range(blocks):
-            plain_gemm(True, False, m, n, k, A, a + o * jump, lda, B, b + o * leap, ldb, True, C, c, ldc)
+        plain_gemm(True, False, m, n, k, A, a, lda, B, b, ldb, True, C, c, ldc)
 
     def packed_product(m, n, k, A, a, lda, P, p, add, C, c, ldc):  # type: ignore[no-untyped-def]
         """The same where nothing is compiled."""
