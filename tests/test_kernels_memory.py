@@ -109,6 +109,7 @@ def test_states_that_the_next_step_reads_in_part_or_not(
 def test_what_is_left_of_the_gradient_before(monkeypatch: pytest.MonkeyPatch, spec: str, name: str) -> None:
     """A gradient in memory that another has left reads nothing of it: with NaNs there, it is the same to the bit."""
     cut(monkeypatch, name)
+    monkeypatch.setattr(memory, "LEAST_KEPT", 0)
     pieces = problem_of(SPECS / f"{spec}.toml", SMALL)
     for method in ("bptt", "rtrl", "tbptt:k1=1,k2=2"):
         first = gradient(pieces, method).arrays
@@ -120,8 +121,9 @@ def test_what_is_left_of_the_gradient_before(monkeypatch: pytest.MonkeyPatch, sp
 
 
 def test_memory_is_kept_for_the_next_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of as many bytes only, and not beyond a limit."""
+    """For as many bytes only, and within limits."""
     memory.release()
+    monkeypatch.setattr(memory, "LEAST_KEPT", 100)
     lent = memory.lend(100, np.dtype(np.float64))
     address = lent.ctypes.data
     assert 0 == address % memory.LINES
@@ -132,9 +134,11 @@ def test_memory_is_kept_for_the_next_and_let_go(monkeypatch: pytest.MonkeyPatch)
     memory.give_back(lent)
     memory.lend(101, np.dtype(np.float64))
     assert not memory._kept
-    monkeypatch.setattr(memory, "MOST_KEPT", 100)
-    memory.give_back(lent)
-    assert not memory._kept
+    for limits in ({"LEAST_KEPT": 100, "MOST_KEPT": 200}, {"LEAST_KEPT": 2000, "MOST_KEPT": 3000}):
+        for name, bytes_ in limits.items():
+            monkeypatch.setattr(memory, name, bytes_)
+        memory.give_back(lent)
+        assert not memory._kept
 
 
 def test_more_samples_than_a_chunk_has_steps() -> None:

@@ -27,9 +27,9 @@ MOST_THREADS = 64
 MOST_PARTS = 256
 """Parts of a call, of one job or several, that are taken one by one."""
 PATIENCE = 4000
-"""Pauses, 20 to 50 ns each, that a thread waits for the next call before it sleeps,"""
-RESTLESS = 1000
-"""and after which a leader that waits for others lets them have its core."""
+"""Pauses, 20 to 50 ns each, that a thread waits for the next call before it sleeps."""
+RESTLESS = 64
+"""Pauses after which whoever waits lets others have its core: they may be those it waits for."""
 _LINES = 16
 """Integers in two cache lines: processors fetch lines in pairs."""
 _NUMBER, _KERNEL, _DONE, _ASLEEP = 0, _LINES, 2 * _LINES, 3 * _LINES
@@ -93,10 +93,15 @@ def _lead(desk, job):
     parts, waited = min(job[COUNT], MOST_PARTS), 0
     while read(desk, _DONE) < parts:
         waited += 1
-        if waited % RESTLESS == 0:
-            rest()
-        else:
-            pause()
+        _wait(waited)
+
+
+@inner
+def _wait(waited):
+    if waited % RESTLESS == 0:
+        rest()
+    else:
+        pause()
 
 
 @inner
@@ -108,8 +113,8 @@ def _follow(desk, member):
             take_part(desk, number, member)
             last, waited = number, 0
         else:
-            pause()
             waited += 1
+            _wait(waited)
     write(desk, _ASLEEP + member * _LINES, 1)
 
 

@@ -1,7 +1,8 @@
 """Memory of traces, kept from one gradient to the next.
 
-What is fresh from the system is made zero page by page as it is first written, which takes as long as many a pass, and
-a large array goes back to the system at once when it is freed. So the last one that was given back is kept.
+What is fresh from the system is made zero page by page as it is first written, which takes as long as many a pass. An
+allocator keeps what is freed for the next array, but gives large ones back to the system at once. So of these the last one
+is kept here.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_KEPT = 1 << 28
-"""Bytes that are kept at most."""
+LEAST_KEPT, MOST_KEPT = 1 << 25, 1 << 28
+"""Bytes that are kept: no fewer than glibc's allocator gives back, and no more than nobody will miss."""
 LINES = 128
 """Bytes: arrays begin with two cache lines, which processors fetch together. A vector that lies across lines takes
 twice as long, and lines that two threads write should not be neighbours."""
@@ -37,7 +38,7 @@ def lend(entries: int, dtype: np.dtype) -> NDArray[Any]:
 def give_back(numbers: NDArray[Any]) -> None:
     """Keep the memory of an array that was lent; nobody reads or writes it, or any part of it, from now on."""
     held = numbers.base
-    if held is not None and held.nbytes <= MOST_KEPT:
+    if held is not None and LEAST_KEPT <= held.nbytes <= MOST_KEPT:
         _kept[:] = [held]
 
 
