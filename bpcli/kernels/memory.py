@@ -1,7 +1,7 @@
 """Memory of traces, kept from one gradient to the next.
 
 What is fresh from the system is made zero page by page as it is first written, which takes as long as many a pass. An
-allocator keeps what is freed for the next array, but gives large ones back to the system at once. So of these the last one
+allocator keeps what is freed for the next array, but gives a large one back to the system at once. So the last of these
 is kept here.
 """
 
