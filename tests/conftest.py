@@ -16,9 +16,9 @@ mode.compiling = not mode.plain  # elementwise functions are tested as compiled 
 
 pytest_plugins = ["pytester"]
 
-NAMES = ("reverse", "influence", "forward", "products")
+NAMES = ("reverse", "influence", "forward", "products", "pack")
 KERNELS = [(name, np.dtype(dtype)) for dtype in ("float64", "float32") for name in NAMES]
-KERNELS.append(("forward", np.dtype(np.complex128)))
+KERNELS += [("forward", np.dtype(np.complex128)), ("crew", np.dtype(np.float64))]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,7 +51,7 @@ def kernels() -> None:
 
 @pytest.fixture
 def threads() -> Iterator[object]:
-    """A function that sets the number of threads, at most what there is; undone after the test."""
+    """A function that sets the number of threads; undone after the test."""
     from bpcli.kernels import library
 
     before = library.threads()

@@ -1,11 +1,13 @@
 """The elementwise functions as functions that Python can call, kept on disk beside the kernels."""
 
+import numba
 from numba import njit
 
-from bpcli.kernels import elementwise, parallel
+from bpcli.kernels import elementwise
+from bpcli.kernels.folder import cache_folder
 
-CACHE = parallel.numba.config.CACHE_DIR
-"""Importing `parallel` has set it: the folder whose name changes with the sources."""
+CACHE = numba.config.CACHE_DIR = str(cache_folder())
+"""The folder whose name changes with the sources; set before anything is decorated."""
 
 
 @njit(cache=True)

@@ -122,7 +122,7 @@ def imports(module: str) -> set[str]:
 def test_the_folder_knows_all_sources() -> None:
     """Everything that compiled code is made of counts in the folder's name, and nothing else does."""
     todo = [place.split(":")[0] for place in library.KERNELS.values()]
-    found = {*todo, "bpcli.kernels.compiling", "bpcli.kernels.parallel"}
+    found = {*todo, "bpcli.kernels.compiling"}
     while todo:
         new = imports(todo.pop()) - found
         found |= new
@@ -215,15 +215,6 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BpError, match="could not be compiled: KeyError: 'unheard-of'"):
         library.prepare([("unheard-of", np.dtype(np.float64))])
     assert [] == list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("paid", [False, True])
-def test_the_parallel_loop_is_loaded_where_it_pays(monkeypatch: pytest.MonkeyPatch, paid: bool) -> None:
-    """Several jobs run one after another until they have taken as long as loading the loop would."""
-    count = library._Threads()
-    monkeypatch.setattr(count, "load", lambda: setattr(count, "loop", print))
-    count.spend(2 * library._PATIENCE_S if paid else library._PATIENCE_S / 2)
-    assert paid == (count.loop is not None)
 
 
 PRODUCTS = [(m, n, k) for m in (1, 2, 5) for n in (1, 3) for k in (1, 4)]

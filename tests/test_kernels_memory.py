@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
-from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small
+from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
 
 from bpcli.benching.memory import allocated_bytes
-from bpcli.kernels import online_plan, plan
+from bpcli.kernels import memory, online_plan, plan
 from bpcli.methods import parse
 from bpcli.problem import unrolled
 from bpcli.problem.model import Problem
@@ -15,6 +18,8 @@ CUTS: dict[str, dict[object, dict[str, float]]] = {
     "chunks": {plan: {"CHUNK_ROWS": 4}},
     "chunks of one step": {plan: {"CHUNK_ROWS": 1}},
     "shards": {plan: {"SHARD_ROWS": 2}},
+    "a step's phases together": {plan: {"STEPWISE_ROWS": 1}},
+    "short chunks of these": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ENTRIES": 24}},
     "lanes": {plan: {"LANE_FLOPS": 1.0, "LANE_ROWS": 1, "TASK_ROWS": 1}},
     "slides": {unrolled: {"SLACK": 1}},
     "slides by chunks": {unrolled: {"SLACK": 1}, plan: {"CHUNK_ROWS": 4}},
@@ -61,6 +66,79 @@ def test_pieces_of_every_cell(monkeypatch: pytest.MonkeyPatch, spec: str) -> Non
     pieces = problem_of(SPECS / f"{spec}.toml", SMALL)
     for method in ("bptt", "rtrl", "tbptt:k1=1,k2=2"):
         assert distance(gradient(pieces, method).arrays, expected(whole, method)) < 1e-12, method
+
+
+READ_IN_PART = """bp = 1
+[inputs]
+x = [2]
+[params]
+W = [3, 3]
+V = [2, 2]
+[state]
+a = [3]
+read_in_part = [3]
+read_by_the_loss = [2]
+not_read = [3]
+[equations]
+a = "tanh(W @ (a[t-1] + 0.5 * concat(read_in_part[t-1][1:], x[:1])))"
+read_in_part = "sin(W @ a)"
+read_by_the_loss = "V @ x + a[:2]"
+not_read = "cos(a[t-1])"
+loss = "dot(read_by_the_loss[t-1], a[1:]) + sum(not_read * read_in_part)"
+[data]
+T = 5
+batch = 3
+"""
+
+
+@pytest.mark.parametrize("name", ["chunks", "a step's phases together", "short chunks of these", "all at once"])
+def test_states_that_the_next_step_reads_in_part_or_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Their cotangents begin at zero."""
+    whole = written(tmp_path, READ_IN_PART)
+    right = expected(whole, "bptt")
+    cut(monkeypatch, name)
+    pieces = written(tmp_path, READ_IN_PART)
+    for _ in range(2):
+        assert distance(gradient(pieces, "bptt").arrays, right) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["slides", "a step's phases together", "all at once"])
+@pytest.mark.parametrize("spec", RECURRENT)
+def test_what_is_left_of_the_gradient_before(monkeypatch: pytest.MonkeyPatch, spec: str, name: str) -> None:
+    """A gradient in memory that another has left reads nothing of it: with NaNs there, it is the same to the bit."""
+    cut(monkeypatch, name)
+    monkeypatch.setattr(memory, "LEAST_KEPT", 0)
+    pieces = problem_of(SPECS / f"{spec}.toml", SMALL)
+    for method in ("bptt", "rtrl", "tbptt:k1=1,k2=2"):
+        first = gradient(pieces, method).arrays
+        (left,) = memory._kept
+        left[:] = 255
+        second = gradient(pieces, method).arrays
+        assert left is memory._kept[0]
+        assert all(np.array_equal(values, second[tensor]) for tensor, values in first.items()), method
+
+
+def test_memory_is_kept_for_the_next_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as many bytes only, and within limits."""
+    memory.release()
+    monkeypatch.setattr(memory, "LEAST_KEPT", 100)
+    lent = memory.lend(100, np.dtype(np.float64))
+    address = lent.ctypes.data
+    assert 0 == address % memory.LINES
+    memory.give_back(lent[3:])
+    assert address == memory.lend(100, np.dtype(np.float64)).ctypes.data
+    memory.give_back(lent)
+    assert address == memory.lend(200, np.dtype(np.float32)).ctypes.data  # as many bytes
+    memory.give_back(lent)
+    memory.lend(101, np.dtype(np.float64))
+    assert not memory._kept
+    for limits in ({"LEAST_KEPT": 100, "MOST_KEPT": 200}, {"LEAST_KEPT": 2000, "MOST_KEPT": 3000}):
+        for name, bytes_ in limits.items():
+            monkeypatch.setattr(memory, name, bytes_)
+        memory.give_back(lent)
+        assert not memory._kept
 
 
 def test_more_samples_than_a_chunk_has_steps() -> None:

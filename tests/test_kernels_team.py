@@ -29,7 +29,7 @@ SPECS = Path(__file__).parents[1] / "specs"
 def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module as it is where nothing is compiled."""
     monkeypatch.setattr(mode, "compiling", False)
-    names = [f"bpcli.kernels.{name}" for name in ("jit", "blas", "team")]
+    names = [f"bpcli.kernels.{name}" for name in ("jit", "atomics", "blas", "team")]
     held = [sys.modules.pop(name, None) for name in names]
     yield importlib.import_module(names[-1])
     sys.modules.update({name: module for name, module in zip(names, held, strict=True) if module})
@@ -80,7 +80,7 @@ def test_a_team_computes_the_product(team: Any, helped: Any, members: int, turne
 
 
 def test_a_share_that_is_told_wrong_is_seen(team: Any, helped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "_address", lambda array, i: array.ctypes.data + 8 * max(0, int(i) - 1))
+    monkeypatch.setattr(team, "address_of", lambda array, i: array.ctypes.data + 8 * max(0, int(i) - 1))
     y, expected = _product(team, helped(3), False, 700, 300, False)
     assert not np.allclose(y, expected)
 

@@ -12,6 +12,8 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+from bpcli.kernels import memory
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current value
@@ -20,8 +22,10 @@ _RESET_PEAK = "5"  # proc(5): resets the peak resident set size to the current v
 def allocated_bytes(work: Callable[[], object]) -> int:
     """The most bytes that `work` held at once beyond what was there before, its result included.
 
-    Python's allocator counts: that covers NumPy's arrays and Numba's, not the buffers of a BLAS or of XLA.
+    Python's allocator counts: that covers NumPy's arrays and Numba's, not the buffers of a BLAS or of XLA. What is kept
+    of an earlier call is let go first.
     """
+    memory.release()
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()
@@ -85,7 +89,8 @@ def _reset() -> bool:
 
 
 def _hand_back() -> None:
-    """Give free memory back to the system, where the C library is glibc."""
+    """Let go what is kept of an earlier call, and give free memory back to the system, where the C library is glibc."""
+    memory.release()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

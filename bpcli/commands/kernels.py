@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def use_threads(count: int) -> None:
-    """Let kernels run on `count` threads. Numba reads the number when it is imported, and never again."""
+    """Let kernels run on `count` threads; where none is imported yet, they find the number in the environment."""
     if "numba" not in sys.modules:
         os.environ["NUMBA_NUM_THREADS"] = str(count)
     if "bpcli.kernels.library" in sys.modules:

@@ -58,11 +58,17 @@ def active_nodes(graph: Graph, leaves: Collection[int]) -> frozenset[int]:
 
 
 def lower_reverse(
-    graph: Graph, fusion: Fusion, active: frozenset[int], seeds: Collection[int], own: bool = False
+    graph: Graph,
+    fusion: Fusion,
+    active: frozenset[int],
+    seeds: Collection[int],
+    own: bool = False,
+    fresh: Collection[int] = (),
 ) -> Reverse:
     """The instructions that take cotangents from `seeds` to the active leaves.
 
     `own`: every row has cotangents of its own for leaves and static nodes too, so that none are there to add to.
+    `fresh` are leaves of whose cotangents nothing is there yet when the program begins, not even zeros.
     """
     draft = _Draft(touched=set(seeds))
     order = sorted(graph.nodes, key=lambda node: (-int(node.phase), -node.index))
@@ -71,7 +77,7 @@ def lower_reverse(
             _visit(graph, fusion, active, node, draft)
     alias = _aliases(graph, fusion, active, draft.touched)
     _drop_aliased(draft, alias)
-    _set_modes(graph, draft, alias, seeds, own)
+    _set_modes(graph, draft, alias, seeds, own, fresh)
     code, bounds = pack(draft.rows, draft.phases)
     kept = _kept(graph, draft, alias)
     touched, reads = frozenset(draft.touched), frozenset(draft.reads)
@@ -162,14 +168,21 @@ def _drop_aliased(draft: _Draft, alias: Mapping[int, Alias]) -> None:
             draft.phases.append(phase)
 
 
-def _set_modes(graph: Graph, draft: _Draft, alias: Mapping[int, Alias], seeds: Collection[int], own: bool) -> None:
+def _set_modes(
+    graph: Graph,
+    draft: _Draft,
+    alias: Mapping[int, Alias],
+    seeds: Collection[int],
+    own: bool,
+    fresh: Collection[int],
+) -> None:
     """The first contribution to a cotangent is stored and later ones are added, unless something is there already.
 
-    Cotangents of states, and of leaves and static nodes if not `own`, are cleared by whoever runs the program. Where
-    slices write parts of a whole, each part is stored first if the parts tile the whole; else the whole is set to zero
-    by an instruction.
+    Cotangents of states, and of leaves and static nodes if not `own`, are cleared by whoever runs the program, but for
+    those of `fresh`. Where slices write parts of a whole, each part is stored first if the parts tile the whole; else
+    the whole is set to zero by an instruction.
     """
-    held = {n.index for n in graph.nodes if (n.op in LEAVES or n.phase is Phase.STATIC) and not own}
+    held = {n.index for n in graph.nodes if (n.op in LEAVES or n.phase is Phase.STATIC) and not own} - set(fresh)
     held |= {_owner(alias, n).owner for n in (*seeds, *graph.new.values())}
     touches: dict[int, list[tuple[int, int, tuple[int, int]]]] = defaultdict(list)
     for position, row in enumerate(draft.rows):
@@ -184,12 +197,12 @@ def _set_modes(graph: Graph, draft: _Draft, alias: Mapping[int, Alias], seeds: C
         stored: set[tuple[int, int]] = set()
         tiled = _tiles([part for _, _, part in contributions], whole)
         for position, mode, part in contributions:
-            fresh = owner not in held and tiled and part not in stored
-            draft.rows[position][mode] = STORE if fresh else ACCUMULATE
+            first = owner not in held and tiled and part not in stored
+            draft.rows[position][mode] = STORE if first else ACCUMULATE
             stored.add(part)
         if owner not in held and not tiled:
             zeros[contributions[0][0]].append(owner)
-    _insert_zeros(graph, draft, zeros)
+    _insert_zeros(graph, draft, zeros, [n for n in fresh if n not in touches])
 
 
 def _tiles(parts: list[tuple[int, int]], whole: int) -> bool:
@@ -202,17 +215,24 @@ def _tiles(parts: list[tuple[int, int]], whole: int) -> bool:
     return end == whole
 
 
-def _insert_zeros(graph: Graph, draft: _Draft, zeros: Mapping[int, list[int]]) -> None:
+def _insert_zeros(graph: Graph, draft: _Draft, zeros: Mapping[int, list[int]], untouched: Collection[int]) -> None:
+    """Set to zero what an instruction adds to first, by its position, and what none adds to."""
     rows, phases = draft.rows, draft.phases
     draft.rows, draft.phases = [], []
+    for owner in untouched:
+        _zero(graph, owner, draft, 3 - int(Phase.OUTPUT))
     for position, (row, phase) in enumerate(zip(rows, phases, strict=True)):
         for owner in zeros.get(position, ()):
-            zero = [0] * FIELDS
-            zero[OP], zero[OUT], zero[SIZE] = ZERO, owner, graph.nodes[owner].size
-            draft.rows.append(zero)
-            draft.phases.append(phase)
+            _zero(graph, owner, draft, phase)
         draft.rows.append(row)
         draft.phases.append(phase)
+
+
+def _zero(graph: Graph, owner: int, draft: _Draft, phase: int) -> None:
+    row = [0] * FIELDS
+    row[OP], row[OUT], row[SIZE] = ZERO, owner, graph.nodes[owner].size
+    draft.rows.append(row)
+    draft.phases.append(phase)
 
 
 def _kept(graph: Graph, draft: _Draft, alias: Mapping[int, Alias]) -> frozenset[int]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import cached_property
 
 from numpy.typing import NDArray
 
 from bpcli.kernels import mode
-from bpcli.kernels.library import Jobs, code, plain, pool
+from bpcli.kernels.library import Jobs, code, crew, plain, pool
 from bpcli.kernels.team import MOST_MEMBERS, desk_for
 
 
@@ -44,19 +43,16 @@ class Call:
         together = self.desk is not None or (self.parallel and count > 1 and not self.ordered)
         if threads.backwards and not self.ordered:
             kernel.call(jobs + (count - 1) * stride, count, -stride, address)
-        elif threads.count == 1 or threads.backwards or not together:
+        elif threads.count == 1 or not together:
             kernel.call(jobs, count, stride, address)
-        elif threads.loop is None:
-            start = time.perf_counter()
-            kernel.call(jobs, count, stride, address)
-            threads.spend(time.perf_counter() - start)
         elif self.desk is not None:
             job, members = self.jobs[0].copy(), min(threads.count, MOST_MEMBERS)
             desk = desk_for(members)
             job[self.desk] = desk.ctypes.data
-            threads.loop(kernel.address, job.ctypes.data, members, 0, address)
-        else:
-            threads.loop(kernel.address, jobs, count, stride, address)
+            if not crew().run(kernel.address, job.ctypes.data, members, 0, address, members):
+                kernel.call(jobs, count, stride, address)
+        elif not crew().run(kernel.address, jobs, count, stride, address, threads.count):
+            kernel.call(jobs, count, stride, address)
 
 
 def run(name: str, jobs: Jobs, values: NDArray) -> None:

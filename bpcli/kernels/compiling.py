@@ -1,4 +1,4 @@
-"""The process that compiles: `python -m bpcli.kernels.compiling [parallel] forward:float64 reverse:float64 …`.
+"""The process that compiles: `python -m bpcli.kernels.compiling forward:float64 reverse:float64 …`.
 
 Numba makes LLVM code of a kernel; LLVM makes an object file of it, which any process loads without Numba (see
 `bpcli.kernels.library`). Kernels that are compiled together share what they call. The object file exports one function,
@@ -26,7 +26,7 @@ from numba.core.runtime.context import NRTContext
 
 from bpcli.kernels import mode
 from bpcli.kernels.folder import write_object
-from bpcli.kernels.library import ENTRY, KERNELS, PARALLEL
+from bpcli.kernels.library import ENTRY, KERNELS
 
 mode.compiling = True
 
@@ -77,12 +77,19 @@ def _object_code(python: Any, dtype: np.dtype) -> bytes:
     signature = types.void(types.CPointer(types.int64), types.CPointer(numba.from_dtype(dtype)))
     compiled = numba.njit([signature], **OPTIONS)(getattr(python, "py_func", python)).overloads[signature.args]
     library, name = compiled.library, compiled.fndesc.mangled_name
+    optimise = library._optimize_final_module
+
+    def enclose() -> None:
+        """Show one function to the outside: the compiler may take apart what all others are called with."""
+        library._final_module.link_in(llvm.parse_assembly(_LOOP.format(entry=ENTRY, kernel=f'"{name}"')))
+        for function in library._final_module.functions:
+            if not function.is_declaration and function.name != ENTRY:
+                function.linkage = llvm.Linkage.internal
+        optimise()
+
+    library._optimize_final_module = enclose
     library.finalize()
-    module = library._final_module
-    module.link_in(llvm.parse_assembly(_LOOP.format(entry=ENTRY, kernel=f'"{name}"')))
-    module.get_function(name).linkage = llvm.Linkage.internal
-    module.verify()
-    return bytes(library.codegen._tm.emit_object(module))
+    return bytes(library.codegen._tm.emit_object(library._final_module))
 
 
 def main(requests: list[str]) -> None:
@@ -98,8 +105,6 @@ def main(requests: list[str]) -> None:
         if not numba.config.CPU_FEATURES and not numba.config.CPU_NAME:
             numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
     gc.disable()  # what a compiler makes it keeps
-    if requests[0] == PARALLEL:
-        import_module(f"bpcli.kernels.{requests.pop(0)}")  # Numba keeps this one on disk by itself
     _postpone_code()
     for request in requests:
         name, dtype = request.split(":")

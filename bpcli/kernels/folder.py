@@ -19,8 +19,19 @@ import numpy as np
 from bpcli import __version__
 
 SOURCES = (
-    *("binary", "blas", "codes", "compiling", "elementwise", "elementwise_complex", "elementwise_real", "forward"),
-    *("influence", "jit", "matvec", "mode", "parallel", "products", "pull", "pull_reductions", "reductions"),
+    *(
+        "atomics",
+        "binary",
+        "blas",
+        "codes",
+        "compiling",
+        "crew",
+        "elementwise",
+        "elementwise_complex",
+        "elementwise_real",
+        "forward",
+    ),
+    *("influence", "jit", "matvec", "mode", "packing", "products", "pull", "pull_reductions", "reductions"),
     *("reverse", "rows", "simd", "slopes", "symbols", "team", "tiles", "unary"),
     *("../graph/operations", "../graph/tape"),
 )

@@ -27,7 +27,7 @@ from bpcli.kernels.codes import (
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 from bpcli.kernels.reductions import reduce_row, sum_rows
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along
-from bpcli.kernels.team import DESK, arrive, assist, dismiss, team_product
+from bpcli.kernels.team import DESK, dismiss, helped, team_product
 from bpcli.kernels.tiles import packed_product
 from bpcli.kernels.unary import unary_into
 
@@ -75,11 +75,8 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     slots = vector_at(ints, job[SLOTS], job[NODES])
     desk = vector_at(ints, job[TEAM], DESK if job[TEAM] else 0)
-    if len(desk) > 0:
-        member = arrive(desk)
-        if member > 0:
-            assist(desk, values, member)
-            return
+    if helped(desk, values):
+        return
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(job[STEP0], job[STEP1]):
         for line in range(job[FIRST], job[LAST]):
@@ -113,8 +110,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 sum_rows(V, pa, sa, ia, na, po, so, io, no, ni)
             elif op != CONCAT:
                 other_rows(op, numbers[row[NUMBER]].real, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n)
-    if len(desk) > 0:
-        dismiss(desk)
+    dismiss(desk)
 
 
 @inner

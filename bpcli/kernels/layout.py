@@ -34,7 +34,7 @@ from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.rows import BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
 from bpcli.kernels.tiles import packed_entries
 
-ALIGN = 8  # entries: a cache line of float64
+ALIGN = 16  # entries: two cache lines of float64
 CHUNK, WINDOW = 1, 2
 
 

@@ -1,8 +1,7 @@
 """The compiled kernels: how they are got, the threads that run them, and the message while they are made.
 
 A kernel for one dtype is one object file. LLVM loads it in some milliseconds, without Numba, whose import alone takes
-longer than a small check. Numba is imported where there is something to compile, by processes of their own, and where
-there is so much to run that the parallel loop pays.
+longer than a small check. Numba is imported where there is something to compile, by processes of their own.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -27,28 +26,31 @@ from numpy.typing import NDArray
 from bpcli.errors import fail
 from bpcli.kernels import mode
 from bpcli.kernels.folder import Request, read_object
-from bpcli.kernels.symbols import blas_symbols
+from bpcli.kernels.symbols import REST, blas_symbols, rest_symbol
+
+if TYPE_CHECKING:
+    from bpcli.kernels.crew import Crew
 
 KERNELS = {
     "forward": "bpcli.kernels.forward:forward_span",
     "reverse": "bpcli.kernels.reverse:reverse_span",
     "products": "bpcli.kernels.products:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
+    "pack": "bpcli.kernels.packing:pack_span",
+    "crew": "bpcli.kernels.crew:crew_span",
 }
-PARALLEL = "parallel"
-"""The loop over jobs, which is compiled beside the kernels."""
 ENTRY = "bp_kernel"
 """The function that every object file exports: `void bp_kernel(jobs, count, stride, values)`."""
 Jobs = NDArray[np.int64]
 _SINGLE, _DOUBLE, _COMPLEX = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.complex128)
-_PATIENCE_S = 0.4
-"""So long jobs that could run in parallel run one after another: loading the parallel loop takes about as long."""
+CREW: Request = ("crew", _DOUBLE)
 
 announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced by whoever has a terminal)
 CHECKING: tuple[Request, ...] = (
-    *((name, _DOUBLE) for name in ("reverse", "forward", "influence", "products")),
-    *((name, _SINGLE) for name in ("reverse", "forward", "products")),
+    *((name, _DOUBLE) for name in ("reverse", "forward", "influence", "products", "pack")),
+    *((name, _SINGLE) for name in ("reverse", "forward", "products", "pack")),
     ("forward", _COMPLEX),
+    CREW,
 )
 """The kernels that a check in float64 takes: float32 shows what rounding does."""
 
@@ -71,7 +73,6 @@ def prepare(requests: Iterable[Request]) -> None:
     others = [r for r in todo if r[1] != _DOUBLE]
     groups = [doubles, others] if _cores() > 1 else [todo]
     names = [[f"{name}:{dtype}" for name, dtype in group] for group in groups if group]
-    names[-1].insert(0, PARALLEL)
     with tempfile.TemporaryFile() as said:
         running = [_compiling(group, said) for group in names]
         try:
@@ -119,7 +120,7 @@ class Code:
 
     def __init__(self, request: Request) -> None:
         prepare([request])
-        for name, address in blas_symbols().items():
+        for name, address in {**blas_symbols(), REST: rest_symbol()}.items():
             llvm.add_symbol(name, address)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
@@ -157,31 +158,14 @@ def plain(name: str) -> Callable[[NDArray, NDArray], None]:
 
 
 class _Threads:
-    """How many threads run kernels, and the parallel loop once it is loaded."""
+    """How many threads run kernels, and in which order they take jobs."""
 
     def __init__(self) -> None:
         wish = os.environ.get("NUMBA_NUM_THREADS") or str(_cores())
         if not wish.isdecimal() or int(wish) < 1:
             fail("threads", f'NUMBA_NUM_THREADS must be a number of threads, not "{wish}"')
         self.count = int(wish)
-        self.loop: Callable[..., None] | None = None
         self.backwards = False
-        self._spent_s = 0.0
-
-    def spend(self, seconds: float) -> None:
-        """Count time that the parallel loop would have shortened, and load it when that is worth its time."""
-        self._spent_s += seconds
-        if self._spent_s > _PATIENCE_S:
-            self.load()
-
-    def load(self) -> None:
-        """Load the parallel loop, for `count` threads or as many as Numba has."""
-        start = time.perf_counter()
-        from bpcli.kernels.parallel import run_parallel, use
-
-        self.count = use(self.count)
-        self.loop = run_parallel
-        _seconds.append(time.perf_counter() - start)
 
 
 @functools.cache
@@ -190,16 +174,28 @@ def pool() -> _Threads:
     return _Threads()
 
 
+@functools.cache
+def crew() -> Crew:
+    """Those that help the one that has jobs; a process that was forked off has none of them."""
+    from bpcli.kernels.crew import Crew  # a kernel: whoever compiles says so before it is imported
+
+    return Crew(code(CREW).call)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=crew.cache_clear)
+
+
 def threads() -> int:
     """How many threads run kernels."""
     return pool().count
 
 
 def set_threads(count: int) -> None:
-    """Let kernels run on `count` threads from now on, in parallel from the first job; at most as many as Numba has."""
+    """Let kernels run on `count` threads from now on."""
     pool().count = count
     if count > 1 and not mode.plain:
-        pool().load()
+        crew()  # now, not while a clock runs
 
 
 @contextmanager

@@ -51,3 +51,8 @@ class Online:
         """What has been collected for a stretch: (batch, columns)."""
         stretch = next(s for s in self.plan.stretches if s.node == node)
         return self.G[:, stretch.start : stretch.start + stretch.columns]
+
+    def close(self) -> None:
+        """Let the next trace have the memory; nothing can be read any more."""
+        self.M, self.G, self.C = [np.zeros(0, self.trace.dtype)] * 3
+        self.trace.close()

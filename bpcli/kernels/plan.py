@@ -19,6 +19,8 @@ from bpcli.kernels.layout import Extent, Places, cotangent_places, value_places
 
 CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
+CHUNK_ENTRIES = 1 << 19
+"""Entries, in those rows, of the widest vector that a matrix gradient is made of: they should be near when it is."""
 SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
 LANE_FLOPS = 1e6
@@ -98,12 +100,17 @@ def make_plan(
     fusion = fuse(graph)
     forward = lower_forward(graph, fusion)
     active = active_nodes(graph, {*leaves, *graph.previous.values()})
-    reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active])
     shards = max(1, -(-batch // SHARD_ROWS))
+    stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
+    # What a state brings to the step before it comes first where a step's phases are taken together.
+    fresh = graph.previous.values() if stepwise and not apart else ()
+    reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], fresh=fresh)
     chunk = chunk_steps(window, batch)
+    if stepwise and not apart:
+        widest = max((graph.nodes[n].size for p in reverse.products for n in (p.delta, p.vector)), default=1)
+        chunk = max(1, min(chunk, CHUNK_ENTRIES // (widest * batch)))
     phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
     lanes = max(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases)
-    stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
     extent = Extent(window, chunk, batch, max(shards, lanes), stepwise, apart)
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
     values = value_places(graph, forward, reverse, reads, extent)

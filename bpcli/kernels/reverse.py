@@ -46,7 +46,7 @@ from bpcli.kernels.pull import MINUS, OVER, OVER_SQUARE, OVER_SQUARE_SIZE, PLAIN
 from bpcli.kernels.pull_reductions import pull_reduction
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address
 from bpcli.kernels.slopes import pull_unary
-from bpcli.kernels.team import DESK, arrive, assist, dismiss, team_product
+from bpcli.kernels.team import DESK, dismiss, helped, team_product
 from bpcli.kernels.tiles import packed_product
 
 (
@@ -90,11 +90,8 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     cplace = matrix_at(ints, job[COTANGENT_PLACES], job[NODES], PLACE_FIELDS)
     desk = vector_at(ints, job[TEAM], DESK if job[TEAM] else 0)
-    if len(desk) > 0:
-        member = arrive(desk)
-        if member > 0:
-            assist(desk, values, member)
-            return
+    if helped(desk, values):
+        return
     rounding, lane = job[ROUNDING] == 1, job[LANE]
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(job[STEP1] - 1, job[STEP0] - 1, -1):
@@ -122,8 +119,7 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                     address(cplace, target, t, o0, i0, lane), cplace[target, OUTER], cplace[target, INNER_ROW], size,
                     row[MODE_A + slot] != STORE, no, ni,
                 )  # fmt: skip
-    if len(desk) > 0:
-        dismiss(desk)
+    dismiss(desk)
 
 
 @inner

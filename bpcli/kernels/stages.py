@@ -14,6 +14,7 @@ import numpy as np
 from bpcli.graph.model import Phase
 from bpcli.graph.tape import OP, SIZE, SIZE_B, Integers
 from bpcli.kernels import forward as forward_kernel
+from bpcli.kernels import packing as packing_kernel
 from bpcli.kernels import products as products_kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels import team
@@ -21,14 +22,17 @@ from bpcli.kernels.calls import Call
 from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.fixes import no_fixes
 from bpcli.kernels.jobs import cut, forward_job, reverse_job
-from bpcli.kernels.layout import settle, without_packed
+from bpcli.kernels.layout import packed_shape, settle, without_packed
 from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import Plan
-from bpcli.kernels.rows import BASE, INNER_ROW
+from bpcli.kernels.rows import BASE, INNER_ROW, PACKED, PACKED_T
 from bpcli.kernels.stretches import Stretches
+from bpcli.kernels.tiles import width
 
 MOST_KEPT = 64
 """Stretches of steps whose calls are kept; of so long a sequence the making of jobs is a small part."""
+LEAST_PACKED = 1 << 16
+"""Entries of matrices that threads copy: for fewer it would take as long to wake them."""
 Stretch = tuple[int, int, int]
 """First and last step of a chunk, and the first step of the window."""
 Calls = Sequence[Call]
@@ -70,15 +74,27 @@ class Stages:
 
     @cached_property
     def static_forward(self) -> Calls:
-        """The static phase."""
+        """The static phase, and the packed copies of matrices."""
         phases = Phase.STATIC, Phase.STATIC
-        return list(self._pass_forward(self.places, phases, (0, 1), (0, 1), 1))
+        return [*self._pass_forward(self.places, phases, (0, 1), (0, 1), 1), *self._packing()]
 
     @cached_property
     def static_reverse(self) -> Calls:
         """The static phase backwards, from the places where sums end up."""
         tables = self.places, self.plan.sums.table
         return list(self._pass_reverse(tables, (Phase.STATIC, Phase.STATIC), (0, 1), (0, 1), 1))
+
+    def _packing(self) -> Iterable[Call]:
+        jobs = []
+        for node, line in zip(self.plan.graph.nodes, self.places, strict=True):
+            for field in (PACKED, PACKED_T):
+                if line[field] >= 0:
+                    strides = (node.shape[1], 1) if field == PACKED else (1, node.shape[1])
+                    ends = self.plan.values.size, line[BASE], *strides, *packed_shape(node.shape, field)
+                    jobs.append((*ends, width(self.numbers.dtype), line[field]))
+        if jobs:
+            entries = sum(job[packing_kernel.DEPTH] * job[packing_kernel.COLUMNS] for job in jobs)
+            yield Call("pack", np.array(jobs, np.int64), parallel=entries >= LEAST_PACKED)
 
     def _forward(self, stretch: Stretch) -> Calls:
         first, last, origin = stretch

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bpcli.graph.model import Phase
 from bpcli.graph.tape import Integers
-from bpcli.kernels.layout import ALIGN, packed_shape
+from bpcli.kernels.layout import ALIGN
 from bpcli.kernels.plan import Plan
-from bpcli.kernels.rows import BASE, LANE, PACKED, PACKED_T
-from bpcli.kernels.tiles import packed_entries
+from bpcli.kernels.rows import BASE, LANE
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,22 +27,30 @@ class Stretches:
         return [(n.name, _stretch(base[n.index], n.size)) for n in self.plan.graph.nodes if n.op == "param"]
 
     @cached_property
-    def packed(self) -> Sequence[tuple[slice, tuple[int, ...], bool, slice]]:
-        """Of each matrix that has packed copies: where it stands, its shape, whether it is transposed, and where to."""
-        found, nodes = [], self.plan.graph.nodes
-        for n, line in enumerate(self.places):
-            for field in (PACKED, PACKED_T):
-                if line[field] >= 0:
-                    copy = _stretch(line[field], packed_entries(*packed_shape(nodes[n].shape, field)))
-                    found.append((_stretch(line[BASE], nodes[n].size), nodes[n].shape, field == PACKED_T, copy))
+    def inputs(self) -> Sequence[tuple[int, str, int, int]]:
+        """Of each input: its node, its name, where a chunk's rows begin, and the entries of a row."""
+        nodes = (n for n in self.plan.graph.nodes if n.op == "input")
+        return [(n.index, n.name, int(self.places[n.index, BASE]), n.size) for n in nodes]
+
+    @cached_property
+    def states(self) -> Sequence[tuple[str, slice, int]]:
+        """Of each state: its name, where its values before the first step of the window stand, and a row's entries."""
+        graph, found = self.plan.graph, []
+        for name, n in graph.previous.items():
+            size = graph.nodes[n].size
+            found.append((name, _stretch(self.places[n, BASE], size * self.plan.extent.batch), size))
         return found
 
     @cached_property
-    def constants(self) -> tuple[Integers, NDArray]:
-        """Where constants stand, and their values."""
-        nodes = [n for n in self.plan.graph.nodes if n.op == "constant"]
-        places = self.places[[n.index for n in nodes], BASE]
-        return places, np.array([n.numbers[0] for n in nodes])
+    def carried(self) -> Sequence[tuple[int, int]]:
+        """Of each state: where its cotangents before the first step of the chunk stand, and how many there are."""
+        graph, places, batch = self.plan.graph, self.plan.cotangents.table, self.plan.extent.batch
+        return [(int(places[n, BASE]), graph.nodes[n].size * batch) for n in graph.previous.values()]
+
+    @cached_property
+    def constants(self) -> Sequence[tuple[int, float]]:
+        """Where each constant stands, and its value."""
+        return [(int(self.places[n.index, BASE]), n.numbers[0]) for n in self.plan.graph.nodes if n.op == "constant"]
 
     @cached_property
     def sums(self) -> Sequence[slice]:

@@ -34,6 +34,16 @@ def blas_symbols() -> Mapping[str, int]:
     return {symbol(*pair): _address_of(interface[LETTERS[pair[0]] + pair[1]]) for pair in pairs}
 
 
+REST = "bp_rest"
+"""The name by which kernels call what lets other threads have the core."""
+
+
+def rest_symbol() -> int:
+    """Its address in the C library, or in what stands for it on Windows."""
+    library, name = ("kernel32", "SwitchToThread") if sys.platform == "win32" else (None, "sched_yield")
+    return int(ctypes.cast(getattr(ctypes.CDLL(library), name), ctypes.c_void_p).value or 0)
+
+
 def _cython_blas() -> ModuleType:
     """SciPy's BLAS interface by itself: importing all of `scipy.linalg` takes longer than many a check."""
     name = "scipy.linalg.cython_blas"

@@ -11,13 +11,10 @@ Leader and helpers speak through an array of integers, the desk. Every line of t
 
 from __future__ import annotations
 
-import platform
-import time
-
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.kernels import mode
+from bpcli.kernels.atomics import address_of, advance, pause, read, write
 from bpcli.kernels.blas import vector_product
 from bpcli.kernels.jit import inner, vector_at
 
@@ -55,101 +52,34 @@ def desk_for(members: int) -> NDArray[np.int64]:
     return desk
 
 
-if mode.compiling:
-    from llvmlite import ir
-    from numba import types
-    from numba.core import cgutils
-    from numba.extending import intrinsic
+@inner
+def helped(desk, like):
+    """Join the team whose desk this is; whether this thread was a helper, and is done. A desk without entries has none.
 
-    from bpcli.kernels.simd import at, data
-
-    _X86 = platform.machine() in ("x86_64", "AMD64")
-
-    @intrinsic
-    def _read(typingctx, desk, place):  # type: ignore[no-untyped-def]
-        """What stands on the desk; all that was written before it can be read after it."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            return builder.load_atomic(at(builder, data(context, builder, signature, args, 0), args[1]), "acquire", 8)
-
-        return types.int64(desk, types.intp), codegen
-
-    @intrinsic
-    def _write(typingctx, desk, place, number):  # type: ignore[no-untyped-def]
-        """Put a number on the desk: who reads it can read all that was written before it."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            where = at(builder, data(context, builder, signature, args, 0), args[1])
-            builder.store_atomic(args[2], where, "release", 8)
-            return context.get_dummy_value()
-
-        return types.void(desk, types.intp, types.int64), codegen
-
-    @intrinsic
-    def _add(typingctx, desk, place, number):  # type: ignore[no-untyped-def]
-        """Add to a number on the desk; what it was before."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            where = at(builder, data(context, builder, signature, args, 0), args[1])
-            return builder.atomic_rmw("add", where, args[2], "acq_rel")
-
-        return types.int64(desk, types.intp, types.int64), codegen
-
-    @intrinsic
-    def _pause(typingctx):  # type: ignore[no-untyped-def]
-        """Tell the processor that this is a loop that waits; where it is none that can be told, nothing."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            if _X86:
-                kind = ir.FunctionType(ir.VoidType(), [])
-                builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
-            return context.get_dummy_value()
-
-        return types.void(), codegen
-
-    @intrinsic
-    def _address(typingctx, array, i):  # type: ignore[no-untyped-def]
-        """The address of an array's entry."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            where = at(builder, data(context, builder, signature, args, 0), args[1])
-            return builder.ptrtoint(where, ir.IntType(64))
-
-        return types.int64(array, types.intp), codegen
-
-else:
-
-    def _read(desk, place):  # type: ignore[no-untyped-def]
-        return int(desk[place])
-
-    def _write(desk, place, number):  # type: ignore[no-untyped-def]
-        desk[place] = number
-
-    def _add(desk, place, number):  # type: ignore[no-untyped-def]
-        desk[place] += number
-        return int(desk[place]) - number
-
-    def _pause():  # type: ignore[no-untyped-def]
-        time.sleep(0)
-
-    def _address(array, i):  # type: ignore[no-untyped-def]
-        return array.ctypes.data + int(i) * array.itemsize
+    Numbers are of the dtype that the pointer `like` points to.
+    """
+    member = arrive(desk) if len(desk) > 0 else 0
+    if member > 0:
+        assist(desk, like, member)
+    return member > 0
 
 
 @inner
 def arrive(desk):
     """Which member this thread is: 0 leads."""
-    member = _add(desk, _ARRIVED, 1)
-    _write(desk, _done(member), 1)
+    member = advance(desk, _ARRIVED, 1)
+    write(desk, _done(member), 1)
     return member
 
 
 @inner
 def dismiss(desk):
-    """Let the helpers go, those too that have not arrived yet."""
+    """Let the helpers go, those too that have not arrived yet; there are none where the desk has no entries."""
+    if len(desk) == 0:
+        return
     desk[_PRODUCT] = -1
     for member in range(desk[_MEMBERS]):
-        _write(desk, _told(member) + _TASK, -1)
+        write(desk, _told(member) + _TASK, -1)
 
 
 @inner
@@ -157,17 +87,17 @@ def assist(desk, like, member):
     """Help until dismissed, with products of the dtype that the pointer `like` points to."""
     line, last, task = _told(member), 1, 0
     while task >= 0:
-        task = _read(desk, line + _TASK)
+        task = read(desk, line + _TASK)
         if task > last:
             kind, n, k, ldw = desk[line + _KIND], desk[line + _N], desk[line + _K], desk[line + _LDW]
             tb, add, backwards = kind & _TURNED != 0, kind & _ADD != 0, kind & _BACKWARDS != 0
             X, Y = vector_at(like, desk[line + _X], k), vector_at(like, desk[line + _Y], n)
             W = vector_at(like, desk[line + _W], n * ldw if tb else (k - 1) * ldw + n)
             vector_product(tb, n, k, X, 0, W, 0, ldw, add, Y, 0, backwards)
-            _write(desk, _done(member), task)
+            write(desk, _done(member), task)
             last = task
         else:
-            _pause()
+            pause()
 
 
 @inner
@@ -176,7 +106,7 @@ def team_product(desk, tb, n, k, A, a, B, b, ldb, add, C, c, backwards):
     helpers, share = 0, 0
     if len(desk) > 0 and desk[_PRODUCT] > 0 and n * k >= LEAST_SHARED:
         for member in range(1, desk[_MEMBERS]):
-            helpers += int(_read(desk, _done(member)) > 0) << member
+            helpers += int(read(desk, _done(member)) > 0) << member
         share = _share(n, k, helpers, PIECE_BYTES // C.itemsize)
     given = 0
     if share > 0:
@@ -186,9 +116,9 @@ def team_product(desk, tb, n, k, A, a, B, b, ldb, add, C, c, backwards):
             if helpers >> member & 1:
                 line = _told(member)
                 desk[line + _KIND], desk[line + _N], desk[line + _K], desk[line + _LDW] = kind, share, k, ldb
-                desk[line + _X], desk[line + _Y] = _address(A, a), _address(C, c + given)
-                desk[line + _W] = _address(B, b + given * (ldb if tb else 1))
-                _write(desk, line + _TASK, desk[_PRODUCT])
+                desk[line + _X], desk[line + _Y] = address_of(A, a), address_of(C, c + given)
+                desk[line + _W] = address_of(B, b + given * (ldb if tb else 1))
+                write(desk, line + _TASK, desk[_PRODUCT])
                 given += share
     rest = b + given * (ldb if tb else 1)
     vector_product(tb, n - given, k, A, a, B, rest, ldb, add, C, c + given, backwards)
@@ -221,7 +151,7 @@ def _wait(desk, helpers):
     waited = 0
     for member in range(1, desk[_MEMBERS]):
         if helpers >> member & 1:
-            while _read(desk, _done(member)) < desk[_PRODUCT]:
-                _pause()
+            while read(desk, _done(member)) < desk[_PRODUCT]:
+                pause()
                 waited += 1
     return waited

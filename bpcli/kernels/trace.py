@@ -14,22 +14,14 @@ from bpcli.kernels.calls import Call
 from bpcli.kernels.jobs import reverse_job
 from bpcli.kernels.layout import WINDOW, Places
 from bpcli.kernels.library import Jobs
+from bpcli.kernels.memory import give_back, lend
 from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP
 from bpcli.kernels.stages import stages
 from bpcli.kernels.symbols import single_threaded
-from bpcli.kernels.tiles import pack
 
 Array = NDArray[np.floating]
 Arrays = Mapping[str, Array]
-
-
-def aligned(entries: int, dtype: np.dtype) -> Array:
-    """An uninitialised array that begins with a cache line: a vector that lies across two takes twice as long."""
-    line = 64 // np.dtype(dtype).itemsize
-    room = np.empty(entries + line, dtype)
-    start = -room.ctypes.data // room.itemsize % line
-    return room[start : start + entries]
 
 
 class Trace:
@@ -50,35 +42,25 @@ class Trace:
     ) -> None:
         single_threaded()
         params, inputs, self._state = arrays
-        graph = plan.graph
         self.plan, self.dtype, self.rounding, self.origin = plan, dtype, rounding, 0
         self.stages = stages(plan, dtype, rounding)
-        # One array: what is freed as one piece is there again, pages and all, for the gradient after this.
-        numbers = aligned(self.stages.entries + room, dtype)
+        self._stretches = self.stages.stretches
+        # One array, whose memory the gradient before this may have had.
+        numbers = lend(self.stages.entries + room, self.dtype)
         self.V = numbers[: plan.values.size]
         self.C = numbers[self.stages.cotangents :][: plan.cotangents.size]
         self.F = numbers[self.stages.factors :][: plan.values.size]
         self.room = numbers[self.stages.entries :]
         self._address = self.V.ctypes.data
-        for stretch in self.stages.stretches.sums:
+        for stretch in self._stretches.sums:
             self.C[stretch] = 0
         self._loaded = (0, 0)
-        self.inputs = {
-            graph.leaf[name]: rows.reshape(-1, graph.nodes[graph.leaf[name]].size)
-            for name, rows in inputs.items()
-            if name in graph.leaf
-        }
-        self._load_static(params)
-
-    def _load_static(self, params: Arrays) -> None:
-        for name, stretch in self.stages.stretches.params:
+        self.inputs = {n: inputs[name].reshape(-1, size) for n, name, _, size in self._stretches.inputs}
+        for name, stretch in self._stretches.params:
             self.V[stretch] = params[name].ravel()
-        places, values = self.stages.stretches.constants
-        self.V[places] = values
+        for place, number in self._stretches.constants:
+            self.V[place] = number
         self.run(self.stages.static_forward)
-        for stretch, shape, transposed, copy in self.stages.stretches.packed:
-            matrix = self.V[stretch].reshape(shape)
-            pack(matrix.T if transposed else matrix, self.V[copy])
 
     def run(self, calls: Sequence[Call]) -> None:
         """Run kernels on the trace's numbers."""
@@ -105,10 +87,9 @@ class Trace:
 
     def start(self) -> None:
         """Put the state before step 0 in place."""
-        self.origin, batch = 0, self.plan.extent.batch
-        for name, node in self.plan.graph.previous.items():
-            size = self.plan.graph.nodes[node].size
-            self.value(node, batch * size).reshape(batch, size)[:] = self._state[name].reshape(-1, size)
+        self.origin = 0
+        for name, stretch, size in self._stretches.states:
+            self.V[stretch].reshape(-1, size)[:] = self._state[name].reshape(-1, size)
 
     def forward(self, first: int, last: int) -> None:
         """Steps `first` to `last`, at most a chunk of them; they must lie in the window."""
@@ -125,9 +106,9 @@ class Trace:
         if self._loaded == (first, last):
             return
         self._loaded, batch = (first, last), self.plan.extent.batch
-        for node, rows in self.inputs.items():
-            part = rows[first * batch : last * batch].ravel()
-            self.value(node, part.size)[:] = part
+        for n, _, base, _ in self._stretches.inputs:
+            rows = self.inputs[n][first * batch : last * batch]
+            self.V[base : base + rows.size] = rows.ravel()
 
     def losses(self, first: int, last: int) -> NDArray[np.float64]:
         """The loss node's values (steps, batch) of the chunk of steps that was just run."""
@@ -157,13 +138,11 @@ class Trace:
 
     def _carry(self, steps: int, fresh: bool) -> None:
         """The states' cotangents: what entered the first step of the later chunk leaves the last step of this one."""
-        graph, batch = self.plan.graph, self.plan.extent.batch
-        for node in graph.previous.values():
-            size = graph.nodes[node].size * batch
-            base = self.plan.cotangents.table[node, BASE]
+        for base, size in self._stretches.carried:
             last = self.C[base + steps * size : base + (steps + 1) * size]
             last[:] = 0 if fresh else self.C[base : base + size].copy()
-            self.C[base : base + steps * size] = 0
+            if not self.plan.extent.stepwise:
+                self.C[base : base + steps * size] = 0
 
     def _bring(self, steps: int, later: Mapping[int, Array]) -> None:
         """Put the new states' cotangents in place; those of the states before have nothing yet."""
@@ -201,7 +180,7 @@ class Trace:
 
     def finish(self, extra: Sequence[tuple[int, Array]] = ()) -> dict[int, Array]:
         """Add up the lanes (and `extra` sums of static nodes), take the static phase backwards; gradients by leaf."""
-        for total, shares, apart in self.stages.stretches.lanes:
+        for total, shares, apart in self._stretches.lanes:
             size = total.stop - total.start
             for lane in self.C[shares].reshape(-1, apart):
                 self.C[total] += lane[:size]
@@ -213,7 +192,7 @@ class Trace:
         self.run(self.stages.static_reverse)
         return {
             n: np.zeros(entries, self.dtype) if place is None else self.C[place].copy()
-            for n, place, entries in self.stages.stretches.leaves
+            for n, place, entries in self._stretches.leaves
         }
 
     def take_window(self, n: int, steps: int) -> Array:
@@ -229,6 +208,11 @@ class Trace:
         node = self.plan.graph.nodes[self.plan.graph.previous[name]]
         base = self.plan.cotangents.table[node.index, BASE]
         return self.C[base : base + self.plan.extent.batch * node.size].reshape(-1, node.size).copy()
+
+    def close(self) -> None:
+        """Let the next trace have the memory; nothing can be read any more."""
+        numbers, self.V, self.C, self.F, self.room = self.V, *[np.zeros(0, self.dtype)] * 4
+        give_back(numbers)
 
     def slide(self, steps: int) -> None:
         """Forget the first `steps` steps of the window: what follows moves to its front."""

@@ -71,7 +71,9 @@ class RTRL:
             online.advance(first, last)
             if last < setup.T:
                 trace.slide(last - first)
-        return Gradient(loss, _collect(problem, online, direct))
+        arrays = _collect(problem, online, direct)
+        online.close()
+        return Gradient(loss, arrays)
 
 
 _weights = lru_cache(maxsize=8)(loss_weights)

@@ -174,7 +174,7 @@ class Unrolled:
                 for name in initial:
                     initial[name] += trace.initial(name)
         loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
-        return loss, self._collect(trace.finish(), initial)
+        return loss, self._collect(trace, initial)
 
     def _side_by_side(
         self,
@@ -191,7 +191,7 @@ class Unrolled:
             done = stop
             with trace.disturbed(disturb):
                 windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights)
-        return loss, self._collect(trace.finish(), windows.initial)
+        return loss, self._collect(trace, windows.initial)
 
     def _size(self, state: str) -> int:
         return self.setup.graph.nodes[self.setup.graph.previous[state]].size
@@ -219,9 +219,10 @@ class Unrolled:
             trace.reverse(first, last, part, fresh=last == window.stop)
             last = first
 
-    def _collect(self, leaves: dict[int, Array], initial: dict[str, NDArray[np.float64]]) -> dict[str, Array]:
-        """Gradients by name and in their shapes; nothing outside a pattern."""
-        arrays = {}
+    def _collect(self, trace: Trace, initial: dict[str, NDArray[np.float64]]) -> dict[str, Array]:
+        """Gradients by name and in their shapes; nothing outside a pattern. The trace is closed."""
+        leaves, arrays = trace.finish(), {}
+        trace.close()
         for x in self.setup.wrt:
             if x.kind == "state":
                 flat = initial[x.name].sum(axis=0) if x.name in self.setup.shared else initial[x.name]

@@ -1,0 +1,47 @@
+"""Memory of traces, kept from one gradient to the next.
+
+What is fresh from the system is made zero page by page as it is first written, which takes as long as many a pass. An
+allocator keeps what is freed for the next array, but gives a large one back to the system at once. So the last of these
+is kept here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_KEPT, MOST_KEPT = 1 << 25, 1 << 28
+"""Bytes that are kept: no fewer than glibc's allocator gives back, and no more than nobody will miss."""
+LINES = 128
+"""Bytes: arrays begin with two cache lines, which processors fetch together. A vector that lies across lines takes
+twice as long, and lines that two threads write should not be neighbours."""
+
+_kept: list[NDArray[np.uint8]] = []
+
+
+def lend(entries: int, dtype: np.dtype) -> NDArray[Any]:
+    """An uninitialised array, in memory that was given back if there is as much."""
+    size = entries * dtype.itemsize + LINES
+    try:
+        held = _kept.pop()
+    except IndexError:
+        held = np.empty(0, np.uint8)
+    if held.size != size:
+        del held  # before there is another
+        held = np.empty(size, np.uint8)
+    start = -held.ctypes.data % LINES
+    return held[start : start + entries * dtype.itemsize].view(dtype)
+
+
+def give_back(numbers: NDArray[Any]) -> None:
+    """Keep the memory of an array that was lent; nobody reads or writes it, or any part of it, from now on."""
+    held = numbers.base
+    if held is not None and LEAST_KEPT <= held.nbytes <= MOST_KEPT:
+        _kept[:] = [held]
+
+
+def release() -> None:
+    """Keep nothing."""
+    _kept.clear()
