@@ -48,6 +48,14 @@ def test_rounding_that_grows(tmp_path: Path, steps: int, right: int, along: bool
     assert worst(truth, -1.0, along) == (WRONG if right == PASS else INCONCLUSIVE)
 
 
+@pytest.mark.parametrize("steps", [200, 400])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_wrong_sign_never_passes(tmp_path: Path, seed: int, steps: int) -> None:
+    """However large the gradients are that rounding leads to."""
+    problem = written(tmp_path, CHAOTIC.replace("STEPS", str(steps)), {"seed": seed})
+    assert worst(Truth(problem, (complex_step.REFERENCE,)), -1.0, along=False) != PASS
+
+
 CANCELLING = """bp = 1
 inputs = { x = [2] }
 params = { b = { shape = [3], value = [0.0, 0.0, 0.0] } }

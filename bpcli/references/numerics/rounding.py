@@ -37,6 +37,8 @@ _SATURATED = 1 / 8
 _UNDERFLOWS = 1e3
 # Roundings of the loss that a gradient which is zero by cancellation may show, at a minimum for instance.
 _CANCELLED = 1e5
+# A bound of so many roundings, or such a part, of the largest gradients near by leaves no doubt that they are like it.
+_SURE, _AT_MOST = 1e6, 1e-2
 _LOSS = ""  # beside the names of tensors
 _SINGLE = np.dtype(np.float32)
 _DOUBLE = np.dtype(np.float64)
@@ -51,8 +53,9 @@ def unit_roundoff(dtype: np.dtype[np.floating]) -> float:
 class Rounding:
     """Bounds on rounding: by tensor, of each entry of the gradient; and of the loss that comes with it.
 
-    `scale` is the largest entry of all gradients, on average over the samples, or, where these cancel, what rounding of
-    the loss may look like: a bound beyond it tells nothing.
+    `scale` is the largest entry of all gradients, on average over the samples, or, where rounding is so large that they
+    may be unlike it, of the gradient itself; or, where it cancels, what rounding of the loss may look like. A bound
+    beyond it tells nothing.
     """
 
     gradient: Mapping[str, FloatArray]
@@ -78,8 +81,16 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
             for name, m in magnitudes.items()
         }
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
-        largest = max((float(np.nanmax(sizes[t.name])) for t in problem.setup.wrt if t.entries), default=0.0)
+        largest, unsure, here = (_largest(problem.setup, arrays) for arrays in (sizes, each, exact))
+        if not unsure <= min(_SURE * unit_roundoff(dtype), _AT_MOST) * largest:
+            # What is far from the point is no measure of it where rounding leads there: chaos makes any size.
+            largest = min(largest, here)
         return Rounding(each, float(loss), max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS])))
+
+
+def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
+    """The largest absolute value among the arrays of all tensors."""
+    return max((float(np.nanmax(np.abs(arrays[t.name]))) for t in setup.wrt if t.entries), default=0.0)
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
