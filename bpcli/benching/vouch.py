@@ -21,7 +21,6 @@ from bpcli.graph.model import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient, Window
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.references.base import copies
 
 AFFORDABLE_FLOPS = 1e9
 _LEAST_ENTRIES, _MOST_ENTRIES = 2, 16
@@ -46,7 +45,7 @@ def vouch(
     findings = check(setup, whole, CheckOptions()) if whole else []
     verdicts = {c.text: sum_up(findings, c, "every entry") for c in whole}
     for call in [c for c in calls if c not in whole]:
-        sample = _sampled(setup, costs[call.text])
+        sample = _sampled(setup, call)
         judged = sum_up(check(sample, [_seen_through(call, setup)], CheckOptions()), call, _count(sample))
         verdicts[call.text] = _against_truth(judged, call, problem, gradients[call.text], true)
     return verdicts
@@ -57,11 +56,14 @@ def tolerance(setup: Setup) -> float:
     return float(np.sqrt(np.finfo(setup.dtype).eps))
 
 
-def _sampled(setup: Setup, flops: float) -> Setup:
-    """`setup` with a few entries of each parameter, always the same: as many as are affordable if all take `flops`."""
-    each = flops / copies(setup)
+def _sampled(setup: Setup, call: MethodCall) -> Setup:
+    """`setup` with a few entries of each parameter, always the same: as many as are affordable.
+
+    A few take as much each as one does: it is all of them together that are cheaper.
+    """
     shared = [t for t in setup.wrt if t.kind == "param" or t.name in setup.shared] or list(setup.wrt)
-    count = int(AFFORDABLE_FLOPS / (each * len(shared)))
+    one = dataclasses.replace(setup, wrt=tuple(_thinned(t, 1) for t in shared))
+    count = int(AFFORDABLE_FLOPS / check_cost(one, [call], CheckOptions(mode="full")))
     count = min(max(count, _LEAST_ENTRIES), _MOST_ENTRIES)
     return dataclasses.replace(setup, wrt=tuple(_thinned(t, count) for t in shared))
 
