@@ -11,9 +11,9 @@ import numpy as np
 
 from bpcli.errors import fail
 from bpcli.methods.base import Window
+from bpcli.problem.factors import STEP
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
-from bpcli.references import complex_step
 from bpcli.references.base import FloatArray, forward_flops
 from bpcli.references.numerics.ladder import scales
 from bpcli.references.numerics.probe import Probe, Sampler, probe
@@ -90,6 +90,6 @@ def _differences(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatAr
 
 def _exact(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:
     """`(K, S)` by the complex step."""
-    found = perturbed.losses(tensor, around.entries, np.full(len(around.entries), complex_step.STEP * 1j)).imag
-    found = found / complex_step.STEP
+    found = perturbed.losses(tensor, around.entries, np.full(len(around.entries), STEP * 1j)).imag
+    found = found / STEP
     return np.asarray(found.sum(axis=1, keepdims=True) if around.summed else found, dtype=np.float64)

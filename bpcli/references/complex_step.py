@@ -11,6 +11,7 @@ import numpy as np
 
 from bpcli.methods.base import Window
 from bpcli.problem.elsewhere import Values
+from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
@@ -22,7 +23,6 @@ from bpcli.references.numerics.pairs import COMPARED
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 
-STEP = 1e-40
 # Products of imaginary parts may underflow, now and then.
 _UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal) / STEP
 # Numbers that the step is not small beside; gradients, all of them, that its imaginary parts lose to underflow.

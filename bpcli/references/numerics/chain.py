@@ -24,6 +24,7 @@ from functools import cached_property
 import numpy as np
 
 from bpcli.problem.cast import cast
+from bpcli.problem.factors import STEP
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import assemble, step_by_step, terms, worthwhile
@@ -38,7 +39,6 @@ from bpcli.references.numerics.step_noise import SAMPLES, Noise
 
 AT_ONCE = 1 << 18
 """Numbers of gradients that are put together at a time."""
-_STEP = 1e-40
 # Steps of differences, relative to values: fourth differences of the first one are nothing but noise; the others are
 # for what bends within it, and for what is noisy.
 _FIRST, _FINE, _COARSE = 2.0**-14, 2.0**-20, 2.0**-9
@@ -88,7 +88,7 @@ class Chain:
             return {}
         other = None if self.perturbed.kinks.any else tangents(self.problem, self.perturbed.windows)
         if other is None:
-            steps, shift, size = self.steps, np.array([_STEP * 1j]), _STEP
+            steps, shift, size = self.steps, np.array([STEP * 1j]), STEP
         else:
             nodes = [other.nodes[n] for n in self.steps.nodes]
             steps, shift, size = Steps(other.perturbed, nodes), np.ones(1), 1.0

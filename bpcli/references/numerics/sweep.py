@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.methods.base import Window
+from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
@@ -24,7 +25,6 @@ from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler,
 
 Differentiate = Callable[[Sampler], Derivatives]
 Followed = Callable[[Indices, NDArray[Any]], tuple[NDArray[Any], FloatArray]]
-_STEP = 1e-40
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def _distances(around: Probe, followed: Followed | None) -> FloatArray:
     """`(K, S)`: how far the kinks are that rounding does not tell from the point, by the speed of their arguments."""
     if followed is None:
         return np.full(around.places.shape, FREE)
-    met = followed(around.entries, np.full(len(around.entries), _STEP * 1j))[1]
-    met = np.where(met > FREE, met * _STEP, FREE)
+    met = followed(around.entries, np.full(len(around.entries), STEP * 1j))[1]
+    met = np.where(met > FREE, met * STEP, FREE)
     return met.max(axis=1, keepdims=True) if around.summed else met
 
 
