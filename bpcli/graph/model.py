@@ -46,7 +46,7 @@ class Node:
         return size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """`nodes` in topological order; `leaf` takes an input's or parameter's name to its node, `equation` an equation's.
 

@@ -77,7 +77,7 @@ class Copies:
         self, layout: Layout, dtype: np.dtype, inputs: Mapping[int, NDArray], static: Mapping[int, NDArray]
     ) -> None:
         self.layout = layout
-        self.V = np.zeros(layout.places.size, dtype)
+        self.V = np.empty(layout.places.size, dtype)
         self.numbers = layout.reach.forward.numbers.astype(dtype)
         self.fix = no_fixes(len(layout.reach.graph.nodes), dtype)
         self._places = without_packed(layout.places.table, dtype)

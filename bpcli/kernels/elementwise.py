@@ -4,8 +4,10 @@
 itself. An entry's result depends on that entry alone, never on its position or its neighbours, so a batch may be cut
 anywhere without changing a bit. float32 is computed in float64 and rounded once at the end.
 
-The loops read and write y alone after a copy of x: with one array there is nothing for LLVM to prove about overlap, and
-they vectorise in place too.
+Where all entries of a slice are real or perturbed numbers (`near`), as they are but in tests, the loop that is run has
+no calls and no branches, and is vectorised; LLVM would call what is not wanted too, and choose after that. The loops
+read and write y alone after a copy of x: with one array there is nothing for LLVM to prove about overlap, and they
+vectorise in place too.
 """
 
 import numpy as np
@@ -47,70 +49,110 @@ if mode.compiling:
         return (complex_.power_complex if isinstance(x, types.Complex) else real.power_real).py_func
 
 
+_near = _by_type(real.anywhere, complex_.near)
+_log_near_to = _by_type(real.anywhere, complex_.log_near_to)
+_trig_near_to = _by_type(real.trig_near_to, complex_.trig_near_to)
+_exp_near = _by_type(real.exp_real, complex_.exp_near)
 _exp = _by_type(real.exp_real, complex_.exp_complex)
+_tanh_near = _by_type(real.tanh_real, complex_.tanh_near)
 _tanh = _by_type(real.tanh_real, complex_.tanh_complex)
+_sigmoid_near = _by_type(real.sigmoid_real, complex_.sigmoid_near)
 _sigmoid = _by_type(real.sigmoid_real, complex_.sigmoid_complex)
+_softplus_near = _by_type(real.softplus_real, complex_.softplus_near)
 _softplus = _by_type(real.softplus_real, complex_.softplus_complex)
+_log_near = _by_type(real.log_real, complex_.log_near)
 _log = _by_type(real.log_real, complex_.log_complex)
-_sin = _by_type(real.sin_real, complex_.sin_complex)
-_cos = _by_type(real.cos_real, complex_.cos_complex)
+_sin_near = _by_type(real.sin_real, complex_.sin_near)
+_sin = _by_type(real.sin_any, complex_.sin_complex)
+_cos_near = _by_type(real.cos_real, complex_.cos_near)
+_cos = _by_type(real.cos_any, complex_.cos_complex)
 
 
 @inner
 def exp_into(x, y):
     """y = e^x."""
+    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-    for k in range(y.shape[0]):
-        y[k] = _exp(y[k])
+        far += not _near(y[k])
+    if far == 0:
+        for k in range(y.shape[0]):
+            y[k] = _exp_near(y[k])
+    else:
+        for k in range(y.shape[0]):
+            y[k] = _exp(y[k])
 
 
 @inner
 def tanh_into(x, y):
     """y = tanh x."""
+    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-    for k in range(y.shape[0]):
-        y[k] = _tanh(y[k])
+        far += not _near(y[k])
+    if far == 0:
+        for k in range(y.shape[0]):
+            y[k] = _tanh_near(y[k])
+    else:
+        for k in range(y.shape[0]):
+            y[k] = _tanh(y[k])
 
 
 @inner
 def sigmoid_into(x, y):
     """y = 1 / (1 + e^-x)."""
+    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-    for k in range(y.shape[0]):
-        y[k] = _sigmoid(y[k])
+        far += not _near(y[k])
+    if far == 0:
+        for k in range(y.shape[0]):
+            y[k] = _sigmoid_near(y[k])
+    else:
+        for k in range(y.shape[0]):
+            y[k] = _sigmoid(y[k])
 
 
 @inner
 def softplus_into(x, y):
     """y = log(1 + e^x)."""
+    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-    for k in range(y.shape[0]):
-        y[k] = _softplus(y[k])
+        far += not _near(y[k])
+    if far == 0:
+        for k in range(y.shape[0]):
+            y[k] = _softplus_near(y[k])
+    else:
+        for k in range(y.shape[0]):
+            y[k] = _softplus(y[k])
 
 
 @inner
 def log_into(x, y):
     """y = log x."""
+    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-    for k in range(y.shape[0]):
-        y[k] = _log(y[k])
+        far += not _log_near_to(y[k])
+    if far == 0:
+        for k in range(y.shape[0]):
+            y[k] = _log_near(y[k])
+    else:
+        for k in range(y.shape[0]):
+            y[k] = _log(y[k])
 
 
 @inner
 def sin_into(x, y):
-    """y = sin x; entries beyond TRIG_MAX go to the mathematics library, and their slice is not vectorised."""
+    """y = sin x; a slice with entries beyond TRIG_MAX is not vectorised."""
     far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-        far += np.abs(y[k].real) > real.TRIG_MAX
-    if far > 0:
+        far += not _trig_near_to(y[k])
+    if far == 0:
         for k in range(y.shape[0]):
-            y[k] = np.sin(y[k]) if np.abs(y[k].real) > real.TRIG_MAX else _sin(y[k])
+            y[k] = _sin_near(y[k])
     else:
         for k in range(y.shape[0]):
             y[k] = _sin(y[k])
@@ -118,14 +160,14 @@ def sin_into(x, y):
 
 @inner
 def cos_into(x, y):
-    """y = cos x; entries beyond TRIG_MAX go to the mathematics library, and their slice is not vectorised."""
+    """y = cos x; a slice with entries beyond TRIG_MAX is not vectorised."""
     far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-        far += np.abs(y[k].real) > real.TRIG_MAX
-    if far > 0:
+        far += not _trig_near_to(y[k])
+    if far == 0:
         for k in range(y.shape[0]):
-            y[k] = np.cos(y[k]) if np.abs(y[k].real) > real.TRIG_MAX else _cos(y[k])
+            y[k] = _cos_near(y[k])
     else:
         for k in range(y.shape[0]):
             y[k] = _cos(y[k])

@@ -68,6 +68,7 @@ def installed() -> Mapping[str, importlib.metadata.EntryPoint]:
     return found
 
 
+@functools.cache
 def built_in() -> tuple[str, ...]:
     """The names of our own methods, sorted; read off the file names."""
     files = (m.name for m in pkgutil.iter_modules(__path__))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,8 @@ class Term:
     elementwise: bool = False
 
 
-def terms(graph: Graph) -> dict[str, tuple[Term, ...]]:
+@lru_cache(maxsize=16)
+def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
     """All that the parameters are in, by name, for those that are in preactivations and in nothing else."""
     readers: dict[int, list[Node]] = {node.index: [] for node in graph.nodes}
     for node in graph.nodes:
@@ -86,6 +88,7 @@ def terms(graph: Graph) -> dict[str, tuple[Term, ...]]:
     return {name: tuple(some) for name, some in every.items() if some and graph.leaf[name] not in roots}
 
 
+@lru_cache(maxsize=64)
 def lasting(graph: Graph, z: int) -> bool:
     """Whether a state depends on a node, so that what happens to it lasts beyond its step."""
     return bool(active_nodes(graph, {z}) & set(graph.new.values()))

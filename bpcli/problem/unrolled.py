@@ -128,7 +128,7 @@ class Unrolled:
             entries, last = self.side_by_side.entries, max(last, self.side_by_side.sums)
         return (entries + last) * self.setup.dtype.itemsize
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Floating-point operations: a step backwards does the products of a step forwards twice.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
+from bpcli.graph.model import Graph, Phase
 from bpcli.kernels.plan import node_flops
 from bpcli.methods.base import Window
 from bpcli.problem.layouts import reach
@@ -64,15 +65,22 @@ class Reference(Protocol):
 
 def forward_flops(setup: Setup, windows: Sequence[Window]) -> float:
     """Floating-point operations of evaluating the losses of `windows` once, for the whole batch."""
+    once, each_row = _flops(setup.graph)
+    steps = sum(w.stop - w.start for w in windows)
+    return once + each_row * steps * setup.batch
+
+
+@lru_cache(maxsize=16)
+def _flops(graph: Graph) -> tuple[float, float]:
+    """Of the static nodes, and of the others for one row."""
     once = each_row = 0.0
-    for node in setup.graph.nodes:
-        flops = node_flops(setup.graph, node)
+    for node in graph.nodes:
+        flops = node_flops(graph, node)
         if node.phase is Phase.STATIC:
             once += flops
         else:
             each_row += flops
-    steps = sum(w.stop - w.start for w in windows)
-    return once + each_row * steps * setup.batch
+    return once, each_row
 
 
 def copies(setup: Setup, at_most: int | None = None) -> int:
@@ -100,12 +108,18 @@ def by_chain(setup: Setup, windows: Sequence[Window], each: int, entry: int, col
 
     `columns` are carried from step to step.
     """
-    chosen, every = tuple(worthwhile(setup, setup.wrt, each, entry)), terms(setup.graph)
-    zs = tuple(sorted({term.z for tensor in chosen for term in every[tensor.name]}))
+    chosen, zs, rest = _by_chain(setup, each, entry)
     nodes = step_by_step(setup.graph, zs)
     sizes = [setup.graph.nodes[n].size for n in nodes]
     once = sum(size * reach(setup, frozenset({n}), True).flops for n, size in zip(nodes, sizes, strict=True))
     states = sum(setup.graph.nodes[n].size for n in setup.graph.previous.values())
     carried = 2 * sum(sizes) * states * columns * sum(w.stop - w.start for w in windows)
-    rest = replace(setup, wrt=tuple(t for t in setup.wrt if t not in chosen))
     return ByChain(chosen, zs, each * setup.batch * (once * setup.T + carried), rest)
+
+
+@lru_cache(maxsize=32)
+def _by_chain(setup: Setup, each: int, entry: int) -> tuple[tuple[Tensor, ...], tuple[int, ...], Setup]:
+    """Tensors, preactivations, and the setup without these tensors: kept, as what is planned for it is."""
+    chosen, every = tuple(worthwhile(setup, setup.wrt, each, entry)), terms(setup.graph)
+    zs = tuple(sorted({term.z for tensor in chosen for term in every[tensor.name]}))
+    return chosen, zs, replace(setup, wrt=tuple(t for t in setup.wrt if t not in chosen))
