@@ -10,8 +10,6 @@ read and write y alone after a copy of x: with one array there is nothing for LL
 vectorise in place too.
 """
 
-import numpy as np
-
 from bpcli.kernels import elementwise_complex as complex_
 from bpcli.kernels import elementwise_real as real
 from bpcli.kernels import mode

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Phase
 from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.fixes import Entries, joined, make_fixes
 from bpcli.kernels.rows import BASE
 from bpcli.problem.elsewhere import FloatArray, Piece, Values
-from bpcli.problem.layouts import layout_of
+from bpcli.problem.layouts import layout_of, reach
 
 if TYPE_CHECKING:
     from bpcli.problem.perturbed import Perturbed
@@ -27,7 +26,7 @@ def change_parameters(own: Perturbed, copies: Copies, piece: Piece, met: FloatAr
             continue
         index, shape = np.flatnonzero(piece.nodes == leaf), own.graph.nodes[leaf].shape
         entries, deltas = piece.entries[index], piece.deltas[index]
-        static = {n for n in active_nodes(own.graph, {leaf}) if own.graph.nodes[n].phase is Phase.STATIC}
+        static = {n for n in reach(own.setup, frozenset({leaf})).reached if own.graph.nodes[n].phase is Phase.STATIC}
         if static != {leaf}:
             _through_static(own, copies, leaf, (index, entries, deltas), changed, met)
         elif len(shape) == 2:

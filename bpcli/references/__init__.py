@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 import typing
@@ -12,6 +13,7 @@ if typing.TYPE_CHECKING:
     from bpcli.references.base import Reference
 
 
+@functools.cache
 def known() -> tuple[str, ...]:
     """The names of all references, sorted; read off the file names, so that nothing is imported."""
     files = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "base")

@@ -52,8 +52,6 @@ def loss_noise(sampler: Sampler, steps: FloatArray) -> FloatArray:
     `steps (K,)` are the differentiation steps; the points lie within a small part of them. The median over some
     entries stands for all, so that a few entries without influence or near a kink do not matter.
     """
-    if sampler.noise is not None:
-        return np.full(sampler.level.shape, sampler.noise)
     rows = np.linspace(0, len(sampler.probe.entries) - 1, sampler.noise_rows).astype(np.int64)
     spread = steps[rows] * _FACTORS[: len(rows)]
     noise, moves = _at_spacings(sampler, rows, [spread * spacing for spacing in _SPACINGS])

@@ -9,8 +9,7 @@ import numpy as np
 
 from bpcli.references.numerics.derivatives import NOISE_FACTOR, UNIT_ROUNDOFF, Derivatives
 from bpcli.references.numerics.ladder import FIRST_STEP, PILOT, scales
-from bpcli.references.numerics.noise import loss_noise
-from bpcli.references.numerics.probe import FloatArray, Sampler
+from bpcli.references.numerics.probe import FloatArray, Probe
 
 SIGNED = np.array([1.0, -1.0, 2.0, -2.0])
 """The steps of a pair, over the smaller one."""
@@ -30,24 +29,23 @@ class Comparison:
     By a pair each, and by one difference with a tiny step, which leaps over nothing: `entries` are shifted by `deltas`.
     """
 
-    def __init__(self, sampler: Sampler, known: Derivatives) -> None:
-        """`known` has the sampler's rows."""
-        self.sampler, self.known = sampler, known
-        self.steps = np.exp2(np.round(np.log2(FIRST_STEP / 4 * scales(sampler.probe))))
+    def __init__(self, probe: Probe, known: Derivatives, noise: float) -> None:
+        """`known` has the probe's rows; `noise` is that of the loss, two standard deviations."""
+        self.probe, self.known, self.noise = probe, known, noise
+        self.steps = np.exp2(np.round(np.log2(FIRST_STEP / 4 * scales(probe))))
         self.signed = np.outer([*SIGNED, PILOT, -PILOT], self.steps)
         self.rows = np.tile(np.arange(len(self.steps)), len(self.signed))
-        self.entries, self.deltas = sampler.probe.entries[self.rows], self.signed.reshape(-1)
+        self.entries, self.deltas = probe.entries[self.rows], self.signed.reshape(-1)
 
-    def agrees(self, losses: FloatArray) -> bool:
-        """What the losses `(6 K, batch)` of the shifts say."""
+    def agrees(self, losses: FloatArray, base: FloatArray) -> bool:
+        """What the losses `(6 K, batch)` of the shifts say, and those with nothing shifted, `(batch,)`."""
         known, signed, step = self.known, self.signed, self.steps[:, None]
         with np.errstate(all="ignore"):
-            found = self.sampler.seen(losses - self.sampler.base, self.rows, self.deltas)
+            found = self.probe.seen(losses - base, self.rows, self.deltas)
             change, shift = (a.reshape(*signed.shape, -1) for a in found)
-            noise = loss_noise(self.sampler, self.steps)
             value, truncation, size = pairs(change[:4] * (signed[:4, :, None] / shift[:4]), step)
             tiny = (change[4] - change[5]) / (shift[4] - shift[5])
             room = known.bound + truncation + UNIT_ROUNDOFF * NOISE_FACTOR * size
-            near = np.abs(value - known.value) <= room + NOISE_FACTOR * noise / step
-            nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * noise / (PILOT * step)
+            near = np.abs(value - known.value) <= room + NOISE_FACTOR * self.noise / step
+            nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * self.noise / (PILOT * step)
             return bool((near & nearer).all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,9 @@ from bpcli.problem.model import Problem, Tensor
 FloatArray = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Losses = Callable[[Indices, FloatArray], FloatArray]
+DType = np.dtype[np.floating]
 
+_DOUBLE: DType = np.dtype(np.float64)
 _ROWS_AT_ONCE = 8192
 
 
@@ -44,6 +46,16 @@ class Probe:
     def sample(self, count: int, seed: int) -> Probe:
         """`some` of the K numbers alone."""
         return self.rows(self.some(count, seed))
+
+    def seen(
+        self, change: FloatArray, rows: Indices, steps: FloatArray, dtype: DType = _DOUBLE
+    ) -> tuple[FloatArray, FloatArray]:
+        """What changes `(R, batch)` of the losses are as changes of the loss `(R, S)`, where the numbers `rows (R,)`
+        are shifted by `steps (R,)`; and the shifts that take place in a dtype `(R, S)`."""
+        if self.summed:
+            change = change.sum(axis=1, keepdims=True)
+        points = self.points[rows]
+        return change, (points + steps[:, None]).astype(dtype) - points
 
     def scatter(self, values: FloatArray, shape: tuple[int, ...], elsewhere: float = 0.0) -> FloatArray:
         """`values (K, S)` in a gradient of the given shape, `elsewhere` in the rest."""
@@ -76,16 +88,15 @@ class Sampler:
 
     Shifted numbers are rounded to `dtype` before the loss sees them. The noise is measured at `noise_rows` of them.
     `kinks (K, S)` says how far the kinks are that are too near to tell which side a number is on, negative where there
-    are none; losses beyond other kinks are NaN then. None where nobody knows. `noise` is that of the loss, if known.
+    are none; losses beyond other kinks are NaN then. None where nobody knows.
     """
 
     losses: Losses
     probe: Probe
     base: FloatArray
-    dtype: np.dtype[np.floating] = field(default_factory=lambda: np.dtype(np.float64))
+    dtype: DType = _DOUBLE
     noise_rows: int = 8
     kinks: FloatArray | None = None
-    noise: float | None = None
 
     @staticmethod
     def of(losses: Losses, probe: Probe) -> Sampler:
@@ -108,11 +119,4 @@ class Sampler:
         size = max(1, _ROWS_AT_ONCE // len(self.base))
         blocks = [slice(i, i + size) for i in range(0, len(rows), size)]
         change = np.concatenate([self.losses(entries[b], steps[b]) - self.base for b in blocks])
-        return self.seen(change, rows, steps)
-
-    def seen(self, change: FloatArray, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """The same from changes `(R, batch)` of the losses that are known."""
-        if self.probe.summed:
-            change = change.sum(axis=1, keepdims=True)
-        points = self.probe.points[rows]
-        return change, (points + steps[:, None]).astype(self.dtype) - points
+        return self.probe.seen(change, rows, steps, self.dtype)

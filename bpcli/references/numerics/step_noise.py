@@ -10,8 +10,8 @@ from bpcli.references.numerics.probe import FloatArray
 
 SAMPLES = 8
 """Of the noise."""
-# The variance of a fourth difference over that of what it is made of, 1 + 1 + 16 + 16 + 36.
-_OF_FOURTH = 70.0
+# A fourth difference of shifts by `SIGNED` steps, over its variance if that of a loss is 1: 1 + 1 + 16 + 16 + 36.
+_FOURTH = np.array([-4.0, -4.0, 1.0, 1.0]) / 70.0**0.5
 # What the noise of all steps weighs beside that of one, in samples.
 _USUAL = 4.0
 
@@ -35,7 +35,7 @@ class Noise:
         than the others of its node, its own.
         """
         counted, valued = weights * self.steps.losses[t][:, None], credit * self.steps.after[t][..., None]
-        fourth = (change[:, 2] + change[:, 3] - 4 * (change[:, 0] + change[:, 1])) / _OF_FOURTH**0.5
+        fourth = (_FOURTH @ change.reshape(len(change), 4, -1)).reshape(len(change), *change.shape[2:])
         # Squares of very small or large losses are out of range.
         unit = max(np.abs(part).max(initial=0.0) for part in (counted, valued, fourth))
         unit = unit if 0 < unit < np.inf else 1.0

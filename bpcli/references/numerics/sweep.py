@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from bpcli.methods.base import Window
 from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
-from bpcli.problem.perturbed import Change, Perturbed
+from bpcli.problem.perturbed import UNCHANGED, Change, Perturbed
 from bpcli.references.base import Estimate, nothing
 from bpcli.references.numerics.chain import Chain, Ready
 from bpcli.references.numerics.derivatives import Derivatives
@@ -51,6 +51,12 @@ class Around:
     def base(self) -> FloatArray:
         """The losses (batch,) with nothing shifted."""
         return np.asarray(self.real.here()[0], dtype=np.float64)
+
+    def several(self, changes: Sequence[Change]) -> list[FloatArray]:
+        """The losses (shifts, batch) of each of `changes`, and `base` beside them."""
+        *found, unchanged = self.real.several([*changes, UNCHANGED])
+        self.base = np.asarray(unchanged[0][0])
+        return [losses for losses, _ in found]
 
     def entries(self, tensor: Tensor, around: Probe) -> Sampler:
         """A tensor's values shifted one at a time."""
@@ -129,12 +135,11 @@ def _known(
         known = Derivatives(*(part.reshape(-1)[around.places] for part in ready[tensor.name].found.parts))
         found[tensor.name] = known, np.flatnonzero(known.lacks(quick.target)[:, 0])
         few = around.some(COMPARED, zlib.crc32(tensor.name.encode()))
-        own = replace(losses.entries(tensor, around.rows(few)), noise=ready[tensor.name].noise)
-        comparison = Comparison(own, known.rows(few))
+        comparison = Comparison(around.rows(few), known.rows(few), ready[tensor.name].noise)
         compared[tensor.name] = comparison, Change(tensor, comparison.entries, comparison.deltas)
-    shifted = losses.real.several([change for _, change in compared.values()]) if compared else []
-    for (name, (comparison, _)), (values, _) in zip(compared.items(), shifted, strict=True):
-        if not comparison.agrees(values):
+    shifted = losses.several([change for _, change in compared.values()]) if compared else []
+    for (name, (comparison, _)), values in zip(compared.items(), shifted, strict=True):
+        if not comparison.agrees(values, losses.base):
             found[name] = found[name][0], np.arange(len(probes[name].entries))
     return found
 
