@@ -162,7 +162,7 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
 
     Of the `inputs` differentiated for the window, of what outlives its step for a chunk, else for a step. Two tables
     over one array: in the second a static vector or scalar stands where its sum ends up, in the first where each lane
-    collects its own share.
+    collects its own share, if there are several.
     """
     allocator = Allocator(len(graph.nodes))
     lasting = {_owner(reverse.alias, graph.loss)}
@@ -189,7 +189,7 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
         else:
             allocator.rows(node, 1, extent.batch, 0)
     settled = allocator.table.copy()
-    for n in sorted(shared_arguments(graph, reverse)):
+    for n in sorted(shared_arguments(graph, reverse)) if extent.lanes > 1 else ():
         size = -(-graph.nodes[n].size // ALIGN) * ALIGN
         allocator.place(n, allocator.take(size * extent.lanes), (0, 0, 0, size))
     dynamic = allocator.finish(reverse.alias)

@@ -18,21 +18,23 @@ LINES = 128
 """Bytes: arrays begin with two cache lines, which processors fetch together. A vector that lies across lines takes
 twice as long, and lines that two threads write should not be neighbours."""
 
+_NONE = np.empty(0, np.uint8)
 _kept: list[NDArray[np.uint8]] = []
 
 
-def lend(entries: int, dtype: np.dtype) -> NDArray[Any]:
-    """An uninitialised array, in memory that was given back if there is as much."""
+def lend(entries: int, dtype: np.dtype) -> tuple[NDArray[Any], int]:
+    """An uninitialised array and its address, in memory that was given back if there is as much."""
     size = entries * dtype.itemsize + LINES
     try:
         held = _kept.pop()
     except IndexError:
-        held = np.empty(0, np.uint8)
+        held = _NONE
     if held.size != size:
         del held  # before there is another
         held = np.empty(size, np.uint8)
-    start = -held.ctypes.data % LINES
-    return held[start : start + entries * dtype.itemsize].view(dtype)
+    address = held.ctypes.data
+    start = -address % LINES
+    return held[start : start + entries * dtype.itemsize].view(dtype), address + start
 
 
 def give_back(numbers: NDArray[Any]) -> None:

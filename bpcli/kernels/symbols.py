@@ -18,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 
 LETTERS = {"float64": "d", "float32": "s", "complex128": "z"}
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when the library is loaded; below is for later comers
+# Read when a library is loaded: where it says otherwise, each has to be told.
+_SINGLE = os.environ.setdefault("OPENBLAS_NUM_THREADS", "1") == "1"
 
 
 def symbol(dtype: str, routine: str) -> str:
@@ -73,7 +74,7 @@ def _address_of(capsule: object) -> int:
 
 def single_threaded() -> None:
     """Hold every BLAS of this process to one thread: the parallelism is the kernels' own."""
-    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+    if not _SINGLE:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(limits=1, user_api="blas")

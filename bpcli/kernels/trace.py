@@ -46,12 +46,11 @@ class Trace:
         self.stages = stages(plan, dtype, rounding)
         self._stretches = self.stages.stretches
         # One array, whose memory the gradient before this may have had.
-        numbers = lend(self.stages.entries + room, self.dtype)
+        numbers, self._address = lend(self.stages.entries + room, self.dtype)
         self.V = numbers[: plan.values.size]
         self.C = numbers[self.stages.cotangents :][: plan.cotangents.size]
         self.F = numbers[self.stages.factors :][: plan.values.size]
         self.room = numbers[self.stages.entries :]
-        self._address = self.V.ctypes.data
         for stretch in self._stretches.sums:
             self.C[stretch] = 0
         self._loaded = (0, 0)
@@ -68,11 +67,8 @@ class Trace:
             call.run(self.V, self._address)
 
     @contextmanager
-    def disturbed(self, change: Callable[[Array], None] | None) -> Iterator[None]:
+    def disturbed(self, change: Callable[[Array], None]) -> Iterator[None]:
         """The values changed by `change`, but for inputs that are loaded again, and as they were in the end."""
-        if change is None:
-            yield
-            return
         values = self.V.copy()
         change(self.V)
         self._loaded = (0, 0)
@@ -111,13 +107,13 @@ class Trace:
             self.V[base : base + rows.size] = rows.ravel()
 
     def losses(self, first: int, last: int) -> NDArray[np.float64]:
-        """The loss node's values (steps, batch) of the chunk of steps that was just run."""
+        """The loss node's values (steps, batch) of the chunk of steps that was just run; they hold until the next."""
         node, batch = self.plan.graph.nodes[self.plan.graph.loss], self.plan.extent.batch
         if node.phase is Phase.STATIC:
             return np.full((last - first, batch), self.value(node.index, 1)[0], np.float64)
         row = self.plan.values.table[node.index, INNER_ROW]
         stretch = self.V[self._first(self.plan.values, node.index, first) :][: (last - first) * batch * row]
-        return stretch[::row].reshape(last - first, batch).astype(np.float64)
+        return stretch[::row].reshape(last - first, batch).astype(np.float64, copy=False)
 
     def reverse(
         self, first: int, last: int, weights: Array, fresh: bool = False, later: Mapping[int, Array] | None = None

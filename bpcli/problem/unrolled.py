@@ -7,6 +7,7 @@ held as the longest window needs, and some more so that moving on costs little.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -168,12 +169,13 @@ class Unrolled:
         for window in self.windows:
             loss += self._advance(trace, done, window, weights)
             done = window.stop
-            with trace.disturbed(disturb):
+            with trace.disturbed(disturb) if disturb else nullcontext():
                 self._back(trace, window, weights)
             if window.start == 0:
                 for name in initial:
                     initial[name] += trace.initial(name)
-        loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
+        if done < self.setup.T:
+            loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
         return loss, self._collect(trace, initial)
 
     def _side_by_side(
@@ -189,7 +191,7 @@ class Unrolled:
             stop = block[-1].stop
             loss += self._advance(trace, done, Window(block[0].start, done, stop), weights)
             done = stop
-            with trace.disturbed(disturb):
+            with trace.disturbed(disturb) if disturb else nullcontext():
                 windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights)
         return loss, self._collect(trace, windows.initial)
 
@@ -214,8 +216,10 @@ class Unrolled:
         last = window.stop
         while last > window.start:
             first = max(window.start, last - self.plan.extent.chunk)
-            part = weights[first:last].copy()
-            part[: max(0, window.loss_from - first)] = 0
+            part = weights[first:last]
+            if first < window.loss_from:
+                part = part.copy()
+                part[: window.loss_from - first] = 0
             trace.reverse(first, last, part, fresh=last == window.stop)
             last = first
 
@@ -226,13 +230,14 @@ class Unrolled:
         for x in self.setup.wrt:
             if x.kind == "state":
                 flat = initial[x.name].sum(axis=0) if x.name in self.setup.shared else initial[x.name]
+                flat = flat.astype(self.setup.dtype)
             elif x.name in self.setup.graph.leaf:
                 flat = leaves[self.setup.graph.leaf[x.name]]
             else:
-                flat = np.zeros(x.shape)
+                flat = np.zeros(x.shape, self.setup.dtype)
             if x.pattern is not None:
                 kept = np.zeros(flat.size, flat.dtype)
                 kept[x.pattern] = flat.ravel()[x.pattern]
                 flat = kept
-            arrays[x.name] = np.asarray(flat.reshape(x.shape), self.setup.dtype, order="C")
+            arrays[x.name] = flat.reshape(x.shape)
         return arrays
