@@ -1,8 +1,8 @@
 """No figure without a right gradient: every method is judged at every point of a sweep before the clock starts.
 
 Where it is affordable every entry is checked, as `bp check` does; where not, the same check runs on a sample of
-entries of each parameter, and a method that is meant to be exact must also agree with reverse mode in all of them
-(reverse mode itself is judged by the sample alone).
+entries of each parameter, by the complex step alone where differences of these would take minutes, and a method that is
+meant to be exact must also agree with reverse mode in all of them (reverse mode itself is judged by the sample alone).
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient, Window
 from bpcli.problem.model import Problem, Setup, Tensor
 
-AFFORDABLE_FLOPS = 1e9
+AFFORDABLE_FLOPS, MOST_FLOPS = 1e9, 1e11
+"""What is spent on a check of a cell: up to the first all entries are judged, up to the second by differences too."""
+_ALONE = "complex-step"
 _LEAST_ENTRIES, _MOST_ENTRIES = 2, 16
 
 
@@ -46,7 +48,11 @@ def vouch(
     verdicts = {c.text: sum_up(findings, c, "every entry") for c in whole}
     for call in [c for c in calls if c not in whole]:
         sample = _sampled(setup, call)
-        judged = sum_up(check(sample, [_seen_through(call, setup)], CheckOptions()), call, _count(sample))
+        dear = check_cost(sample, [call], CheckOptions(mode="full")) > MOST_FLOPS
+        options, how = CheckOptions(), _count(sample)
+        if dear:
+            options, how = CheckOptions(_ALONE, "full"), f"{how} by {_ALONE}"
+        judged = sum_up(check(sample, [_seen_through(call, setup)], options), call, how)
         verdicts[call.text] = _against_truth(judged, call, problem, gradients[call.text], true)
     return verdicts
 
@@ -57,15 +63,18 @@ def tolerance(setup: Setup) -> float:
 
 
 def _sampled(setup: Setup, call: MethodCall) -> Setup:
-    """`setup` with a few entries of each parameter, always the same: as many as are affordable.
+    """`setup` with a few entries of each parameter, always the same: as many as are affordable beside what any take.
 
-    A few take as much each as one does: it is all of them together that are cheaper.
+    A few take as much each as the second does: it is all of them together that are cheaper.
     """
     shared = [t for t in setup.wrt if t.kind == "param" or t.name in setup.shared] or list(setup.wrt)
-    one = dataclasses.replace(setup, wrt=tuple(_thinned(t, 1) for t in shared))
-    count = int(AFFORDABLE_FLOPS / check_cost(one, [call], CheckOptions(mode="full")))
-    count = min(max(count, _LEAST_ENTRIES), _MOST_ENTRIES)
-    return dataclasses.replace(setup, wrt=tuple(_thinned(t, count) for t in shared))
+
+    def some(count: int) -> Setup:
+        return dataclasses.replace(setup, wrt=tuple(_thinned(t, count) for t in shared))
+
+    one, two = (check_cost(some(count), [call], CheckOptions(mode="full")) for count in (1, 2))
+    count = int(AFFORDABLE_FLOPS / (two - one)) if two > one else _MOST_ENTRIES
+    return some(min(max(count, _LEAST_ENTRIES), _MOST_ENTRIES))
 
 
 def _thinned(tensor: Tensor, count: int) -> Tensor:

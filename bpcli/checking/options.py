@@ -18,7 +18,7 @@ from bpcli.references.numerics.rounding import rounding_flops
 
 Mode = Literal["auto", "full", "directional"]
 
-AFFORDABLE = 1e11
+AFFORDABLE = 2e11
 """Predicted flops up to which "auto" judges every entry: some ten seconds' worth."""
 _ASKED = 2
 

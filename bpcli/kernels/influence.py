@@ -1,5 +1,7 @@
 """The influence kernel of RTRL: g += q M and M ← J M + M̄, block by block of parameters.
 
+Of the last M of all nothing is wanted but its product with q: q (J M + M̄) is taken as (q J) M + q M̄.
+
 M (N, P) stands in panels of columns, (sample, panel, N, width): a panel is the packed factor of a product with J as it
 is (see `bpcli.kernels.tiles`). A block of panels, small enough for the cache, is taken through all steps of a chunk
 before the next one is touched. J(t), M̄(t) and q(t) depend on the forward pass alone.
@@ -88,19 +90,26 @@ def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, las
     """One block of one sample through all steps, to the spare block and back."""
     N, width = job[STATES], job[WIDTH]
     size, column = N * width, (b * job[PANEL_COUNT] + first) * width
-    now, after = job[INFLUENCE] + column * N, job[SPARE]
-    for t in range(job[STEPS]):
+    now, after, through = job[INFLUENCE] + column * N, job[SPARE], job[SPARE] + job[BLOCK] * N * width
+    ending = job[ADVANCES] < job[STEPS]
+    for t in range(job[ADVANCES] if ending and job[ADVANCES] > 0 else job[STEPS]):
         r = t * job[BATCH] + b
-        jacobian = job[JACOBIANS] + r * N * N
+        jacobian, closing = job[JACOBIANS] + r * N * N, ending and t == job[ADVANCES] - 1
+        if closing:
+            _take_back(V, parts, r + job[BATCH], jacobian, N, through)
         for k in range(first, last):
-            age, here = job[STEP0] + t - panels[k, BIRTH], (k - first) * size
+            age, here, g = job[STEP0] + t - panels[k, BIRTH], (k - first) * size, job[GRADIENT] + column
+            g += (k - first) * width
             if age > 0:
-                _credit(V, parts, r, now + here, width, job[GRADIENT] + column + (k - first) * width)
+                _credit(V, parts, r, now + here, width, g)
             if age < 0 or t >= job[ADVANCES]:
                 continue
             low, high = 0, 0 if age == 0 else N
             if age == 1:
                 low, high = panels[k, LOW], panels[k, HIGH]
+            if closing and age > 0:
+                gemm(False, False, 1, width, N, V, through, N, V, now + here, width, True, V, g, width)
+                high = low
             packed_product(
                 N, width, high - low, V, jacobian + low, N, V, now + here + low * width, False, V, after + here, width
             )
@@ -109,12 +118,25 @@ def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, las
                     _add_immediate(
                         V, after + here, N, width, sources[pieces[piece, SOURCE_OF]], entries, pieces[piece], r
                     )
+            if closing:
+                _credit(V, parts, r + job[BATCH], after + here, width, g)
         now, after = after, now
     if job[STEPS] % 2 == 1 and job[ADVANCES] == job[STEPS]:
         for k in range(first, last):
             if panels[k, BIRTH] < job[STEP0] + job[STEPS]:
                 for i in range((k - first) * size, (k - first + 1) * size):
                     V[after + i] = V[now + i]
+
+
+@inner
+def _take_back(V, parts, r, jacobian, N, out):
+    """out (N) = q J, with the cotangents q of row r."""
+    for i in range(out, out + N):
+        V[i] = 0
+    for part in range(len(parts)):
+        n, q = parts[part, SIZE], parts[part, CREDIT] + r * parts[part, CREDIT_ROW]
+        gemm(False, False, 1, N, n, V, q, n, V, jacobian, N, True, V, out, N)
+        jacobian += n * N
 
 
 @inner

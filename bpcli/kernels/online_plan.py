@@ -182,10 +182,15 @@ class OnlinePlan:
         flops = 2.0 * self.size * self.size * self.parameters * self.batch * self.chunk
         return max(1, min(JOBS, blocks, int(flops / JOB_FLOPS)))
 
+    @property
+    def spare(self) -> int:
+        """Numbers that a job has for itself: a block of influence, and a vector of the state."""
+        return (self.block + 1) * self.size
+
     @cached_property
     def room(self) -> Room:
         """What stands where."""
-        allocator, spare = Allocator(0), self.jobs * self.block * self.size
+        allocator, spare = Allocator(0), self.jobs * self.spare
         sizes = self.influence, self.batch * packed_entries(1, self.parameters), spare, self.seeds.size
         return Room(*map(allocator.take, sizes), allocator.size)
 

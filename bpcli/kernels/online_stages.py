@@ -138,7 +138,7 @@ class OnlineStages:
         job[kernel.BLOCK] = plan.block // self.width
         blocks = -(-len(self.panels) // int(job[kernel.BLOCK]))
         jobs = cut(job, kernel.FIRST_ITEM, 0, plan.batch * blocks, plan.jobs)
-        jobs[:, kernel.SPARE] = end + room.spare + np.arange(plan.jobs) * plan.block * plan.size
+        jobs[:, kernel.SPARE] = end + room.spare + np.arange(plan.jobs) * plan.spare
         return Call("influence", jobs)
 
 

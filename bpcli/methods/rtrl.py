@@ -2,7 +2,8 @@
 
 M (N, P) is the influence da(t)/dw of the parameters that reach a state; J = ∂a(t)/∂a(t-1), M̄ = ∂a(t)/∂w at fixed
 a(t-1). The loss goes back through its own step: q = ∂l(t)/∂a(t-1), and ∂l(t)/∂w at fixed a(t-1). So M is not needed
-after the last step. Exact while the parameters stand still; runs forwards, so its memory does not grow with T.
+after the last step, and of the M before it nothing but q M = (q J) M + q M̄. Exact while the parameters stand still;
+runs forwards, so its memory does not grow with T.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class RTRL:
     def cost(self, setup: Setup, options: NoOptions) -> Cost:
         """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M.
 
-        What M is known to be zero in takes no part in the first products, and there is none after the last step. All
+        What M is known to be zero in takes no part in the first products, and the last steps have none. All
         that is held, the influence above all, is read and written once for every chunk of steps.
         """
         plan = _plan(setup)

@@ -14,6 +14,7 @@ from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_f
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.numerics.noise import entry_noise
 from bpcli.references.numerics.pairs import COMPARED, SIGNED
 from bpcli.references.numerics.step_noise import SAMPLES
 from bpcli.references.numerics.sweep import Differentiate, Quick, sweep, sweep_along
@@ -60,7 +61,7 @@ class Central:
             chain = self.by_chain(setup, windows)
             evaluations = _COMPARISONS * COMPARED * len(chain.tensors)
             flops, setup = chain.flops, chain.rest
-        evaluations += _EVALUATIONS * copies(setup, self.sample)
+        evaluations += _EVALUATIONS * copies(setup, self.sample) + entry_noise(setup)
         return flops + evaluations * forward_flops(setup, windows)
 
     def by_chain(self, setup: Setup, windows: Sequence[Window]) -> ByChain:

@@ -12,6 +12,7 @@ from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, copies, forward_flops
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.numerics.noise import entry_noise
 from bpcli.references.numerics.ridders import RUNGS, extrapolate
 from bpcli.references.numerics.sweep import sweep, sweep_along
 
@@ -38,7 +39,7 @@ class Ladder:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        return _EVALUATIONS * copies(setup) * forward_flops(setup, windows)
+        return (_EVALUATIONS * copies(setup) + entry_noise(setup)) * forward_flops(setup, windows)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""

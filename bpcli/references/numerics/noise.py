@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.references.numerics.probe import FloatArray, Sampler
+from bpcli.problem.model import Setup
+from bpcli.references.numerics.probe import ROWS, FloatArray, Sampler
 
 POINTS = 9
 _SAMPLED = 8
@@ -22,6 +23,11 @@ _WIDE_SPACINGS = (1.0, 2.0**8, 2.0**16)
 EVALUATIONS = POINTS * len(_SPACINGS)
 """Of the loss for each row, most of the time: where it does not move it takes twice as many."""
 _FACTORS = 1 + np.round(np.arange(1, _SAMPLED + 1) * 0.6180339887 % 1 * 2.0**12) / 2.0**12
+
+
+def entry_noise(setup: Setup) -> int:
+    """Evaluations of the loss that the noise of all tensors takes, where entries are shifted."""
+    return EVALUATIONS * ROWS * sum(1 for tensor in setup.wrt if tensor.entries)
 
 
 def table_noise(values: FloatArray) -> FloatArray:

@@ -16,6 +16,8 @@ Losses = Callable[[Indices, FloatArray], FloatArray]
 DType = np.dtype[np.floating]
 
 _DOUBLE: DType = np.dtype(np.float64)
+ROWS = 8
+"""Numbers at which the noise of a loss is measured."""
 _ROWS_AT_ONCE = 8192
 
 
@@ -95,7 +97,7 @@ class Sampler:
     probe: Probe
     base: FloatArray
     dtype: DType = _DOUBLE
-    noise_rows: int = 8
+    noise_rows: int = ROWS
     kinks: FloatArray | None = None
 
     @staticmethod
