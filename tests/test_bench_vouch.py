@@ -22,6 +22,7 @@ from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup
 
 SPEC = Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml"
+KINKED = Path(__file__).with_name("checking_leaky_kinked_rnn.toml")
 Fault = Callable[[dict[str, np.ndarray]], None]
 
 
@@ -56,9 +57,9 @@ def one_entry(arrays: dict[str, np.ndarray]) -> None:
     arrays["W"][0, 5] *= 1.1  # not in the sample
 
 
-def judge(text: str, fault: Fault) -> vouch.Vouch:
+def judge(text: str, fault: Fault, spec: Path = SPEC) -> vouch.Vouch:
     """The verdict on a method with a fault."""
-    problem = draw(open_setup(SPEC, {"n": 6, "T": 5, "batch": 2}, (), Limits()))
+    problem = draw(open_setup(spec, {"n": 6, "T": 5, "batch": 2}, (), Limits()))
     right = parse(text)
     call = MethodCall(right.text, Faulty(right.method, fault), right.options)
     true = true_gradient(problem, Limits())
@@ -88,6 +89,30 @@ def test_a_gradient_is_judged_before_it_is_timed(monkeypatch, text, affordable, 
     assert verdict == found.verdict
     assert how == found.how
     assert (verdict == "pass") == (found.detail == "")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "verdict", "how"),
+    [
+        ("bptt", none, "pass", "10 entries by complex-step"),
+        ("bptt", scaled, "wrong", "10 entries by complex-step"),
+        ("rtrl", one_entry, "wrong", "10 entries by complex-step, and all against reverse mode"),
+    ],
+)
+def test_large_cells_are_judged_by_the_complex_step(monkeypatch, text, fault, verdict, how):
+    """Where differences of a few entries would take minutes."""
+    monkeypatch.setattr(vouch, "AFFORDABLE_FLOPS", 1.0)
+    monkeypatch.setattr(vouch, "MOST_FLOPS", 1.0)
+    found = judge(text, fault)
+    assert (verdict, how) == (found.verdict, found.how)
+
+
+def test_differences_stay_where_there_are_kinks(monkeypatch):
+    """The complex step knows nothing of a kink at the very point."""
+    monkeypatch.setattr(vouch, "AFFORDABLE_FLOPS", 1.0)
+    monkeypatch.setattr(vouch, "MOST_FLOPS", 1.0)
+    found = judge("bptt", none, KINKED)
+    assert ("pass", "8 entries") == (found.verdict, found.how)
 
 
 @pytest.mark.parametrize(

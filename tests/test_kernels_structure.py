@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, gradient, loops, problem_of, written
 
+from bpcli.kernels import online_plan
 from bpcli.methods.rtrl import _plan
 from bpcli.problem.model import Problem
 
@@ -74,6 +75,17 @@ def test_products_that_are_left_out() -> None:
         setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": steps, "batch": 3}, ("params",)).setup
         plan, N, P = _plan(setup), 6, 6 * 6 + 6 * 2 + 6
         assert 3 * 2 * N * P * (full * N + single + credits) == plan.flops
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_products_where_the_last_step_is_a_chunk(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Then M(T-1) stands there already."""
+    monkeypatch.setattr(online_plan, "MOST_STEPS", most)
+    problem = problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": 4, "batch": 1}, ("params",))
+    plan, N, P = _plan(problem.setup), 6, 6 * 6 + 6 * 2 + 6
+    assert most == plan.chunk
+    assert 2 * N * P * (N + 1 + 3) == plan.flops
+    assert distance(gradient(problem, "rtrl").arrays, gradient(problem, "bptt").arrays) < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """No figure without a right gradient: every method is judged at every point of a sweep before the clock starts.
 
 Where it is affordable every entry is checked, as `bp check` does; where not, the same check runs on a sample of
-entries of each parameter, by the complex step alone where differences of these would take minutes, and a method that is
-meant to be exact must also agree with reverse mode in all of them (reverse mode itself is judged by the sample alone).
+entries of each parameter, by the complex step alone where differences of these would take minutes and nothing has a
+kink, and a method that is meant to be exact must also agree with reverse mode in all of them (reverse mode itself is
+judged by the sample alone).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bpcli.checking.run import CheckOptions, check, check_cost
 from bpcli.graph.model import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
 
 AFFORDABLE_FLOPS, MOST_FLOPS = 1e9, 1e11
@@ -48,7 +50,7 @@ def vouch(
     verdicts = {c.text: sum_up(findings, c, "every entry") for c in whole}
     for call in [c for c in calls if c not in whole]:
         sample = _sampled(setup, call)
-        dear = check_cost(sample, [call], CheckOptions(mode="full")) > MOST_FLOPS
+        dear = analytic(setup.graph) and check_cost(sample, [call], CheckOptions(mode="full")) > MOST_FLOPS
         options, how = CheckOptions(), _count(sample)
         if dear:
             options, how = CheckOptions(_ALONE, "full"), f"{how} by {_ALONE}"

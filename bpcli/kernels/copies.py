@@ -89,6 +89,8 @@ class Copies:
     def feed(self, inputs: Mapping[int, NDArray]) -> None:
         """Put other inputs in the place of those that were there."""
         self.inputs, layout = inputs, self.layout
+        if not inputs:
+            return  # there is nothing that depends on them
         for node, rows in inputs.items():
             if node not in layout.reach.reached:
                 self.block(node)[:] = rows.ravel()

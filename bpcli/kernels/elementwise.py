@@ -7,13 +7,15 @@ anywhere without changing a bit. float32 is computed in float64 and rounded once
 Where all entries of a slice are real or perturbed numbers (`near`), as they are but in tests, the loop that is run has
 no calls and no branches, and is vectorised; LLVM would call what is not wanted too, and choose after that. The loops
 read and write y alone after a copy of x: with one array there is nothing for LLVM to prove about overlap, and they
-vectorise in place too.
+vectorise in place too. They are written out, as a function made of functions is not kept on disk.
 """
+
+import numpy as np
 
 from bpcli.kernels import elementwise_complex as complex_
 from bpcli.kernels import elementwise_real as real
 from bpcli.kernels import mode
-from bpcli.kernels.jit import INLINED, inner
+from bpcli.kernels.jit import INLINED, inline, inner
 
 if mode.compiling:
     from numba import types
@@ -47,9 +49,33 @@ if mode.compiling:
         return (complex_.power_complex if isinstance(x, types.Complex) else real.power_real).py_func
 
 
-_near = _by_type(real.anywhere, complex_.near)
-_log_near_to = _by_type(real.anywhere, complex_.log_near_to)
-_trig_near_to = _by_type(real.trig_near_to, complex_.trig_near_to)
+@inline
+def _anywhere(x):
+    """Where the real functions that have no bounds hold."""
+    return True
+
+
+@inline
+def _within(x):
+    """Where `sin_real` and `cos_real` hold."""
+    return np.abs(x) <= real.TRIG_MAX
+
+
+@inline
+def _sin_any(x):
+    """sin x; beyond TRIG_MAX by the mathematics library."""
+    return real.sin_real(x) if np.abs(x) <= real.TRIG_MAX else np.sin(np.float64(x))
+
+
+@inline
+def _cos_any(x):
+    """cos x; beyond TRIG_MAX by the mathematics library."""
+    return real.cos_real(x) if np.abs(x) <= real.TRIG_MAX else np.cos(np.float64(x))
+
+
+_near = _by_type(_anywhere, complex_.near)
+_log_near_to = _by_type(_anywhere, complex_.log_near_to)
+_trig_near_to = _by_type(_within, complex_.trig_near_to)
 _exp_near = _by_type(real.exp_real, complex_.exp_near)
 _exp = _by_type(real.exp_real, complex_.exp_complex)
 _tanh_near = _by_type(real.tanh_real, complex_.tanh_near)
@@ -61,9 +87,9 @@ _softplus = _by_type(real.softplus_real, complex_.softplus_complex)
 _log_near = _by_type(real.log_real, complex_.log_near)
 _log = _by_type(real.log_real, complex_.log_complex)
 _sin_near = _by_type(real.sin_real, complex_.sin_near)
-_sin = _by_type(real.sin_any, complex_.sin_complex)
+_sin = _by_type(_sin_any, complex_.sin_complex)
 _cos_near = _by_type(real.cos_real, complex_.cos_near)
-_cos = _by_type(real.cos_any, complex_.cos_complex)
+_cos = _by_type(_cos_any, complex_.cos_complex)
 
 
 @inner

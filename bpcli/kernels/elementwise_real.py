@@ -225,30 +225,6 @@ def cos_real(x):
 
 
 @inline
-def anywhere(x):
-    """Where the functions of this module that have no bounds hold."""
-    return True
-
-
-@inline
-def trig_near_to(x):
-    """Where `sin_real` and `cos_real` hold."""
-    return np.abs(x) <= TRIG_MAX
-
-
-@inline
-def sin_any(x):
-    """sin x; beyond TRIG_MAX by the mathematics library."""
-    return sin_real(x) if trig_near_to(x) else np.sin(np.float64(x))
-
-
-@inline
-def cos_any(x):
-    """cos x; beyond TRIG_MAX by the mathematics library."""
-    return cos_real(x) if trig_near_to(x) else np.cos(np.float64(x))
-
-
-@inline
 def power_real(x, exponent):
     """x ** exponent, by the mathematics library."""
     return np.float64(x) ** exponent

@@ -41,8 +41,8 @@ from bpcli.kernels.tiles import packed_product
 ) = range(24)
 """Fields of a job: the length of the array that holds all numbers; tables (address, lines) of the state's parts, the
 sources, their entries, the panels and their pieces; sizes; the chunk's first step, its steps, and after how many of
-them M is wanted once more; where M, g, J (step, sample, N, N) and a spare block begin. Items number (sample, block of
-panels) pairs."""
+them M is wanted once more; where M, g, J (step, sample, N, N) and a spare block begin, behind which there is room for
+q J. Items number (sample, block of panels) pairs."""
 JOB = LAST_ITEM + 1
 
 SIZE, CREDIT, CREDIT_ROW = range(3)
@@ -98,8 +98,8 @@ def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, las
         if closing:
             _take_back(V, parts, r + job[BATCH], jacobian, N, through)
         for k in range(first, last):
-            age, here, g = job[STEP0] + t - panels[k, BIRTH], (k - first) * size, job[GRADIENT] + column
-            g += (k - first) * width
+            age, here = job[STEP0] + t - panels[k, BIRTH], (k - first) * size
+            g = job[GRADIENT] + column + (k - first) * width
             if age > 0:
                 _credit(V, parts, r, now + here, width, g)
             if age < 0 or t >= job[ADVANCES]:

@@ -36,7 +36,8 @@ JOB_FLOPS = 4e6
 class Room:
     """What stands behind the numbers of the trace, and how many numbers that is in all.
 
-    M (sample, panel, N, width), g (sample, panel, width), a spare block for each job, and the seeds' cotangents.
+    M (sample, panel, N, width), g (sample, panel, width), for each job a spare block and q J, and the seeds'
+    cotangents.
     """
 
     influence: int
@@ -96,8 +97,11 @@ class OnlinePlan:
 
     @cached_property
     def flops(self) -> float:
-        """Floating-point operations of all products with the influence matrices."""
-        return self.batch * self.columns().products(self.size, self.steps)
+        """Floating-point operations of all products with the influence matrices.
+
+        The last step finds the M before it in its own chunk, or M is advanced as at any step.
+        """
+        return self.batch * self.columns().products(self.size, self.steps, (self.steps - 1) % self.chunk > 0)
 
     @cached_property
     def chunk(self) -> int:
@@ -184,8 +188,8 @@ class OnlinePlan:
 
     @property
     def spare(self) -> int:
-        """Numbers that a job has for itself: a block of influence, and a vector of the state."""
-        return (self.block + 1) * self.size
+        """Numbers that a job has for itself: a block of influence, and q J."""
+        return self.block * self.size + packed_entries(1, self.size)
 
     @cached_property
     def room(self) -> Room:
@@ -196,5 +200,5 @@ class OnlinePlan:
 
     @property
     def entries(self) -> int:
-        """Numbers held: the trace, the influence matrices, the gradients, spare blocks and seeds."""
+        """Numbers held: the trace, the influence matrices, the gradients, what jobs have for themselves, and seeds."""
         return self.trace.entries + self.room.entries

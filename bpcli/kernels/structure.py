@@ -48,12 +48,13 @@ class Columns:
         birth, low = folded(self.birth, never).min(axis=1), folded(self.low, never).min(axis=1)
         return np.stack([birth, low, np.maximum(low, folded(self.high, 0).max(axis=1))], axis=1)
 
-    def products(self, states: int, steps: int) -> float:
-        """Floating-point operations of all q M and J M of one sample: M is not advanced after the last step, and for
-        that step q J and q M̄ are taken."""
-        credits = np.maximum(0, steps - 1 - self.birth) + np.minimum(1, np.maximum(0, steps - 2 - self.birth))
-        first = np.minimum(1, np.maximum(0, steps - 3 - self.birth))
-        later = np.maximum(0, steps - 4 - self.birth)
+    def products(self, states: int, steps: int, closing: bool) -> float:
+        """Floating-point operations of all q M and J M of one sample: M is not advanced after the last step, and where
+        `closing` q J and q M̄ are taken for that step."""
+        credits = np.maximum(0, steps - 1 - self.birth)
+        credits += closing * np.minimum(1, np.maximum(0, steps - 2 - self.birth))
+        first = np.minimum(1, np.maximum(0, steps - 2 - closing - self.birth))
+        later = np.maximum(0, steps - 3 - closing - self.birth)
         rows = np.maximum(0, self.high - self.low)
         return float((2.0 * states * (credits + first * rows + later * states)).sum())
 

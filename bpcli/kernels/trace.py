@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +66,12 @@ class Trace:
         for call in calls:
             call.run(self.V, self._address)
 
-    @contextmanager
-    def disturbed(self, change: Callable[[Array], None]) -> Iterator[None]:
+    def disturbed(self, change: Callable[[Array], None] | None) -> AbstractContextManager[None]:
         """The values changed by `change`, but for inputs that are loaded again, and as they were in the end."""
+        return self._disturbed(change) if change else nullcontext()
+
+    @contextmanager
+    def _disturbed(self, change: Callable[[Array], None]) -> Iterator[None]:
         values = self.V.copy()
         change(self.V)
         self._loaded = (0, 0)

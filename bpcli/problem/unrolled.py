@@ -7,7 +7,6 @@ held as the longest window needs, and some more so that moving on costs little.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -169,7 +168,7 @@ class Unrolled:
         for window in self.windows:
             loss += self._advance(trace, done, window, weights)
             done = window.stop
-            with trace.disturbed(disturb) if disturb else nullcontext():
+            with trace.disturbed(disturb):
                 self._back(trace, window, weights)
             if window.start == 0:
                 for name in initial:
@@ -191,7 +190,7 @@ class Unrolled:
             stop = block[-1].stop
             loss += self._advance(trace, done, Window(block[0].start, done, stop), weights)
             done = stop
-            with trace.disturbed(disturb) if disturb else nullcontext():
+            with trace.disturbed(disturb):
                 windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights)
         return loss, self._collect(trace, windows.initial)
 

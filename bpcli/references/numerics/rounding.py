@@ -90,7 +90,13 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
 
 def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
     """The largest absolute value among the arrays of all tensors."""
-    return max((float(np.nanmax(np.abs(arrays[t.name]))) for t in setup.wrt if t.entries), default=0.0)
+    return max((_most(np.abs(arrays[t.name])) for t in setup.wrt if t.entries), default=0.0)
+
+
+def _most(sizes: FloatArray) -> float:
+    """The largest that is a number; NaN where none is."""
+    known = sizes[~np.isnan(sizes)]
+    return float(known.max()) if known.size else np.nan
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:

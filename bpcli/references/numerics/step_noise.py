@@ -10,7 +10,8 @@ from bpcli.references.numerics.probe import FloatArray
 
 SAMPLES = 8
 """Of the noise."""
-# A fourth difference of shifts by `SIGNED` steps, over its variance if that of a loss is 1: 1 + 1 + 16 + 16 + 36.
+# A fourth difference of shifts by `SIGNED` steps, over the root of 1 + 1 + 16 + 16 + 36, by which it is noisier than a
+# loss.
 _FOURTH = np.array([-4.0, -4.0, 1.0, 1.0]) / 70.0**0.5
 # What the noise of all steps weighs beside that of one, in samples.
 _USUAL = 4.0
