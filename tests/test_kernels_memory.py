@@ -105,18 +105,26 @@ def test_states_that_the_next_step_reads_in_part_or_not(
 
 
 @pytest.mark.parametrize("name", ["slides", "a step's phases together", "all at once"])
+@pytest.mark.parametrize("ready", [0, 1 << 22], ids=["memory", "views"])
 @pytest.mark.parametrize("spec", RECURRENT)
-def test_what_is_left_of_the_gradient_before(monkeypatch: pytest.MonkeyPatch, spec: str, name: str) -> None:
+def test_what_is_left_of_the_gradient_before(monkeypatch: pytest.MonkeyPatch, spec: str, ready: int, name: str) -> None:
     """A gradient in memory that another has left reads nothing of it: with NaNs there, it is the same to the bit."""
     cut(monkeypatch, name)
     monkeypatch.setattr(memory, "LEAST_KEPT", 0)
+    monkeypatch.setattr(memory, "MOST_READY", ready)
     pieces = problem_of(SPECS / f"{spec}.toml", SMALL)
+
+    def kept() -> list[np.ndarray]:
+        return [views.V.base for views in memory._ready.values()] if ready else memory._kept
+
     for method in ("bptt", "rtrl", "tbptt:k1=1,k2=2"):
+        memory.release()
         first = gradient(pieces, method).arrays
-        (left,) = memory._kept
+        (left,) = kept()
         left[:] = 255
         second = gradient(pieces, method).arrays
-        assert left is memory._kept[0]
+        (again,) = kept()
+        assert left is again
         assert all(np.array_equal(values, second[tensor]) for tensor, values in first.items()), method
 
 

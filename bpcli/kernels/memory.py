@@ -2,7 +2,7 @@
 
 What is fresh from the system is made zero page by page as it is first written, which takes as long as many a pass. An
 allocator keeps what is freed for the next array, but gives a large one back to the system at once. So the last of these
-is kept here.
+is kept here; and of small ones a few, as they were laid out, for which that takes as long as the kernels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ LINES = 128
 """Bytes: arrays begin with two cache lines, which processors fetch together. A vector that lies across lines takes
 twice as long, and lines that two threads write should not be neighbours."""
 
+MOST_READY, READY = 1 << 22, 4
+"""Bytes of what is kept as it was laid out, and how many of these."""
+
 _NONE = np.empty(0, np.uint8)
 _kept: list[NDArray[np.uint8]] = []
+_ready: dict[object, Any] = {}
 
 
 def lend(entries: int, dtype: np.dtype) -> tuple[NDArray[Any], int]:
@@ -44,6 +48,19 @@ def give_back(numbers: NDArray[Any]) -> None:
         _kept[:] = [held]
 
 
+def borrow(key: object) -> Any:
+    """What was left under a key, which nobody else gets meanwhile; None where there is nothing."""
+    return _ready.pop(key, None)
+
+
+def leave(key: object, thing: object) -> None:
+    """Keep something, and forget what was left first where there is more than a few."""
+    _ready[key] = thing
+    if len(_ready) > READY:
+        _ready.pop(next(iter(_ready)), None)
+
+
 def release() -> None:
     """Keep nothing."""
     _kept.clear()
+    _ready.clear()

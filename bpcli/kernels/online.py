@@ -54,5 +54,5 @@ class Online:
 
     def close(self) -> None:
         """Let the next trace have the memory; nothing can be read any more."""
-        self.M, self.G, self.C = [np.zeros(0, self.trace.dtype)] * 3
+        del self.M, self.G, self.C
         self.trace.close()

@@ -14,11 +14,11 @@ from bpcli.kernels.calls import Call
 from bpcli.kernels.jobs import reverse_job
 from bpcli.kernels.layout import WINDOW, Places
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.memory import give_back, lend
 from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP
 from bpcli.kernels.stages import stages
 from bpcli.kernels.symbols import single_threaded
+from bpcli.kernels.views import leave, views_of
 
 Array = NDArray[np.floating]
 Arrays = Mapping[str, Array]
@@ -45,18 +45,15 @@ class Trace:
         self.plan, self.dtype, self.rounding, self.origin = plan, dtype, rounding, 0
         self.stages = stages(plan, dtype, rounding)
         self._stretches = self.stages.stretches
-        # One array, whose memory the gradient before this may have had.
-        numbers, self._address = lend(self.stages.entries + room, self.dtype)
-        self.V = numbers[: plan.values.size]
-        self.C = numbers[self.stages.cotangents :][: plan.cotangents.size]
-        self.F = numbers[self.stages.factors :][: plan.values.size]
-        self.room = numbers[self.stages.entries :]
-        for stretch in self._stretches.sums:
-            self.C[stretch] = 0
+        self._views = views_of(self.stages, self.dtype, room)
+        views, self._address = self._views, self._views.address
+        self.V, self.C, self.F, self.room = views.V, views.C, views.F, views.room
+        for rows in views.sums:
+            rows[:] = 0
         self._loaded = (0, 0)
         self.inputs = {n: inputs[name].reshape(-1, size) for n, name, _, size in self._stretches.inputs}
-        for name, stretch in self._stretches.params:
-            self.V[stretch] = params[name].ravel()
+        for name, rows in views.params:
+            rows[:] = params[name].ravel()
         for place, number in self._stretches.constants:
             self.V[place] = number
         self.run(self.stages.static_forward)
@@ -87,8 +84,8 @@ class Trace:
     def start(self) -> None:
         """Put the state before step 0 in place."""
         self.origin = 0
-        for name, stretch, size in self._stretches.states:
-            self.V[stretch].reshape(-1, size)[:] = self._state[name].reshape(-1, size)
+        for name, rows in self._views.states:
+            rows[:] = self._state[name].reshape(-1, rows.shape[1])
 
     def forward(self, first: int, last: int) -> None:
         """Steps `first` to `last`, at most a chunk of them; they must lie in the window."""
@@ -189,10 +186,7 @@ class Trace:
         if self.rounding:
             np.abs(self.V, out=self.F)
         self.run(self.stages.static_reverse)
-        return {
-            n: np.zeros(entries, self.dtype) if place is None else self.C[place].copy()
-            for n, place, entries in self._stretches.leaves
-        }
+        return {n: gradient.copy() for n, gradient in self._views.leaves}
 
     def take_window(self, n: int, steps: int) -> Array:
         """An input's cotangents (steps, batch, size) of the window so far; they are set to zero."""
@@ -210,8 +204,8 @@ class Trace:
 
     def close(self) -> None:
         """Let the next trace have the memory; nothing can be read any more."""
-        numbers, self.V, self.C, self.F, self.room = self.V, *[np.zeros(0, self.dtype)] * 4
-        give_back(numbers)
+        leave(self._views)
+        del self._views, self.V, self.C, self.F, self.room
 
     def slide(self, steps: int) -> None:
         """Forget the first `steps` steps of the window: what follows moves to its front."""

@@ -1,0 +1,51 @@
+"""One array for all numbers of a trace, and the views of it that every trace of a plan takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.kernels import memory
+from bpcli.kernels.stages import Stages
+
+Array = NDArray[Any]
+
+
+class Views:
+    """Values V, cotangents C, factors F, and `room` for so many more numbers, in one array at `address`."""
+
+    def __init__(self, stages: Stages, dtype: np.dtype, room: int) -> None:
+        numbers, self.address = memory.lend(stages.entries + room, dtype)
+        plan, stretches = stages.plan, stages.stretches
+        self.key = stages, room
+        self.V = numbers[: plan.values.size]
+        self.C = numbers[stages.cotangents :][: plan.cotangents.size]
+        self.F = numbers[stages.factors :][: plan.values.size]
+        self.room = numbers[stages.entries :]
+        self.sums: Sequence[Array] = [self.C[stretch] for stretch in stretches.sums]
+        """Cotangents that have to be cleared."""
+        self.params: Sequence[tuple[str, Array]] = [(name, self.V[stretch]) for name, stretch in stretches.params]
+        self.states: Sequence[tuple[str, Array]] = [
+            (name, self.V[stretch].reshape(-1, size)) for name, stretch, size in stretches.states
+        ]
+        """Of each state the rows before the first step of the window."""
+        self.leaves: Sequence[tuple[int, Array]] = [
+            (n, np.zeros(entries, dtype) if place is None else self.C[place]) for n, place, entries in stretches.leaves
+        ]
+        """Of each leaf's node the gradient."""
+
+
+def views_of(stages: Stages, dtype: np.dtype, room: int) -> Views:
+    """Those that a trace before this has left, or new ones; the numbers may be anything."""
+    return memory.borrow((stages, room)) or Views(stages, dtype, room)
+
+
+def leave(views: Views) -> None:
+    """Let the next trace have them, or their memory; nobody reads or writes any part of it from now on."""
+    if views.V.nbytes + views.C.nbytes <= memory.MOST_READY:
+        memory.leave(views.key, views)
+    else:
+        memory.give_back(views.V)
