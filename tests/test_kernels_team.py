@@ -95,7 +95,7 @@ def test_who_has_not_arrived_is_not_waited_for(team: Any) -> None:
 
 
 def test_a_leader_who_waits_long_goes_on_alone(team: Any, helped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "PATIENCE", -1)
+    monkeypatch.setattr(team, "DEBT", -1)
     desk = helped(2)
     first = _product(team, desk, True, 700, 300, True)
     told = desk[team._told(1)]
@@ -103,6 +103,17 @@ def test_a_leader_who_waits_long_goes_on_alone(team: Any, helped: Any, monkeypat
     for y, expected in (first, second):
         np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
     assert told == -1 and desk[team._PRODUCT] == -1
+
+
+def test_long_waits_add_up(team: Any, helped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is forgiven, and what comes soon after it is not."""
+    monkeypatch.setattr(team, "PATIENCE", -(10**9))
+    monkeypatch.setattr(team, "DEBT", 3 * 10**9 // 2)
+    desk = helped(2)
+    for owed, alone in ((10**9, False), (2 * 10**9, True)):
+        y, expected = _product(team, desk, False, 700, 300, False)
+        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+        assert owed <= desk[team._OWED] and alone == (desk[team._PRODUCT] == -1)
 
 
 def test_small_products_are_not_shared(team: Any, helped: Any) -> None:

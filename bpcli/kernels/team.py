@@ -30,17 +30,19 @@ AHEAD = 1 << 13
 PIECE_BYTES = 256
 """Size of a piece of the result: whole blocks of any product with one vector, see `bpcli.kernels.matvec`."""
 MOST_MEMBERS = 8
-PATIENCE = 2000
-"""Pauses, 20 to 50 ns each, that a leader waits for a helper before it goes on alone."""
+PATIENCE, DEBT = 2000, 40000
+"""Pauses, 20 to 50 ns each, that a leader waits for helpers at a product as a matter of course; and what may add up of
+longer waits, less what shorter ones leave, before it goes on alone. Who has just woken finds nothing in its cache."""
 _LINE = 8
 """Integers in a cache line."""
-_ARRIVED, _MEMBERS, _PRODUCT, _LINES = 0, _LINE, _LINE + 1, 2 * _LINE
+_ARRIVED, _MEMBERS, _PRODUCT, _OWED, _LINES = 0, _LINE, _LINE + 1, _LINE + 2, 2 * _LINE
 _TASK, _KIND, _N, _K, _LDW, _X, _W, _Y = range(_LINE)
 """What a helper is told: the number of the product (-1: go), how it is made, sizes, and the addresses of the numbers;
 of the n entries of a result it is told of its own alone."""
 DESK = _LINES + 2 * MOST_MEMBERS * _LINE
-"""Integers on a desk: how many have arrived; members, and the number of the product (-1 where the leader is alone); for
-each member a line of what it is told and a line that says which product it has done: 0 before it arrives."""
+"""Integers on a desk: how many have arrived; members, the number of the product (-1 where the leader is alone), and how
+much longer than it should the leader has waited; for each member a line of what it is told and a line that says which
+product it has done: 0 before it arrives."""
 _TURNED, _ADD, _BACKWARDS = 1, 2, 4
 
 
@@ -122,8 +124,10 @@ def team_product(desk, tb, n, k, A, a, B, b, ldb, add, C, c, backwards):
                 given += share
     rest = b + given * (ldb if tb else 1)
     vector_product(tb, n - given, k, A, a, B, rest, ldb, add, C, c + given, backwards)
-    if share > 0 and _wait(desk, helpers) > PATIENCE:
-        dismiss(desk)
+    if share > 0:
+        desk[_OWED] = max(0, desk[_OWED] + _wait(desk, helpers) - PATIENCE)
+        if desk[_OWED] > DEBT:
+            dismiss(desk)
 
 
 @inner
