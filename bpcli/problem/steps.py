@@ -32,16 +32,18 @@ MOST_ENTRIES = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Changed:
-    """What changes of numbers of one node make of the steps from `first` on: losses (shifts, numbers, steps, batch) and
-    states, those that differ, (shifts · numbers, steps, batch, size) with their place among the N of all states.
+    """What changes of numbers of one node make of the steps from `first` on: by how much losses change, (steps, batch,
+    shifts, numbers), and states, those that differ, (shifts · numbers, steps, batch, size) with their place among the N
+    of all states.
 
-    `met (numbers, steps, batch)` tells where a kink was met. All are views, which hold until other steps are asked for.
+    `met (numbers, steps, batch)` tells where a kink was met. Of complex copies losses are imaginary parts. States are
+    views, which hold until other steps are asked for.
     """
 
     steps: Steps
     first: int
     shape: tuple[int, int]
-    losses: Values | None
+    losses: FloatArray | None
     states: Sequence[tuple[slice, Values]]
     met: NDArray[np.bool_] | None
 
@@ -57,19 +59,17 @@ class Changed:
         lost = np.isnan(credit[..., 0]).astype(float) if self.met is not None else None
         flat = credit.reshape(batch, N, windows * columns)
         flat = flat if lost is None else np.where(np.isnan(flat), 0.0, flat)
-        worth, moved = np.zeros(shape), np.zeros((*shape[:3], windows), bool)
+        worth, moved = np.zeros(shape), np.zeros((*shape[:3], windows), bool) if lost is not None else None
         for own, values in self.states:
             part, after = values[:, t - self.first].transpose(1, 0, 2), self.steps.after[t, :, None, own]
             part, after = (part.imag, after.imag) if part.dtype.kind == "c" else (part, after)
             # The products first: they need no copy of the states, and round as little as these do.
             worth += (part @ flat[:, own] - after @ flat[:, own]).reshape(shape)
-            if lost is not None:
+            if moved is not None and lost is not None:
                 moved |= ((part != 0).astype(float) @ lost[:, own] > 0).reshape(moved.shape)
         if self.losses is not None:
-            losses = self.losses[:, :, t - self.first].transpose(2, 0, 1) - self.steps.losses[t, :, None, None]
-            losses = losses.imag if losses.dtype.kind == "c" else losses
-            worth[..., :2] += (losses[..., None] * weights[:, None, None])[..., None]
-        if self.met is not None:
+            worth[..., :2] += (self.losses[t - self.first, ..., None] * weights[:, None, None])[..., None]
+        if moved is not None and self.met is not None:
             worth[moved | self.met[:, t - self.first].T[:, None, :, None]] = np.nan
         return worth
 
@@ -132,7 +132,10 @@ class Steps:
         rows[:] = self.value(node)[steps].reshape(rows.shape[1:])
         rows[np.arange(len(rows)), :, np.tile(numbers, shape[0])] += np.repeat(deltas, shape[1])[:, None]
         copies.run(0, 1)
-        losses = copies.values(graph.loss).reshape(shape) if graph.loss in reached else None
+        losses = None
+        if graph.loss in reached:
+            losses = copies.values(graph.loss).reshape(shape).transpose(2, 3, 0, 1) - self.losses[steps, :, None, None]
+            losses = losses.imag if losses.dtype.kind == "c" else losses
         ends = itertools.accumulate(graph.nodes[new].size for new in graph.new.values())
         states = [
             (slice(end - graph.nodes[new].size, end), copies.values(new).reshape(len(rows), *shape[2:], -1))

@@ -58,9 +58,9 @@ class Ready:
     noise: float
 
 
-Combine = Callable[[int, Sequence[Window], FloatArray, FloatArray], FloatArray]
-"""From a step's changes, (batch, shifts, U, W, columns), and what λ is there, (batch, N, W, columns), derivatives
-(batch, U, W, columns)."""
+Combine = Callable[[int, FloatArray, FloatArray, FloatArray], FloatArray]
+"""From the weights of a step's losses, (batch, W), its changes, (batch, shifts, U, W, columns), and what λ is there,
+(batch, N, W, columns), derivatives (batch, U, W, columns)."""
 
 
 class Chain:
@@ -93,7 +93,7 @@ class Chain:
             nodes = [other.nodes[n] for n in self.steps.nodes]
             steps, shift, size = Steps(other.perturbed, nodes), np.ones(1), 1.0
 
-        def combine(t: int, windows: Sequence[Window], change: FloatArray, credit: FloatArray) -> FloatArray:
+        def combine(t: int, weights: FloatArray, change: FloatArray, credit: FloatArray) -> FloatArray:
             return change[:, 0] / size
 
         slopes = self._walk(steps, dict.fromkeys(steps.nodes, shift), 1, combine)
@@ -124,12 +124,12 @@ class Chain:
         at = np.concatenate([self.steps.value(n) for n in self.steps.nodes], axis=2)[:, :, None]
         each = np.concatenate([np.full(self.setup.graph.nodes[n].size, sizes[n]) for n in self.steps.nodes])
         sides = (at + SIGNED[:, None] * each) - at  # the shifts that there really are, (T, batch, 4, U)
+        nears, fars = ((sides[:, :, k] - sides[:, :, k + 1])[..., None, None] for k in (0, 2))
 
-        def combine(t: int, windows: Sequence[Window], change: FloatArray, credit: FloatArray) -> FloatArray:
-            side = sides[t][..., None, None]
-            near, far = side[:, 0] - side[:, 1], side[:, 2] - side[:, 3]
+        def combine(t: int, weights: FloatArray, change: FloatArray, credit: FloatArray) -> FloatArray:
+            near, far = nears[t], fars[t]
             found = (change[:, 0] - change[:, 1]) / near
-            level = noise.of(t, self._counted(t, windows), change[..., 0], credit[..., 0])
+            level = noise.of(t, weights, change[..., 0], credit[..., 0])
             # One sample for all windows, as a state that several go through is rounded once.
             found[..., 2:] += noise.sample((*found.shape[:2], 1)) * (2 * _OF_PAIR * level[..., None] / near)
             # The difference of the two pairs, and what λ differs by: exaggerated where a pair is wider than its bend.
@@ -162,7 +162,7 @@ class Chain:
             credit = np.stack([carried.get(w, nothing) for w in windows], axis=2)
             weights = self._counted(t, windows)
             changes = [part.worth(t, credit, weights) for part in parts]
-            found = combine(t, windows, np.concatenate(changes, axis=2), credit)
+            found = combine(t, weights, np.concatenate(changes, axis=2), credit)
             if states:
                 carried = {w: found[:, :states, k] for k, w in enumerate(windows)}
             for z, start, end in zip(self.zs, ends[:-1], ends[1:], strict=True):
