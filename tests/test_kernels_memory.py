@@ -128,6 +128,22 @@ def test_what_is_left_of_the_gradient_before(monkeypatch: pytest.MonkeyPatch, sp
         assert all(np.array_equal(values, second[tensor]) for tensor, values in first.items()), method
 
 
+def test_views_are_kept_of_few_small_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that they hold counts, the influence of RTRL too."""
+    memory.release()
+    for n in range(4, 4 + memory.READY + 2):
+        gradient(problem_of(SPECS / "vanilla_rnn.toml", {**SMALL, "n": n}), "bptt")
+    assert memory.READY == len(memory._ready)
+    memory.release()
+    pieces = problem_of(SPECS / "vanilla_rnn.toml", {**SMALL, "n": 6})
+    gradient(pieces, "rtrl")
+    ((_, views),) = memory._ready.items()
+    assert views.bytes > views.V.nbytes + views.C.nbytes
+    monkeypatch.setattr(memory, "MOST_READY", views.bytes - 1)
+    gradient(pieces, "rtrl")
+    assert not memory._ready
+
+
 def test_memory_is_kept_for_the_next_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as many bytes only, and within limits."""
     memory.release()

@@ -20,7 +20,7 @@ class Views:
     def __init__(self, stages: Stages, dtype: np.dtype, room: int) -> None:
         numbers, self.address = memory.lend(stages.entries + room, dtype)
         plan, stretches = stages.plan, stages.stretches
-        self.key = stages, room
+        self.key, self.bytes = (stages, room), numbers.nbytes
         self.V = numbers[: plan.values.size]
         self.C = numbers[stages.cotangents :][: plan.cotangents.size]
         self.F = numbers[stages.factors :][: plan.values.size]
@@ -45,7 +45,7 @@ def views_of(stages: Stages, dtype: np.dtype, room: int) -> Views:
 
 def leave(views: Views) -> None:
     """Let the next trace have them, or their memory; nobody reads or writes any part of it from now on."""
-    if views.V.nbytes + views.C.nbytes <= memory.MOST_READY:
+    if views.bytes <= memory.MOST_READY:
         memory.leave(views.key, views)
     else:
         memory.give_back(views.V)
