@@ -10,7 +10,6 @@ from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, by_copies, distance, gr
 
 from bpcli.errors import BpError
 from bpcli.graph.operations import OPERATIONS
-from bpcli.kernels import copies
 from bpcli.methods import parse
 from bpcli.problem import perturbed
 from bpcli.problem.cast import cast
@@ -50,27 +49,6 @@ def test_the_twin() -> None:
     """Copies of a truncation are not copies of the whole."""
     problem = small("vanilla_rnn")
     assert distance(by_copies(problem, "fbptt:2", 1e-40j), gradient(problem, "bptt").arrays) > 1e-3
-
-
-class Stale:
-    """NumPy whose new arrays hold what is no number."""
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(np, name)
-
-    def empty(self, size: int, dtype: np.dtype) -> np.ndarray:
-        return np.full(size, np.nan, dtype)
-
-
-@pytest.mark.parametrize("shift", [1e-40j, 1e-5])
-@pytest.mark.parametrize("name", [*RECURRENT, *FEED_FORWARD])
-def test_copies_read_nothing_that_was_left(monkeypatch: pytest.MonkeyPatch, name: str, shift: complex) -> None:
-    """Memory is not cleared: with NaNs there the losses have the same bits."""
-    problem, method = small(name), "bptt" if name in RECURRENT else "backprop"
-    first = by_copies(problem, method, shift)
-    monkeypatch.setattr(copies, "np", Stale())
-    second = by_copies(problem, method, shift)
-    assert all(np.array_equal(values, second[tensor]) for tensor, values in first.items())
 
 
 @pytest.mark.parametrize("entries", [1, 100, 1000])

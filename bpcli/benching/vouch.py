@@ -25,7 +25,8 @@ from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
 
 AFFORDABLE_FLOPS, MOST_FLOPS = 1e9, 1e11
-"""What is spent on a check of a cell: up to the first all entries are judged, up to the second by differences too."""
+"""What is spent on a check of a cell: up to the first all entries are judged, up to the second, and where there are
+kinks, by differences too."""
 _ALONE = "complex-step"
 _LEAST_ENTRIES, _MOST_ENTRIES = 2, 16
 

@@ -90,7 +90,7 @@ class Copies:
         """Put other inputs in the place of those that were there."""
         self.inputs, layout = inputs, self.layout
         if not inputs:
-            return  # there is nothing that depends on them
+            return  # the static phase alone is wanted
         for node, rows in inputs.items():
             if node not in layout.reach.reached:
                 self.block(node)[:] = rows.ravel()

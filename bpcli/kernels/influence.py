@@ -1,6 +1,7 @@
 """The influence kernel of RTRL: g += q M and M ← J M + M̄, block by block of parameters.
 
-Of the last M of all nothing is wanted but its product with q: q (J M + M̄) is taken as (q J) M + q M̄.
+Of the last M of all nothing is wanted but its product with q: in the middle of a chunk q (J M + M̄) is taken as
+(q J) M + q M̄.
 
 M (N, P) stands in panels of columns, (sample, panel, N, width): a panel is the packed factor of a product with J as it
 is (see `bpcli.kernels.tiles`). A block of panels, small enough for the cache, is taken through all steps of a chunk

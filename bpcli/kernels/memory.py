@@ -2,7 +2,7 @@
 
 What is fresh from the system is made zero page by page as it is first written, which takes as long as many a pass. An
 allocator keeps what is freed for the next array, but gives a large one back to the system at once. So the last of these
-is kept here; and of small ones a few, as they were laid out, for which that takes as long as the kernels.
+is kept here; and of small ones a few, as they were laid out, since laying them out takes as long as their kernels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LINES = 128
 twice as long, and lines that two threads write should not be neighbours."""
 
 MOST_READY, READY = 1 << 22, 4
-"""Bytes of what is kept as it was laid out, and how many of these."""
+"""Bytes of each that is kept as it was laid out, and how many of these."""
 
 _NONE = np.empty(0, np.uint8)
 _kept: list[NDArray[np.uint8]] = []
@@ -56,8 +56,8 @@ def borrow(key: object) -> Any:
 def leave(key: object, thing: object) -> None:
     """Keep something, and forget what was left first where there is more than a few."""
     _ready[key] = thing
-    if len(_ready) > READY:
-        _ready.pop(next(iter(_ready)), None)
+    for old in list(_ready)[:-READY]:  # threads of Python may leave something at any time
+        _ready.pop(old, None)
 
 
 def release() -> None:

@@ -31,8 +31,8 @@ PIECE_BYTES = 256
 """Size of a piece of the result: whole blocks of any product with one vector, see `bpcli.kernels.matvec`."""
 MOST_MEMBERS = 8
 PATIENCE, DEBT = 2000, 40000
-"""Pauses, 20 to 50 ns each, that a leader waits for helpers at a product as a matter of course; and what may add up of
-longer waits, less what shorter ones leave, before it goes on alone. Who has just woken finds nothing in its cache."""
+"""Pauses, 20 to 50 ns each, that a leader waits for helpers at a product as a matter of course; and what longer waits
+may add up to in a call before it goes on alone. Who has just woken finds nothing in its cache."""
 _LINE = 8
 """Integers in a cache line."""
 _ARRIVED, _MEMBERS, _PRODUCT, _OWED, _LINES = 0, _LINE, _LINE + 1, _LINE + 2, 2 * _LINE
@@ -125,7 +125,7 @@ def team_product(desk, tb, n, k, A, a, B, b, ldb, add, C, c, backwards):
     rest = b + given * (ldb if tb else 1)
     vector_product(tb, n - given, k, A, a, B, rest, ldb, add, C, c + given, backwards)
     if share > 0:
-        desk[_OWED] = max(0, desk[_OWED] + _wait(desk, helpers) - PATIENCE)
+        desk[_OWED] += max(0, _wait(desk, helpers) - PATIENCE)
         if desk[_OWED] > DEBT:
             dismiss(desk)
 

@@ -64,7 +64,7 @@ class Trace:
             call.run(self.V, self._address)
 
     def disturbed(self, change: Callable[[Array], None] | None) -> AbstractContextManager[None]:
-        """The values changed by `change`, but for inputs that are loaded again, and as they were in the end."""
+        """The values changed by `change`, if any, but for inputs that are loaded again, and as they were in the end."""
         return self._disturbed(change) if change else nullcontext()
 
     @contextmanager
@@ -186,7 +186,8 @@ class Trace:
         if self.rounding:
             np.abs(self.V, out=self.F)
         self.run(self.stages.static_reverse)
-        return {n: gradient.copy() for n, gradient in self._views.leaves}
+        leaves = self._views.leaves
+        return {n: np.zeros(entries, self.dtype) if part is None else part.copy() for n, part, entries in leaves}
 
     def take_window(self, n: int, steps: int) -> Array:
         """An input's cotangents (steps, batch, size) of the window so far; they are set to zero."""

@@ -32,10 +32,10 @@ class Views:
             (name, self.V[stretch].reshape(-1, size)) for name, stretch, size in stretches.states
         ]
         """Of each state the rows before the first step of the window."""
-        self.leaves: Sequence[tuple[int, Array]] = [
-            (n, np.zeros(entries, dtype) if place is None else self.C[place]) for n, place, entries in stretches.leaves
+        self.leaves: Sequence[tuple[int, Array | None, int]] = [
+            (n, None if place is None else self.C[place], entries) for n, place, entries in stretches.leaves
         ]
-        """Of each leaf's node the gradient."""
+        """Of each leaf's node the gradient, if it has one, and the entries of that."""
 
 
 def views_of(stages: Stages, dtype: np.dtype, room: int) -> Views:

@@ -2,8 +2,8 @@
 
 M (N, P) is the influence da(t)/dw of the parameters that reach a state; J = ∂a(t)/∂a(t-1), M̄ = ∂a(t)/∂w at fixed
 a(t-1). The loss goes back through its own step: q = ∂l(t)/∂a(t-1), and ∂l(t)/∂w at fixed a(t-1). So M is not needed
-after the last step, and of the M before it nothing but q M = (q J) M + q M̄. Exact while the parameters stand still;
-runs forwards, so its memory does not grow with T.
+after the last step, and of the M before it, unless it ends a chunk, nothing but q M = (q J) M + q M̄. Exact while the
+parameters stand still; runs forwards, so its memory does not grow with T.
 """
 
 from __future__ import annotations

@@ -89,14 +89,10 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
 
 
 def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
-    """The largest absolute value among the arrays of all tensors."""
-    return max((_most(np.abs(arrays[t.name])) for t in setup.wrt if t.entries), default=0.0)
-
-
-def _most(sizes: FloatArray) -> float:
-    """The largest that is a number; NaN where none is."""
+    """The largest absolute value among the arrays of all tensors; NaN where none is a number."""
+    sizes = np.concatenate([np.zeros(0), *(np.abs(arrays[t.name]).ravel() for t in setup.wrt if t.entries)])
     known = sizes[~np.isnan(sizes)]
-    return float(known.max()) if known.size else np.nan
+    return float(known.max()) if known.size else float("nan") if sizes.size else 0.0
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
