@@ -31,6 +31,9 @@ from bpcli.kernels.tiles import width
 
 MOST_KEPT = 64
 """Stretches of steps whose calls are kept; of so long a sequence the making of jobs is a small part."""
+LEAST_WOKEN = 1 << 25
+"""Operations of matrix gradients for which threads are woken where one sample is all that there is to do: for fewer,
+waking takes as long as they save, and who stays awake after it is in the way."""
 LEAST_PACKED = 1 << 16
 """Entries of matrices that threads copy: for fewer it would take as long to wake them."""
 Stretch = tuple[int, int, int]
@@ -195,9 +198,10 @@ class Stages:
         jobs[:, kernel.DELTA] = cplaces[delta, BASE] + first * cplaces[delta, INNER_ROW] + (1 - turned) * r0
         jobs[:, kernel.VECTOR] = places[vector, BASE] + first * places[vector, INNER_ROW] + turned * r0
         jobs[:, kernel.SUM] = plan.cotangents.table[matrix, BASE] + r0 * columns
+        flops = 2 * int((jobs[:, kernel.ROWS] * jobs[:, kernel.COLUMNS] * jobs[:, kernel.DEPTH]).sum())
+        worth_it = len(jobs) > len(plan.reverse.products) and (plan.shards > 1 or flops >= LEAST_WOKEN)
         for each in range(max(turn, default=-1) + 1):
-            own = jobs[turn == each]  # no two of them add to the same matrix
-            yield Call("products", own, parallel=len(jobs) > len(plan.reverse.products))
+            yield Call("products", jobs[turn == each], parallel=worth_it)  # no two of them add to the same matrix
 
 
 def _joined(calls: Sequence[Call]) -> Iterable[Call]:
