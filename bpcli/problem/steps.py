@@ -59,17 +59,17 @@ class Changed:
         lost = np.isnan(credit[..., 0]).astype(float) if self.met is not None else None
         flat = credit.reshape(batch, N, windows * columns)
         flat = flat if lost is None else np.where(np.isnan(flat), 0.0, flat)
-        worth, moved = np.zeros(shape), np.zeros((*shape[:3], windows), bool) if lost is not None else None
+        worth, moved = np.zeros(shape), np.zeros((*shape[:3], windows), bool)
         for own, values in self.states:
             part, after = values[:, t - self.first].transpose(1, 0, 2), self.steps.after[t, :, None, own]
             part, after = (part.imag, after.imag) if part.dtype.kind == "c" else (part, after)
             # The products first: they need no copy of the states, and round as little as these do.
             worth += (part @ flat[:, own] - after @ flat[:, own]).reshape(shape)
-            if moved is not None and lost is not None:
+            if lost is not None:
                 moved |= ((part != 0).astype(float) @ lost[:, own] > 0).reshape(moved.shape)
         if self.losses is not None:
             worth[..., :2] += (self.losses[t - self.first, ..., None] * weights[:, None, None])[..., None]
-        if moved is not None and self.met is not None:
+        if self.met is not None:
             worth[moved | self.met[:, t - self.first].T[:, None, :, None]] = np.nan
         return worth
 

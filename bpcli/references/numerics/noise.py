@@ -11,7 +11,6 @@ from bpcli.problem.model import Setup
 from bpcli.references.numerics.probe import ROWS, FloatArray, Sampler
 
 POINTS = 9
-_SAMPLED = 8
 _AGREE = 4.0
 _UNIT_ROUNDOFF = 2.0**-53
 # Rounding noise is the same at every spacing, a kink or an oscillation within reach is not: the smallest answer counts.
@@ -22,7 +21,7 @@ _WIDE_SPACINGS = (1.0, 2.0**8, 2.0**16)
 # keep the points equispaced in floating point.
 EVALUATIONS = POINTS * len(_SPACINGS)
 """Of the loss for each row, most of the time: where it does not move it takes twice as many."""
-_FACTORS = 1 + np.round(np.arange(1, _SAMPLED + 1) * 0.6180339887 % 1 * 2.0**12) / 2.0**12
+_FACTORS = 1 + np.round(np.arange(1, ROWS + 1) * 0.6180339887 % 1 * 2.0**12) / 2.0**12
 
 
 def entry_noise(setup: Setup) -> int:
