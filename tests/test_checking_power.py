@@ -62,6 +62,14 @@ def test_void_faults_come_with_advice(settings: dict[str, object], fault: str, a
     assert ("caught", "") == (caught.outcome, caught.advice)
 
 
+@pytest.mark.parametrize("option", ["--kernel", "--gradient"])
+def test_power_takes_no_gradient(option: str) -> None:
+    """Nobody would look at it."""
+    result = CliRunner().invoke(main, ["check", str(SPECS / "square.toml"), "--power", option, "any.file"])
+    assert 2 == result.exit_code
+    assert f"{option} does not go with --power" in result.stderr
+
+
 def test_the_command_lists_faults() -> None:
     """`bp check --power` writes a row for each fault and counts them."""
     result = CliRunner().invoke(main, ["check", str(SPECS / "square.toml"), "--power", "--format", "json"])

@@ -75,6 +75,7 @@ def check(
     given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference not in _OF_OBJECTS, "--power": power}
     alone = {} if targets else {"-m": method, "--set": common.overrides}
     foreign.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
+    foreign.refuse_for_power({"--kernel": kernel, "--gradient": gradient} if power else {})
     paths, missing = find(targets) if targets or not (boxes or refused) else ([], [])
     refused += missing
     asked = foreign.read(kernel, gradient)

@@ -147,6 +147,14 @@ def refuse_for_several(gradients: Sequence[str], paths: Sequence[Path]) -> None:
         fail("usage", f"--gradient goes with one spec, not with {len(paths)}", help="name the spec that it belongs to")
 
 
+def refuse_for_power(options: dict[str, Sequence[str]]) -> None:
+    """Raise BpError for gradients beside --power, which plants faults in place of any; `options` says what is given."""
+    for option, given in options.items():
+        if given:
+            advice = "what it could reveal is a property of the spec; check the gradient by a call of its own"
+            fail("usage", f"{option} does not go with --power", help=advice)
+
+
 def _file(text: str, files: dict[str, UserFile]) -> UserFile:
     """The file, loaded once."""
     from bpcli.checking.userfile import load
