@@ -9,7 +9,7 @@ import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
 
 from bpcli.benching.memory import allocated_bytes
-from bpcli.kernels import memory, online_plan, plan
+from bpcli.kernels import layout, memory, online_plan, plan
 from bpcli.methods import parse
 from bpcli.problem import unrolled
 from bpcli.problem.model import Problem
@@ -20,6 +20,11 @@ CUTS: dict[str, dict[object, dict[str, float]]] = {
     "shards": {plan: {"SHARD_ROWS": 2}},
     "a step's phases together": {plan: {"STEPWISE_ROWS": 1}},
     "short chunks of these": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ENTRIES": 24}},
+    "short chunks, and near ones": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ROWS": 2, "NEAR_ENTRIES": 40}},
+    "matrices by rows": {
+        plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "TASK_ROWS": 1, "LANE_FLOPS": 1.0},
+        layout: {"LANE_ENTRIES": 3},
+    },
     "lanes": {plan: {"LANE_FLOPS": 1.0, "LANE_ROWS": 1, "TASK_ROWS": 1}},
     "slides": {unrolled: {"SLACK": 1}},
     "slides by chunks": {unrolled: {"SLACK": 1}, plan: {"CHUNK_ROWS": 4}},

@@ -1,4 +1,4 @@
-"""Products with a packed matrix, against NumPy: every remainder of rows and columns, whole and added to."""
+"""Products with a packed matrix, and of factors as they stand, against NumPy: every remainder of rows and columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpcli.graph.tape import ADDEND, FIELDS, OP, OUT, SIZE, SIZE_A, SIZE_B, A, B, Forward
-from bpcli.kernels import forward
+from bpcli.kernels import forward, products
 from bpcli.kernels.calls import Call
 from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.fixes import no_fixes
@@ -69,6 +69,45 @@ def test_products(m: int, n: int, k: int, dtype: type, added: bool) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=8 * k * np.finfo(dtype).eps)
     assert not np.allclose(product(W + 1, x, first, W.T + 1), expected, rtol=0, atol=1e-3)
     assert (found[:2] == product(W, x[:2], None if first is None else first[:2], W.T)).all()
+
+
+def matrix_gradient(delta: np.ndarray, vector: np.ndarray, turned: bool, apart: int) -> np.ndarray:
+    """0.5 + Σ Δᵀ v, or Σ vᵀ Δ where turned, over `(times, k, entries)` rows; `apart` numbers lie between two times."""
+    (times, k, rows), columns = delta.shape, vector.shape[2]
+    shape = (columns, rows) if turned else (rows, columns)
+    spans = [k * each.shape[2] + apart for each in (delta, vector)]
+    starts = np.cumsum([0, times * spans[0], times * spans[1]])
+    values = np.full(starts[-1] + rows * columns, 0.5, delta.dtype)
+    for start, span, each in zip(starts, spans, (delta, vector), strict=False):
+        values[start : start + times * span].reshape(times, span)[:, : each[0].size] = each.reshape(times, -1)
+    job = np.zeros(products.JOB, np.int64)
+    job[[products.LENGTH_V, products.LENGTH_C]], job[products.TURNED_] = values.size, turned
+    job[products.ROWS], job[products.COLUMNS] = shape
+    job[products.DEPTH], job[products.TIMES], job[products.SUM] = k, times, starts[-1]
+    job[[products.DELTA, products.VECTOR]], job[[products.DELTA_JUMP, products.VECTOR_JUMP]] = starts[:2], spans
+    job[[products.DELTA_STRIDE, products.VECTOR_STRIDE]] = rows, columns
+    Call("products", job[None]).run(values, values.ctypes.data)
+    return values[starts[-1] :].reshape(shape)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("rows", "columns", "k", "times"),
+    [(m, n, 3, 1) for m in (1, 2, 5, 9, 33) for n in range(1, 50)] + [(20, n, 16, 21) for n in (2, 3, 31)]
+    # few columns, few rows, more of them than a vector's, and more than are taken as they stand
+    + [(60, 2, 130, 3), (2, 60, 130, 3), (7, 260, 5, 4), (1, 1, 1, 7)],
+)  # fmt: skip
+def test_matrix_gradients(rows: int, columns: int, k: int, times: int, dtype: type, turned: bool) -> None:
+    """Equal to NumPy's, whatever stands between the rows of one time and the next; with other rows it is not."""
+    rng = np.random.default_rng(rows + 100 * columns + k)
+    delta = rng.standard_normal((times, k, rows)).astype(dtype)
+    vector = rng.standard_normal((times, k, columns)).astype(dtype)
+    expected = 0.5 + np.einsum("tkr,tkc->rc", *(each.astype(np.float64) for each in (delta, vector)))
+    found = matrix_gradient(delta, vector, turned, 16)
+    atol = 8 * k * times * np.finfo(dtype).eps
+    np.testing.assert_allclose(found, expected.T if turned else expected, rtol=0, atol=atol)
+    assert not np.allclose(matrix_gradient(delta[::-1] + 1, vector, turned, 16), found, rtol=0, atol=1e-3)
 
 
 def test_packing() -> None:

@@ -26,7 +26,7 @@ from bpcli.kernels.jit import inner, vector, vector_at
 MOST_THREADS = 64
 MOST_PARTS = 256
 """Parts of a call, of one job or several, that are taken one by one."""
-PATIENCE = 4000
+PATIENCE = 16000
 """Pauses, 20 to 50 ns each, that a thread waits for the next call before it sleeps."""
 RESTLESS = 64
 """Pauses after which whoever waits lets others have its core: they may be those it waits for."""

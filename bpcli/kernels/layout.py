@@ -35,6 +35,9 @@ from bpcli.kernels.rows import BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
 from bpcli.kernels.tiles import packed_entries
 
 ALIGN = 16  # entries: two cache lines of float64
+LANE_ENTRIES = 1 << 14
+"""Entries of a matrix of whose gradient every shard takes its own share: what another core has written takes as long to
+get at as some ten multiplications of it, and that of a larger matrix is multiplied more often."""
 CHUNK, WINDOW = 1, 2
 
 
@@ -157,14 +160,14 @@ def _packed(forward: Forward, reverse: Reverse, extent: Extent) -> set[tuple[int
     return {(n, field) for n, field in found if n not in forward.alias}
 
 
-def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Collection[int]) -> tuple[Places, Places]:
+def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Collection[int]) -> Places:
     """Cotangents.
 
-    Of the `inputs` differentiated for the window, of what outlives its step for a chunk, else for a step. Two tables
-    over one array: in the second a static vector or scalar stands where its sum ends up, in the first where each lane
-    collects its own share, if there are several.
+    Of the `inputs` differentiated for the window, of what outlives its step for a chunk, else for a step. Of static
+    nodes that several lanes contribute to, each lane collects its own share; sums end up in the first lane's.
     """
     allocator = Allocator(len(graph.nodes))
+    laned = laned_sums(graph, reverse, extent)
     lasting = {_owner(reverse.alias, graph.loss)}
     if extent.stepwise:
         lasting |= {_owner(reverse.alias, product.delta) for product in reverse.products}
@@ -180,7 +183,10 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
     for node in graph.nodes:
         if node.index not in reverse.touched or node.index in reverse.alias or node.index in states:
             continue
-        if node.phase is Phase.STATIC:
+        if node.index in laned:
+            share = -(-node.size // ALIGN) * ALIGN
+            allocator.place(node.index, allocator.take(share * extent.lanes), (0, 0, 0, share))
+        elif node.phase is Phase.STATIC:
             allocator.place(node.index, allocator.take(node.size))
         elif node.index in inputs:
             allocator.rows(node, extent.window, extent.batch, WINDOW)
@@ -188,14 +194,16 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
             allocator.rows(node, extent.chunk, extent.batch, CHUNK)
         else:
             allocator.rows(node, 1, extent.batch, 0)
-    settled = allocator.table.copy()
-    for n in sorted(shared_arguments(graph, reverse)) if extent.lanes > 1 else ():
-        size = -(-graph.nodes[n].size // ALIGN) * ALIGN
-        allocator.place(n, allocator.take(size * extent.lanes), (0, 0, 0, size))
-    dynamic = allocator.finish(reverse.alias)
-    static = Allocator(len(graph.nodes))
-    static.table, static.size = settled, dynamic.size
-    return dynamic, static.finish(reverse.alias)
+    return allocator.finish(reverse.alias)
+
+
+def laned_sums(graph: Graph, reverse: Reverse, extent: Extent) -> set[int]:
+    """The static nodes that lanes collect shares of: of small matrices too where every shard has a lane."""
+    if extent.lanes == 1:
+        return set()
+    matrices = {p.matrix for p in reverse.products if graph.nodes[p.matrix].size <= LANE_ENTRIES}
+    within = matrices if extent.stepwise and not extent.apart else set()
+    return shared_arguments(graph, reverse) | {_owner(reverse.alias, n) for n in within}
 
 
 def shared_arguments(graph: Graph, reverse: Reverse) -> set[int]:

@@ -16,11 +16,14 @@ from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import Forward, Integers, Reverse
 from bpcli.kernels.layout import Extent, Places, cotangent_places, value_places
+from bpcli.kernels.rows import LANE
 
 CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
 CHUNK_ENTRIES = 1 << 19
 """Entries, in those rows, of the widest vector that a matrix gradient is made of: they should be near when it is."""
+NEAR_ENTRIES = 1 << 18
+"""As many are near in any case: more rows are worked on at a time where they have no more."""
 SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
 LANE_FLOPS = 1e6
@@ -37,7 +40,7 @@ MOST_LANES = 16
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Tapes and places. `sums` are the places of static cotangents where they end up; `leaves` are differentiated."""
+    """Tapes and places; `leaves` are differentiated."""
 
     graph: Graph
     forward: Forward
@@ -46,7 +49,6 @@ class Plan:
     shards: int
     values: Places
     cotangents: Places
-    sums: Places
     leaves: frozenset[int]
 
     @cached_property
@@ -64,24 +66,32 @@ class Plan:
 
     @cached_property
     def tasks(self) -> Integers:
-        """Stretches of matrix gradients: matrix, delta, vector, turned, columns, first and last row, and whose turn.
+        """Stretches of matrix gradients: matrix, delta, vector, turned, columns, first and last row, whose turn, shard.
 
-        A matrix in several products takes their gradients in turns.
+        A matrix in several products takes their gradients in turns; -1 stands for all shards at once.
         """
-        tasks, turns = [], Counter[int]()
+        tasks, shares, turns = [], [], Counter[int]()
         for product in self.reverse.products:
             rows, columns = self.graph.nodes[product.matrix].shape
+            ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
+            turn = turns[product.matrix]
+            turns[product.matrix] += 1
+            if self.shared_out(product.matrix):
+                shares += [(*ends, 0, rows, turn, shard) for shard in range(self.shards)]
+                continue
             flops = 2.0 * rows * columns * self.extent.chunk * self.extent.batch
             pieces = max(rows // TASK_ROWS, min(2, rows // LEAST_TASK_ROWS))
             parts = max(1, min(MOST_LANES, pieces, int(flops / LANE_FLOPS)))
-            for part in range(parts):
-                stretch = (rows * part // parts, rows * (part + 1) // parts)
-                ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
-                tasks.append((*ends, *stretch, turns[product.matrix]))
-            turns[product.matrix] += 1
+            stretches = ((rows * part // parts, rows * (part + 1) // parts) for part in range(parts))
+            tasks += [(*ends, *stretch, turn, -1) for stretch in stretches]
         tasks.sort(key=lambda task: -task[4] * (task[6] - task[5]))
-        # Threads take even stretches of the list: large tasks stand at both ends.
-        return np.array(tasks[::2] + tasks[1::2][::-1], dtype=np.int64).reshape(len(tasks), 8)
+        shares.sort(key=lambda task: task[-1])
+        # Threads take even stretches of the list: large tasks stand at both ends, and a shard's with each other.
+        return np.array([*tasks[::2], *shares, *tasks[1::2][::-1]], dtype=np.int64).reshape(-1, 9)
+
+    def shared_out(self, matrix: int) -> bool:
+        """Whether every shard collects its own share of a matrix's gradient."""
+        return bool(self.cotangents.table[matrix, LANE])
 
 
 def make_plan(
@@ -108,14 +118,17 @@ def make_plan(
     chunk = chunk_steps(window, batch)
     if stepwise and not apart:
         widest = max((graph.nodes[n].size for p in reverse.products for n in (p.delta, p.vector)), default=1)
-        chunk = max(1, min(chunk, CHUNK_ENTRIES // (widest * batch)))
-    phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
-    lanes = max(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases)
-    extent = Extent(window, chunk, batch, max(shards, lanes), stepwise, apart)
+        fitting, near = (entries // (widest * batch) for entries in (CHUNK_ENTRIES, NEAR_ENTRIES))
+        chunk = max(1, min(window, fitting, max(chunk, near)))
+    lanes = shards
+    if apart or not stepwise:
+        phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
+        lanes = max(shards, *(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases))
+    extent = Extent(window, chunk, batch, lanes, stepwise, apart)
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
     values = value_places(graph, forward, reverse, reads, extent)
-    cotangents, sums = cotangent_places(graph, reverse, extent, inputs)
-    return Plan(graph, forward, reverse, extent, shards, values, cotangents, sums, frozenset(leaves))
+    cotangents = cotangent_places(graph, reverse, extent, inputs)
+    return Plan(graph, forward, reverse, extent, shards, values, cotangents, frozenset(leaves))
 
 
 def chunk_steps(window: int, batch: int) -> int:

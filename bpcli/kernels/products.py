@@ -14,14 +14,17 @@ from bpcli.kernels.tiles import transposed_product
     ROWS,
     COLUMNS,
     DEPTH,
+    TIMES,
     DELTA,
     DELTA_STRIDE,
+    DELTA_JUMP,
     VECTOR,
     VECTOR_STRIDE,
+    VECTOR_JUMP,
     SUM,
-) = range(13)
+) = range(16)
 """Fields of a job: the arrays (how far F and C begin from `values`), then G (rows, columns) at SUM += Δᵀ v over `DEPTH`
-rows, or vᵀ Δ where turned."""
+rows, or vᵀ Δ where turned, and that `TIMES` times, a jump from one to the next."""
 JOB = SUM + 1
 
 
@@ -31,8 +34,10 @@ def matrix_product(job, values):  # type: ignore[no-untyped-def]
     F = vector_from(values, job[FACTORS], job[LENGTH_V])
     C = vector_from(values, job[COTANGENTS], job[LENGTH_C])
     m, n, k = job[ROWS], job[COLUMNS], job[DEPTH]
-    delta, ldd, v, ldv, out = job[DELTA], job[DELTA_STRIDE], job[VECTOR], job[VECTOR_STRIDE], job[SUM]
+    times, out = job[TIMES], job[SUM]
+    delta, ldd, jd = job[DELTA], job[DELTA_STRIDE], job[DELTA_JUMP]
+    v, ldv, jv = job[VECTOR], job[VECTOR_STRIDE], job[VECTOR_JUMP]
     if job[TURNED_] == 1:
-        transposed_product(m, n, k, F, v, ldv, C, delta, ldd, C, out, n)
+        transposed_product(m, n, k, times, F, v, ldv, jv, C, delta, ldd, jd, C, out, n)
     else:
-        transposed_product(m, n, k, C, delta, ldd, F, v, ldv, C, out, n)
+        transposed_product(m, n, k, times, C, delta, ldd, jd, F, v, ldv, jv, C, out, n)

@@ -25,7 +25,7 @@ from bpcli.kernels.jobs import cut, forward_job, reverse_job
 from bpcli.kernels.layout import packed_shape, settle, without_packed
 from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import Plan
-from bpcli.kernels.rows import BASE, INNER_ROW, PACKED, PACKED_T
+from bpcli.kernels.rows import BASE, INNER_ROW, LANE, PACKED, PACKED_T, STEP
 from bpcli.kernels.stretches import Stretches
 from bpcli.kernels.tiles import width
 
@@ -83,8 +83,8 @@ class Stages:
 
     @cached_property
     def static_reverse(self) -> Calls:
-        """The static phase backwards, from the places where sums end up."""
-        tables = self.places, self.plan.sums.table
+        """The static phase backwards, from the first lane, where sums end up."""
+        tables = self.places, self.plan.cotangents.table
         return list(self._pass_reverse(tables, (Phase.STATIC, Phase.STATIC), (0, 1), (0, 1), 1))
 
     def _packing(self) -> Iterable[Call]:
@@ -124,7 +124,7 @@ class Stages:
             for phase in (Phase.OUTPUT, Phase.RECURRENT, Phase.INPUT):
                 within = self._within(stretch, phase, phase is Phase.RECURRENT and not extent.apart)
                 found += self._pass_reverse(tables, (phase, phase), *within)
-        return [*_joined(found), *self._products(tables, first * extent.batch, last * extent.batch)]
+        return [*_joined(found), *self._products(tables, first, last)]
 
     def _within(self, stretch: Stretch, phase: Phase, in_turn: bool) -> tuple[tuple[int, int], tuple[int, int], int]:
         """Steps, rows and parts: steps one after another, or as rows all at once."""
@@ -184,21 +184,27 @@ class Stages:
         return enough and rows[1] - rows[0] == 1 and self.numbers.dtype.kind == "f"
 
     def _products(self, tables: tuple[Integers, Integers], first: int, last: int) -> Iterable[Call]:
-        """The gradients of all matrices, over the rows `first` to `last`."""
-        plan, kernel = self.plan, products_kernel
+        """The gradients of all matrices, over the rows of the steps `first` to `last`."""
+        plan, kernel, batch = self.plan, products_kernel, self.plan.extent.batch
         places, cplaces = tables
-        matrix, delta, vector, turned, columns, r0, r1, turn = plan.tasks.T
+        matrix, delta, vector, turned, columns, r0, r1, turn, shard = plan.tasks.T
+        own, shard = shard >= 0, np.maximum(shard, 0)
+        start = first * batch + own * (batch * shard // plan.shards)
         jobs = np.zeros((len(r0), kernel.JOB), np.int64)
         jobs[:, kernel.FACTORS], jobs[:, kernel.LENGTH_V] = self.factors, plan.values.size
         jobs[:, kernel.COTANGENTS], jobs[:, kernel.LENGTH_C] = self.cotangents, plan.cotangents.size
         jobs[:, kernel.TURNED_], jobs[:, kernel.COLUMNS] = turned, columns
-        jobs[:, kernel.ROWS], jobs[:, kernel.DEPTH] = r1 - r0, last - first
+        jobs[:, kernel.ROWS], jobs[:, kernel.TIMES] = r1 - r0, np.where(own, last - first, 1)
+        end = np.where(own, first * batch + batch * (shard + 1) // plan.shards, last * batch)
+        jobs[:, kernel.DEPTH] = end - start
         jobs[:, kernel.DELTA_STRIDE] = cplaces[delta, INNER_ROW]
         jobs[:, kernel.VECTOR_STRIDE] = places[vector, INNER_ROW]
-        jobs[:, kernel.DELTA] = cplaces[delta, BASE] + first * cplaces[delta, INNER_ROW] + (1 - turned) * r0
-        jobs[:, kernel.VECTOR] = places[vector, BASE] + first * places[vector, INNER_ROW] + turned * r0
-        jobs[:, kernel.SUM] = plan.cotangents.table[matrix, BASE] + r0 * columns
-        flops = 2 * int((jobs[:, kernel.ROWS] * jobs[:, kernel.COLUMNS] * jobs[:, kernel.DEPTH]).sum())
+        jobs[:, kernel.DELTA] = cplaces[delta, BASE] + start * cplaces[delta, INNER_ROW] + (1 - turned) * r0
+        jobs[:, kernel.VECTOR] = places[vector, BASE] + start * places[vector, INNER_ROW] + turned * r0
+        jobs[:, kernel.DELTA_JUMP], jobs[:, kernel.VECTOR_JUMP] = cplaces[delta, STEP], places[vector, STEP]
+        jobs[:, kernel.SUM] = cplaces[matrix, BASE] + shard * cplaces[matrix, LANE] + r0 * columns
+        sizes = jobs[:, [kernel.ROWS, kernel.COLUMNS, kernel.DEPTH, kernel.TIMES]]
+        flops = 2 * int(sizes.prod(axis=1).sum())
         worth_it = len(jobs) > len(plan.reverse.products) and (plan.shards > 1 or flops >= LEAST_WOKEN)
         for each in range(max(turn, default=-1) + 1):
             yield Call("products", jobs[turn == each], parallel=worth_it)  # no two of them add to the same matrix

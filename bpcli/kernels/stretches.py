@@ -57,11 +57,11 @@ class Stretches:
         """Stretches of cotangents that contributions are only ever added to: all but where a first one is stored."""
         plan, found = self.plan, list[tuple[int, int]]()
         for n, node in enumerate(plan.graph.nodes):
-            final, line = plan.sums.table[n], plan.cotangents.table[n]
-            if final[BASE] >= 0 and (node.phase is Phase.STATIC or node.op == "input"):
+            line = plan.cotangents.table[n]
+            if line[BASE] >= 0 and (node.phase is Phase.STATIC or node.op == "input"):
                 steps = 1 if node.phase is Phase.STATIC else plan.extent.window * plan.extent.batch
-                found.append((final[BASE], final[BASE] + node.size * steps))
-                found.append((line[BASE], line[BASE] + line[LANE] * plan.extent.lanes))
+                entries = max(node.size * steps, line[LANE] * plan.extent.lanes)
+                found.append((line[BASE], line[BASE] + entries))
         joined: list[tuple[int, int]] = []
         for start, stop in sorted(found):
             # Only what pads one stretch to the next lies between them.
@@ -72,13 +72,14 @@ class Stretches:
         return [slice(*ends) for ends in joined]
 
     @cached_property
-    def lanes(self) -> Sequence[tuple[slice, slice, int]]:
-        """For each static node that lanes collect shares of: its sum, the shares, and entries from share to share."""
+    def lanes(self) -> Sequence[tuple[slice, Sequence[slice]]]:
+        """For each static node that lanes collect shares of: the first, where the sum ends up, and the others."""
         plan, found = self.plan, []
         for n, line in enumerate(plan.cotangents.table):
             if line[LANE] and n not in plan.reverse.alias:
-                total = _stretch(plan.sums.table[n, BASE], plan.graph.nodes[n].size)
-                found.append((total, _stretch(line[BASE], line[LANE] * plan.extent.lanes), int(line[LANE])))
+                size, lanes = plan.graph.nodes[n].size, range(plan.extent.lanes)
+                first, *others = (_stretch(line[BASE] + lane * line[LANE], size) for lane in lanes)
+                found.append((first, others))
         return found
 
     @cached_property
@@ -86,7 +87,7 @@ class Stretches:
         """For each leaf where its gradient ends up (None: it has none), and how many entries that has."""
         plan, found = self.plan, []
         for n in plan.leaves:
-            node, base = plan.graph.nodes[n], plan.sums.table[n, BASE]
+            node, base = plan.graph.nodes[n], plan.cotangents.table[n, BASE]
             if node.op != "previous":
                 entries = node.size * (1 if node.op == "param" else plan.extent.window * plan.extent.batch)
                 found.append((n, _stretch(base, entries) if base >= 0 else None, entries))

@@ -69,14 +69,15 @@ if mode.compiling:
     )
 
     @intrinsic
-    def _tile(typingctx, m, k, A, a, lda, step, P, p, ldp, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
+    def _tile(typingctx, m, k, times, A, a, lda, step, ja, P, p, ldp, jp, columns, add, C, c, ldc):  # type: ignore[no-untyped-def]
         """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; else as the products.
 
-        Rows of A are `lda` apart, the entries of a row `step`.
+        Rows of A are `lda` apart, the entries of a row `step`; k entries follow each other `times` times, `ja` and `jp`
+        numbers from one time to the next.
         """
         index, dtype = types.intp, C.dtype
-        sizes = (index, index, A, index, index, index, P, index, index, index, types.boolean, C, index, index)
-        signature = types.void(*sizes)
+        left, right = (A, index, index, index, index), (P, index, index, index)
+        signature = types.void(index, index, index, *left, *right, index, types.boolean, C, index, index)
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             if isinstance(dtype, types.Float):  # complex products go another way
@@ -86,10 +87,11 @@ if mode.compiling:
         return signature, codegen
 
     def _emit_tile(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        m, k, _, a, lda, step, _, p, ldp, columns, add, _, c, ldc = args
-        vector = vector_of(context, signature.args[2].dtype)
-        left, right, out = (data(context, builder, signature, args, i) for i in (2, 6, 11))
+        m, k, times, _, a, lda, step, ja, _, p, ldp, jp, columns, add, _, c, ldc = args
+        vector = vector_of(context, signature.args[3].dtype)
+        left, right, out = (data(context, builder, signature, args, i) for i in (3, 8, 14))
         panel, last = at(builder, right, p), builder.sub(m, constant(1))
+        depth, apart = (k, times), (step, ja, ldp, jp)
 
         def row(base, start, apart, r):  # type: ignore[no-untyped-def]
             """Row r, or the last one that is there."""
@@ -102,7 +104,7 @@ if mode.compiling:
             with builder.if_else(wanted) as (then, otherwise):
                 with then:
                     lines = [row(left, a, lda, r) for r in range(rows)]
-                    sums = _sums(builder, k, lines, step, panel, ldp, columns, vector, vectors)
+                    sums = _sums(builder, depth, apart, lines, panel, columns, vector, vectors)
                     _store(builder, sums, [row(out, c, ldc, r) for r in range(rows)], add, columns)
                 with otherwise:
                     if vectors > 1:
@@ -115,22 +117,27 @@ if mode.compiling:
             with otherwise:
                 emit(ROWS, VECTORS)
 
-    def _sums(builder, k, rows, step, panel, ldp, columns, vector, vectors):  # type: ignore[no-untyped-def]
+    def _sums(builder, depth, apart, rows, panel, columns, vector, vectors):  # type: ignore[no-untyped-def]
         """Σ_i rows[r][i step] panel[i]: for each row the panel's first `vectors` vectors, one after the other."""
-
+        (k, times), (step, ja, ldp, jp) = depth, apart
         wanted = builder.sub(columns, constant((vectors - 1) * vector.count))
         masks = [None] * (vectors - 1) + [first(builder, vector.count, wanted)]
 
-        def body(i, sums):  # type: ignore[no-untyped-def]
-            line = at(builder, panel, builder.mul(i, ldp))
-            places = [at(builder, line, constant(v * vector.count)) for v in range(vectors)]
-            factors = [load(builder, vector, *there) for there in zip(places, masks, strict=True)]
-            there = builder.mul(i, step)
-            entries = [everywhere(builder, vector, builder.load(at(builder, row, there))) for row in rows]
-            pairs = ((entry, factor) for entry in entries for factor in factors)
-            return [multiply_add(builder, *pair, s) for pair, s in zip(pairs, sums, strict=True)]
+        def once(time, sums):  # type: ignore[no-untyped-def]
+            above, beside = builder.mul(time, ja), at(builder, panel, builder.mul(time, jp))
 
-        return loop(builder, k, 1, [zeros(vector)] * (len(rows) * vectors), body)
+            def body(i, sums):  # type: ignore[no-untyped-def]
+                line = at(builder, beside, builder.mul(i, ldp))
+                places = [at(builder, line, constant(v * vector.count)) for v in range(vectors)]
+                factors = [load(builder, vector, *there) for there in zip(places, masks, strict=True)]
+                there = builder.add(above, builder.mul(i, step))
+                entries = [everywhere(builder, vector, builder.load(at(builder, row, there))) for row in rows]
+                pairs = ((entry, factor) for entry in entries for factor in factors)
+                return [multiply_add(builder, *pair, s) for pair, s in zip(pairs, sums, strict=True)]
+
+            return loop(builder, k, 1, sums, body)
+
+        return loop(builder, times, 1, [zeros(vector)] * (len(rows) * vectors), once)
 
     def _store(builder, sums, rows, add, columns):  # type: ignore[no-untyped-def]
         """Write the tile's first `columns`; all rows are read before one is written: rows may be the same one."""
@@ -150,27 +157,34 @@ if mode.compiling:
         for j in range(0, n, columns):
             panel, wanted = p + j * k, min(columns, n - j)
             for i in range(0, m, ROWS):
-                _tile(m - i, k, A, a + i * lda, lda, 1, P, panel, columns, wanted, add, C, c + i * ldc + j, ldc)
+                above, out = a + i * lda, c + i * ldc + j
+                _tile(m - i, k, 1, A, above, lda, 1, 0, P, panel, columns, 0, wanted, add, C, out, ldc)
 
     @inner
-    def transposed_product(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):
-        """C (m, n) += Aᵀ B for A (k, m) and B (k, n)."""
+    def transposed_product(m, n, k, times, A, a, lda, ja, B, b, ldb, jb, C, c, ldc):
+        """C (m, n) += Aᵀ B for A (k, m) and B (k, n), `times` of each, which are ja and jb numbers apart."""
         if n > MOST_COLUMNS:
-            gemm(True, False, m, n, k, A, a, lda, B, b, ldb, True, C, c, ldc)
+            for time in range(times):
+                gemm(True, False, m, n, k, A, a + time * ja, lda, B, b + time * jb, ldb, True, C, c, ldc)
             return
         columns = VECTORS * lanes_of(C)
-        for start in range(0, k, DEPTH):
-            depth, above, beside = min(DEPTH, k - start), a + start * lda, b + start * ldb
-            for j in range(0, n, columns):
-                wanted = min(columns, n - j)
-                for i in range(0, m, ROWS):
-                    _tile(m - i, depth, A, above + i, 1, lda, B, beside + j, ldb, wanted, True, C, c + i * ldc + j, ldc)
+        together = max(1, DEPTH // k)
+        for time in range(0, times, together):
+            for start in range(0, k, DEPTH):
+                depth, most = min(DEPTH, k - start), min(together, times - time)
+                above, beside = a + time * ja + start * lda, b + time * jb + start * ldb
+                for j in range(0, n, columns):
+                    wanted = min(columns, n - j)
+                    for i in range(0, m, ROWS):
+                        left, right, out = above + i, beside + j, c + i * ldc + j
+                        _tile(m - i, depth, most, A, left, 1, lda, ja, B, right, ldb, jb, wanted, True, C, out, ldc)
 
 else:
 
-    def transposed_product(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):  # type: ignore[no-untyped-def]
+    def transposed_product(m, n, k, times, A, a, lda, ja, B, b, ldb, jb, C, c, ldc):  # type: ignore[no-untyped-def]
         """The same where nothing is compiled."""
-        plain_gemm(True, False, m, n, k, A, a, lda, B, b, ldb, True, C, c, ldc)
+        for time in range(times):
+            plain_gemm(True, False, m, n, k, A, a + time * ja, lda, B, b + time * jb, ldb, True, C, c, ldc)
 
     def packed_product(m, n, k, A, a, lda, P, p, add, C, c, ldc):  # type: ignore[no-untyped-def]
         """The same where nothing is compiled."""

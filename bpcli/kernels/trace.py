@@ -156,7 +156,7 @@ class Trace:
         if node.index not in plan.reverse.touched:
             return
         if node.phase is Phase.STATIC:
-            self.C[plan.sums.table[node.index, BASE]] += weights.sum()
+            self.C[plan.cotangents.table[node.index, BASE]] += weights.sum()
             return
         base = self._first(plan.cotangents, node.index, first)
         self.C[base : base + weights.size] = weights.ravel()
@@ -176,12 +176,11 @@ class Trace:
 
     def finish(self, extra: Sequence[tuple[int, Array]] = ()) -> dict[int, Array]:
         """Add up the lanes (and `extra` sums of static nodes), take the static phase backwards; gradients by leaf."""
-        for total, shares, apart in self._stretches.lanes:
-            size = total.stop - total.start
-            for lane in self.C[shares].reshape(-1, apart):
-                self.C[total] += lane[:size]
+        for total, others in self._views.lanes:
+            for share in others:
+                total += share
         for n, values in extra:
-            base = self.plan.sums.table[n, BASE]
+            base = self.plan.cotangents.table[n, BASE]
             self.C[base : base + values.size] += values
         if self.rounding:
             np.abs(self.V, out=self.F)
@@ -191,7 +190,7 @@ class Trace:
 
     def take_window(self, n: int, steps: int) -> Array:
         """An input's cotangents (steps, batch, size) of the window so far; they are set to zero."""
-        size, base = self.plan.graph.nodes[n].size, self.plan.sums.table[n, BASE]
+        size, base = self.plan.graph.nodes[n].size, self.plan.cotangents.table[n, BASE]
         rows = self.C[base : base + steps * self.plan.extent.batch * size] if base >= 0 else np.zeros(0, self.dtype)
         taken = rows.copy() if base >= 0 else np.zeros(steps * self.plan.extent.batch * size, self.dtype)
         rows[:] = 0

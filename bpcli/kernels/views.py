@@ -32,6 +32,10 @@ class Views:
             (name, self.V[stretch].reshape(-1, size)) for name, stretch, size in stretches.states
         ]
         """Of each state the rows before the first step of the window."""
+        self.lanes: Sequence[tuple[Array, Sequence[Array]]] = [
+            (self.C[first], [self.C[other] for other in others]) for first, others in stretches.lanes
+        ]
+        """Shares of cotangents of static nodes: the first, where their sum ends up, and the others."""
         self.leaves: Sequence[tuple[int, Array | None, int]] = [
             (n, None if place is None else self.C[place], entries) for n, place, entries in stretches.leaves
         ]
