@@ -1,19 +1,23 @@
-"""Teams: products that threads share are those that one thread computes, whoever comes, comes late or not at all."""
+"""Teams: steps that threads share are those that one thread takes, whoever comes, comes late or not at all."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bpcli.kernels import calls, mode
-from bpcli.kernels.library import reordered
+from bpcli.kernels import calls, meetings, mode, stages, team
+from bpcli.kernels.library import code, reordered
+from bpcli.kernels.plan import make_plan
+from bpcli.kernels.stages import Stages
 from bpcli.kernels.team import desk_for
 from bpcli.kernels.trace import Trace
 from bpcli.methods import parse
@@ -23,103 +27,237 @@ from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
 
 SPECS = Path(__file__).parents[1] / "specs"
+MIXED = """bp = 1
+[dims]
+n = 71
+[inputs]
+x = ["n"]
+[params]
+W = { shape = ["n", "n"], init = "orthogonal", scale = 0.9 }
+U = { shape = ["n", "n"], init = "orthogonal", scale = 0.9 }
+b = ["n"]
+scale = []
+[state]
+a = ["n"]
+c = ["n"]
+[equations]
+u = "tanh(W @ a[t-1] + x)"
+v = "U.T @ u + b * c[t-1]"
+g = "concat(u, v)"
+s = "scale * sum(sigmoid(g)) / n"
+c = "s * v + softmax(u)"
+a = "tanh(W @ c) * g[1:n+1] + a[t-1] / 2"
+loss = "dot(a, c) + s"
+[data]
+T = 5
+batch = 1
+"""
+"""Matrices that are used twice and turned, reductions, slices of a vector that is put together, scalars of a step."""
 
 
 @pytest.fixture
-def team(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module as it is where nothing is compiled."""
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """The modules of kernels as they are where nothing is compiled."""
     monkeypatch.setattr(mode, "compiling", False)
-    names = [f"bpcli.kernels.{name}" for name in ("jit", "atomics", "blas", "team")]
-    held = [sys.modules.pop(name, None) for name in names]
-    yield importlib.import_module(names[-1])
-    sys.modules.update({name: module for name, module in zip(names, held, strict=True) if module})
+    package = importlib.import_module("bpcli.kernels")
+    prefix, kept = f"{package.__name__}.", mode.__name__
+
+    def take_out() -> dict[str, Any]:
+        held = {name: module for name, module in sys.modules.items() if name.startswith(prefix) and name != kept}
+        for name in held:
+            del sys.modules[name]
+            delattr(package, name.removeprefix(prefix))
+        return held
+
+    held = take_out()
+    yield lambda name: importlib.import_module(prefix + name)
+    take_out()
+    for name, module in held.items():
+        sys.modules[name] = module
+        setattr(package, name.removeprefix(prefix), module)
 
 
-def _product(team: Any, desk: Any, turned: bool, n: int, k: int, add: bool) -> tuple[Any, Any]:
-    """y (n) (+)= W x by a team, and by one product of NumPy."""
-    rng = np.random.default_rng(n + k)
-    W, x, y = rng.normal(size=n * k), rng.normal(size=k), rng.normal(size=n)
-    expected = y.copy()
-    sys.modules["bpcli.kernels.blas"].plain_gemm(
-        False, not turned, 1, n, k, x, 0, k, W, 0, n if turned else k, add, expected, 0, n
-    )
-    team.team_product(desk, not turned, n, k, x, 0, W, 0, n if turned else k, add, y, 0, False)
-    return y, expected
+class Recurrence:
+    """The calls of a small trace that teams may run, and all of its numbers."""
+
+    def __init__(self, path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        for bound in ("LEAST_MATRIX", "LEAST_STEP", "LEAST_READ"):
+            monkeypatch.setattr(team, bound, 1)
+        setup = open_setup(path, {"T": steps, "batch": 1}, (), Limits())
+        graph = setup.graph
+        leaves = [graph.leaf[x.name] for x in setup.wrt]
+        plan = make_plan(graph, leaves, 1, steps, [graph.loss, *graph.new.values()])
+        self.trace = Trace(plan, np.dtype("float64"), draw(setup).arrays)
+        self.trace.stages = Stages(plan, self.trace.dtype, False)  # not those that are kept, which know of no team
+        self.trace.start()
+        self.trace.forward(0, steps)
+        self.trace.reverse(0, steps, np.ones((steps, 1)), fresh=True)
+        stretch = (0, steps, 0)
+        found = [*self.trace.stages.forward(stretch), *self.trace.stages.reverse(stretch)]
+        self.calls = [call for call in found if call.desk is not None]
+        length = self.trace.stages.entries * self.trace.dtype.itemsize
+        self.numbers = np.frombuffer((ctypes.c_byte * length).from_address(self.trace._address), self.trace.dtype)
+        self.numbers[~np.isfinite(self.numbers)] = 0  # what nothing has written may be anything
+        self.numbers *= 0.9  # so that what is written again is not what is there
+
+    def after(self, run: Callable[[], object]) -> np.ndarray:
+        """All numbers after something has run; then they are as before."""
+        before = self.numbers.copy()
+        run()
+        after = self.numbers.copy()
+        self.numbers[:] = before
+        return after
+
+    def alone(self, call: calls.Call) -> np.ndarray:
+        """All numbers after one thread has run a call."""
+        kernel = code((call.name, self.trace.dtype))
+        job = call.jobs[0]
+        return self.after(lambda: kernel.call(job.ctypes.data, 1, 0, self.trace._address))
+
+    def together(self, call: calls.Call, desk: np.ndarray, waits: Sequence[float]) -> np.ndarray:
+        """The same after threads have, each of which comes so many seconds after the one before."""
+        kernel, job = code((call.name, self.trace.dtype)), call.jobs[0].copy()
+        assert call.desk is not None
+        job[call.desk] = desk.ctypes.data
+
+        def run() -> None:
+            threads = []
+            for wait in waits:
+                time.sleep(wait)
+                arguments = (job.ctypes.data, 1, 0, self.trace._address)
+                threads.append(threading.Thread(target=kernel.call, args=arguments))
+                threads[-1].start()
+            for thread in threads:
+                thread.join(60)
+                assert not thread.is_alive()
+
+        return self.after(run)
 
 
-@pytest.fixture
-def helped(team: Any) -> Any:
-    """A desk with helpers, who have arrived, for a number of members."""
-    started: list[tuple[Any, threading.Thread]] = []
-
-    def start(members: int) -> Any:
-        desk = team.desk_for(members)
-        assert team.arrive(desk) == 0
-        for _ in range(1, members):
-            helper = threading.Thread(target=team.assist, args=(desk, np.zeros(1), team.arrive(desk)))
-            helper.start()
-            started.append((desk, helper))
-        return desk
-
-    yield start
-    for desk, helper in started:
-        team.dismiss(desk)
-        helper.join(10)
-        assert not helper.is_alive()
+def spec_of(name: str, folder: Path) -> Path:
+    if name == "mixed":
+        (folder / "mixed.toml").write_text(MIXED, encoding="utf-8")
+        return folder / "mixed.toml"
+    return SPECS / f"{name}.toml"
 
 
 @pytest.mark.parametrize("members", [2, 3, 8])
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("add", [False, True])
-def test_a_team_computes_the_product(team: Any, helped: Any, members: int, turned: bool, add: bool) -> None:
-    desk = helped(members)
-    for n, k in ((700, 300), (333, 511), (64, 600)):
-        y, expected = _product(team, desk, turned, n, k, add)
-        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
-    assert [desk[team._done(m)] > 1 for m in range(1, members)] == [True] * (members - 1)
+@pytest.mark.parametrize("spec", ["mixed", "gru"])
+def test_a_team_takes_the_steps(spec: str, members: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit, wherever its members come in; one who comes when all is over goes."""
+    recurrence = Recurrence(spec_of(spec, tmp_path), 400, monkeypatch)
+    assert [call.name for call in recurrence.calls] == ["forward", "reverse"]
+    for call in recurrence.calls:
+        alone = recurrence.alone(call)
+        assert (alone != recurrence.numbers).any()
+        for waits in ([0.0] * members, [0.0] + [0.001] * (members - 1), [0.0] * (members - 1) + [0.3]):
+            desk = desk_for(members)
+            assert (recurrence.together(call, desk, waits) == alone).all()
+            assert desk[team._CAME] == members
 
 
-def test_a_share_that_is_told_wrong_is_seen(team: Any, helped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "address_of", lambda array, i: array.ctypes.data + 8 * max(0, int(i) - 1))
-    y, expected = _product(team, helped(3), False, 700, 300, False)
-    assert not np.allclose(y, expected)
+def test_who_waits_long_goes_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recurrence = Recurrence(spec_of("mixed", tmp_path), 2000, monkeypatch)
+    for call in recurrence.calls:
+        alone, desk = recurrence.alone(call), desk_for(2)
+        watch = threading.Thread(target=_owe, args=(desk,))
+        watch.start()
+        together = recurrence.together(call, desk, [0.0, 0.0])
+        watch.join(10)
+        assert desk[team._MOST] == 1 and desk[team._came.py_func(1)] > 0
+        assert (together == alone).all()
 
 
-def test_who_has_not_arrived_is_not_waited_for(team: Any) -> None:
-    desk = team.desk_for(4)
-    team.arrive(desk)
-    y, expected = _product(team, desk, False, 700, 300, False)
-    np.testing.assert_allclose(y, expected, rtol=1e-12)
-    team.dismiss(desk)
-    team.assist(desk, np.zeros(1), team.arrive(desk))  # comes when all is over, and goes
+def _owe(desk: np.ndarray) -> None:
+    """Have the leader owed too much as soon as another has come to a meeting."""
+    start, came = time.monotonic(), team._came.py_func(1)
+    while desk[team._MOST] > 1 and time.monotonic() < start + 5:
+        if desk[came] > 0:
+            desk[team._OWED] = 1 << 40
+        time.sleep(1e-5)
 
 
-def test_a_leader_who_waits_long_goes_on_alone(team: Any, helped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(team, "DEBT", -1)
-    desk = helped(2)
-    first = _product(team, desk, True, 700, 300, True)
-    told = desk[team._told(1)]
-    second = _product(team, desk, True, 700, 300, False)
-    for y, expected in (first, second):
-        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
-    assert told == -1 and desk[team._PRODUCT] == -1
+@pytest.mark.parametrize("spec", ["mixed", "vanilla_rnn", "lstm"])
+def test_there_are_as_many_meetings_as_it_takes(
+    spec: str, plain: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of two members runs ahead from meeting to meeting; and not with any one meeting fewer."""
+    recurrence = Recurrence(spec_of(spec, tmp_path), 4, monkeypatch)
+    for call in recurrence.calls:
+        module = plain(call.name)
+        monkeypatch.setattr(plain("team"), "PIECE_BYTES", 8)
+        job, alone, desk = call.jobs[0].copy(), recurrence.alone(call), desk_for(2)
+        job[call.desk] = desk.ctypes.data
+        planned = int(job[module.MEETINGS])
+        lines = [line for line in range(meetings.MOST_LINES) if planned >> line & 1]
+        assert lines
+
+        def differs(there: int, first: int, job: Any = job, module: Any = module, alone: Any = alone) -> float:
+            job[module.MEETINGS] = there
+            after = recurrence.after(lambda: _in_turns(module, plain("team"), job, recurrence.numbers, first))
+            return float(np.abs(after - alone).max())
+
+        assert max(differs(planned, first) for first in (0, 1)) < 1e-12
+        for line in lines:
+            assert max(differs(planned & ~(1 << line), first) for first in (0, 1)) > 1e-9, line
 
 
-def test_long_waits_add_up(team: Any, helped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is forgiven, and what comes soon after it is not."""
-    monkeypatch.setattr(team, "PATIENCE", -(10**9))
-    monkeypatch.setattr(team, "DEBT", 3 * 10**9 // 2)
-    desk = helped(2)
-    for owed, alone in ((10**9, False), (2 * 10**9, True)):
-        y, expected = _product(team, desk, False, 700, 300, False)
-        np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
-        assert owed <= desk[team._OWED] and alone == (desk[team._PRODUCT] == -1)
+def _in_turns(module: Any, team_module: Any, job: np.ndarray, numbers: np.ndarray, first: int) -> None:
+    """Run a job by two members, one at a time, from meeting to meeting; `first` goes ahead."""
+    turn, done = threading.Condition(), [False, False]
+    whose, members = [first], threading.local()
+
+    def give() -> None:
+        whose[0] = 1 - members.me if not done[1 - members.me] else members.me
+        turn.notify_all()
+
+    def join(desk: Any, step: int, line: int, over: int) -> tuple[tuple[int, int, int], int, int]:
+        members.began = step, line
+        return (members.me, 2, 0), step, line
+
+    def meet(desk: Any, member: int, count: int, meeting: int, step: int, line: int) -> int:
+        if (step, line) == members.began:  # as if the other had come in there
+            return count
+        with turn:
+            give()
+            turn.wait_for(lambda: whose[0] == member)
+        return count
+
+    def run(member: int) -> None:
+        members.me = member
+        with turn:
+            turn.wait_for(lambda: whose[0] == member)
+        try:
+            module.forward_span(job, numbers) if hasattr(module, "forward_span") else module.reverse_span(job, numbers)
+        finally:
+            with turn:
+                done[member] = True
+                give()
+
+    module.join, module.dismiss, team_module.meet = join, lambda desk, seat: None, meet
+    threads = [threading.Thread(target=run, args=(member,)) for member in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
-def test_small_products_are_not_shared(team: Any, helped: Any) -> None:
-    desk = helped(2)
-    _product(team, desk, False, 100, 100, False)
-    assert desk[team._done(1)] == 1
+@pytest.mark.parametrize("members", [1, 2, 5, 8])
+def test_shares(members: int) -> None:
+    """Whole pieces that follow each other, and nothing else."""
+    for n in (0, 1, 31, 32, 33, 100, 401):
+        shares = [team.share.py_func(n, member, members, 8) for member in range(members)]
+        assert [low for low, _ in shares[1:]] == [min(low + size, -(-n // 32) * 32) for low, size in shares[:-1]]
+        assert sum(size for _, size in shares) == n
+        assert all(low % 32 == 0 for low, _ in shares)
+
+
+def test_too_many_lines_for_a_team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = spec_of("mixed", tmp_path)
+    assert Recurrence(path, 3, monkeypatch).calls
+    monkeypatch.setattr(stages, "MOST_LINES", 3)
+    assert not Recurrence(path, 3, monkeypatch).calls
 
 
 @pytest.mark.parametrize("spec", ["vanilla_rnn", "gru"])

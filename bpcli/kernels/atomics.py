@@ -6,6 +6,10 @@ import platform
 import time
 
 from bpcli.kernels import mode
+from bpcli.kernels.jit import inner
+
+RESTLESS = 64
+"""Pauses after which whoever waits lets others have its core: they may be those it waits for."""
 
 if mode.compiling:
     from llvmlite import ir
@@ -82,16 +86,6 @@ if mode.compiling:
 
         return types.void(), codegen
 
-    @intrinsic
-    def address_of(typingctx, numbers, place):  # type: ignore[no-untyped-def]
-        """The address of an array's entry."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            where = at(builder, data(context, builder, signature, args, 0), args[1])
-            return builder.ptrtoint(where, ir.IntType(64))
-
-        return types.int64(numbers, types.intp), codegen
-
 else:
 
     def read(numbers, place):  # type: ignore[no-untyped-def]
@@ -120,6 +114,11 @@ else:
 
     rest = pause
 
-    def address_of(numbers, place):  # type: ignore[no-untyped-def]
-        """The address of an array's entry."""
-        return numbers.ctypes.data + int(place) * numbers.itemsize
+
+@inner
+def wait(waited):
+    """Pause for the `waited`th time."""
+    if waited % RESTLESS == 0:
+        rest()
+    else:
+        pause()

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.kernels import mode
-from bpcli.kernels.atomics import advance, exchange, pause, read, rest, write
+from bpcli.kernels.atomics import advance, exchange, read, wait, write
 from bpcli.kernels.jit import inner, vector, vector_at
 
 MOST_THREADS = 64
@@ -28,8 +28,6 @@ MOST_PARTS = 256
 """Parts of a call, of one job or several, that are taken one by one."""
 PATIENCE = 16000
 """Pauses, 20 to 50 ns each, that a thread waits for the next call before it sleeps."""
-RESTLESS = 64
-"""Pauses after which whoever waits lets others have its core: they may be those it waits for."""
 _LINES = 16
 """Integers in two cache lines: processors fetch lines in pairs."""
 _NUMBER, _KERNEL, _DONE, _ASLEEP = 0, _LINES, 2 * _LINES, 3 * _LINES
@@ -93,15 +91,7 @@ def _lead(desk, job):
     parts, waited = min(job[COUNT], MOST_PARTS), 0
     while read(desk, _DONE) < parts:
         waited += 1
-        _wait(waited)
-
-
-@inner
-def _wait(waited):
-    if waited % RESTLESS == 0:
-        rest()
-    else:
-        pause()
+        wait(waited)
 
 
 @inner
@@ -114,7 +104,7 @@ def _follow(desk, member):
             last, waited = number, 0
         else:
             waited += 1
-            _wait(waited)
+            wait(waited)
     write(desk, _ASLEEP + member * _LINES, 1)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bpcli.graph.tape import ADDEND, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
 from bpcli.kernels.binary import binary_rows
-from bpcli.kernels.blas import gemm
+from bpcli.kernels.blas import gemm, vector_product
 from bpcli.kernels.codes import (
     ADD,
     CONCAT,
@@ -27,7 +27,7 @@ from bpcli.kernels.codes import (
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 from bpcli.kernels.reductions import reduce_row, sum_rows
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along
-from bpcli.kernels.team import DESK, dismiss, helped, team_product
+from bpcli.kernels.team import DESK, attend, dismiss, join, stretch
 from bpcli.kernels.tiles import packed_product
 from bpcli.kernels.unary import unary_into
 
@@ -55,11 +55,14 @@ from bpcli.kernels.unary import unary_into
     FIX_CHANGES,
     FIX_COUNT,
     TEAM,
-) = range(23)
+    MEETINGS,
+    WHOLE,
+) = range(25)
 """Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the steps
 and rows to run, the changes of matrix entries (see `bpcli.kernels.fixes`), and the desk of the team that runs the job
-(see `bpcli.kernels.team`), if any."""
-JOB = TEAM + 1
+(see `bpcli.kernels.team`), if any, with the lines before which it meets and those that its leader runs by itself, a bit
+each."""
+JOB = WHOLE + 1
 
 
 def forward_span(job, values):  # type: ignore[no-untyped-def]
@@ -75,42 +78,62 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     slots = vector_at(ints, job[SLOTS], job[NODES])
     desk = vector_at(ints, job[TEAM], DESK if job[TEAM] else 0)
-    if helped(desk, values):
-        return
+    seat, begin, at = join(desk, job[STEP0], job[FIRST], job[STEP1])
+    shared, low = job[TEAM] != 0, 0
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
-    for t in range(job[STEP0], job[STEP1]):
-        for line in range(job[FIRST], job[LAST]):
+    for t in range(begin, job[STEP1]):
+        for line in range(at, job[LAST]):
             row = code[line]
-            op, out, a, b, n, na = row[OP], row[OUT], row[A], row[B], row[SIZE], row[SIZE_A]
+            op, out, a, b, n, na, nb = row[OP], row[OUT], row[A], row[B], row[SIZE], row[SIZE_A], row[SIZE_B]
             po, so, io = address(place, out, t, o0, i0, 0), place[out, OUTER], place[out, INNER_ROW]
             pa, sa, ia = address(place, a, t, o0, i0, 0), place[a, OUTER], place[a, INNER_ROW]
             pb, sb, ib = pa, sa, ia
             if b >= 0:
                 pb, sb, ib = address(place, b, t, o0, i0, 0), place[b, OUTER], place[b, INNER_ROW]
+            if shared:
+                bit, newcomer = 1 << (line - job[FIRST]), t == begin and line == at
+                meets, whole = job[MEETINGS] & bit, job[WHOLE] & bit
+                seat, low, entries = attend(desk, meets, whole, newcomer, seat, t, line, n, V.itemsize)
+                if entries < 0:
+                    continue
+                if op != MATMUL:
+                    pa, na = stretch(pa, na, n, low, entries)
+                    pb, nb = stretch(pb, nb, n, low, entries)
+                po, n = po + low, entries
             if op == CONCAT or (op == MATMUL and row[ADDEND] >= 0):
                 c, size, shift = (a, na, row[INNER]) if op == CONCAT else (row[ADDEND], n, 0)
                 pc, sc, ic = address(place, c, t, o0, i0, 0), place[c, OUTER], place[c, INNER_ROW]
-                copy_rows(V, pc, sc, ic, po + shift, so, io, no, ni, size)
+                copy_rows(V, pc + low, sc, ic, po + shift, so, io, no, ni, size)
             if op == MATMUL:
-                turned, k, add = row[TURNED] == 1, row[SIZE_B], row[ADDEND] >= 0
-                where, packed = place[a, BASE], place[a, PACKED if turned else PACKED_T]
-                multiply_rows(V, where, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni, t, desk)
+                turned, add, packed = row[TURNED] == 1, row[ADDEND] >= 0, place[a, PACKED if row[TURNED] else PACKED_T]
+                ldw = row[SIZE] if turned else nb
+                where = place[a, BASE] + low * (1 if turned else ldw)
+                multiply_rows(V, where, packed, turned, pb, sb, ib, nb, ldw, add, po, so, io, n, no, ni, t)
                 if slots[a] >= 0:
                     fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
             elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
-                ca, cb = along(na, n, ia), along(row[SIZE_B], n, ib)
+                ca, cb = along(na, n, ia), along(nb, n, ib)
                 binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n)
-            elif op == MATMAT:
-                k, columns = row[INNER], n // (na // row[INNER])
-                gemm(False, False, na // k, columns, k, V, pa, k, V, pb, columns, False, V, po, columns)
-            elif op == TRANSPOSE:
-                for e in range(n):
-                    V[po + e] = V[pa + e % (n // row[INNER]) * row[INNER] + e // (n // row[INNER])]
+            elif op == MATMAT or op == TRANSPOSE:
+                matrix_of(op, row[INNER], na, V, pa, pb, po, n)
             elif op == SUM:
                 sum_rows(V, pa, sa, ia, na, po, so, io, no, ni)
             elif op != CONCAT:
-                other_rows(op, numbers[row[NUMBER]].real, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n)
-    dismiss(desk)
+                number = numbers[row[NUMBER]].real
+                other_rows(op, number, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n)
+        at = job[FIRST]
+    dismiss(desk, seat)
+
+
+@inner
+def matrix_of(op, inside, na, V, pa, pb, po, n):
+    """Products of two static matrices, and transposes."""
+    if op == MATMAT:
+        columns = n // (na // inside)
+        gemm(False, False, na // inside, columns, inside, V, pa, inside, V, pb, columns, False, V, po, columns)
+    else:
+        for e in range(n):
+            V[po + e] = V[pa + e % (n // inside) * inside + e // (n // inside)]
 
 
 @inner
@@ -145,8 +168,8 @@ def copy_rows(V, pa, sa, ia, po, so, io, no, ni, n):
 
 
 @inner
-def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, ni, t, desk):
-    """out (rows, n) = b (rows, k) Wᵀ, W (n, k) or, turned, (k, n); added to out where `add`."""
+def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, ldw, add, po, so, io, n, no, ni, t):
+    """out (rows, n) = b (rows, k) Wᵀ, W (n, k) or, turned, (k, n), rows ldw apart; added to out where `add`."""
     blocks, rows = no, ni
     if no == 1 or (sb == ni * ib and so == ni * io):
         blocks, rows = 1, no * ni
@@ -154,10 +177,8 @@ def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, add, po, so, io, n, no, 
         if packed >= 0 and rows > 1:
             packed_product(rows, n, k, V, pb + o * sb, ib, V, packed, add, V, po + o * so, io)
         elif rows == 1:
-            ldw = n if turned else k
-            team_product(desk, not turned, n, k, V, pb + o * sb, V, pw, ldw, add, V, po + o * so, t % 2 == 1)
+            vector_product(not turned, n, k, V, pb + o * sb, V, pw, ldw, add, V, po + o * so, t % 2 == 1)
         else:
-            ldw = n if turned else k
             gemm(False, not turned, rows, n, k, V, pb + o * sb, ib, V, pw, ldw, add, V, po + o * so, io)
 
 

@@ -5,11 +5,37 @@ Target (+)= g times a factor, reduced where the target is shared.
 
 from __future__ import annotations
 
+from bpcli.graph.tape import MODE_A, NONE, OP, A, B
+from bpcli.kernels.codes import ADD, CONCAT, DIVIDE, MULTIPLY, SUBTRACT
 from bpcli.kernels.jit import inner
 from bpcli.kernels.rows import along
 
 PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE = range(6)
 """Factors: 1, -1, f, 1/f, -h/f² and h/f²."""
+
+
+@inner
+def factor(row, slot, rounding):
+    """With which factor an argument takes the cotangent, and that factor's field.
+
+    -1: not at all, or by another rule.
+    """
+    op = row[OP]
+    if row[MODE_A + slot] == NONE:
+        return -1, A
+    if slot == 2:
+        return PLAIN, A
+    if op == ADD or op == CONCAT or (op == SUBTRACT and (slot == 0 or rounding)):
+        return PLAIN, A
+    if op == SUBTRACT:
+        return MINUS, A
+    if op == MULTIPLY:
+        return TIMES, B - slot
+    if op == DIVIDE:
+        if slot == 0:
+            return OVER, B
+        return (OVER_SQUARE_SIZE if rounding else OVER_SQUARE), B
+    return -1, A
 
 
 @inner

@@ -23,7 +23,7 @@ from bpcli.graph.tape import (
     A,
     B,
 )
-from bpcli.kernels.blas import gemm
+from bpcli.kernels.blas import gemm, vector_product
 from bpcli.kernels.codes import (
     ADD,
     CONCAT,
@@ -42,11 +42,11 @@ from bpcli.kernels.codes import (
     ZERO,
 )
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
-from bpcli.kernels.pull import MINUS, OVER, OVER_SQUARE, OVER_SQUARE_SIZE, PLAIN, TIMES, pull_rows, spread_rows
+from bpcli.kernels.pull import TIMES, factor, pull_rows, spread_rows
 from bpcli.kernels.pull_reductions import pull_reduction
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address
 from bpcli.kernels.slopes import pull_unary
-from bpcli.kernels.team import DESK, dismiss, helped, team_product
+from bpcli.kernels.team import DESK, attend, dismiss, join, share, stretch
 from bpcli.kernels.tiles import packed_product
 
 (
@@ -71,11 +71,14 @@ from bpcli.kernels.tiles import packed_product
     I1,
     ROUNDING,
     TEAM,
-) = range(21)
+    MEETINGS,
+    WHOLE,
+) = range(23)
 """Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays (how far F and C
 begin from V), the steps, the lane that collects static cotangents, the rows, whether to add up absolute
-contributions, and the desk of the team that runs the job (see `bpcli.kernels.team`), if any."""
-JOB = TEAM + 1
+contributions, and the desk of the team that runs the job (see `bpcli.kernels.team`), if any, with the lines before
+which it meets and those that its leader runs by itself, a bit each."""
+JOB = WHOLE + 1
 
 
 def reverse_span(job, values):  # type: ignore[no-untyped-def]
@@ -90,65 +93,55 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     cplace = matrix_at(ints, job[COTANGENT_PLACES], job[NODES], PLACE_FIELDS)
     desk = vector_at(ints, job[TEAM], DESK if job[TEAM] else 0)
-    if helped(desk, values):
-        return
-    rounding, lane = job[ROUNDING] == 1, job[LANE]
+    seat, begin, at = join(desk, job[STEP1] - 1, job[FIRST], job[STEP0] - 1)
+    rounding, lane, shared = job[ROUNDING] == 1, job[LANE], job[TEAM] != 0
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
-    for t in range(job[STEP1] - 1, job[STEP0] - 1, -1):
-        for line in range(job[FIRST], job[LAST]):
+    for t in range(begin, job[STEP0] - 1, -1):
+        for line in range(at, job[LAST]):
             row = code[line]
             op, out, a, n = row[OP], row[OUT], row[A], row[SIZE]
-            pg, sg, ig = address(cplace, out, t, o0, i0, lane), cplace[out, OUTER], cplace[out, INNER_ROW]
+            if shared:
+                bit, newcomer = 1 << (line - job[FIRST]), t == begin and line == at
+                meets, whole = job[MEETINGS] & bit, job[WHOLE] & bit
+                seat, low, entries = attend(desk, meets, whole, newcomer, seat, t, line, n, C.itemsize)
+                if entries < 0:
+                    continue
+            else:
+                low, entries = 0, n
+            pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
             if op == MATMUL:
-                pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, desk)
+                pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, seat)
             elif op == MATMAT or op == TRANSPOSE:
                 pull_static(row, place, cplace, F, C)
             elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
-                pull_others(row, numbers[row[NUMBER]].real, place, cplace, F, V, C, t, lane, o0, i0, no, ni, rounding)
+                number = numbers[row[NUMBER]].real
+                pull_others(row, number, place, cplace, F, V, C, t, lane, o0, i0, no, ni, low, entries, rounding)
             for slot in range(3):
                 kind, field = factor(row, slot, rounding)
                 if kind < 0:
                     continue
                 target = row[ADDEND] if slot == 2 else row[A + slot]
-                size = n if slot == 2 else row[SIZE_A + slot]
                 f, h = (row[field], a) if kind >= TIMES else (target, target)
+                pf, nf = address(place, f, t, o0, i0, lane), row[field + SIZE_A - A]
+                ph, nh = address(place, h, t, o0, i0, lane), row[SIZE_A]
+                pq, nq = address(cplace, target, t, o0, i0, lane), n if slot == 2 else row[SIZE_A + slot]
+                if shared:
+                    pf, nf = stretch(pf, nf, n, low, entries)
+                    ph, nh = stretch(ph, nh, n, low, entries)
+                    pq, nq = stretch(pq, nq, n, low, entries)
+                shift, size = (row[INNER], nq) if op == CONCAT else (0, entries)
                 pull_rows(
-                    kind, C, pg + (row[INNER] if op == CONCAT else 0), sg, ig, size if op == CONCAT else n, F,
-                    address(place, f, t, o0, i0, lane), place[f, OUTER], place[f, INNER_ROW], row[field + SIZE_A - A],
-                    address(place, h, t, o0, i0, lane), place[h, OUTER], place[h, INNER_ROW], row[SIZE_A],
-                    address(cplace, target, t, o0, i0, lane), cplace[target, OUTER], cplace[target, INNER_ROW], size,
-                    row[MODE_A + slot] != STORE, no, ni,
+                    kind, C, pg + shift, sg, ig, size, F, pf, place[f, OUTER], place[f, INNER_ROW], nf,
+                    ph, place[h, OUTER], place[h, INNER_ROW], nh,
+                    pq, cplace[target, OUTER], cplace[target, INNER_ROW], nq, row[MODE_A + slot] != STORE, no, ni,
                 )  # fmt: skip
-    dismiss(desk)
+        at = job[FIRST]
+    dismiss(desk, seat)
 
 
 @inner
-def factor(row, slot, rounding):
-    """With which factor an argument takes the cotangent, and that factor's field.
-
-    -1: not at all, or by another rule.
-    """
-    op = row[OP]
-    if row[MODE_A + slot] == NONE:
-        return -1, A
-    if slot == 2:
-        return PLAIN, A
-    if op == ADD or op == CONCAT or (op == SUBTRACT and (slot == 0 or rounding)):
-        return PLAIN, A
-    if op == SUBTRACT:
-        return MINUS, A
-    if op == MULTIPLY:
-        return TIMES, B - slot
-    if op == DIVIDE:
-        if slot == 0:
-            return OVER, B
-        return (OVER_SQUARE_SIZE if rounding else OVER_SQUARE), B
-    return -1, A
-
-
-@inner
-def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, desk):
-    """cotangent of b (rows, k) (+)= g (rows, n) W, W (n, k) or, turned, (k, n).
+def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, seat):
+    """cotangent of b (rows, k) (+)= g (rows, n) W, W (n, k) or, turned, (k, n); of one row the share of this seat.
 
     A static W takes its gradient at once.
     """
@@ -166,7 +159,9 @@ def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, desk):
                 packed_product(rows, k, n, C, g, ig, F, packed, add, C, q, jb)
             elif rows == 1:
                 ldw = n if turned else k
-                team_product(desk, turned, k, n, C, g, F, place[a, BASE], ldw, add, C, q, t % 2 == 1)
+                low, size = share(k, seat[0], seat[1], C.itemsize)
+                where = place[a, BASE] + low * (ldw if turned else 1)
+                vector_product(turned, size, n, C, g, F, where, ldw, add, C, q + low, t % 2 == 1)
             else:
                 gemm(False, turned, rows, k, n, C, g, ig, F, place[a, BASE], n if turned else k, add, C, q, jb)
     if row[MODE_A] != NONE:  # one row: G += g vᵀ, or v gᵀ where turned
@@ -194,13 +189,16 @@ def pull_static(row, place, cplace, F, C):
 
 
 @inner
-def pull_others(row, number, place, cplace, F, V, C, t, lane, o0, i0, no, ni, rounding):
-    """Zeroing, elementwise functions and reductions, row by row; elementwise rows that lie end to end are joined."""
-    op, out, a, n, add = row[OP], row[OUT], row[A], row[SIZE], row[MODE_A] != STORE
-    pg, sg, ig = address(cplace, out, t, o0, i0, lane), cplace[out, OUTER], cplace[out, INNER_ROW]
-    pa, sa, ia = address(place, a, t, o0, i0, lane), place[a, OUTER], place[a, INNER_ROW]
-    po, so, io = address(place, out, t, o0, i0, lane), place[out, OUTER], place[out, INNER_ROW]
-    qa, ta, ja = address(cplace, a, t, o0, i0, lane), cplace[a, OUTER], cplace[a, INNER_ROW]
+def pull_others(row, number, place, cplace, F, V, C, t, lane, o0, i0, no, ni, low, n, rounding):
+    """Zeroing, elementwise functions and reductions, row by row; elementwise rows that lie end to end are joined.
+
+    Of elementwise functions the n entries from `low` on.
+    """
+    op, out, a, add = row[OP], row[OUT], row[A], row[MODE_A] != STORE
+    pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
+    pa, sa, ia = address(place, a, t, o0, i0, lane) + low, place[a, OUTER], place[a, INNER_ROW]
+    po, so, io = address(place, out, t, o0, i0, lane) + low, place[out, OUTER], place[out, INNER_ROW]
+    qa, ta, ja = address(cplace, a, t, o0, i0, lane) + low, cplace[a, OUTER], cplace[a, INNER_ROW]
     if op == SUM:
         spread_rows(C, pg, sg, ig, qa, ta, ja, row[SIZE_A], add, no, ni)
         return

@@ -24,6 +24,7 @@ from bpcli.kernels.fixes import no_fixes
 from bpcli.kernels.jobs import cut, forward_job, reverse_job
 from bpcli.kernels.layout import packed_shape, settle, without_packed
 from bpcli.kernels.library import Jobs
+from bpcli.kernels.meetings import MOST_LINES, forward_meetings, reverse_meetings
 from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import BASE, INNER_ROW, LANE, PACKED, PACKED_T, STEP
 from bpcli.kernels.stretches import Stretches
@@ -59,6 +60,7 @@ class Stages:
         self.factors = self.cotangents + plan.cotangents.size if rounding else 0
         self.entries = self.cotangents + plan.cotangents.size + (plan.values.size if rounding else 0)
         self._kept: dict[tuple[str, Stretch], Calls] = {}
+        self._met: dict[tuple[str, tuple[Phase, Phase]], tuple[int, int]] = {}
 
     def forward(self, stretch: Stretch) -> Calls:
         """The passes forwards over a stretch."""
@@ -145,7 +147,11 @@ class Stages:
         job = forward_job(program, self.numbers, table, self.plan.values.size, self.fix)
         job[forward_kernel.FIRST : forward_kernel.LAST + 1] = lines
         job[forward_kernel.STEP0 : forward_kernel.STEP1 + 1] = steps
-        desk = forward_kernel.TEAM if self._worth_a_team(program.code[slice(*lines)], steps, rows) else None
+        code, desk = program.code[slice(*lines)], None
+        if self._worth_a_team(code, steps, rows):
+            desk = forward_kernel.TEAM
+            found = self._meetings(forward_meetings, phases, code, self.places)
+            job[forward_kernel.MEETINGS], job[forward_kernel.WHOLE] = found
         yield Call("forward", cut(job, forward_kernel.I0, *rows, parts), keeps=(table,), desk=desk)
 
     def _pass_reverse(
@@ -166,10 +172,14 @@ class Stages:
         job[kernel.COTANGENTS], job[kernel.LENGTH_C] = self.cotangents, self.plan.cotangents.size
         job[kernel.FIRST : kernel.LAST + 1] = lines
         job[kernel.STEP0 : kernel.STEP1 + 1] = steps
+        code, desk = program.code[slice(*lines)], None
+        if self._worth_a_team(code, steps, rows):
+            desk = kernel.TEAM
+            found = self._meetings(reverse_meetings, phases, code, self.plan.cotangents.table)
+            job[kernel.MEETINGS], job[kernel.WHOLE] = found
         jobs = cut(job, kernel.I0, *rows, parts)
         if parts > 1:
             jobs[:, kernel.LANE] = np.arange(parts)
-        desk = kernel.TEAM if self._worth_a_team(program.code[slice(*lines)], steps, rows) else None
         yield Call("reverse", jobs, keeps=tables, desk=desk)
 
     def _worth_a_team(self, code: Integers, steps: tuple[int, int], rows: tuple[int, int]) -> bool:
@@ -179,9 +189,18 @@ class Stages:
         """
         products = code[code[:, OP] == MATMUL]
         entries = products[:, SIZE] * products[:, SIZE_B]
-        step = int(entries[entries >= team.LEAST_SHARED].sum())
+        step = int(entries[entries >= team.LEAST_MATRIX].sum())
         enough = step >= team.LEAST_STEP and step * (steps[1] - steps[0]) >= team.LEAST_READ
-        return enough and rows[1] - rows[0] == 1 and self.numbers.dtype.kind == "f"
+        return enough and rows[1] - rows[0] == 1 and len(code) <= MOST_LINES and self.numbers.dtype.kind == "f"
+
+    def _meetings(
+        self, find: Callable[..., tuple[int, int]], phases: tuple[Phase, Phase], code: Integers, places: Integers
+    ) -> tuple[int, int]:
+        """What `forward_meetings` or `reverse_meetings` finds; it is the same for all stretches."""
+        key = find.__name__, phases
+        if key not in self._met:
+            self._met[key] = find(code, places, self.plan.extent.chunk)
+        return self._met[key]
 
     def _products(self, tables: tuple[Integers, Integers], first: int, last: int) -> Iterable[Call]:
         """The gradients of all matrices, over the rows of the steps `first` to `last`."""

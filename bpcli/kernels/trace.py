@@ -8,17 +8,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.calls import Call
 from bpcli.kernels.jobs import reverse_job
-from bpcli.kernels.layout import WINDOW, Places
+from bpcli.kernels.layout import WINDOW
 from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import Plan
-from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP
+from bpcli.kernels.rows import BASE, EPOCH, STEP
 from bpcli.kernels.stages import stages
 from bpcli.kernels.symbols import single_threaded
-from bpcli.kernels.views import leave, views_of
+from bpcli.kernels.views import StretchViews, leave, views_of
 
 Array = NDArray[np.floating]
 Arrays = Mapping[str, Array]
@@ -101,19 +100,17 @@ class Trace:
     def _load_inputs(self, first: int, last: int) -> None:
         if self._loaded == (first, last):
             return
-        self._loaded, batch = (first, last), self.plan.extent.batch
-        for n, _, base, _ in self._stretches.inputs:
-            rows = self.inputs[n][first * batch : last * batch]
-            self.V[base : base + rows.size] = rows.ravel()
+        self._loaded = (first, last)
+        for n, rows, start, stop in self._over(first, last).inputs:
+            rows[:] = self.inputs[n][start:stop]
 
     def losses(self, first: int, last: int) -> NDArray[np.float64]:
         """The loss node's values (steps, batch) of the chunk of steps that was just run; they hold until the next."""
-        node, batch = self.plan.graph.nodes[self.plan.graph.loss], self.plan.extent.batch
-        if node.phase is Phase.STATIC:
-            return np.full((last - first, batch), self.value(node.index, 1)[0], np.float64)
-        row = self.plan.values.table[node.index, INNER_ROW]
-        stretch = self.V[self._first(self.plan.values, node.index, first) :][: (last - first) * batch * row]
-        return stretch[::row].reshape(last - first, batch).astype(np.float64, copy=False)
+        losses = self._over(first, last).losses
+        if losses is None:
+            shape = last - first, self.plan.extent.batch
+            return np.full(shape, self.value(self.plan.graph.loss, 1)[0], np.float64)
+        return losses.astype(np.float64, copy=False)
 
     def reverse(
         self, first: int, last: int, weights: Array, fresh: bool = False, later: Mapping[int, Array] | None = None
@@ -126,19 +123,18 @@ class Trace:
         """
         self.load(first, last)
         if later is None:
-            self._carry(last - first, fresh)
+            self._carry(first, last, fresh)
         else:
             self._bring(last - first, later)
         self._seed(first, weights)
         self.run(self.stages.reverse((first, last, self.origin)))
 
-    def _carry(self, steps: int, fresh: bool) -> None:
+    def _carry(self, first: int, last: int, fresh: bool) -> None:
         """The states' cotangents: what entered the first step of the later chunk leaves the last step of this one."""
-        for base, size in self._stretches.carried:
-            last = self.C[base + steps * size : base + (steps + 1) * size]
-            last[:] = 0 if fresh else self.C[base : base + size].copy()
+        for after, entered, before in self._over(first, last).carried:
+            after[:] = 0 if fresh else entered
             if not self.plan.extent.stepwise:
-                self.C[base : base + steps * size] = 0
+                before[:] = 0
 
     def _bring(self, steps: int, later: Mapping[int, Array]) -> None:
         """Put the new states' cotangents in place; those of the states before have nothing yet."""
@@ -151,20 +147,14 @@ class Trace:
                 self.C[base : base + entries] = values
 
     def _seed(self, first: int, weights: Array) -> None:
-        plan = self.plan
-        node = plan.graph.nodes[plan.graph.loss]
-        if node.index not in plan.reverse.touched:
-            return
-        if node.phase is Phase.STATIC:
-            self.C[plan.cotangents.table[node.index, BASE]] += weights.sum()
-            return
-        base = self._first(plan.cotangents, node.index, first)
-        self.C[base : base + weights.size] = weights.ravel()
+        views, loss = self._over(first, first + len(weights)), self.plan.graph.loss
+        if views.seeds is not None:
+            views.seeds[:] = weights
+        elif views.losses is None and loss in self.plan.reverse.touched:
+            self.C[self.plan.cotangents.table[loss, BASE]] += weights.sum()
 
-    def _first(self, places: Places, node: int, first: int) -> int:
-        """Where a node's rows of step `first`, the first of the chunk, begin."""
-        line = places.table[node].tolist()
-        return int(line[BASE] + (first - self.origin) * line[STEP] if line[EPOCH] == WINDOW else line[BASE])
+    def _over(self, first: int, last: int) -> StretchViews:
+        return self._views.over((first, last, self.origin))
 
     def reverse_job(self, code: Jobs, places: Jobs, cplaces: Jobs, C: Array) -> Jobs:
         """A job of the reverse kernel on this trace's values, and cotangents `C`, but for lines, steps and rows."""

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bpcli.graph.model import Phase
 from bpcli.kernels import memory
-from bpcli.kernels.stages import Stages
+from bpcli.kernels.layout import WINDOW, Places
+from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP
+from bpcli.kernels.stages import MOST_KEPT, Stages, Stretch
 
 Array = NDArray[Any]
 
@@ -32,6 +35,7 @@ class Views:
             (name, self.V[stretch].reshape(-1, size)) for name, stretch, size in stretches.states
         ]
         """Of each state the rows before the first step of the window."""
+        self._stages, self._kept = stages, dict[Stretch, StretchViews]()
         self.lanes: Sequence[tuple[Array, Sequence[Array]]] = [
             (self.C[first], [self.C[other] for other in others]) for first, others in stretches.lanes
         ]
@@ -40,6 +44,52 @@ class Views:
             (n, None if place is None else self.C[place], entries) for n, place, entries in stretches.leaves
         ]
         """Of each leaf's node the gradient, if it has one, and the entries of that."""
+
+    def over(self, stretch: Stretch) -> StretchViews:
+        """Those of a stretch of steps; they are kept, as kernels' calls are."""
+        if stretch not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[stretch] = StretchViews(self, self._stages, stretch)
+        return self._kept[stretch]
+
+
+class StretchViews:
+    """Views of what a stretch of steps reads and writes."""
+
+    def __init__(self, views: Views, stages: Stages, stretch: Stretch) -> None:
+        first, last, _ = stretch
+        stretches, plan, batch = stages.stretches, stages.plan, stages.plan.extent.batch
+        steps, loss = last - first, plan.graph.nodes[plan.graph.loss]
+        rows = steps * batch
+        self.inputs: Sequence[tuple[int, Array, int, int]] = [
+            (n, views.V[base : base + rows * size].reshape(rows, size), first * batch, last * batch)
+            for n, _, base, size in stretches.inputs
+        ]
+        """Of each input its node, its rows, and which of all rows they are."""
+        self.losses: Array | None = None
+        """Losses (steps, batch) and"""
+        self.seeds: Array | None = None
+        """their cotangents; None where the loss is the same at all steps."""
+        if loss.phase is not Phase.STATIC:
+            apart = int(plan.values.table[loss.index, INNER_ROW])
+            values = views.V[_first(plan.values, loss.index, stretch) :][: rows * apart]
+            self.losses = values[::apart].reshape(steps, batch)
+            if loss.index in plan.reverse.touched:
+                start = _first(plan.cotangents, loss.index, stretch)
+                self.seeds = views.C[start : start + rows].reshape(steps, batch)
+        self.carried: Sequence[tuple[Array, Array, Array]] = [
+            (views.C[base + steps * size :][:size], views.C[base:][:size], views.C[base:][: steps * size])
+            for base, size in stretches.carried
+        ]
+        """Of each state its cotangents after the last step, before the first one of the chunk, and before each step."""
+
+
+def _first(places: Places, node: int, stretch: Stretch) -> int:
+    """Where a node's rows of the first step of a chunk begin."""
+    first, _, origin = stretch
+    line = places.table[node].tolist()
+    return int(line[BASE] + (first - origin) * line[STEP] if line[EPOCH] == WINDOW else line[BASE])
 
 
 def views_of(stages: Stages, dtype: np.dtype, room: int) -> Views:
