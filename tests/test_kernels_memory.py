@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
 
 from bpcli.benching.memory import allocated_bytes
-from bpcli.kernels import layout, memory, online_plan, plan
+from bpcli.kernels import layout, memory, online_plan, plan, rows, stretches
 from bpcli.methods import parse
+from bpcli.methods.base import Gradient
 from bpcli.problem import unrolled
 from bpcli.problem.model import Problem
 
@@ -71,6 +73,42 @@ def test_pieces_of_every_cell(monkeypatch: pytest.MonkeyPatch, spec: str) -> Non
     pieces = problem_of(SPECS / f"{spec}.toml", SMALL)
     for method in ("bptt", "rtrl", "tbptt:k1=1,k2=2"):
         assert distance(gradient(pieces, method).arrays, expected(whole, method)) < 1e-12, method
+
+
+NO_MATRIX_FOR_ITSELF = ("indrnn", "lru", "masked_rnn")
+
+
+def equal(first: Gradient, second: Gradient) -> bool:
+    """Whether two gradients are the same to the bit."""
+    return all((values == second.arrays[name]).all() for name, values in first.arrays.items())
+
+
+def loaded_end_to_end(here: stretches.Stretches) -> list[tuple[str, slice, tuple[int, ...], int]]:
+    """What `Stretches.params` is where there are no gaps."""
+    nodes = ((n, int(here.places[n.index, rows.BASE])) for n in here.plan.graph.nodes if n.op == "param")
+    return [(n.name, slice(base, base + n.size), n.shape, 0) for n, base in nodes]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("spec", RECURRENT)
+def test_gaps_between_the_rows_of_matrices(monkeypatch: pytest.MonkeyPatch, spec: str, dtype: str) -> None:
+    """The same to the bit, but for where they stand; of a matrix that is used otherwise there are none."""
+    alone = {**SMALL, "batch": 1, "dtype": dtype}
+    dense = problem_of(SPECS / f"{spec}.toml", alone, ("params", "inputs", "state"))
+    gradients = {method: gradient(dense, method) for method in METHODS}
+    monkeypatch.setattr(layout, "GAP_COLUMNS", 1)
+    monkeypatch.setattr(layout, "LEAST_MATRIX", 1)
+    apart = problem_of(SPECS / f"{spec}.toml", alone, ("params", "inputs", "state"))
+    table = unrolled.unrolled(apart.setup, parse("bptt").windows(apart.setup)).plan.values.table
+    graph = apart.setup.graph
+    with_gaps = {graph.nodes[n].name for n in np.flatnonzero(table[:, rows.APART])}
+    assert with_gaps or spec in NO_MATRIX_FOR_ITSELF
+    for method in METHODS:
+        assert equal(gradient(apart, method), gradients[method]), method
+    monkeypatch.setattr(stretches.Stretches, "params", property(loaded_end_to_end))
+    memory.release()
+    doubled = replace(apart, params={name: 2 * values for name, values in apart.params.items()})
+    assert equal(gradient(doubled, "bptt"), gradient(replace(dense, params=doubled.params), "bptt")) == (not with_gaps)
 
 
 READ_IN_PART = """bp = 1

@@ -26,7 +26,7 @@ from bpcli.kernels.codes import (
 )
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 from bpcli.kernels.reductions import reduce_row, sum_rows
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along, apart
 from bpcli.kernels.team import DESK, attend, dismiss, join, stretch
 from bpcli.kernels.tiles import packed_product
 from bpcli.kernels.unary import unary_into
@@ -106,7 +106,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 copy_rows(V, pc + low, sc, ic, po + shift, so, io, no, ni, size)
             if op == MATMUL:
                 turned, add, packed = row[TURNED] == 1, row[ADDEND] >= 0, place[a, PACKED if row[TURNED] else PACKED_T]
-                ldw = row[SIZE] if turned else nb
+                ldw = apart(place, a, row[SIZE] if turned else nb)
                 where = place[a, BASE] + low * (1 if turned else ldw)
                 multiply_rows(V, where, packed, turned, pb, sb, ib, nb, ldw, add, po, so, io, n, no, ni, t)
                 if slots[a] >= 0:

@@ -22,6 +22,8 @@ from bpcli.graph.tape import (
     NONE,
     OP,
     OUT,
+    SIZE,
+    SIZE_B,
     TURNED,
     A,
     Alias,
@@ -31,7 +33,8 @@ from bpcli.graph.tape import (
     Reverse,
 )
 from bpcli.kernels.codes import MATMUL
-from bpcli.kernels.rows import BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
+from bpcli.kernels.rows import APART, BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
+from bpcli.kernels.team import LEAST_MATRIX
 from bpcli.kernels.tiles import packed_entries
 
 ALIGN = 16  # entries: two cache lines of float64
@@ -39,6 +42,9 @@ LANE_ENTRIES = 1 << 14
 """Entries of a matrix of whose gradient every shard takes its own share: what another core has written takes as long to
 get at as some ten multiplications of it, and that of a larger matrix is multiplied more often."""
 CHUNK, WINDOW = 1, 2
+GAP, GAP_COLUMNS = 16, 512
+"""Numbers between the rows of a matrix with a multiple of so many columns: a cache keeps entries of a column that are
+pages apart in few of its places, and so no more than half of the columns that a thread has to do with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +113,7 @@ def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collec
     """Values: what the reverse program and others (`reads`) read is held for the window, the rest a chunk or a step."""
     allocator = Allocator(len(graph.nodes))
     held = {_owner(forward.alias, n) for n in reverse.reads | set(reads)}
+    gaps = _gaps(graph, forward, reverse, extent)
     lasting = {_owner(forward.alias, graph.loss)} | {n.index for n in graph.nodes if n.op == "input"}
     if not extent.stepwise:
         lasting |= {_owner(forward.alias, n) for n in crossings(forward)}
@@ -116,7 +123,10 @@ def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collec
     for node in graph.nodes:
         if node.index in forward.alias or node.index in states or not (node.op in LEAVES or node.index in written):
             continue
-        if node.phase is Phase.STATIC:
+        if node.index in gaps:
+            allocator.place(node.index, allocator.take(node.shape[0] * (node.shape[1] + GAP)))
+            allocator.table[node.index, APART] = node.shape[1] + GAP
+        elif node.phase is Phase.STATIC:
             allocator.place(node.index, allocator.take(node.size))
         elif node.index in held and node.op != "input":
             allocator.rows(node, extent.window, extent.batch, WINDOW)
@@ -158,6 +168,19 @@ def _packed(forward: Forward, reverse: Reverse, extent: Extent) -> set[tuple[int
     found = packed_copies(there)
     found |= {(int(r[A]), PACKED_T if r[TURNED] else PACKED) for r in back if r[OP] == MATMUL and r[MODE_B] != NONE}
     return {(n, field) for n, field in found if n not in forward.alias}
+
+
+def _gaps(graph: Graph, forward: Forward, reverse: Reverse, extent: Extent) -> set[int]:
+    """Parameters between whose rows there are gaps: one vector at a time is multiplied with them, and nothing else."""
+    if extent.batch > 1 or extent.apart:
+        return set()
+    recurrent = forward.code[forward.bounds[Phase.RECURRENT] : forward.bounds[Phase.RECURRENT + 1]]
+    found = {int(row[A]) for row in recurrent if row[OP] == MATMUL and row[SIZE] * row[SIZE_B] >= LEAST_MATRIX}
+    for row in (*forward.code, *reverse.code):
+        found -= {int(row[slot]) for slot in ((B, ADDEND, OUT) if row[OP] == MATMUL else (A, B, ADDEND, OUT))}
+    owners = {alias.owner for alias in forward.alias.values()} | set(forward.alias)
+    nodes = (graph.nodes[n] for n in found - owners)
+    return {n.index for n in nodes if n.op == "param" and n.shape[1] % GAP_COLUMNS == 0}
 
 
 def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Collection[int]) -> Places:

@@ -44,7 +44,7 @@ from bpcli.kernels.codes import (
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
 from bpcli.kernels.pull import TIMES, factor, pull_rows, spread_rows
 from bpcli.kernels.pull_reductions import pull_reduction
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, apart
 from bpcli.kernels.slopes import pull_unary
 from bpcli.kernels.team import DESK, attend, dismiss, join, share, stretch
 from bpcli.kernels.tiles import packed_product
@@ -158,12 +158,13 @@ def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, seat):
             if packed >= 0 and rows > 1:
                 packed_product(rows, k, n, C, g, ig, F, packed, add, C, q, jb)
             elif rows == 1:
-                ldw = n if turned else k
+                ldw = apart(place, a, n if turned else k)
                 low, size = share(k, seat[0], seat[1], C.itemsize)
                 where = place[a, BASE] + low * (ldw if turned else 1)
                 vector_product(turned, size, n, C, g, F, where, ldw, add, C, q + low, t % 2 == 1)
             else:
-                gemm(False, turned, rows, k, n, C, g, ig, F, place[a, BASE], n if turned else k, add, C, q, jb)
+                ldw = apart(place, a, n if turned else k)
+                gemm(False, turned, rows, k, n, C, g, ig, F, place[a, BASE], ldw, add, C, q, jb)
     if row[MODE_A] != NONE:  # one row: G += g vᵀ, or v gᵀ where turned
         q, v = address(cplace, a, 0, 0, 0, lane), place[b, BASE]
         for i in range(n):

@@ -4,14 +4,15 @@ Node n's value at step t, copy o, row i begins at base + t·step + o·outer + i�
 one line of integers per node (see `bpcli.kernels.layout`): base, step, outer, inner, lane, epoch. Shared values
 have strides of zero. Rows that lie end to end are treated as one long row. Of a matrix that many rows are multiplied
 with, packed copies may stand at PACKED, as it is, and at PACKED_T, transposed (see `bpcli.kernels.tiles`); else -1.
+The rows of a matrix are APART numbers from each other, or end to end where that is 0.
 """
 
 from __future__ import annotations
 
 from bpcli.kernels.jit import inner
 
-BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH, PACKED, PACKED_T = range(8)
-PLACE_FIELDS = PACKED_T + 1
+BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH, PACKED, PACKED_T, APART = range(9)
+PLACE_FIELDS = APART + 1
 
 
 @inner
@@ -33,3 +34,9 @@ def along(size, n, apart):
     A single number that all rows share counts as one for all: then rows are one long row.
     """
     return int(size == n and (n > 1 or apart != 0))
+
+
+@inner
+def apart(place, node, columns):
+    """How far the rows of a matrix with so many columns are from each other."""
+    return place[node, APART] if place[node, APART] > 0 else columns

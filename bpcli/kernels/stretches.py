@@ -10,7 +10,7 @@ from bpcli.graph.model import Phase
 from bpcli.graph.tape import Integers
 from bpcli.kernels.layout import ALIGN
 from bpcli.kernels.plan import Plan
-from bpcli.kernels.rows import BASE, LANE
+from bpcli.kernels.rows import APART, BASE, LANE
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +21,15 @@ class Stretches:
     places: Integers
 
     @cached_property
-    def params(self) -> Sequence[tuple[str, slice]]:
-        """Where each parameter's values stand."""
-        base = self.places[:, BASE]
-        return [(n.name, _stretch(base[n.index], n.size)) for n in self.plan.graph.nodes if n.op == "param"]
+    def params(self) -> Sequence[tuple[str, slice, tuple[int, ...], int]]:
+        """Of each parameter where its values stand, and its shape; how many numbers its rows are apart, if any lie
+        between them, else 0."""
+        found = []
+        for n in self.plan.graph.nodes:
+            if n.op == "param":
+                base, apart = self.places[n.index, [BASE, APART]].tolist()
+                found.append((n.name, _stretch(base, n.shape[0] * apart if apart else n.size), n.shape, apart))
+        return found
 
     @cached_property
     def inputs(self) -> Sequence[tuple[int, str, int, int]]:

@@ -14,7 +14,7 @@ from bpcli.kernels.jobs import reverse_job
 from bpcli.kernels.layout import WINDOW
 from bpcli.kernels.library import Jobs
 from bpcli.kernels.plan import Plan
-from bpcli.kernels.rows import BASE, EPOCH, STEP
+from bpcli.kernels.rows import APART, BASE, EPOCH, STEP
 from bpcli.kernels.stages import stages
 from bpcli.kernels.symbols import single_threaded
 from bpcli.kernels.views import StretchViews, leave, views_of
@@ -52,7 +52,7 @@ class Trace:
         self._loaded = (0, 0)
         self.inputs = {n: inputs[name].reshape(-1, size) for n, name, _, size in self._stretches.inputs}
         for name, rows in views.params:
-            rows[:] = params[name].ravel()
+            rows[...] = params[name]
         for place, number in self._stretches.constants:
             self.V[place] = number
         self.run(self.stages.static_forward)
@@ -76,9 +76,12 @@ class Trace:
         self._loaded = (0, 0)
 
     def value(self, node: int, entries: int) -> Array:
-        """The first `entries` numbers stored for a node."""
-        base = self.plan.values.table[node, BASE]
-        return self.V[base : base + entries]
+        """The first `entries` numbers stored for a node, read-only."""
+        base, apart = self.plan.values.table[node, [BASE, APART]]
+        if apart == 0:
+            return self.V[base : base + entries]
+        rows, columns = self.plan.graph.nodes[node].shape
+        return self.V[base : base + rows * apart].reshape(rows, apart)[:, :columns].ravel()[:entries]
 
     def start(self) -> None:
         """Put the state before step 0 in place."""

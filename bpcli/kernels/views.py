@@ -30,7 +30,10 @@ class Views:
         self.room = numbers[stages.entries :]
         self.sums: Sequence[Array] = [self.C[stretch] for stretch in stretches.sums]
         """Cotangents that have to be cleared."""
-        self.params: Sequence[tuple[str, Array]] = [(name, self.V[stretch]) for name, stretch in stretches.params]
+        self.params: Sequence[tuple[str, Array]] = [
+            (name, self.V[stretch].reshape(shape[0], apart)[:, : shape[1]] if apart else self.V[stretch].reshape(shape))
+            for name, stretch, shape, apart in stretches.params
+        ]
         self.states: Sequence[tuple[str, Array]] = [
             (name, self.V[stretch].reshape(-1, size)) for name, stretch, size in stretches.states
         ]
