@@ -10,7 +10,7 @@ import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
 
 from bpcli.benching.memory import allocated_bytes
-from bpcli.kernels import layout, memory, online_plan, plan, rows, stretches
+from bpcli.kernels import layout, matrices, memory, online_plan, plan, rows, stretches
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem import unrolled
@@ -96,8 +96,8 @@ def test_gaps_between_the_rows_of_matrices(monkeypatch: pytest.MonkeyPatch, spec
     alone = {**SMALL, "batch": 1, "dtype": dtype}
     dense = problem_of(SPECS / f"{spec}.toml", alone, ("params", "inputs", "state"))
     gradients = {method: gradient(dense, method) for method in METHODS}
-    monkeypatch.setattr(layout, "GAP_COLUMNS", 1)
-    monkeypatch.setattr(layout, "LEAST_MATRIX", 1)
+    monkeypatch.setattr(matrices, "GAP_COLUMNS", 1)
+    monkeypatch.setattr(matrices, "LEAST_MATRIX", 1)
     apart = problem_of(SPECS / f"{spec}.toml", alone, ("params", "inputs", "state"))
     table = unrolled.unrolled(apart.setup, parse("bptt").windows(apart.setup)).plan.values.table
     graph = apart.setup.graph

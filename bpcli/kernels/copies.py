@@ -22,8 +22,9 @@ from bpcli.kernels import forward as kernel
 from bpcli.kernels.calls import run
 from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.jobs import cut, forward_job
-from bpcli.kernels.layout import Allocator, Places, without_packed
+from bpcli.kernels.layout import Allocator, Places
 from bpcli.kernels.library import Jobs
+from bpcli.kernels.matrices import without_packed
 from bpcli.kernels.plan import LANE_FLOPS
 from bpcli.kernels.reach import Reach
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, STEP

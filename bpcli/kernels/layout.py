@@ -19,12 +19,7 @@ from bpcli.graph.tape import (
     MODE_A,
     MODE_ADDEND,
     MODE_B,
-    NONE,
-    OP,
     OUT,
-    SIZE,
-    SIZE_B,
-    TURNED,
     A,
     Alias,
     B,
@@ -32,9 +27,8 @@ from bpcli.graph.tape import (
     Integers,
     Reverse,
 )
-from bpcli.kernels.codes import MATMUL
+from bpcli.kernels.matrices import GAP, packed, packed_shape, with_gaps
 from bpcli.kernels.rows import APART, BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
-from bpcli.kernels.team import LEAST_MATRIX
 from bpcli.kernels.tiles import packed_entries
 
 ALIGN = 16  # entries: two cache lines of float64
@@ -42,9 +36,6 @@ LANE_ENTRIES = 1 << 14
 """Entries of a matrix of whose gradient every shard takes its own share: what another core has written takes as long to
 get at as some ten multiplications of it, and that of a larger matrix is multiplied more often."""
 CHUNK, WINDOW = 1, 2
-GAP, GAP_COLUMNS = 16, 512
-"""Numbers between the rows of a matrix with a multiple of so many columns: a cache keeps entries of a column that are
-pages apart in few of its places, and so no more than half of the columns that a thread has to do with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +104,7 @@ def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collec
     """Values: what the reverse program and others (`reads`) read is held for the window, the rest a chunk or a step."""
     allocator = Allocator(len(graph.nodes))
     held = {_owner(forward.alias, n) for n in reverse.reads | set(reads)}
-    gaps = _gaps(graph, forward, reverse, extent)
+    gaps = with_gaps(graph, forward, reverse) if extent.batch == 1 and not extent.apart else set()
     lasting = {_owner(forward.alias, graph.loss)} | {n.index for n in graph.nodes if n.op == "input"}
     if not extent.stepwise:
         lasting |= {_owner(forward.alias, n) for n in crossings(forward)}
@@ -134,53 +125,9 @@ def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collec
             allocator.rows(node, extent.chunk, extent.batch, CHUNK)
         else:
             allocator.rows(node, 1, extent.batch, 0)
-    for n, field in sorted(_packed(forward, reverse, extent)):
+    for n, field in sorted(packed(forward, reverse, extent.batch, extent.stepwise, extent.apart)):
         allocator.pack(graph.nodes[n], field)
     return allocator.finish(forward.alias)
-
-
-def packed_shape(shape: tuple[int, ...], field: int) -> tuple[int, ...]:
-    """(k, n) of the copy of a matrix at PACKED or PACKED_T."""
-    return shape if field == PACKED else shape[::-1]
-
-
-def packed_copies(code: Integers) -> set[tuple[int, int]]:
-    """The matrices that instructions multiply rows with, each with the field of the copy that it takes."""
-    return {(int(row[A]), PACKED if row[TURNED] else PACKED_T) for row in code if row[OP] == MATMUL}
-
-
-def without_packed(places: Integers, dtype: np.dtype) -> Integers:
-    """`places` as a dtype can use them: complex products have no tile."""
-    if dtype.kind != "c":
-        return places
-    plain = places.copy()
-    plain[:, [PACKED, PACKED_T]] = -1
-    return plain
-
-
-def _packed(forward: Forward, reverse: Reverse, extent: Extent) -> set[tuple[int, int]]:
-    """The matrices that the time loop multiplies several rows with, each with the field of the copy that it takes."""
-    first, last = (Phase.INPUT, Phase.OUTPUT) if extent.stepwise else (Phase.RECURRENT, Phase.RECURRENT)
-    if extent.batch == 1 and not extent.apart:
-        return set()
-    there = forward.code[forward.bounds[first] : forward.bounds[last + 1] if extent.batch > 1 else 0]
-    back = reverse.code[reverse.bounds[3 - last] : reverse.bounds[4 - first]]
-    found = packed_copies(there)
-    found |= {(int(r[A]), PACKED_T if r[TURNED] else PACKED) for r in back if r[OP] == MATMUL and r[MODE_B] != NONE}
-    return {(n, field) for n, field in found if n not in forward.alias}
-
-
-def _gaps(graph: Graph, forward: Forward, reverse: Reverse, extent: Extent) -> set[int]:
-    """Parameters between whose rows there are gaps: one vector at a time is multiplied with them, and nothing else."""
-    if extent.batch > 1 or extent.apart:
-        return set()
-    recurrent = forward.code[forward.bounds[Phase.RECURRENT] : forward.bounds[Phase.RECURRENT + 1]]
-    found = {int(row[A]) for row in recurrent if row[OP] == MATMUL and row[SIZE] * row[SIZE_B] >= LEAST_MATRIX}
-    for row in (*forward.code, *reverse.code):
-        found -= {int(row[slot]) for slot in ((B, ADDEND, OUT) if row[OP] == MATMUL else (A, B, ADDEND, OUT))}
-    owners = {alias.owner for alias in forward.alias.values()} | set(forward.alias)
-    nodes = (graph.nodes[n] for n in found - owners)
-    return {n.index for n in nodes if n.op == "param" and n.shape[1] % GAP_COLUMNS == 0}
 
 
 def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Collection[int]) -> Places:

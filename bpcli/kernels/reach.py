@@ -12,8 +12,8 @@ from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import ADDEND, FIELDS, NUMBER, OP, OUT, SIZE, SIZE_A, A, Alias, B, Forward
 from bpcli.kernels.codes import COPY
-from bpcli.kernels.layout import packed_copies
 from bpcli.kernels.library import Jobs
+from bpcli.kernels.matrices import packed_copies
 from bpcli.kernels.plan import node_flops
 
 

@@ -22,8 +22,9 @@ from bpcli.kernels.calls import Call
 from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.fixes import no_fixes
 from bpcli.kernels.jobs import cut, forward_job, reverse_job
-from bpcli.kernels.layout import packed_shape, settle, without_packed
+from bpcli.kernels.layout import settle
 from bpcli.kernels.library import Jobs
+from bpcli.kernels.matrices import packed_shape, without_packed
 from bpcli.kernels.meetings import MOST_LINES, forward_meetings, reverse_meetings
 from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import BASE, INNER_ROW, LANE, PACKED, PACKED_T, STEP
@@ -33,8 +34,8 @@ from bpcli.kernels.tiles import width
 MOST_KEPT = 64
 """Stretches of steps whose calls are kept; of so long a sequence the making of jobs is a small part."""
 LEAST_WOKEN = 1 << 25
-"""Operations of matrix gradients for which threads are woken where one sample is all that there is to do: for fewer,
-waking takes as long as they save, and who stays awake after it is in the way."""
+"""Operations of matrix gradients for which threads are woken that have had nothing to do so far: for fewer, waking
+takes as long as they save, and who stays awake after it is in the way."""
 LEAST_PACKED = 1 << 16
 """Entries of matrices that threads copy: for fewer it would take as long to wake them."""
 Stretch = tuple[int, int, int]
@@ -126,7 +127,8 @@ class Stages:
             for phase in (Phase.OUTPUT, Phase.RECURRENT, Phase.INPUT):
                 within = self._within(stretch, phase, phase is Phase.RECURRENT and not extent.apart)
                 found += self._pass_reverse(tables, (phase, phase), *within)
-        return [*_joined(found), *self._products(tables, first, last)]
+        awake = plan.shards > 1 or any(call.desk is not None for call in found)
+        return [*_joined(found), *self._products(tables, first, last, awake)]
 
     def _within(self, stretch: Stretch, phase: Phase, in_turn: bool) -> tuple[tuple[int, int], tuple[int, int], int]:
         """Steps, rows and parts: steps one after another, or as rows all at once."""
@@ -202,8 +204,8 @@ class Stages:
             self._met[key] = find(code, places, self.plan.extent.chunk)
         return self._met[key]
 
-    def _products(self, tables: tuple[Integers, Integers], first: int, last: int) -> Iterable[Call]:
-        """The gradients of all matrices, over the rows of the steps `first` to `last`."""
+    def _products(self, tables: tuple[Integers, Integers], first: int, last: int, awake: bool) -> Iterable[Call]:
+        """The gradients of all matrices, over the rows of the steps `first` to `last`; `awake`: threads are."""
         plan, kernel, batch = self.plan, products_kernel, self.plan.extent.batch
         places, cplaces = tables
         matrix, delta, vector, turned, columns, r0, r1, turn, shard = plan.tasks.T
@@ -224,7 +226,7 @@ class Stages:
         jobs[:, kernel.SUM] = cplaces[matrix, BASE] + shard * cplaces[matrix, LANE] + r0 * columns
         sizes = jobs[:, [kernel.ROWS, kernel.COLUMNS, kernel.DEPTH, kernel.TIMES]]
         flops = 2 * int(sizes.prod(axis=1).sum())
-        worth_it = len(jobs) > len(plan.reverse.products) and (plan.shards > 1 or flops >= LEAST_WOKEN)
+        worth_it = len(jobs) > len(plan.reverse.products) and (awake or flops >= LEAST_WOKEN)
         for each in range(max(turn, default=-1) + 1):
             yield Call("products", jobs[turn == each], parallel=worth_it)  # no two of them add to the same matrix
 
