@@ -18,13 +18,10 @@ PLACE_FIELDS = APART + 1
 @inner
 def address(place, node, t, o, i, lane):
     """Offset of the first entry of a row."""
-    return (
-        place[node, BASE]
-        + t * place[node, STEP]
-        + o * place[node, OUTER]
-        + i * place[node, INNER_ROW]
-        + lane * place[node, LANE]
-    )
+    where = place[node, BASE] + t * place[node, STEP]
+    if o | i | lane:  # of the first row, where there is but one, all this takes as long as finding the step
+        where += o * place[node, OUTER] + i * place[node, INNER_ROW] + lane * place[node, LANE]
+    return where
 
 
 @inner
