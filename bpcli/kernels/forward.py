@@ -26,8 +26,8 @@ from bpcli.kernels.codes import (
 )
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 from bpcli.kernels.reductions import reduce_row, sum_rows
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along, apart
-from bpcli.kernels.team import DESK, attend, dismiss, join, stretch
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along, row_stride
+from bpcli.kernels.team import DESK, attend, dismiss, join, part_of
 from bpcli.kernels.tiles import packed_product
 from bpcli.kernels.unary import unary_into
 
@@ -94,11 +94,13 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 bit, newcomer = 1 << (line - job[FIRST]), t == begin and line == at
                 meets, whole = job[MEETINGS] & bit, job[WHOLE] & bit
                 seat, low, entries = attend(desk, meets, whole, newcomer, seat, t, line, n, V.itemsize)
+                if seat[1] == 0:
+                    return
                 if entries < 0:
                     continue
                 if op != MATMUL:
-                    pa, na = stretch(pa, na, n, low, entries)
-                    pb, nb = stretch(pb, nb, n, low, entries)
+                    pa, na = part_of(pa, na, n, low, entries)
+                    pb, nb = part_of(pb, nb, n, low, entries)
                 po, n = po + low, entries
             if op == CONCAT or (op == MATMUL and row[ADDEND] >= 0):
                 c, size, shift = (a, na, row[INNER]) if op == CONCAT else (row[ADDEND], n, 0)
@@ -106,7 +108,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 copy_rows(V, pc + low, sc, ic, po + shift, so, io, no, ni, size)
             if op == MATMUL:
                 turned, add, packed = row[TURNED] == 1, row[ADDEND] >= 0, place[a, PACKED if row[TURNED] else PACKED_T]
-                ldw = apart(place, a, row[SIZE] if turned else nb)
+                ldw = row_stride(place, a, row[SIZE] if turned else nb)
                 where = place[a, BASE] + low * (1 if turned else ldw)
                 multiply_rows(V, where, packed, turned, pb, sb, ib, nb, ldw, add, po, so, io, n, no, ni, t)
                 if slots[a] >= 0:

@@ -1,8 +1,8 @@
 """Layouts: where each node's value and cotangent are stored, worked out from sizes alone, before anything is allocated.
 
-A table of places has a line per node (see `bpcli.kernels.rows`): base, step, outer, inner, lane, epoch, and where
-packed copies of a matrix stand. The epoch says from where steps are counted: 0 from nowhere (static values and the
-scratch of one step), 1 from the first step of the chunk, 2 from the first step of the window.
+A table of places has a line per node (see `bpcli.kernels.rows`): base, step, outer, inner, lane, epoch, where packed
+copies of a matrix stand, and how far its rows are apart. The epoch says from where steps are counted: 0 from nowhere
+(static values and the scratch of one step), 1 from the first step of the chunk, 2 from the first step of the window.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from bpcli.graph.tape import (
 )
 from bpcli.kernels.matrices import GAP, packed, packed_shape, with_gaps
 from bpcli.kernels.rows import APART, BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
-from bpcli.kernels.tiles import packed_entries
+from bpcli.kernels.tiles import MOST_COLUMNS, packed_entries
 
 ALIGN = 16  # entries: two cache lines of float64
-LANE_ENTRIES = 1 << 14
-"""Entries of a matrix of whose gradient every shard takes its own share: what another core has written takes as long to
-get at as some ten multiplications of it, and that of a larger matrix is multiplied more often."""
+LANE_ENTRIES, LANES_ENTRIES = 1 << 14, 1 << 18
+"""Entries of a matrix of whose gradient every shard takes its own share, and of all shares: what another core has
+written takes as long to get at as some ten multiplications, and in that of a larger matrix there are more of them."""
 CHUNK, WINDOW = 1, 2
 
 
@@ -61,12 +61,18 @@ class Allocator:
         return base
 
     def place(self, node: int, base: int, strides: tuple[int, int, int, int] = (0, 0, 0, 0), epoch: int = 0) -> None:
-        """Write one line but for packed copies: strides are step, outer, inner, lane."""
+        """Write one line but for what is said of matrices: strides are step, outer, inner, lane."""
         self.table[node, : EPOCH + 1] = (base, *strides, epoch)
 
     def pack(self, node: Node, field: int) -> None:
         """Storage for the packed copy of a matrix that `field` stands for."""
         self.table[node.index, field] = self.take(packed_entries(*packed_shape(node.shape, field)))
+
+    def space(self, node: Node) -> None:
+        """Storage for a matrix with gaps between its rows."""
+        rows, columns = node.shape
+        self.place(node.index, self.take(rows * (columns + GAP)))
+        self.table[node.index, APART] = columns + GAP
 
     def rows(self, node: Node, steps: int, batch: int, epoch: int) -> None:
         """Storage for one value a step and sample; one step's worth, used again every step, where epoch is 0."""
@@ -115,8 +121,7 @@ def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collec
         if node.index in forward.alias or node.index in states or not (node.op in LEAVES or node.index in written):
             continue
         if node.index in gaps:
-            allocator.place(node.index, allocator.take(node.shape[0] * (node.shape[1] + GAP)))
-            allocator.table[node.index, APART] = node.shape[1] + GAP
+            allocator.space(node)
         elif node.phase is Phase.STATIC:
             allocator.place(node.index, allocator.take(node.size))
         elif node.index in held and node.op != "input":
@@ -171,9 +176,16 @@ def laned_sums(graph: Graph, reverse: Reverse, extent: Extent) -> set[int]:
     """The static nodes that lanes collect shares of: of small matrices too where every shard has a lane."""
     if extent.lanes == 1:
         return set()
-    matrices = {p.matrix for p in reverse.products if graph.nodes[p.matrix].size <= LANE_ENTRIES}
-    within = matrices if extent.stepwise and not extent.apart else set()
-    return shared_arguments(graph, reverse) | {_owner(reverse.alias, n) for n in within}
+    small = set[int]()
+    if extent.stepwise and not extent.apart:
+        for node in (graph.nodes[product.matrix] for product in reverse.products):
+            if (
+                node.size <= LANE_ENTRIES
+                and node.size * extent.lanes <= LANES_ENTRIES
+                and node.shape[1] <= MOST_COLUMNS
+            ):
+                small.add(_owner(reverse.alias, node.index))
+    return shared_arguments(graph, reverse) | small
 
 
 def shared_arguments(graph: Graph, reverse: Reverse) -> set[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bpcli.graph.model import Graph, Phase
-from bpcli.graph.tape import ADDEND, MODE_B, NONE, OP, OUT, SIZE, SIZE_B, TURNED, A, B, Forward, Integers, Reverse
+from bpcli.graph.tape import ADDEND, MODE_B, NONE, OP, OUT, SIZE, SIZE_B, TURNED, ZERO, A, B, Forward, Integers, Reverse
 from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.rows import PACKED, PACKED_T
 from bpcli.kernels.team import LEAST_MATRIX
@@ -50,7 +50,7 @@ def with_gaps(graph: Graph, forward: Forward, reverse: Reverse) -> set[int]:
     """Parameters between whose rows there are gaps: one vector at a time is multiplied with them, and nothing else."""
     recurrent = forward.code[forward.bounds[Phase.RECURRENT] : forward.bounds[Phase.RECURRENT + 1]]
     found = {int(row[A]) for row in recurrent if row[OP] == MATMUL and row[SIZE] * row[SIZE_B] >= LEAST_MATRIX}
-    for row in (*forward.code, *reverse.code):
+    for row in (*forward.code, *reverse.code[reverse.code[:, OP] != ZERO]):
         found -= {int(row[slot]) for slot in ((B, ADDEND, OUT) if row[OP] == MATMUL else (A, B, ADDEND, OUT))}
     owners = {alias.owner for alias in forward.alias.values()} | set(forward.alias)
     nodes = (graph.nodes[n] for n in found - owners)

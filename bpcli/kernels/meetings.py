@@ -7,8 +7,10 @@ anywhere between two meetings, so there one must not write what the other writes
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
+from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import (
     ADDEND,
     MODE_A,
@@ -25,27 +27,13 @@ from bpcli.graph.tape import (
     B,
     Integers,
 )
-from bpcli.kernels.codes import (
-    ADD,
-    CONCAT,
-    DIVIDE,
-    DOT,
-    LOG_SOFTMAX,
-    LOGSUMEXP,
-    MATMAT,
-    MATMUL,
-    MULTIPLY,
-    SOFTMAX,
-    SUBTRACT,
-    SUM,
-    TRANSPOSE,
-)
+from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.rows import BASE, STEP
+from bpcli.kernels.structure import DENSE
 
 MOST_LINES = 62
 """Lines of a tape that a team can run: each has a bit."""
-_OPERATORS = frozenset({ADD, SUBTRACT, MULTIPLY, DIVIDE})
-_WHOLE = frozenset({MATMAT, TRANSPOSE, SUM, DOT, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, CONCAT})
+_WHOLE = frozenset(OPERATIONS[name].opcode for name in (*DENSE, "concat"))
 """Operations of which an entry of the result is not made of the entries at its place."""
 _STEPS = 3
 """Steps in which every way that instructions follow each other occurs."""
@@ -60,74 +48,109 @@ class _Use(NamedTuple):
     written: bool
 
 
+class _Line(NamedTuple):
+    """An instruction: whether members share it, and what it reads and writes."""
+
+    shared: bool
+    uses: Sequence[_Use]
+
+
+class _Stretch(NamedTuple):
+    """A use at some step: the entries of the trace from `start` to before `stop`; `leaders`: the leader's alone."""
+
+    start: int
+    stop: int
+    shared: bool
+    leaders: bool
+    written: bool
+
+
 def forward_meetings(code: Integers, places: Integers, steps: int) -> tuple[int, int]:
     """The lines before which a team meets, and those that the leader runs by itself, a bit each, of a tape's lines.
 
     They are run for at most so many steps in a row.
     """
-    return _meetings([_forward_uses(row) for row in code.tolist()], places, range(min(steps, _STEPS)))
+    return _meetings([_forward_line(row) for row in code.tolist()], places, range(min(steps, _STEPS)))
 
 
 def reverse_meetings(code: Integers, cotangent_places: Integers, steps: int) -> tuple[int, int]:
     """The same of lines of the reverse tape."""
-    return _meetings([_reverse_uses(row) for row in code.tolist()], cotangent_places, range(min(steps, _STEPS))[::-1])
+    return _meetings([_reverse_line(row) for row in code.tolist()], cotangent_places, range(min(steps, _STEPS))[::-1])
 
 
-def _forward_uses(row: Sequence[int]) -> tuple[bool, list[_Use]]:
-    """Whether members share an instruction, and what it reads and writes."""
+def _forward_line(row: Sequence[int]) -> _Line:
+    """An instruction of the tape."""
     op, n = row[OP], row[SIZE]
     if op == MATMUL:
         uses = [_Use(row[B], row[SIZE_B], False, False), _Use(row[OUT], n, True, True)]
-        return True, uses + [_Use(row[ADDEND], n, True, False)] * (row[ADDEND] >= 0)
+        return _Line(True, uses + [_Use(row[ADDEND], n, True, False)] * (row[ADDEND] >= 0))
     shared = op not in _WHOLE
     arguments = [(row[A], row[SIZE_A]), (row[B], row[SIZE_B])]
     uses = [_Use(node, size, shared and size == n, False) for node, size in arguments if node >= 0]
-    return shared, [*uses, _Use(row[OUT], n, shared, True)]
+    return _Line(shared, [*uses, _Use(row[OUT], n, shared, True)])
 
 
-def _reverse_uses(row: Sequence[int]) -> tuple[bool, list[_Use]]:
-    """The same of cotangents."""
+def _reverse_line(row: Sequence[int]) -> _Line:
+    """An instruction of the reverse tape, which uses cotangents."""
     op, n = row[OP], row[SIZE]
     taken = [(row[A], row[SIZE_A], MODE_A), (row[B], row[SIZE_B], MODE_B), (row[ADDEND], n, MODE_ADDEND)]
     targets = [(node, size) for node, size, mode in taken if row[mode] != NONE]
     if op == MATMUL and row[MODE_A] == NONE:
-        return True, [_Use(row[OUT], n, False, False), *(_Use(*target, True, True) for target in targets)]
-    shared = op != MATMUL and op not in _WHOLE and all(size == n for _, size in targets)
-    return shared, [_Use(row[OUT], n, shared, op == ZERO), *(_Use(*target, shared, True) for target in targets)]
+        return _Line(True, [_Use(row[OUT], n, False, False), *(_Use(*target, True, True) for target in targets)])
+    shared = op not in _WHOLE and all(size == n for _, size in targets)
+    uses = [_Use(row[OUT], n, shared, op == ZERO), *(_Use(*target, shared, True) for target in targets)]
+    return _Line(shared, uses)
 
 
-def _meetings(lines: Sequence[tuple[bool, Iterable[_Use]]], places: Integers, steps: Iterable[int]) -> tuple[int, int]:
-    """As many meetings as it takes for no two uses between them to be in each other's way."""
+def _meetings(found: Sequence[_Line], places: Integers, steps: Sequence[int]) -> tuple[int, int]:
+    """As many meetings as it takes for no two uses between them to be in each other's way.
+
+    An instruction of which members would be in each other's way is the leader's.
+    """
+    lines = [line if _shareable(line, places, steps) else _leaders(line) for line in found]
     before: set[int] = set()
     while (missing := _first_missing(lines, before, places, steps)) is not None:
         before.add(missing)
-    whole = sum(1 << line for line, (shared, _) in enumerate(lines) if not shared)
-    return sum(1 << line for line in before), whole
+    whole = sum(1 << number for number, line in enumerate(lines) if not line.shared)
+    return sum(1 << number for number in before), whole
 
 
-def _first_missing(
-    lines: Sequence[tuple[bool, Iterable[_Use]]], before: set[int], places: Integers, steps: Iterable[int]
-) -> int | None:
+def _first_missing(lines: Sequence[_Line], before: set[int], places: Integers, steps: Iterable[int]) -> int | None:
     """The first line before which there has to be a meeting that is not among those there are."""
-    since: list[tuple[int, int, bool, bool, bool]] = []
+    since: list[_Stretch] = []
     for t in steps:
-        for line, (everyone, uses) in enumerate(lines):
-            if line in before:
+        for number, line in enumerate(lines):
+            if number in before:
                 since.clear()
-            here = []
-            for use in uses:
-                start = int(places[use.node, BASE] + t * places[use.node, STEP])
-                here.append((start, start + use.entries, use.shared, everyone, use.written))
+            here = _stretches(line, places, t)
             if any(_in_the_way(one, other) for one in here for other in since):
-                return line
+                return number
             since += here
     return None
 
 
-def _in_the_way(one: tuple[int, int, bool, bool, bool], other: tuple[int, int, bool, bool, bool]) -> bool:
+def _shareable(line: _Line, places: Integers, steps: Iterable[int]) -> bool:
+    """Whether no member writes what another writes or reads while they run an instruction together."""
+    pairs = (pair for t in steps for pair in combinations(_stretches(line, places, t), 2))
+    return line.shared and not any(_in_the_way(*pair) for pair in pairs)
+
+
+def _leaders(line: _Line) -> _Line:
+    """The instruction run by the leader alone."""
+    return _Line(False, [use._replace(shared=False) for use in line.uses])
+
+
+def _stretches(line: _Line, places: Integers, t: int) -> list[_Stretch]:
+    """What an instruction uses at step t."""
+    found = []
+    for use in line.uses:
+        start = int(places[use.node, BASE] + t * places[use.node, STEP])
+        found.append(_Stretch(start, start + use.entries, use.shared, not line.shared, use.written))
+    return found
+
+
+def _in_the_way(one: _Stretch, other: _Stretch) -> bool:
     """Whether two uses by two members may meet: not if both keep to the same shares, or the leader is alone in both."""
-    apart = one[1] <= other[0] or other[1] <= one[0]
-    reads = not (one[4] or other[4])
-    shares = one[2] and other[2] and one[:2] == other[:2]
-    leaders = not one[3] and not other[3]
-    return not (apart or reads or shares or leaders)
+    overlap = one.start < other.stop and other.start < one.stop
+    shares = one.shared and other.shared and one[:2] == other[:2]
+    return overlap and (one.written or other.written) and not shares and not (one.leaders and other.leaders)

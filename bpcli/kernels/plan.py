@@ -35,7 +35,7 @@ STEPWISE_ROWS = 8
 LANE_ROWS = 64
 """Rows that a lane has at least."""
 MOST_LANES = 16
-"""Parts that any work is cut into at most; a fixed number, whatever the machine."""
+"""Parts that any work but that of shards is cut into at most; a fixed number, whatever the machine."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,9 +44,9 @@ from bpcli.kernels.codes import (
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
 from bpcli.kernels.pull import TIMES, factor, pull_rows, spread_rows
 from bpcli.kernels.pull_reductions import pull_reduction
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, apart
+from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, row_stride
 from bpcli.kernels.slopes import pull_unary
-from bpcli.kernels.team import DESK, attend, dismiss, join, share, stretch
+from bpcli.kernels.team import DESK, attend, dismiss, join, part_of, share
 from bpcli.kernels.tiles import packed_product
 
 (
@@ -104,13 +104,16 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                 bit, newcomer = 1 << (line - job[FIRST]), t == begin and line == at
                 meets, whole = job[MEETINGS] & bit, job[WHOLE] & bit
                 seat, low, entries = attend(desk, meets, whole, newcomer, seat, t, line, n, C.itemsize)
+                if seat[1] == 0:
+                    return
                 if entries < 0:
                     continue
+                part, parts = (0, 1) if whole else (seat[0], seat[1])
             else:
-                low, entries = 0, n
+                low, entries, part, parts = 0, n, 0, 1
             pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
             if op == MATMUL:
-                pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, seat)
+                pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
             elif op == MATMAT or op == TRANSPOSE:
                 pull_static(row, place, cplace, F, C)
             elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
@@ -126,9 +129,9 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                 ph, nh = address(place, h, t, o0, i0, lane), row[SIZE_A]
                 pq, nq = address(cplace, target, t, o0, i0, lane), n if slot == 2 else row[SIZE_A + slot]
                 if shared:
-                    pf, nf = stretch(pf, nf, n, low, entries)
-                    ph, nh = stretch(ph, nh, n, low, entries)
-                    pq, nq = stretch(pq, nq, n, low, entries)
+                    pf, nf = part_of(pf, nf, n, low, entries)
+                    ph, nh = part_of(ph, nh, n, low, entries)
+                    pq, nq = part_of(pq, nq, n, low, entries)
                 shift, size = (row[INNER], nq) if op == CONCAT else (0, entries)
                 pull_rows(
                     kind, C, pg + shift, sg, ig, size, F, pf, place[f, OUTER], place[f, INNER_ROW], nf,
@@ -140,8 +143,8 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
 
 
 @inner
-def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, seat):
-    """cotangent of b (rows, k) (+)= g (rows, n) W, W (n, k) or, turned, (k, n); of one row the share of this seat.
+def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts):
+    """cotangent of b (rows, k) (+)= g (rows, n) W, W (n, k) or, turned, (k, n); of one row this part of so many.
 
     A static W takes its gradient at once.
     """
@@ -158,12 +161,12 @@ def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, seat):
             if packed >= 0 and rows > 1:
                 packed_product(rows, k, n, C, g, ig, F, packed, add, C, q, jb)
             elif rows == 1:
-                ldw = apart(place, a, n if turned else k)
-                low, size = share(k, seat[0], seat[1], C.itemsize)
+                ldw = row_stride(place, a, n if turned else k)
+                low, size = share(k, part, parts, C.itemsize)
                 where = place[a, BASE] + low * (ldw if turned else 1)
                 vector_product(turned, size, n, C, g, F, where, ldw, add, C, q + low, t % 2 == 1)
             else:
-                ldw = apart(place, a, n if turned else k)
+                ldw = row_stride(place, a, n if turned else k)
                 gemm(False, turned, rows, k, n, C, g, ig, F, place[a, BASE], ldw, add, C, q, jb)
     if row[MODE_A] != NONE:  # one row: G += g vᵀ, or v gᵀ where turned
         q, v = address(cplace, a, 0, 0, 0, lane), place[b, BASE]

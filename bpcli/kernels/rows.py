@@ -34,6 +34,6 @@ def along(size, n, apart):
 
 
 @inner
-def apart(place, node, columns):
+def row_stride(place, node, columns):
     """How far the rows of a matrix with so many columns are from each other."""
     return place[node, APART] if place[node, APART] > 0 else columns

@@ -61,7 +61,7 @@ class Stages:
         self.factors = self.cotangents + plan.cotangents.size if rounding else 0
         self.entries = self.cotangents + plan.cotangents.size + (plan.values.size if rounding else 0)
         self._kept: dict[tuple[str, Stretch], Calls] = {}
-        self._met: dict[tuple[str, tuple[Phase, Phase]], tuple[int, int]] = {}
+        self._met: dict[tuple[Callable[..., tuple[int, int]], tuple[Phase, Phase]], tuple[int, int]] = {}
 
     def forward(self, stretch: Stretch) -> Calls:
         """The passes forwards over a stretch."""
@@ -199,9 +199,9 @@ class Stages:
         self, find: Callable[..., tuple[int, int]], phases: tuple[Phase, Phase], code: Integers, places: Integers
     ) -> tuple[int, int]:
         """What `forward_meetings` or `reverse_meetings` finds; it is the same for all stretches."""
-        key = find.__name__, phases
+        key = find, phases
         if key not in self._met:
-            self._met[key] = find(code, places, self.plan.extent.chunk)
+            self._met[key] = find(code, places, self.plan.extent.chunk if Phase.RECURRENT in phases else 1)
         return self._met[key]
 
     def _products(self, tables: tuple[Integers, Integers], first: int, last: int, awake: bool) -> Iterable[Call]:

@@ -10,7 +10,8 @@ bits.
 The first thread to come leads: it begins alone, and at every meeting takes in those who have come after it. Where it
 has had to wait long it goes on alone: threads that are not left in peace cost more than they bring.
 
-Members speak through an array of integers, the desk. Every line of the desk is written by one of them.
+Members speak through an array of integers, the desk. All of them count themselves on its first line; every other line
+is written by one of them.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def share(n, member, members, itemsize):
 
 
 @inner
-def stretch(place, size, n, low, entries):
+def part_of(place, size, n, low, entries):
     """Of an argument the entries that go with those from `low` on of a result of n: where they begin, and how many."""
     return (place + low, entries) if size == n else (place, size)
 

@@ -76,7 +76,7 @@ class Trace:
         self._loaded = (0, 0)
 
     def value(self, node: int, entries: int) -> Array:
-        """The first `entries` numbers stored for a node, read-only."""
+        """The first `entries` numbers stored for a node: to read, as they may be copies."""
         base, apart = self.plan.values.table[node, [BASE, APART]]
         if apart == 0:
             return self.V[base : base + entries]
