@@ -12,9 +12,11 @@ from bpcli.graph.model import Phase
 from bpcli.kernels import memory
 from bpcli.kernels.layout import WINDOW, Places
 from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP
-from bpcli.kernels.stages import MOST_KEPT, Stages, Stretch
+from bpcli.kernels.stages import Stages, Stretch
 
 Array = NDArray[Any]
+KEPT = 4
+"""Stretches whose views are kept: of many, their own memory would be more than what they save in time."""
 
 
 class Views:
@@ -49,9 +51,9 @@ class Views:
         """Of each leaf's node the gradient, if it has one, and the entries of that."""
 
     def over(self, stretch: Stretch) -> StretchViews:
-        """Those of a stretch of steps; they are kept, as kernels' calls are."""
+        """Those of a stretch of steps, which are kept."""
         if stretch not in self._kept:
-            if len(self._kept) >= MOST_KEPT:
+            if len(self._kept) >= KEPT:
                 self._kept.clear()
             self._kept[stretch] = StretchViews(self, self._stages, stretch)
         return self._kept[stretch]
