@@ -176,16 +176,12 @@ def laned_sums(graph: Graph, reverse: Reverse, extent: Extent) -> set[int]:
     """The static nodes that lanes collect shares of: of small matrices too where every shard has a lane."""
     if extent.lanes == 1:
         return set()
-    small = set[int]()
+    shared, most = shared_arguments(graph, reverse), min(LANE_ENTRIES, LANES_ENTRIES // extent.lanes)
     if extent.stepwise and not extent.apart:
-        for node in (graph.nodes[product.matrix] for product in reverse.products):
-            if (
-                node.size <= LANE_ENTRIES
-                and node.size * extent.lanes <= LANES_ENTRIES
-                and node.shape[1] <= MOST_COLUMNS
-            ):
-                small.add(_owner(reverse.alias, node.index))
-    return shared_arguments(graph, reverse) | small
+        nodes = (graph.nodes[product.matrix] for product in reverse.products)
+        small = (n for n in nodes if n.size <= most and n.shape[1] <= MOST_COLUMNS)
+        shared |= {_owner(reverse.alias, n.index) for n in small}
+    return shared
 
 
 def shared_arguments(graph: Graph, reverse: Reverse) -> set[int]:

@@ -76,7 +76,7 @@ class Plan:
             ends = (product.matrix, product.delta, product.vector, int(product.turned), columns)
             turn = turns[product.matrix]
             turns[product.matrix] += 1
-            if self.shared_out(product.matrix):
+            if self.cotangents.table[product.matrix, LANE]:  # every shard collects its own share
                 shares += [(*ends, 0, rows, turn, shard) for shard in range(self.shards)]
                 continue
             flops = 2.0 * rows * columns * self.extent.chunk * self.extent.batch
@@ -88,10 +88,6 @@ class Plan:
         shares.sort(key=lambda task: task[-1])
         # Threads take even stretches of the list: large tasks stand at both ends, and a shard's with each other.
         return np.array([*tasks[::2], *shares, *tasks[1::2][::-1]], dtype=np.int64).reshape(-1, 9)
-
-    def shared_out(self, matrix: int) -> bool:
-        """Whether every shard collects its own share of a matrix's gradient."""
-        return bool(self.cotangents.table[matrix, LANE])
 
 
 def make_plan(

@@ -79,13 +79,13 @@ def join(desk, step, line, over):
 
 @inner
 def attend(desk, meets, whole, newcomer, seat, step, line, n, itemsize):
-    """The seat after a meeting before `line`, if it `meets` there; which of the n entries that it writes this member
-    takes: the first, and how many, -1 where it leaves the line, as only the leader runs one that is `whole`.
+    """The seat after a meeting before `line`, if it `meets` there (no members: let go); which of the n entries that the
+    line writes this member takes: the first, and how many, -1 where it leaves it, as only the leader runs a `whole` one.
 
     `newcomer`: a member that comes in with this line has been to the meeting before it.
     """
     member, members, meeting = seat
-    if meets and members > 0 and not (newcomer and member > 0):
+    if meets and not (newcomer and member > 0):
         meeting += 1
         members = meet(desk, member, members, meeting, step, line)
     if member > 0 and (whole or members == 0):
