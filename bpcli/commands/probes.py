@@ -80,7 +80,7 @@ def _cache() -> Lines:
     yield (
         "kernels",
         "ok",
-        f"{count} compiled" if count else "none compiled yet: the first check takes half a minute at most",
+        f"{count} compiled" if count else "none compiled yet: the first check takes about half a minute",
     )
 
 

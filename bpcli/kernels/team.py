@@ -80,7 +80,7 @@ def join(desk, step, line, over):
 @inner
 def attend(desk, meets, whole, newcomer, seat, step, line, n, itemsize):
     """The seat after a meeting before `line`, if it `meets` there (no members: let go); which of the n entries that the
-    line writes this member takes: the first, and how many, -1 where it leaves it, as only the leader runs a `whole` one.
+    line writes this member takes: the first, and how many, -1 where it leaves it, as the leader alone runs a whole one.
 
     `newcomer`: a member that comes in with this line has been to the meeting before it.
     """
