@@ -5,12 +5,14 @@ Numba makes LLVM code of a kernel; LLVM makes an object file of it, which any pr
 `void bp_kernel(jobs, count, stride, values)`, which calls the kernel with each of `count` jobs, `stride` bytes apart.
 
 As it is, Numba optimises and translates every function on its own, with all that it calls, at every level of calls: a
-good part of its time. Here a function is left as it comes until the kernel that it becomes part of is optimised, once.
+good part of its time. Here a function is left as it comes until the kernel that it becomes part of is optimised, once,
+and Numba does not look in it for what no kernel has.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 from numba import types
 from numba.core.codegen import CPUCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import PassManager
 from numba.core.cpu import CPUContext
 from numba.core.runtime.context import NRTContext
 
@@ -29,6 +32,23 @@ from bpcli.kernels.folder import write_object
 from bpcli.kernels.library import ENTRY, KERNELS
 
 mode.compiling = True
+
+_OPTIMISED = 2
+"""LLVM's level of optimisation: level 3 takes a tenth longer, for kernels that are no faster."""
+_NEEDLESS = {
+    "WithLifting",
+    "InlineClosureLikes",
+    "RewriteDynamicRaises",
+    "MakeFunctionToJitFunction",
+    "InlineInlinables",
+    "FindLiterallyCalls",
+    "LiteralUnroll",
+    "LiteralPropagationSubPipelinePass",
+    "NopythonRewrites",
+    "IRLegalization",
+    "DumpParforDiagnostics",
+}
+"""Numba's passes for closures, exceptions, expressions of whole arrays, `literally` and the like: not in kernels."""
 
 _LOOP = """
 define void @{entry}(i8* %jobs, i64 %count, i64 %stride, i8* %values) {{
@@ -69,6 +89,17 @@ def _postpone_code() -> None:
     CPUContext.get_executable = lambda self, library, fndesc, env: [].append  # a key that Numba knows the code by
 
 
+def _skip_passes() -> None:
+    """Leave out the passes over a function that find nothing to do in kernels, a tenth of Numba's time."""
+    add = PassManager.add_pass
+
+    def add_pass(self: PassManager, compiler_pass: type, description: str = "") -> None:
+        if compiler_pass.__name__ not in _NEEDLESS:
+            add(self, compiler_pass, description)
+
+    PassManager.add_pass = add_pass
+
+
 @global_compiler_lock
 def _object_code(python: Any, dtype: np.dtype) -> bytes:
     """The object file of one kernel for one dtype."""
@@ -97,6 +128,8 @@ def main(requests: list[str]) -> None:
 
     from bpcli.kernels.simd import WIDE
 
+    if not os.environ.get("NUMBA_OPT"):
+        numba.config.OPT = type(numba.config.OPT)(_OPTIMISED)
     if WIDE:
         # What is left of a row is a vector with some lanes off, not entry after entry; two vectors hide each other's
         # latency, more would leave short rows with lanes off alone; and by itself the compiler takes half the width.
@@ -106,6 +139,7 @@ def main(requests: list[str]) -> None:
             numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
     gc.disable()  # what a compiler makes it keeps
     _postpone_code()
+    _skip_passes()
     for request in requests:
         name, dtype = request.split(":")
         module, function = KERNELS[name].split(":")
