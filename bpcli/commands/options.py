@@ -126,7 +126,10 @@ OPTIONS: Mapping[str, Callable[[Command], Command]] = {
         help="Differentiate params, inputs, state or a single array; repeatable.",
     ),
     "threads": click.option(
-        "--threads", metavar="N", type=click.IntRange(1, 1024), help="Threads of the kernels; default: all cores."
+        "--threads",
+        metavar="N",
+        type=click.IntRange(1, 1024),
+        help="Threads of the kernels; default: NUMBA_NUM_THREADS, or all cores.",
     ),
     "max_memory": click.option(
         "--max-memory", metavar="SIZE", callback=_amount, help="Refuse more: 500MB, 2GiB; default: 80% of free memory."

@@ -68,7 +68,8 @@ def prepare(requests: Iterable[Request]) -> None:
     todo = [] if mode.plain else missing(requests)
     if not todo:
         return
-    announce(f"compiling {len(todo)} kernels, once on this machine; this takes about half a minute")
+    kernels = "a kernel" if len(todo) == 1 else f"{len(todo)} kernels"
+    announce(f"compiling {kernels}, once on this machine; this takes up to half a minute")
     doubles = [r for r in todo if r[1] == _DOUBLE]
     others = [r for r in todo if r[1] != _DOUBLE]
     groups = [doubles, others] if _cores() > 1 else [todo]
