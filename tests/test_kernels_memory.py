@@ -21,8 +21,7 @@ CUTS: dict[str, dict[object, dict[str, float]]] = {
     "chunks of one step": {plan: {"CHUNK_ROWS": 1}},
     "shards": {plan: {"SHARD_ROWS": 2}},
     "a step's phases together": {plan: {"STEPWISE_ROWS": 1}},
-    "short chunks of these": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ENTRIES": 24}},
-    "short chunks, and near ones": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ROWS": 2, "NEAR_ENTRIES": 40}},
+    "short chunks of these": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ENTRIES": 48}},
     "matrices by rows": {
         plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "TASK_ROWS": 1, "LANE_FLOPS": 1.0},
         layout: {"LANE_ENTRIES": 3},

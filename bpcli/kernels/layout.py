@@ -109,11 +109,11 @@ class Extent:
 def value_places(graph: Graph, forward: Forward, reverse: Reverse, reads: Collection[int], extent: Extent) -> Places:
     """Values: what the reverse program and others (`reads`) read is held for the window, the rest a chunk or a step."""
     allocator = Allocator(len(graph.nodes))
-    held = {_owner(forward.alias, n) for n in reverse.reads | set(reads)}
+    held = {owner(forward.alias, n) for n in reverse.reads | set(reads)}
     gaps = with_gaps(graph, forward, reverse) if extent.batch == 1 and not extent.apart else set()
-    lasting = {_owner(forward.alias, graph.loss)} | {n.index for n in graph.nodes if n.op == "input"}
+    lasting = {owner(forward.alias, graph.loss)} | {n.index for n in graph.nodes if n.op == "input"}
     if not extent.stepwise:
-        lasting |= {_owner(forward.alias, n) for n in crossings(forward)}
+        lasting |= {owner(forward.alias, n) for n in crossings(forward)}
     _place_states(graph, allocator, extent.window, extent.batch, WINDOW)
     states = {*graph.previous.values(), *graph.new.values()}
     written = set(forward.code[:, OUT].tolist())
@@ -143,9 +143,9 @@ def cotangent_places(graph: Graph, reverse: Reverse, extent: Extent, inputs: Col
     """
     allocator = Allocator(len(graph.nodes))
     laned = laned_sums(graph, reverse, extent)
-    lasting = {_owner(reverse.alias, graph.loss)}
+    lasting = {owner(reverse.alias, graph.loss)}
     if extent.stepwise:
-        lasting |= {_owner(reverse.alias, product.delta) for product in reverse.products}
+        lasting |= {owner(reverse.alias, product.delta) for product in reverse.products}
     else:
         lasting |= reverse.kept
     states = {*graph.previous.values(), *graph.new.values()}
@@ -180,7 +180,7 @@ def laned_sums(graph: Graph, reverse: Reverse, extent: Extent) -> set[int]:
     if extent.stepwise and not extent.apart:
         nodes = (graph.nodes[product.matrix] for product in reverse.products)
         small = (n for n in nodes if n.size <= most and n.shape[1] <= MOST_COLUMNS)
-        shared |= {_owner(reverse.alias, n.index) for n in small}
+        shared |= {owner(reverse.alias, n.index) for n in small}
     return shared
 
 
@@ -190,7 +190,7 @@ def shared_arguments(graph: Graph, reverse: Reverse) -> set[int]:
     for row in reverse.code[: reverse.bounds[3]]:
         for slot, mode in ((A, MODE_A), (B, MODE_B), (ADDEND, MODE_ADDEND)):
             if row[mode] and graph.nodes[row[slot]].phase is Phase.STATIC:
-                shared.add(_owner(reverse.alias, int(row[slot])))
+                shared.add(owner(reverse.alias, int(row[slot])))
     return shared
 
 
@@ -200,7 +200,8 @@ def crossings(forward: Forward) -> set[int]:
     return {int(n) for slot in (A, B, ADDEND) for n in rows[:, slot] if n >= 0}
 
 
-def _owner(alias: Mapping[int, Alias], node: int) -> int:
+def owner(alias: Mapping[int, Alias], node: int) -> int:
+    """The node whose storage a node's numbers stand in."""
     return alias[node].owner if node in alias else node
 
 

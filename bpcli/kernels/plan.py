@@ -15,15 +15,14 @@ from bpcli.graph.lower_reverse import active_nodes, lower_reverse
 from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import Forward, Integers, Reverse
-from bpcli.kernels.layout import Extent, Places, cotangent_places, value_places
+from bpcli.kernels.layout import Extent, Places, cotangent_places, owner, value_places
 from bpcli.kernels.rows import LANE
 
 CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
-CHUNK_ENTRIES = 1 << 19
-"""Entries, in those rows, of the widest vector that a matrix gradient is made of: they should be near when it is."""
-NEAR_ENTRIES = 1 << 18
-"""As many are near in any case: more rows are worked on at a time where they have no more."""
+CHUNK_ENTRIES = 3 << 18
+"""Entries of all vectors that matrix gradients are made of, of the rows that are worked on at a time where each shard
+takes all phases of a step together: some of the cache that all cores share."""
 SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
 LANE_FLOPS = 1e6
@@ -113,9 +112,7 @@ def make_plan(
     reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], fresh=fresh)
     chunk = chunk_steps(window, batch)
     if stepwise and not apart:
-        widest = max((graph.nodes[n].size for p in reverse.products for n in (p.delta, p.vector)), default=1)
-        fitting, near = (entries // (widest * batch) for entries in (CHUNK_ENTRIES, NEAR_ENTRIES))
-        chunk = max(1, min(window, fitting, max(chunk, near)))
+        chunk = max(1, min(window, CHUNK_ENTRIES // (batch * factor_entries(graph, forward, reverse))))
     lanes = shards
     if apart or not stepwise:
         phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
@@ -125,6 +122,13 @@ def make_plan(
     values = value_places(graph, forward, reverse, reads, extent)
     cotangents = cotangent_places(graph, reverse, extent, inputs)
     return Plan(graph, forward, reverse, extent, shards, values, cotangents, frozenset(leaves))
+
+
+def factor_entries(graph: Graph, forward: Forward, reverse: Reverse) -> int:
+    """Entries of the vectors, of one step and sample, that all matrix gradients are made of; at least 1."""
+    deltas = {owner(reverse.alias, product.delta) for product in reverse.products}
+    vectors = {owner(forward.alias, product.vector) for product in reverse.products}
+    return max(1, sum(graph.nodes[n].size for found in (deltas, vectors) for n in found))
 
 
 def chunk_steps(window: int, batch: int) -> int:
