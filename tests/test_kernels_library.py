@@ -119,6 +119,13 @@ def imports(module: str) -> set[str]:
     }
 
 
+def test_the_passes_left_out_are_there() -> None:
+    """A pass of another name, in another Numba, would be run again for nothing."""
+    inside = "import bpcli.kernels.compiling as c; from numba.core import typed_passes as t, untyped_passes as u; "
+    run = [sys.executable, "-c", inside + "print([n for n in c._NEEDLESS if not (hasattr(t, n) or hasattr(u, n))])"]
+    assert "[]" == subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_the_folder_knows_all_sources() -> None:
     """Everything that compiled code is made of counts in the folder's name, and nothing else does."""
     todo = [place.split(":")[0] for place in library.KERNELS.values()]

@@ -21,7 +21,8 @@ CUTS: dict[str, dict[object, dict[str, float]]] = {
     "chunks of one step": {plan: {"CHUNK_ROWS": 1}},
     "shards": {plan: {"SHARD_ROWS": 2}},
     "a step's phases together": {plan: {"STEPWISE_ROWS": 1}},
-    "short chunks of these": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ENTRIES": 48}},
+    "short chunks of these": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ENTRIES": 160, "LEAST_CHUNK_ROWS": 1}},
+    "single steps of these": {plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "CHUNK_ENTRIES": 1, "LEAST_CHUNK_ROWS": 1}},
     "matrices by rows": {
         plan: {"STEPWISE_ROWS": 1, "SHARD_ROWS": 2, "TASK_ROWS": 1, "LANE_FLOPS": 1.0},
         layout: {"LANE_ENTRIES": 3},
@@ -48,6 +49,38 @@ def cut(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for module, sizes in CUTS[name].items():
         for size, value in sizes.items():
             monkeypatch.setattr(module, size, value)
+
+
+def test_factors_count_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """U @ a[t-1] and W @ x share the delta of their sum (3 entries), with V @ a there is another (2): 5 + 3 + 2 + 3."""
+    text = """bp = 1
+[inputs]
+x = [2]
+[params]
+U = [3, 3]
+W = [3, 2]
+V = [2, 3]
+[state]
+a = [3]
+[equations]
+h = "U @ a[t-1] + W @ x"
+a = "tanh(h)"
+loss = "sum((V @ a)**2)"
+[data]
+T = 9
+batch = 3
+"""
+    setup = written(tmp_path, text).setup
+    monkeypatch.setattr(plan, "STEPWISE_ROWS", 1)
+    monkeypatch.setattr(plan, "LEAST_CHUNK_ROWS", 1)
+    for entries, steps in ((13 * 3 * 4, 4), (13 * 3 * 4 - 1, 3), (1, 1), (1 << 20, 9)):
+        monkeypatch.setattr(plan, "CHUNK_ENTRIES", entries)
+        made = unrolled.Unrolled(setup, parse("bptt").windows(setup)).plan
+        assert 13 == plan.factor_entries(made.graph, made.forward, made.reverse)
+        assert steps == made.extent.chunk
+    monkeypatch.setattr(plan, "LEAST_CHUNK_ROWS", 6)
+    monkeypatch.setattr(plan, "CHUNK_ENTRIES", 1)
+    assert 2 == unrolled.Unrolled(setup, parse("bptt").windows(setup)).plan.extent.chunk
 
 
 @pytest.mark.parametrize("name", CUTS)

@@ -12,6 +12,7 @@ from bpcli.benching.store import EXACT, OURS, Row, by_spec, memory
 
 GOOD_COSINE = 0.99
 WORTH_TELLING = 1.5
+WIDEST_MARGIN = 1.0
 _REVERSE = ("bptt", "backprop")
 
 
@@ -55,9 +56,9 @@ def _unrest(rows: Sequence[Row]) -> list[str]:
 
 
 def _laws(rows: Sequence[Row]) -> list[str]:
-    """The laws of time that say something: an exponent of 2 +- 1 may be that of vectors or of products of matrices."""
+    """The laws of time that say something: 2 +- WIDEST_MARGIN may be of vectors or of products of matrices."""
     found = [law for law in laws(rows) if law.figure == "time_s" and law.backend == OURS]
-    found = [law for law in found if max(law.margins.values()) < 1.0]
+    found = [law for law in found if max(law.margins.values()) < WIDEST_MARGIN]
     if not found:
         return []
     keys = dict.fromkeys(k for law in found for k in law.exponents)

@@ -35,7 +35,7 @@ mode.compiling = True
 
 _OPTIMISED = 2
 """LLVM's level of optimisation: level 3 takes a tenth longer, for kernels that are no faster."""
-_NEEDLESS = {
+_NEEDLESS = {  # by name, as Numba may move them; tests/test_kernels_library.py says when one is gone
     "WithLifting",
     "InlineClosureLikes",
     "RewriteDynamicRaises",
@@ -48,7 +48,9 @@ _NEEDLESS = {
     "IRLegalization",
     "DumpParforDiagnostics",
 }
-"""Numba's passes for closures, exceptions, expressions of whole arrays, `literally` and the like: not in kernels."""
+"""Numba's passes for closures, computed messages of exceptions, expressions of whole arrays, `literally` and the like,
+which are not in kernels; and `IRLegalization`, which marks where variables end: nobody counts references here (see
+`_postpone_code`)."""
 
 _LOOP = """
 define void @{entry}(i8* %jobs, i64 %count, i64 %stride, i8* %values) {{
@@ -90,12 +92,12 @@ def _postpone_code() -> None:
 
 
 def _skip_passes() -> None:
-    """Leave out the passes over a function that find nothing to do in kernels, a tenth of Numba's time."""
+    """Leave out the passes over a function that kernels do without, a tenth of Numba's time."""
     add = PassManager.add_pass
 
-    def add_pass(self: PassManager, compiler_pass: type, description: str = "") -> None:
-        if compiler_pass.__name__ not in _NEEDLESS:
-            add(self, compiler_pass, description)
+    def add_pass(self: PassManager, pss: type, description: str = "") -> None:
+        if pss.__name__ not in _NEEDLESS:
+            add(self, pss, description)
 
     PassManager.add_pass = add_pass
 

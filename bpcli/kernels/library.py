@@ -69,7 +69,7 @@ def prepare(requests: Iterable[Request]) -> None:
     if not todo:
         return
     kernels = "a kernel" if len(todo) == 1 else f"{len(todo)} kernels"
-    announce(f"compiling {kernels}, once on this machine; this takes up to half a minute")
+    announce(f"compiling {kernels}, once on this machine; this takes about half a minute")
     doubles = [r for r in todo if r[1] == _DOUBLE]
     others = [r for r in todo if r[1] != _DOUBLE]
     groups = [doubles, others] if _cores() > 1 else [todo]

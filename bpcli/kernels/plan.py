@@ -21,8 +21,10 @@ from bpcli.kernels.rows import LANE
 CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
 CHUNK_ENTRIES = 3 << 18
-"""Entries of all vectors that matrix gradients are made of, of the rows that are worked on at a time where each shard
-takes all phases of a step together: some of the cache that all cores share."""
+"""Where each shard takes all phases of a step together: entries of all factors of matrix gradients in the rows that are
+worked on at a time, 6 MB of float64, so that they are still in the shared cache when gradients are made of them."""
+LEAST_CHUNK_ROWS = 128
+"""Rows of them in any case: for each chunk all of a matrix's gradient is read and written."""
 SHARD_ROWS = 16
 """Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
 LANE_FLOPS = 1e6
@@ -111,8 +113,9 @@ def make_plan(
     fresh = graph.previous.values() if stepwise and not apart else ()
     reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], fresh=fresh)
     chunk = chunk_steps(window, batch)
-    if stepwise and not apart:
-        chunk = max(1, min(window, CHUNK_ENTRIES // (batch * factor_entries(graph, forward, reverse))))
+    if stepwise and not apart and reverse.products:
+        rows = max(LEAST_CHUNK_ROWS, CHUNK_ENTRIES // factor_entries(graph, forward, reverse))
+        chunk = max(1, min(window, rows // batch))
     lanes = shards
     if apart or not stepwise:
         phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
@@ -125,10 +128,10 @@ def make_plan(
 
 
 def factor_entries(graph: Graph, forward: Forward, reverse: Reverse) -> int:
-    """Entries of the vectors, of one step and sample, that all matrix gradients are made of; at least 1."""
+    """Entries of the vectors, of one step and sample, that all matrix gradients are made of, each counted once."""
     deltas = {owner(reverse.alias, product.delta) for product in reverse.products}
     vectors = {owner(forward.alias, product.vector) for product in reverse.products}
-    return max(1, sum(graph.nodes[n].size for found in (deltas, vectors) for n in found))
+    return sum(graph.nodes[n].size for owners in (deltas, vectors) for n in owners)
 
 
 def chunk_steps(window: int, batch: int) -> int:
