@@ -51,26 +51,9 @@ def cut(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             monkeypatch.setattr(module, size, value)
 
 
-def test_factors_count_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """U @ a[t-1] and W @ x share the delta of their sum (3 entries), with V @ a there is another (2): 5 + 3 + 2 + 3."""
-    text = """bp = 1
-[inputs]
-x = [2]
-[params]
-U = [3, 3]
-W = [3, 2]
-V = [2, 3]
-[state]
-a = [3]
-[equations]
-h = "U @ a[t-1] + W @ x"
-a = "tanh(h)"
-loss = "sum((V @ a)**2)"
-[data]
-T = 9
-batch = 3
-"""
-    setup = written(tmp_path, text).setup
+def test_factors_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W @ a[t-1] and W_in @ x share the delta of their sum (3 entries), W_out @ a has another (2): 5 + 3 + 2 + 3."""
+    setup = problem_of(SPECS / "vanilla_rnn.toml", {**SMALL, "n_out": 2, "T": 9}).setup
     monkeypatch.setattr(plan, "STEPWISE_ROWS", 1)
     monkeypatch.setattr(plan, "LEAST_CHUNK_ROWS", 1)
     for entries, steps in ((13 * 3 * 4, 4), (13 * 3 * 4 - 1, 3), (1, 1), (1 << 20, 9)):

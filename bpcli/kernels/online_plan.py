@@ -13,7 +13,7 @@ from bpcli.graph.fuse import fuse
 from bpcli.graph.lower_reverse import SLOTS, active_nodes, lower_reverse
 from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import Reverse
-from bpcli.kernels.layout import Allocator, Places, shared_arguments
+from bpcli.kernels.layout import Allocator, Places, owner, shared_arguments
 from bpcli.kernels.plan import Plan, chunk_steps, make_plan
 from bpcli.kernels.structure import Columns, Stretch, columns
 from bpcli.kernels.tiles import packed_entries
@@ -162,10 +162,10 @@ class OnlinePlan:
     @cached_property
     def _same(self) -> set[int]:
         """New states that the seeded program adds nothing to: their cotangents are the unit seeds in every row."""
-        alias, found = self.step.alias, set()
+        found = set()
         for row in self.step.code.tolist():
             found |= {row[slot] for slot, mode in SLOTS if row[mode]}
-        return set(self.graph.new.values()) - {alias[n].owner if n in alias else n for n in found}
+        return set(self.graph.new.values()) - {owner(self.step.alias, n) for n in found}
 
     @property
     def influence(self) -> int:
