@@ -44,6 +44,7 @@ TIMED = (
     "compile_",
     "first_",
     "gemm_",
+    "copy_",
     "samples",
     "peak_",
     "allocated",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bpcli.benching.machine import copy_rate
-from bpcli.benching.roofline import Rates, limit
+from bpcli.benching.roofline import Rates, limit, usual_shares
 from bpcli.methods import parse
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
@@ -36,6 +36,14 @@ def test_the_limit_is_the_largest_share_that_explains_half(seconds, flops, moved
 def test_shares_are_parts_of_the_time():
     """Three of ten seconds for the flops, two for the bytes."""
     assert {"gemm": 0.3, "memory": 0.2} == pytest.approx(RATES.shares(10.0, 3e10, 2e9))
+
+
+def test_shares_are_of_the_rates_of_their_round():
+    """A machine that is three times slower in some rounds takes thrice as long: shares stay, those of one rate do not."""
+    samples = [[1.0, 1.0, 9.0], [3.0], [], [3.0, 2.9, 3.1]]
+    rates = [Rates(RATES.gemm / slower, RATES.copy / slower) for slower in (1, 3, 1, 3)]
+    assert {"gemm": 0.3, "memory": 0.2} == pytest.approx(usual_shares(rates, samples, 3e9, 2e8))
+    assert {"gemm": 0.1, "memory": 0.2 / 3} == pytest.approx(usual_shares([RATES] * 4, samples, 3e9, 2e8))
 
 
 def moved(method, spec="vanilla_rnn", **sizes):

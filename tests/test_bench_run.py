@@ -414,6 +414,7 @@ def test_json_says_what_the_run_was_made_of(verdicts):
     (cell,) = document["cells"]
     assert ({"gemm": 0.0, "copy": 0.0}, False, True) == (cell["control_moved"], cell["contaminated"], cell["pareto"])
     assert 7 == len(cell["rounds"]) and sum(cell["rounds"]) == len(cell["samples_s"])
+    assert 7 == len(cell["gemm_flops_per_s"]) == len(cell["copy_bytes_per_s"])
     assert cell["first_s"] > 0 and cell["compile_s"] >= 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import threading
@@ -40,7 +39,6 @@ def describe(packages: tuple[str, ...] = ()) -> Machine:
     return Machine(_cpu(), cores(), system, platform.python_version(), versions)
 
 
-@functools.cache
 def gemm_rate(dtype: str, threads: int) -> float:
     """Floating-point operations a second of square matrix products, one in each of `threads` threads at a time.
 
@@ -57,7 +55,6 @@ def gemm_rate(dtype: str, threads: int) -> float:
     return threads * 2.0 * _GEMM_SIZE**3 / _quickest(product, threads)
 
 
-@functools.cache
 def copy_rate(threads: int) -> float:
     """Bytes a second that copies from memory to memory read and write, one in each of `threads` threads at a time."""
     idle = [(np.zeros(_COPY_BYTES, np.uint8), np.ones(_COPY_BYTES, np.uint8)) for _ in range(threads)]

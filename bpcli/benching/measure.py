@@ -88,8 +88,8 @@ class Session:
         if do == "floor":
             return {"bytes": peak_growth(lambda: None)}
         assert do == "rates"
-        gemm = {d: gemm_rate(d, request["threads"]) for d in request["dtypes"]}
-        return {"gemm": gemm, "copy": copy_rate(request["threads"])}
+        threads = request["threads"]
+        return {"gemm": gemm_rate(request["dtype"], threads), "copy": copy_rate(threads)}
 
     def _prepare(self, order: Order) -> Answer:
         case, (gradient, first, compiling) = _first_calls(order)

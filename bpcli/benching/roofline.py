@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 GEMM, MEMORY, OVERHEAD = "gemm", "memory", "overhead"
@@ -23,6 +24,14 @@ class Rates:
         The bytes may come to more than 1: what a cache holds is quicker than a copy in memory.
         """
         return {GEMM: flops / self.gemm / seconds, MEMORY: moved / self.copy / seconds}
+
+
+def usual_shares(
+    rates: Sequence[Rates], samples: Sequence[Sequence[float]], flops: float, moved: float
+) -> dict[str, float]:
+    """The medians of the shares in each round: a machine may be fast or slow for minutes, in its rates as in a time."""
+    rounds = [r.shares(statistics.median(s), flops, moved) for r, s in zip(rates, samples, strict=True) if s]
+    return {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
 
 
 def limit(shares: Mapping[str, float]) -> str:

@@ -2,11 +2,12 @@
 
 Everything that is done once (first call, check, memory) is done by one process after the other; then each times a few
 blocks, round after round, in an order that turns round, so that a slow drift of the machine meets all alike. Control
-kernels run before every round and after the last.
+kernels run before every round and after the last, and the machine's rates are measured anew for every round.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +55,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._process: pool.Process | None = None
-        self._rates: dict[tuple[str, int], Rates] = {}
+        self._taken: dict[tuple[str, int], list[Rates]] = {}
 
     def __enter__(self) -> Watch:
         return self
@@ -68,11 +69,15 @@ class Watch:
         return self._asked({"do": "control"})
 
     def rates(self, dtype: str, threads: int) -> Rates:
-        """What the machine does in a second, measured once in a run."""
-        if (dtype, threads) not in self._rates:
-            found = self._asked({"do": "rates", "dtypes": [dtype], "threads": threads})
-            self._rates[dtype, threads] = Rates(found["gemm"][dtype], found["copy"])
-        return self._rates[dtype, threads]
+        """What the machine does in a second now."""
+        rates = Rates(**self._asked({"do": "rates", "dtype": dtype, "threads": threads}))
+        self._taken.setdefault((dtype, threads), []).append(rates)
+        return rates
+
+    def usual_rates(self, dtype: str, threads: int) -> Rates:
+        """The medians of all that was measured so far; measured now where nothing was."""
+        taken = self._taken.get((dtype, threads)) or [self.rates(dtype, threads)]
+        return Rates(statistics.median(r.gemm for r in taken), statistics.median(r.copy for r in taken))
 
     def _asked(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self._process is None:
@@ -82,7 +87,7 @@ class Watch:
 
 @dataclass
 class _Runner:
-    """A backend of an item, and what its process has told so far."""
+    """A backend of an item, what its process has told so far, and the machine's rates in each round (bp's own)."""
 
     item: Item
     backend: str
@@ -90,6 +95,7 @@ class _Runner:
     floor: int = 0
     report: dict[str, Any] = field(default_factory=dict)
     samples: list[list[float]] = field(default_factory=list)
+    rates: list[Rates] = field(default_factory=list)
     error: BpError | None = None
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +130,8 @@ def measure(items: Sequence[Item], budget: float, watch: Watch) -> Iterator[tupl
         for item in items:
             own = [r for r in runners if r.item is item]
             failed = next((r.error for r in own if r.error), None)
-            yield item, failed or rows_of(item, [_told(r, watch) for r in own], movement)
+            told = [Timed(r.backend, r.report, r.samples, r.floor, r.rates) for r in own]
+            yield item, failed or rows_of(item, told, movement)
     finally:
         for runner in runners:
             runner.process.close()
@@ -147,6 +154,10 @@ def _time(runners: Sequence[_Runner], budget: float, watch: Watch) -> dict[str, 
     controls = []
     for turn in range(ROUNDS):
         controls.append(watch.sample())
+        own = [r for r in runners if r.backend == OURS]
+        rates = {kind: watch.rates(*kind) for kind in dict.fromkeys((r.item.dtype, r.item.threads) for r in own)}
+        for runner in own:
+            runner.rates.append(rates[runner.item.dtype, runner.item.threads])
         for runner in runners if turn % 2 == 0 else reversed(runners):
             if turn % runner.pace:
                 runner.samples.append([])
@@ -155,9 +166,3 @@ def _time(runners: Sequence[_Runner], budget: float, watch: Watch) -> dict[str, 
             runner.samples.append(runner.ask({"do": "time", "blocks": blocks}).get("samples", []))
     controls.append(watch.sample())
     return control.moved(controls)
-
-
-def _told(runner: _Runner, watch: Watch) -> Timed:
-    report = runner.report
-    rates = watch.rates(report["dtype"], runner.item.threads) if runner.backend == OURS and runner.timed else None
-    return Timed(runner.backend, report, runner.samples, runner.floor, rates)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpcli.benching import clock, control
-from bpcli.benching.roofline import GEMM, Rates, limit
+from bpcli.benching.roofline import GEMM, Rates, limit, usual_shares
 from bpcli.benching.store import OURS, Row
 
 if TYPE_CHECKING:
@@ -21,14 +21,15 @@ _COSTS = ("predicted_bytes", "forward_steps", "flops", "moved_bytes")
 class Timed:
     """One backend of a cell: its process's report, and its samples round by round (seconds a call).
 
-    `floor` is by how many bytes the process grew when it did nothing; `rates` are None for a peer.
+    `floor` is by how many bytes the process grew when it did nothing; `rates` are the machine's in each round, none for
+    a peer.
     """
 
     backend: str
     report: Mapping[str, Any]
     samples: Sequence[Sequence[float]]
     floor: int
-    rates: Rates | None
+    rates: Sequence[Rates]
 
     @property
     def flat(self) -> list[float]:
@@ -86,11 +87,14 @@ def _time(timed: Timed) -> dict[str, Any]:
 
 def _roofline(timed: Timed) -> dict[str, Any]:
     """What the machine could do, beside what was measured."""
-    if not timed.flat or timed.rates is None:
-        return {"gemm_fraction": None, "limit": None}
-    seconds, report = clock.summarise(timed.flat, 1).median, timed.report
-    shares = timed.rates.shares(seconds, report["flops"], report["moved_bytes"])
-    return {"gemm_fraction": shares[GEMM], "limit": limit(shares)}
+    rates = {
+        "gemm_flops_per_s": [r.gemm for r in timed.rates],
+        "copy_bytes_per_s": [r.copy for r in timed.rates],
+    }
+    if not timed.flat or not timed.rates:
+        return {"gemm_fraction": None, "limit": None, **rates}
+    shares = usual_shares(timed.rates, timed.samples, timed.report["flops"], timed.report["moved_bytes"])
+    return {"gemm_fraction": shares[GEMM], "limit": limit(shares), **rates}
 
 
 def _memory(timed: Timed) -> dict[str, Any]:

@@ -22,9 +22,7 @@ def run(items: Sequence[Item], ask: Ask, results: Results, journal: Journal, say
     """Measure, adding to `results` and the journal as cells are finished; `say` is called after each."""
     with Watch() as watch:
         dtypes = sorted({r["dtype"] for r in results.rows} | {i.dtype for i in items})
-        for dtype in dtypes:
-            rates = watch.rates(dtype, ask.threads)
-            results.rates |= {f"gemm_{dtype}_flops_per_s": rates.gemm, "copy_bytes_per_s": rates.copy}
+        results.rates = machine_rates(watch, dtypes, ask.threads)
         for group in groups(items, ask.limits):
             for item, found in measure(group, ask.budget, watch):
                 if isinstance(found, BpError):
@@ -33,6 +31,16 @@ def run(items: Sequence[Item], ask: Ask, results: Results, journal: Journal, say
                     results.found[item.index] = found
                     journal.write(item.key, found)
                 say(item)
+            results.rates = machine_rates(watch, dtypes, ask.threads)
+
+
+def machine_rates(watch: Watch, dtypes: Sequence[str], threads: int) -> dict[str, float]:
+    """The machine's rates so far, as the JSON document names them."""
+    found: dict[str, float] = {}
+    for dtype in dtypes:
+        rates = watch.usual_rates(dtype, threads)
+        found |= {f"gemm_{dtype}_flops_per_s": rates.gemm, "copy_bytes_per_s": rates.copy}
+    return found
 
 
 def groups(items: Sequence[Item], limits: Limits) -> Iterator[list[Item]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bpcli.benching.journal import Journal
 from bpcli.benching.planning import Ask, Results
 from bpcli.benching.rounds import Item, Watch, measure
-from bpcli.benching.run import told
+from bpcli.benching.run import machine_rates, told
 from bpcli.benching.store import Row
 from bpcli.benching.target import Target
 from bpcli.cluster.connect import Cluster
@@ -81,8 +81,7 @@ def _measured(order: Order) -> Measured:
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask's, for itself: what is measured is to run as it does at home
     with _KEPT.watch() as watch:
         ((_, found),) = measure([item], order.budget, watch)
-        found_rates = watch.rates(item.dtype, item.threads)
-        rates = {f"gemm_{item.dtype}_flops_per_s": found_rates.gemm, "copy_bytes_per_s": found_rates.copy}
+        rates = machine_rates(watch, [item.dtype], item.threads)
     by = facts(order.packages)
     return Measured([], found.diagnostics, by, rates) if isinstance(found, BpError) else Measured(found, (), by, rates)
 
