@@ -39,7 +39,7 @@ def test_shares_are_parts_of_the_time():
 
 
 def test_shares_are_of_the_rates_of_their_round():
-    """A machine that is three times slower in some rounds takes thrice as long: shares stay, those of one rate do not."""
+    """A machine that is three times slower in some rounds: shares stay, those of one rate do not."""
     samples = [[1.0, 1.0, 9.0], [3.0], [], [3.0, 2.9, 3.1]]
     rates = [Rates(RATES.gemm / slower, RATES.copy / slower) for slower in (1, 3, 1, 3)]
     assert {"gemm": 0.3, "memory": 0.2} == pytest.approx(usual_shares(rates, samples, 3e9, 2e8))
