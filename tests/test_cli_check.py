@@ -6,12 +6,14 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cli_cases import FORWARD, RECURRENT, install_check, install_methods, run, write
 
 from bpcli.checking.findings import Verdict
+from bpcli.commands.judging import Results
 
 
 def verdict_of(name: str) -> Verdict:
@@ -255,6 +257,26 @@ def test_the_sentence_on_top(names: list[str], expected: str) -> None:
     """One sentence says how it went."""
     result = run("check", *[write(Path(f"{n}.toml"), RECURRENT) for n in names])
     assert expected == result.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "refused", "expected"),
+    [(3, 0, ": s0, s1, s2"), (4, 0, ": all 4 specs"), (4, 1, ": all 4 specs"), (5, 0, ": all 5 specs")],
+)
+def test_many_specs_judged_alike_are_counted(count: int, refused: int, expected: str) -> None:
+    """Few are named; what was refused is none of them."""
+    paths = [write(Path(f"s{i}.toml"), RECURRENT) for i in range(count)]
+    result = run("check", *paths, *[f"missing{i}.toml" for i in range(refused)])
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("judged"))
+    assert line.endswith(expected)
+
+
+def test_specs_judged_in_two_ways_are_named() -> None:
+    """Four alike and a fifth: a number would not tell which four."""
+    names = [f"s{i}" for i in range(5)]
+    findings: list[Any] = [SimpleNamespace(spec=name) for name in names]
+    results = Results(findings=findings, chosen={"one way": names[:4], "another": names[4:]})
+    assert ["judged one way: s0, s1, s2, s3", "judged another: s4"] == results.notes()
 
 
 def test_quiet_and_verbose() -> None:

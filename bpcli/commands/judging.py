@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
 _SWEEPS = 16
+_MANY = 4
 
 
 @dataclass
@@ -42,8 +43,13 @@ class Results:
     def notes(self) -> list[str]:
         """What a reader should know besides the verdicts."""
         skipped = [f"skipped {m} of {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
-        chosen = [f"judged {words}: {', '.join(specs)}" for words, specs in self.chosen.items()]
+        chosen = [f"judged {words}: {self._named(specs)}" for words, specs in self.chosen.items()]
         return [*self.unused, *chosen, *skipped]
+
+    def _named(self, specs: Sequence[str]) -> str:
+        """The names of specs; how many where they are all, and many."""
+        every = len(specs) >= _MANY and set(specs) == {f.spec for f in self.findings}
+        return f"all {len(specs)} specs" if every else ", ".join(specs)
 
     def exit_code(self, strict: bool) -> int:
         """The first that applies of refused, wrong, inconclusive when `strict`, good; 5 when nothing was judged."""
@@ -136,10 +142,10 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
             results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
             results.chosen.setdefault(str(taken), []).append(setup.spec.name)
     except Exception as error:
-        results.errors += [_named(d, path, call) for d in translate(error).diagnostics]
+        results.errors += [_told(d, path, call) for d in translate(error).diagnostics]
 
 
-def _named(diagnostic: Diagnostic, path: Path, call: Call) -> Diagnostic:
+def _told(diagnostic: Diagnostic, path: Path, call: Call) -> Diagnostic:
     """A refusal that says which spec it is about, among several, by its place or in words."""
     if call.alone or diagnostic.place:
         return diagnostic
