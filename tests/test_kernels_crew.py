@@ -125,7 +125,7 @@ def test_several_threads_of_python(threads: Callable[[int], None], problem: Prob
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork")  # Python's, and JAX's where another test has imported it
 def test_a_fork_has_a_crew_of_its_own(threads: Callable[[int], None], problem: Problem) -> None:
     threads(2)
     expected = gradient(problem, "bptt").arrays

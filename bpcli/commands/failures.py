@@ -30,6 +30,7 @@ def report(error: Exception, args: Sequence[str]) -> int:
     tell(known.diagnostics)
     try:
         _document(known, args)
+        sys.stdout.flush()
     except Exception:  # stderr has the message; what stands in the way of a document is most likely the same
         silence()
     return known.exit_code
@@ -132,4 +133,3 @@ def _document(error: BpError, args: Sequence[str]) -> None:
     entry = next((COMMANDS[a] for a in args if a in COMMANDS), None)
     rows_key, summary = (entry.rows_key, entry.summary) if entry else ("rows", {})
     click.echo(render(Document("", rows_key, (), (), summary=summary, errors=error.diagnostics), wanted), nl=False)
-    sys.stdout.flush()
