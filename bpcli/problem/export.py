@@ -67,12 +67,12 @@ def check_writable(path: str | Path) -> None:
 def _target(path: str | Path) -> Path:
     """What `path` stands for, links followed; refused where no file can be."""
     try:
-        target = Path(os.path.realpath(path))  # `resolve` takes links in a circle in another way in every Python
-        mode = target.stat().st_mode if target.exists() else None
+        target = Path(os.path.realpath(path))
+        mode = target.stat().st_mode  # not `exists`, which keeps more errors to itself in every new Python
+    except (FileNotFoundError, NotADirectoryError):
+        mode = None
     except (OSError, ValueError) as error:
         _unwritable(path, getattr(error, "strerror", None) or str(error))
-    if target.is_symlink():
-        _unwritable(path, "its links lead in a circle")
     if mode is not None and stat.S_ISDIR(mode):
         _unwritable(path, "it is a folder")
     if mode is not None and not os.access(target, os.W_OK):
