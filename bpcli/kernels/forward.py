@@ -102,15 +102,15 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                     pa, na = part_of(pa, na, n, low, entries)
                     pb, nb = part_of(pb, nb, n, low, entries)
                 po, n = po + low, entries
-            if op == CONCAT or (op == MATMUL and row[ADDEND] >= 0):
-                c, size, shift = (a, na, row[INNER]) if op == CONCAT else (row[ADDEND], n, 0)
-                pc, sc, ic = address(place, c, t, o0, i0, 0), place[c, OUTER], place[c, INNER_ROW]
-                copy_rows(V, pc + low, sc, ic, po + shift, so, io, no, ni, size)
-            if op == MATMUL:
+            if op == CONCAT:
+                copy_rows(V, pa, sa, ia, po + row[INNER], so, io, no, ni, na)
+            elif op == MATMUL:
                 turned, add, packed = row[TURNED] == 1, row[ADDEND] >= 0, place[a, PACKED if row[TURNED] else PACKED_T]
+                c = row[ADDEND] if add else out
+                pc, sc, ic = address(place, c, t, o0, i0, 0) + low, place[c, OUTER], place[c, INNER_ROW]
                 ldw = row_stride(place, a, row[SIZE] if turned else nb)
                 where = place[a, BASE] + low * (1 if turned else ldw)
-                multiply_rows(V, where, packed, turned, pb, sb, ib, nb, ldw, add, po, so, io, n, no, ni, t)
+                multiply_rows(V, where, packed, turned, pb, sb, ib, nb, ldw, add, pc, sc, ic, po, so, io, n, no, ni, t)
                 if slots[a] >= 0:
                     fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
             elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
@@ -120,7 +120,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 matrix_of(op, row[INNER], na, V, pa, pb, po, n)
             elif op == SUM:
                 sum_rows(V, pa, sa, ia, na, po, so, io, no, ni)
-            elif op != CONCAT:
+            else:
                 number = numbers[row[NUMBER]].real
                 other_rows(op, number, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n)
         at = job[FIRST]
@@ -170,14 +170,17 @@ def copy_rows(V, pa, sa, ia, po, so, io, no, ni, n):
 
 
 @inner
-def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, ldw, add, po, so, io, n, no, ni, t):
-    """out (rows, n) = b (rows, k) Wᵀ, W (n, k) or, turned, (k, n), rows ldw apart; added to out where `add`."""
+def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, ldw, add, pc, sc, ic, po, so, io, n, no, ni, t):
+    """out (rows, n) = b (rows, k) Wᵀ, W (n, k) or, turned, (k, n), rows ldw apart; plus c (rows, n) where `add`."""
     blocks, rows = no, ni
     if no == 1 or (sb == ni * ib and so == ni * io):
         blocks, rows = 1, no * ni
+    if add and (packed < 0 or rows == 1 or (blocks < no and sc != ni * ic)):
+        copy_rows(V, pc, sc, ic, po, so, io, no, ni, n)
+        pc, sc, ic = po, so, io
     for o in range(blocks):
         if packed >= 0 and rows > 1:
-            packed_product(rows, n, k, V, pb + o * sb, ib, V, packed, add, V, po + o * so, io)
+            packed_product(rows, n, k, V, pb + o * sb, ib, V, packed, add, pc + o * sc, ic, V, po + o * so, io)
         elif rows == 1:
             vector_product(not turned, n, k, V, pb + o * sb, V, pw, ldw, add, V, po + o * so, t % 2 == 1)
         else:

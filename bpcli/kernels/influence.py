@@ -111,9 +111,8 @@ def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, las
             if closing and age > 0:
                 gemm(False, False, 1, width, N, V, through, N, V, now + here, width, True, V, g, width)
                 high = low
-            packed_product(
-                N, width, high - low, V, jacobian + low, N, V, now + here + low * width, False, V, after + here, width
-            )
+            out, rows = after + here, now + here + low * width
+            packed_product(N, width, high - low, V, jacobian + low, N, V, rows, False, out, width, V, out, width)
             for piece in range(panels[k, FIRST_PIECE], panels[k, LAST_PIECE]):
                 if pieces[piece, STEP] < 0 or pieces[piece, STEP] == job[STEP0] + t:
                     _add_immediate(

@@ -159,7 +159,7 @@ def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
         for o in range(blocks):
             g, q = pg + o * sg, qb + o * tb
             if packed >= 0 and rows > 1:
-                packed_product(rows, k, n, C, g, ig, F, packed, add, C, q, jb)
+                packed_product(rows, k, n, C, g, ig, F, packed, add, q, jb, C, q, jb)
             elif rows == 1:
                 ldw = row_stride(place, a, n if turned else k)
                 low, size = share(k, part, parts, C.itemsize)

@@ -61,8 +61,8 @@ if mode.compiling:
             return builder.load(place, align=4)
         return _masked(builder, "load", kind, kind, [place, ir.Constant(_NUMBER, 4), mask, zeros(kind)])
 
-    def store(builder, vectors, places, mask, add):  # type: ignore[no-untyped-def]
-        """Write the lanes of `mask` to pointers to numbers, or add them to what all of these hold."""
+    def store(builder, vectors, places, mask, add, addends=None):  # type: ignore[no-untyped-def]
+        """Write the lanes of `mask` to pointers to numbers, plus what is at `addends`, or there, where `add`."""
 
         def write(values):  # type: ignore[no-untyped-def]
             for value, place in zip(values, places, strict=True):
@@ -71,10 +71,29 @@ if mode.compiling:
 
         with builder.if_else(add) as (then, otherwise):
             with then:
-                held = [load(builder, vectors[0].type, place, mask) for place in places]
+                held = [load(builder, vectors[0].type, place, mask) for place in addends or places]
                 write([builder.fadd(h, v) for h, v in zip(held, vectors, strict=True)])
             with otherwise:
                 write(vectors)
+
+    def add_apart(builder, vectors, places, apart, mask):  # type: ignore[no-untyped-def]
+        """Add the lanes of `mask` to numbers that lie `apart` numbers from each other; all are read before one is
+        written: places may be the same."""
+        kind, lanes = vectors[0].type, vectors[0].type.count
+        bits = VECTOR_BYTES * 8 // lanes
+        step = everywhere(builder, ir.VectorType(_INDEX, lanes), builder.mul(apart, constant(bits // 8)))
+        offsets = builder.mul(step, ir.Constant(ir.VectorType(_INDEX, lanes), list(range(lanes))))
+        pointers = ir.VectorType(kind.element.as_pointer(), lanes)
+        there = [
+            builder.inttoptr(
+                builder.add(everywhere(builder, offsets.type, builder.ptrtoint(p, _INDEX)), offsets), pointers
+            )
+            for p in places
+        ]
+        align = ir.Constant(_NUMBER, 4)
+        held = [_masked(builder, "gather", kind, kind, [p, align, mask, zeros(kind)], "v{}p0") for p in there]
+        for vector, p, h in zip(vectors, there, held, strict=True):
+            _masked(builder, "scatter", kind, ir.VoidType(), [builder.fadd(h, vector), p, align, mask], "v{}p0")
 
     def zeros(kind):  # type: ignore[no-untyped-def]
         """The vector of zeros."""
@@ -122,8 +141,8 @@ if mode.compiling:
             phi.add_incoming(value, last)
         return found
 
-    def _masked(builder, name, kind, result, arguments):  # type: ignore[no-untyped-def]
+    def _masked(builder, name, kind, result, arguments, places="p0"):  # type: ignore[no-untyped-def]
         bits = 64 if isinstance(kind.element, ir.DoubleType) else 32
         signature = ir.FunctionType(result, [argument.type for argument in arguments])
-        name = f"llvm.masked.{name}.v{kind.count}f{bits}.p0"
+        name = f"llvm.masked.{name}.v{kind.count}f{bits}.{places.format(kind.count)}"
         return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
