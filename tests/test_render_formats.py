@@ -147,6 +147,43 @@ def test_a_table_on_a_terminal_folds() -> None:
     assert 40 >= max(map(len, text.splitlines()))
 
 
+def cut(width: int, **more: object) -> list[list[str]]:
+    """The parts that a table of a label, three numbers and a remark is cut into, in lines."""
+    columns = (
+        Column("method", "method", lambda row: row["method"], str, right=False, label=True),
+        *(Column(k, f"figure {k}", lambda row, k=k: row[k], lambda x: f"{x:.6g}") for k in "abc"),  # type: ignore[misc]
+        Column("cause", "cause", lambda row: row["cause"], str, right=False),
+    )
+    rows = [{"method": m, "a": 9.12345e-16, "b": 0.997089, "c": -1.5, **more} for m in ("bptt", "tbptt:k1=1,k2=16")]
+    rows = [{"cause": "", **row} for row in rows]
+    text = render(Document("Test", "findings", columns, rows), "table", Look(width=width))
+    return [part.splitlines() for part in text.split("\n\n")]
+
+
+@pytest.mark.parametrize(
+    ("width", "cause", "count"),
+    [
+        *((120, "slope of another step", 1), (76, "slope of another step", 1), (70, "slope of another step", 2)),
+        *((52, "", 1), (44, "", 2), (36, "", 2), (36, "slope of another step", 3)),
+    ],
+)
+def test_a_table_that_is_too_wide_is_cut_between_columns(width: int, cause: str, count: int) -> None:
+    """No number and no label is broken; every part says what its rows are about, and fits."""
+    parts = cut(width, cause=cause)
+    assert width >= max(len(line) for part in parts for line in part)
+    words = [word for part in parts for line in part for word in line.split()]
+    for figure in ("9.12345e-16", "0.997089", "-1.5"):
+        assert 2 == words.count(figure)
+    assert count == len(parts) == words.count("tbptt:k1=1,k2=16") == words.count("method")
+    assert all(2 == words.count(word) for word in cause.split())
+
+
+def test_an_empty_column_goes_before_a_table_is_cut() -> None:
+    """With room for it, its heading stays."""
+    (wide,), (narrow,) = cut(80), cut(58)
+    assert "cause" in wide[0] and "cause" not in narrow[0]
+
+
 @pytest.mark.parametrize("color", [True, False])
 def test_color(color: bool) -> None:
     """Escape codes are written when colour is wanted, never else."""

@@ -128,7 +128,7 @@ def _varies(rows: Sequence[Row], column: Column) -> bool:
 def _column(name: str, key: str, grid: bool) -> Column:
     """A column of the full document."""
     if grid:
-        return Column(name, key, lambda row: row["grid"].get(key), _words)
+        return Column(name, key, lambda row: row["grid"].get(key), _words, label=True)
     # A run that was saved by an earlier version has no limit.
     return Column(name, name, lambda row: row.get(key), _SHOWN.get(key, _figure), right=key not in _LEFT)
 
@@ -201,9 +201,9 @@ _MEASURED = frozenset(
     | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "limit", "cosine"}
 )
 _BRIEF = (
-    Column("spec", "spec", _of("spec"), _words, right=False),
-    Column("method", "method", _of("method"), _words, right=False),
-    Column("backend", "by", _of("backend"), _words, right=False),
+    Column("spec", "spec", _of("spec"), _words, right=False, label=True),
+    Column("method", "method", _of("method"), _words, right=False, label=True),
+    Column("backend", "by", _of("backend"), _words, right=False, label=True),
     Column("time_s", "time", _of("time_s"), _seconds),
     Column("spread", "+-", _spread, _percent),
     Column("ratio", "of bp's", _of("ratio"), _times),

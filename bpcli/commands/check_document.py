@@ -215,9 +215,9 @@ def _blame(value: Any) -> str:
 
 
 COLUMNS = (
-    Column("spec", "spec", itemgetter("spec"), _words, right=False),
-    Column("method", "method", itemgetter("method"), _words, right=False),
-    Column("tensor", "tensor", itemgetter("tensor"), _words, right=False),
+    Column("spec", "spec", itemgetter("spec"), _words, right=False, label=True),
+    Column("method", "method", itemgetter("method"), _words, right=False, label=True),
+    Column("tensor", "tensor", itemgetter("tensor"), _words, right=False, label=True),
     Column("shape", "shape", itemgetter("shape"), _shape, wide=True),
     Column("checked", "entries", itemgetter("checked"), _words),
     Column("index", "worst at", _at, _index, right=False, wide=True),

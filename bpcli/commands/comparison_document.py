@@ -160,12 +160,12 @@ def _figure(value: Any) -> str:
 _SOMETIMES = ("backend", "settings", "tensor", "ratio", "interval", "detail")
 COLUMNS = (
     Column("verdict", "verdict", itemgetter("verdict"), _words, right=False),
-    Column("spec", "spec", itemgetter("spec"), _words, right=False),
-    Column("method", "method", itemgetter("method"), _words, right=False),
-    Column("backend", "by", itemgetter("backend"), _words, right=False, wide=True),
-    Column("settings", "at", itemgetter("settings"), _settings, right=False),
-    Column("tensor", "tensor", itemgetter("tensor"), _words, right=False),
-    Column("figure", "figure", itemgetter("figure"), _words, right=False),
+    Column("spec", "spec", itemgetter("spec"), _words, right=False, label=True),
+    Column("method", "method", itemgetter("method"), _words, right=False, label=True),
+    Column("backend", "by", itemgetter("backend"), _words, right=False, wide=True, label=True),
+    Column("settings", "at", itemgetter("settings"), _settings, right=False, label=True),
+    Column("tensor", "tensor", itemgetter("tensor"), _words, right=False, label=True),
+    Column("figure", "figure", itemgetter("figure"), _words, right=False, label=True),
     Column("base", "base", _value("base"), _words),
     Column("head", "head", _value("head"), _words),
     Column("ratio", "ratio", itemgetter("ratio"), _figure),

@@ -19,7 +19,8 @@ class Column:
     """A column.
 
     `key` names it in CSV; `heading` in tables; `get` takes the value from a row; `show` formats it for people. `wide`
-    columns are left out of tables unless verbose; every format for programs has them.
+    columns are left out of tables unless verbose; every format for programs has them. A `label` says what its row is
+    about, and stands in every part of a table that is cut.
     """
 
     key: str
@@ -28,6 +29,7 @@ class Column:
     show: Callable[[Any], str]
     right: bool = True
     wide: bool = False
+    label: bool = False
 
 
 @dataclass(frozen=True)

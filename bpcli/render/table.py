@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.box import Box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from bpcli.errors import format_diagnostic, printable
 from bpcli.render import Look
-from bpcli.render.document import Document
+from bpcli.render.document import Column, Document
 
 SUMMARY = "columns for people, in colour on a terminal"
 MACHINE = False
 
 # A line of dashes under the headings and nothing else; ASCII, so that any terminal and any log shows it.
 _BOX = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
-_UNBOUNDED = 1_000_000
+_GAP = 3
+"""Columns of the screen between two of a table."""
+_REMARK = 24
+"""How narrow a column of remarks may become, whose words go on in the next line."""
 
 
 def render(document: Document, look: Look) -> str:
@@ -33,14 +39,68 @@ def render(document: Document, look: Look) -> str:
 
 
 def _columns(document: Document, look: Look) -> str:
-    columns = [c for c in document.columns if look.verbose or not c.wide]
+    shown = [_shown(c, document) for c in document.columns if look.verbose or not c.wide]
+    parts = [shown] if look.width is None else _parts(shown, look.width)
+    styles = [document.style(row) if look.color else "" for row in document.rows]
+    return "\n\n".join(_drawn(part, styles, look) for part in parts)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A column's cells as text; how wide it is, and how narrow it may become; no number is cut."""
+
+    column: Column
+    cells: Sequence[str]
+    natural: int
+    least: int
+
+
+def _shown(column: Column, document: Document) -> _Shown:
+    cells = [printable(column.show(column.get(row)), 500) for row in document.rows]
+    widest = max(map(cell_len, cells), default=0)
+    least = widest if column.right or column.label else min(widest, _REMARK)
+    heading = max(map(cell_len, column.heading.split()), default=0)
+    return _Shown(column, cells, max(widest, cell_len(column.heading)), max(least, heading, 1))
+
+
+def _parts(shown: Sequence[_Shown], width: int) -> list[list[_Shown]]:
+    """The columns in as few tables as fit, each with those that say what a row is about; empty ones go first."""
+    if _room([s.natural for s in shown]) > width:
+        shown = [s for s in shown if any(s.cells)]
+    named = [s for s in shown if s.column.label] or list(shown[:1])
+    parts: list[list[_Shown]] = [[]]
+    for one in (s for s in shown if s not in named):
+        if parts[-1] and _room([s.least for s in [*named, *parts[-1], one]]) > width:
+            parts.append([])
+        parts[-1].append(one)
+    return [[s for s in shown if s in named or s in part] for part in parts]
+
+
+def _room(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """The widest columns made narrower, down to `least`, until all fit, if they do."""
+    found = list(widths)
+    while _room(found) > room and found != list(least):
+        found[max((w, i) for i, w in enumerate(found) if w > least[i])[1]] -= 1
+    return found
+
+
+def _drawn(shown: Sequence[_Shown], styles: Sequence[str], look: Look) -> str:
+    widths = [s.natural for s in shown]
+    if look.width is not None:
+        widths = _narrowed(widths, [s.least for s in shown], look.width)
+        remarks = (not (s.column.right or s.column.label) for s in shown)
+        widths = _narrowed(widths, [1 if r else w for r, w in zip(remarks, widths, strict=True)], look.width)
     table = Table(box=_BOX, show_edge=False, pad_edge=False, header_style="bold" if look.color else "")
-    for column in columns:
-        table.add_column(Text(column.heading), justify="right" if column.right else "left", overflow="fold")
-    for row in document.rows:
-        style = document.style(row) if look.color else ""
-        table.add_row(*(Text(printable(c.show(c.get(row)), 500)) for c in columns), style=style)
-    needed = _console(look, _UNBOUNDED).measure(table).maximum
+    for one, width in zip(shown, widths, strict=True):
+        justify: JustifyMethod = "right" if one.column.right else "left"
+        table.add_column(Text(one.column.heading), justify=justify, width=width, overflow="fold")
+    for style, *cells in zip(styles, *(s.cells for s in shown), strict=True):
+        table.add_row(*map(Text, cells), style=style)
+    needed = _room(widths)
     console = _console(look, needed if look.width is None else min(needed, look.width))
     console.print(table)
     drawn = console.file
