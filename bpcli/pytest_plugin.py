@@ -19,6 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from bpcli.commands.as_tests import Plan
+    from bpcli.errors import BpError
     from bpcli.render.document import Case
 
 _SPECS = pytest.StashKey[frozenset[Path]]()
@@ -36,7 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Find the specs; where pytest goes by `testpaths`, those outside of these are collected as well."""
+    """Read the settings; where pytest goes by `testpaths`, specs outside of these are collected as well."""
+    try:
+        config.getini("bp_strict")
+    except (ValueError, pytest.UsageError) as error:
+        raise pytest.UsageError(f"bp_strict: {error}") from None
     specs = [path for pattern in config.getini("bp_specs") for path in _matching(pattern, config.rootpath)]
     config.stash[_SPECS] = frozenset(specs)
     if specs and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
@@ -82,7 +87,7 @@ class SpecFile(pytest.File):
         return plan(self._shown, self.config.getini("bp_methods"))
 
     @cached_property
-    def cases(self) -> Mapping[str, Sequence[Case]]:
+    def cases(self) -> Mapping[str, list[Case] | BpError]:
         """What a check of all selected methods at once says: they share the references, which cost most."""
         from bpcli.commands.as_tests import check_spec
 
@@ -105,7 +110,10 @@ class SpecItem(pytest.Item):
         """Judge; the first test of a spec does so for all."""
         if self.name in self.parent.plan.skipped:
             pytest.skip(self.parent.plan.skipped[self.name])
-        _settle(self.parent.cases[self.name], self.config)
+        cases = self.parent.cases[self.name]
+        if isinstance(cases, Exception):
+            raise cases
+        _settle(cases, self.config)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The finding or the refusal, without a traceback: none of it is the reader's code."""

@@ -381,13 +381,15 @@ def test_seeds_share_a_row_of_the_table_and_have_their_own_elsewhere(verdicts, t
 
 
 def test_threads_can_be_swept(verdicts):
-    """They are the process's, and no setting of the spec."""
-    result = CliRunner().invoke(
-        main,
-        ["bench", "net.toml", "--budget", "0.001", "-m", "bptt", "-g", "n=2", "-g", "threads=1,2", "--format", "csv"],
-    )
+    """They are the process's, and no setting of the spec; the table for people has them too."""
+    swept = ["bench", "net.toml", "--budget", "0.001", "-m", "bptt", "-g", "n=2", "-g", "threads=1,2"]
+    result = CliRunner().invoke(main, [*swept, "--format", "csv"])
     assert 0 == result.exit_code, result.output
     assert [1, 2] == list(table(result).threads)
+    lines = [line.split()[:2] for line in CliRunner().invoke(main, swept).stdout.splitlines()]
+    assert [["method", "threads"], ["bptt", "1"], ["bptt", "2"]] == [
+        x for x in lines if x[:1] in (["method"], ["bptt"])
+    ]
     assert "threads must be" in bench("-g", "threads=0,1").output or "contradicts" in bench("-g", "threads=0").output
 
 

@@ -243,6 +243,22 @@ def test_a_rewritten_spec_is_noted(tmp_path):
     assert "net is not the same text in both runs" in found.stdout.splitlines()
 
 
+@pytest.mark.parametrize("option", ["set", "wrt"])
+def test_other_settings_are_noted(option, tmp_path):
+    """What is less for that is no win; without that reason it is one."""
+    given = {"set": ({}, {"n": 9, "T": 3}), "wrt": ([], ["W", "V"])}[option]
+    told = {"set": "none and T=3 n=9", "wrt": "none and W V"}[option]
+    for same in (False, True):
+        for name, value in zip(("base", "head"), given, strict=True):
+            document = bench()
+            document["context"][option] = given[0] if same else value
+            document["cells"][0]["flops"] /= 2 if name == "head" else 1
+            (tmp_path / f"{name}.json").write_text(json.dumps(document))
+        lines = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json")).stdout.splitlines()
+        assert same == any("renew the baseline" in line for line in lines)
+        assert same == (f"--{option} is not the same in both runs: {told}" not in lines)
+
+
 def test_annotations_and_test_reports(compared, tmp_path):
     """What is worse is an error, worst first; what can't be told is a warning, skipped in a test report."""
 

@@ -145,6 +145,26 @@ def test_kernels_of_a_spec_are_tests(pytester: pytest.Pytester) -> None:
     run(pytester, "-v", "-k", "right").assert_outcomes(passed=1, deselected=2)
 
 
+def test_a_kernel_that_is_not_there_fails_alone(pytester: pytest.Pytester) -> None:
+    """Its missing file is no fault of the spec's methods, nor of another kernel."""
+    declared = "".join(
+        f'[kernel.{n}]\nfile = "{f}.py"\nfunction = "{n}"\n' for n, f in (("right", "mine"), ("gone", "x"))
+    )
+    project(pytester, "bp_specs = ['specs/*.toml']", square=FORWARD + declared)
+    (pytester.path / "specs" / "mine.py").write_text(KERNELS)
+    result = run(pytester, "-v")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines_random([r"specs/square.toml::kernel:gone FAILED.*", r".*no file .*x\.py.*"])
+
+
+def test_a_setting_that_is_none(pytester: pytest.Pytester) -> None:
+    """It is named, before any test is run."""
+    project(pytester, "bp_strict = 'maybe'", right=RECURRENT)
+    result = run(pytester)
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(["ERROR: bp_strict: *maybe*"])
+
+
 def test_strict(pytester: pytest.Pytester) -> None:
     """With bp_strict what is inconclusive fails."""
     project(pytester, "bp_specs = ['specs/*.toml']\nbp_strict = true", inconclusive=FORWARD)

@@ -24,9 +24,21 @@ def contaminated(base: Run, head: Run) -> str:
     return ", ".join(moved)
 
 
-def rewritten(base: Run, head: Run) -> list[str]:
-    """The specs that changed between the runs, as far as these say: then a figure may have a reason to differ."""
-    return [s for s, digest in base.digests.items() if head.digests.get(s, digest) != digest]
+def reasons(base: Run, head: Run) -> list[str]:
+    """What figures may differ for, as far as the runs say: other specs, other settings of these."""
+    rewritten = [s for s, digest in base.digests.items() if head.digests.get(s, digest) != digest]
+    found = [f"{spec} is not the same text in both runs" for spec in rewritten]
+    for option in ("set", "wrt"):
+        given = [_given(run.context.get(option)) for run in (base, head)]
+        if given[0] != given[1]:
+            found.append(f"--{option} is not the same in both runs: {' and '.join(g or 'none' for g in given)}")
+    return found
+
+
+def _given(values: Any) -> str:
+    if isinstance(values, dict):
+        return " ".join(f"{k}={_said(v)}" for k, v in sorted(values.items()))
+    return " ".join(map(_said, values)) if isinstance(values, list) else ""
 
 
 def differences(base: Run, head: Run) -> list[str]:

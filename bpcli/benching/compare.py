@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpcli.benching import evidence
-from bpcli.benching.comparable import contaminated, rewritten
+from bpcli.benching.comparable import contaminated, reasons
 from bpcli.benching.runfile import Row, Run, number, samples, verdict
 from bpcli.errors import fail
 
@@ -49,11 +49,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The lines, worst first, how many cells both runs have, and what else a reader should know."""
+    """The lines, worst first, how many cells both runs have, and what else a reader should know.
+
+    `reasons` are what figures may differ for although nothing in bp did.
+    """
 
     lines: tuple[Line, ...]
     cells: int
     notes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,11 @@ def compare(base: Run, head: Run, timed: bool) -> Comparison:
         fail("incomparable", f"{base.path} is {words[base.kind]}, {head.path} {words[head.kind]}")
     lines, both = deterministic(by_key(base.rows, base.path), by_key(head.rows, head.path))
     notes = [f"{run.path} holds {n} refusal{'s' * (n != 1)}" for run in (base, head) if (n := run.refusals)]
-    notes += [f"{spec} is not the same text in both runs" for spec in rewritten(base, head)]
     if timed:
         moved = contaminated(base, head)
         lines += times(both, moved)
         notes += [f"contaminated: {moved}; no time can be judged"] if moved else []
-    return Comparison(tuple(sorted(lines, key=rank)), len(both), tuple(notes))
+    return Comparison(tuple(sorted(lines, key=rank)), len(both), tuple(notes), tuple(reasons(base, head)))
 
 
 def by_key(rows: Sequence[Row], where: str) -> dict[str, Row]:

@@ -34,9 +34,14 @@ class Run:
         return rows
 
     @property
+    def context(self) -> Mapping[str, Any]:
+        """How the run was made; empty where it does not say."""
+        return _table(self.document.get("context"))
+
+    @property
     def machine(self) -> Mapping[str, Any]:
         """What the run says about the machine that it was made on; empty where it says nothing."""
-        return _table(_table(self.document.get("context")).get("machine"))
+        return _table(self.context.get("machine"))
 
     @property
     def versions(self) -> Mapping[str, Any]:
@@ -46,7 +51,7 @@ class Run:
     @property
     def digests(self) -> Mapping[str, Any]:
         """The digest of each spec's text; empty where the run has none."""
-        return _table(_table(self.document.get("context")).get("spec_sha256"))
+        return _table(self.context.get("spec_sha256"))
 
     @property
     def refusals(self) -> int:

@@ -49,8 +49,20 @@ def plan(path: Path, methods: Sequence[str]) -> Plan:
     return Plan((*(c.text for c in calls), *kernels), skipped, places_of(setup.spec))
 
 
-def check_spec(path: Path, methods: Sequence[str], places: Places) -> dict[str, list[Case]]:
-    """What `bp check` says of the spec at `path`, by method; raises `BpError` for what it refuses."""
+def check_spec(path: Path, methods: Sequence[str], places: Places) -> Mapping[str, list[Case] | BpError]:
+    """What `bp check` says of the spec at `path`, by method, or why it refuses it: a kernel may be refused alone."""
+    try:
+        return _checked(path, methods, places)
+    except BpError as error:
+        kernels = [m for m in methods if m.startswith(_KERNEL)]
+        own = [m for m in methods if m not in kernels]
+        if not kernels or len(methods) == 1:
+            return dict.fromkeys(methods, error)
+        parts = (check_spec(path, part, places) for part in (own, *([k] for k in kernels)) if part)
+        return {method: told for part in parts for method, told in part.items()}
+
+
+def _checked(path: Path, methods: Sequence[str], places: Places) -> dict[str, list[Case] | BpError]:
     from click.testing import CliRunner
 
     from bpcli.cli import main

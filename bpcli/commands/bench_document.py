@@ -54,8 +54,9 @@ def brief_document(full: Document, quiet: bool) -> Document:
     together = over_seeds(full.rows)
     rows = [r for r in together if r["check"]["verdict"] != "pass"] if quiet else together
     shown = [c for c in _BRIEF if c.key in ("method", "time_s") or _varies(together, c)]
-    settings = dict.fromkeys(k for r in together for k in r["settings"])
-    swept = [c for c in (_column(k, k, True) for k in settings) if _varies(together, c)]
+    # Not options of methods, which are in their names.
+    keys = dict.fromkeys(k for r in together for k in r["grid"] if k in r["settings"] or k == "threads")
+    swept = [c for c in (_column(k, k, True) for k in keys) if _varies(together, c)]
     at = 1 + max(i for i, c in enumerate(shown) if c.key in ("spec", "method", "backend"))
     return Document(
         title=full.title,

@@ -127,6 +127,7 @@ def _show(results: Results, call: Call, paths: Sequence[Path], boxes: Sequence[s
         foreign=[*(f.text for f in call.foreign.given), *(f"kernel:{n}" for n in call.foreign.names)],
         reference=call.options.reference,
         mode=call.options.mode,
+        spec_sha256=results.digests,
         notes=results.notes(),
     )
     notes = () if call.common.quiet else results.notes()

@@ -86,6 +86,7 @@ def _sentences(comparison: Comparison) -> list[str]:
     changed = [f"{counts[v]} {v}" for v in ORDER if v != "SAME" and counts[v]]
     cells = f"{comparison.cells} cell{'s' * (comparison.cells != 1)} compared"
     sentences = [f"{cells}: {', '.join(changed)}, {counts['SAME']} SAME." if changed else f"{cells}: all is the same."]
+    sentences += comparison.reasons
     margins = [line.margin for line in comparison.lines if line.margin is not None]
     if not any(line.figure == "time_s" for line in comparison.lines):
         sentences.append("Times were not compared.")
@@ -96,7 +97,7 @@ def _sentences(comparison: Comparison) -> list[str]:
         span = f"{low:.1%}" if high - low < 5e-4 else f"{low:.1%} to {high:.1%}"
         sentences.append(f"A time within {span} counts as the same: less can't be told from noise in these runs.")
     wins = [line for line in comparison.lines if line.verdict == "LESS"]
-    if wins:
+    if wins and not comparison.reasons:
         sentences.append(f"{len(wins)} win{'s' * (len(wins) != 1)} in deterministic figures: renew the baseline.")
     return sentences
 

@@ -29,7 +29,7 @@ class Results:
     """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
 
     `chosen` takes what a check came down to, in words, to the specs, `declared` names their kernels; `places` are those
-    of their tensors.
+    of their tensors, `digests` those of what the specs say.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -39,6 +39,7 @@ class Results:
     skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     declared: list[str] = field(default_factory=list)
     places: dict[tuple[str, str], Place] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """What a reader should know besides the verdicts."""
@@ -97,6 +98,7 @@ def judge_object(target: str, call: Call, results: Results) -> None:
 
 def judge_spec(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
+    from bpcli.benching.target import digest
     from bpcli.checking import options, run
     from bpcli.checking.blame.explain import explain
     from bpcli.checking.forecast import check_bytes
@@ -113,6 +115,7 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
     try:
         setup = open_spec(path, call.common, call.names[path])
         results.declared += setup.spec.kernels
+        results.digests[setup.spec.name] = digest(setup, str(path))
         results.places |= places_of(setup.spec)
         idle = [name for name in setup.spec.kernels if name not in call.foreign.names]
         results.unused += [f"{setup.spec.name}: the kernel {n} was not run; --kernel {n} judges it" for n in idle]
