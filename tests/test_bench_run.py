@@ -238,6 +238,14 @@ def test_what_can_not_be_measured_is_refused(verdicts, args, code, words):
     assert "Traceback" not in result.output
 
 
+def test_a_grid_that_suits_one_of_two_specs_names_the_other(verdicts, tmp_path):
+    """The rows of the first are measured."""
+    other = SPEC.replace('"n"', '"m"').replace("\nn = 3", "\nm = 3").replace("\nn = [", "\nm = [")
+    (tmp_path / "second.toml").write_text(other)
+    result = bench("second.toml", "-g", "n=2", "-m", "bptt")
+    assert 2 == result.exit_code and 'second: unknown grid key "n"' in result.output
+
+
 def test_one_bad_point_hides_no_other(verdicts):
     """The rest is measured, and the exit code tells."""
     result = bench("--format", "csv", "-g", "n=0,2")

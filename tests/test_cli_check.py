@@ -154,6 +154,14 @@ def test_an_unknown_method_of_a_spec_has_its_place() -> None:
     """A typing error in `[check] methods` points there."""
     result = run("check", write(Path("a.toml"), RECURRENT.replace('"bptt"', '"bptr"')))
     assert 2 == result.exit_code and "a.toml:17:12" in result.stderr and 'did you mean "bptt"?' in result.stderr
+    result = run("check", write(Path("a.toml"), RECURRENT.replace('"bptt"', '"bptr", "bptt", "rtrll"')))
+    assert 2 == result.exit_code and '"bptr"' in result.stderr and "a.toml:17:28" in result.stderr
+
+
+def test_a_reference_is_no_method() -> None:
+    """Where `bp bench -m central` is one, there is the option that says it here."""
+    result = run("check", write(Path("a.toml"), RECURRENT), "-m", "central")
+    assert 2 == result.exit_code and "help: --reference central judges methods by it" in result.stderr.splitlines()
 
 
 def test_options_reach_the_check(calls: list[Any]) -> None:

@@ -179,6 +179,13 @@ def test_loss(tmp_path: Path, loss: str, code: str, words: str) -> None:
     assert words in texts[0]
 
 
+def test_a_loss_that_is_no_scalar_has_its_line(tmp_path: Path) -> None:
+    """Where no [objective] names it."""
+    marked = with_arrays('¦loss = "x"')
+    codes, places, _ = _refused(tmp_path, marked)
+    assert (["loss-not-scalar"], _marks(marked)) == (codes, places)
+
+
 def test_something_must_be_differentiable(tmp_path: Path) -> None:
     """Constant arrays alone leave nothing to differentiate."""
     text = 'bp = 1\n[params]\nw = { shape = [2], trainable = false }\n[equations]\nloss = "sum(w)"\n'

@@ -75,6 +75,7 @@ def test_what_is_read(text, expected):
 @pytest.mark.parametrize(
     ("text", "codes"),
     [
+        ("a[:▸, 1]", "not-in-language"),
         ("a ▸< b", "not-in-language"),
         ("a ▸== b", "not-in-language"),
         ("a ▸:= b", "not-in-language"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,16 +34,21 @@ def open_box(file: UserFile, name: str) -> Box:
         try:
             thing = thing() if isinstance(thing, type) else thing
             parts = {part: getattr(thing, part, None) for part in ("params", "loss", "grad")}
-            given = dict(parts["params"] or {})
+            held = parts["params"]
+            given = dict(held) if isinstance(held, Mapping) else {}
             params = {key: np.array(value) for key, value in given.items()}
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             fail("user-code", f"{shown} {file.raised(error, file.line_of(name))}")
     lacking = [part for part, value in parts.items() if value is None or (part != "params" and not callable(value))]
+    advice = "a black box has params (a dict of arrays), loss(params) and grad(params)"
+    where = file.at(file.line_of(name))
     if lacking:
-        advice = "a black box has params (a dict of arrays), loss(params) and grad(params)"
-        fail("usage", f"{shown} lacks {' and '.join(lacking)} ({file.at(file.line_of(name))})", help=advice)
+        fail("usage", f"{shown} lacks {' and '.join(lacking)} ({where})", help=advice)
+    if not isinstance(held, Mapping):
+        kind = printable(type(held).__name__, 60)
+        fail("usage", f"{shown}: params is of type {kind}, not a dict of arrays ({where})", help=advice)
     arrays = {key: _floats(shown, key, given[key], array) for key, array in params.items()}
     return Box(f"{file.shown}:{name}", file, thing, name, arrays)
 

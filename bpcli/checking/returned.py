@@ -91,6 +91,8 @@ def scalar(value: Any) -> float:
         raise FlawError(f"wrong shape: {tuple(value.shape)}, not a scalar")
     if isinstance(value, bool | str | bytes | bytearray | None):
         raise FlawError(f"wrong type: {_kind(value)}, not a number")
+    if isinstance(value, complex) or getattr(getattr(value, "dtype", None), "kind", "") == "c":
+        raise FlawError("wrong type: complex, not a real number")
     try:
         return float(value)
     except (TypeError, ValueError) as error:

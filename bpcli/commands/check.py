@@ -73,7 +73,10 @@ def check(
 
     boxes, targets, refused = foreign.objects(target)
     given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference not in _OF_OBJECTS, "--power": power}
-    alone = {} if targets else {"-m": method, "--set": common.overrides}
+    named = ("dtype", "seed")
+    others = {k: v for k, v in common.overrides.items() if k not in named}
+    flags = {f"--{k}": k in common.overrides for k in named}
+    alone = {} if targets else {"-m": method, "--set": others, **flags}
     foreign.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
     foreign.refuse_for_power({"--kernel": kernel, "--gradient": gradient} if power else {})
     paths, missing = find(targets) if targets or not (boxes or refused) else ([], [])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from bpcli.commands.options import Refused, one_of
-from bpcli.errors import Collector
+from bpcli.errors import BpError, Collector
 
 if TYPE_CHECKING:
     from bpcli.checking.options import CheckOptions
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 def read(texts: Sequence[str]) -> tuple[MethodCall, ...]:
     """The methods of `-m`, each once; raises BpError."""
-    from bpcli.methods import parse
-
-    return _distinct([parse(t) for t in texts])
+    return _distinct(_parsed([(text, None) for text in texts]))
 
 
 def from_project() -> bool:
@@ -36,18 +34,15 @@ def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tup
     own = setup.spec.check.methods
     if given and not (weak and own):
         return tuple(given)
-    from bpcli.methods import parse
-
     place = setup.spec.source.value
     if own:
-        return _distinct([parse(text, place("check", "methods", str(i))) for i, text in enumerate(own)])
+        return _distinct(_parsed([(text, place("check", "methods", str(i))) for i, text in enumerate(own)]))
     return read(("bptt", "rtrl") if setup.graph.recurrent else ("backprop",))
 
 
 def reference(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """A callback that lets pass what can judge here: "auto", a reference, or a peer that is installed."""
     from bpcli import peers, references
-    from bpcli.errors import BpError
 
     outside = peers.known_names()
     one_of(lambda: ("auto", *references.known(), *outside))(context, parameter, value)
@@ -97,6 +92,24 @@ def _place(setup: Setup, call: MethodCall) -> Place | None:
     if call.text not in texts:
         return None
     return setup.spec.source.value("check", "methods", str(texts.index(call.text)))
+
+
+def _parsed(texts: Iterable[tuple[str, Place | None]]) -> list[MethodCall]:
+    """Methods and where they are named; raises BpError with all that are none."""
+    from bpcli import references
+    from bpcli.methods import parse
+
+    found, collector = [], Collector()
+    for text, place in texts:
+        try:
+            found.append(parse(text, place))
+        except BpError as error:
+            for told in error.diagnostics:
+                judges = told.code == "unknown-method" and text.strip() in references.known()
+                help_ = f"--reference {text.strip()} judges methods by it" if judges else told.help
+                collector.add(told.code, told.what, told.place, help_)
+    collector.finish()
+    return found
 
 
 def _distinct(calls: Sequence[MethodCall]) -> tuple[MethodCall, ...]:

@@ -93,7 +93,7 @@ def _loss(scope: Scope) -> int | None:
     if objective.loss not in spec.equations:
         what = f'the loss "{objective.loss}" is not an equation'
         known = nearest(objective.loss, spec.equations)
-        help_ = f'write it in [equations], or name another with `loss = "…"`; {known}'
+        help_ = "; ".join(filter(None, ('write it in [equations], or name another with `loss = "…"`', known)))
         scope.collector.add("unknown-name", what, objective.place, help_)
         return None
     node = scope.defined[objective.loss]

@@ -32,7 +32,7 @@ SOURCES = (
         "forward",
     ),
     *("influence", "jit", "matvec", "mode", "packing", "products", "pull", "pull_reductions", "reductions"),
-    *("reverse", "rows", "simd", "slopes", "symbols", "team", "tiles", "unary"),
+    *("reverse", "rows", "simd", "slopes", "symbols", "team", "tile", "tiles", "unary"),
     *("../graph/operations", "../graph/tape"),
 )
 """What compiled code is made of: the modules that kernels import, directly or not, from this package."""

@@ -38,6 +38,6 @@ def matrix_product(job, values):  # type: ignore[no-untyped-def]
     delta, ldd, jd = job[DELTA], job[DELTA_STRIDE], job[DELTA_JUMP]
     v, ldv, jv = job[VECTOR], job[VECTOR_STRIDE], job[VECTOR_JUMP]
     if job[TURNED_] == 1:
-        transposed_product(m, n, k, times, F, v, ldv, jv, C, delta, ldd, jd, C, out, n)
+        transposed_product(m, n, k, times, F, v, ldv, jv, C, delta, ldd, jd, C, out)
     else:
-        transposed_product(m, n, k, times, C, delta, ldd, jd, F, v, ldv, jv, C, out, n)
+        transposed_product(m, n, k, times, C, delta, ldd, jd, F, v, ldv, jv, C, out)

@@ -199,6 +199,8 @@ class _Grammar:
     def operator(self, token: Token) -> None:
         if token.text == ":" and not (self.open and self.open[-1].text == "["):
             self.refuse(token, '":" stands outside a slice', "slices are written v[start:stop]", "not-in-language")
+        elif self.operand and token.text == "," and self.open and self.open[-1].text == "[":
+            self.refuse(token, "a slice has one range", "slices are of vectors, v[start:stop]", "not-in-language")
         elif self.operand and token.text == "+":
             self.refuse(token, "there is no unary plus", "leave it out", "not-in-language")
         elif self.operand and token.text in ("*", "**") and self.before and self.before.text in "(,":

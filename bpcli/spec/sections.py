@@ -37,11 +37,11 @@ class Declared:
 
 
 def objective(table: schema.Objective, declared: Declared, context: Context) -> Objective:
-    """`[objective]`; without a loss in it, its place is the header of the equations, where one called loss belongs."""
+    """`[objective]`; without a loss in it, its place is the equation called loss, or the header of all."""
     if not declared.recurrent and "over_time" in table.model_fields_set:
         _recurrent_only("over_time", ("objective", "over_time"), context)
-    given = ("objective", "loss")
-    place = context.source.value(*given) if given in context.source.values else context.source.key("equations")
+    given, source = ("objective", "loss"), context.source
+    place = source.value(*given) if given in source.values else source.key("equations", table.loss)
     return Objective(canonical(table.loss), table.over_time, table.over_batch, place)
 
 
