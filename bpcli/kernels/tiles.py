@@ -67,7 +67,7 @@ if mode.compiling:
 
     @inner
     def transposed_product(m, n, k, times, A, a, lda, ja, B, b, ldb, jb, C, c):
-        """C (m, n) += Aᵀ B for A (k, m) and B (k, n), `times` of each, ja and jb numbers apart; rows of C are n apart."""
+        """C (m, n) += Aᵀ B for A (k, m) and B (k, n), `times` of each, ja and jb numbers apart; C is whole."""
         if n > MOST_COLUMNS:
             for time in range(times):
                 gemm(True, False, m, n, k, A, a + time * ja, lda, B, b + time * jb, ldb, True, C, c, n)
