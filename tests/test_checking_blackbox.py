@@ -221,7 +221,7 @@ class Large:
     ("text", "expected"),
     [
         (LARGE, {"W": ("pass", 8), "b": ("pass", 8)}),
-        (LARGE.replace("np.cos(p", "1.002 * np.cos(p"), {"W": ("wrong", 8), "b": ("pass", 8)}),
+        (LARGE.replace("np.cos(p", "1.002 * np.cos(p"), {"W": ("wrong", 44), "b": ("pass", 8)}),
         (LARGE.replace("2 * p", "2.01 * p"), {"W": ("pass", 8), "b": ("wrong", 3)}),
         # In float32 an array that moves as a whole is rounded in every entry: noise that entries are free of.
         (LARGE.replace("np.ones(3)", "np.ones(3, np.float32)"), {"W": ("pass", 8), "b": ("pass", 3)}),
@@ -229,11 +229,35 @@ class Large:
     ],
 )
 def test_directions(monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[str, tuple[str, int]]) -> None:
-    """Eight of each tensor, whatever its size; where one does not pass, its entries, as far as there is time."""
+    """Eight of each tensor, whatever its size; where one does not pass, its entries, all or the last halves of some."""
     monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 20.0)
     code, document = judge(text, "box.py:Large", "--mode", "directional")
     assert expected == {f["tensor"]: (f["verdict"], f["checked"]) for f in document["findings"]}
     assert code == any(verdict == "wrong" for verdict, _ in expected.values())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "index", "cause"),
+    [
+        ("g['W'][71, 9] *= 2", [71, 9], ""),
+        ("g['W'][149, 149] = 0", [149, 149], ""),
+        ("g['W'][3, 4] = np.nan", [3, 4], "not finite"),
+        ("g['W'][3, 4] += 1e-3; g['W'][100, 4] -= 7.0", [100, 4], ""),
+    ],
+)
+def test_a_wrong_entry_is_found_by_halves(
+    monkeypatch: pytest.MonkeyPatch, wrong: str, index: list[int], cause: str
+) -> None:
+    """Of 22,500, where to judge all would take too long; without the time for that the direction is told."""
+    box = LARGE.replace("return {", "g = {").replace('2 * p["b"]}', f"2 * p['b']}}; {wrong}; return g")
+    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 20.0)
+    code, document = judge(box, "box.py:Large", "--wrt", "W", "--mode", "directional")
+    (found,) = document["findings"]
+    assert (1, "wrong", index, None) == (code, found["verdict"], found["worst"]["index"], found["worst"]["direction"])
+    assert found["cause"].startswith(cause) and found["checked"] <= 64 and str(index) in found["blame"]["text"]
+    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 1e-9)
+    (found,) = judge(box, "box.py:Large", "--wrt", "W", "--mode", "directional")[1]["findings"]
+    assert ("wrong", 8, None) == (found["verdict"], found["checked"], found["worst"]["index"])
 
 
 @pytest.mark.parametrize("mode", ["full", "auto"])

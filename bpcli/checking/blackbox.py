@@ -11,7 +11,15 @@ import numpy as np
 
 from bpcli.checking.answers import differing, same
 from bpcli.checking.blame.box import blame
-from bpcli.checking.boxes import METHOD, Box, judge_box_along, judge_box_entries, losses_taken
+from bpcli.checking.boxes import (
+    METHOD,
+    Box,
+    judge_box_along,
+    judge_box_entries,
+    losses_taken,
+    losses_to_narrow,
+    narrowed,
+)
 from bpcli.checking.findings import Finding, Verdict, spoiled
 from bpcli.checking.options import Mode
 from bpcli.checking.returned import LOSS, FlawError, Returned, all_faulty, scalar, take
@@ -56,7 +64,8 @@ def open_box(file: UserFile, name: str) -> Box:
 def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto") -> list[Finding]:
     """Judge `grad` of the tensors `wrt` (all where empty), and whether `loss` is fit to judge by.
 
-    Every entry, or directions and the entries of what these do not pass; "auto" goes by the time that entries take.
+    Every entry, or directions and entries of what these do not pass, all or those that a wrong direction is narrowed
+    down to; "auto" goes by the time that entries take.
     `BpError` for a name that is none, or where it would take longer than is allowed.
     """
     tensors = _chosen(box, wrt)
@@ -83,6 +92,8 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto")
         found = judge_box_along(box, tensor, value) if directional else judge_box_entries(box, tensor, value)
         if directional and found.verdict != "pass" and each * losses_taken(tensor, along=False) <= AFFORDABLE:
             found = judge_box_entries(box, tensor, value)
+        elif directional and found.verdict == "wrong" and each * losses_to_narrow(tensor) <= AFFORDABLE:
+            found = narrowed(box, tensor, value, found)
         if changed or later:
             found = spoiled(found, f"changes its arguments: {', '.join(dict.fromkeys((*changed, *later)))}{where}")
         elif tensor.name in unsteady:

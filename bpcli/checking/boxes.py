@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from bpcli.checking.measures import cosine, relative_error
 from bpcli.checking.returned import scalar
 from bpcli.checking.summary import as_direction, at_kink, summarise
 from bpcli.checking.userfile import UserFile
-from bpcli.checking.verdict import Entries, References, judge
+from bpcli.checking.verdict import WRONG, Entries, References, judge
 from bpcli.problem.model import Array, Tensor
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.central import TARGET
@@ -27,6 +28,8 @@ from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
 METHOD = "grad"
 # Evaluations of the loss: on each tensor for its noise, and on each entry or direction for two rounds of differences.
 _FOR_NOISE, _EVALUATIONS = 8 * EVALUATIONS, 14
+_BLOCK = 64
+"""Entries that a wrong direction is narrowed down to, and that are then judged one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,26 +59,16 @@ def losses_taken(tensor: Tensor, along: bool) -> int:
     return _FOR_NOISE + _EVALUATIONS * tensor.entries
 
 
+def losses_to_narrow(tensor: Tensor) -> int:
+    """How often it is evaluated, at most, for finding wrong entries of a tensor by halves of a wrong direction."""
+    halvings = max(0, math.ceil(math.log2(tensor.entries / _BLOCK)))
+    return halvings * (NOISE_ROWS * EVALUATIONS + 4 * _EVALUATIONS) + _FOR_NOISE + 2 * _EVALUATIONS * _BLOCK
+
+
 def judge_box_entries(box: Box, tensor: Tensor, value: Array) -> Finding:
     """Every entry, with power to pass and on two ladders to condemn."""
-    places = np.arange(tensor.entries)
-    array = box.params[tensor.name].astype(np.float64).reshape(-1)
-
-    def moved(entry: int, delta: float) -> FloatArray:
-        found = array.copy()
-        found[entry] += delta
-        return found
-
-    around = Probe(places, array[:, None], places[:, None], summed=True)
-    # In float32 an entry moves by what its rounding makes of a step.
-    sampler = replace(_sampler(box, tensor, around, moved), dtype=box.params[tensor.name].dtype)
-    wide = value.astype(np.float64)
-
-    def rounding(reference: FloatArray) -> FloatArray:
-        size = FACTOR * unit_roundoff(value.dtype) * float(np.abs(reference).max())
-        return np.where((wide == 0) & (reference == 0), 0.0, size + float(np.finfo(value.dtype).tiny))
-
-    entries = _decided(sampler, tensor.shape, wide, rounding, value.dtype)
+    array, wide = box.params[tensor.name].astype(np.float64), value.astype(np.float64)
+    entries = _each(box, tensor, value, np.arange(tensor.entries), tensor.shape)
     verdict, cause, worst = summarise(entries)
     if verdict == "wrong" and cause:
         cause += f" ({box.file.at(box.line(METHOD))})"
@@ -88,12 +81,73 @@ def judge_box_entries(box: Box, tensor: Tensor, value: Array) -> Finding:
     found = Finding(*known, None if kink else off, None if kink else angle, kink=kink)
     if verdict != "wrong":
         return found
-    return replace(found, blame=blame(found, cause or looks(tensor.name, array.reshape(tensor.shape), wide, entries)))
+    return replace(found, blame=blame(found, cause or looks(tensor.name, array, wide, entries)))
 
 
 def judge_box_along(box: Box, tensor: Tensor, value: Array) -> Finding:
     """Directions alone: what is wrong is not looked for among the entries."""
-    array, rows = box.params[tensor.name].astype(np.float64), directions(tensor)
+    rows = directions(tensor)
+    entries, along = _along(box, tensor, value, rows)
+    verdict, cause, worst = summarise(entries)
+    if verdict == "wrong" and cause:
+        cause += f" ({box.file.at(box.line(METHOD))})"
+    off = relative_error(along, entries.reference)
+    bias = None if (entries.high > entries.low).any() else off
+    known = (box.name, METHOD, tensor.name, tensor.shape, len(rows), verdict, cause, as_direction(worst), off)
+    found = Finding(*known, bias, None)
+    return replace(found, blame=blame(found, cause)) if verdict == "wrong" else found
+
+
+def narrowed(box: Box, tensor: Tensor, value: Array, found: Finding) -> Finding:
+    """`found`, a wrong direction, with a wrong entry: the half of it that is more wrong is halved in turn.
+
+    As it is where errors are too spread out for a half, or for any of the last `_BLOCK` entries, to be told wrong.
+    """
+    assert found.worst is not None and found.worst.direction is not None
+    row = directions(tensor)[found.worst.direction - 1]
+    block = np.arange(tensor.entries)
+    while len(block) > _BLOCK:
+        halves = np.array_split(block, 2)
+        rows = np.zeros((2, tensor.entries))
+        for part, half in zip(rows, halves, strict=True):
+            part[half] = row[half]
+        entries, _ = _along(box, tensor, value, rows)
+        if not (entries.verdict == WRONG).any():
+            return found
+        z = np.where(np.isnan(entries.z), np.inf, entries.z)
+        block = halves[int(np.where(entries.verdict == WRONG, z, -1.0).argmax())]
+    verdict, cause, worst = summarise(_each(box, tensor, value, block, (len(block),)))
+    if verdict != "wrong" or worst is None or worst.index is None:
+        return found
+    index = tuple(int(i) for i in np.unravel_index(block[worst.index[0]], tensor.shape))
+    there = replace(found, checked=len(block), worst=replace(worst, index=index), cause=found.cause and cause)
+    return replace(there, blame=blame(there, there.cause))
+
+
+def _each(box: Box, tensor: Tensor, value: Array, places: Indices, shape: tuple[int, ...]) -> Entries:
+    """The verdicts on the entries at the flat `places`, in `shape`."""
+    array = box.params[tensor.name].astype(np.float64).reshape(-1)
+
+    def moved(entry: int, delta: float) -> FloatArray:
+        found = array.copy()
+        found[entry] += delta
+        return found
+
+    around = Probe(places, array[places, None], np.arange(len(places))[:, None], summed=True)
+    # In float32 an entry moves by what its rounding makes of a step.
+    sampler = replace(_sampler(box, tensor, around, moved), dtype=box.params[tensor.name].dtype)
+    wide = value.astype(np.float64).reshape(-1)[places].reshape(shape)
+
+    def rounding(reference: FloatArray) -> FloatArray:
+        size = FACTOR * unit_roundoff(value.dtype) * float(np.abs(reference).max())
+        return np.where((wide == 0) & (reference == 0), 0.0, size + float(np.finfo(value.dtype).tiny))
+
+    return _decided(sampler, shape, wide, rounding, value.dtype)
+
+
+def _along(box: Box, tensor: Tensor, value: Array, rows: FloatArray) -> tuple[Entries, FloatArray]:
+    """The verdicts along `rows (K, size)`, and the slopes there that the gradient says."""
+    array = box.params[tensor.name].astype(np.float64)
 
     def moved(row: int, delta: float) -> FloatArray:
         return np.asarray(array.reshape(-1) + delta * rows[row])
@@ -109,15 +163,7 @@ def judge_box_along(box: Box, tensor: Tensor, value: Array) -> Finding:
     def rounding(reference: FloatArray) -> FloatArray:
         return np.where((along == 0) & (reference == 0), 0.0, bounds)
 
-    entries = _decided(sampler, along.shape, along, rounding, value.dtype)
-    verdict, cause, worst = summarise(entries)
-    if verdict == "wrong" and cause:
-        cause += f" ({box.file.at(box.line(METHOD))})"
-    off = relative_error(along, entries.reference)
-    bias = None if (entries.high > entries.low).any() else off
-    known = (box.name, METHOD, tensor.name, tensor.shape, len(rows), verdict, cause, as_direction(worst), off)
-    found = Finding(*known, bias, None)
-    return replace(found, blame=blame(found, cause)) if verdict == "wrong" else found
+    return _decided(sampler, along.shape, along, rounding, value.dtype), along
 
 
 def _decided(
