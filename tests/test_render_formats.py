@@ -178,6 +178,28 @@ def test_a_table_that_is_too_wide_is_cut_between_columns(width: int, cause: str,
     assert all(2 == words.count(word) for word in cause.split())
 
 
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80])
+def test_labels_that_leave_no_room_are_cut_and_nothing_is_lost(width: int) -> None:
+    """Every character of every cell is there, and numbers are whole."""
+    columns = (
+        *(Column(k, k, lambda row, k=k: row[k], str, right=False, label=True) for k in ("spec", "at")),  # type: ignore[misc]
+        Column("ratio", "ratio", lambda row: row["ratio"], str),
+        Column("verdict", "verdict", lambda row: row["verdict"], str, right=False),
+    )
+    row = {
+        "spec": "a_network_with_a_long_name",
+        "at": "n=64 T=200 batch=32 dtype=float64",
+        "ratio": "1.8105",
+        "verdict": "wrong",
+    }
+    text = render(Document("Test", "findings", columns, [row]), "table", Look(width=width))
+    assert width >= max(map(len, text.splitlines()))
+    assert "1.8105" in text
+    for key in ("verdict", "spec"):
+        letters = iter("".join(text.split()))
+        assert all(letter in letters for letter in row[key])
+
+
 def test_an_empty_column_goes_before_a_table_is_cut() -> None:
     """With room for it, its heading stays."""
     (wide,), (narrow,) = cut(80), cut(58)

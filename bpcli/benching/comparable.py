@@ -38,7 +38,7 @@ def reasons(base: Run, head: Run) -> list[str]:
 def _given(values: Any) -> str:
     if isinstance(values, dict):
         return " ".join(f"{k}={_said(v)}" for k, v in sorted(values.items()))
-    return " ".join(map(_said, values)) if isinstance(values, list) else ""
+    return " ".join(sorted(map(_said, values))) if isinstance(values, list) else ""
 
 
 def differences(base: Run, head: Run) -> list[str]:

@@ -116,11 +116,11 @@ def narrowed(box: Box, tensor: Tensor, value: Array, found: Finding) -> Finding:
             return found
         z = np.where(np.isnan(entries.z), np.inf, entries.z)
         block = halves[int(np.where(entries.verdict == WRONG, z, -1.0).argmax())]
-    verdict, cause, worst = summarise(_each(box, tensor, value, block, (len(block),)))
+    verdict, _, worst = summarise(_each(box, tensor, value, block, (len(block),)))
     if verdict != "wrong" or worst is None or worst.index is None:
         return found
     index = tuple(int(i) for i in np.unravel_index(block[worst.index[0]], tensor.shape))
-    there = replace(found, checked=len(block), worst=replace(worst, index=index), cause=found.cause and cause)
+    there = replace(found, checked=len(block), worst=replace(worst, index=index), cause=found.cause)
     return replace(there, blame=blame(there, there.cause))
 
 

@@ -81,7 +81,7 @@ def _tells(row: Row) -> bool:
 
 def _sentences(comparison: Comparison) -> list[str]:
     if not comparison.cells:
-        return ["Nothing was compared: the runs have no cell in common."]
+        return ["Nothing was compared: the runs have no cell in common.", *comparison.reasons]
     counts = Counter(line.verdict for line in comparison.lines)
     changed = [f"{counts[v]} {v}" for v in ORDER if v != "SAME" and counts[v]]
     cells = f"{comparison.cells} cell{'s' * (comparison.cells != 1)} compared"

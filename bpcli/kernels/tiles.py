@@ -73,16 +73,16 @@ if mode.compiling:
                 gemm(True, False, m, n, k, A, a + time * ja, lda, B, b + time * jb, ldb, True, C, c, n)
             return
         columns = VECTORS * lanes_of(C)
-        if n <= FEW:
-            for i in range(0, m, columns):
-                wanted, above, out = min(columns, m - i), a + i, c + i * n
-                turned_tile(n, k, times, B, b, ldb, jb, A, above, lda, ja, wanted, C, out)
-            return
         together = max(1, DEPTH // k)
         for time in range(0, times, together):
             for start in range(0, k, DEPTH):
                 depth, most = min(DEPTH, k - start), min(together, times - time)
                 above, beside = a + time * ja + start * lda, b + time * jb + start * ldb
+                if n <= FEW:
+                    for i in range(0, m, columns):
+                        wanted, left, out = min(columns, m - i), above + i, c + i * n
+                        turned_tile(n, depth, most, B, beside, ldb, jb, A, left, lda, ja, wanted, C, out)
+                    continue
                 for j in range(0, n, columns):
                     wanted = min(columns, n - j)
                     for i in range(0, m, ROWS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.box import Box
 from rich.cells import cell_len
@@ -25,6 +25,8 @@ _GAP = 3
 """Columns of the screen between two of a table."""
 _REMARK = 24
 """How narrow a column of remarks may become, whose words go on in the next line."""
+_LABEL = 8
+"""How narrow a label may become where labels would leave no room for a number."""
 
 
 def render(document: Document, look: Look) -> str:
@@ -60,7 +62,7 @@ def _shown(column: Column, document: Document) -> _Shown:
     widest = max(map(cell_len, cells), default=0)
     least = widest if column.right or column.label else min(widest, _REMARK)
     heading = max(map(cell_len, column.heading.split()), default=0)
-    return _Shown(column, cells, max(widest, cell_len(column.heading)), max(least, heading, 1))
+    return _Shown(column, cells, max(widest, cell_len(column.heading), 1), max(least, heading, 1))
 
 
 def _parts(shown: Sequence[_Shown], width: int) -> list[list[_Shown]]:
@@ -68,6 +70,14 @@ def _parts(shown: Sequence[_Shown], width: int) -> list[list[_Shown]]:
     if _room([s.natural for s in shown]) > width:
         shown = [s for s in shown if any(s.cells)]
     named = [s for s in shown if s.column.label] or list(shown[:1])
+    most = max((s.least for s in shown if s.column.right and s not in named), default=0)
+    while (excess := _room([*(s.least for s in named), most]) - width) > 0:
+        widest = max(range(len(named)), key=lambda i: named[i].least)
+        if named[widest].least <= _LABEL:
+            break
+        narrower = replace(named[widest], least=max(_LABEL, named[widest].least - excess))
+        shown = [narrower if s is named[widest] else s for s in shown]
+        named[widest] = narrower
     parts: list[list[_Shown]] = [[]]
     for one in (s for s in shown if s not in named):
         if parts[-1] and _room([s.least for s in [*named, *parts[-1], one]]) > width:
@@ -92,8 +102,11 @@ def _drawn(shown: Sequence[_Shown], styles: Sequence[str], look: Look) -> str:
     widths = [s.natural for s in shown]
     if look.width is not None:
         widths = _narrowed(widths, [s.least for s in shown], look.width)
-        remarks = (not (s.column.right or s.column.label) for s in shown)
-        widths = _narrowed(widths, [1 if r else w for r, w in zip(remarks, widths, strict=True)], look.width)
+        # Where even that is too wide, remarks give way, then labels, then numbers: nothing is lost, but cut.
+        order = [2 if s.column.right else 1 if s.column.label else 0 for s in shown]
+        for turn in range(3):
+            least = [1 if place <= turn else w for place, w in zip(order, widths, strict=True)]
+            widths = _narrowed(widths, least, look.width)
     table = Table(box=_BOX, show_edge=False, pad_edge=False, header_style="bold" if look.color else "")
     for one, width in zip(shown, widths, strict=True):
         justify: JustifyMethod = "right" if one.column.right else "left"

@@ -38,7 +38,8 @@ def dot(rows: FloatArray, values: FloatArray) -> FloatArray:
 
     What is not finite counts where a direction goes.
     """
-    return np.asarray(np.where(rows != 0, rows * values.reshape(-1), 0.0).sum(axis=1), dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(rows != 0, rows * values.reshape(-1), 0.0).sum(axis=1), dtype=np.float64)
 
 
 def norms(rows: FloatArray, bounds: FloatArray) -> FloatArray:
