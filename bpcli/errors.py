@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 USAGE = 2
@@ -36,6 +36,10 @@ class Diagnostic:
     what: str
     place: Place | None = None
     help: str = ""
+
+    def about(self, subject: str) -> Diagnostic:
+        """The same, which says by its place or in words what it is about: one of several specs."""
+        return self if self.place else replace(self, what=f"{subject}: {self.what}")
 
 
 class BpError(Exception):

@@ -50,9 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _matching(pattern: str, root: Path) -> list[Path]:
-    """The files that match; a pattern that matches none would test nothing, unnoticed."""
+    """The files that match, but for projects' settings; a pattern that matches none would test nothing, unnoticed."""
     found = [root / match for match in sorted(glob.glob(pattern, root_dir=root, recursive=True))]
-    files = [path for path in found if path.is_file()]
+    files = [path for path in found if path.is_file() and path.name != "pyproject.toml"]
     if not files:
         raise pytest.UsageError(f'bp_specs: no file matches "{pattern}" in {root}')
     return files

@@ -92,6 +92,17 @@ def test_a_law_that_says_nothing_is_not_told():
     assert [said for said in sentences(even) if "grows like" in said]
 
 
+def test_what_does_not_grow_with_a_setting_is_not_told():
+    """Of a constant that is swept too, whose exponent is nothing but noise, the sentence says nothing."""
+    rng = np.random.default_rng(3)
+    rows = [grown(n, 10, 0, np.exp(0.05 * rng.standard_normal())) for n in (8, 16, 32) for _ in range(3)]
+    for one, alpha in zip(rows, [0.1, 0.5, 0.9] * 3, strict=True):
+        one["grid"] = {**one["grid"], "alpha": alpha}
+    assert laws(rows)[0].margins["alpha"] > abs(laws(rows)[0].exponents["alpha"])
+    (said,) = [said for said in sentences(rows) if "grows like" in said]
+    assert said.startswith("Over n from 8 to 32 the time grows like this: bptt n^(") and "alpha" not in said
+
+
 def test_a_law_over_an_option_is_of_the_method_without_it():
     """Whatever value of it the spec names."""
     methods = [("tbptt:k1=1,k2=8", {"n": n, "k2": k2}) for n in (8, 16, 32) for k2 in (2, 4, 8)] + [

@@ -52,7 +52,8 @@ def test_exit_codes(names: list[str], args: list[str], expected: int) -> None:
 def test_nothing_found_is_5() -> None:
     """An empty folder, or methods that apply nowhere, are exit code 5."""
     Path("specs").mkdir()
-    assert 5 == run("check").exit_code
+    found = run("check")
+    assert (5, True) == (found.exit_code, 'no spec in "specs"' in found.stderr)
     write(Path("specs/a.toml"), RECURRENT)
     write(Path("specs/b.toml"), RECURRENT)
     result = run("check", "-m", "backprop")

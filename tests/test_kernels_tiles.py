@@ -25,17 +25,22 @@ SIZES = (
 )
 
 
-def product(W: np.ndarray, x: np.ndarray, first: np.ndarray | None, packed: np.ndarray) -> np.ndarray:
-    """`first` + x Wᵀ by the forward kernel, with `packed (k, n)` as the packed copy of Wᵀ."""
+def product(
+    W: np.ndarray, x: np.ndarray, first: np.ndarray | None, packed: np.ndarray, inside: bool = False
+) -> np.ndarray:
+    """`first` + x Wᵀ by the forward kernel, with `packed (k, n)` as the packed copy of Wᵀ.
+
+    `first` is (m, n) or one row for all, (n,); where the sum goes if `inside`.
+    """
     (n, k), m = W.shape, len(x)
     starts = np.cumsum([0, W.size, x.size, m * n, m * n])
     values = np.full(starts[-1] + packed_entries(k, n), 0.5, W.dtype)
     values[: starts[1]], values[starts[1] : starts[2]] = W.ravel(), x.ravel()
     if first is not None:
-        values[starts[3] : starts[4]] = first.ravel()
+        values[starts[2 if inside else 3] :][: first.size] = first.ravel()
     pack(packed, values[starts[4] :])
     places = np.zeros((4, PLACE_FIELDS), np.int64)
-    places[:, BASE], places[:, INNER_ROW] = starts[:4], (0, k, n, n)
+    places[:, BASE], places[:, INNER_ROW] = starts[:4], (0, k, n, 0 if first is not None and first.ndim == 1 else n)
     places[:, PACKED_T] = (starts[4], -1, -1, -1)
     code = np.zeros((1, FIELDS), np.int64)
     for field, entry in (
@@ -48,7 +53,7 @@ def product(W: np.ndarray, x: np.ndarray, first: np.ndarray | None, packed: np.n
         (SIZE_B, k),
     ):
         code[0, field] = entry
-    code[0, ADDEND] = -1 if first is None else FIRST
+    code[0, ADDEND] = -1 if first is None else RESULT if inside else FIRST
     numbers, bounds = np.zeros(4, W.dtype), np.array([0, 0, 0, 1, 1])
     job = forward_job(Forward(code, bounds, numbers, {}), numbers, places, values.size, no_fixes(4, W.dtype))
     job[forward.LAST], job[forward.STEP1], job[forward.I1] = 1, 1, m
@@ -56,19 +61,21 @@ def product(W: np.ndarray, x: np.ndarray, first: np.ndarray | None, packed: np.n
     return values[starts[2] : starts[3]].reshape(m, n)
 
 
-@pytest.mark.parametrize("added", [False, True], ids=["whole", "added"])
+@pytest.mark.parametrize("added", ["", "rows", "row", "inside"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(("m", "n", "k"), SIZES)
-def test_products(m: int, n: int, k: int, dtype: type, added: bool) -> None:
+def test_products(m: int, n: int, k: int, dtype: type, added: str) -> None:
     """Equal to NumPy's; with another matrix packed they are not; a row is the same bits whatever stands beside it."""
     rng = np.random.default_rng(m + 100 * n + k)
     W, x = rng.standard_normal((n, k)).astype(dtype), rng.standard_normal((m, k)).astype(dtype)
-    first = rng.standard_normal((m, n)).astype(dtype) if added else None
-    found = product(W, x, first, W.T)
+    first = rng.standard_normal(n if added == "row" else (m, n)).astype(dtype) if added else None
+    inside = added == "inside"
+    found = product(W, x, first, W.T, inside)
     expected = x.astype(np.float64) @ W.T.astype(np.float64) + (0 if first is None else first)
     np.testing.assert_allclose(found, expected, rtol=0, atol=8 * k * np.finfo(dtype).eps)
-    assert not np.allclose(product(W + 1, x, first, W.T + 1), expected, rtol=0, atol=1e-3)
-    assert (found[:2] == product(W, x[:2], None if first is None else first[:2], W.T)).all()
+    assert not np.allclose(product(W + 1, x, first, W.T + 1, inside), expected, rtol=0, atol=1e-3)
+    above = first if first is None or first.ndim == 1 else first[:2]
+    assert (found[:2] == product(W, x[:2], above, W.T, inside)).all()
 
 
 def matrix_gradient(delta: np.ndarray, vector: np.ndarray, turned: bool, apart: int) -> np.ndarray:
@@ -108,6 +115,17 @@ def test_matrix_gradients(rows: int, columns: int, k: int, times: int, dtype: ty
     atol = 8 * k * times * np.finfo(dtype).eps
     np.testing.assert_allclose(found, expected.T if turned else expected, rtol=0, atol=atol)
     assert not np.allclose(matrix_gradient(delta[::-1] + 1, vector, turned, 16), found, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("columns", [2, 13])
+def test_matrix_gradients_of_thousands_of_rows(columns: int) -> None:
+    """float32 loses digits with the rows that are summed in one go, which are few, in thin gradients too."""
+    rng = np.random.default_rng(columns)
+    delta = rng.uniform(0.5, 1.0, (1, 1 << 14, 8)).astype(np.float32)
+    vector = rng.uniform(0.5, 1.0, (1, 1 << 14, columns)).astype(np.float32)
+    found = matrix_gradient(delta, vector, False, 0)
+    expected = 0.5 + delta[0].astype(np.float64).T @ vector[0].astype(np.float64)
+    assert np.abs(found / expected - 1).max() < 20 * np.finfo(np.float32).eps
 
 
 def test_packing() -> None:

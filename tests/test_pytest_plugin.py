@@ -208,12 +208,13 @@ def test_opt_in(pytester: pytest.Pytester) -> None:
     assert pytest.ExitCode.USAGE_ERROR == run(pytester, "specs/right.toml").ret
 
 
-def test_a_pattern_without_a_match(pytester: pytest.Pytester) -> None:
-    """A pattern that matches nothing, or folders alone, is an error: it would test nothing, unnoticed."""
-    project(pytester, "bp_specs = ['spec*']", right=RECURRENT)
+@pytest.mark.parametrize("pattern", ["spec*", "*.toml"])
+def test_a_pattern_without_a_match(pattern: str, pytester: pytest.Pytester) -> None:
+    """A pattern that matches nothing, folders or pyproject.toml alone, is an error: it would test nothing unnoticed."""
+    project(pytester, f"bp_specs = ['{pattern}']", right=RECURRENT)
     result = run(pytester)
     assert pytest.ExitCode.USAGE_ERROR == result.ret
-    result.stderr.fnmatch_lines(['ERROR: bp_specs: no file matches "spec[*]" in *'])
+    result.stderr.fnmatch_lines([f'ERROR: bp_specs: no file matches "{pattern.replace("*", "[*]")}" in *'])
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,11 @@ def contaminated(base: Run, head: Run) -> str:
 def reasons(base: Run, head: Run) -> list[str]:
     """What figures may differ for, as far as the runs say: other specs, other settings of these."""
     rewritten = [s for s, digest in base.digests.items() if head.digests.get(s, digest) != digest]
-    found = [f"{spec} is not the same text in both runs" for spec in rewritten]
+    found = [f"{spec} is not the same text in both runs." for spec in rewritten]
     for option in ("set", "wrt"):
         given = [_given(run.context.get(option)) for run in (base, head)]
         if given[0] != given[1]:
-            found.append(f"--{option} is not the same in both runs: {' and '.join(g or 'none' for g in given)}")
+            found.append(f"--{option} is not the same in both runs: {' and '.join(g or 'none' for g in given)}.")
     return found
 
 

@@ -129,16 +129,11 @@ def prepare(target: Target, wish: Wish, results: Results) -> Job:
             grid, settings, texts, options, lambda text, base: checks.parse(text, places.get(base)), stand
         )
     except BpError as error:
-        named = error.diagnostics if wish.alone else [_named(d, spec.name) for d in error.diagnostics]
+        named = error.diagnostics if wish.alone else [d.about(spec.name) for d in error.diagnostics]
         raise BpError(named, error.exit_code) from None
     for text in plan.notes:
         results.note(f"{spec.name}: {text}")
     return Job(target, digest(setup, target.path), plan, places, wish.alone, threads_swept)
-
-
-def _named(diagnostic: Diagnostic, spec: str) -> Diagnostic:
-    """A refusal that says which spec it is about, by its place or in words."""
-    return diagnostic if diagnostic.place else dataclasses.replace(diagnostic, what=f"{spec}: {diagnostic.what}")
 
 
 def _refuse_threads(values: Sequence[sweep.Value], place: Place | None) -> None:

@@ -56,12 +56,11 @@ def _unrest(rows: Sequence[Row]) -> list[str]:
 
 
 def _laws(rows: Sequence[Row]) -> list[str]:
-    """The laws of time that say something: 2 +- WIDEST_MARGIN may be of vectors or of products of matrices."""
-    found = [law for law in laws(rows) if law.figure == "time_s" and law.backend == OURS]
-    found = [law for law in found if max(law.margins.values()) < WIDEST_MARGIN]
+    """The laws of time that say something."""
+    found = [law for law in laws(rows) if law.figure == "time_s" and law.backend == OURS and _told(law)]
     if not found:
         return []
-    keys = dict.fromkeys(k for law in found for k in law.exponents)
+    keys = dict.fromkeys(k for law in found for k in _told(law))
     ranges = [(min(r[k][0] for r in there), max(r[k][1] for r in there)) for k in keys if (there := _ranges(found, k))]
     over = ", ".join(f"{k} from {low:g} to {high:g}" for k, (low, high) in zip(keys, ranges, strict=True))
     parts = "; ".join(f"{law.method} {_power(law)}" for law in found)
@@ -69,11 +68,20 @@ def _laws(rows: Sequence[Row]) -> list[str]:
 
 
 def _ranges(found: Sequence[Law], key: str) -> list[dict[str, tuple[float, float]]]:
-    return [law.ranges for law in found if key in law.ranges]
+    return [law.ranges for law in found if key in _told(law)]
+
+
+def _told(law: Law) -> list[str]:
+    """The settings with which time surely grows or shrinks, if any.
+
+    2 +- WIDEST_MARGIN may be of vectors or of products of matrices; then nothing is told of the others either.
+    """
+    sure = [k for k, exponent in law.exponents.items() if law.margins[k] < abs(exponent)]
+    return sure if all(law.margins[k] < WIDEST_MARGIN for k in sure) else []
 
 
 def _power(law: Law) -> str:
-    return " ".join(f"{k}^({law.exponents[k]:.2f} +- {law.margins[k]:.2f})" for k in law.exponents)
+    return " ".join(f"{k}^({law.exponents[k]:.2f} +- {law.margins[k]:.2f})" for k in _told(law))
 
 
 def _who(row: Row) -> str:

@@ -63,11 +63,12 @@ def ab(
     from bpcli.benching.planning import Results, Wish
     from bpcli.benching.sweep import parse_axis
     from bpcli.commands.choose import from_project
+    from bpcli.commands.packaged import find_or_packaged
 
     first, second = _environments(base, head, aa)
     sides = Sides(first, second, common.threads or cores())
     results = Results()
-    paths = _paths(target, results)
+    paths, results.errors = find_or_packaged(target, common)
     wish = Wish(method, from_project(), dict(map(parse_axis, grid)), frozenset(common.overrides), alone=len(paths) == 1)
     plan = Plan(rounds, budget, seed=0)
     return _show(_cells(paths, wish, results, (plan, sides, common)), sides, plan, (results, common))
@@ -94,17 +95,6 @@ def _own() -> Environment:
     from bpcli.benching.pair_process import Environment
 
     return Environment("--base", "this bp", sys.executable, os.path.dirname(os.path.dirname(bpcli.__file__)))
-
-
-def _paths(target: Sequence[str], results: Results) -> list[Path]:
-    from bpcli.commands.packaged import packaged_spec
-    from bpcli.commands.specs import find
-
-    if not target:
-        return [packaged_spec("vanilla_rnn")]
-    paths, refused = find(target)
-    results.errors += refused
-    return paths
 
 
 def _cells(paths: Sequence[Path], wish: Wish, results: Results, call: tuple[Plan, Sides, Common]) -> list[Cell]:

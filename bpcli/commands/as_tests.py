@@ -59,7 +59,7 @@ def check_spec(path: Path, methods: Sequence[str], places: Places) -> Mapping[st
         if not kernels or len(methods) == 1:
             return dict.fromkeys(methods, error)
         parts = (check_spec(path, part, places) for part in (own, *([k] for k in kernels)) if part)
-        return {method: told for part in parts for method, told in part.items()}
+        return {method: found for part in parts for method, found in part.items()}
 
 
 def _checked(path: Path, methods: Sequence[str], places: Places) -> dict[str, list[Case] | BpError]:

@@ -94,10 +94,11 @@ def _bench(
     from bpcli.benching.sweep import parse_axis
     from bpcli.commands.bench_files import close_journal, csv_files, open_journal, write_csv
     from bpcli.commands.choose import from_project
+    from bpcli.commands.packaged import find_or_packaged
 
     method, grid, resume = wanted
     results = Results()
-    paths = _find(target, results)
+    paths, results.errors = find_or_packaged(target, common)
     fixed = frozenset({*common.overrides, *(("threads",) if common.threads else ())})
     wish = Wish(method, from_project(), dict(map(parse_axis, grid)), fixed, alone=len(paths) == 1)
     jobs = _jobs(paths, wish, common, results)
@@ -127,18 +128,6 @@ def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common
 
     budget, shard = how
     return Ask(budget, threads, peers, common.limits(), shard)
-
-
-def _find(target: Sequence[str], results: Results) -> list[Path]:
-    """The specs to measure: those that the targets name, or the one that ships with the package."""
-    from bpcli.commands.packaged import packaged_spec
-    from bpcli.commands.specs import find
-
-    if not target:
-        return [packaged_spec("vanilla_rnn")]
-    paths, refused = find(target)
-    results.errors += refused
-    return paths
 
 
 def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -> list[Job]:

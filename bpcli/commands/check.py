@@ -79,7 +79,7 @@ def check(
     alone = {} if targets else {"-m": method, "--set": others, **flags}
     foreign.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
     foreign.refuse_for_power({"--kernel": kernel, "--gradient": gradient} if power else {})
-    paths, missing = find(targets) if targets or not (boxes or refused) else ([], [])
+    paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
     refused += missing
     asked = foreign.read(kernel, gradient)
     foreign.refuse_for_several(gradient, paths)

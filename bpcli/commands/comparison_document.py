@@ -160,7 +160,7 @@ def _figure(value: Any) -> str:
 
 _SOMETIMES = ("backend", "settings", "tensor", "ratio", "interval", "detail")
 COLUMNS = (
-    Column("verdict", "verdict", itemgetter("verdict"), _words, right=False),
+    Column("verdict", "verdict", itemgetter("verdict"), _words, right=False, label=True),
     Column("spec", "spec", itemgetter("spec"), _words, right=False, label=True),
     Column("method", "method", itemgetter("method"), _words, right=False, label=True),
     Column("backend", "by", itemgetter("backend"), _words, right=False, wide=True, label=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,11 +145,4 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
             results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
             results.chosen.setdefault(str(taken), []).append(setup.spec.name)
     except Exception as error:
-        results.errors += [_told(d, path, call) for d in translate(error).diagnostics]
-
-
-def _told(diagnostic: Diagnostic, path: Path, call: Call) -> Diagnostic:
-    """A refusal that says which spec it is about, among several, by its place or in words."""
-    if call.alone or diagnostic.place:
-        return diagnostic
-    return replace(diagnostic, what=f"{path}: {diagnostic.what}")
+        results.errors += [d if call.alone else d.about(str(path)) for d in translate(error).diagnostics]

@@ -81,6 +81,8 @@ def _outputs(
             raise Refused(f'expected FORMAT=PATH, got "{value}"', "for example --output csv=results.csv")
         if name not in formats():
             raise Refused(f'unknown format "{name}"', nearest(name, formats()))
+        if path == "-":
+            raise Refused("a file has no name but -", f"stdout gets what --format {name} writes")
         pairs.append((name, path))
     return tuple(pairs)
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import bpcli
-from bpcli.errors import fail, nearest
+from bpcli.commands.options import Common
+from bpcli.commands.specs import find
+from bpcli.errors import Diagnostic, fail, nearest
+
+
+def find_or_packaged(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagnostic]]:
+    """As `specs.find`; without a target, the vanilla RNN that ships with the package."""
+    return find(targets, common) if targets else ([packaged_spec("vanilla_rnn")], [])
 
 
 def packaged_spec(name: str) -> Path:

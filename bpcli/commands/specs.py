@@ -25,11 +25,13 @@ _HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
 _IN_SPEC = {"dtype": ("dtype",), "seed": ("data", "seed"), "wrt": ("check", "wrt")}
 
 
-def find(targets: Sequence[str]) -> tuple[list[Path], list[Diagnostic]]:
+def find(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagnostic]]:
     """The specs that `targets` name, each once: files as they are, folders searched; and a refusal for each bad target.
 
-    Without a target, `specs/` of the current folder.
+    Without a target, `specs/` of the current folder. A folder without specs gets a note.
     """
+    from bpcli.commands.output import note
+
     if not targets and not Path(_HOME).is_dir():
         advice = "name a spec or a folder of specs: bp check FILE.toml"
         return [], [Diagnostic("no-specs", f'no target given, and no folder "{_HOME}" here', help=advice)]
@@ -45,6 +47,8 @@ def find(targets: Sequence[str]) -> tuple[list[Path], list[Diagnostic]]:
         except (OSError, ValueError) as error:
             refused.append(Diagnostic("unreadable-file", f'cannot read "{target}": {error}'))
             continue
+        if not inside:
+            note(f'no spec in "{target}": none of its .toml files has a key bp', common)
         for spec in inside:
             found.setdefault(os.path.realpath(spec), spec)
     return list(found.values()), refused

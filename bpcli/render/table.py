@@ -47,7 +47,7 @@ def _columns(document: Document, look: Look) -> str:
     return "\n\n".join(_drawn(part, styles, look) for part in parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Shown:
     """A column's cells as text; how wide it is, and how narrow it may become; no number is cut."""
 
