@@ -20,9 +20,7 @@ from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods.base import Gradient
 from bpcli.peers import jax, torch
-from bpcli.problem.limits import Limits
 from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
 
 VANILLA = str(Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml")
 ORACLE = CheckOptions("oracle", "full")
@@ -100,7 +98,7 @@ def test_another_choice_at_a_kink_is_not_accused(monkeypatch):
 def test_the_cost_of_an_oracle_is_that_of_a_gradient_and_its_bound(monkeypatch):
     """Far below that of differences; memory is foretold."""
     ask(monkeypatch, nothing)
-    setup = open_setup(Path(VANILLA), {"n": 512}, (), Limits())
+    setup = small_setup("leaky_rnn", ("params",), n=512)
     fake = call(FakeMethod())
     assert choose(setup, [fake], ORACLE).flops < 0.1 * choose(setup, [fake], CheckOptions("central", "full")).flops
     assert check_bytes(setup, [fake], ORACLE) > 64 * 64 * 8

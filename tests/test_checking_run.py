@@ -289,22 +289,26 @@ def test_the_memory_of_a_check_is_foreseen(
 
 
 @pytest.mark.parametrize(
-    ("sizes", "options", "mode", "sampled"),
+    ("name", "sizes", "options", "mode", "sampled"),
     [
-        ({}, AUTO, "full", False),
-        ({"n": 100, "T": 10}, AUTO, "full", False),
-        ({"n": 200, "T": 20}, AUTO, "full", False),
-        ({"n": 200, "T": 100}, AUTO, "full", False),
-        ({"n": 512, "T": 10}, AUTO, "full", True),
-        ({"n": 512, "T": 200}, AUTO, "directional", False),
-        ({"n": 200, "T": 100}, CheckOptions(mode="full"), "full", False),
-        ({}, CheckOptions(mode="directional"), "directional", False),
-        ({"n": 40, "T": 10}, CheckOptions("central"), "full", False),
+        ("vanilla_rnn", {}, AUTO, "full", False),
+        ("vanilla_rnn", {"n": 100, "T": 10}, AUTO, "full", False),
+        ("vanilla_rnn", {"n": 200, "T": 20}, AUTO, "full", False),
+        ("vanilla_rnn", {"n": 200, "T": 100}, AUTO, "full", False),
+        ("vanilla_rnn", {"n": 512, "T": 10}, AUTO, "full", False),
+        ("vanilla_rnn", {"n": 512, "T": 150}, AUTO, "full", False),
+        ("leaky_rnn", {"n": 512, "T": 10}, AUTO, "full", True),
+        ("leaky_rnn", {"n": 512, "T": 200}, AUTO, "directional", False),
+        ("leaky_rnn", {"n": 200, "T": 100}, CheckOptions(mode="full"), "full", False),
+        ("vanilla_rnn", {}, CheckOptions(mode="directional"), "directional", False),
+        ("vanilla_rnn", {"n": 40, "T": 10}, CheckOptions("central"), "full", False),
     ],
 )
-def test_auto_is_what_is_affordable(sizes: dict[str, object], options: CheckOptions, mode: str, sampled: bool) -> None:
+def test_auto_is_what_is_affordable(
+    name: str, sizes: dict[str, object], options: CheckOptions, mode: str, sampled: bool
+) -> None:
     """Every entry with differences beside each, or beside a sample, or directions; it says which, and the cost."""
-    taken = choose(small_setup("vanilla_rnn", ("params",), **{**DEFAULTS, **sizes}), [parse("bptt")], options)
+    taken = choose(small_setup(name, ("params",), **{**DEFAULTS, **sizes}), [parse("bptt")], options)
     assert (mode, sampled) == (taken.mode, taken.sampled)
     assert 0 < taken.flops and (taken.flops <= taken.full_flops or options.mode != "auto")
     assert ("directions" in str(taken), "sample" in str(taken)) == (mode == "directional", sampled)

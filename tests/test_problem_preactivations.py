@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, problem_of, small, written
 
+from bpcli import references
+from bpcli.checking.truth import whole
 from bpcli.methods import parse
 from bpcli.problem import steps
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.layouts import layout_of
 from bpcli.problem.model import Problem
 from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.preactivations import lasting, terms, worthwhile
+from bpcli.problem.preactivations import Link, lasting, linked, step_by_step, terms, worthwhile
+from bpcli.problem.preactivations import through as through_link
 from bpcli.problem.steps import cut
 from bpcli.references.numerics import chain
 from bpcli.references.numerics.chain import Chain
@@ -84,6 +87,51 @@ def test_what_is_in_preactivations(tmp_path: Path, a: str, loss: str, expected: 
     assert expected == set(found)
     if expected:
         assert distance(found, gradient(problem, "bptt").arrays) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("a", "loss", "expected"),
+    [
+        ("tanh(W @ a[t-1] + x + b)", "sum(a)", True),
+        ("tanh(x - W.T @ a[t-1])", "sum(a)", True),
+        ("tanh(2 * W.T @ a[t-1] + b)", "sum(a)", True),
+        ("tanh(2 * W @ a[t-1] + b)", "dot(W @ a[t-1], x)", False),  # one of the products is in no preactivation
+        ("tanh(tanh(2 * W @ a[t-1]) + b)", "sum(a)", False),
+        ("tanh(W @ a[t-1]) * b + 0.5 * a[t-1]", "sum(a)", False),
+        ("tanh(W @ a[t-1] + b)", "dot(a, a[t-1])", False),
+        ("tanh(W @ x + b)", "sum(a)", True),  # nothing reads the state
+    ],
+)
+def test_states_that_products_alone_read(tmp_path: Path, a: str, loss: str, expected: bool) -> None:
+    """They are not changed: what they are worth is that of the products."""
+    problem = written(tmp_path, NETWORK.format(a=a, loss=loss))
+    graph, found = problem.setup.graph, through(problem, "bptt", complex)
+    state = graph.previous["a"]
+    assert expected == (state in linked(graph, found.zs)) == (state not in step_by_step(graph, found.zs))
+    assert distance(found.imaginary(), gradient(problem, "bptt").arrays) < 1e-13
+    ready = through(problem, "bptt", float).real(1.0, 5e-4)
+    assert distance({n: r.found.value for n, r in ready.items()}, gradient(problem, "bptt").arrays) < 1e-7
+
+
+def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few entries that are shifted themselves tell, and then all are."""
+    problem = small("vanilla_rnn")
+    expected = gradient(problem, "bptt").arrays
+    right = chain.through
+    monkeypatch.setattr(chain, "through", lambda *args: right(*args) * 1.01)
+    assert distance(through(problem, "bptt", complex).imaginary(), expected) > 1e-4
+    for reference in ("complex-step", "central"):
+        found = references.get(reference).estimate(problem, whole(problem.setup), problem.setup.wrt)
+        assert distance({n: e.value for n, e in found.items()}, expected) < 1e-7
+
+
+def test_what_is_unknown_spreads_by_products() -> None:
+    """A state that is multiplied with an unknown slope is unknown, one that is multiplied with zero is not."""
+    matrix = np.array([[1.0, 0.0], [2.0, 3.0]])
+    slope = np.array([[[np.nan, 1.0], [1.0, 1.0]]])  # (batch, size, columns)
+    for turned in (False, True):
+        found = through_link(Link(0, 0, turned), matrix.T if turned else matrix, slope)
+        np.testing.assert_array_equal([[[np.nan, 3.0], [3.0, 3.0]]], found)
 
 
 def test_a_product_that_a_sum_follows_in_another_equation(tmp_path: Path) -> None:

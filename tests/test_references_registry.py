@@ -51,7 +51,7 @@ def test_estimates_cover_the_naive_gradient(name: str, reference: str, truncatio
 
 def test_a_sample_of_entries_leaves_the_rest_unknown() -> None:
     """Where differences are expensive they are taken of some entries; the bound of the others is infinite."""
-    setup = small_setup("vanilla_rnn", ("params",), n=600, T=2)
+    setup = small_setup("leaky_rnn", ("params",), n=600, T=2)
     limited = REFERENCE.within(setup, 1.0)
     windows = (Window(0, 0, setup.T),)
     found = limited.estimate(draw(setup), windows, setup.wrt)["W"]

@@ -24,20 +24,24 @@ from bpcli.references.base import ByChain, Reference
 from bpcli.references.central import Central
 from bpcli.references.complex_step import ComplexStep
 from bpcli.references.numerics.chain import AT_ONCE
+from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.pairs import COMPARED, SIGNED
+from bpcli.references.numerics.probe import ROWS
 from bpcli.references.numerics.step_noise import SAMPLES
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
 # A ladder shifts every entry six times at once. Of copies the losses of every sample and the kinks that they met are
-# there, once in blocks and once joined, and sums.
-_LADDER, _OF_LOSSES = 6, 5
+# there, once in blocks and once joined, and sums; of a block those of its rows too, and their sums over steps.
+_LADDER, _OF_LOSSES, _OF_ROWS = 6, 5, 3
 # What is known of nodes at every step: values and, by differences, the shifts of four copies, twice; by tangents the
 # factors, and complex values with the passes that they are from.
 _OF_SHIFTS, _OF_FACTORS = 10, 12
-# What a step's changes come to, and gradients that are put together, in copies of what they are.
-_OF_WORTH, _OF_MADE = 3, 3
+# What a step's changes come to, what states are worth, and gradients that are put together, in copies of what they are.
+_OF_WORTH, _OF_CREDIT, _OF_MADE = 3, 6, 3
 # An estimate's arrays; the bound on rounding, and the sums it is made of.
 _OF_ESTIMATE, _OF_ROUNDING = 4, 4
+# Plans and layouts that are kept for the next pass, in bytes, whatever a network's size.
+_TABLES = 1 << 18
 # A change to a static matrix: row, column, copy and the number, once in parts and once joined.
 _OF_FIX = 2 * (3 * 8 + _COMPLEX)
 
@@ -58,7 +62,7 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Ch
     passes = [_perturbed(setup, w, r, numbers) for w in windows for r in used]
     passes += [_rounding(setup, w, numbers) for w in windows]
     passes += [call.cost(setup).bytes + (numbers + 2 * results) * setup.dtype.itemsize for call in calls]
-    return kept + max(passes)
+    return kept + max(passes) + _TABLES
 
 
 def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: int) -> int:
@@ -73,11 +77,13 @@ def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: in
         by = reference.by_chain(setup, windows)
     elif isinstance(reference, Central):
         sample = reference.sample
-    # A few entries of all that comes by the chain rule together, all of the others.
-    shifted = [(by.tensors, COMPARED * len(by.tensors))]
-    shifted += [((t,), t.entries if sample is None else min(t.entries, sample)) for t in by.rest.wrt]
-    each = 1 if exact else _LADDER
-    copies = max(_copies(setup, windows, tensors, each * count, item) for tensors, count in shifted)
+    # A few entries of all that comes by the chain rule together, all of the others; and what tells the noise.
+    each, noise = (1, 0) if exact else (_LADDER, NOISE_EVALUATIONS * ROWS)
+    shifted = [(by.tensors, each * COMPARED * len(by.tensors)), *(((t,), noise) for t in by.tensors)]
+    shifted += [
+        ((t,), max(noise, each * (t.entries if sample is None else min(t.entries, sample)))) for t in by.rest.wrt
+    ]
+    copies = max(_copies(setup, windows, tensors, count, item) for tensors, count in shifted)
     return item * trace + max(copies, _chain(setup, windows, by, exact) if by.zs else 0)
 
 
@@ -91,7 +97,8 @@ def _copies(setup: Setup, windows: Windows, tensors: Sequence[Tensor], count: in
         rows = some * setup.batch
         most = min(max(1, count), max(1, BLOCK_ENTRIES // max(1, own.entries(rows, length))))
         inputs = length * rows * sum(n.size for n in graph.nodes if n.op == "input")
-        block = max(block, layout_of(setup, leaves, most, rows, length).places.size + inputs)
+        found = _OF_ROWS * most * rows
+        block = max(block, layout_of(setup, leaves, most, rows, length).places.size + inputs + found)
     computed = sum(graph.nodes[n].size for n in own.crossing if n not in leaves and len(graph.nodes[n].shape) == 2)
     fixes = _OF_FIX * min(BLOCK_ENTRIES, count * max(1, computed))
     return item * (block + _OF_LOSSES * count * setup.batch) + fixes
@@ -112,7 +119,8 @@ def _chain(setup: Setup, windows: Windows, by: ByChain, exact: bool) -> int:
     units = sum(size[n] for n in nodes)
     known = every * (2 * moving + (_OF_SHIFTS * units if not exact else _OF_FACTORS * moving if real else 0))
     open_ = max(sum(1 for w in windows if w.start <= t < w.stop) for t in range(setup.T))
-    along = _OF_WORTH * setup.batch * (shifts + 1) * units * open_ * columns
+    states = sum(size[n] for n in setup.graph.previous.values())
+    along = setup.batch * open_ * columns * (_OF_WORTH * (shifts + 1) * units + _OF_CREDIT * states)
     slopes = every * columns * sum(size[z] for z in by.zs)
     results = max(t.entries for t in by.tensors)
     made = _OF_MADE * min(columns * results, max(results, AT_ONCE)) + _OF_ESTIMATE * sum(t.entries for t in by.tensors)

@@ -5,7 +5,8 @@ In z = P v + … a change of P_ij by d is a change of z_i by d v_j at every step
     dL/dP_ij = Σ_(t, b) dL/dz_i(t, b) v_j(t, b),      dL/dp_i = Σ_(t, b) dL/dz_i(t, b) for z = p + …,
     dL/dp_i = Σ_(t, b) dL/dz_i(t, b) v_i(t, b) for z = p ∘ v + …
 
-holds whatever the loss makes of z. A network has far fewer preactivations than parameters.
+holds whatever the loss makes of z. A network has far fewer preactivations than parameters. Of a state v that is read by
+such products alone, likewise dL/dv(t, b) = Σ Pᵀ dL/dz(t, b) over these.
 """
 
 from __future__ import annotations
@@ -38,23 +39,41 @@ class Term:
     elementwise: bool = False
 
 
+@dataclass(frozen=True)
+class Link:
+    """A product of a state before the step with the static node `matrix`, transposed if `turned`, in the preactivation
+    `z`."""
+
+    z: int
+    matrix: int
+    turned: bool
+
+
 @lru_cache(maxsize=16)
-def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
-    """All that the parameters are in, by name, for those that are in preactivations and in nothing else."""
+def _reading(graph: Graph) -> tuple[Mapping[int, Sequence[Node]], Mapping[int, int]]:
+    """What reads each node, and how often it is read."""
     readers: dict[int, list[Node]] = {node.index: [] for node in graph.nodes}
     for node in graph.nodes:
         for arg in dict.fromkeys(node.args):
             readers[arg].append(node)
-    uses = fuse(graph).uses
+    return readers, fuse(graph).uses
 
-    def sum_of(node: Node) -> int:
-        """The sum that a term ends up in: the derivatives are those of the term, as long as nothing else reads it."""
-        while uses[node.index] == 1 and readers[node.index]:
-            (reader,) = readers[node.index]
-            if reader.op != "add" or reader.shape != node.shape:
-                break
-            node = reader
-        return node.index
+
+def _sum_of(graph: Graph, node: Node) -> int:
+    """The sum that a term ends up in: the derivatives are those of the term, as long as nothing else reads it."""
+    readers, uses = _reading(graph)
+    while uses[node.index] == 1 and readers[node.index]:
+        (reader,) = readers[node.index]
+        if reader.op != "add" or reader.shape != node.shape:
+            break
+        node = reader
+    return node.index
+
+
+@lru_cache(maxsize=16)
+def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
+    """All that the parameters are in, by name, for those that are in preactivations and in nothing else."""
+    readers, _ = _reading(graph)
 
     def found(leaf: int, matrix: int, turned: bool) -> list[Term] | None:
         """The terms of a leaf, read as `matrix`: the leaf itself or its transpose."""
@@ -68,17 +87,17 @@ def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
             elif reader.phase is Phase.STATIC:
                 return None
             elif reader.op == "matmul" and reader.args[1] != matrix:
-                terms.append(Term(sum_of(reader), reader.args[1], turned))
+                terms.append(Term(_sum_of(graph, reader), reader.args[1], turned))
             elif (
                 reader.op == "add"
                 and not turned
                 and reader.shape == graph.nodes[leaf].shape
                 and reader.args[0] != reader.args[1]
             ):
-                terms.append(Term(sum_of(reader)))
+                terms.append(Term(_sum_of(graph, reader)))
             elif reader.op == "multiply" and not turned and graph.nodes[leaf].shape in ((), reader.shape):
                 first, second = reader.args
-                terms.append(Term(sum_of(reader), second if first == matrix else first, elementwise=True))
+                terms.append(Term(_sum_of(graph, reader), second if first == matrix else first, elementwise=True))
             else:
                 return None
         return terms
@@ -88,6 +107,29 @@ def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
     return {name: tuple(some) for name, some in every.items() if some and graph.leaf[name] not in roots}
 
 
+@lru_cache(maxsize=16)
+def _links(graph: Graph) -> Mapping[int, tuple[Link, ...]]:
+    """The products that a state before the step is in, for those that are in nothing else."""
+    found = {}
+    for state in set(graph.previous.values()) - {graph.loss, *graph.new.values()}:
+        readers = _reading(graph)[0][state]
+        if all(r.op == "matmul" and graph.nodes[r.args[0]].phase is Phase.STATIC for r in readers):
+            found[state] = tuple(_link(graph, reader) for reader in readers)
+    return found
+
+
+def _link(graph: Graph, product: Node) -> Link:
+    matrix, turned = graph.nodes[product.args[0]], False
+    while matrix.op == "transpose":
+        matrix, turned = graph.nodes[matrix.args[0]], not turned
+    return Link(_sum_of(graph, product), matrix.index, turned)
+
+
+def linked(graph: Graph, zs: Sequence[int]) -> Mapping[int, tuple[Link, ...]]:
+    """The states before a step whose derivatives are those of `zs`, times matrices, and these products."""
+    return {state: some for state, some in _links(graph).items() if all(link.z in zs for link in some)}
+
+
 @lru_cache(maxsize=64)
 def lasting(graph: Graph, z: int) -> bool:
     """Whether a state depends on a node, so that what happens to it lasts beyond its step."""
@@ -95,9 +137,9 @@ def lasting(graph: Graph, z: int) -> bool:
 
 
 def step_by_step(graph: Graph, zs: Sequence[int]) -> tuple[int, ...]:
-    """The nodes of which a step is differentiated: `zs`, after the states before it, if any are asked for."""
-    states = graph.previous.values() if any(lasting(graph, z) for z in zs) else ()
-    return (*states, *zs)
+    """The nodes of which a step is differentiated: `zs`, after the states before it that are asked for, if any."""
+    states = set(graph.previous.values()) - set(linked(graph, zs)) if any(lasting(graph, z) for z in zs) else ()
+    return (*sorted(states), *zs)
 
 
 def worthwhile(setup: Setup, tensors: Sequence[Tensor], each: float, entry: float) -> list[Tensor]:
@@ -132,3 +174,18 @@ def assemble(
         product = delta.swapaxes(1, 2) @ vectors
         total = total + (product.swapaxes(1, 2) if term.turned else product)
     return np.asarray(total)
+
+
+def through(link: Link, matrix: FloatArray, slope: FloatArray) -> FloatArray:
+    """What a state gets by a product, (batch, n, …), from `slope (batch, size, …)` of its preactivation.
+
+    NaN where it is multiplied with what is NaN there, unless by zero.
+    """
+    turned, flat = matrix if link.turned else matrix.T, slope.reshape(*slope.shape[:2], -1)
+    lost = np.isnan(flat)
+    if lost.any():
+        found = turned @ np.where(lost, 0.0, flat)
+        found[(turned != 0).astype(np.float64) @ lost.astype(np.float64) > 0] = np.nan
+    else:
+        found = turned @ flat
+    return np.asarray(found.reshape(len(slope), -1, *slope.shape[2:]))

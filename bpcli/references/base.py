@@ -15,7 +15,7 @@ from bpcli.kernels.plan import node_flops
 from bpcli.methods.base import Window
 from bpcli.problem.layouts import reach
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.preactivations import step_by_step, terms, worthwhile
+from bpcli.problem.preactivations import linked, step_by_step, terms, worthwhile
 from bpcli.references.numerics.directions import Directions
 
 FloatArray = NDArray[np.float64]
@@ -113,8 +113,9 @@ def by_chain(setup: Setup, windows: Sequence[Window], each: int, entry: int, col
     sizes = [setup.graph.nodes[n].size for n in nodes]
     once = sum(size * reach(setup, frozenset({n}), True).flops for n, size in zip(nodes, sizes, strict=True))
     states = sum(setup.graph.nodes[n].size for n in setup.graph.previous.values())
-    carried = 2 * sum(sizes) * states * columns * sum(w.stop - w.start for w in windows)
-    return ByChain(chosen, zs, each * setup.batch * (once * setup.T + carried), rest)
+    products = sum(setup.graph.nodes[link.matrix].size for some in linked(setup.graph, zs).values() for link in some)
+    worth = 2 * (each * sum(sizes) * states + products) * columns * sum(w.stop - w.start for w in windows)
+    return ByChain(chosen, zs, setup.batch * (each * once * setup.T + worth), rest)
 
 
 @lru_cache(maxsize=32)

@@ -5,7 +5,8 @@ its states and losses. With J(t) = da(t)/da(t-1) and D(t) = da(t)/dz(t) from suc
 
     λ(t-1) = dl(t)/da(t-1) + J(t)ᵀ λ(t),      dL/dz(t) = dl(t)/dz(t) + D(t)ᵀ λ(t)
 
-and products are linear in their matrices (see `bpcli.problem.preactivations`): no more is known of the network.
+and products are linear in their factors (see `bpcli.problem.preactivations`): no more is known of the network. Where
+products P a(t-1) alone read a state, λ(t-1) = Σ Pᵀ dL/dz(t) over these, and the state itself is not changed.
 All steps are evaluated side by side, each number of each step once, where shifts of parameters take a pass through all
 steps each. No rule of a derivative is asked. Whoever takes derivatives from here compares some of them with what shifts
 of the parameters themselves say.
@@ -27,7 +28,7 @@ from bpcli.problem.cast import cast
 from bpcli.problem.factors import STEP
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.preactivations import assemble, step_by_step, terms, worthwhile
+from bpcli.problem.preactivations import assemble, lasting, linked, step_by_step, terms, through, worthwhile
 from bpcli.problem.steps import Shifts, Steps
 from bpcli.problem.tangent import tangents
 from bpcli.problem.unrolled import Window, merged
@@ -78,6 +79,8 @@ class Chain:
         self.terms = {t.name: every[t.name] for t in self.tensors}
         self.zs = sorted({term.z for some in self.terms.values() for term in some})
         self.steps = Steps(perturbed, step_by_step(self.setup.graph, self.zs))
+        self.links = linked(self.setup.graph, self.zs)
+        self.lasts = any(lasting(self.setup.graph, z) for z in self.zs)
         self.windows = merged(perturbed.windows)
         self.weights = perturbed.weights
 
@@ -150,8 +153,9 @@ class Chain:
         """
         setup, graph = self.setup, self.setup.graph
         slopes = {z: np.zeros((columns, setup.T, setup.batch, graph.nodes[z].size)) for z in self.zs}
-        states = steps.N if len(steps.nodes) > len(self.zs) else 0
-        ends = np.cumsum([states, *(graph.nodes[z].size for z in self.zs)])
+        at, end = {}, 0  # of each node's numbers among those of a step
+        for n in self.steps.nodes:
+            at[n] = slice(end, end := end + graph.nodes[n].size)
         carried: dict[Window, FloatArray] = {}
         nothing = np.zeros((setup.batch, steps.N, columns))
         for t, parts in steps.backwards(shifts):
@@ -163,26 +167,39 @@ class Chain:
             weights = self._counted(t, windows)
             changes = [part.worth(t, credit, weights) for part in parts]
             found = combine(t, weights, np.concatenate(changes, axis=2), credit)
-            if states:
-                carried = {w: found[:, :states, k] for k, w in enumerate(windows)}
-            for z, start, end in zip(self.zs, ends[:-1], ends[1:], strict=True):
-                slopes[z][:, t] = found[:, start:end].sum(axis=2).transpose(2, 0, 1)
+            if self.lasts:
+                before = [self._before(state, found, at) for state in graph.previous.values()]
+                together = np.concatenate(before, axis=1)
+                carried = {w: together[:, :, k] for k, w in enumerate(windows)}
+            for z in self.zs:
+                slopes[z][:, t] = found[:, at[z]].sum(axis=2).transpose(2, 0, 1)
         return slopes
+
+    def _before(self, state: int, found: FloatArray, at: Mapping[int, slice]) -> FloatArray:
+        """λ of a state before a step, (batch, size, W, columns), from derivatives of the step's numbers."""
+        if state in at:
+            return found[:, at[state]]
+        total = np.zeros((len(found), self.setup.graph.nodes[state].size, *found.shape[2:]))
+        for link in self.links[state]:
+            shape = self.setup.graph.nodes[link.matrix].shape
+            total += through(link, self._values[link.matrix].reshape(shape), found[:, at[link.z]])
+        return total
 
     def _counted(self, t: int, windows: Sequence[Window]) -> FloatArray:
         """Weights (batch, W) of a step's losses."""
         return np.asarray(self.weights[t][:, None] * [w.loss_from <= t for w in windows])
 
     @cached_property
-    def _vectors(self) -> Mapping[int, FloatArray]:
-        """What matrices are multiplied with, at every step."""
-        nodes = sorted({term.vector for some in self.terms.values() for term in some if term.vector >= 0})
-        return node_values(cast(self.problem, np.dtype(np.float64)), nodes)
+    def _values(self) -> Mapping[int, FloatArray]:
+        """What matrices are multiplied with, at every step, and the matrices that states are multiplied with."""
+        nodes = {term.vector for some in self.terms.values() for term in some if term.vector >= 0}
+        nodes |= {link.matrix for some in self.links.values() for link in some}
+        return node_values(cast(self.problem, np.dtype(np.float64)), sorted(nodes))
 
     def _assembled(self, tensor: Tensor, slopes: Mapping[int, FloatArray], columns: slice) -> FloatArray:
         """(columns, *shape)"""
         some = {z: part[columns] for z, part in slopes.items()}
-        return assemble(self.terms[tensor.name], tensor.shape, some, self._vectors)
+        return assemble(self.terms[tensor.name], tensor.shape, some, self._values)
 
     def _extrapolated(self, tensor: Tensor, slopes: Mapping[int, FloatArray]) -> Derivatives:
         """From derivatives by steps of h and 2 h, and samples of the noise of what they are extrapolated to."""
