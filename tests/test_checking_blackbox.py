@@ -42,6 +42,13 @@ def judge(text: str, target: str = "box.py:box", *args: str) -> tuple[int, dict[
     return result.exit_code, json.loads(result.stdout)
 
 
+def test_an_annotation_is_at_the_gradient() -> None:
+    """A pull request shows it in the file that is to be mended."""
+    write(Path("box.py"), BOX.replace("2 * t", "3 * t"))
+    lines = run("check", "box.py:box", "--format", "github").stdout.splitlines()
+    assert lines[0].startswith(f"::error file=box.py,line={GRAD},")
+
+
 @pytest.mark.parametrize("target", ["box.py:box", "box.py:Box"])
 def test_a_right_gradient_passes(target: str) -> None:
     """Of an object, or of a class that makes one; nothing that moves nothing has gradient zero."""

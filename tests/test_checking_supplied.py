@@ -36,6 +36,15 @@ def test_a_right_gradient_passes(dtype: str, wrt: list[str]) -> None:
     assert {"kernel:grad"} == {f["method"] for f in document["findings"]}
 
 
+def test_an_annotation_is_at_the_function() -> None:
+    """A pull request shows it in the file that is to be mended, not at the spec's declaration."""
+    write(Path("bad.py"), HEAD + "def bad(*arrays):\n    return {'W': 2 * grad(*arrays)['W']}\n")
+    write(Path("good.py"), GOOD)
+    write(Path("net.toml"), RECURRENT)
+    lines = run("check", "net.toml", "--kernel", "bad.py:bad", "--format", "github").stdout.splitlines()
+    assert lines[0].startswith(f"::error file=bad.py,line={HEAD.count(chr(10)) + 1},")
+
+
 def test_a_state_for_each_sample() -> None:
     """Its gradient has a row a sample."""
     rng = np.random.default_rng(0)

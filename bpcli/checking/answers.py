@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from bpcli.errors import Place
 from bpcli.kernels import library
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Window
@@ -48,6 +49,11 @@ class Foreign(ABC):
     @abstractmethod
     def answer(self, problem: Problem) -> Answer:
         """The gradient with respect to `problem.setup.wrt`, or why there is none."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where it is written; None where it is no program's text."""
+        return None
 
     def windows(self, setup: Setup) -> tuple[Window, ...]:
         """All steps and all losses."""

@@ -16,6 +16,7 @@ from bpcli.checking.returned import scalar
 from bpcli.checking.summary import as_direction, at_kink, summarise
 from bpcli.checking.userfile import UserFile
 from bpcli.checking.verdict import WRONG, Entries, References, judge
+from bpcli.errors import Place
 from bpcli.problem.model import Array, Tensor
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.central import TARGET
@@ -50,6 +51,11 @@ class Box:
         """Where `loss` or `grad` is written, as far as that is known."""
         own = part in vars(type(self.thing)) and type(self.thing).__module__ == self.file.module.__name__
         return self.file.line_of(f"{type(self.thing).__name__}.{part}" if own else self.object)
+
+    @property
+    def place(self) -> Place:
+        """Where the gradient is written."""
+        return self.file.place(self.line("grad"))
 
 
 def losses_taken(tensor: Tensor, along: bool) -> int:

@@ -42,6 +42,11 @@ class Supplied(Foreign):
         return Answer(loss, arrays, unsteady, tuple(dict.fromkeys((*changed, *changed_later))), faults, self._where)
 
     @property
+    def place(self) -> Place:
+        """Where the function is written."""
+        return self.file.place(self.line)
+
+    @property
     def _where(self) -> str:
         return f" ({self.file.at(self.line)})"
 

@@ -67,6 +67,11 @@ class UserFile:
         """`file.py:3`, for the end of a sentence."""
         return f"{self.shown}:{line}"
 
+    def place(self, line: int, column: int = 1) -> Place:
+        """A place in the file, with its line."""
+        lines = self.source.decode("utf-8", errors="replace").splitlines()
+        return Place(self.shown, line, column, lines[line - 1] if line <= len(lines) else "")
+
     def raised(self, error: BaseException, otherwise: int) -> str:
         """What was raised, and the last line of this file on the way there; line `otherwise` where there is none."""
         line = _last_line(error.__traceback__, str(self.path)) or otherwise
@@ -124,9 +129,7 @@ def _refuse(file: UserFile, error: BaseException) -> None:
     line, column = _last_line(error.__traceback__, str(file.path)) or 1, 1
     if isinstance(error, SyntaxError) and error.filename == str(file.path):
         line, column = error.lineno or 1, error.offset or 1
-    lines = file.source.decode("utf-8", errors="replace").splitlines()
-    quote = lines[line - 1] if line <= len(lines) else ""
-    place = Place(file.shown, line, max(1, column), quote)
+    place = file.place(line, max(1, column))
     words = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else described(error)
     fail("user-code", f"{printable(file.shown)} cannot be loaded: {words}", place, "run it with python first")
 

@@ -12,7 +12,8 @@ from bpcli.render.document import Case
 if TYPE_CHECKING:
     from bpcli.spec.model import Spec
 
-# The declaration of each tensor of each spec, and under the tensor "" what to show where there is none.
+# By spec, and a tensor or a user's function: where it is written; under "" what to show where there is neither. Of a
+# finding on a user's function that is the place to mend.
 Places = Mapping[tuple[str, str], Place]
 
 
@@ -37,7 +38,7 @@ def case(row: Mapping[str, Any], places: Places) -> Case:
         message=f"{row['verdict']}{how}",
         lines=_lines(row, at),
         badness=float(worst["z"]) if worst else float("inf"),  # what is no array of numbers is as bad as can be
-        place=places.get((spec, tensor)) or places.get((spec, "")),
+        place=next((places[spec, n] for n in (row["method"], tensor, "") if (spec, n) in places), None),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bpcli.errors import BpError, Collector, Diagnostic, fail, nearest, printable
+from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, nearest, printable
 
 if TYPE_CHECKING:
     from bpcli.checking.answers import Foreign
@@ -114,14 +114,14 @@ def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
     ]
 
 
-def judge(target: str, common: Common, mode: Mode) -> list[Finding]:
-    """The findings on one object; raises BpError where there is none."""
+def judge(target: str, common: Common, mode: Mode) -> tuple[list[Finding], Place]:
+    """The findings on one object, and where its gradient is written; raises BpError where there is none."""
     from bpcli.checking.blackbox import check_box, open_box
 
     found = _IN_FILE.fullmatch(target)
     assert found is not None
     box = open_box(_file(found["file"], {}), found["name"])
-    return [_again(f, target, mode) for f in check_box(box, common.wrt, common.limits(), mode)]
+    return [_again(f, target, mode) for f in check_box(box, common.wrt, common.limits(), mode)], box.place
 
 
 def _again(finding: Finding, target: str, mode: Mode) -> Finding:

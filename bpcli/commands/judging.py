@@ -29,7 +29,7 @@ class Results:
     """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
 
     `chosen` takes what a check came down to, in words, to the specs, `declared` names their kernels; `places` are those
-    of their tensors, `digests` those of what the specs say.
+    of their tensors and of users' functions, `digests` those of what the specs say.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -88,8 +88,9 @@ def judge_object(target: str, call: Call, results: Results) -> None:
     from bpcli.commands.foreign import judge
 
     try:
-        found = judge(target, call.common, call.options.mode)
+        found, place = judge(target, call.common, call.options.mode)
         results.findings += found
+        results.places |= {(f.spec, f.method): place for f in found}
         if any(f.worst is not None and f.worst.index is None for f in found):
             results.chosen.setdefault("along directions by central", []).append(target)
     except Exception as error:
@@ -124,7 +125,9 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
         )
         own, skipped = choose.applying(setup, chosen, call.alone)
         own, beyond = choose.judged(setup, own, call.methods, call.options)
-        methods: tuple[MethodCall | Foreign, ...] = (*own, *of_spec(setup, path, call.foreign, call.common))
+        others = of_spec(setup, path, call.foreign, call.common)
+        results.places |= {(setup.spec.name, o.text): o.place for o in others if o.place}
+        methods: tuple[MethodCall | Foreign, ...] = (*own, *others)
         for name, reason in {**skipped, **beyond}.items():
             results.skipped.setdefault((name, reason), []).append(setup.spec.name)
         if setup.graph.unused:
