@@ -49,6 +49,8 @@ def objects(targets: Sequence[str]) -> tuple[list[str], list[str], list[Diagnost
 
 def read(kernels: Sequence[str], gradients: Sequence[str]) -> Asked:
     """What `--kernel` and `--gradient` ask for; raises BpError for all that is missing."""
+    if not kernels and not gradients:
+        return Asked()
     from bpcli.checking.captured import captured
     from bpcli.checking.supplied import supplied
 
@@ -82,6 +84,8 @@ def of_spec(setup: Setup, path: Path, asked: Asked, common: Common) -> tuple[For
 
     Raises BpError where a declared file or function is missing or may not be read.
     """
+    if not asked.names:
+        return asked.given
     from bpcli.checking.supplied import supplied
     from bpcli.spec.paths import resolve
 

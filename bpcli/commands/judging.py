@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bpcli.commands.options import Common
     from bpcli.errors import Diagnostic, Place
     from bpcli.methods import MethodCall
+    from bpcli.problem.model import Setup
 
 # Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
 _SWEEPS = 16
@@ -101,9 +102,7 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
     from bpcli.benching.target import digest
     from bpcli.checking import options, run
-    from bpcli.checking.blame.explain import explain
     from bpcli.checking.forecast import check_bytes
-    from bpcli.commands.again import again
     from bpcli.commands.check_cases import places_of
     from bpcli.commands.cluster import elsewhere
     from bpcli.commands.failures import translate
@@ -145,7 +144,19 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
             prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
             helper = elsewhere(call.cluster, path, setup, call.common)
             findings = run.check(setup, methods, call.options, helper)
-            results.findings += explain(findings, setup, methods, again(path, call.common, call.names[path]))
+            results.findings += _explained(findings, setup, methods, path, call)
             results.chosen.setdefault(str(taken), []).append(setup.spec.name)
     except Exception as error:
         results.errors += [d if call.alone else d.about(str(path)) for d in translate(error).diagnostics]
+
+
+def _explained(
+    findings: Sequence[Finding], setup: Setup, methods: Sequence[MethodCall | Foreign], path: Path, call: Call
+) -> Sequence[Finding]:
+    """The findings, with blames where something is wrong: there alone, as much has to be imported for it."""
+    if all(f.verdict != "wrong" for f in findings):
+        return findings
+    from bpcli.checking.blame.explain import explain
+    from bpcli.commands.again import again
+
+    return explain(findings, setup, methods, again(path, call.common, call.names[path]))
