@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,6 +226,13 @@ class Large:
 """
 
 
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss takes half a millisecond, however busy the machine is: a search by halves is affordable, all entries are
+    not."""
+    ticks = itertools.count(0.0, 1e-3)
+    monkeypatch.setattr("bpcli.checking.blackbox.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -237,7 +246,7 @@ class Large:
 )
 def test_directions(monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[str, tuple[str, int]]) -> None:
     """Eight of each tensor, whatever its size; where one does not pass, its entries, all or the last halves of some."""
-    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 20.0)
+    steady(monkeypatch)
     code, document = judge(text, "box.py:Large", "--mode", "directional")
     assert expected == {f["tensor"]: (f["verdict"], f["checked"]) for f in document["findings"]}
     assert code == any(verdict == "wrong" for verdict, _ in expected.values())
@@ -257,7 +266,7 @@ def test_a_wrong_entry_is_found_by_halves(
 ) -> None:
     """Of 22,500, where to judge all would take too long; without the time for that the direction is told."""
     box = LARGE.replace("return {", "g = {").replace('2 * p["b"]}', f"2 * p['b']}}; {wrong}; return g")
-    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 20.0)
+    steady(monkeypatch)
     code, document = judge(box, "box.py:Large", "--wrt", "W", "--mode", "directional")
     (found,) = document["findings"]
     assert (1, "wrong", index, None) == (code, found["verdict"], found["worst"]["index"], found["worst"]["direction"])
