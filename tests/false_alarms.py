@@ -1,6 +1,6 @@
 """No right gradient is accused: runs the corpus, and prints how many entries there were and the largest z among them.
 
-`python tests/false_alarms.py` takes half an hour; stopped, it goes on from its journal, which is to be deleted after a
+`python tests/false_alarms.py` takes some minutes; stopped, it goes on from its journal, which is to be deleted after a
 change to what is judged or to what judges. `--part 1/2` and `--part 2/2` share
 the work between processes; whichever comes last writes `reports/false-alarms.csv`, a line per group and dtype.
 """
