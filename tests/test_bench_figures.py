@@ -88,6 +88,10 @@ def test_a_law_that_says_nothing_is_not_told():
     rows = [grown(n, 10, 0, noise) for n, noise in ((8, 1.0), (16, 3.0), (32, 0.5))]
     assert laws(rows)[0].margins["n"] > 1.0
     assert not [said for said in sentences(rows) if "grows like" in said]
+    # Growth for sure, of a power that may be the next one.
+    rows = [grown(n, 10, 0, noise) for n, noise in ((8, 1.0), (16, 0.88), (32, 1.0))]
+    assert 1.0 < laws(rows)[0].margins["n"] < laws(rows)[0].exponents["n"]
+    assert not [said for said in sentences(rows) if "grows like" in said]
     even = [grown(n, 10, 0, 1.0) for n in (8, 16, 32)]
     assert [said for said in sentences(even) if "grows like" in said]
 

@@ -94,7 +94,7 @@ def test_every_option_has_a_variable(name: str) -> None:
         (["list", "formatz"], 'unknown value "formatz"', 'did you mean "formats"?'),
         (["list", "--output", "csv"], '--output: expected FORMAT=PATH, got "csv"', "csv="),
         (["list", "--output", "cvs=a"], '--output: unknown format "cvs"', 'did you mean "csv"?'),
-        (["list", "--output", "csv=-"], "--output: a file has no name but -", "--format csv"),
+        (["list", "--output", "csv=-"], '--output: "-" is no file', "--format csv"),
         (["list", "--format"], "option '--format' requires an argument", "--help"),
         (["list", "formats", "tasks"], "unexpected extra argument", "`bp list --help`"),
         (["grad"], "bp grad needs SPEC", "`bp grad --help`"),

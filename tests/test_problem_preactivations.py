@@ -16,8 +16,7 @@ from bpcli.problem.kinks import find_kinks
 from bpcli.problem.layouts import layout_of
 from bpcli.problem.model import Problem
 from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.preactivations import Link, lasting, linked, step_by_step, terms, worthwhile
-from bpcli.problem.preactivations import through as through_link
+from bpcli.problem.preactivations import Link, lasting, linked, pulled, step_by_step, terms, worthwhile
 from bpcli.problem.steps import cut
 from bpcli.references.numerics import chain
 from bpcli.references.numerics.chain import Chain
@@ -95,6 +94,7 @@ def test_what_is_in_preactivations(tmp_path: Path, a: str, loss: str, expected: 
         ("tanh(W @ a[t-1] + x + b)", "sum(a)", True),
         ("tanh(x - W.T @ a[t-1])", "sum(a)", True),
         ("tanh(2 * W.T @ a[t-1] + b)", "sum(a)", True),
+        ("tanh(W @ a[t-1]) * sigmoid(W.T @ a[t-1] + b)", "sum(a)", True),
         ("tanh(2 * W @ a[t-1] + b)", "dot(W @ a[t-1], x)", False),  # one of the products is in no preactivation
         ("tanh(tanh(2 * W @ a[t-1]) + b)", "sum(a)", False),
         ("tanh(W @ a[t-1]) * b + 0.5 * a[t-1]", "sum(a)", False),
@@ -113,12 +113,23 @@ def test_states_that_products_alone_read(tmp_path: Path, a: str, loss: str, expe
     assert distance({n: r.found.value for n, r in ready.items()}, gradient(problem, "bptt").arrays) < 1e-7
 
 
+def test_a_number_that_lacks(tmp_path: Path) -> None:
+    """Of parameters without an axis too another step is tried, and the better one taken."""
+    text = NETWORK.format(a="tanh(b * (W @ a[t-1]) + x)", loss="sum(a) + 1e5").replace("b = [3]", "b = []")
+    problem = written(tmp_path, text)
+    ready = through(problem, "bptt", float).real(1.0, 1e-9)
+    for name, expected in gradient(problem, "bptt").arrays.items():
+        if name in ready:
+            assert (np.abs(ready[name].found.value - expected) <= ready[name].found.bound).all()
+    assert () == ready["b"].found.value.shape and ready["b"].found.lacks(1e-9).any()
+
+
 def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few entries that are shifted themselves tell, and then all are."""
     problem = small("vanilla_rnn")
     expected = gradient(problem, "bptt").arrays
-    right = chain.through
-    monkeypatch.setattr(chain, "through", lambda *args: right(*args) * 1.01)
+    right = chain.pulled
+    monkeypatch.setattr(chain, "pulled", lambda *args: right(*args) * 1.01)
     assert distance(through(problem, "bptt", complex).imaginary(), expected) > 1e-4
     for reference in ("complex-step", "central"):
         found = references.get(reference).estimate(problem, whole(problem.setup), problem.setup.wrt)
@@ -130,7 +141,7 @@ def test_what_is_unknown_spreads_by_products() -> None:
     matrix = np.array([[1.0, 0.0], [2.0, 3.0]])
     slope = np.array([[[np.nan, 1.0], [1.0, 1.0]]])  # (batch, size, columns)
     for turned in (False, True):
-        found = through_link(Link(0, 0, turned), matrix.T if turned else matrix, slope)
+        found = pulled(Link(0, 0, turned), matrix.T if turned else matrix, slope)
         np.testing.assert_array_equal([[[np.nan, 3.0], [3.0, 3.0]]], found)
 
 

@@ -40,14 +40,14 @@ _OF_SHIFTS, _OF_FACTORS = 10, 12
 _OF_WORTH, _OF_CREDIT, _OF_MADE = 3, 6, 3
 # An estimate's arrays; the bound on rounding, and the sums it is made of.
 _OF_ESTIMATE, _OF_ROUNDING = 4, 4
-# Plans and layouts that are kept for the next pass, in bytes, whatever a network's size.
+# Plans and layouts that are kept for the next pass, in bytes, whatever a network's size: as measured of small ones.
 _TABLES = 1 << 18
 # A change to a static matrix: row, column, copy and the number, once in parts and once joined.
 _OF_FIX = 2 * (3 * 8 + _COMPLEX)
 
 
 def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> int:
-    """Bytes that `check` holds at its peak besides the problem's own arrays, at most: predicted from sizes alone.
+    """About the bytes that `check` holds at its peak besides the problem's own arrays: predicted from sizes alone.
 
     Estimates and bounds are kept for every set of windows; references, rounding and methods come one after the other.
     """

@@ -82,7 +82,7 @@ def _outputs(
         if name not in formats():
             raise Refused(f'unknown format "{name}"', nearest(name, formats()))
         if path == "-":
-            raise Refused("a file has no name but -", f"stdout gets what --format {name} writes")
+            raise Refused('"-" is no file', f"stdout gets what --format {name} writes")
         pairs.append((name, path))
     return tuple(pairs)
 

@@ -48,7 +48,7 @@ def find(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagn
             refused.append(Diagnostic("unreadable-file", f'cannot read "{target}": {error}'))
             continue
         if not inside:
-            note(f'no spec in "{target}": none of its .toml files has a key bp', common)
+            note(f'no spec in "{target}": no .toml file there has a key bp', common)
         for spec in inside:
             found.setdefault(os.path.realpath(spec), spec)
     return list(found.values()), refused

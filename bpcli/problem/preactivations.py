@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import fuse
+from bpcli.graph.fuse import Fusion, fuse, matrix_of
 from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.model import Graph, Node, Phase
 from bpcli.problem.model import Setup, Tensor
@@ -50,19 +50,19 @@ class Link:
 
 
 @lru_cache(maxsize=16)
-def _reading(graph: Graph) -> tuple[Mapping[int, Sequence[Node]], Mapping[int, int]]:
-    """What reads each node, and how often it is read."""
+def _reading(graph: Graph) -> tuple[Mapping[int, Sequence[Node]], Fusion]:
+    """What reads each node, and how instructions do."""
     readers: dict[int, list[Node]] = {node.index: [] for node in graph.nodes}
     for node in graph.nodes:
         for arg in dict.fromkeys(node.args):
             readers[arg].append(node)
-    return readers, fuse(graph).uses
+    return readers, fuse(graph)
 
 
 def _sum_of(graph: Graph, node: Node) -> int:
     """The sum that a term ends up in: the derivatives are those of the term, as long as nothing else reads it."""
-    readers, uses = _reading(graph)
-    while uses[node.index] == 1 and readers[node.index]:
+    readers, fusion = _reading(graph)
+    while fusion.uses[node.index] == 1 and readers[node.index]:
         (reader,) = readers[node.index]
         if reader.op != "add" or reader.shape != node.shape:
             break
@@ -110,23 +110,16 @@ def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
 @lru_cache(maxsize=16)
 def _links(graph: Graph) -> Mapping[int, tuple[Link, ...]]:
     """The products that a state before the step is in, for those that are in nothing else."""
-    found = {}
-    for state in set(graph.previous.values()) - {graph.loss, *graph.new.values()}:
-        readers = _reading(graph)[0][state]
-        if all(r.op == "matmul" and graph.nodes[r.args[0]].phase is Phase.STATIC for r in readers):
-            found[state] = tuple(_link(graph, reader) for reader in readers)
-    return found
-
-
-def _link(graph: Graph, product: Node) -> Link:
-    matrix, turned = graph.nodes[product.args[0]], False
-    while matrix.op == "transpose":
-        matrix, turned = graph.nodes[matrix.args[0]], not turned
-    return Link(_sum_of(graph, product), matrix.index, turned)
+    readers, fusion = _reading(graph)
+    only = {n: readers[n] for n in graph.previous.values() if all(r.op == "matmul" for r in readers[n])}
+    return {
+        state: tuple(Link(_sum_of(graph, product), *matrix_of(graph, fusion, product.index)) for product in some)
+        for state, some in only.items()
+    }
 
 
 def linked(graph: Graph, zs: Sequence[int]) -> Mapping[int, tuple[Link, ...]]:
-    """The states before a step whose derivatives are those of `zs`, times matrices, and these products."""
+    """States before a step that are read by products in `zs` and by nothing else, with these products."""
     return {state: some for state, some in _links(graph).items() if all(link.z in zs for link in some)}
 
 
@@ -176,7 +169,7 @@ def assemble(
     return np.asarray(total)
 
 
-def through(link: Link, matrix: FloatArray, slope: FloatArray) -> FloatArray:
+def pulled(link: Link, matrix: FloatArray, slope: FloatArray) -> FloatArray:
     """What a state gets by a product, (batch, n, …), from `slope (batch, size, …)` of its preactivation.
 
     NaN where it is multiplied with what is NaN there, unless by zero.

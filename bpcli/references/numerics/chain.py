@@ -28,7 +28,7 @@ from bpcli.problem.cast import cast
 from bpcli.problem.factors import STEP
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.preactivations import assemble, lasting, linked, step_by_step, terms, through, worthwhile
+from bpcli.problem.preactivations import assemble, lasting, linked, pulled, step_by_step, terms, worthwhile
 from bpcli.problem.steps import Shifts, Steps
 from bpcli.problem.tangent import tangents
 from bpcli.problem.unrolled import Window, merged
@@ -117,7 +117,7 @@ class Chain:
             bent = 2 * rough > sum(float(np.sum(rows)) for rows in lacking.values())
             other, _ = self._differences(offset * (_FINE if bent else _COARSE))
             for name, known in found.items():
-                known.put(np.arange(len(known.value)), other[name], other[name].bound < known.bound)
+                known.put(..., other[name], other[name].bound < known.bound)
         return {name: Ready(known, noise) for name, known in found.items()}
 
     def _differences(self, step: float) -> tuple[dict[str, Derivatives], float]:
@@ -182,7 +182,7 @@ class Chain:
         total = np.zeros((len(found), self.setup.graph.nodes[state].size, *found.shape[2:]))
         for link in self.links[state]:
             shape = self.setup.graph.nodes[link.matrix].shape
-            total += through(link, self._values[link.matrix].reshape(shape), found[:, at[link.z]])
+            total += pulled(link, self._values[link.matrix].reshape(shape), found[:, at[link.z]])
         return total
 
     def _counted(self, t: int, windows: Sequence[Window]) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class Derivatives:
         size = np.abs(self.value)
         return np.asarray(~(self.bound <= target * np.maximum(size, SMALL * size.max())))
 
-    def put(self, rows: Indices, other: Derivatives, mask: Mask | bool = True) -> None:
+    def put(self, rows: Indices | EllipsisType, other: Derivatives, mask: Mask | bool = True) -> None:
         """Put `other` in the place of `rows`, where `mask` says so."""
         for kept, new in zip(self.parts, other.parts, strict=True):
             kept[rows] = np.where(mask, new, kept[rows])
