@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checking_cases import LIMITS
+from checking_cases import LIMITS, FakeMethod, call
 
 from bpcli.checking.run import CheckOptions, check
 from bpcli.methods import parse
@@ -51,6 +51,40 @@ def test_a_kink_that_rounding_hides_is_an_interval(tmp_path: Path, name: str, dt
     assert found.value[0] + found.kink[0] == pytest.approx(3.2, abs=1e-4)
     assert found.kink[1] == 0.0
     assert found.bound[0] <= 1e-4
+
+
+# An input of zero moves the arguments of two units up and of one down, all of them at the kink.
+BOTH_WAYS = """bp = 1
+[inputs]
+x = [1]
+[params]
+W = { shape = [3, 1], value = [[1.0], [-1.0], [2.0]] }
+v = { shape = [3], value = [1.0, -1.0, 1.0] }
+[equations]
+loss = "sum(v * relu(W @ x)) + sum(x)"
+[data]
+batch = 2
+values = { x = [0.0] }
+"""
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_kinks_that_an_entry_meets_on_both_sides(tmp_path: Path, name: str) -> None:
+    """Off on the left is on on the right, so that slopes go from 2 to 4 there; all off is 1 and all on 5."""
+    path = tmp_path / "both.toml"
+    path.write_text(BOTH_WAYS, encoding="utf-8")
+    setup = open_setup(path, {}, ("inputs",), LIMITS)
+    problem, once = draw(setup), (Window(0, 0, 1),)
+    found = get(name).estimate(problem, once, setup.wrt)["x"]
+    along = get(name).along(problem, once, {setup.wrt[0]: np.full((1, 2), 0.5)})["x"]
+    for estimate in (found, along):  # the loss is a mean of two samples; the direction half a step of both
+        np.testing.assert_allclose(estimate.value - estimate.kink, 1 / 2, atol=1e-6)
+        np.testing.assert_allclose(estimate.value + estimate.kink, 5 / 2, atol=1e-6)
+    for off, verdict in ((0.0, "pass"), (2.0, "pass"), (-0.1, "wrong"), (2.1, "wrong")):  # from that with all off
+        method = call(FakeMethod(lambda arrays, *_, off=off: arrays.update(x=arrays["x"] + off)))
+        for mode in ("full", "directional"):
+            (finding,) = check(setup, [method], CheckOptions(mode=mode))
+            assert verdict == finding.verdict
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)

@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.methods.base import Window
-from bpcli.problem.elsewhere import Values
 from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
@@ -22,6 +21,7 @@ from bpcli.references.numerics.directions import Along, Directions, norms
 from bpcli.references.numerics.pairs import COMPARED
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
+from bpcli.references.numerics.sweep import slopes
 
 # Products of imaginary parts may underflow, now and then.
 _UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal) / STEP
@@ -127,7 +127,7 @@ def _lacking(
     lacking = {}
     for tensor, (losses, _) in zip(tensors, perturbed.several(changes) if changes else [], strict=True):
         around, rows = probes[tensor.name], few[tensor.name]
-        own, found = _slopes(losses, around), ready[tensor.name].reshape(-1)[around.places]
+        own, found = slopes(losses, around), ready[tensor.name].reshape(-1)[around.places]
         room = 2 * (bounds[tensor.name].reshape(-1)[around.places[rows]] + _UNDERFLOW)
         with np.errstate(all="ignore"):
             apart = np.isfinite(found[rows]) & np.isfinite(room) & ~(np.abs(found[rows] - own) <= room)
@@ -140,18 +140,12 @@ def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatAr
     found = []
     for start in range(0, len(around.entries), _COPIES_AT_ONCE):
         change = _change(tensor, around.rows(np.arange(start, min(start + _COPIES_AT_ONCE, len(around.entries)))))
-        found.append(_slopes(perturbed.several([change])[0][0], around))
+        found.append(slopes(perturbed.several([change])[0][0], around))
     return np.concatenate(found)
 
 
 def _change(tensor: Tensor, around: Probe) -> Change:
     return Change(tensor, around.entries, np.full(len(around.entries), STEP * 1j))
-
-
-def _slopes(losses: Values, around: Probe) -> FloatArray:
-    """`(K, S)` from losses (K, batch) after imaginary steps."""
-    derivatives = losses.imag / STEP
-    return np.asarray(derivatives.sum(axis=1, keepdims=True) if around.summed else derivatives)
 
 
 REFERENCE = ComplexStep()

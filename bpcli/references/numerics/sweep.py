@@ -43,9 +43,14 @@ class Around:
 
     def __init__(self, problem: Problem, windows: Sequence[Window]) -> None:
         kinks = find_kinks(problem)
-        self.problem = problem
+        self.problem, self.windows = problem, windows
         self.real = Perturbed(problem, windows, np.dtype(np.float64), kinks)
         self.imaginary = Perturbed(problem, windows, np.dtype(np.complex128), kinks) if kinks.any else None
+
+    @cached_property
+    def branch(self) -> Perturbed:
+        """The branch that the program takes, beyond kinks too, for imaginary steps."""
+        return Perturbed(self.problem, self.windows, np.dtype(np.complex128))
 
     @cached_property
     def base(self) -> FloatArray:
@@ -64,12 +69,41 @@ class Around:
         kinks = _distances(around, followed)
         return Sampler(partial(self.real.losses, tensor), around, self.base, kinks=kinks)
 
+    def branch_slopes(self, tensor: Tensor, around: Probe, rows: Indices) -> FloatArray:
+        """`(R, S)`: the slopes of `rows` of the probe, of the program's own branch."""
+        some = around.rows(rows)
+        return slopes(self.branch.losses(tensor, some.entries, np.full(len(rows), STEP * 1j)), some)
+
+    def branch_slopes_along(self, tensor: Tensor, directions: FloatArray, rows: Indices) -> FloatArray:
+        """`(R, 1)`: the same of directions."""
+        losses = Along(self.branch, tensor, directions).losses(rows, np.full(len(rows), STEP * 1j))
+        return np.asarray(losses.imag.sum(axis=1, keepdims=True) / STEP)
+
     def along(self, tensor: Tensor, rows: FloatArray) -> Sampler:
         """All of a tensor's values moved along directions."""
         around = points_along(np.asarray(self.problem.array(tensor), dtype=np.float64), rows)
         followed = Along(self.imaginary, tensor, rows).followed if self.imaginary else None
         losses, kinks = Along(self.real, tensor, rows).losses, _distances(around, followed)
         return Sampler(losses, around, self.base, noise_rows=NOISE_ROWS, kinks=kinks)
+
+
+def slopes(losses: NDArray[Any], around: Probe) -> FloatArray:
+    """`(K, S)` from losses (K, batch) after imaginary steps."""
+    derivatives = losses.imag / STEP
+    return np.asarray(derivatives.sum(axis=1, keepdims=True) if around.summed else derivatives)
+
+
+def _widen(known: Derivatives, slopes_of: Callable[[Indices], FloatArray]) -> None:
+    """Widen the intervals of rows at kinks to the slopes with all of these switched off, or on.
+
+    A step that moves some arguments up and others down switches some on, the step back the others: what a program makes
+    of it that switches all alike need not lie between. Both sides together come to as much as off and on together, so
+    that these lie symmetrically too, and `slopes_of` rows, by the program's own branch, are one of them.
+    """
+    rows = np.flatnonzero((known.kink > 0).any(axis=1))
+    if len(rows):
+        away = np.abs(slopes_of(rows) - known.value[rows])
+        known.kink[rows] = np.where(known.kink[rows] > 0, np.fmax(away, known.kink[rows]), 0.0)
 
 
 def _distances(around: Probe, followed: Followed | None) -> FloatArray:
@@ -110,6 +144,7 @@ def sweep(
         known, rows = found.get(tensor.name, (None, np.zeros(0, np.int64)))
         if known is None:
             known = differentiate(losses.entries(tensor, around))
+            _widen(known, partial(losses.branch_slopes, tensor, around))
         elif len(rows):
             known.put(rows, differentiate(losses.entries(tensor, around.rows(rows))))
         unknown = 0.0 if sample is None else np.inf
@@ -152,6 +187,7 @@ def sweep_along(
     estimates = {}
     for tensor, rows in directions.items():
         found = differentiate(losses.along(tensor, rows))
+        _widen(found, partial(losses.branch_slopes_along, tensor, rows))
         parts = (found.value, found.bound, found.noise, found.kink)
         estimates[tensor.name] = Estimate(*(part[:, 0] for part in parts))
     return estimates
