@@ -25,7 +25,7 @@ from bpcli.problem.open import open_setup
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(max_memory=2 << 30)
-KINKED = ("relu", "kink", "kinked_mlp", "leaky_kinked_rnn", "abs_rnn")
+KINKED = ("relu", "kink", "kinked_mlp", "leaky_kinked_rnn", "abs_rnn", "zero_mlp", "zero_rnn")
 OWN = {name: ROOT / "tests" / f"checking_{name}.toml" for name in KINKED}
 SPECS = {**{path.stem: path for path in sorted((ROOT / "specs").glob("*.toml"))}, **OWN}
 DTYPES = ("float64", "float32")
@@ -72,6 +72,9 @@ def cases() -> Iterator[Case]:
             yield from (Case(name, dtype, "ordinary", seed) for seed in range(6))
             yield from (Case(name, dtype, "scaled parameters", params=scale) for scale in SCALES)
             yield from (Case(name, dtype, "scaled inputs", inputs=scale) for scale in SCALES)
+            # Where biases are zero as well, arguments of relu are: kinks that an entry meets on both sides.
+            yield from (Case(name, dtype, "zero inputs", seed, inputs=0.0) for seed in (5, 6))
+            yield Case(name, dtype, "zero inputs", 5, inputs=0.0, mode="directional")
             yield from (Case(name, dtype, "saturated", seed, params=scale) for scale in (8.0, 30.0) for seed in (1, 2))
             yield from (
                 Case(name, dtype, loss, seed, loss=loss) for loss in LOSSES if loss != "ordinary" for seed in (3, 4)
