@@ -115,10 +115,17 @@ class LazyGroup(click.Group):
         gc.set_threshold(100_000, 20, 20)  # imports make objects that stay; collecting after every 700 takes a tenth
         if not standalone_mode:
             return super().main(given, prog_name, standalone_mode=False, **extra)
+        silent = sys.stdout is None
+        if silent or sys.stderr is None:
+            from bpcli.commands.failures import reopen
+
+            reopen()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to stop
                 stream.reconfigure(errors="backslashreplace")
         try:
+            if silent:
+                raise click.UsageError("stdout is closed: nobody would see what is found")
             code = super().main(given, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except Exception as error:

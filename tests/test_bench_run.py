@@ -276,6 +276,14 @@ def test_ctrl_c_keeps_what_was_measured(verdicts, tmp_path):
     assert not (tmp_path / "reports" / "bench-second.csv").exists()
 
 
+def test_ctrl_c_before_anything_was_measured(verdicts, tmp_path):
+    """What an earlier run wrote stays."""
+    (tmp_path / "keep.json").write_text("of an earlier run")
+    result = bench("-m", "rtrl", "--output", "json=keep.json")
+    assert (130, "") == (result.exit_code, result.stdout) and "nothing is written" in result.stderr
+    assert "of an earlier run" == (tmp_path / "keep.json").read_text()
+
+
 def test_specs_of_one_file_name_have_files_of_their_own(verdicts, tmp_path):
     """The folders tell them apart; a slash is a hyphen in the name of a file."""
     for name in ("a/net", "b/net", "a-net"):

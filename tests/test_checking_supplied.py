@@ -98,6 +98,7 @@ def test_a_loss_is_judged_too(factor: str, expected: tuple[str, str]) -> None:
 FAULTS = {
     "raise ValueError('boom')": f"raises ValueError: boom (bad.py:{LINE})",
     "sys.exit(3)": f"raises SystemExit: 3 (bad.py:{LINE})",
+    "os._exit(0)": f"raises SystemExit: 0 (bad.py:{LINE})",
     "raise type('Odd', (BaseException,), {})()": f"raises Odd (bad.py:{LINE})",
     "raise type('Mute', (Exception,), {'__str__': lambda self: 1 / 0})()": f"raises Mute (bad.py:{LINE})",
     "return {}": f"missing (bad.py:{FIRST})",

@@ -82,6 +82,15 @@ def test_folders_are_searched() -> None:
     assert ["specs/b.toml", "specs/deep/a.toml"] == document["context"]["specs"]
 
 
+def test_what_looks_like_a_spec_is_not_left_out_unsaid() -> None:
+    """The key may be mistyped."""
+    write(Path("specs/a.toml"), RECURRENT)
+    write(Path("specs/b.toml"), RECURRENT.replace("bp = 1", "bpp = 1"))
+    write(Path("specs/other.toml"), "[tool]\nbp = 1\n")
+    said = run("check").stderr
+    assert "left out specs/b.toml: it has [equations], but no key bp" in said and "other.toml" not in said
+
+
 def test_a_broken_spec_in_a_folder_is_told() -> None:
     """A file that is no TOML but means to be a spec is refused, not skipped; the others are judged."""
     write(Path("specs/a.toml"), "bp = 1\n[dims\n")

@@ -95,6 +95,29 @@ def test_refusals(args: list[str], part: str) -> None:
     assert part in result.stderr and not Path("out.npz").exists()
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["check", "a.toml", "--output", "json=./a.toml"],
+        ["check", "a.toml", "--kernel", "mine.py:grad", "--output", "json=mine.py"],
+        ["check", "mine.py:box", "--output", "json=mine.py"],
+        ["check", "a.toml", "--gradient", "g.npz", "--output", "csv=g.npz"],
+        ["check", ".", "--output", "json=b.toml"],
+        ["bench", "a.toml", "--output", "csv=a.toml"],
+        ["compare", "a.json", "b.json", "--output", "csv=b.json"],
+        ["list", "--output", "csv=a.toml"],
+    ],
+)
+def test_no_output_takes_the_place_of_what_is_read(args: list[str]) -> None:
+    """Nor of any spec: that is a slip of the pen."""
+    files = {"a.toml": RECURRENT, "b.toml": FORWARD, **dict.fromkeys(("mine.py", "g.npz", "a.json", "b.json"), "x")}
+    for name, text in files.items():
+        write(Path(name), text)
+    result = run(*args)
+    assert 2 == result.exit_code and "--output would replace" in result.stderr
+    assert files == {name: Path(name).read_text() for name in files}
+
+
 def test_a_refusal_in_json() -> None:
     """The document of a refused command has its rows, empty, and the refusal."""
     document = json.loads(run("export", "c.toml", "-o", "out.npz", "--format", "json").stdout)

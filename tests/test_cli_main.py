@@ -95,6 +95,7 @@ def test_every_option_has_a_variable(name: str) -> None:
         (["list", "--output", "csv"], '--output: expected FORMAT=PATH, got "csv"', "csv="),
         (["list", "--output", "cvs=a"], '--output: unknown format "cvs"', 'did you mean "csv"?'),
         (["list", "--output", "csv=-"], '--output: "-" is no file', "--format csv"),
+        (["list", "--output", "csv=/dev/stdout"], '--output: "/dev/stdout" is no file', "--format csv"),
         (["list", "--format"], "option '--format' requires an argument", "--help"),
         (["list", "formats", "tasks"], "unexpected extra argument", "`bp list --help`"),
         (["grad"], "bp grad needs SPEC", "`bp grad --help`"),
@@ -181,6 +182,15 @@ def test_a_closed_pipe_is_quiet() -> None:
     command = f"{sys.executable} -m bpcli list operations --format json | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert ("{\n", "") == (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(("closed", "code", "said"), [(">&-", 2, "error[usage]: stdout is closed"), ("2>&-", 0, "")])
+def test_a_closed_stream(closed: str, code: int, said: str) -> None:
+    """Where nobody sees what is found that is an error; without stderr there are no notes."""
+    command = f"{sys.executable} -m bpcli list tasks {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert code == done.returncode and done.stderr.startswith(said) and "Traceback" not in done.stderr
+    assert bool(done.stdout) == (code == 0)
 
 
 @pytest.mark.parametrize("folder", ["kernels", "./kernels"])

@@ -101,7 +101,7 @@ def test_parse(text: str, name: str, options: object) -> None:
         ("tbptt:4", "bad-option", "options of tbptt: k1, k2"),
         ("tbptt:", "bad-option", "options of tbptt: k1, k2"),
         ("tbptt", "missing-option", "tbptt needs k1"),
-        ("tbptt:k2=3", "missing-option", "tbptt needs k1"),
+        ("tbptt:k2=3", "missing-option", "tbptt needs k1\nwrite tbptt:k1=4,k2=3, for example"),
         ("tbptt:k1=1,k1=1", "repeated-option", '"k1" of tbptt is given twice'),
         ("tbptt:k1=1.5", "wrong-type", "must be an integer"),
         ("tbptt:k1=", "wrong-type", "must be an integer"),

@@ -12,7 +12,7 @@ import numpy as np
 from bpcli.checking.blame.box import blame, looks
 from bpcli.checking.findings import Finding
 from bpcli.checking.measures import cosine, relative_error
-from bpcli.checking.returned import scalar
+from bpcli.checking.returned import LOSS, scalar
 from bpcli.checking.summary import as_direction, at_kink, summarise
 from bpcli.checking.userfile import UserFile
 from bpcli.checking.verdict import WRONG, Entries, References, judge
@@ -52,10 +52,9 @@ class Box:
         own = part in vars(type(self.thing)) and type(self.thing).__module__ == self.file.module.__name__
         return self.file.line_of(f"{type(self.thing).__name__}.{part}" if own else self.object)
 
-    @property
-    def place(self) -> Place:
-        """Where the gradient is written."""
-        return self.file.place(self.line("grad"))
+    def place(self, tensor: str) -> Place:
+        """Where what is found of a tensor, or of the loss, is to be mended."""
+        return self.file.place(self.line(LOSS if tensor == LOSS else "grad"))
 
 
 def losses_taken(tensor: Tensor, along: bool) -> int:

@@ -94,6 +94,7 @@ def _bench(
     from bpcli.benching.sweep import parse_axis
     from bpcli.commands.bench_files import close_journal, csv_files, open_journal, write_csv
     from bpcli.commands.choose import from_project
+    from bpcli.commands.output import note
     from bpcli.commands.packaged import find_or_packaged
 
     method, grid, resume = wanted
@@ -107,8 +108,11 @@ def _bench(
     listed = entries(jobs, ask.shard)
     with open_journal(about, resume, common) if listed else nullcontext() as journal:
         keys, interrupted = _run(listed, ask, results, journal, (common, cluster))
-        _show(results, common, paths, about, cluster)
-        write_csv(files, results, common)
+        if results.rows or not interrupted:  # a run that has finished nothing takes no other's place
+            _show(results, common, paths, about, cluster)
+            write_csv(files, results, common)
+        else:
+            note("interrupted before a cell was finished: nothing is written", common)
         if journal is not None:  # until here it was the one place on the disk where all rows were
             close_journal(journal, keys, interrupted, common)
     return 130 if interrupted else exit_code(results, common.strict)

@@ -118,14 +118,15 @@ def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
     ]
 
 
-def judge(target: str, common: Common, mode: Mode) -> tuple[list[Finding], Place]:
-    """The findings on one object, and where its gradient is written; raises BpError where there is none."""
+def judge(target: str, common: Common, mode: Mode) -> list[tuple[Finding, Place]]:
+    """The findings on one object, and where to mend it; raises BpError where there is none."""
     from bpcli.checking.blackbox import check_box, open_box
 
-    found = _IN_FILE.fullmatch(target)
-    assert found is not None
-    box = open_box(_file(found["file"], {}), found["name"])
-    return [_again(f, target, mode) for f in check_box(box, common.wrt, common.limits(), mode)], box.place
+    parts = _IN_FILE.fullmatch(target)
+    assert parts is not None
+    box = open_box(_file(parts["file"], {}), parts["name"])
+    found = check_box(box, common.wrt, common.limits(), mode)
+    return [(_again(f, target, mode), box.place(f.tensor)) for f in found]
 
 
 def _again(finding: Finding, target: str, mode: Mode) -> Finding:

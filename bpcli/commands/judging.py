@@ -89,10 +89,10 @@ def judge_object(target: str, call: Call, results: Results) -> None:
     from bpcli.commands.foreign import judge
 
     try:
-        found, place = judge(target, call.common, call.options.mode)
-        results.findings += found
-        results.places |= {(f.spec, f.method): place for f in found}
-        if any(f.worst is not None and f.worst.index is None for f in found):
+        found = judge(target, call.common, call.options.mode)
+        results.findings += [finding for finding, _ in found]
+        results.places |= {(f.spec, f.tensor): place for f, place in found}
+        if any(f.worst is not None and f.worst.index is None for f, _ in found):
             results.chosen.setdefault("along directions by central", []).append(target)
     except Exception as error:
         results.errors += translate(error).diagnostics

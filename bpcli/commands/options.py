@@ -81,8 +81,8 @@ def _outputs(
             raise Refused(f'expected FORMAT=PATH, got "{value}"', "for example --output csv=results.csv")
         if name not in formats():
             raise Refused(f'unknown format "{name}"', nearest(name, formats()))
-        if path == "-":
-            raise Refused('"-" is no file', f"stdout gets what --format {name} writes")
+        if path == "-" or path.startswith(("/dev/std", "/dev/fd/")):
+            raise Refused(f'"{path}" is no file', f"stdout gets what --format {name} writes")
         pairs.append((name, path))
     return tuple(pairs)
 
@@ -173,7 +173,12 @@ def shared(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(function)
         def run(**values: Any) -> Any:
             given = {name: values.pop(_parameter(name)) for name in names}
-            return function(common=_bundle(given), **values)
+            common = _bundle(given)
+            if common.outputs:
+                from bpcli.commands.specs import test_spare
+
+                test_spare([path for _, path in common.outputs], values)
+            return function(common=common, **values)
 
         command: Command = run
         for name in reversed(names):

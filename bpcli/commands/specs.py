@@ -20,6 +20,7 @@ _HOME = "specs"
 _MAX_BYTES = 1 << 20
 _MARK = re.compile(r"^[ \t]*(?:bp|\"bp\"|'bp')[ \t]*=", re.MULTILINE)
 _HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
+_EQUATIONS = re.compile(r"^[ \t]*\[equations\]", re.MULTILINE)
 
 # What `[tool.bp]` can say and a spec too; the spec's word counts.
 _IN_SPEC = {"dtype": ("dtype",), "seed": ("data", "seed"), "wrt": ("check", "wrt")}
@@ -40,7 +41,7 @@ def find(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagn
     for target in targets or (_HOME,):
         path = Path(target)
         try:
-            inside = list(_search(path)) if path.is_dir() else [path]
+            inside = list(_search(path, common)) if path.is_dir() else [path]
             if not os.path.lexists(path):
                 refused.append(Diagnostic("no-such-file", f'no file or folder "{target}"', help=_alike(path)))
                 continue
@@ -105,6 +106,17 @@ def test_writable(path: str) -> None:
     check_writable(Path(path))
 
 
+def test_spare(outputs: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Raise BpError for an output in the place of what `values` of the command line name, or of any spec."""
+    groups = [v if isinstance(v, tuple) else (v,) for name, v in values.items() if name not in ("out", "plot")]
+    named = [text for group in groups for text in group if isinstance(text, str)]
+    # FILE.py:NAME names a file too.
+    read = {os.path.realpath(part) for text in named for part in (text, text.rpartition(":")[0]) if part}
+    for path in outputs:
+        if os.path.realpath(path) in read or (path.endswith(".toml") and _is_spec(Path(path))):
+            fail("usage", f'--output would replace "{path}", which is read or is a spec', help="name another file")
+
+
 def test_out(out: str, spec: Path, common: Common) -> None:
     """Raise BpError where `-o` can't be written, is no .npz, replaces the spec or shares a file with an `--output`."""
     target = os.path.realpath(out)
@@ -130,11 +142,20 @@ def _shortest(path: Path, others: Iterable[Path]) -> str:
     return own.as_posix()
 
 
-def _search(folder: Path) -> Iterator[Path]:
-    """The specs in a folder and below it, in order of their paths; hidden folders are left out."""
+def _search(folder: Path, common: Common) -> Iterator[Path]:
+    """The specs in a folder and below it, in order of their paths; hidden folders are left out.
+
+    A note tells of files that look like specs and lack the key.
+    """
+    from bpcli.commands.output import note
+
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (path for name in sorted(files) if name.endswith(".toml") and _is_spec(path := Path(here, name)))
+        for path in (Path(here, name) for name in sorted(files) if name.endswith(".toml")):
+            if _is_spec(path):
+                yield path
+            elif _EQUATIONS.search(_head(path)):
+                note(f"left out {path}: it has [equations], but no key bp", common)
 
 
 def _is_spec(path: Path) -> bool:

@@ -124,7 +124,9 @@ def _options(method: Method, text: str | None, place: Place | None) -> Any:
         given[name] = _value(f"{method.name}:{name}", value, types[name], place)
     missing = [n for n, f in fields.items() if n not in given and _default(f) == "…"]
     if missing:
-        example = ",".join(f"{n}=4" if types[n] is int else f"{n}=0.5" for n in missing)
+        example = ",".join(
+            f"{n}={given.get(n, 4 if types[n] is int else 0.5)}" for n in fields if n in (*given, *missing)
+        )
         named = " and ".join(missing)
         fail("missing-option", f"{method.name} needs {named}", place, f"write {method.name}:{example}, for example")
     try:

@@ -54,6 +54,7 @@ _EXPECTED: Mapping[Path, str] = {
     ("bench", "grid", "*"): "a non-empty list of numbers or strings",
     ("kernel", "*"): "a table with file, and function where it has another name",
     ("kernel", "*", "*"): _TEXT,
+    **{(group, "*", "*"): f"{_SIZE}, or a string with an integer expression of dims" for group in ARRAYS},
     ("*", "methods", "*"): _TEXT,
     ("*", "wrt", "*"): _TEXT,
 }
