@@ -13,6 +13,7 @@ from checking_cases import LIMITS, SMALL, Arrays, FakeMethod, call, small_setup
 from bpcli.checking.findings import Finding
 from bpcli.checking.run import CheckOptions, check, check_bytes, check_cost, choose, cosine, relative_error
 from bpcli.checking.truth import Truth
+from bpcli.commands.check_document import findings_document
 from bpcli.commands.judging import Results
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
@@ -244,6 +245,17 @@ def test_a_tensor_without_entries_gives_no_finding(tmp_path: Path, reference: st
     assert {"b": ("pass", "")} == verdicts(check(setup, [parse("backprop")], options))
     setup = replace(setup, wrt=setup.wrt[:1])
     assert {"W": ("inconclusive", "nothing compared")} == verdicts(check(setup, [parse("backprop")], options))
+
+
+@pytest.mark.parametrize(("init", "vanishes"), [("zeros", True), ("normal", False)])
+def test_a_gradient_that_vanishes_is_told(tmp_path: Path, init: str, vanishes: bool) -> None:
+    """It passes, without a distance over what is rounding alone; a note says that this tells little."""
+    text = TINY.format(more="", loss="sum(tanh(W @ x)**2) + 1e-30 * sum(W @ x)")
+    text = text.replace("density = 0.1", f'init = "{init}"')
+    found = check(opened(tmp_path, text), [parse("backprop")], AUTO)
+    assert ["pass"] == [f.verdict for f in found] and [vanishes] == [f.kernel_error is None for f in found]
+    notes = findings_document(found, [], {}, []).notes
+    assert vanishes == ("tiny: the gradient of W is zero here, so that its check tells little" in notes)
 
 
 def test_at_a_kink_errors_are_from_the_nearest_derivative(tmp_path: Path) -> None:

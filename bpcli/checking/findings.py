@@ -40,8 +40,8 @@ class Finding:
     `checked` counts entries (or directions) compared. `kernel_error` is ‖g − ref‖ / ‖ref‖ against what the method is
     meant to compute, at a kink the distance from the nearest derivative over the largest; `bias` is ‖g − g*‖ / ‖g*‖
     against the true gradient and `cosine` the cosine with it: None where the truth was not computed or has norm zero,
-    and where entries are at a `kink`, so that there is no one truth. None too
-    where a reference knows nothing.
+    and where entries are at a `kink`, so that there is no one truth. None too where a reference knows nothing, and all
+    three where a gradient that passes is rounding alone.
     `cause` is "" or a word such as "noise", "not finite". `blame` comes with a wrong verdict where it is known.
     """
 
@@ -58,6 +58,11 @@ class Finding:
     cosine: float | None
     blame: dict[str, object] | None = None
     kink: Kink | None = None
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether it passes and is zero in every entry, as far as rounding can tell: nothing to be off from."""
+        return self.verdict == "pass" and bool(self.checked) and self.kernel_error is None and self.kink is None
 
 
 def spoiled(found: Finding, cause: str) -> Finding:

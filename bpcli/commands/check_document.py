@@ -40,7 +40,7 @@ def findings_document(
         context=context,
         summary=summary(findings),
         sentences=_sentences(findings, errors),
-        notes=[*_blames(findings), *_kinks(findings), *_open(findings), *notes],
+        notes=[*_blames(findings), *_kinks(findings), *_vanishing(findings), *_open(findings), *notes],
         errors=errors,
         style=lambda row: _STYLES[row["verdict"]],
     )
@@ -168,6 +168,18 @@ def _kinks(findings: Sequence[Finding]) -> list[str]:
     """What is right where gradients pass at a kink."""
     passing = ((f, f.kink) for f in findings if f.kink and f.verdict == "pass")
     return [f"{f.spec} {f.method} {f.tensor}: {kinked(f.tensor, kink)}" for f, kink in passing]
+
+
+def _vanishing(findings: Sequence[Finding]) -> list[str]:
+    """Which gradients pass that tell next to nothing, once for all methods."""
+    gone = [f for f in findings if f.vanishes]
+    named = {
+        spec: dict.fromkeys(f.tensor for f in gone if f.spec == spec) for spec in dict.fromkeys(f.spec for f in gone)
+    }
+    return [
+        f"{spec}: the gradient of {', '.join(n)} is zero here, so that its check tells little"
+        for spec, n in named.items()
+    ]
 
 
 def _open(findings: Sequence[Finding]) -> list[str]:
