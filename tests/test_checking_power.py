@@ -62,6 +62,13 @@ def test_void_faults_come_with_advice(settings: dict[str, object], fault: str, a
     assert ("caught", "") == (caught.outcome, caught.advice)
 
 
+def test_where_the_gradient_is_zero_nothing_is_tested() -> None:
+    """That is the reason then, whatever else a fault would need."""
+    rows = [f for f in CATALOGUE if f.name in ("leak-missing-in-J", "batch-average-missing")]
+    found = power(small_setup("leaky_rnn", ("W", "W_in"), alpha=0.0), AUTO, rows)
+    assert [("void", True)] * 2 == [(p.outcome, p.advice.startswith("the gradient is zero here")) for p in found]
+
+
 @pytest.mark.parametrize("option", ["--kernel", "--gradient"])
 def test_power_takes_no_gradient(option: str) -> None:
     """Nobody would look at it."""

@@ -26,6 +26,7 @@ Outcome = Literal["caught", "void", "missed"]
 _PASSES = 12
 # Both gradients may be off by their rounding.
 _BOTH = 2.0
+_ZERO = "the gradient is zero here: nothing is tested; take other parameters, data or another seed"
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ def power(setup: Setup, options: CheckOptions, faults: Sequence[Fault] = CATALOG
     problem = draw(setup)
     right = as_method("right", RIGHT).gradient(problem).arrays
     slack = rounding(problem, (Window(0, 0, setup.T),), setup.dtype).gradient
+    nothing = all(bool((np.abs(right[x.name]) <= slack[x.name]).all()) for x in setup.wrt)
     found = []
     for fault in faults:
         own = [f for f in findings if f.method == fault.name]
-        found.append(_outcome(setup, fault, own, _changed(problem, as_method(fault.name, fault.wrong), right, slack)))
+        changed = _changed(problem, as_method(fault.name, fault.wrong), right, slack)
+        found.append(_outcome(setup.spec.name, fault, own, changed, _ZERO if nothing else fault.advice(setup)))
     return found
 
 
@@ -83,9 +86,9 @@ def _changed(
     return tuple(names)
 
 
-def _outcome(setup: Setup, fault: Fault, findings: Sequence[Finding], changed: tuple[str, ...]) -> Planted:
+def _outcome(spec: str, fault: Fault, findings: Sequence[Finding], changed: tuple[str, ...], advice: str) -> Planted:
+    """`advice` is for a void fault."""
     wrong = tuple(f.tensor for f in findings if f.verdict == "wrong")
     outcome: Outcome = "caught" if wrong else "missed" if changed else "void"
     z = max((f.worst.z for f in findings if f.worst is not None), default=None)
-    advice = fault.advice(setup) if outcome == "void" else ""
-    return Planted(setup.spec.name, fault, outcome, wrong, changed, z, advice)
+    return Planted(spec, fault, outcome, wrong, changed, z, advice if outcome == "void" else "")
