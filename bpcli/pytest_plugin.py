@@ -54,7 +54,8 @@ def _matching(pattern: str, root: Path) -> list[Path]:
     found = [root / match for match in sorted(glob.glob(pattern, root_dir=root, recursive=True))]
     files = [path for path in found if path.is_file() and path.name != "pyproject.toml"]
     if not files:
-        raise pytest.UsageError(f'bp_specs: no file matches "{pattern}" in {root}, pyproject.toml aside')
+        hint = f"; for a folder write {found[0].name}/*.toml" if found and found[0].is_dir() else ""
+        raise pytest.UsageError(f'bp_specs: no file matches "{pattern}" in {root}, pyproject.toml aside{hint}')
     return files
 
 
