@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,14 @@ def judge(text: str, target: str = "box.py:box", *args: str) -> tuple[int, dict[
     write(Path("box.py"), text)
     result = run("check", target, *args, "--format", "json")
     return result.exit_code, json.loads(result.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_gradient_that_forks() -> None:
+    """A child ends where it wants to end, and judges nothing."""
+    text = BOX.replace("import numpy as np", "import os\nimport numpy as np")
+    code, document = judge(text.replace("return g", "os.fork() or os._exit(0)\n        return g"))
+    assert (0, 3) == (code, len(document["findings"]))
 
 
 def test_an_annotation_is_at_the_gradient() -> None:

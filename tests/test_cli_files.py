@@ -106,6 +106,7 @@ def test_refusals(args: list[str], part: str) -> None:
         ["bench", "a.toml", "--output", "csv=a.toml"],
         ["compare", "a.json", "b.json", "--output", "csv=b.json"],
         ["list", "--output", "csv=a.toml"],
+        ["check", "a.toml", "--output", "json=mine.py"],  # which a spec may declare
     ],
 )
 def test_no_output_takes_the_place_of_what_is_read(args: list[str]) -> None:

@@ -58,30 +58,45 @@ BOTH_WAYS = """bp = 1
 [inputs]
 x = [1]
 [params]
-W = { shape = [3, 1], value = [[1.0], [-1.0], [2.0]] }
-v = { shape = [3], value = [1.0, -1.0, 1.0] }
+W = {{ shape = [3, 1], value = [[1.0], [-1.0], [2.0]] }}
+v = {{ shape = [3], value = [1.0, -1.0, 1.0] }}
 [equations]
-loss = "sum(v * relu(W @ x)) + sum(x)"
+loss = "{term} + sum(x)"
 [data]
 batch = 2
-values = { x = [0.0] }
+values = {{ x = [0.0] }}
 """
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-def test_kinks_that_an_entry_meets_on_both_sides(tmp_path: Path, name: str) -> None:
-    """Off on the left is on on the right, so that slopes go from 2 to 4 there; all off is 1 and all on 5."""
+@pytest.mark.parametrize(
+    ("term", "low", "high"),
+    [
+        (
+            "sum(v * relu(W @ x))",
+            0.0,
+            4.0,
+        ),  # off on the left is on on the right: from 1 to 3
+        ("sum(relu(x)) - sum(relu(-x))", 0.0, 2.0),  # of which neither side shows a kink
+        ("sum(abs(x)) - sum(abs(-2 * x))", -1.0, 1.0),  # abs has the slope 0 at 0, which lies between
+        ("sum(relu(x) - relu(-x) + 0.5 * abs(1.2 * x) - 0.5 * abs(-x))", 0.0, 2.0),
+    ],
+)
+def test_kinks_that_an_entry_meets_on_both_sides(tmp_path: Path, name: str, term: str, low: float, high: float) -> None:
+    """What programs make of it that switch all alike is right; what is beyond is wrong."""
     path = tmp_path / "both.toml"
-    path.write_text(BOTH_WAYS, encoding="utf-8")
+    path.write_text(BOTH_WAYS.format(term=term), encoding="utf-8")
     setup = open_setup(path, {}, ("inputs",), LIMITS)
     problem, once = draw(setup), (Window(0, 0, 1),)
     found = get(name).estimate(problem, once, setup.wrt)["x"]
     along = get(name).along(problem, once, {setup.wrt[0]: np.full((1, 2), 0.5)})["x"]
     for estimate in (found, along):  # the loss is a mean of two samples; the direction half a step of both
-        np.testing.assert_allclose(estimate.value - estimate.kink, 1 / 2, atol=1e-6)
-        np.testing.assert_allclose(estimate.value + estimate.kink, 5 / 2, atol=1e-6)
-    for off, verdict in ((0.0, "pass"), (2.0, "pass"), (-0.1, "wrong"), (2.1, "wrong")):  # from that with all off
-        method = call(FakeMethod(lambda arrays, *_, off=off: arrays.update(x=arrays["x"] + off)))
+        np.testing.assert_allclose(estimate.value - estimate.kink, (1 + low) / 2, atol=1e-6)
+        np.testing.assert_allclose(estimate.value + estimate.kink, (1 + high) / 2, atol=1e-6)
+    ends = ((low + 0.01, "pass"), (high - 0.01, "pass"), (low - 0.1, "wrong"), (high + 0.1, "wrong"))
+    for slope, verdict in (*ends, (0.0, "pass")):
+        value = (1 + slope) / 2
+        method = call(FakeMethod(lambda arrays, *_, value=value: arrays.update(x=np.full_like(arrays["x"], value))))
         for mode in ("full", "directional"):
             (finding,) = check(setup, [method], CheckOptions(mode=mode))
             assert verdict == finding.verdict

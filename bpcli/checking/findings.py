@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -62,7 +63,8 @@ class Finding:
     @property
     def vanishes(self) -> bool:
         """Whether it passes and is zero in every entry, as far as rounding can tell: nothing to be off from."""
-        return self.verdict == "pass" and bool(self.checked) and self.kernel_error is None and self.kink is None
+        none = self.verdict == "pass" and self.cause == "" and self.kernel_error is None and self.worst is not None
+        return none and self.worst is not None and abs(self.worst.value) <= self.worst.bound < math.inf
 
 
 def spoiled(found: Finding, cause: str) -> Finding:

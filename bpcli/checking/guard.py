@@ -116,10 +116,15 @@ def _kept_numbers() -> Iterator[None]:
 
 @contextmanager
 def _kept_alive() -> Iterator[None]:
-    """`os._exit` is an exception like `sys.exit`: it would end the check unsaid, with any exit code."""
-    before = os._exit
+    """`os._exit` is an exception like `sys.exit`: it would end the check unsaid, with any exit code.
+
+    Not in a process that was forked: that has to end there.
+    """
+    before, here = os._exit, os.getpid()
 
     def leave(status: int) -> NoReturn:
+        if os.getpid() != here:
+            before(status)
         raise SystemExit(status)
 
     os._exit = leave

@@ -12,8 +12,9 @@ from bpcli.checking.findings import Finding
 from bpcli.checking.measures import cosine, kernel_error, relative_error
 from bpcli.checking.summary import as_direction, at_kink, summarise
 from bpcli.checking.truth import Truth, Windows, whole
+from bpcli.checking.verdict import Entries
 from bpcli.problem.model import Tensor
-from bpcli.references.base import FloatArray
+from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.numerics.directions import directions, dot
 
 Judged = Callable[[Truth, Windows, Tensor, FloatArray, Finding], Finding]
@@ -26,9 +27,7 @@ def judge_entries(truth: Truth, windows: Windows, tensor: Tensor, value: FloatAr
     verdict, cause, worst = summarise(entries, tensor.pattern)
     true = truth.best(whole(truth.problem.setup), tensor)
     one_truth = not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
-    largest = np.maximum(np.abs(true.value), np.abs(entries.reference))
-    if verdict == "pass" and one_truth and (largest <= entries.bound).all():
-        # A distance over what is rounding alone would be anything.
+    if verdict == "pass" and one_truth and _vanishes(true, entries):
         return replace(blank, checked=tensor.entries, verdict=verdict, cause=cause, worst=worst)
     return replace(
         blank,
@@ -53,6 +52,8 @@ def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArra
     verdict, cause, worst = summarise(entries)
     true = truth.along(whole(truth.problem.setup), tensor, rows).judge
     one_truth = not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
+    if verdict == "pass" and one_truth and _vanishes(true, entries):
+        return replace(blank, checked=len(rows), verdict=verdict, cause=cause, worst=as_direction(worst))
     found = replace(
         blank,
         checked=len(rows),
@@ -71,3 +72,9 @@ def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArra
     if looked.verdict != "wrong":  # that a part of it passes says nothing about the tensor
         return found
     return replace(looked, kernel_error=found.kernel_error, bias=found.bias, cosine=None)
+
+
+def _vanishes(true: Estimate, entries: Entries) -> bool:
+    """Whether a gradient is rounding alone, over which a distance would be anything."""
+    largest = np.maximum(np.abs(true.value), np.abs(entries.reference))
+    return bool((largest <= entries.bound).all())

@@ -94,7 +94,6 @@ def _bench(
     from bpcli.benching.sweep import parse_axis
     from bpcli.commands.bench_files import close_journal, csv_files, open_journal, write_csv
     from bpcli.commands.choose import from_project
-    from bpcli.commands.output import note
     from bpcli.commands.packaged import find_or_packaged
 
     method, grid, resume = wanted
@@ -108,11 +107,10 @@ def _bench(
     listed = entries(jobs, ask.shard)
     with open_journal(about, resume, common) if listed else nullcontext() as journal:
         keys, interrupted = _run(listed, ask, results, journal, (common, cluster))
-        if results.rows or not interrupted:  # a run that has finished nothing takes no other's place
-            _show(results, common, paths, about, cluster)
-            write_csv(files, results, common)
-        else:
-            note("interrupted before a cell was finished: nothing is written", common)
+        if interrupted and not results.rows:  # takes no other run's place
+            common = dataclasses.replace(common, outputs=())
+        _show(results, common, paths, about, cluster)
+        write_csv(files, results, common)
         if journal is not None:  # until here it was the one place on the disk where all rows were
             close_journal(journal, keys, interrupted, common)
     return 130 if interrupted else exit_code(results, common.strict)
@@ -193,7 +191,8 @@ def _run(
         with remaining([i.seconds for i in items], [i.label for i in items], common) as done:
             measuring(cluster)(items, ask, results, journal, lambda item: done(items.index(item)))
     except KeyboardInterrupt:
-        results.note("interrupted: these are the cells that were finished")
+        what = "these are the cells that were finished" if results.found else "no cell was finished, no file written"
+        results.note(f"interrupted: {what}")
         interrupted = True
     except Exception as error:
         results.refuse(translate(error))

@@ -28,6 +28,7 @@ def places_of(spec: Spec) -> dict[tuple[str, str], Place]:
 def case(row: Mapping[str, Any], places: Places) -> Case:
     """A finding, as it stands in JSON, as a test: the method and the tensor on the spec."""
     spec, tensor, worst = row["spec"], row["tensor"], row["worst"]
+    own = [row["method"]] if ":" in row["method"] else []  # no tensor's name
     why = f": {row['cause']}" if row["cause"] else ""
     at = "" if worst is None else f"{tensor}{place(worst['index'], worst.get('direction'))}"
     how = f"{why or ':'}{',' if why else ''} {at} has z {_figure(worst['z'], 3)}" if worst else why
@@ -38,7 +39,7 @@ def case(row: Mapping[str, Any], places: Places) -> Case:
         message=f"{row['verdict']}{how}",
         lines=_lines(row, at),
         badness=float(worst["z"]) if worst else float("inf"),  # what is no array of numbers is as bad as can be
-        place=next((places[spec, n] for n in (row["method"], tensor, "") if (spec, n) in places), None),
+        place=next((places[spec, n] for n in (*own, tensor, "") if (spec, n) in places), None),
     )
 
 

@@ -177,7 +177,7 @@ def _vanishing(findings: Sequence[Finding]) -> list[str]:
         spec: dict.fromkeys(f.tensor for f in gone if f.spec == spec) for spec in dict.fromkeys(f.spec for f in gone)
     }
     return [
-        f"{spec}: the gradient of {', '.join(n)} is zero here, so that its check tells little"
+        f"{spec}: the gradient of {', '.join(n)} is zero here, as far as rounding can tell: its check tells little"
         for spec, n in named.items()
     ]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bpcli.problem.model import Setup
 
 _HOME = "specs"
+_READ = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors")
 _MAX_BYTES = 1 << 20
 _MARK = re.compile(r"^[ \t]*(?:bp|\"bp\"|'bp')[ \t]*=", re.MULTILINE)
 _HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
@@ -107,14 +108,13 @@ def test_writable(path: str) -> None:
 
 
 def test_spare(outputs: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Raise BpError for an output in the place of what `values` of the command line name, or of any spec."""
+    """Raise BpError for an output in the place of a file that `values` of the command line name, or of any program,
+    settings or arrays, as specs read them too."""
     groups = [v if isinstance(v, tuple) else (v,) for name, v in values.items() if name not in ("out", "plot")]
-    named = [text for group in groups for text in group if isinstance(text, str)]
-    # FILE.py:NAME names a file too.
-    read = {os.path.realpath(part) for text in named for part in (text, text.rpartition(":")[0]) if part}
-    for path in outputs:
-        if os.path.realpath(path) in read or (path.endswith(".toml") and _is_spec(Path(path))):
-            fail("usage", f'--output would replace "{path}", which is read or is a spec', help="name another file")
+    read = {os.path.realpath(text) for group in groups for text in group if isinstance(text, str)}
+    for path in filter(os.path.isfile, outputs):
+        if os.path.realpath(path) in read or path.lower().endswith(_READ):
+            fail("usage", f'--output would replace "{path}", which is read', help="name another file")
 
 
 def test_out(out: str, spec: Path, common: Common) -> None:

@@ -69,8 +69,9 @@ def unary_into(op, x, y, number):
         for k in range(n):
             y[k] = x[k] if x[k].real > 0 else x[k] * slope
     elif op == ABS:
+        zero = y.dtype.type(0)  # at the kink, and of slope 0 there as backwards
         for k in range(n):
-            y[k] = -x[k] if x[k].real < 0 else x[k]
+            y[k] = zero if x[k].real == 0 else -x[k] if x[k].real < 0 else x[k]
     elif op == POWER:
         power_into(x, y, number)
 

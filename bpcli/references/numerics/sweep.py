@@ -93,17 +93,20 @@ def slopes(losses: NDArray[Any], around: Probe) -> FloatArray:
     return np.asarray(derivatives.sum(axis=1, keepdims=True) if around.summed else derivatives)
 
 
-def _widen(known: Derivatives, slopes_of: Callable[[Indices], FloatArray]) -> None:
-    """Widen the intervals of rows at kinks to the slopes with all of these switched off, or on.
+def _widen(known: Derivatives, kinks: FloatArray | None, slopes_of: Callable[[Indices], FloatArray]) -> None:
+    """Widen the intervals where `kinks` are met to the slopes with all of these switched off, or on.
 
     A step that moves some arguments up and others down switches some on, the step back the others: what a program makes
     of it that switches all alike need not lie between. Both sides together come to as much as off and on together, so
-    that these lie symmetrically too, and `slopes_of` rows, by the program's own branch, are one of them.
+    that these lie symmetrically too, and `slopes_of` rows, by the program's own branch, are off. (Behind other kinks
+    that holds for off alone.)
     """
-    rows = np.flatnonzero((known.kink > 0).any(axis=1))
+    met = (kinks if kinks is not None else np.full(known.value.shape, FREE)) > FREE
+    rows = np.flatnonzero((met & np.isfinite(known.bound)).any(axis=1))
     if len(rows):
         away = np.abs(slopes_of(rows) - known.value[rows])
-        known.kink[rows] = np.where(known.kink[rows] > 0, np.fmax(away, known.kink[rows]), 0.0)
+        wider = met[rows] & np.isfinite(known.bound[rows]) & (away > known.kink[rows])
+        known.kink[rows] = np.where(wider, away, known.kink[rows])
 
 
 def _distances(around: Probe, followed: Followed | None) -> FloatArray:
@@ -143,8 +146,9 @@ def sweep(
             around = around.sample(sample, zlib.crc32(tensor.name.encode()))
         known, rows = found.get(tensor.name, (None, np.zeros(0, np.int64)))
         if known is None:
-            known = differentiate(losses.entries(tensor, around))
-            _widen(known, partial(losses.branch_slopes, tensor, around))
+            sampler = losses.entries(tensor, around)
+            known = differentiate(sampler)
+            _widen(known, sampler.kinks, partial(losses.branch_slopes, tensor, around))
         elif len(rows):
             known.put(rows, differentiate(losses.entries(tensor, around.rows(rows))))
         unknown = 0.0 if sample is None else np.inf
@@ -186,8 +190,9 @@ def sweep_along(
     losses = Around(problem, windows)
     estimates = {}
     for tensor, rows in directions.items():
-        found = differentiate(losses.along(tensor, rows))
-        _widen(found, partial(losses.branch_slopes_along, tensor, rows))
+        sampler = losses.along(tensor, rows)
+        found = differentiate(sampler)
+        _widen(found, sampler.kinks, partial(losses.branch_slopes_along, tensor, rows))
         parts = (found.value, found.bound, found.noise, found.kink)
         estimates[tensor.name] = Estimate(*(part[:, 0] for part in parts))
     return estimates
