@@ -63,8 +63,9 @@ class Finding:
     @property
     def vanishes(self) -> bool:
         """Whether it passes and is zero in every entry, as far as rounding can tell: nothing to be off from."""
-        none = self.verdict == "pass" and self.cause == "" and self.kernel_error is None and self.worst is not None
-        return none and self.worst is not None and abs(self.worst.value) <= self.worst.bound < math.inf
+        if self.verdict != "pass" or self.cause or self.kernel_error is not None or self.worst is None:
+            return False
+        return abs(self.worst.value) <= self.worst.bound < math.inf
 
 
 def spoiled(found: Finding, cause: str) -> Finding:
