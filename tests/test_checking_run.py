@@ -331,3 +331,40 @@ def test_the_notes_say_what_was_chosen() -> None:
     """By the names of the specs."""
     assert ["judged by darts: a, b"] == Results(chosen={"by darts": ["a", "b"]}).notes()
     assert [] == Results().notes()
+
+
+STATIC_STATE = """bp = 1
+[state]
+a = [2]
+[params]
+P = {{ shape = [2, 2], value = [[1.0, 2.0], [0.5, 1.0]] }}
+q = {{ shape = [2], value = [1.0, -1.0] }}
+[equations]
+h = "{h}"
+a = "{a}"
+loss = "{loss}"
+[data]
+batch = {batch}
+T = {T}
+"""
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize(
+    ("h", "a", "loss"),
+    [
+        ("P @ q", "h", "sum(a)"),
+        ("P @ q", "P @ h", "sum(a)"),
+        ("tanh(P @ q)", "P @ h", "sum((sin(P @ a) - cos(a[t-1]))**2)"),
+        ("P @ q", "P @ h", "2.0"),
+    ],
+)
+def test_states_of_parameters_alone(tmp_path: Path, h: str, a: str, loss: str, T: int, batch: int) -> None:
+    """Right gradients pass where a state's update depends on parameters alone; one that is 0.05% off is wrong."""
+    path = tmp_path / "static.toml"
+    path.write_text(STATIC_STATE.format(h=h, a=a, loss=loss, T=T, batch=batch), encoding="utf-8")
+    setup = open_setup(path, {}, ("params", "state"), LIMITS)
+    assert {"pass"} == {f.verdict for f in check(setup, [parse("bptt"), parse("rtrl")], AUTO)}
+    off = check(setup, [call(FakeMethod(lambda arrays, *_: arrays["q"].__imul__(1.0005)))], AUTO)
+    assert ("pass" if loss == "2.0" else "wrong") == {f.tensor: f.verdict for f in off}["q"]

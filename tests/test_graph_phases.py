@@ -141,3 +141,22 @@ def test_dropped(tmp_path: Path) -> None:
     assert {"p", "q", "dead"} == set(graph.new) == set(graph.previous)
     assert not {"twice", "unread"} & set(graph.equation)
     assert not {"twice", "unread", "seen"} & {node.name for node in graph.nodes}
+
+
+@pytest.mark.parametrize("equation", ["P @ q", "P @ (P @ q)", "q", "2 * q", "concat(q[0:1], q[1:3])"])
+def test_states_of_parameters_alone(tmp_path: Path, equation: str) -> None:
+    """A state whose new value depends on parameters alone: computed once, and copied at every step."""
+    text = f"""bp = 1
+[params]
+P = [3, 3]
+q = [3]
+[state]
+a = [3]
+[equations]
+a = "{equation}"
+loss = "sum(P @ a + a[t-1])"
+"""
+    graph = built(tmp_path, text)
+    node = graph.nodes[graph.new["a"]]
+    assert (Phase.RECURRENT, "copy") == (node.phase, node.op)
+    assert Phase.STATIC is graph.nodes[node.args[0]].phase

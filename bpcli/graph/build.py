@@ -67,7 +67,8 @@ def _define(scope: Scope, equation: Equation) -> None:
 def _state_root(scope: Scope, equation: Equation, node: int | None, first: int) -> int | None:
     """The node of a state's new value, the state's own: neither a leaf, nor a slice, nor used under another name.
 
-    `first` is the first node that this equation made. None where the shape is not the declared one.
+    A value of parameters alone is computed once, and copied into the state at every step. `first` is the first node
+    that this equation made. None where the shape is not the declared one.
     """
     if node is None:
         return None
@@ -77,7 +78,8 @@ def _state_root(scope: Scope, equation: Equation, node: int | None, first: int) 
         what = f'state "{equation.name}" is declared as {describe(declared)}, its equation gives {describe(shape)}'
         drafts.collector.add("shape-mismatch", what, equation.place, "the new value has the shape of the earlier one")
         return None
-    if node < first or drafts.is_leaf(node) or drafts.nodes[node].op == "slice":
+    static = drafts.nodes[node].phase is Phase.STATIC
+    if node < first or static or drafts.is_leaf(node) or drafts.nodes[node].op == "slice":
         copy = drafts.apply("copy", (node,), equation.expr.place)
         assert copy is not None, "a copy fits any shape"
         node = copy
