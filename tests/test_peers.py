@@ -167,6 +167,33 @@ def test_peers_know_states_of_every_phase(peer, tmp_path, method):
 
 
 @each_peer
+@pytest.mark.parametrize("loss", ["sum(a)", "sum(a[t-1])", "p + sum(a) + b", "mean(a)"])
+@pytest.mark.parametrize("a", ["concat(1, 1, 1)", "concat(p, p, p)", "concat(x, 1, x)"])
+@pytest.mark.parametrize("method", ["bptt", "rtrl"])
+def test_peers_know_states_that_do_not_vary(peer, tmp_path, method, a, loss):
+    """New values without an axis of samples, read in the same step, in the next one, or by another state."""
+    path = tmp_path / "still.toml"
+    text = f"""bp = 1
+[inputs]
+x = []
+[params]
+p = {{ shape = [], value = 0.5 }}
+[state]
+a = [3]
+b = []
+[equations]
+a = "{a}"
+b = "p * sum(a[t-1])"
+loss = "{loss}"
+[data]
+T = 3
+batch = 2
+"""
+    path.write_text(text)
+    assert_equal(peer, opened(path, {}, ("params", "state")), method)
+
+
+@each_peer
 def test_a_gradient_of_nothing_is_zero(peer, tmp_path):
     """The loss need not depend on what is differentiated."""
     path = tmp_path / "idle.toml"

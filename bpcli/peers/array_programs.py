@@ -72,11 +72,12 @@ def _scan(library: Library, setup: Setup, lines: Program) -> Callable[[Arrays, V
     inside, after = _phase(graph, Phase.RECURRENT), _phase(graph, Phase.OUTPUT)
     feeding = _read(graph, inside, Phase.INPUT) | {i for i in graph.new.values() if graph.nodes[i].phase is Phase.INPUT}
     wanted = _read(graph, after, Phase.RECURRENT) | ({graph.loss} & set(inside))
-    earlier = {name: i for name, i in graph.previous.items() if i in wanted}
+    # A state that no state is computed from is read after the scan alone.
+    earlier = {name: i for name, i in graph.previous.items() if any(i in graph.nodes[n].args for n in after)}
     kept = sorted(wanted - set(earlier.values()))
 
-    def rows(name: str, value: Any) -> Any:
-        shape = (setup.batch, *graph.nodes[graph.previous[name]].shape)
+    def rows(i: int, value: Any) -> Any:
+        shape = (setup.batch, *graph.nodes[i].shape)
         return value if value.shape == shape else xp.broadcast_to(value, shape)
 
     def scan(arrays: Arrays, values: Values) -> Values:
@@ -86,10 +87,10 @@ def _scan(library: Library, setup: Setup, lines: Program) -> Callable[[Arrays, V
         def step(state: Arrays, inputs: Values) -> tuple[Arrays, Values]:
             before = {i: state[name] for name, i in graph.previous.items()}
             now = lines.run(fixed | inputs | before)
-            new = {name: rows(name, now[i]) for name, i in graph.new.items()}
-            return new, {i: now[i] for i in kept} | {i: new[name] for name, i in earlier.items()}
+            new = {name: rows(i, now[i]) for name, i in graph.new.items()}
+            return new, {i: rows(i, now[i]) for i in kept} | {i: new[name] for name, i in earlier.items()}
 
-        first = {name: rows(name, arrays[name]) for name in graph.previous}
+        first = {name: rows(i, arrays[name]) for name, i in graph.previous.items()}
         found: Values = library.scan(step, first, fed, setup.T)[1]
         before = {i: xp.concatenate([first[name][None], found[i][:-1]]) for name, i in earlier.items()}
         return values | found | before
