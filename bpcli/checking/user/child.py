@@ -16,7 +16,7 @@ import threading
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from bpcli.checking.user.wire import Line
+from bpcli.checking.user.wire import UNHEARD, Array, Line, Message
 from bpcli.checking.user.workshop import Workshop, failure
 
 # Bound here: user code may rebind names of the modules in its process.
@@ -36,7 +36,10 @@ def main(source: int, sink: int, shared: int, trace: int) -> None:
     line, shop, fflush = Line(source, sink, shared), Workshop(), _c_flush()
     line.send(_READY)
     while True:
-        message, arrays = line.receive()
+        try:
+            message, arrays = line.receive()
+        except (EOFError, OSError):
+            _exit(UNHEARD)
         if "memory" in message:
             _limit(message["memory"])
         if message["do"] == "end":
@@ -45,14 +48,21 @@ def main(source: int, sink: int, shared: int, trace: int) -> None:
         if _getpid() != here:  # a copy that user code made and let return
             _exit(0)
         _flush(fflush)
-        try:
-            line.send(answer, found)
-        except MemoryError as error:
-            line.send(failure(error, message["file"]))
+        _send(line, answer, found, message["file"])
     with suppress(BaseException):
         atexit._run_exitfuncs()
     _flush(fflush)
     _exit(0)
+
+
+def _send(line: Line, answer: Message, found: list[Array], file: str) -> None:
+    """Send an answer; or that there is no memory for it."""
+    try:
+        line.send(answer, found)
+    except MemoryError as error:
+        line.send(failure(error, file))
+    except OSError:
+        _exit(UNHEARD)
 
 
 def _watch(source: int) -> None:

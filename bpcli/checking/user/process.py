@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from bpcli.checking.user.wire import Array, Line, Message
+from bpcli.checking.user.wire import UNHEARD, Array, Line, Message
 from bpcli.errors import fail
 
 _START = "import sys; sys.path[:] = {path!r}; from bpcli.checking.user.child import main; main({fds})"
@@ -175,7 +175,7 @@ class Process:
         try:
             code = self._child.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
-            how, code = how or "closes bp's own pipe", 0
+            code = UNHEARD
         text = os.pread(self._trace, 1 << 16, 0).decode("utf-8", errors="replace").rpartition("Fatal Python error")[2]
         self._end()
         return EndedError(how or _how(code), [(file, int(line)) for file, line in _FRAME.findall(text)])
@@ -194,6 +194,8 @@ class Process:
 
 def _how(code: int) -> str:
     """How a process ended, from its exit code."""
+    if code == UNHEARD:
+        return "closes bp's own pipe"
     if code >= 0:
         return f"ends its process with exit code {code}"
     name = next((s.name for s in signal.Signals if s == -code), f"signal {-code}")

@@ -28,6 +28,8 @@ _CHUNK = 1 << 16
 _FIRST = 1 << 20
 """Bytes that are shared to begin with."""
 _ALIGNED = 64
+UNHEARD = 88
+"""The exit code of a process that cannot answer: its pipe is closed."""
 
 
 class Line:
