@@ -45,7 +45,6 @@ KINDS: dict[str, tuple[str, str, int]] = {
     ),
     "a busy loop": ("while True: pass", SLOW, LINE),
     "C's exit": ("ctypes.CDLL(None)._exit(7)", "ends its process with exit code 7", DEFINED),
-    "C's stack": ("sys.setrecursionlimit(10**9); f = lambda x: sorted([1], key=f); f(1)", "crashes with SIGSEGV", LINE),
     "abort": ("os.abort()", "crashes with SIGABRT", LINE),
     "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", "is killed by SIGKILL", DEFINED),
     "the pipe": ("os.closerange(3, 256)", "closes bp's own pipe", DEFINED),
@@ -177,6 +176,16 @@ def test_what_a_file_leaves_behind() -> None:
     verdicts = {(f["spec"], f["verdict"]) for f in document["findings"]}
     assert {("made.py:Box", "pass"), ("box.py:Box", "pass")} == {v for v in verdicts if v[0] != "soiled.py:Box"}
     assert [] == document["errors"]
+
+
+def test_a_thread_that_crashes_later() -> None:
+    """In the call of another function, which is not to blame; in a call of its own it is."""
+    later = f"threading.Timer(0.2, lambda: {CRASH}).start()"
+    write(Path("bad.py"), KERNEL.format(code=later))
+    write(Path("slow.py"), KERNEL.format(code="time.sleep(0.5)").replace("bad(", "slow("))
+    assert 0 == check("--kernel", "bad.py:bad", "--kernel", "slow.py:slow")[0]
+    write(Path("bad.py"), KERNEL.format(code=f"{later}; time.sleep(1)"))
+    assert {"W": ("wrong", "crashes with SIGSEGV (bad.py:7)")} == outcomes(check("--kernel", "bad.py:bad")[1])
 
 
 def test_one_process_for_all() -> None:

@@ -80,7 +80,7 @@ class Process:
         self._poll = select.poll()
         self._poll.register(source, select.POLLIN)
         self._line = Line(source, sink, shared)
-        self._fresh = True
+        self._fresh, self._ran = True, set()
 
     def ask(self, message: Message, arrays: Sequence[Array] = ()) -> tuple[Message, list[Array]]:
         """The answer to a message of `workshop`; its arrays are views until the next.
@@ -91,6 +91,7 @@ class Process:
         if self._child is not None and self._last != user and self._child.poll() is not None:
             self._end()  # by a thread of another function that had answered
         self._last = user
+        self.start()
         self._ran.add(user)
         if message["do"] != "load" and file not in self._loaded:
             answer = self._asked({"do": "load", "file": file}, ())[0]
@@ -99,10 +100,11 @@ class Process:
         return self._asked(message, arrays)
 
     def afresh(self, file: str, name: str = "") -> bool:
-        """Whether code of others ran in the process, which is then ended: what they left there may be to blame."""
+        """End the process if code of others ran in it, whose leavings may be to blame. Whether it did."""
         if not self._ran - {(file, ""), (file, name)}:
             return False
         self.close()
+        self._ran = set()
         return True
 
     def close(self) -> None:
@@ -110,7 +112,7 @@ class Process:
         if self._child is None:
             return
         try:
-            if not self._busy:
+            if not self._busy and not self._fresh:
                 with suppress(OSError, EOFError, ValueError, _TooLongError):
                     self._line.send({"do": "end"})
                     self._line.receive(self._waiting(_PATIENCE))
@@ -188,8 +190,7 @@ class Process:
         self._child.wait()
         for number in self._own:
             os.close(number)
-        self._child, self._busy = None, False
-        self._loaded, self._ran = set(), set()
+        self._child, self._busy, self._loaded = None, False, set()
 
 
 def _how(code: int) -> str:
