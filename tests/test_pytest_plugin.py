@@ -51,6 +51,11 @@ def test_raises(bp_check):
 
 def test_refused(bp_check):
     bp_check(loss, lambda params: params, {"w": "text"})
+
+def test_random(bp_check):
+    def noisy(params):
+        return loss(params) + np.random.random()
+    bp_check(noisy, lambda params: {"w": 2 * params["w"]}, {"w": np.array([0.5, -1.5])})
 """
 
 
@@ -179,7 +184,7 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
     project(pytester, "")
     pytester.makepyfile(PAIRS)
     result = run(pytester)
-    result.assert_outcomes(passed=1, failed=3)
+    result.assert_outcomes(passed=1, failed=4)
     result.stdout.fnmatch_lines(
         [
             ">*bp_check(loss, lambda params: {*",
@@ -188,6 +193,7 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
             "test_the_fixture.py:10: GradientError",
             "E*wrong: raises KeyError: 'v' (test_the_fixture.py:14)*",
             'E*error[[]usage[]]: *params[[]"w"[]] is of type*',
+            "E*grad loss: wrong: not deterministic*",
         ]
     )
     result.stdout.no_fnmatch_line("*as_tests*")

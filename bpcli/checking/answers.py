@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from bpcli.checking.returned import same
 from bpcli.errors import Place
 from bpcli.kernels import library
 from bpcli.methods import MethodCall
@@ -40,11 +41,13 @@ class Answer:
 class Foreign(ABC):
     """A gradient from elsewhere, judged like a method's: it is meant to be the whole, true one.
 
-    `anywhere` says whether there is one for other sizes and seeds as well.
+    `anywhere` says whether there is one for other sizes and seeds as well; `ended`, that the last answer crashed its
+    process or ran out of time: the cause is known, and it is not asked again to explain it.
     """
 
     text: str
     anywhere: ClassVar[bool]
+    ended: bool = False
 
     @abstractmethod
     def answer(self, problem: Problem) -> Answer:
@@ -54,6 +57,10 @@ class Foreign(ABC):
     def place(self) -> Place | None:
         """Where it is written; None where it is no program's text."""
         return None
+
+    def afresh(self) -> bool:
+        """Move to a fresh process if other code ran in this one: that may be why an answer is wrong. Whether it did."""
+        return False
 
     def windows(self, setup: Setup) -> tuple[Window, ...]:
         """All steps and all losses."""
@@ -93,14 +100,6 @@ def differing(
     if losses[0] is not None and not same(losses[0], losses[1]):
         found.add("loss")
     return frozenset(found)
-
-
-def same(left: Array | np.float64, right: Array | np.float64 | None) -> bool:
-    """Bitwise equality: a NaN equals itself, and zeros of either sign differ."""
-    if right is None:
-        return False
-    a, b = np.asarray(left), np.asarray(right)
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _arrays(problem: Problem) -> dict[str, Array]:

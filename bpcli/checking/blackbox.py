@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from bpcli.checking.answers import differing, same
+from bpcli.checking.answers import differing
 from bpcli.checking.blame.box import blame
 from bpcli.checking.boxes import (
     METHOD,
@@ -22,43 +21,40 @@ from bpcli.checking.boxes import (
 )
 from bpcli.checking.findings import Finding, Verdict, spoiled
 from bpcli.checking.options import Mode
-from bpcli.checking.returned import LOSS, FlawError, Returned, all_faulty, scalar, take
-from bpcli.checking.supplied import altered
+from bpcli.checking.returned import FLOATS, LOSS, same
+from bpcli.checking.user.process import EndedError
+from bpcli.checking.user.wire import Message
 from bpcli.checking.userfile import UserFile
 from bpcli.errors import fail, nearest, printable
 from bpcli.problem.limits import Limits, format_duration
-from bpcli.problem.model import Array, Tensor
+from bpcli.problem.model import Tensor
 
-_DTYPES = (np.dtype(np.float64), np.dtype(np.float32))
+_AGAIN = 16  # evaluations that tell a loss which draws random numbers now and then from a gradient that is off
 AFFORDABLE = 30.0
 """Predicted seconds up to which "auto" judges every entry."""
 
 
 def open_box(file: UserFile, name: str) -> Box:
     """The object `name` of a file, a class being called for one; `BpError` where it is no black box."""
-    thing = file.get(name)
+    file.seek(name)
     shown = f"{printable(file.shown)}:{printable(name)}"
-    with file.running():
-        try:
-            thing = thing() if isinstance(thing, type) else thing
-            parts = {part: getattr(thing, part, None) for part in ("params", "loss", "grad")}
-            held = parts["params"]
-            given = dict(held) if isinstance(held, Mapping) else {}
-            params = {key: np.array(value) for key, value in given.items()}
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            fail("user-code", f"{shown} {file.raised(error, file.line_of(name))}")
-    lacking = [part for part, value in parts.items() if value is None or (part != "params" and not callable(value))]
+    found, arrays = file.learn("open", name)
+    lacking = [part for part in ("params", LOSS, METHOD) if part not in found["has"]]
     advice = "a black box has params (a dict of arrays), loss(params) and grad(params)"
     where = file.at(file.line_of(name))
     if lacking:
         fail("usage", f"{shown} lacks {' and '.join(lacking)} ({where})", help=advice)
-    if not isinstance(held, Mapping):
-        kind = printable(type(held).__name__, 60)
-        fail("usage", f"{shown}: params is of type {kind}, not a dict of arrays ({where})", help=advice)
-    arrays = {key: _floats(shown, key, given[key], array) for key, array in params.items()}
-    return Box(f"{file.shown}:{name}", file, thing, name, arrays)
+    if found["params"] is None:
+        what = f"{shown}: params is of type {found['held']}, not a dict of arrays ({where})"
+        fail("usage", what, help=advice)
+    for row in found["params"]:
+        _refuse_odd(shown, row)
+    params = {row["key"]: np.array(array) for row, array in zip(found["params"], arrays, strict=True)}
+    for key, array in params.items():
+        if not np.isfinite(array).all():
+            fail("not-finite", f'{shown}: params["{printable(key)}"] is not finite')
+    lines = {p: file.line_of(f"{found['kind']}.{p}" if p in found["own"] else name) for p in (LOSS, METHOD)}
+    return Box(f"{file.shown}:{name}", file, name, params, lines)
 
 
 def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto") -> list[Finding]:
@@ -69,11 +65,19 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto")
     `BpError` for a name that is none, or where it would take longer than is allowed.
     """
     tensors = _chosen(box, wrt)
+    try:
+        return [_blamed(found) for found in _judged(box, tensors, limits, mode)]
+    except EndedError as error:
+        return [_blamed(_wrong(box, LOSS, (), box.file.ended(error, box.lines[LOSS])))]
+
+
+def _judged(box: Box, tensors: Sequence[Tensor], limits: Limits, mode: Mode) -> list[Finding]:
+    """`check_box` without blame. Raises EndedError where the loss ends its process."""
     start = time.perf_counter()
-    fault = _fault_of_loss(box)
+    fault = _fault_of_loss(box, 2)
     each = (time.perf_counter() - start) / 2
     if fault:
-        return [_blamed(_wrong(box, LOSS, (), fault))]
+        return [_wrong(box, LOSS, (), fault)]
     entries, along = (each * sum(losses_taken(t, along) for t in tensors) for along in (False, True))
     directional = mode == "directional" or (mode == "auto" and entries > max(AFFORDABLE, along))
     seconds = along if directional else entries
@@ -81,9 +85,13 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto")
         what = f"{box.name} would take about {format_duration(seconds)}, {format_duration(each)} a loss"
         advice = "choose fewer tensors with --wrt, make it smaller, take --mode directional, or raise --max-time"
         fail("too-long", f"{what}; the limit is {format_duration(limits.max_time)}", help=advice)
-    (first, changed), (second, later) = _gradient(box, tensors), _gradient(box, tensors, again=True)
-    unsteady = differing((None, first.arrays), (None, second.arrays))
-    findings, where = [], f" ({box.file.at(box.line('grad'))})"
+    function = box.function(METHOD)
+    one = function.gradient([box.params], tensors, FLOATS)
+    two = one if one.ended else function.gradient([box.params], tensors, FLOATS)
+    first = two.returned if two.ended else one.returned
+    changed = tuple(dict.fromkeys((*one.changed, *two.changed)))
+    unsteady = differing((None, first.arrays), (None, two.returned.arrays))
+    findings, where = [], function.where
     for tensor in tensors:
         if tensor.name in first.faults:
             findings.append(_wrong(box, tensor.name, tensor.shape, first.faults[tensor.name]))
@@ -94,13 +102,14 @@ def check_box(box: Box, wrt: Sequence[str], limits: Limits, mode: Mode = "auto")
             found = judge_box_entries(box, tensor, value)
         elif directional and found.verdict == "wrong" and each * losses_to_narrow(tensor) <= AFFORDABLE:
             found = narrowed(box, tensor, value, found)
-        if changed or later:
-            found = spoiled(found, f"changes its arguments: {', '.join(dict.fromkeys((*changed, *later)))}{where}")
+        if changed:
+            found = spoiled(found, f"changes its arguments: {', '.join(changed)}{where}")
         elif tensor.name in unsteady:
             found = spoiled(found, f"not deterministic{where}")
         findings.append(found)
-    findings += [_wrong(box, n, (), f) for n, f in first.faults.items() if n not in box.params]
-    return [_blamed(found) for found in findings]
+    if any(f.checked and f.verdict != "pass" for f in findings) and (fault := _fault_of_loss(box, _AGAIN)):
+        return [_wrong(box, LOSS, (), fault)]
+    return findings + [_wrong(box, n, (), f) for n, f in first.faults.items() if n not in box.params]
 
 
 def _blamed(found: Finding) -> Finding:
@@ -109,19 +118,14 @@ def _blamed(found: Finding) -> Finding:
     return replace(found, blame=blame(found, found.cause)) if wanting else found
 
 
-def _floats(shown: str, key: object, given: Any, array: Any) -> Array:
-    """One of the params as an array that can be shifted."""
-    if not isinstance(key, str):
-        fail("usage", f"{shown}: a key of params is {printable(repr(key), 60)}, not a name")
-    if isinstance(given, int) and not isinstance(given, bool):
-        array = array.astype(np.float64)
-    if array.dtype not in _DTYPES or type(given).__module__.partition(".")[0] == "torch":
-        kind = printable(type(given).__name__) if array.dtype in _DTYPES else str(array.dtype)
-        what = f'{shown}: params["{printable(key)}"] is of type {kind}, not a NumPy array of float64 or float32'
+def _refuse_odd(shown: str, row: Message) -> None:
+    """Raise `BpError` for one of the params that is no array that can be shifted."""
+    if not row["name"]:
+        fail("usage", f"{shown}: a key of params is {row['key']}, not a name")
+    if not row["floats"]:
+        what = f'{shown}: params["{printable(row["key"])}"] is of type {row["kind"]}'
+        what += ", not a NumPy array of float64 or float32"
         fail("usage", what, help="give NumPy arrays, and turn them into tensors inside of loss and grad")
-    if not np.isfinite(array).all():
-        fail("not-finite", f'{shown}: params["{printable(key)}"] is not finite')
-    return np.asarray(array)
 
 
 def _chosen(box: Box, wrt: Sequence[str]) -> list[Tensor]:
@@ -136,40 +140,18 @@ def _chosen(box: Box, wrt: Sequence[str]) -> list[Tensor]:
     return [t for t in tensors if t.entries]
 
 
-def _fault_of_loss(box: Box) -> str:
-    """What makes the loss unfit to judge by, "" where nothing does: it is evaluated twice where the check starts."""
-    where = f" ({box.file.at(box.line('loss'))})"
+def _fault_of_loss(box: Box, times: int) -> str:
+    """What makes the loss unfit to judge by, "" where nothing does: it is evaluated so often where the check starts."""
+    function = box.function(LOSS)
     values = []
-    for again in (False, True):
-        params = box.copies()
-        with box.file.running(again):
-            try:
-                values.append(scalar(box.thing.loss(params)))
-            except KeyboardInterrupt:
-                raise
-            except FlawError as flaw:
-                return f"{flaw}{where}"
-            except BaseException as error:
-                return box.file.raised(error, box.line("loss"))
-        if changed := altered(params, box.params):
-            return f"changes its arguments: {', '.join(changed)}{where}"
+    for _ in range(times):
+        value, fault = function.loss(box.params)
+        if value is None:
+            return fault
+        values.append(np.float64(value))
     if not np.isfinite(values[0]):
-        return f"not finite{where}"
-    return "" if same(np.float64(values[0]), np.float64(values[1])) else f"not deterministic{where}"
-
-
-def _gradient(box: Box, tensors: Sequence[Tensor], again: bool = False) -> tuple[Returned, list[str]]:
-    """What `grad` gives for fresh copies, and which of them it changed."""
-    params, line = box.copies(), box.line("grad")
-    where = f" ({box.file.at(line)})"
-    with box.file.running(again):
-        try:
-            returned = take(box.thing.grad(params), tensors, set(box.params), _DTYPES).located(where)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            returned = all_faulty(tensors, box.file.raised(error, line))
-    return returned, altered(params, box.params)
+        return f"not finite{function.where}"
+    return "" if all(same(values[0], v) for v in values) else f"not deterministic{function.where}"
 
 
 def _wrong(box: Box, name: str, shape: tuple[int, ...], cause: str) -> Finding:

@@ -12,9 +12,9 @@ import numpy as np
 from bpcli.checking.blame.box import blame, looks
 from bpcli.checking.findings import Finding
 from bpcli.checking.measures import cosine, relative_error
-from bpcli.checking.returned import LOSS, scalar
+from bpcli.checking.returned import LOSS
 from bpcli.checking.summary import as_direction, at_kink, summarise
-from bpcli.checking.userfile import UserFile
+from bpcli.checking.userfile import Function, UserFile
 from bpcli.checking.verdict import WRONG, Entries, References, judge
 from bpcli.errors import Place
 from bpcli.problem.model import Array, Tensor
@@ -35,26 +35,24 @@ _BLOCK = 64
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """An object of a user's file; `name` is what reports call it, `params` are its arrays, float64 or float32."""
+    """An object of a user's file; `name` is what reports call it, `params` are its arrays, float64 or float32.
+
+    `lines` says where `loss` and `grad` are written, as far as that is known.
+    """
 
     name: str
     file: UserFile
-    thing: Any
     object: str
     params: Mapping[str, Array]
+    lines: Mapping[str, int]
 
-    def copies(self) -> dict[str, Array]:
-        """The params, to be changed at will."""
-        return {name: array.copy() for name, array in self.params.items()}
-
-    def line(self, part: str) -> int:
-        """Where `loss` or `grad` is written, as far as that is known."""
-        own = part in vars(type(self.thing)) and type(self.thing).__module__ == self.file.module.__name__
-        return self.file.line_of(f"{type(self.thing).__name__}.{part}" if own else self.object)
+    def function(self, part: str) -> Function:
+        """Its `loss` or `grad`."""
+        return Function(self.file, self.object, self.lines[part], part)
 
     def place(self, tensor: str) -> Place:
         """Where what is found of a tensor, or of the loss, is to be mended."""
-        return self.file.place(self.line(LOSS if tensor == LOSS else "grad"))
+        return self.file.place(self.lines[LOSS if tensor == LOSS else METHOD])
 
 
 def losses_taken(tensor: Tensor, along: bool) -> int:
@@ -76,7 +74,7 @@ def judge_box_entries(box: Box, tensor: Tensor, value: Array) -> Finding:
     entries = _each(box, tensor, value, np.arange(tensor.entries), tensor.shape)
     verdict, cause, worst = summarise(entries)
     if verdict == "wrong" and cause:
-        cause += f" ({box.file.at(box.line(METHOD))})"
+        cause += box.function(METHOD).where
     off, angle = relative_error(wide, entries.reference), cosine(wide, entries.reference)
     if not np.isfinite(entries.bound).all():
         off = angle = None
@@ -95,7 +93,7 @@ def judge_box_along(box: Box, tensor: Tensor, value: Array) -> Finding:
     entries, along = _along(box, tensor, value, rows)
     verdict, cause, worst = summarise(entries)
     if verdict == "wrong" and cause:
-        cause += f" ({box.file.at(box.line(METHOD))})"
+        cause += box.function(METHOD).where
     off = relative_error(along, entries.reference)
     bias = None if (entries.high > entries.low).any() else off
     known = (box.name, METHOD, tensor.name, tensor.shape, len(rows), verdict, cause, as_direction(worst), off)
@@ -194,21 +192,18 @@ def _estimate(sampler: Sampler, shape: tuple[int, ...], offset: float) -> Estima
 
 
 def _sampler(box: Box, tensor: Tensor, around: Probe, moved: Callable[[int, float], FloatArray]) -> Sampler:
-    """The loss around the values of one tensor, which are flat when `moved`; where it raises, nothing is learnt."""
-    array = box.params[tensor.name]
+    """The loss around the values of one tensor, which are flat when `moved`; where it raises, nothing is learnt.
+
+    Raises EndedError.
+    """
+    array, loss = box.params[tensor.name], box.function(LOSS)
 
     def losses(entries: Indices, deltas: FloatArray) -> FloatArray:
         values = np.full((len(entries), 1), np.nan)
-        with box.file.running():
-            for row, (entry, delta) in enumerate(zip(entries, deltas, strict=True)):
-                params = box.copies()
-                params[tensor.name] = moved(int(entry), float(delta)).reshape(array.shape).astype(array.dtype)
-                try:
-                    values[row] = scalar(box.thing.loss(params))
-                except KeyboardInterrupt:
-                    raise
-                except BaseException:
-                    continue
+        for row, (entry, delta) in enumerate(zip(entries, deltas, strict=True)):
+            shifted = moved(int(entry), float(delta)).reshape(array.shape).astype(array.dtype)
+            value, _ = loss.loss({**box.params, tensor.name: shifted})
+            values[row] = np.nan if value is None else value
         return values
 
     return Sampler.of(losses, around)

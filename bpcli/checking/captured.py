@@ -35,7 +35,8 @@ class Captured(Foreign):
         gradients = {name.removeprefix(_MARK): array for name, array in held.items() if name != LOSS}
         given = (held[LOSS], gradients) if LOSS in held else gradients
         where = f" ({printable(str(self.path))})"
-        returned = take(given, setup.wrt, names, [setup.dtype]).located(where)
+        shapes = {tensor.name: tensor.shape for tensor in setup.wrt}
+        returned = take(given, shapes, names, [setup.dtype]).located(where)
         return Answer(returned.loss, returned.arrays, frozenset(), (), returned.faults, where)
 
     def _array(self, name: str) -> Array:

@@ -1,25 +1,30 @@
-"""What foreign code gave back for a gradient: taken apart and copied, and every fault of its form named."""
+"""What foreign code gave back for a gradient: taken apart, and every fault of its form named."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+# Bound here: where user code runs, it may rebind what `numpy` holds.
+from numpy import array as array_of
+from numpy import asarray, dtype, float32, float64, zeros_like
 
 from bpcli.errors import nearest, printable
-from bpcli.problem.model import Array, Tensor
+
+if TYPE_CHECKING:  # the process that runs user code does without
+    from bpcli.problem.model import Array, Tensor
 
 LOSS = "loss"
+FLOATS = (dtype(float64), dtype(float32))
 
 
 @dataclass(frozen=True, eq=False)
 class Returned:
     """`arrays` can be compared; `faults` says why others cannot, by the name of the tensor, of the key, or "loss".
 
-    `loss` is None where none came. Entries that a density leaves out are zero in `arrays`.
+    `loss` is None where none came.
     """
 
     loss: float | None = None
@@ -35,16 +40,18 @@ class FlawError(Exception):
     """What is wrong with one array or number, in a few words."""
 
 
-def all_faulty(tensors: Iterable[Tensor], cause: str) -> Returned:
+def all_faulty(names: Iterable[str], cause: str) -> Returned:
     """No gradient at all, for one cause."""
-    return Returned(faults={tensor.name: cause for tensor in tensors})
+    return Returned(faults=dict.fromkeys(names, cause))
 
 
-def take(given: Any, tensors: Sequence[Tensor], known: Collection[str], dtypes: Sequence[np.dtype[Any]]) -> Returned:
+def take(
+    given: Any, shapes: Mapping[str, tuple[int, ...]], known: Collection[str], dtypes: Sequence[dtype[Any]]
+) -> Returned:
     """Take apart a dict of gradients, or `(loss, dict)`.
 
-    Gradients of `known` names that are no `tensors` were not asked for and are passed over; their type has to be one
-    of `dtypes`. What the objects inside raise, they raise here.
+    `shapes` says which gradients were asked for; those of other `known` names are passed over. Their type has to be
+    one of `dtypes`. What the objects inside raise, they raise here.
     """
     loss, faults = None, {}
     if isinstance(given, tuple | list) and len(given) == 2:
@@ -54,35 +61,35 @@ def take(given: Any, tensors: Sequence[Tensor], known: Collection[str], dtypes: 
         except FlawError as flaw:
             faults[LOSS] = str(flaw)
     if not isinstance(given, Mapping):
-        return all_faulty(tensors, f"wrong type: returns {_kind(given)}, not a dict of gradients by name")
+        return all_faulty(shapes, f"wrong type: returns {_kind(given)}, not a dict of gradients by name")
     arrays = {}
-    for tensor in tensors:
+    for name, shape in shapes.items():
         try:
-            arrays[tensor.name] = entry(given, tensor, dtypes)
+            arrays[name] = entry(given, name, shape, dtypes)
         except FlawError as flaw:
-            faults[tensor.name] = str(flaw)
+            faults[name] = str(flaw)
     faults |= {_key(key): _unknown(key, known) for key in given if not (isinstance(key, str) and key in known)}
     return Returned(loss, arrays, faults)
 
 
-def entry(given: Mapping[Any, Any], tensor: Tensor, dtypes: Sequence[np.dtype[Any]]) -> Array:
-    """The gradient of one tensor, copied; raises FlawError."""
-    if tensor.name not in given:
+def entry(given: Mapping[Any, Any], name: str, shape: tuple[int, ...], dtypes: Sequence[dtype[Any]]) -> Array:
+    """The gradient of one tensor, which may be the caller's own array; raises FlawError."""
+    if name not in given:
         raise FlawError("missing")
-    value = given[tensor.name]
-    if isinstance(value, int | float) and not isinstance(value, bool) and tensor.shape == ():
-        return np.array(value, dtype=dtypes[0])  # as in NumPy, a number of Python's takes the type of its company
+    value = given[name]
+    if isinstance(value, int | float) and not isinstance(value, bool) and shape == ():
+        return array_of(value, dtype=dtypes[0])  # as in NumPy, a number of Python's takes the type of its company
     if getattr(type(value), "__array__", None) is None:
         raise FlawError(f"wrong type: {_kind(value)}, not an array")
     try:
-        array = np.asarray(value)
+        array = asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise FlawError(f"wrong type: {_kind(value)} that NumPy can't read ({printable(str(error))})") from error
     if array.dtype.newbyteorder("=") not in dtypes:
         raise FlawError(f"wrong type: {array.dtype}, not {' or '.join(map(str, dtypes))}")
-    if array.shape != tensor.shape:
-        raise FlawError(f"wrong shape: {array.shape}, not {tensor.shape}")
-    return on_pattern(np.array(array, dtype=array.dtype.newbyteorder("="), order="C", subok=False), tensor)
+    if array.shape != shape:
+        raise FlawError(f"wrong shape: {array.shape}, not {shape}")
+    return asarray(array, dtype=array.dtype.newbyteorder("="))
 
 
 def scalar(value: Any) -> float:
@@ -103,9 +110,22 @@ def on_pattern(value: Array, tensor: Tensor) -> Array:
     """Zero where a density leaves entries out: what stands there is ignored."""
     if tensor.pattern is None:
         return value
-    kept = np.zeros_like(value)
+    kept = zeros_like(value)
     kept.reshape(-1)[tensor.pattern] = value.reshape(-1)[tensor.pattern]
     return kept
+
+
+def same(left: Array | float64, right: Array | float64 | None) -> bool:
+    """Bitwise equality: a NaN equals itself, and zeros of either sign differ."""
+    if right is None:
+        return False
+    a, b = asarray(left), asarray(right)
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.dtype.hasobject:
+        return a.tobytes() == b.tobytes()
+    unit = f"u{8 if a.itemsize % 8 == 0 else 4 if a.itemsize % 4 == 0 else 1}"  # no copies, as bytes would be
+    return bool((a.reshape(-1).view(unit) == b.reshape(-1).view(unit)).all())
 
 
 def _unknown(key: object, known: Collection[str]) -> str:

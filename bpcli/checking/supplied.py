@@ -5,89 +5,58 @@ It gets copies and is called twice; whatever it does is a finding, never the end
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
-from bpcli.checking.answers import Answer, Foreign, differing, same
-from bpcli.checking.returned import LOSS, Returned, all_faulty, take
-from bpcli.checking.userfile import UserFile
+from bpcli.checking.answers import Answer, Foreign, differing
+from bpcli.checking.returned import LOSS
+from bpcli.checking.user.process import Process
+from bpcli.checking.userfile import Called, Function, UserFile
 from bpcli.errors import Place, fail, printable
 from bpcli.problem.model import Problem
 
-_CONSTANTS = "constants"
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Supplied(Foreign):
-    """The function `function` of a file, called `text` in reports."""
+    """A function of a file, called `text` in reports, run in `process`."""
 
     anywhere: ClassVar[bool] = True
     text: str
-    file: UserFile
-    function: Callable[..., Any]
-    line: int
+    function: Function
+    process: Process
+    ended: bool = False
 
     def answer(self, problem: Problem) -> Answer:
         """See `Foreign`."""
-        (first, changed), (second, changed_later) = self._call(problem), self._call(problem, again=True)
-        later = {n: f"not deterministic: called again, {f}" for n, f in second.faults.items() if n not in first.faults}
-        faults = {**later, **first.faults}
-        unsteady = differing((first.loss, first.arrays), (second.loss, second.arrays)) - set(later)
-        arrays = {name: array for name, array in first.arrays.items() if name not in later}
-        loss = None if LOSS in faults else first.loss
-        return Answer(loss, arrays, unsteady, tuple(dict.fromkeys((*changed, *changed_later))), faults, self._where)
+        first = self._call(problem)
+        second = first if first.ended else self._call(problem)
+        self.ended = second.ended
+        one, two = first.returned, second.returned
+        later = {n: f"not deterministic: called again, {f}" for n, f in two.faults.items() if n not in one.faults}
+        faults = {**later, **one.faults}
+        unsteady = differing((one.loss, one.arrays), (two.loss, two.arrays)) - set(later)
+        arrays = {name: array for name, array in one.arrays.items() if name not in later}
+        loss = None if LOSS in faults else one.loss
+        changed = tuple(dict.fromkeys((*first.changed, *second.changed)))
+        return Answer(loss, arrays, unsteady, changed, faults, self.function.where)
+
+    def afresh(self) -> bool:
+        """See `Foreign`."""
+        return self.process.afresh(str(self.function.file.path), self.function.name)
 
     @property
     def place(self) -> Place:
         """Where the function is written."""
-        return self.file.place(self.line)
+        return self.function.file.place(self.function.line)
 
-    @property
-    def _where(self) -> str:
-        return f" ({self.file.at(self.line)})"
-
-    def _call(self, problem: Problem, again: bool = False) -> tuple[Returned, tuple[str, ...]]:
-        """What comes back from fresh copies, and which of them were changed."""
+    def _call(self, problem: Problem) -> Called:
         setup = problem.setup
-        groups = problem.arrays
-        given: list[dict[str, Any]] = [{name: array.copy() for name, array in group.items()} for group in groups]
         numbers = {**setup.spec.constants, **setup.spec.dims}
-        if _takes_four(self.function):
-            given.append(dict(numbers))
-        known = {name for group in groups for name in group}
-        with self.file.running(again):
-            try:
-                returned = take(self.function(*given), setup.wrt, known, [setup.dtype]).located(self._where)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                returned = all_faulty(setup.wrt, self.file.raised(error, self.line))
-        changed = [name for now, was in zip(given, groups, strict=False) for name in altered(now, was)]
-        return returned, tuple(changed) + ((_CONSTANTS,) if given[3:] not in ([], [numbers]) else ())
+        return self.function.gradient(problem.arrays, setup.wrt, [setup.dtype], numbers)
 
 
-def supplied(file: UserFile, name: str, text: str, place: Place | None = None) -> Supplied:
+def supplied(file: UserFile, name: str, text: str, process: Process, place: Place | None = None) -> Supplied:
     """The function `name` of a file; `BpError` at `place` where there is none."""
-    function = file.get(name, place)
-    if not callable(function):
+    if not file.seek(name, place)["callable"]:
         fail("usage", f'"{printable(name)}" of {printable(file.shown)} is not a function', place, "name a function")
-    return Supplied(text, file, function, file.line_of(name))
-
-
-def altered(now: Mapping[str, Any], was: Mapping[str, Any]) -> list[str]:
-    """The names under which a dict of arrays holds something else than it did."""
-    changed = [name for name in was if not isinstance(now.get(name), np.ndarray) or not same(now[name], was[name])]
-    return changed + [printable(str(name), 60) for name in now if name not in was]
-
-
-def _takes_four(function: Callable[..., Any]) -> bool:
-    """Whether a function has a fourth parameter by position; False where it doesn't say what it takes."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) >= 4
+    return Supplied(text, Function(file, name, file.line_of(name)), process)

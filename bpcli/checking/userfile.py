@@ -1,56 +1,63 @@
-"""A user's Python file: loaded once, run with its folder importable, and a line of it for everything that is said."""
+"""A user's Python file: loaded in the process for user code, and a line of it for everything that is said."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import random
-import sys
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from bpcli.checking.guard import guarded
-from bpcli.errors import Place, fail, nearest, printable
+from bpcli.checking.returned import Returned, all_faulty, on_pattern
+from bpcli.checking.user.process import EndedError, Process
+from bpcli.checking.user.wire import Array, Message
+from bpcli.errors import BpError, Diagnostic, Place, fail, nearest, printable
+from bpcli.problem.model import Tensor
 
-_SHOWN = 200
+
+class Host(Protocol):
+    """Where user code runs."""
+
+    def ask(self, message: Message, arrays: Sequence[Array] = ()) -> tuple[Message, list[Array]]:
+        """The answer to a message of `user.workshop`, and its arrays, valid until the next. Raises EndedError."""
 
 
 @dataclass(frozen=True, eq=False)
 class UserFile:
-    """`shown` is the path as the user wrote it; `modules` are those that the file imported from its own folder."""
+    """`shown` is the path as the user wrote it; its code runs at the `host`."""
 
     path: Path
     shown: str
-    module: ModuleType
     source: bytes
-    modules: dict[str, ModuleType] = field(default_factory=dict)
+    host: Host
 
-    @contextmanager
-    def running(self, again: bool = False) -> Iterator[None]:
-        """Run code of this file: guarded, its folder importable, and its neighbours hidden from other files.
+    def ask(self, do: str, name: str = "", arrays: Sequence[Array] = (), **more: Any) -> tuple[Message, list[Array]]:
+        """The host's answer to what is asked of `name` in the file. Raises EndedError."""
+        return self.host.ask({"do": do, "file": str(self.path), "name": name, **more}, arrays)
 
-        Global generators stand where they stood at any earlier time; not where it runs `again`: what it draws from
-        them then differs from what it drew before.
-        """
-        with guarded(), _importable(self.path.parent, self.modules):
-            if again:
-                random.random()
-                np.random.random()
-            yield
+    def learn(self, do: str, name: str) -> tuple[Message, list[Array]]:
+        """As `ask`; `BpError` where user code raises, or ends its process."""
+        line = self.line_of(name)
+        try:
+            answer, arrays = self.ask(do, name)
+            fault = self.raised(answer, line) if "raised" in answer else ""
+        except EndedError as error:
+            fault = self.ended(error, line)
+        if fault:
+            shown = f"{printable(self.shown)}:{printable(name)}"
+            fail("user-code", f"{shown} {fault}", help="run it with python first")
+        return answer, arrays
 
-    def get(self, name: str, place: Place | None = None) -> Any:
-        """What the file calls `name`; `BpError` at `place` with the nearest name where there is nothing."""
-        if name not in vars(self.module):
-            own = [n for n, v in vars(self.module).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
-            fail("unknown-name", f'{printable(self.shown)} has no "{printable(name)}"', place, nearest(name, own))
-        return vars(self.module)[name]
+    def seek(self, name: str, place: Place | None = None) -> Message:
+        """What there is under a name; `BpError` at `place` with the nearest name where there is nothing."""
+        found, _ = self.learn("find", name)
+        if not found["found"]:
+            what = f'{printable(self.shown)} has no "{printable(name)}"'
+            fail("unknown-name", what, place, nearest(name, found["names"]))
+        return found
 
     def line_of(self, name: str) -> int:
         """Where `name` is defined at the top level of the file, or inside the class or function before the dot."""
@@ -72,41 +79,87 @@ class UserFile:
         lines = self.source.decode("utf-8", errors="replace").splitlines()
         return Place(self.shown, line, column, lines[line - 1] if line <= len(lines) else "")
 
-    def raised(self, error: BaseException, otherwise: int) -> str:
+    def raised(self, answer: Message, otherwise: int) -> str:
         """What was raised, and the last line of this file on the way there; line `otherwise` where there is none."""
-        line = _last_line(error.__traceback__, str(self.path)) or otherwise
-        return f"raises {described(error)} ({self.at(line)})"
+        return f"raises {answer['raised']} ({self.at(answer['line'] or otherwise)})"
+
+    def ended(self, error: EndedError, otherwise: int) -> str:
+        """How the process ended, and the line of this file that ran; line `otherwise` where that is not known."""
+        return f"{error.how} ({self.at(error.line(str(self.path)) or otherwise)})"
 
 
-def load(path: Path, shown: str, place: Place | None = None) -> UserFile:
+@dataclass(frozen=True)
+class Called:
+    """The result of a call, and the arguments that it `changed`; `ended` where it crashed or ran out of time."""
+
+    returned: Returned
+    changed: tuple[str, ...] = ()
+    ended: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function `name` of a file, or the `part` of an object of that name, written at `line`."""
+
+    file: UserFile
+    name: str
+    line: int
+    part: str = ""
+
+    @property
+    def where(self) -> str:
+        """The file and the line, for the end of a sentence."""
+        return f" ({self.file.at(self.line)})"
+
+    def gradient(
+        self,
+        groups: Sequence[Mapping[str, Array]],
+        tensors: Sequence[Tensor],
+        dtypes: Sequence[np.dtype[Any]],
+        numbers: Mapping[str, float] | None = None,
+    ) -> Called:
+        """Call it with copies of dicts of arrays, and with numbers too where it takes them; it gives a gradient."""
+        wanted = {"shapes": {t.name: t.shape for t in tensors}, "dtypes": [dtype.str for dtype in dtypes]}
+        wanted["known"] = [name for group in groups for name in group]
+        try:
+            answer, found = self._call(groups, numbers=numbers, **wanted)
+        except EndedError as error:
+            return Called(all_faulty(wanted["shapes"], self.file.ended(error, self.line)), ended=True)
+        if "raised" in answer:
+            return Called(all_faulty(wanted["shapes"], self.file.raised(answer, self.line)))
+        by_name = {tensor.name: tensor for tensor in tensors}
+        arrays = {n: on_pattern(np.array(a), by_name[n]) for n, a in zip(answer["names"], found, strict=True)}
+        returned = Returned(answer["loss"], arrays, answer["faults"]).located(self.where)
+        return Called(returned, tuple(answer["changed"]))
+
+    def loss(self, params: Mapping[str, Array]) -> tuple[float | None, str]:
+        """Call it with copies of the params; it gives a number, or the reason why there is none. Raises EndedError."""
+        answer, _ = self._call([params])
+        if "raised" in answer:
+            return None, self.file.raised(answer, self.line)
+        if answer["flaw"]:
+            return None, f"{answer['flaw']}{self.where}"
+        if answer["changed"]:
+            return None, f"changes its arguments: {', '.join(answer['changed'])}{self.where}"
+        return float(answer["loss"]), ""
+
+    def _call(self, groups: Sequence[Mapping[str, Array]], **more: Any) -> tuple[Message, list[Array]]:
+        arrays = [array for group in groups for array in group.values()]
+        names = [list(group) for group in groups]
+        return self.file.ask("call", self.name, arrays, part=self.part, groups=names, **more)
+
+
+def load(path: Path, shown: str, process: Process, place: Place | None = None) -> UserFile:
     """Run the file at `path` as a module. `BpError` where it is missing, at `place`, or where it fails, at its line."""
     source = _read(path, shown, place)
-    name = f"_bp_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None:
+    if importlib.util.spec_from_file_location("user", path) is None:
         fail("bad-file", f'"{printable(shown)}" is no Python file', place, "name a file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    file = UserFile(path, shown, module, source)
-    try:
-        # Compiled here and not by the importer, whose cached bytecode is stale after a quick change.
-        with file.running():
-            exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        _refuse(file, error)
+    file = UserFile(path, shown, source, process)
+    if (refusal := _refusal(file)) is not None and process.afresh(str(path)):
+        refusal = _refusal(file)
+    if refusal is not None:
+        raise BpError([refusal])
     return file
-
-
-def described(error: BaseException) -> str:
-    """An exception in one line, whatever its own text does."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    name = type(error).__name__
-    return printable(f"{name}: {text}" if text else name, _SHOWN)
 
 
 def _read(path: Path, shown: str, place: Place | None) -> bytes:
@@ -124,14 +177,17 @@ def _read(path: Path, shown: str, place: Place | None) -> bytes:
         fail("unreadable-file", f'cannot read "{printable(shown)}": {reason}', place)
 
 
-def _refuse(file: UserFile, error: BaseException) -> None:
-    """A file that can't be loaded has no function to judge."""
-    line, column = _last_line(error.__traceback__, str(file.path)) or 1, 1
-    if isinstance(error, SyntaxError) and error.filename == str(file.path):
-        line, column = error.lineno or 1, error.offset or 1
-    place = file.place(line, max(1, column))
-    words = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else described(error)
-    fail("user-code", f"{printable(file.shown)} cannot be loaded: {words}", place, "run it with python first")
+def _refusal(file: UserFile) -> Diagnostic | None:
+    """Why the file can't be loaded: it then has no function to judge. None where it is."""
+    try:
+        answer, _ = file.ask("load")
+    except EndedError as error:
+        answer = {"raised": f"it {error.how}", "line": error.line(str(file.path))}
+    if "raised" not in answer:
+        return None
+    place = file.place(answer["line"] or 1, max(1, answer.get("column") or 1))
+    what = f"{printable(file.shown)} cannot be loaded: {answer['raised']}"
+    return Diagnostic("user-code", what, place, "run it with python first")
 
 
 def _bound(node: ast.stmt) -> set[str]:
@@ -141,36 +197,3 @@ def _bound(node: ast.stmt) -> set[str]:
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {alias.asname or alias.name for alias in node.names}
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-
-def _last_line(trace: TracebackType | None, path: str) -> int | None:
-    line = None
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
-
-
-@contextmanager
-def _importable(folder: Path, modules: dict[str, ModuleType]) -> Iterator[None]:
-    """`folder` first on the path. What is imported from it is kept in `modules`: another folder may have its own."""
-    before = {name.partition(".")[0] for name in sys.modules}
-    sys.modules.update({n: m for n, m in modules.items() if n not in sys.modules})
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        fresh = {n for n, m in sys.modules.items() if "." not in n and n not in before and _lives_in(m, folder)}
-        for name in [n for n in sys.modules if n.partition(".")[0] in fresh]:
-            modules[name] = sys.modules.pop(name)
-
-
-def _lives_in(module: ModuleType, folder: Path) -> bool:
-    """Whether a top-level module is a file of `folder` or a package right below it."""
-    spec = getattr(module, "__spec__", None)
-    origin = getattr(spec, "origin", None)
-    if not isinstance(origin, str):
-        return False
-    path = Path(origin)
-    return folder in (path.parent, path.parent.parent if path.name == "__init__.py" else None)

@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from bpcli.errors import BpError, Diagnostic, Place
 
 if TYPE_CHECKING:
-    from bpcli.checking.userfile import UserFile
+    from bpcli.checking.userfile import Host, UserFile
     from bpcli.commands.check_cases import Places
     from bpcli.render.document import Case
 
@@ -89,13 +89,16 @@ def check_functions(
     Raises `BpError` for params that are no arrays of floats, and for a loss that takes too long.
     """
     from bpcli.checking.blackbox import check_box, open_box
+    from bpcli.checking.user.workshop import Workshop
     from bpcli.commands.check_cases import case
     from bpcli.problem.limits import Limits
 
     name = getattr(grad, "__qualname__", type(grad).__name__).replace(".<locals>", "")
-    module = ModuleType(name)
-    setattr(module, name, SimpleNamespace(loss=loss, grad=grad, params=params))
-    findings = check_box(open_box(_file_of(grad, module), name), (), Limits())
+    # They are part of the test, and run where it does, which Ctrl-C interrupts.
+    shop = Workshop(passing=(KeyboardInterrupt,))
+    file = _file_of(grad, shop)
+    shop.put(str(file.path), name, SimpleNamespace(loss=loss, grad=grad, params=params))
+    findings = check_box(open_box(file, name), (), Limits())
     return [case(asdict(finding), {}) for finding in findings]
 
 
@@ -110,8 +113,8 @@ def told(case: Case) -> str:
     return "\n".join(lines)
 
 
-def _file_of(function: Callable[..., Any], module: ModuleType) -> UserFile:
-    """The file that a function is written in, with `module` for what it defines; without lines where there is none."""
+def _file_of(function: Callable[..., Any], host: Host) -> UserFile:
+    """The file that a function is written in; without lines where there is none."""
     from bpcli.checking.userfile import UserFile
 
     try:
@@ -119,7 +122,7 @@ def _file_of(function: Callable[..., Any], module: ModuleType) -> UserFile:
         source = path.read_bytes()
     except (TypeError, ValueError, OSError):
         path, source = Path.cwd() / "function", b""
-    return UserFile(path, _shown(path), module, source)
+    return UserFile(path, _shown(path), source, host)
 
 
 def _shown(path: Path) -> str:

@@ -43,7 +43,7 @@ MODES = ("auto", "directional", "full")
 )  # fmt: skip
 @click.option("--power", is_flag=True, help="Plant faults in place of the methods, and say which the check reveals.")
 @shared(
-    "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
+    "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
     "scheduler", "local_cluster", "format", "output", "quiet", "verbose", "strict",
 )  # fmt: skip
 def check(
@@ -81,7 +81,8 @@ def check(
     foreign.refuse_for_power({"--kernel": kernel, "--gradient": gradient} if power else {})
     paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
     refused += missing
-    asked = foreign.read(kernel, gradient)
+    asked = foreign.read(kernel, gradient, foreign.process(common, wanted=bool(kernel or boxes)))
+    refused += asked.refused
     foreign.refuse_for_several(gradient, paths)
     options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
     if power:

@@ -89,7 +89,7 @@ def judge_object(target: str, call: Call, results: Results) -> None:
     from bpcli.commands.foreign import judge
 
     try:
-        found = judge(target, call.common, call.options.mode)
+        found = judge(target, call.foreign.process, call.common, call.options.mode)
         results.findings += [finding for finding, _ in found]
         results.places |= {(f.spec, f.tensor): place for f, place in found}
         if any(f.worst is not None and f.worst.index is None for f, _ in found):
@@ -124,7 +124,8 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
         )
         own, skipped = choose.applying(setup, chosen, call.alone)
         own, beyond = choose.judged(setup, own, call.methods, call.options)
-        others = of_spec(setup, path, call.foreign, call.common)
+        others, refused = of_spec(setup, path, call.foreign, call.common)
+        results.errors += refused if call.alone else [d.about(str(path)) for d in refused]
         results.places |= {(setup.spec.name, o.text): o.place for o in others if o.place}
         methods: tuple[MethodCall | Foreign, ...] = (*own, *others)
         for name, reason in {**skipped, **beyond}.items():

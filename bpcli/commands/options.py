@@ -25,7 +25,7 @@ class Common:
 
     `overrides` beat the spec (`n`, `T`, `dtype`, … from flags and `BP_*`); the spec beats `fallbacks`, which come from
     `[tool.bp]`. `wrt` is empty where the spec decides. `outputs` pairs a format with a path. `max_memory` in bytes,
-    `max_time` in seconds, both None for the default. `scheduler` and `local_cluster` send work to a cluster.
+    `max_time` and `user_time` in seconds, None for the default. `scheduler` and `local_cluster` send work to a cluster.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Common:
     strict: bool = False
     max_memory: int | None = None
     max_time: float | None = None
+    user_time: float | None = None
     allow_outside: bool = False
     scheduler: str | None = None
     local_cluster: int | None = None
@@ -90,7 +91,8 @@ def _outputs(
 def _seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """A positive number; "inf" lifts the limit."""
     if value is not None and not value > 0:
-        raise Refused(f"expected a positive number of seconds, got {value:g}", "for example --max-time 600")
+        option = max(parameter.opts, key=len)
+        raise Refused(f"expected a positive number of seconds, got {value:g}", f"for example {option} 600")
     return value
 
 
@@ -138,6 +140,9 @@ OPTIONS: Mapping[str, Callable[[Command], Command]] = {
     ),
     "max_time": click.option(
         "--max-time", type=float, metavar="SECONDS", callback=_seconds, help="Refuse longer runs; default: 3600."
+    ),
+    "user_time": click.option(
+        "--user-time", type=float, metavar="SECONDS", callback=_seconds, help="End longer calls of yours; default: 60."
     ),
     "allow_outside": click.option(
         "--allow-outside", is_flag=True, help="Let specs read files outside their own folder."
@@ -213,8 +218,8 @@ def _bundle(given: dict[str, Any]) -> Common:
 
 
 _AS_GIVEN = (
-    "threads", "format", "quiet", "verbose", "strict", "max_memory", "max_time", "allow_outside",
-    "scheduler", "local_cluster",
+    "threads", "format", "quiet", "verbose", "strict", "max_memory", "max_time", "user_time",
+    "allow_outside", "scheduler", "local_cluster",
 )  # fmt: skip
 
 

@@ -61,9 +61,10 @@ def _tried(
 def _blames(
     wrong: Sequence[Finding], setup: Setup, call: MethodCall | Foreign, again: Again
 ) -> list[tuple[Finding, dict[str, object]]]:
-    small = smallest(wrong, setup, call, again, _deadline())
+    ended = isinstance(call, Foreign) and call.ended
+    small = {} if ended else smallest(wrong, setup, call, again, _deadline())
     reproduce = again.command(call.text, small)
-    case = setup if work(setup) <= _WORK else _affordable(setup, again, small)
+    case = None if ended else setup if work(setup) <= _WORK else _affordable(setup, again, small)
     evidence = gather(case, call) if case is not None else None
     live = _deadline()
     found = []
