@@ -191,17 +191,19 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
     if central is None:
         raise ValueError("a verdict needs a reference")
     gap = _gap(value, central, rounding)
-    size = np.abs(central.value)
+    size = np.abs(central.value) + central.kink
     power = gap.bound <= POWER * np.maximum(size, part * size.max())
     weak = np.where(central.noise > 0.5 * gap.bound, _CAUSE["noise"], _CAUSE["no power"])
     passes = gap.within & power
     cause = np.where(passes, np.where(central.kink > 0, _CAUSE["kink"], _CAUSE[""]), weak)
     verdict = np.where(passes, PASS, INCONCLUSIVE)
     rejected = ~gap.within
-    suspect = rejected
+    unlike = rejected & _unlike(value, central, gap)
+    suspect = rejected & ~unlike
     if second is not None:
         suspect = np.zeros(value.shape, dtype=np.bool_)
         other = _gap(value, second, rounding)
+        unlike |= rejected & ~other.within & _unlike(value, second, other)
         both = rejected & ~other.within
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
@@ -211,9 +213,15 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
         verdict, cause = np.where(choice, PASS, verdict), np.where(choice, _CAUSE["kink"], cause)
         gap = _Gap(*(np.where(choice, a, b) for a, b in zip(other.parts, gap.parts, strict=True)))
         central = where(choice, second, central)
+    verdict, cause = np.where(unlike, INCONCLUSIVE, verdict), np.where(unlike, _CAUSE["kink"], cause)
     codes = verdict.astype(np.int8), cause.astype(np.int8)
     sides = central.value - central.kink, central.value + central.kink
     return Entries(*codes, value, gap.reference, gap.bound, gap.z, suspect, *sides)
+
+
+def _unlike(value: FloatArray, estimate: Estimate, gap: _Gap) -> Mask:
+    """Where a program that treats kinks unlike each other may come to `value`."""
+    return np.asarray((estimate.beyond > 0) & (np.abs(value - gap.reference) <= gap.bound + estimate.beyond))
 
 
 def powered(entries: Entries, scale: FloatArray | float) -> Entries:
