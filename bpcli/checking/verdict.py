@@ -73,17 +73,21 @@ class References:
 
 @dataclass(frozen=True, eq=False)
 class _Gap:
-    """How a gradient stands to one reference: distances are from the nearest derivative where there is a kink."""
+    """How a gradient stands to one reference: distances are from the nearest derivative where there is a kink.
+
+    `unlike`: beyond these, where a program comes to that treats kinks unlike each other.
+    """
 
     reference: FloatArray
     bound: FloatArray
     z: FloatArray
     within: Mask
+    unlike: Mask
 
     @property
-    def parts(self) -> tuple[FloatArray, FloatArray, FloatArray, Mask]:
+    def parts(self) -> tuple[FloatArray, FloatArray, FloatArray, Mask, Mask]:
         """All of it."""
-        return self.reference, self.bound, self.z, self.within
+        return self.reference, self.bound, self.z, self.within, self.unlike
 
 
 def judge(value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]) -> Entries:
@@ -150,7 +154,7 @@ def _gap(value: FloatArray, estimate: Estimate, rounding: FloatArray) -> _Gap:
     reference = nearest(value, estimate)
     error = np.abs(value - reference)
     z = np.where(error == 0, 0.0, error / bound)
-    return _Gap(reference, bound, z, z <= 1)
+    return _Gap(reference, bound, z, z <= 1, ~(z <= 1) & (error <= bound + estimate.beyond))
 
 
 def _by_complex_step(value: FloatArray, exact: Estimate, references: References, rounding: FloatArray) -> Entries:
@@ -198,12 +202,11 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
     cause = np.where(passes, np.where(central.kink > 0, _CAUSE["kink"], _CAUSE[""]), weak)
     verdict = np.where(passes, PASS, INCONCLUSIVE)
     rejected = ~gap.within
-    unlike = rejected & _unlike(value, central, gap)
-    suspect = rejected & ~unlike
+    unlike, suspect = gap.unlike, rejected & ~gap.unlike
     if second is not None:
         suspect = np.zeros(value.shape, dtype=np.bool_)
         other = _gap(value, second, rounding)
-        unlike |= rejected & ~other.within & _unlike(value, second, other)
+        unlike = rejected & ~other.within & (unlike | other.unlike)
         both = rejected & ~other.within
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
@@ -217,11 +220,6 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
     codes = verdict.astype(np.int8), cause.astype(np.int8)
     sides = central.value - central.kink, central.value + central.kink
     return Entries(*codes, value, gap.reference, gap.bound, gap.z, suspect, *sides)
-
-
-def _unlike(value: FloatArray, estimate: Estimate, gap: _Gap) -> Mask:
-    """Where a program that treats kinks unlike each other may come to `value`."""
-    return np.asarray((estimate.beyond > 0) & (np.abs(value - gap.reference) <= gap.bound + estimate.beyond))
 
 
 def powered(entries: Entries, scale: FloatArray | float) -> Entries:
