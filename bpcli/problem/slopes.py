@@ -32,13 +32,8 @@ MOST_PATTERNS = 16
 """Patterns of lower and higher slopes that are tried one by one; where kinks have more, some of them stand for all."""
 
 
-@dataclass(frozen=True, eq=False)
-class Pattern:
-    """Which of the two slopes every kink takes. Static kinks are those of `static`, others of `each` sample."""
-
-    static: int
-    each: int
-    shares: Mapping[int, NDArray[np.floating]]
+Pattern = tuple[int, int]
+"""Which of the two slopes kinks take, a bit each: static ones, and those of every sample by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +44,7 @@ class Slopes:
     kinks: Kinks
 
     def chosen(self, shares: Shares) -> Problem:
-        """The network with slopes of a given share at the kinks, in the problem's dtype."""
+        """The network with slopes of a given share at the kinks, in float64."""
         return self._with({n: self._slope(n, shares if isinstance(shares, float) else shares[n]) for n in self._ops})
 
     @property
@@ -60,40 +55,37 @@ class Slopes:
     @cached_property
     def patterns(self) -> Sequence[Pattern]:
         """All patterns; none where there are more than `MOST_PATTERNS`. Samples go side by side."""
-        static, each = self._numbers(static=True), self._numbers(static=False)
-        count = [1 + max((int(n.max(initial=-1)) for n in group.values()), default=-1) for group in (static, each)]
-        if 2 ** sum(count) > MOST_PATTERNS:
+        counts = [1 + max((int(k.max(initial=-1)) for k in group.values()), default=-1) for group in self._numbers]
+        if 2 ** sum(counts) > MOST_PATTERNS:
             return ()
-        found = []
-        for p in range(2 ** count[0]):
-            for q in range(2 ** count[1]):
-                shares = {n: (p >> np.maximum(k, 0) & 1).astype(float) for n, k in static.items()}
-                shares |= {n: (q >> np.maximum(k, 0) & 1).astype(float) for n, k in each.items()}
-                found.append(Pattern(p, q, shares))
-        return found
+        return [(static, each) for static in range(2 ** counts[0]) for each in range(2 ** counts[1])]
 
-    def _numbers(self, static: bool) -> dict[int, NDArray[np.int64]]:
-        """By operation, the numbers of its kinks that matter among those of their sample; -1 elsewhere."""
-        ops = [n for n in self._ops if (self._moved[n].ndim == 1) == static]
-        setup = self.problem.setup
-        lead = () if static else (setup.T, setup.batch)
-        flat = [np.broadcast_to(self._moved[n], (*lead, self._moved[n].shape[-1])) for n in ops]
-        if not ops:
-            return {}
+    def shares(self, pattern: Pattern) -> Shares:
+        """The shares of a pattern."""
+        pairs = zip(pattern, self._numbers, strict=True)
+        return {n: (bits >> np.maximum(k, 0) & 1).astype(float) for bits, group in pairs for n, k in group.items()}
+
+    @cached_property
+    def _numbers(self) -> tuple[Mapping[int, NDArray[np.int64]], Mapping[int, NDArray[np.int64]]]:
+        """By operation, static ones and others, the numbers of its kinks that matter among those of their sample; -1
+        elsewhere."""
+        static, each = ({n: m for n, m in self._moved.items() if (m.ndim == 1) == kind} for kind in (True, False))
         # The samples first, so that each counts its own.
-        rows = [x[None] if static else x.transpose(1, 0, 2).reshape(setup.batch, -1) for x in flat]
-        every = np.concatenate(rows, axis=1)
-        ranks = np.where(every, np.cumsum(every, axis=1) - 1, -1)
-        parts = np.split(ranks, np.cumsum([r.shape[1] for r in rows])[:-1], axis=1)
-        if static:
-            return {n: part[0] for n, part in zip(ops, parts, strict=True)}
-        return {
-            n: part.reshape(setup.batch, setup.T, -1).transpose(1, 0, 2) for n, part in zip(ops, parts, strict=True)
-        }
+        counted = _counted({n: m[None] for n, m in static.items()})
+        swapped = _counted({n: m.transpose(1, 0, 2) for n, m in each.items()})
+        return {n: k[0] for n, k in counted.items()}, {n: k.transpose(1, 0, 2) for n, k in swapped.items()}
 
     @cached_property
     def _ops(self) -> list[int]:
-        return sorted(_linear(self.problem.setup).leaves)
+        return sorted(self._linear.leaves)
+
+    @cached_property
+    def _double(self) -> Problem:
+        return cast(self.problem, np.dtype(np.float64))
+
+    @property
+    def _linear(self) -> _Linear:
+        return _linear(self._double.setup)
 
     @cached_property
     def _low(self) -> dict[int, float]:
@@ -132,24 +124,31 @@ class Slopes:
         for tensor in problem.setup.wrt:
             array = moved.array(tensor)
             moved = moved.with_array(tensor, array + STEP * 1j * generator.uniform(0.5, 1.5, array.shape))
-        linear = _linear(problem.setup)
-        args = {n: linear.places[problem.setup.graph.nodes[n].args[0]] for n in self._ops}
+        args = {n: self._linear.places[problem.setup.graph.nodes[n].args[0]] for n in self._ops}
         with np.errstate(all="ignore"):
             values = node_values(moved, sorted(set(args.values())))
         return {n: self._at(n) & (values[args[n]].imag != 0) for n in self._ops}
 
     def _with(self, slopes: Mapping[int, FloatArray]) -> Problem:
-        setup, linear = self.problem.setup, _linear(self.problem.setup)
-        params, inputs = dict(self.problem.params), dict(self.problem.inputs)
-        for n, name in linear.leaves.items():
+        setup, params, inputs = self._double.setup, dict(self._double.params), dict(self._double.inputs)
+        for n, name in self._linear.leaves.items():
             node = setup.graph.nodes[n]
-            values = slopes[n].astype(setup.dtype)
             if node.phase is Phase.STATIC:
-                params[name] = np.ascontiguousarray(values.reshape(node.shape))
+                params[name] = np.ascontiguousarray(slopes[n].reshape(node.shape))
             else:
                 lead = (setup.T, setup.batch) if setup.graph.recurrent else (setup.batch,)
-                inputs[name] = np.ascontiguousarray(values.reshape(*lead, *node.shape))
-        return Problem(linear.setup, params, inputs, self.problem.state)
+                inputs[name] = np.ascontiguousarray(slopes[n].reshape(*lead, *node.shape))
+        return Problem(self._linear.setup, params, inputs, self._double.state)
+
+
+def _counted(masks: Mapping[int, Mask]) -> dict[int, NDArray[np.int64]]:
+    """By operation, what is marked in `(samples, …)`, counted from 0 in each sample through all operations."""
+    found, seen = {}, np.zeros((1, 1), np.int64)
+    for n, mask in masks.items():
+        flat = mask.reshape(len(mask), -1)
+        count = seen + np.cumsum(flat, axis=1)
+        found[n], seen = np.where(flat, count - 1, -1).reshape(mask.shape), count[:, -1:]
+    return found
 
 
 @lru_cache(maxsize=2)

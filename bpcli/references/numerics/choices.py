@@ -77,7 +77,7 @@ class Choices:
         # By what static kinks take, as all samples share these.
         lows, highs = dict[int, FloatArray](), dict[int, FloatArray]()
         for pattern in self.slopes.patterns:
-            found, p = self._slopes(pattern.shares, losses), pattern.static
+            found, p = self._slopes(self.slopes.shares(pattern), losses), pattern[0]
             lows[p], highs[p] = np.minimum(lows.get(p, found), found), np.maximum(highs.get(p, found), found)
         ends = (np.stack([*group.values()]) for group in (lows, highs))
         low, high = (end.sum(axis=2, keepdims=True) if summed else end for end in ends)
