@@ -218,6 +218,33 @@ def test_a_kink_of_a_spec_is_an_interval() -> None:
     assert (0.0, 1.0, None) == (v["bias"], round(v["cosine"], 12), v["kink"])
 
 
+KINKED = """bp = 1
+[params]
+w = { shape = [3], value = [0.0, 1.0, 2.0] }
+[equations]
+loss = "0.5 * sum(relu(w))**2"
+"""
+
+
+@pytest.mark.parametrize(
+    ("gradient", "words"),
+    [
+        ("[3.0, 3.0, 3.003]", "a single entry is wrong"),  # by the slope 1 at the kink
+        ("[1.5, 3.003, 3.0]", "a single entry is wrong"),
+        ("[0.0, 3.003, 3.0]", "a single entry is wrong"),
+        ("[3.0, 3.003, 2.995]", "rows 1 to 2 alone are wrong"),
+    ],
+)
+def test_a_slope_at_a_kink_is_no_part_of_what_is_wrong(gradient: str, words: str) -> None:
+    """Beside it an error is counted by itself."""
+    spec = write(Path("kinked.toml"), KINKED)
+    code = f"import numpy as np\ndef gradient(*groups):\n    return {{'w': np.array({gradient})}}\n"
+    write(Path("slope.py"), code)
+    result = run("check", spec, "--kernel", "slope.py:gradient", "--format", "json")
+    (text,) = blames(json.loads(result.stdout)["findings"]).values()
+    assert words in text
+
+
 def test_what_overflows_by_the_right_rules_has_no_other_cause() -> None:
     """1 / (1 + exp(1000)) is finite, and its derivative by the rules for exp and for quotients is 0 times infinity."""
     text = FORWARD.replace("w = []", "w = { shape = [2], value = [1000.0, 1.0] }")

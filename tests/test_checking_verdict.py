@@ -194,6 +194,25 @@ def test_any_one_sided_value_passes_at_a_kink(value: float, expected: tuple[str,
     assert expected == summarise(found)[:2]
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1.5, ("pass", "kink")),
+        (1.6, ("inconclusive", "kink")),
+        (0.3, ("inconclusive", "kink")),
+        (1.71, ("wrong", "")),
+        (0.29, ("wrong", "")),
+    ],
+)
+def test_what_unlike_slopes_may_come_to_is_not_accused(value: float, expected: tuple[str, str]) -> None:
+    """Beside the interval, as far as a program may be that takes other slopes at some kinks than at others."""
+    mean = replace(estimate(np.array([1.0]), 1e-9, kink=0.5), beyond=np.array([0.2]))
+    for references in (References(None, mean, mean), References(None, mean)):
+        verdict, cause, _ = summarise(judge(np.array([value]), references, np.array([1e-15]), F64))
+        if references.second is not None or expected[0] != "wrong":
+            assert expected == (verdict, cause)
+
+
 @pytest.mark.parametrize(("relative", "expected"), [(1e-7, "pass"), (1e-6, "pass"), (5e-4, "wrong"), (1.0, "wrong")])
 @pytest.mark.parametrize("references", [ANALYTIC, BLACK_BOX], ids=["analytic", "differences"])
 def test_float32_is_judged_by_its_own_rounding(references: References, relative: float, expected: str) -> None:

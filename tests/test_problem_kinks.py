@@ -14,8 +14,10 @@ from bpcli.problem.draw import draw
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup
+from bpcli.problem.slopes import slopes_of
 from bpcli.references.complex_step import REFERENCE
 from bpcli.references.numerics.directions import directions
+from bpcli.references.numerics.rounding import rounding
 
 FEED_FORWARD = """bp = 1
 [inputs]
@@ -117,3 +119,47 @@ def test_away_from_kinks_the_complex_step_is_exact(tmp_path: Path) -> None:
     for name, estimate in found.items():
         assert np.all(np.abs(estimate.value - expected[name]) <= estimate.bound)
         assert np.all(estimate.bound <= 1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_network_with_chosen_slopes_is_a_program_that_takes_them(tmp_path: Path, share: float) -> None:
+    """Static operations, those of inputs and those on slices: the same loss, and at kinks these slopes."""
+    loss = "dot(v, relu(w)) + dot(v, abs(w - x)) + leaky_relu(w[0:1] * x[1], 0.25)[0]"
+    problem = opened(tmp_path, FEED_FORWARD.format(loss=loss, w="[0.0, 0.5]", x="[1.0, 0.5]"))
+    slopes = slopes_of(problem)
+    assert slopes is not None
+    found, plain = (parse("backprop").gradient(p) for p in (slopes.chosen(share), problem))
+    assert found.loss == plain.loss
+    v = problem.params["v"]
+    by_relu, by_abs, by_leaky = share * v[0], (2 * share - 1) * v[1], (0.25 + 0.75 * share) * 0.5
+    assert found.arrays["w"].tolist() == [by_relu - v[0] + by_leaky, v[1] + by_abs]
+    assert plain.arrays["w"].tolist() == [-v[0] + 0.125, v[1]]
+
+
+@pytest.mark.parametrize(
+    ("loss", "w", "x", "count"),
+    [
+        ("dot(v, relu(w))", "[0.0, 0.5]", "[1.0, 1.0]", 2),  # one static kink
+        ("dot(v, relu(w))", "[0.0, 0.0]", "[1.0, 1.0]", 4),
+        ("dot(v, abs(w - x))", "[1.0, 0.5]", "[1.0, 1.0]", 2),  # one in each sample, at the same time
+        ("dot(v, relu(w) + abs(w - x))", "[0.0, 1.0]", "[1.0, 1.0]", 4),  # one of either
+        ("dot(v, relu(w * x))", "[0.5, 0.5]", "[1.0, 0.0]", 1),  # nothing moves it
+        ("dot(v, relu(w) + relu(-w) + abs(w - x))", "[0.0, 0.0]", "[0.0, 0.0]", 0),  # too many: six
+    ],
+)
+def test_patterns_of_slopes(tmp_path: Path, loss: str, w: str, x: str, count: int) -> None:
+    """All of those that make a difference, or none where these are many."""
+    slopes = slopes_of(opened(tmp_path, FEED_FORWARD.format(loss=loss, w=w, x=x)))
+    assert slopes is not None
+    assert count == len(slopes.patterns)
+
+
+def test_rounding_at_a_kink_is_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shifts of the arrays do not choose the slope, nor is a slope of zero the only one: here and at later steps."""
+    text = RECURRENT.format(a="[1.0, 1.5]", before="relu(a[t-1] - v[0])", after="0.0")
+    for followed in (True, False):
+        problem = opened(tmp_path, text, wrt=("params", "state"))
+        if not followed:
+            monkeypatch.setattr("bpcli.references.numerics.rounding.slopes_of", lambda problem: None)
+        found = rounding(problem, (Window(0, 0, 3),), np.dtype(np.float64)).gradient["a"]
+        assert followed == (0 < found[0] < 1e-12)

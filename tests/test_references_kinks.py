@@ -78,8 +78,8 @@ values = {{ x = [0.0] }}
             4.0,
         ),  # off on the left is on on the right: from 1 to 3
         ("sum(relu(x)) - sum(relu(-x))", 0.0, 2.0),  # of which neither side shows a kink
-        ("sum(abs(x)) - sum(abs(-2 * x))", -1.0, 1.0),  # abs has the slope 0 at 0, which lies between
-        ("sum(relu(x) - relu(-x) + 0.5 * abs(1.2 * x) - 0.5 * abs(-x))", 0.0, 2.0),
+        ("sum(abs(x)) - sum(abs(-2 * x))", -3.0, 3.0),  # where(x >= 0, 1, -1) is a slope of abs as well
+        ("sum(relu(x) - relu(-x) + 0.5 * abs(1.2 * x) - 0.5 * abs(-x))", -1.1, 3.1),
     ],
 )
 def test_kinks_that_an_entry_meets_on_both_sides(tmp_path: Path, name: str, term: str, low: float, high: float) -> None:

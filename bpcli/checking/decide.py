@@ -33,7 +33,7 @@ def _decided(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) 
     if entries.suspect.any():
         entries = judge(value, truth.estimates(windows, tensor, second=True), rounding, dtype)
     places = _open(entries, tensor)
-    if not truth.sharpens or not len(places) or not _affordable(truth, windows, len(places)):
+    if not truth.sharpens or not len(places) or not affordable(truth, windows, len(places)):
         return entries
     mask = np.zeros(value.size, dtype=np.bool_)
     mask[places] = True
@@ -62,7 +62,7 @@ def narrow(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) ->
     """
     places = tensor.pattern if tensor.pattern is not None else np.arange(tensor.entries, dtype=np.int64)
     part = tensor
-    while len(places) > 1 and not _affordable(truth, windows, len(places)):
+    while len(places) > 1 and not affordable(truth, windows, len(places)):
         halves = [replace(tensor, pattern=half) for half in np.array_split(places, 2)]
         off = [_off(truth, windows, half, value) for half in halves]
         part = halves[int(np.argmax(off))]
@@ -82,7 +82,7 @@ def _open(entries: Entries, tensor: Tensor) -> NDArray[np.int64]:
     return places if tensor.pattern is None else np.intersect1d(places, tensor.pattern)
 
 
-def _affordable(truth: Truth, windows: Windows, count: int) -> bool:
+def affordable(truth: Truth, windows: Windows, count: int) -> bool:
     """Whether the references can look at so many entries."""
     judge_ = truth.references[0].name
     each = _COMPLEX_FLOPS if judge_ == complex_step.REFERENCE.name else _REAL_FLOPS

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from bpcli.checking.decide import decide, decide_along, narrow
+from bpcli.checking.decide import affordable, decide, decide_along, narrow
 from bpcli.checking.findings import Finding
 from bpcli.checking.measures import cosine, kernel_error, relative_error
 from bpcli.checking.summary import as_direction, at_kink, summarise
@@ -45,7 +45,8 @@ def judge_entries(truth: Truth, windows: Windows, tensor: Tensor, value: FloatAr
 def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
     """Directions; where these do not pass, every entry, or as many as are affordable of those that look wrong.
 
-    Errors are estimated: the norm of a tensor is that of its components along Gaussian directions, on average.
+    Where directions are at a kink every entry is judged too, if that is affordable. Errors are estimated: the norm
+    of a tensor is that of its components along Gaussian directions, on average.
     """
     rows = directions(tensor)
     entries = decide_along(truth, windows, tensor, value, rows)
@@ -63,7 +64,8 @@ def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArra
         kernel_error=kernel_error(entries.value, truth.along(windows, tensor, rows).judge),
         bias=relative_error(dot(rows, value), true.value) if one_truth else None,
     )
-    if verdict == "pass":
+    # What lies between the slopes at a kink along a direction may do so by an error in any of its entries.
+    if verdict == "pass" and not (cause == "kink" and affordable(truth, windows, tensor.entries)):
         return found
     part = narrow(truth, windows, tensor, value)
     looked = judge_entries(truth.part(part), windows, part, value, blank)

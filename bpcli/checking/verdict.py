@@ -73,17 +73,21 @@ class References:
 
 @dataclass(frozen=True, eq=False)
 class _Gap:
-    """How a gradient stands to one reference: distances are from the nearest derivative where there is a kink."""
+    """How a gradient stands to one reference: distances are from the nearest derivative where there is a kink.
+
+    `unlike`: beyond these, where a program comes to that treats kinks unlike each other.
+    """
 
     reference: FloatArray
     bound: FloatArray
     z: FloatArray
     within: Mask
+    unlike: Mask
 
     @property
-    def parts(self) -> tuple[FloatArray, FloatArray, FloatArray, Mask]:
+    def parts(self) -> tuple[FloatArray, FloatArray, FloatArray, Mask, Mask]:
         """All of it."""
-        return self.reference, self.bound, self.z, self.within
+        return self.reference, self.bound, self.z, self.within, self.unlike
 
 
 def judge(value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]) -> Entries:
@@ -150,7 +154,7 @@ def _gap(value: FloatArray, estimate: Estimate, rounding: FloatArray) -> _Gap:
     reference = nearest(value, estimate)
     error = np.abs(value - reference)
     z = np.where(error == 0, 0.0, error / bound)
-    return _Gap(reference, bound, z, z <= 1)
+    return _Gap(reference, bound, z, z <= 1, ~(z <= 1) & (error <= bound + estimate.beyond))
 
 
 def _by_complex_step(value: FloatArray, exact: Estimate, references: References, rounding: FloatArray) -> Entries:
@@ -191,17 +195,18 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
     if central is None:
         raise ValueError("a verdict needs a reference")
     gap = _gap(value, central, rounding)
-    size = np.abs(central.value)
+    size = np.abs(central.value) + central.kink
     power = gap.bound <= POWER * np.maximum(size, part * size.max())
     weak = np.where(central.noise > 0.5 * gap.bound, _CAUSE["noise"], _CAUSE["no power"])
     passes = gap.within & power
     cause = np.where(passes, np.where(central.kink > 0, _CAUSE["kink"], _CAUSE[""]), weak)
     verdict = np.where(passes, PASS, INCONCLUSIVE)
     rejected = ~gap.within
-    suspect = rejected
+    unlike, suspect = gap.unlike, rejected & ~gap.unlike
     if second is not None:
         suspect = np.zeros(value.shape, dtype=np.bool_)
         other = _gap(value, second, rounding)
+        unlike = rejected & ~other.within & (unlike | other.unlike)
         both = rejected & ~other.within
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
@@ -211,6 +216,7 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
         verdict, cause = np.where(choice, PASS, verdict), np.where(choice, _CAUSE["kink"], cause)
         gap = _Gap(*(np.where(choice, a, b) for a, b in zip(other.parts, gap.parts, strict=True)))
         central = where(choice, second, central)
+    verdict, cause = np.where(unlike, INCONCLUSIVE, verdict), np.where(unlike, _CAUSE["kink"], cause)
     codes = verdict.astype(np.int8), cause.astype(np.int8)
     sides = central.value - central.kink, central.value + central.kink
     return Entries(*codes, value, gap.reference, gap.bound, gap.z, suspect, *sides)

@@ -126,12 +126,18 @@ def _arguments(graph: Graph) -> dict[int, list[tuple[int, int]]]:
     found: dict[int, list[tuple[int, int]]] = {}
     for node in graph.nodes:
         if node.op in OPERATIONS and not OPERATIONS[node.op].analytic:
-            argument, shift = graph.nodes[node.args[0]], 0
-            while argument.op == "slice":
-                shift += int(argument.numbers[0])
-                argument = graph.nodes[argument.args[0]]
-            found.setdefault(argument.index, []).append((shift, shift + graph.nodes[node.args[0]].size))
+            index, shift = base_of(graph, node.args[0])
+            found.setdefault(index, []).append((shift, shift + graph.nodes[node.args[0]].size))
     return found
+
+
+def base_of(graph: Graph, index: int) -> tuple[int, int]:
+    """The node that a node is a slice of, or the node itself, and where in it the slice begins."""
+    node, shift = graph.nodes[index], 0
+    while node.op == "slice":
+        shift += int(node.numbers[0])
+        node = graph.nodes[node.args[0]]
+    return node.index, shift
 
 
 def _values(problem: Problem, arguments: Mapping[int, list[tuple[int, int]]]) -> dict[int, NDArray[Any]]:

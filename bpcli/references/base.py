@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import ClassVar, Protocol
 
@@ -27,14 +27,16 @@ class Estimate:
 
     The true derivative is within `bound` of `value`, and `noise` is the share of the bound that rounding of the loss
     causes (the rest is truncation). Where the loss has a kink at the very point, `value` is the mean of the one-sided
-    derivatives, which are `value ± kink`; elsewhere `kink` is 0. Where nothing could be learnt, `value` is 0 and
-    `bound` infinite; entries that a density leaves out hold zeros.
+    derivatives, which are `value ± kink`; elsewhere `kink` is 0. Where many kinks meet, a program that treats them
+    unlike each other may be `beyond` that interval by so much. Where nothing could be learnt, `value` is 0 and `bound`
+    infinite; entries that a density leaves out hold zeros.
     """
 
     value: FloatArray
     bound: FloatArray
     noise: FloatArray
     kink: FloatArray
+    beyond: FloatArray = field(default_factory=lambda: np.zeros(()))
 
 
 def nothing(shape: tuple[int, ...]) -> Estimate:

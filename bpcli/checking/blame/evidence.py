@@ -15,6 +15,7 @@ from bpcli.methods import MethodCall
 from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Array, Problem, Setup, Tensor
+from bpcli.problem.slopes import ALIKE, slopes_of
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 
@@ -83,11 +84,25 @@ def gather(setup: Setup, call: MethodCall | Foreign) -> Evidence:
     asked = [ask(call, separate(problem)) for _ in range(2)]
     first, second = ({x.name: _dense(a.arrays[x.name], x) for x in setup.wrt if x.name in a.arrays} for a in asked)
     unsteady = asked[0].unsteady | asked[1].unsteady
-    right = planted(problem, RIGHT, windows)
+    right = _right(problem, windows, first)
     slack = rounding(problem, windows, setup.dtype).gradient
     comparable = {x.name: x for x in setup.wrt if x.name in first and first[x.name].shape == x.shape}
     found = Evidence(problem, windows, (first, second), right, slack, unsteady, ())
     return replace(found, wrong=tuple(n for n in comparable if not all(_near(found, n, i) for i in range(2))))
+
+
+def _right(problem: Problem, windows: tuple[Window, ...], answer: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+    """The right gradient: at kinks by slopes that programs take there, those with which most entries are `answer`'s."""
+    slopes = slopes_of(problem)
+    if slopes is None:
+        return planted(problem, RIGHT, windows)
+    slack = rounding(problem, windows, problem.setup.dtype).gradient
+
+    def alike(right: Mapping[str, FloatArray]) -> int:
+        pairs = [(right[n], value, _BOTH * slack[n]) for n, value in answer.items() if n in right]
+        return sum(int((np.abs(a - b) <= room).sum()) for a, b, room in pairs if a.shape == b.shape)
+
+    return max((planted(slopes.chosen(share), RIGHT, windows) for share in ALIKE), key=alike)
 
 
 def planted(problem: Problem, hooks: Hooks, windows: tuple[Window, ...], calls: int = 1) -> Mapping[str, FloatArray]:

@@ -20,6 +20,7 @@ from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.slopes import ALIKE, slopes_of
 from bpcli.problem.unrolled import Unrolled, unrolled
 from bpcli.references.numerics.probe import FloatArray
 
@@ -67,8 +68,18 @@ class Rounding:
 def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
     """What the gradient that `windows` define may be off by when it is computed in `dtype`.
 
-    Where there is no contribution at all the bound is exactly zero.
+    Where there is no contribution at all the bound is exactly zero. At a kink a shift would choose the slope, which is
+    no rounding: it is the largest under slopes that programs choose.
     """
+    slopes = slopes_of(problem)
+    if slopes is None:
+        return _rounding(problem, windows, dtype)
+    each = [_rounding(slopes.chosen(share), windows, dtype) for share in ALIKE]
+    most = {name: functools.reduce(np.maximum, [r.gradient[name] for r in each]) for name in each[0].gradient}
+    return Rounding(most, float(np.max([r.loss for r in each])), float(np.max([r.scale for r in each])))
+
+
+def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
     with np.errstate(all="ignore"):
         magnitudes = magnitude(problem, windows)
         sizes, spreads = _samples(problem, windows)

@@ -16,8 +16,10 @@ from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import UNCHANGED, Change, Perturbed
+from bpcli.problem.slopes import slopes_of
 from bpcli.references.base import Estimate, nothing
 from bpcli.references.numerics.chain import Chain, Ready
+from bpcli.references.numerics.choices import Choices, put_ranges
 from bpcli.references.numerics.derivatives import Derivatives
 from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
 from bpcli.references.numerics.pairs import COMPARED, SIGNED, Comparison
@@ -46,11 +48,8 @@ class Around:
         self.problem, self.windows = problem, windows
         self.real = Perturbed(problem, windows, np.dtype(np.float64), kinks)
         self.imaginary = Perturbed(problem, windows, np.dtype(np.complex128), kinks) if kinks.any else None
-
-    @cached_property
-    def branch(self) -> Perturbed:
-        """The branch that the program takes, beyond kinks too, for imaginary steps."""
-        return Perturbed(self.problem, self.windows, np.dtype(np.complex128))
+        slopes = slopes_of(problem)
+        self.choices = Choices(slopes, windows) if slopes is not None else None
 
     @cached_property
     def base(self) -> FloatArray:
@@ -69,16 +68,6 @@ class Around:
         kinks = _distances(around, followed)
         return Sampler(partial(self.real.losses, tensor), around, self.base, kinks=kinks)
 
-    def branch_slopes(self, tensor: Tensor, around: Probe, rows: Indices) -> FloatArray:
-        """`(R, S)`: the slopes of `rows` of the probe, of the program's own branch."""
-        some = around.rows(rows)
-        return slopes(self.branch.losses(tensor, some.entries, np.full(len(rows), STEP * 1j)), some)
-
-    def branch_slopes_along(self, tensor: Tensor, directions: FloatArray, rows: Indices) -> FloatArray:
-        """`(R, 1)`: the same of directions."""
-        losses = Along(self.branch, tensor, directions).losses(rows, np.full(len(rows), STEP * 1j))
-        return np.asarray(losses.imag.sum(axis=1, keepdims=True) / STEP)
-
     def along(self, tensor: Tensor, rows: FloatArray) -> Sampler:
         """All of a tensor's values moved along directions."""
         around = points_along(np.asarray(self.problem.array(tensor), dtype=np.float64), rows)
@@ -91,22 +80,6 @@ def slopes(losses: NDArray[Any], around: Probe) -> FloatArray:
     """`(K, S)` from losses (K, batch) after imaginary steps."""
     derivatives = losses.imag / STEP
     return np.asarray(derivatives.sum(axis=1, keepdims=True) if around.summed else derivatives)
-
-
-def _widen(known: Derivatives, kinks: FloatArray | None, slopes_of: Callable[[Indices], FloatArray]) -> None:
-    """Widen the intervals where `kinks` are met to the slopes with all of these switched off, or on.
-
-    A step that moves some arguments up and others down switches some on, the step back the others: what a program makes
-    of it that switches all alike need not lie between. Both sides together come to as much as off and on together, so
-    that these lie symmetrically too, and `slopes_of` rows, by the program's own branch, are off. (Behind other kinks
-    that holds for off alone.)
-    """
-    met = (kinks if kinks is not None else np.full(known.value.shape, FREE)) > FREE
-    rows = np.flatnonzero((met & np.isfinite(known.bound)).any(axis=1))
-    if len(rows):
-        away = np.abs(slopes_of(rows) - known.value[rows])
-        wider = met[rows] & np.isfinite(known.bound[rows]) & (away > known.kink[rows])
-        known.kink[rows] = np.where(wider, away, known.kink[rows])
 
 
 def _distances(around: Probe, followed: Followed | None) -> FloatArray:
@@ -145,10 +118,12 @@ def sweep(
         if sample is not None:
             around = around.sample(sample, zlib.crc32(tensor.name.encode()))
         known, rows = found.get(tensor.name, (None, np.zeros(0, np.int64)))
+        beyond = np.zeros(around.places.shape)
         if known is None:
             sampler = losses.entries(tensor, around)
             known = differentiate(sampler)
-            _widen(known, sampler.kinks, partial(losses.branch_slopes, tensor, around))
+            if losses.choices is not None:
+                beyond = put_ranges(known, sampler.kinks, partial(losses.choices.entries, tensor, around))
         elif len(rows):
             known.put(rows, differentiate(losses.entries(tensor, around.rows(rows))))
         unknown = 0.0 if sample is None else np.inf
@@ -157,6 +132,7 @@ def sweep(
             around.scatter(known.bound, tensor.shape, unknown),
             around.scatter(known.noise, tensor.shape),
             around.scatter(known.kink, tensor.shape),
+            around.scatter(beyond, tensor.shape),
         )
     return estimates
 
@@ -192,7 +168,9 @@ def sweep_along(
     for tensor, rows in directions.items():
         sampler = losses.along(tensor, rows)
         found = differentiate(sampler)
-        _widen(found, sampler.kinks, partial(losses.branch_slopes_along, tensor, rows))
-        parts = (found.value, found.bound, found.noise, found.kink)
+        beyond = np.zeros(found.value.shape)
+        if losses.choices is not None:
+            beyond = put_ranges(found, sampler.kinks, partial(losses.choices.along, tensor, rows))
+        parts = (found.value, found.bound, found.noise, found.kink, beyond)
         estimates[tensor.name] = Estimate(*(part[:, 0] for part in parts))
     return estimates
