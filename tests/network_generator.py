@@ -47,6 +47,7 @@ SQUASHED = ("tanh({})", "tanh({})", "sin({})", "sigmoid({})", "softmax({})", "re
             "abs(tanh({}))", "(0.2 * {})", "relu(0.3 * {})", "log_softmax(tanh({}))", "(1 / (1 + {}**2))")  # fmt: skip
 LITERALS = ("0.5", "2", "1", "0.1", "3", "0", "(-1)", "1.5", "(-0.25)")
 FLAT = (0.0, 0.0, 0.0, 1.0, 1.0, -1.0, 0.5, 2.0)
+SIZES = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9)
 SCALES = ("ordinary", "flat", "wide", "extreme")
 EXTREME = (0.0, 1e-300, 1e300, 1e-160, 1e154, 1e-80, 1e200, 1e38, 1e-310)
 EXTREME_SINGLE = (0.0, 1e-38, 1e38, 1e-20, 1e19, 1e-45, 1e30)
@@ -63,11 +64,12 @@ class Name:
 
 @dataclass
 class Writer:
-    """Writes terms from the names that there are so far."""
+    """Writes terms from the names that there are so far, the `favourite` more often than others."""
 
     rng: Random
     dims: Mapping[str, int]
     names: list[Name] = field(default_factory=list)
+    favourite: str = ""
 
     def add(self, text: str, shape: Shape, phase: Phase) -> None:
         """Let terms use a name."""
@@ -92,13 +94,25 @@ class Writer:
     def leaf(self, shape: Shape, most: Phase) -> Term:
         """A name where there is one, rather a late one; else a number, or names joined or cut."""
         fitting = [n.text for n in self.names if n.shape == shape and n.phase <= most]
+        if self.favourite in fitting and self.rng.random() < 0.4:
+            return Term(self.favourite)
         if fitting and not (shape == () and self.rng.random() < 0.3):
             return Term(fitting[max(self.rng.randrange(len(fitting)) for _ in range(2))])
         if shape == ():
-            return Term(self.rng.choice((*LITERALS, *self.dims)))
+            return self.scalar(most)
         if len(shape) == 2:  # a transpose of what there is
             return Term("{}.T", (self.leaf(shape[::-1], most),))
         return self.vector(shape[0], most)
+
+    def scalar(self, most: Phase) -> Term:
+        """A number, or a scalar of a vector that has a name."""
+        vectors = [n for n in self.names if len(n.shape) == 1 and n.phase <= most]
+        if not vectors or self.rng.random() < 0.4:
+            return Term(self.rng.choice((*LITERALS, *self.dims)))
+        name = self.rng.choice(vectors)
+        if self.rng.random() < 0.5:
+            return Term(ELEMENT, (Term(name.text),), (self.rng.randrange(name.shape[0]),))
+        return Term(self.rng.choice(("sum({})", "mean({})", "logsumexp({})")), (Term(name.text),))
 
     def vector(self, size: int, most: Phase) -> Term:
         """A vector of any size: a name's slice, or scalars joined."""
@@ -219,11 +233,10 @@ class _Maker:
         (self.scales,) = rng.choices(scales, [weights[s] for s in scales])
         self.dtype = "float32" if rng.random() < 0.25 else "float64"
         names = ("n", "m", "k")[: rng.randint(1, 3)]
-        self.dims = {name: min(rng.randint(1, 9), rng.randint(1, 12)) for name in names}
+        self.dims = {name: rng.choice(SIZES) for name in names}
         self.recurrent = rng.random() < 0.85
         self.writer = Writer(rng, self.dims)
         self.equations: dict[str, Term] = {}
-        self.phase: dict[str, Phase] = {}
 
     def network(self) -> Network:
         """Declarations first, then equations in an order in which each uses those before it."""
@@ -237,6 +250,7 @@ class _Maker:
         for table, phase in ((params, Phase.STATIC), (inputs, Phase.INPUT)):
             for name, shape in table.items():
                 self.writer.add(name, self.sized(shape), phase)
+        self.writer.favourite = rng.choice((*params, ""))
         for i in range(rng.choice((0, 0, 0, 1, 2))):
             self.equation(f"s{i}", rng.choice(self.writer.shapes(Phase.STATIC)), Phase.STATIC)
         for name, shape in state.items():
@@ -284,7 +298,10 @@ class _Maker:
     def equation(self, name: str, shape: Shape, most: Phase) -> None:
         """An equation of any term, sometimes of a name alone; what follows may use it."""
         depth = self.rng.choice((0, 1, 1, 2, 2, 3))
-        self.define(name, self.writer.term(shape, most, depth), shape, most)
+        term = self.writer.term(shape, most, depth)
+        if not any(n.text == inner.form for n in self.writer.names for _, inner in term.walk()):
+            term = self.writer.term(shape, most, depth)  # of numbers alone: only now and then
+        self.define(name, term, shape, most)
 
     def define(self, name: str, term: Term, shape: Shape, phase: Phase) -> None:
         self.equations[name] = term
@@ -299,7 +316,7 @@ class _Maker:
                 hidden += 1
             shape = self.sized(state[name])
             kind = rng.choices(list(STATES), list(STATES.values()))[0]
-            self.define(name, getattr(self, kind)(name, shape), shape, Phase.STATIC if kind == "static" else Phase.RECURRENT)
+            self.define(name, getattr(self, kind)(name, shape), shape, Phase.RECURRENT)
         for _ in range(rng.choice((0, 1, 1, 2))):
             self.equation(f"h{hidden}", self.vague(), Phase.RECURRENT)
             hidden += 1
@@ -354,17 +371,26 @@ class _Maker:
             self.loss = rng.choice(scalars)
             return
         self.loss = rng.choice(("loss", "loss", "loss", "cost"))
-        terms = []
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            most = Phase.STATIC if rng.random() < 0.15 else Phase.RECURRENT
-            terms.append(self.writer.term((), most, rng.randint(1, 4)))
-        last = [n for n in self.writer.names if n.text in self.equations and n.phase is not Phase.STATIC]
-        if last and rng.random() < 0.8:
-            terms.append(Term("0.5 * sum(({})**2)" if rng.random() < 0.5 else "sum({})", (Term(rng.choice(last).text),)))
-        if rng.random() < 0.2:
-            decayed = rng.choice([n.text for n in self.writer.names if n.phase is Phase.STATIC])
-            terms.append(Term("0.01 * sum(({})**2)", (Term(decayed),)))
+        terms = [self.writer.term((), Phase.RECURRENT, rng.randint(1, 4)) for _ in range(rng.choice((0, 1, 1, 2)))]
+        own = [n for n in self.writer.names if n.text in self.equations and n.phase is not Phase.STATIC]
+        terms += [self.read(n) for n in own if rng.random() < 0.6]
+        static = [n.text for n in self.writer.names if n.phase is Phase.STATIC]
+        if not terms or rng.random() < 0.2:
+            terms.append(Term("0.01 * sum({}**2)", (Term(rng.choice(static)),)))
         self.equations[self.loss] = total(terms)
+
+    def read(self, name: Name) -> Term:
+        """A scalar of an equation's value, through a matrix now and then."""
+        rng, term = self.rng, Term(name.text)
+        matrices = [n for n in self.writer.names if len(n.shape) == 2 and n.shape[1:] == name.shape]
+        if matrices and rng.random() < 0.5:
+            matrix = rng.choice(matrices)
+            term = Term("({} @ {})", (Term(matrix.text), term))
+        against = [n.text for n in self.writer.names if n.shape == name.shape and n.phase <= Phase.INPUT]
+        forms = ["0.5 * sum({}**2)", "sum({})", "mean(cos({}))"]
+        if against and not term.args:
+            return Term(rng.choice(("0.5 * sum(({} - {})**2)", "dot({}, {})")), (term, Term(rng.choice(against))))
+        return Term(rng.choice(forms), (term,))
 
     def param(self, shape: tuple[str, ...]) -> Array:
         """A parameter with its numbers; some are untrainable, some matrices have a density."""
