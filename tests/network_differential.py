@@ -96,15 +96,17 @@ def truncated(setup: Setup) -> list[str]:
     return ["tbptt:k1=2,k2=3"] if setup.T > 3 else []
 
 
-def examine(text: str, extras: Sequence[str] = ()) -> Outcome:
-    """All that can be said of a spec without knowing anything about it; `extras` of EXTRAS take longer."""
+def examine(text: str, extras: Sequence[str] = (), judged: bool = True) -> Outcome:
+    """All that can be said of a spec without knowing anything about it; `extras` of EXTRAS take longer.
+
+    Where it is not to be `judged`, gradients are compared with each other and the twin's, and that is all.
+    """
     outcome = Outcome()
     with _silence(outcome), warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network.toml"
-            path.write_text(text, encoding="utf-8")
-            _examine(path, extras, outcome)
+        problem = _problem(text, outcome)
+        if problem is not None:
+            _examine(problem, extras, judged, outcome)
     for warning in heard:
         place = Path(warning.filename)
         outcome.fail("warning", f"{warning.category.__name__}: {warning.message} ({place.name}:{warning.lineno})")
@@ -146,14 +148,20 @@ def _attempt(outcome: Outcome, stage: str, work: Callable[[], Any]) -> Any:
     return None
 
 
-def _examine(path: Path, extras: Sequence[str], outcome: Outcome) -> None:
-    setup: Setup | None = _attempt(outcome, "open", lambda: open_setup(path, {}, (), LIMITS))
-    problem: Problem | None = setup and _attempt(outcome, "draw", lambda: draw(setup))
-    if setup is None or problem is None:
-        return
+def _problem(text: str, outcome: Outcome) -> Problem | None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.toml"
+        path.write_text(text, encoding="utf-8")
+        setup: Setup | None = _attempt(outcome, "open", lambda: open_setup(path, {}, (), LIMITS))
+    return setup and _attempt(outcome, "draw", lambda: draw(setup))
+
+
+def _examine(problem: Problem, extras: Sequence[str], judged: bool, outcome: Outcome) -> None:
+    setup, truth = problem.setup, None
     # References are computed for each set of windows: most of the time that a network takes.
-    calls = [parse(m) for m in methods(setup)[: None if "windows" in extras else 3] + truncated(setup) * ("windows" in extras)]
-    truth = _check(problem, calls, outcome)
+    calls = [parse(m) for m in (methods(setup) + truncated(setup) if "windows" in extras else methods(setup)[:3])]
+    if judged:
+        truth = _check(problem, calls, outcome)
     if outcome.refused:
         _vindicate(problem, outcome)
         return
@@ -170,6 +178,7 @@ def _examine(path: Path, extras: Sequence[str], outcome: Outcome) -> None:
         _compare(setup, found, unsure.gradient, outcome)
         for method in truncated(setup):
             _truncation(problem, method, outcome)
+    if truth is not None and unsure is not None:
         _references(problem, truth, twin, outcome)
     if "jax" in extras:
         _jax(problem, found, outcome)
@@ -254,12 +263,12 @@ def _truncation(problem: Problem, method: str, outcome: Outcome) -> None:
         _compare(setup, {method: answer.arrays, "the twin": twin}, unsure, outcome)
 
 
-def _references(problem: Problem, truth: Truth | None, twin: Arrays | None, outcome: Outcome) -> None:
+def _references(problem: Problem, truth: Truth, twin: Arrays | None, outcome: Outcome) -> None:
     """Estimates within the bounds of each other, and the twin's gradient within each."""
     setup = problem.setup
     known: dict[str, Mapping[str, Estimate]] = {}
     for reference in REFERENCES:
-        kept = truth is not None and truth._estimates.get((reference.name, whole(setup)))
+        kept = truth._estimates.get((reference.name, whole(setup)))
         known[reference.name] = kept or _attempt(
             outcome, reference.name, lambda r=reference: r.estimate(problem, whole(setup), setup.wrt)
         )

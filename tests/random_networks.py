@@ -37,6 +37,7 @@ COLUMNS = ("scales", "dtype", "networks", "refused_lawfully", "gradients", *KIND
 CLASSES = {"all": SCALES, "ordinary": SCALES[:2]}
 # A share of the networks has what takes longer.
 EVERY = {"jax": 40, "memory": 20, "spoiled": 4, "windows": 5}
+COMMAND = (sys.executable, __file__)
 _CHUNK = 400
 _HANGS = 120.0
 _SHRINKINGS = 600
@@ -86,8 +87,7 @@ class Worker:
         os.close(handle)
         self.journal = Path(name)
         span = ["--seed", str(self.first), "--count", str(self.last - self.first), "--scales", self.scales]
-        command = [sys.executable, __file__, "--journal", name, *span]
-        self.process = subprocess.Popen(command)
+        self.process = subprocess.Popen([*COMMAND, "--journal", name, *span])
 
     def lines(self) -> list[dict[str, Any]]:
         """What it has written in whole."""
