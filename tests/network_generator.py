@@ -6,8 +6,8 @@ An operation that is added to the table is written `name(arguments, numbers)` un
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from math import prod
 from random import Random
@@ -43,8 +43,10 @@ GROWING = ("exp",)
 SINGULAR = ("log", "sqrt", "divide", "power")
 TAME = ("tanh({})", "sin({})", "cos({})", "sigmoid({})", "(0.1 * {})")
 POSITIVE = ("(1 + {}**2)", "(2 + cos({}))", "exp(0.3 * tanh({}))", "(0.1 + softplus({}))", "(0.5 + sigmoid({}))")
-SQUASHED = ("tanh({})", "tanh({})", "sin({})", "sigmoid({})", "softmax({})", "relu(sin({}))", "leaky_relu(tanh({}), 0.1)",
-            "abs(tanh({}))", "(0.2 * {})", "relu(0.3 * {})", "log_softmax(tanh({}))", "(1 / (1 + {}**2))")  # fmt: skip
+SQUASHED = (
+    "tanh({})", "tanh({})", "sin({})", "sigmoid({})", "softmax({})", "relu(sin({}))", "leaky_relu(tanh({}), 0.1)",
+    "abs(tanh({}))", "(0.2 * {})", "relu(0.3 * {})", "log_softmax(tanh({}))", "(1 / (1 + {}**2))",
+)  # fmt: skip
 LITERALS = ("0.5", "2", "1", "0.1", "3", "0", "(-1)", "1.5", "(-0.25)")
 FLAT = (0.0, 0.0, 0.0, 1.0, 1.0, -1.0, 0.5, 2.0)
 SIZES = (1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 9)
@@ -195,9 +197,13 @@ ROWS: tuple[tuple[str, Operation], ...] = (*OPERATIONS.items(), *COMPOSED.items(
 assert set(FUNCTIONS) <= {name for name, _ in ROWS}, "a function that no row writes"
 
 
-@lru_cache(maxsize=None)
+@cache
 def signatures(
-    operation: Operation, numbers: tuple[float, ...], result: Shape, shapes: tuple[Shape, ...], static: tuple[Shape, ...]
+    operation: Operation,
+    numbers: tuple[float, ...],
+    result: Shape,
+    shapes: tuple[Shape, ...],
+    static: tuple[Shape, ...],
 ) -> list[tuple[Shape, ...]]:
     """The shapes of arguments that give a result, of those that there are; matrices are of parameters and constants."""
     usable = [s for s in shapes if len(s) < 2 or s in static]
@@ -331,7 +337,9 @@ class _Maker:
         square = [n.text for n in self.writer.names if len(n.shape) == 2 and n.shape == shape * 2]
         if square and rng.random() < 0.8:
             transposed = rng.random() < 0.15
-            terms.insert(0, Term("{}.T @ {}" if transposed else "{} @ {}", (Term(rng.choice(square)), Term(f"{name}[t-1]"))))
+            terms.insert(
+                0, Term("{}.T @ {}" if transposed else "{} @ {}", (Term(rng.choice(square)), Term(f"{name}[t-1]")))
+            )
         return Term(rng.choice(SQUASHED), (Term("({})", (total(terms),)) if len(terms) > 1 else terms[0],))
 
     def leaky(self, name: str, shape: Shape) -> Term:
@@ -416,7 +424,9 @@ class _Maker:
         if self.scales == "flat" or rng.random() < 0.15:
             found["init"] = rng.choice(("zeros", "ones"))
         elif rng.random() < 0.5:
-            found["init"] = rng.choice(("normal", "uniform", *(("orthogonal", "glorot", "identity") if len(shape) == 2 else ())))
+            found["init"] = rng.choice(
+                ("normal", "uniform", *(("orthogonal", "glorot", "identity") if len(shape) == 2 else ()))
+            )
         if scale := self.scale():
             found.setdefault("init", "normal")
             found["scale"] = scale[0]
@@ -443,7 +453,10 @@ class _Maker:
         if not needed and rng.random() < 0.7:
             return None
         scale = (*self.scale(), 1.0)[0]
-        return tuple(scale * rng.choice((1.0, 1.0, -1.0, 0.5, 0.0, round(rng.uniform(-2, 2), 2))) for _ in range(rng.randint(1, 5)))
+        return tuple(
+            scale * rng.choice((1.0, 1.0, -1.0, 0.5, 0.0, round(rng.uniform(-2, 2), 2)))
+            for _ in range(rng.randint(1, 5))
+        )
 
 
 # Kinds of states, and how often each is taken.

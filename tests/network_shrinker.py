@@ -1,4 +1,4 @@
-"""The smallest network that still fails: parts are dropped, sizes lowered and numbers made plain, as long as it does."""
+"""The smallest network that still fails: parts dropped, sizes lowered and numbers made plain as long as it does."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def drops(network: Network) -> Iterator[Network]:
     for table in ("params", "inputs", "constants"):
         entries = getattr(network, table)
         yield from (replace(network, **{table: _without(entries, name)}) for name in entries)
-    used = {d for table in ("params", "inputs", "state") for array in getattr(network, table).values() for d in array.shape}
+    used = {
+        d for table in ("params", "inputs", "state") for array in getattr(network, table).values() for d in array.shape
+    }
     yield from (replace(network, dims=_without(network.dims, name)) for name in network.dims if name not in used)
 
 

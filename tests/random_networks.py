@@ -33,10 +33,21 @@ KINDS = (
     "crash", "hang",
 )  # fmt: skip
 CAUSES = ("noise", "no power", "references disagree")
-COLUMNS = ("scales", "dtype", "networks", "refused_lawfully", "gradients", *KINDS, "inconclusive", *CAUSES, "other", "version")
+COLUMNS = (
+    "scales",
+    "dtype",
+    "networks",
+    "refused_lawfully",
+    "gradients",
+    *KINDS,
+    "inconclusive",
+    *CAUSES,
+    "other",
+    "version",
+)
 CLASSES = {"all": SCALES, "ordinary": SCALES[:2]}
 # A share of the networks has what takes longer.
-EVERY = {"jax": 40, "memory": 20, "spoiled": 4, "windows": 5}
+EVERY = {"jax": 100, "ladder": 3, "memory": 20, "spoiled": 4, "windows": 5}
 COMMAND = (sys.executable, __file__)
 _CHUNK = 400
 _HANGS = 120.0
@@ -67,7 +78,12 @@ def look(seed: int, scales: tuple[str, ...]) -> dict[str, Any]:
 
 def smallest(seed: int, scales: tuple[str, ...], failure: Failure) -> str:
     """The smallest spec found that fails like a seed's network."""
-    wanted = [name for name in extras(seed) if failure.kind in ("memory", "missed") or "jax" in failure.what]
+    needed = {
+        "memory": failure.kind == "memory",
+        "spoiled": failure.kind == "missed",
+        "windows": "tbptt" in failure.what,
+    }
+    wanted = [name for name in extras(seed) if needed.get(name, name in failure.what)]
     found = shrink(generate(seed, scales), lambda n: failure in examine(n.text(), wanted).failures, _SHRINKINGS)
     return found.text()
 
@@ -174,13 +190,16 @@ def _row(scales: str, dtype: str, lines: list[dict[str, Any]]) -> dict[str, Any]
 def report(lines: list[dict[str, Any]], scales: tuple[str, ...], shown: int) -> bool:
     """Print the counts, and each kind of failure with its smallest network; returns whether there is none."""
     table = rows(lines)
-    counted = [column for column in COLUMNS[2:-1]]
-    sums = {column: sum(row[column] for row in table) for column in counted}
+    sums = {column: sum(row[column] for row in table) for column in COLUMNS[2:-1]}
     print(", ".join(f"{name.replace('_', ' ')} {number}" for name, number in sums.items()))
     for row in table:
         share = row["inconclusive"] / max(1, row["gradients"])
-        print(f"  {row['scales']} {row['dtype']}: {row['networks']} networks, {share:.2%} of the gradients inconclusive")
-    print(f"longest {max(line['seconds'] for line in lines):.3g} s, jax {'beside' if not JAX.available() else 'missing'}")
+        print(
+            f"  {row['scales']} {row['dtype']}: {row['networks']} networks, {share:.2%} of the gradients inconclusive"
+        )
+    print(
+        f"longest {max(line['seconds'] for line in lines):.3g} s, jax {'beside' if not JAX.available() else 'missing'}"
+    )
     kinds: dict[Failure, list[int]] = defaultdict(list)
     for line in lines:
         for failure in line["failures"]:
