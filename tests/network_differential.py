@@ -316,15 +316,13 @@ def _memory(problem: Problem, calls: Sequence[MethodCall], outcome: Outcome) -> 
                 "memory", f"{call.text.split(':')[0]} holds {'more' if held > cost else 'less'} than predicted"
             )
     predicted = run.check_bytes(setup, calls, CheckOptions()) + sum(array_bytes(setup).values())
-    held = _attempt(
-        outcome, "check", lambda: allocated_bytes(lambda: run.check_problem(problem, calls, CheckOptions()))
-    )
-    if held is None:
-        return
-    if held > predicted + OF_CHECKS:
-        outcome.fail("memory", "the check holds more than predicted")
-    if predicted > 2 * held + OF_CHECKS:
-        outcome.fail("memory", "the check holds less than predicted")
+    for _ in range(2):  # the first may import something, or plan what is kept for the next
+        held = _attempt(
+            outcome, "check", lambda: allocated_bytes(lambda: run.check_problem(problem, calls, CheckOptions()))
+        )
+        if held is None or (predicted <= 2 * held + OF_CHECKS and held <= predicted + OF_CHECKS):
+            return
+    outcome.fail("memory", f"the check holds {'more' if held > predicted else 'less'} than predicted")
 
 
 def _spoiled(truth: Truth, arrays: Arrays, outcome: Outcome) -> None:
