@@ -51,8 +51,8 @@ EXTRAS = ("jax", "ladder", "memory", "spoiled", "windows")
 OF_METHODS, OF_CHECKS = 20_000, 1 << 19
 # Refusals that a well-shaped network may meet: numbers that leave the range of floats, a density of no entries.
 LAWFUL = ("not-finite", "nothing-to-differentiate")
-# Relative to a tensor's largest entry; XLA's functions are not those of the C library.
-JAX_TOLERANCE = {"float64": 1e-8, "float32": 5e-3}
+# Relative to a tensor's largest entry, and to the largest of all; XLA's functions are not those of the C library.
+JAX_TOLERANCE = {"float64": (1e-8, 1e-13), "float32": (5e-3, 1e-5)}
 
 
 @dataclass(frozen=True)
@@ -291,18 +291,20 @@ def _references(truth: Truth, used: Sequence[Reference], twin: Arrays | None, ou
 
 
 def _jax(problem: Problem, found: Mapping[str, Arrays], outcome: Outcome) -> None:
-    """JAX, relative to the largest entry of each tensor."""
+    """JAX, where it is installed."""
     setup = problem.setup
-    tolerance = JAX_TOLERANCE[setup.dtype.name]
+    of_own, of_all = JAX_TOLERANCE[setup.dtype.name]
     for method in methods(setup)[:2]:
         if JAX.available() is not None or JAX.refusal(setup, method) is not None or method not in found:
             continue
         answer = _attempt(outcome, f"jax {method}", lambda m=method: JAX.gradient_function(problem, m)())
-        for tensor in setup.wrt if answer is not None else ():
+        if answer is None:
+            continue
+        sizes = {t.name: float(np.abs(found[method][t.name]).max(initial=0.0)) for t in setup.wrt}
+        for tensor in setup.wrt:
             ours, theirs = found[method][tensor.name], np.asarray(answer.arrays[tensor.name])
-            with np.errstate(all="ignore"):
-                largest = np.abs(ours).max(initial=0.0) + np.abs(theirs).max(initial=0.0)
-            if np.isfinite(largest) and _apart(tensor, ours, theirs, np.full(ours.shape, tolerance * largest)):
+            tolerance = of_own * sizes[tensor.name] + of_all * max(sizes.values())
+            if np.isfinite(tolerance) and _apart(tensor, ours, theirs, np.full(ours.shape, tolerance)):
                 outcome.fail("disagreement", f"{method} and jax, {tensor.kind}")
 
 
