@@ -14,7 +14,9 @@ from bpcli.graph.model import Graph, Node, Phase
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.values import node_values
 
-STEP = 1e-40
+STEP = 1.0
+"""The imaginary step. Kernels drop products of imaginary parts, so that any size will do: this one leaves derivatives
+the range of floats."""
 
 
 def factors(
