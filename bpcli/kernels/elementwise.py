@@ -4,10 +4,10 @@
 itself. An entry's result depends on that entry alone, never on its position or its neighbours, so a batch may be cut
 anywhere without changing a bit. float32 is computed in float64 and rounded once at the end.
 
-The loops have no calls and no branches, and are vectorised, those of `sin` and `cos` where no entry of a slice is large;
-LLVM would call what is not wanted too, and choose after that. They read and write y alone after a copy of x: with one
-array there is nothing for LLVM to prove about overlap, and they vectorise in place too. They are written out, as a
-function made of functions is not kept on disk.
+The loops have no calls and no branches, and are vectorised, those of `sin` and `cos` where no entry of a slice is
+large; LLVM would call what is not wanted too, and choose after that. They read and write y alone after a copy of x:
+with one array there is nothing for LLVM to prove about overlap, and they vectorise in place too. They are written out,
+as a function made of functions is not kept on disk.
 
 Complex numbers are numbers with their tangents, which `times` and `over` multiply and divide as such.
 """

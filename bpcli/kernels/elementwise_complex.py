@@ -1,9 +1,9 @@
 """Complex128 scalar functions for the complex step: a + i h stands for a number and its tangent, a dual number.
 
-f(a + i h) = f(a) + i h f'(a), with nothing of second order: products of imaginary parts are dropped, so that there is no
-truncation however large h is, nor where f'(a) is zero, and the range of derivatives is that of floats. The real routine
-gives the real part; a slope without cancellation gives the imaginary part, accurate in deep saturation too (Squire and
-Trapp, "Using complex variables to estimate derivatives of real functions", 1998, with h towards zero).
+f(a + i h) = f(a) + i h f'(a), with nothing of second order: products of imaginary parts are dropped, so that there is
+no truncation however large h is, nor where f'(a) is zero, and the range of derivatives is that of floats. The real
+routine gives the real part; a slope without cancellation gives the imaginary part, accurate in deep saturation too
+(Squire and Trapp, "Using complex variables to estimate derivatives of real functions", 1998, with h towards zero).
 """
 
 import numpy as np

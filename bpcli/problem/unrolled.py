@@ -151,11 +151,16 @@ class Unrolled:
         yield from ([window] for window in self.windows[regular:])
 
     def gradient(
-        self, problem: Problem, rounding: bool = False, disturb: Callable[[Array], None] | None = None
+        self,
+        problem: Problem,
+        rounding: bool = False,
+        disturb: Callable[[Array], None] | None = None,
+        seed: float = 1.0,
     ) -> tuple[float, dict[str, Array]]:
         """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead.
 
-        `disturb` is given all values of the pass forwards, to change them in place before each pass backwards.
+        `disturb` is given all values of the pass forwards, to change them in place before each pass backwards, which
+        starts from `seed` times the weights of the losses.
         """
         trace, weights = Trace(self.plan, problem.setup.dtype, problem.arrays, rounding), self._weights
         initial = {
@@ -163,13 +168,13 @@ class Unrolled:
         }
         trace.start()
         if self.side_by_side:
-            return self._side_by_side(trace, weights, self.side_by_side, disturb)
+            return self._side_by_side(trace, weights, self.side_by_side, disturb, seed)
         loss, done = 0.0, 0
         for window in self.windows:
             loss += self._advance(trace, done, window, weights)
             done = window.stop
             with trace.disturbed(disturb):
-                self._back(trace, window, weights)
+                self._back(trace, window, weights * seed)
             if window.start == 0:
                 for name in initial:
                     initial[name] += trace.initial(name)
@@ -183,6 +188,7 @@ class Unrolled:
         weights: NDArray[np.float64],
         plan: WindowsPlan,
         disturb: Callable[[Array], None] | None,
+        seed: float,
     ) -> tuple[float, dict[str, Array]]:
         """The same, a block of windows at a time."""
         windows, loss, done = Windows(plan, trace), 0.0, 0
@@ -191,7 +197,7 @@ class Unrolled:
             loss += self._advance(trace, done, Window(block[0].start, done, stop), weights)
             done = stop
             with trace.disturbed(disturb):
-                windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights)
+                windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights * seed)
         return loss, self._collect(trace, windows.initial)
 
     def _size(self, state: str) -> int:

@@ -21,6 +21,7 @@ from bpcli.problem.cast import cast
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Array, Problem, Setup
 from bpcli.problem.unrolled import Unrolled, unrolled
+from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
 
 # Multiples of the sampled standard deviation, and of one rounding of the result, that a correct gradient may be off by;
@@ -40,6 +41,11 @@ _CANCELLED = 1e5
 # A bound of so many roundings, or such a part, of the largest gradients near by leaves no doubt that they are like it.
 _SURE, _AT_MOST = 1e6, 1e-2
 _LOSS = ""  # beside the names of tensors
+# Powers of two by which losses are multiplied to see what cotangents lose to underflow: the largest that does not
+# overflow. And the power of the smallest normal number with which nothing overflows that has no infinite factor.
+_SEEDS, _LOW = (2.0**1000, 2.0**700, 2.0**400, 2.0**100), 0.9
+# Below it float32 is not what numbers are rounded to.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 _SINGLE = np.dtype(np.float32)
 _DOUBLE = np.dtype(np.float64)
 
@@ -55,37 +61,78 @@ class Rounding:
 
     `scale` is the largest entry of all gradients, on average over the samples, or, where rounding is so large that they
     may be unlike it, of the gradient itself; or, where it cancels, what rounding of the loss may look like. A bound
-    beyond it tells nothing.
+    beyond it tells nothing. `lost` is the share of the bounds that underflow of cotangents causes.
     """
 
     gradient: Mapping[str, FloatArray]
     loss: float
     scale: float
+    lost: Mapping[str, FloatArray]
 
 
 @functools.lru_cache(maxsize=2)
 def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
     """What the gradient that `windows` define may be off by when it is computed in `dtype`.
 
-    Where there is no contribution at all the bound is exactly zero.
+    Where there is no contribution at all the bound is exactly zero; where a value on the way leaves the range of
+    `dtype`, so that a correct gradient may be anything, it is infinite.
     """
     with np.errstate(all="ignore"):
-        magnitudes = magnitude(problem, windows)
         sizes, spreads = _samples(problem, windows)
         disturbed, exact = _disturbed(problem, windows, unit_roundoff(dtype))
+        magnitudes, lost, left = _range(problem, windows, exact, dtype)
         if dtype == _DOUBLE:  # whose numbers may be beyond the range of float32, in which the others were sampled
-            sizes = {name: np.where(np.isfinite(size), size, np.abs(exact[name])) for name, size in sizes.items()}
+            sizes = {
+                name: np.where(np.isfinite(size) & (size > _SMALLEST), size, np.abs(exact[name]))
+                for name, size in sizes.items()
+            }
         each = {
-            name: bound(sizes[name], spreads[name], m.astype(np.float64), dtype)
-            + np.where(m == 0, 0.0, FACTOR * disturbed[name])
+            name: bound(sizes[name], spreads[name], m, dtype)
+            + np.where(m == 0, 0.0, FACTOR * disturbed[name] + lost[name])
             for name, m in magnitudes.items()
         }
+        each = {name: np.where(left[name], np.inf, size) for name, size in each.items()}
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
         largest, unsure, here = (_largest(problem.setup, arrays) for arrays in (sizes, each, exact))
         if not unsure <= min(_SURE * unit_roundoff(dtype), _AT_MOST) * largest:
             # What is far from the point is no measure of it where rounding leads there: chaos makes any size.
             largest = min(largest, here)
-        return Rounding(each, float(loss), max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS])))
+        scale = max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS]))
+        return Rounding(each, float(loss), scale, lost)
+
+
+def _range(
+    problem: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray], dtype: np.dtype[np.floating]
+) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, Mask]]:
+    """By tensor, magnitudes; what of the gradient is lost to underflow of cotangents; where overflow leaves nothing.
+
+    A pass backwards is linear in what it starts from, to the last bit where that is a power of two and no number leaves
+    the range: what differs then is what the range took.
+    """
+    double = cast(problem, _DOUBLE)
+    sizes = magnitude(problem, windows)
+    lost = {name: np.full(m.shape, np.nan) for name, m in sizes.items()}
+    for seed in _SEEDS:
+        raised = unrolled(double.setup, windows).gradient(double, seed=seed)[1]
+        for name, found in raised.items():
+            lost[name] = np.where(np.isfinite(lost[name]), lost[name], np.abs(found / seed - exact[name]))
+        if all(np.isfinite(part).all() for part in lost.values()):
+            break
+    if any((m == 0).any() for m in sizes.values()):
+        # A path that underflows is not nothing.
+        raised = magnitude(problem, windows, seed=_SEEDS[0])
+        sizes = {n: np.where((m == 0) & (raised[n] != 0), np.finfo(np.float64).tiny, m) for n, m in sizes.items()}
+    own, left = sizes, {name: ~np.isfinite(a) for name, a in exact.items()}
+    if dtype != _DOUBLE:
+        single = cast(problem, dtype)
+        here = unrolled(single.setup, windows).gradient(single)[1]
+        left, own = {name: ~np.isfinite(a) for name, a in here.items()}, magnitude(problem, windows, dtype)
+    if not all(np.isfinite(m).all() for m in own.values()):
+        # Sums of |J| may overflow where gradients do not: what is not finite from a tiny start has an infinite factor.
+        low = magnitude(problem, windows, dtype, seed=float(np.finfo(dtype).tiny) ** _LOW)
+        left = {name: left[name] | ~np.isfinite(m) for name, m in low.items()}
+    lost = {name: np.where(np.isfinite(part), FACTOR * part, 0.0) for name, part in lost.items()}
+    return {name: m.astype(np.float64) for name, m in sizes.items()}, lost, left
 
 
 def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
@@ -97,7 +144,7 @@ def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
     """Predicted floating-point operations of `rounding`: its samples, and the magnitude."""
-    return (2 * len(_SHIFTS) + _DISTURBED + 2) * unrolled(setup, windows).flops
+    return (2 * len(_SHIFTS) + _DISTURBED + 4) * unrolled(setup, windows).flops
 
 
 def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
