@@ -17,7 +17,7 @@ from bpcli.problem.whole import whole_loss
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.probe import FloatArray, probe
-from bpcli.references.numerics.rounding import Rounding, rounding
+from bpcli.references.numerics.rounding import Rounding, overflows, rounding
 from bpcli.references.numerics.sweep import Around
 from bpcli.references.numerics.taylor import rates
 
@@ -130,6 +130,10 @@ class Truth:
         if windows not in self._roundings:
             self._roundings[windows] = rounding(self.problem, windows, self.problem.setup.dtype)
         return self._roundings[windows]
+
+    def overflows(self, windows: Windows, value: FloatArray) -> bool:
+        """Whether what is not finite in a gradient `value`, if anything, may be so by right rules."""
+        return not np.isfinite(value).all() and overflows(self.problem, windows)
 
     @cached_property
     def loss(self) -> float:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
 from bpcli.problem.magnitude import magnitude
-from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.model import Array, Problem, Setup, Tensor
 from bpcli.problem.unrolled import Unrolled, unrolled
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
@@ -128,11 +128,30 @@ def _range(
         here = unrolled(single.setup, windows).gradient(single)[1]
         left, own = {name: ~np.isfinite(a) for name, a in here.items()}, magnitude(problem, windows, dtype)
     if not all(np.isfinite(m).all() for m in own.values()):
-        # Sums of |J| may overflow where gradients do not: what is not finite from a tiny start has an infinite factor.
-        low = magnitude(problem, windows, dtype, seed=float(np.finfo(dtype).tiny) ** _LOW)
+        low = magnitude(problem, windows, dtype, seed=_low_seed(dtype))
         left = {name: left[name] | ~np.isfinite(m) for name, m in low.items()}
     lost = {name: np.where(np.isfinite(part), FACTOR * part, 0.0) for name, part in lost.items()}
     return {name: m.astype(np.float64) for name, m in sizes.items()}, lost, left
+
+
+def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
+    """Whether some value of a pass forwards or backwards, towards any leaf, leaves the range of the problem's dtype.
+
+    What is not finite then may come of right rules, which multiply it with nothing in this order or another.
+    """
+    groups = zip(("param", "input", "state"), problem.arrays, strict=True)
+    leaves = tuple(Tensor(name, kind, a.shape) for kind, arrays in groups for name, a in arrays.items())
+    dtype = problem.setup.dtype
+    with np.errstate(all="ignore"):
+        found = magnitude(
+            replace(problem, setup=replace(problem.setup, wrt=leaves)), windows, dtype, seed=_low_seed(dtype)
+        )
+        return not all(bool(np.isfinite(m).all()) for m in found.values())
+
+
+def _low_seed(dtype: np.dtype[np.floating]) -> float:
+    """Sums of |J| may overflow where gradients do not: not from so little, unless a factor is infinite."""
+    return float(np.finfo(dtype).tiny) ** _LOW
 
 
 def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
