@@ -180,7 +180,7 @@ class Unrolled:
                     initial[name] += trace.initial(name)
         if done < self.setup.T:
             loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
-        return loss, self._collect(trace, initial)
+        return loss, self._collect(trace, initial, disturb)
 
     def _side_by_side(
         self,
@@ -198,7 +198,7 @@ class Unrolled:
             done = stop
             with trace.disturbed(disturb):
                 windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights * seed)
-        return loss, self._collect(trace, windows.initial)
+        return loss, self._collect(trace, windows.initial, disturb)
 
     def _size(self, state: str) -> int:
         return self.setup.graph.nodes[self.setup.graph.previous[state]].size
@@ -228,10 +228,17 @@ class Unrolled:
             trace.reverse(first, last, part, fresh=last == window.stop)
             last = first
 
-    def _collect(self, trace: Trace, initial: dict[str, NDArray[np.float64]]) -> dict[str, Array]:
+    def _collect(
+        self,
+        trace: Trace,
+        initial: dict[str, NDArray[np.float64]],
+        disturb: Callable[[Array], None] | None,
+    ) -> dict[str, Array]:
         """Gradients by name and in their shapes; nothing outside a pattern. The trace is closed."""
-        leaves, arrays = trace.finish(), {}
+        with trace.disturbed(disturb):  # what is computed once goes back here
+            leaves = trace.finish()
         trace.close()
+        arrays = {}
         for x in self.setup.wrt:
             if x.kind == "state":
                 flat = initial[x.name].sum(axis=0) if x.name in self.setup.shared else initial[x.name]

@@ -31,6 +31,8 @@ from bpcli.references.numerics.sweep import slopes
 _UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal) / STEP
 # Gradients, all of them, that imaginary parts lose to underflow.
 _LOST = 10 * _UNDERFLOW
+# Derivatives below which a tangent on the way may have been lost, and the step that raises it.
+_FAINT, _RAISED = 1e-100, 2.0**600
 _COPIES_AT_ONCE = 4096
 # A complex product is four real products and two sums.
 _COMPLEX_FLOPS = 4
@@ -68,6 +70,7 @@ class ComplexStep:
                     found[rows] = _derivatives(perturbed, tensor, around.rows(rows))
             else:
                 found = _derivatives(perturbed, tensor, around)
+            _raise(perturbed, tensor, around, found, bounds[tensor.name])
             estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bounds[tensor.name])
         return estimates
 
@@ -137,17 +140,27 @@ def _lacking(
     return lacking
 
 
-def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:
-    """`(K, S)`: one evaluation an entry."""
+def _raise(perturbed: Perturbed, tensor: Tensor, around: Probe, found: FloatArray, bound: FloatArray) -> None:
+    """Put what a huge step says in the place of derivatives `found (K, S)` of which underflow may have taken a part."""
+    faint = (np.abs(found) < _FAINT) & (bound.reshape(-1)[around.places] > 0)
+    rows = np.flatnonzero(faint.any(axis=1))
+    if len(rows):
+        raised = _derivatives(perturbed, tensor, around.rows(rows), _RAISED) / _RAISED
+        found[rows] = np.where(faint[rows] & np.isfinite(raised), raised, found[rows])
+
+
+def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe, step: float = STEP) -> FloatArray:
+    """`(K, S)`: one evaluation an entry, what the loss changes by for `step` times i."""
     found = []
     for start in range(0, len(around.entries), _COPIES_AT_ONCE):
-        change = _change(tensor, around.rows(np.arange(start, min(start + _COPIES_AT_ONCE, len(around.entries)))))
+        rows = np.arange(start, min(start + _COPIES_AT_ONCE, len(around.entries)))
+        change = _change(tensor, around.rows(rows), step)
         found.append(slopes(perturbed.several([change])[0][0], around))
     return np.concatenate(found)
 
 
-def _change(tensor: Tensor, around: Probe) -> Change:
-    return Change(tensor, around.entries, np.full(len(around.entries), STEP * 1j))
+def _change(tensor: Tensor, around: Probe, step: float = STEP) -> Change:
+    return Change(tensor, around.entries, np.full(len(around.entries), step * 1j))
 
 
 REFERENCE = ComplexStep()

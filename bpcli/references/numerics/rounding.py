@@ -46,6 +46,8 @@ _LOSS = ""  # beside the names of tensors
 _SEEDS, _LOW = (2.0**1000, 2.0**700, 2.0**400, 2.0**100), 0.9
 # Below it float32 is not what numbers are rounded to.
 _SMALLEST = float(np.finfo(np.float32).tiny)
+# Numbers with which products, and the exponential, may underflow.
+_FAINT, _FAR, _SUBNORMAL = 1e-150, -700.0, float(np.finfo(np.float64).smallest_subnormal)
 _SINGLE = np.dtype(np.float32)
 _DOUBLE = np.dtype(np.float64)
 
@@ -61,7 +63,7 @@ class Rounding:
 
     `scale` is the largest entry of all gradients, on average over the samples, or, where rounding is so large that they
     may be unlike it, of the gradient itself; or, where it cancels, what rounding of the loss may look like. A bound
-    beyond it tells nothing. `lost` is the share of the bounds that underflow of cotangents causes.
+    beyond it tells nothing. `lost` is the share of the bounds that underflow causes.
     """
 
     gradient: Mapping[str, FloatArray]
@@ -88,7 +90,8 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
             }
         each = {
             name: bound(sizes[name], spreads[name], m, dtype)
-            + np.where(m == 0, 0.0, FACTOR * disturbed[name] + lost[name])
+            + np.where(m == 0, 0.0, FACTOR * disturbed[name])
+            + np.where((m == 0) & (lost[name] <= _UNDERFLOWS * _SUBNORMAL), 0.0, lost[name])
             for name, m in magnitudes.items()
         }
         each = {name: np.where(left[name], np.inf, size) for name, size in each.items()}
@@ -104,7 +107,7 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
 def _range(
     problem: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray], dtype: np.dtype[np.floating]
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, Mask]]:
-    """By tensor, magnitudes; what of the gradient is lost to underflow of cotangents; where overflow leaves nothing.
+    """By tensor, magnitudes; what of the gradient is lost to underflow; where overflow leaves nothing.
 
     A pass backwards is linear in what it starts from, to the last bit where that is a power of two and no number leaves
     the range: what differs then is what the range took.
@@ -118,6 +121,9 @@ def _range(
             lost[name] = np.where(np.isfinite(lost[name]), lost[name], np.abs(found / seed - exact[name]))
         if all(np.isfinite(part).all() for part in lost.values()):
             break
+    faded = unrolled(double.setup, windows).gradient(double, disturb=_fade)[1]
+    for name, found in faded.items():
+        lost[name] = np.fmax(lost[name], np.where(np.isfinite(found), np.abs(found - exact[name]), 0.0))
     if any((m == 0).any() for m in sizes.values()):
         # A path that underflows is not nothing.
         raised = magnitude(problem, windows, seed=_SEEDS[0])
@@ -134,6 +140,13 @@ def _range(
     return {name: m.astype(np.float64) for name, m in sizes.items()}, lost, left
 
 
+def _fade(values: Array) -> None:
+    """Let values that may have underflowed be off by what they may have lost, downwards, where relu stays off."""
+    sizes = np.abs(values)
+    if ((sizes < _FAINT) & (sizes > 0)).any() or (values < _FAR).any():
+        values[sizes < np.finfo(np.float64).tiny] -= _SUBNORMAL
+
+
 def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
     """Whether some value of a pass forwards or backwards, towards any leaf, leaves the range of the problem's dtype.
 
@@ -143,10 +156,10 @@ def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
     leaves = tuple(Tensor(name, kind, a.shape) for kind, arrays in groups for name, a in arrays.items())
     dtype = problem.setup.dtype
     with np.errstate(all="ignore"):
-        found = magnitude(
-            replace(problem, setup=replace(problem.setup, wrt=leaves)), windows, dtype, seed=_low_seed(dtype)
-        )
-        return not all(bool(np.isfinite(m).all()) for m in found.values())
+        every = replace(problem, setup=replace(problem.setup, wrt=leaves))
+        low = magnitude(every, windows, dtype, seed=_low_seed(dtype))
+        here = unrolled(every.setup, windows).gradient(every)[1]
+        return not all(bool(np.isfinite(a).all()) for a in (*low.values(), *here.values()))
 
 
 def _low_seed(dtype: np.dtype[np.floating]) -> float:
@@ -163,7 +176,7 @@ def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
     """Predicted floating-point operations of `rounding`: its samples, and the magnitude."""
-    return (2 * len(_SHIFTS) + _DISTURBED + 4) * unrolled(setup, windows).flops
+    return (2 * len(_SHIFTS) + _DISTURBED + 5) * unrolled(setup, windows).flops
 
 
 def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
