@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.methods.base import Window
-from bpcli.problem.factors import STEP
+from bpcli.problem.factors import ALONG, STEP
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
@@ -28,7 +28,7 @@ from bpcli.references.numerics.rounding import rounding, rounding_flops
 from bpcli.references.numerics.sweep import slopes
 
 # Products of imaginary parts may underflow, now and then.
-_UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal) / STEP
+_UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal)
 # Gradients, all of them, that imaginary parts lose to underflow.
 _LOST = 10 * _UNDERFLOW
 # Derivatives below which a tangent on the way may have been lost, and the step that raises it.
@@ -80,8 +80,9 @@ class ComplexStep:
         bounds = _bounds(problem, windows)
         estimates = {}
         for tensor, rows in directions.items():
-            losses = Along(perturbed, tensor, rows).losses(np.arange(len(rows)), np.full(len(rows), STEP * 1j))
-            estimates[tensor.name] = _known(losses.imag.sum(axis=1) / STEP, norms(rows, bounds[tensor.name]))
+            losses = Along(perturbed, tensor, rows).losses(np.arange(len(rows)), np.full(len(rows), ALONG * 1j))
+            bound = norms(rows, bounds[tensor.name])
+            estimates[tensor.name] = _known(losses.imag.sum(axis=1) / ALONG, bound, _UNDERFLOW / ALONG)
         return estimates
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
@@ -110,10 +111,10 @@ def _bounds(problem: Problem, windows: Sequence[Window]) -> Mapping[str, FloatAr
     return {name: np.where(bound > 0, np.inf, bound) for name, bound in known.gradient.items()}
 
 
-def _known(value: FloatArray, bound: FloatArray) -> Estimate:
+def _known(value: FloatArray, bound: FloatArray, underflow: float = _UNDERFLOW) -> Estimate:
     """Nothing is known where value or bound are not finite, nor of derivatives too small for imaginary parts."""
     finite = np.isfinite(value) & np.isfinite(bound)
-    bound = np.where(bound > 0, bound + _UNDERFLOW, bound)
+    bound = np.where(bound > 0, bound + underflow, bound)
     none = np.zeros(value.shape)
     return Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)
 

@@ -46,8 +46,8 @@ _LOSS = ""  # beside the names of tensors
 _SEEDS, _LOW = (2.0**1000, 2.0**700, 2.0**400, 2.0**100), 0.9
 # Below it float32 is not what numbers are rounded to.
 _SMALLEST = float(np.finfo(np.float32).tiny)
-# Numbers with which products, and the exponential, may underflow.
-_FAINT, _FAR, _SUBNORMAL = 1e-150, -700.0, float(np.finfo(np.float64).smallest_subnormal)
+# What a value may have lost, and how many times that shows whether changes are in proportion to it.
+_SUBNORMAL, _MORE = float(np.finfo(np.float64).smallest_subnormal), 2.0**40
 _SINGLE = np.dtype(np.float32)
 _DOUBLE = np.dtype(np.float64)
 
@@ -88,8 +88,9 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
                 name: np.where(np.isfinite(size) & (size > _SMALLEST), size, np.abs(exact[name]))
                 for name, size in sizes.items()
             }
+        other = np.nanmax([float(sizes[_LOSS]), _largest(problem.setup, sizes)])
         each = {
-            name: bound(sizes[name], spreads[name], m, dtype)
+            name: bound(sizes[name], spreads[name], m, dtype, other)
             + np.where(m == 0, 0.0, FACTOR * disturbed[name])
             + np.where((m == 0) & (lost[name] <= _UNDERFLOWS * _SUBNORMAL), 0.0, lost[name])
             for name, m in magnitudes.items()
@@ -121,9 +122,8 @@ def _range(
             lost[name] = np.where(np.isfinite(lost[name]), lost[name], np.abs(found / seed - exact[name]))
         if all(np.isfinite(part).all() for part in lost.values()):
             break
-    faded = unrolled(double.setup, windows).gradient(double, disturb=_fade)[1]
-    for name, found in faded.items():
-        lost[name] = np.fmax(lost[name], np.where(np.isfinite(found), np.abs(found - exact[name]), 0.0))
+    for name, part in _faded(double, windows, exact).items():
+        lost[name] = np.fmax(lost[name], part)
     if any((m == 0).any() for m in sizes.values()):
         # A path that underflows is not nothing.
         raised = magnitude(problem, windows, seed=_SEEDS[0])
@@ -140,11 +140,22 @@ def _range(
     return {name: m.astype(np.float64) for name, m in sizes.items()}, lost, left
 
 
-def _fade(values: Array) -> None:
-    """Let values that may have underflowed be off by what they may have lost, downwards, where relu stays off."""
-    sizes = np.abs(values)
-    if ((sizes < _FAINT) & (sizes > 0)).any() or (values < _FAR).any():
-        values[sizes < np.finfo(np.float64).tiny] -= _SUBNORMAL
+def _faded(double: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """By tensor, what the gradient changes by where values that may have underflowed are off by what they may have
+    lost; a change that is not in proportion to it is that of a branch, which is not for rounding to take."""
+
+    def changes(off: float) -> dict[str, FloatArray]:
+        def fade(values: Array) -> None:
+            values[np.abs(values) < np.finfo(np.float64).tiny] -= off
+
+        found = unrolled(double.setup, windows).gradient(double, disturb=fade)[1]
+        return {name: np.nan_to_num(np.abs(a - exact[name]), nan=0.0, posinf=0.0) for name, a in found.items()}
+
+    more = changes(_MORE * _SUBNORMAL)
+    if all((part <= _UNDERFLOWS * _MORE * _SUBNORMAL).all() for part in more.values()):
+        return {name: part / _MORE for name, part in more.items()}
+    once = changes(_SUBNORMAL)
+    return {n: np.where(part <= more[n] / _MORE**0.5, more[n] / _MORE, 0.0) for n, part in once.items()}
 
 
 def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
@@ -179,11 +190,14 @@ def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
     return (2 * len(_SHIFTS) + _DISTURBED + 5) * unrolled(setup, windows).flops
 
 
-def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
+def bound(
+    size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating], other: float = 0.0
+) -> FloatArray:
     """The bound for entries of absolute value `size` whose float32 rounding has root mean square `spread`.
 
     Where float32 has lost an entry, the size of its tensor stands in, or the sum of absolute contributions `magnitude`
-    where that is less: it grows with products of |J|, without end. Below the normal range rounding is absolute.
+    where that is less: it grows with products of |J|, without end. Where all of a tensor cancels exactly, a size from
+    elsewhere, `other`, stands in. Below the normal range rounding is absolute.
     """
     roundoff = unit_roundoff(dtype)
     # A float64 spec may leave the range of float32.
@@ -192,7 +206,7 @@ def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np
     lost = ~(spread <= _LINEAR * size)
     if dtype == _SINGLE:
         lost = ~np.isfinite(spread)
-    largest = np.nanmax(size, initial=0.0)
+    largest = np.nanmax(size, initial=0.0) or other
     # A unit that saturates to exactly 1 in float32 has no rounding there, and has some in float64.
     saturated = roundoff * np.fmin(magnitude, largest)
     scaled = np.fmax(scaled, np.where(lost, saturated, _SATURATED * saturated))
