@@ -28,18 +28,17 @@ def decide(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) ->
 
 
 def _decided(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) -> Entries:
-    rounding = truth.rounding(windows).gradient[tensor.name]
+    rounding = truth.excused(windows, value, truth.rounding(windows).gradient[tensor.name])
     dtype = truth.problem.setup.dtype
-    excused = truth.overflows(windows, value)
-    entries = judge(value, truth.estimates(windows, tensor), rounding, dtype, excused)
+    entries = judge(value, truth.estimates(windows, tensor), rounding, dtype)
     if entries.suspect.any():
-        entries = judge(value, truth.estimates(windows, tensor, second=True), rounding, dtype, excused)
+        entries = judge(value, truth.estimates(windows, tensor, second=True), rounding, dtype)
     places = _open(entries, tensor)
     if not truth.sharpens or not len(places) or not _affordable(truth, windows, len(places)):
         return entries
     mask = np.zeros(value.size, dtype=np.bool_)
     mask[places] = True
-    again = judge(value, truth.sharper(windows, tensor, places), rounding, dtype, excused)
+    again = judge(value, truth.sharper(windows, tensor, places), rounding, dtype)
     entries = merge(mask.reshape(value.shape), again, entries)
     places = _open(entries, tensor)
     if len(places):
@@ -52,10 +51,10 @@ def decide_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArr
     known = truth.rounding(windows)
     rounding, lost = (norms(rows, part[tensor.name]) for part in (known.gradient, known.lost))
     along, dtype = dot(rows, value), truth.problem.setup.dtype
-    excused = truth.overflows(windows, along)
-    entries = judge(along, truth.along(windows, tensor, rows), rounding, dtype, excused)
+    rounding = truth.excused(windows, along, rounding)
+    entries = judge(along, truth.along(windows, tensor, rows), rounding, dtype)
     if entries.suspect.any():
-        entries = judge(along, truth.along(windows, tensor, rows, second=True), rounding, dtype, excused)
+        entries = judge(along, truth.along(windows, tensor, rows, second=True), rounding, dtype)
     return powered(entries, known.scale * np.sqrt((rows**2).sum(axis=1)), lost)
 
 

@@ -86,17 +86,11 @@ class _Gap:
         return self.reference, self.bound, self.z, self.within
 
 
-def judge(
-    value: FloatArray,
-    references: References,
-    rounding: FloatArray,
-    dtype: np.dtype[np.floating],
-    excused: bool = False,
-) -> Entries:
+def judge(value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]) -> Entries:
     """The verdict on each entry of a gradient `value` computed in `dtype`; all arrays have one shape.
 
-    `rounding` is U_g: zero exactly where no contribution exists, infinite where correct kernels overflow. What is not
-    finite is wrong, unless it is `excused`. Raises ValueError without a reference.
+    `rounding` is U_g: zero exactly where no contribution exists, infinite where correct kernels overflow. Raises
+    ValueError without a reference.
     """
     tiny = float(np.finfo(dtype).tiny)
     with np.errstate(all="ignore"):
@@ -104,7 +98,7 @@ def judge(
         found = _found(value, references, rounding, small(dtype))
         finite = np.isfinite(value)
         near = (found.verdict == WRONG) & (rounding > 0) & (np.abs(value - found.reference) <= _NEAR_UNDERFLOW * tiny)
-        left = ~np.isfinite(rounding) | (~finite & excused)
+        left = ~np.isfinite(rounding)
         verdict = np.where(finite, np.where(near, INCONCLUSIVE, found.verdict), WRONG)
         cause = np.where(finite, np.where(near, _CAUSE["underflow"], found.cause), _CAUSE["not finite"])
         verdict, cause = np.where(left, INCONCLUSIVE, verdict), np.where(left, _CAUSE["overflow"], cause)
@@ -234,9 +228,9 @@ def powered(entries: Entries, scale: FloatArray | float, lost: FloatArray | floa
     weak = (entries.verdict == PASS) & ~(entries.bound <= TELLING * scale) & (entries.cause != _CAUSE["kink"])
     verdict = np.where(weak, INCONCLUSIVE, entries.verdict).astype(np.int8)
     cause = np.where(weak, _CAUSE["no power"], entries.cause)
-    open_ = (verdict == INCONCLUSIVE) & ((cause == _CAUSE["no power"]) | (cause == _CAUSE["noise"]))
-    small_ = (scale <= _NEAR_UNDERFLOW * float(np.finfo(np.float64).tiny)) | (lost > entries.bound / 4)
-    return replace(entries, verdict=verdict, cause=np.where(open_ & small_, _CAUSE["underflow"], cause).astype(np.int8))
+    little = (scale <= _NEAR_UNDERFLOW * float(np.finfo(np.float64).tiny)) | (lost > entries.bound / 4)
+    little &= (verdict == INCONCLUSIVE) & np.isin(cause, [_CAUSE["no power"], _CAUSE["noise"]])
+    return replace(entries, verdict=verdict, cause=np.where(little, _CAUSE["underflow"], cause).astype(np.int8))
 
 
 def undecided(entries: Entries) -> Mask:

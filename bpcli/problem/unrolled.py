@@ -19,6 +19,7 @@ from bpcli.kernels.trace import Trace
 from bpcli.kernels.windows import BLOCK_ROWS, Windows, WindowsPlan
 from bpcli.problem.model import Array, Problem, Setup
 
+Disturb = Callable[[Array], None]
 SLACK = 32
 """Steps held beyond the longest window (or as many as that has, if fewer), so that the window seldom moves."""
 
@@ -151,11 +152,7 @@ class Unrolled:
         yield from ([window] for window in self.windows[regular:])
 
     def gradient(
-        self,
-        problem: Problem,
-        rounding: bool = False,
-        disturb: Callable[[Array], None] | None = None,
-        seed: float = 1.0,
+        self, problem: Problem, rounding: bool = False, disturb: Disturb | None = None, seed: float = 1.0
     ) -> tuple[float, dict[str, Array]]:
         """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead.
 
@@ -183,12 +180,7 @@ class Unrolled:
         return loss, self._collect(trace, initial, disturb)
 
     def _side_by_side(
-        self,
-        trace: Trace,
-        weights: NDArray[np.float64],
-        plan: WindowsPlan,
-        disturb: Callable[[Array], None] | None,
-        seed: float,
+        self, trace: Trace, weights: NDArray[np.float64], plan: WindowsPlan, disturb: Disturb | None, seed: float
     ) -> tuple[float, dict[str, Array]]:
         """The same, a block of windows at a time."""
         windows, loss, done = Windows(plan, trace), 0.0, 0
@@ -229,10 +221,7 @@ class Unrolled:
             last = first
 
     def _collect(
-        self,
-        trace: Trace,
-        initial: dict[str, NDArray[np.float64]],
-        disturb: Callable[[Array], None] | None,
+        self, trace: Trace, initial: dict[str, NDArray[np.float64]], disturb: Disturb | None
     ) -> dict[str, Array]:
         """Gradients by name and in their shapes; nothing outside a pattern. The trace is closed."""
         with trace.disturbed(disturb):  # what is computed once goes back here

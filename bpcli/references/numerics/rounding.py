@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
-from bpcli.problem.magnitude import magnitude
-from bpcli.problem.model import Array, Problem, Setup, Tensor
+from bpcli.problem.model import Array, Problem, Setup
 from bpcli.problem.unrolled import Unrolled, unrolled
-from bpcli.references.numerics.derivatives import Mask
+from bpcli.references.numerics.float_range import PASSES, float_range
 from bpcli.references.numerics.probe import FloatArray
 
 # Multiples of the sampled standard deviation, and of one rounding of the result, that a correct gradient may be off by;
@@ -41,13 +40,8 @@ _CANCELLED = 1e5
 # A bound of so many roundings, or such a part, of the largest gradients near by leaves no doubt that they are like it.
 _SURE, _AT_MOST = 1e6, 1e-2
 _LOSS = ""  # beside the names of tensors
-# Powers of two by which losses are multiplied to see what cotangents lose to underflow: the largest that does not
-# overflow. And the power of the smallest normal number with which nothing overflows that has no infinite factor.
-_SEEDS, _LOW = (2.0**1000, 2.0**700, 2.0**400, 2.0**100), 0.9
 # Below it float32 is not what numbers are rounded to.
 _SMALLEST = float(np.finfo(np.float32).tiny)
-# What a value may have lost, and how many times that shows whether changes are in proportion to it.
-_SUBNORMAL, _MORE = float(np.finfo(np.float64).smallest_subnormal), 2.0**40
 _SINGLE = np.dtype(np.float32)
 _DOUBLE = np.dtype(np.float64)
 
@@ -82,7 +76,8 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
     with np.errstate(all="ignore"):
         sizes, spreads = _samples(problem, windows)
         disturbed, exact = _disturbed(problem, windows, unit_roundoff(dtype))
-        magnitudes, lost, left = _range(problem, windows, exact, dtype)
+        known = float_range(problem, windows, exact, dtype)
+        lost = {name: FACTOR * part for name, part in known.lost.items()}
         if dtype == _DOUBLE:  # whose numbers may be beyond the range of float32, in which the others were sampled
             sizes = {
                 name: np.where(np.isfinite(size) & (size > _SMALLEST), size, np.abs(exact[name]))
@@ -92,10 +87,10 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
         each = {
             name: bound(sizes[name], spreads[name], m, dtype, other)
             + np.where(m == 0, 0.0, FACTOR * disturbed[name])
-            + np.where((m == 0) & (lost[name] <= _UNDERFLOWS * _SUBNORMAL), 0.0, lost[name])
-            for name, m in magnitudes.items()
+            + lost[name]
+            for name, m in known.magnitudes.items()
         }
-        each = {name: np.where(left[name], np.inf, size) for name, size in each.items()}
+        each = {name: np.where(known.left[name], np.inf, size) for name, size in each.items()}
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
         largest, unsure, here = (_largest(problem.setup, arrays) for arrays in (sizes, each, exact))
         if not unsure <= min(_SURE * unit_roundoff(dtype), _AT_MOST) * largest:
@@ -103,79 +98,6 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
             largest = min(largest, here)
         scale = max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS]))
         return Rounding(each, float(loss), scale, lost)
-
-
-def _range(
-    problem: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray], dtype: np.dtype[np.floating]
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, Mask]]:
-    """By tensor, magnitudes; what of the gradient is lost to underflow; where overflow leaves nothing.
-
-    A pass backwards is linear in what it starts from, to the last bit where that is a power of two and no number leaves
-    the range: what differs then is what the range took.
-    """
-    double = cast(problem, _DOUBLE)
-    sizes = magnitude(problem, windows)
-    lost = {name: np.full(m.shape, np.nan) for name, m in sizes.items()}
-    for seed in _SEEDS:
-        raised = unrolled(double.setup, windows).gradient(double, seed=seed)[1]
-        for name, found in raised.items():
-            lost[name] = np.where(np.isfinite(lost[name]), lost[name], np.abs(found / seed - exact[name]))
-        if all(np.isfinite(part).all() for part in lost.values()):
-            break
-    for name, part in _faded(double, windows, exact).items():
-        lost[name] = np.fmax(lost[name], part)
-    if any((m == 0).any() for m in sizes.values()):
-        # A path that underflows is not nothing.
-        raised = magnitude(problem, windows, seed=_SEEDS[0])
-        sizes = {n: np.where((m == 0) & (raised[n] != 0), np.finfo(np.float64).tiny, m) for n, m in sizes.items()}
-    own, left = sizes, {name: ~np.isfinite(a) for name, a in exact.items()}
-    if dtype != _DOUBLE:
-        single = cast(problem, dtype)
-        here = unrolled(single.setup, windows).gradient(single)[1]
-        left, own = {name: ~np.isfinite(a) for name, a in here.items()}, magnitude(problem, windows, dtype)
-    if not all(np.isfinite(m).all() for m in own.values()):
-        low = magnitude(problem, windows, dtype, seed=_low_seed(dtype))
-        left = {name: left[name] | ~np.isfinite(m) for name, m in low.items()}
-    lost = {name: np.where(np.isfinite(part), FACTOR * part, 0.0) for name, part in lost.items()}
-    return {name: m.astype(np.float64) for name, m in sizes.items()}, lost, left
-
-
-def _faded(double: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """By tensor, what the gradient changes by where values that may have underflowed are off by what they may have
-    lost; a change that is not in proportion to it is that of a branch, which is not for rounding to take."""
-
-    def changes(off: float) -> dict[str, FloatArray]:
-        def fade(values: Array) -> None:
-            values[np.abs(values) < np.finfo(np.float64).tiny] -= off
-
-        found = unrolled(double.setup, windows).gradient(double, disturb=fade)[1]
-        return {name: np.nan_to_num(np.abs(a - exact[name]), nan=0.0, posinf=0.0) for name, a in found.items()}
-
-    more = changes(_MORE * _SUBNORMAL)
-    if all((part <= _UNDERFLOWS * _MORE * _SUBNORMAL).all() for part in more.values()):
-        return {name: part / _MORE for name, part in more.items()}
-    once = changes(_SUBNORMAL)
-    return {n: np.where(part <= more[n] / _MORE**0.5, more[n] / _MORE, 0.0) for n, part in once.items()}
-
-
-def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
-    """Whether some value of a pass forwards or backwards, towards any leaf, leaves the range of the problem's dtype.
-
-    What is not finite then may come of right rules, which multiply it with nothing in this order or another.
-    """
-    groups = zip(("param", "input", "state"), problem.arrays, strict=True)
-    leaves = tuple(Tensor(name, kind, a.shape) for kind, arrays in groups for name, a in arrays.items())
-    dtype = problem.setup.dtype
-    with np.errstate(all="ignore"):
-        every = replace(problem, setup=replace(problem.setup, wrt=leaves))
-        low = magnitude(every, windows, dtype, seed=_low_seed(dtype))
-        here = unrolled(every.setup, windows).gradient(every)[1]
-        return not all(bool(np.isfinite(a).all()) for a in (*low.values(), *here.values()))
-
-
-def _low_seed(dtype: np.dtype[np.floating]) -> float:
-    """Sums of |J| may overflow where gradients do not: not from so little, unless a factor is infinite."""
-    return float(np.finfo(dtype).tiny) ** _LOW
 
 
 def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
@@ -186,8 +108,8 @@ def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
-    """Predicted floating-point operations of `rounding`: its samples, and the magnitude."""
-    return (2 * len(_SHIFTS) + _DISTURBED + 5) * unrolled(setup, windows).flops
+    """Predicted floating-point operations of `rounding`: its samples, and `float_range`."""
+    return (2 * len(_SHIFTS) + _DISTURBED + 1 + PASSES) * unrolled(setup, windows).flops
 
 
 def bound(
