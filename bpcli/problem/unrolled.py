@@ -151,6 +151,7 @@ class Unrolled:
             yield self.windows[first : min(first + plan.count, regular)] if plan else ()
         yield from ([window] for window in self.windows[regular:])
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def gradient(
         self, problem: Problem, rounding: bool = False, disturb: Disturb | None = None, seed: float = 1.0
     ) -> tuple[float, dict[str, Array]]:

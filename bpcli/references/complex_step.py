@@ -49,6 +49,7 @@ class ComplexStep:
     name: ClassVar[str] = "complex-step"
     summary: ClassVar[str] = "imaginary perturbations: exact to rounding, except at a kink"
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def estimate(
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
@@ -74,6 +75,7 @@ class ComplexStep:
             estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bounds[tensor.name])
         return estimates
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`. Rounding errors of entries are independent of each other and of the directions."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
