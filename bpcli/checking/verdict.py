@@ -89,7 +89,7 @@ class _Gap:
 def judge(value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]) -> Entries:
     """The verdict on each entry of a gradient `value` computed in `dtype`; all arrays have one shape.
 
-    `rounding` is U_g: zero exactly where no contribution exists, infinite where correct kernels overflow. Raises
+    `rounding` is U_g: zero exactly where nothing contributes, infinite where correct kernels overflow, or NaN. Raises
     ValueError without a reference.
     """
     tiny = float(np.finfo(dtype).tiny)
@@ -98,10 +98,10 @@ def judge(value: FloatArray, references: References, rounding: FloatArray, dtype
         found = _found(value, references, rounding, small(dtype))
         finite = np.isfinite(value)
         near = (found.verdict == WRONG) & (rounding > 0) & (np.abs(value - found.reference) <= _NEAR_UNDERFLOW * tiny)
-        left = ~np.isfinite(rounding)
-        verdict = np.where(finite, np.where(near, INCONCLUSIVE, found.verdict), WRONG)
-        cause = np.where(finite, np.where(near, _CAUSE["underflow"], found.cause), _CAUSE["not finite"])
-        verdict, cause = np.where(left, INCONCLUSIVE, verdict), np.where(left, _CAUSE["overflow"], cause)
+        cases = (np.isposinf(rounding), ~finite, np.isnan(rounding), near)
+        causes = [_CAUSE[name] for name in ("overflow", "not finite", "no power", "underflow")]
+        verdict = np.select(cases, (INCONCLUSIVE, WRONG, INCONCLUSIVE, INCONCLUSIVE), found.verdict)
+        cause = np.select(cases, causes, found.cause)
         z = np.where(finite, found.z, np.nan)
         return Entries(
             verdict.astype(np.int8),
@@ -110,7 +110,7 @@ def judge(value: FloatArray, references: References, rounding: FloatArray, dtype
             found.reference,
             found.bound,
             z,
-            found.suspect & finite & ~near & ~left,
+            found.suspect & ~np.any(cases, axis=0),
             found.low,
             found.high,
         )
@@ -222,8 +222,7 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
 def powered(entries: Entries, scale: FloatArray | float, lost: FloatArray | float = 0.0) -> Entries:
     """The same, but nothing passes within a bound of the size of the largest gradient, `scale`: that tells nothing.
 
-    A kink is told by the slopes on its sides. What is inconclusive although there is no more in its bound than what
-    underflow takes, `lost`, is so for that cause.
+    A kink is told by the slopes on its sides. What underflow takes, `lost`, is the cause where it makes up the bound.
     """
     weak = (entries.verdict == PASS) & ~(entries.bound <= TELLING * scale) & (entries.cause != _CAUSE["kink"])
     verdict = np.where(weak, INCONCLUSIVE, entries.verdict).astype(np.int8)

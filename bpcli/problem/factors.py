@@ -18,8 +18,8 @@ STEP = 1.0
 """The imaginary step. Kernels drop products of imaginary parts, so that any size will do: this one leaves derivatives
 the range of floats."""
 ALONG = 2.0**-540
-"""That of whole arrays, matrices of products among them. The library that computes these drops nothing: such imaginary
-parts have products below the smallest number."""
+"""What it is multiplied by where whole arrays take it, matrices of products among them. The library that computes these
+drops nothing: such imaginary parts have products below the smallest number."""
 
 
 def factors(

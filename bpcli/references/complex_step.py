@@ -82,9 +82,9 @@ class ComplexStep:
         bounds = _bounds(problem, windows)
         estimates = {}
         for tensor, rows in directions.items():
-            losses = Along(perturbed, tensor, rows).losses(np.arange(len(rows)), np.full(len(rows), ALONG * 1j))
+            losses = Along(perturbed, tensor, rows).losses(np.arange(len(rows)), np.full(len(rows), STEP * 1j))
             bound = norms(rows, bounds[tensor.name])
-            estimates[tensor.name] = _known(losses.imag.sum(axis=1) / ALONG, bound, _UNDERFLOW / ALONG)
+            estimates[tensor.name] = _known(losses.imag.sum(axis=1) / STEP, bound, _UNDERFLOW / ALONG)
         return estimates
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:

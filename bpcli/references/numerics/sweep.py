@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.methods.base import Window
-from bpcli.problem.factors import ALONG, STEP
+from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import UNCHANGED, Change, Perturbed
@@ -76,14 +76,14 @@ class Around:
 
     def branch_slopes_along(self, tensor: Tensor, directions: FloatArray, rows: Indices) -> FloatArray:
         """`(R, 1)`: the same of directions."""
-        losses = Along(self.branch, tensor, directions).losses(rows, np.full(len(rows), ALONG * 1j))
-        return np.asarray(losses.imag.sum(axis=1, keepdims=True) / ALONG)
+        losses = Along(self.branch, tensor, directions).losses(rows, np.full(len(rows), STEP * 1j))
+        return np.asarray(losses.imag.sum(axis=1, keepdims=True) / STEP)
 
     def along(self, tensor: Tensor, rows: FloatArray) -> Sampler:
         """All of a tensor's values moved along directions."""
         around = points_along(np.asarray(self.problem.array(tensor), dtype=np.float64), rows)
         followed = Along(self.imaginary, tensor, rows).followed if self.imaginary else None
-        losses, kinks = Along(self.real, tensor, rows).losses, _distances(around, followed, ALONG)
+        losses, kinks = Along(self.real, tensor, rows).losses, _distances(around, followed)
         return Sampler(losses, around, self.base, noise_rows=NOISE_ROWS, kinks=kinks)
 
 
@@ -109,12 +109,12 @@ def _widen(known: Derivatives, kinks: FloatArray | None, slopes_of: Callable[[In
         known.kink[rows] = np.where(wider, away, known.kink[rows])
 
 
-def _distances(around: Probe, followed: Followed | None, step: float = STEP) -> FloatArray:
+def _distances(around: Probe, followed: Followed | None) -> FloatArray:
     """`(K, S)`: how far the kinks are that rounding does not tell from the point, by the speed of their arguments."""
     if followed is None:
         return np.full(around.places.shape, FREE)
-    met = followed(around.entries, np.full(len(around.entries), step * 1j))[1]
-    met = np.where(met > FREE, met * step, FREE)
+    met = followed(around.entries, np.full(len(around.entries), STEP * 1j))[1]
+    met = np.where(met > FREE, met * STEP, FREE)
     return met.max(axis=1, keepdims=True) if around.summed else met
 
 
