@@ -43,3 +43,15 @@ def sin_into(x, y):
 @njit(cache=True)
 def cos_into(x, y):
     elementwise.cos_into(x, y)
+
+
+@njit(cache=True)
+def products_into(x, y, z):
+    for k in range(len(z)):
+        z[k] = elementwise.times(x[k], y[k])
+
+
+@njit(cache=True, error_model="numpy")
+def quotients_into(x, y, z):
+    for k in range(len(z)):
+        z[k] = elementwise.over(x[k], y[k])

@@ -7,7 +7,17 @@ import sys
 import mpmath
 import numpy as np
 import pytest
-from elementwise_callers import cos_into, exp_into, log_into, sigmoid_into, sin_into, softplus_into, tanh_into
+from elementwise_callers import (
+    cos_into,
+    exp_into,
+    log_into,
+    products_into,
+    quotients_into,
+    sigmoid_into,
+    sin_into,
+    softplus_into,
+    tanh_into,
+)
 
 INF, NAN = np.inf, np.nan
 EXP_EDGES = [709.782712893384, 709.7827128933841, -708.3964185322641, -745.1332191019411, -745.1332191019412, 710.0]
@@ -128,24 +138,34 @@ def test_complex_step_is_within_four_ulp_on_both_parts(name):
     assert slope.max() <= 4.0, (a[slope.argmax()], slope.max())
 
 
-GENERAL = {
-    "exp": np.exp,
-    "tanh": np.tanh,
-    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
-    "softplus": lambda z: np.log(1 + np.exp(z)),
-    "log": np.log,
-    "sin": np.sin,
-    "cos": np.cos,
-}
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_a_general_complex_number_takes_the_general_formula(name):
-    """Imaginary parts of ordinary size are no perturbation; for the logarithm neither are negative real parts."""
-    rng = np.random.default_rng(5)
-    z = rng.normal(size=40) + 1j * rng.normal(size=40)
-    z[:2] = [2 + 3e-20j, -2 + 1e-40j] if name == "log" else [2 + 3e-20j, -2 + 1e-9j]
-    np.testing.assert_allclose(apply(name, z), GENERAL[name](z), rtol=1e-13)
+@pytest.mark.parametrize("h", [1e-300, 1.0, -1e200])
+def test_an_imaginary_part_of_any_size_is_a_tangent(name, h):
+    """It is multiplied by the slope, to the last bit as a tiny one is, and leaves the value alone."""
+    a = np.array([0.25, 1.0, 3.0, 30.0])
+    z, unit = apply(name, a + 1j * h), apply(name, a + 1j)
+    np.testing.assert_array_equal(z.real, apply(name, a + 0j).real)
+    np.testing.assert_allclose(z.imag, h * unit.imag, rtol=1e-15)
+    assert (unit.imag != apply(name, a + 1.001j).imag).all()
+
+
+PAIRS = [
+    (products_into, 3 + 1e200j, -2 + 1e200j, -6 + 1e200j),
+    (products_into, complex(INF, 0), 1 + 0j, complex(INF, 0)),
+    (products_into, 0 + 1j, 0 + 1j, 0j),
+    (products_into, 0.1, 3.0, 0.1 * 3.0),
+    (quotients_into, complex(3, 2.0**600), complex(-2, 2.0**600), complex(-1.5, -1.25 * 2.0**600)),
+    (quotients_into, 1e-200 + 0j, 1e-200 + 1j, complex(1, -1e200)),
+    (quotients_into, 0.1, 3.0, 0.1 / 3.0),
+]
+
+
+@pytest.mark.parametrize(("function", "x", "y", "expected"), PAIRS)
+def test_products_and_quotients_of_tangents(function, x, y, expected):
+    """Nothing of second order, and no infinity times nothing."""
+    left, right, found = np.array([x]), np.array([y]), np.zeros(1, np.array(x).dtype)
+    function(left, right, found)
+    assert expected == found[0]
 
 
 @pytest.mark.parametrize(("name", "x", "expected"), SPECIAL, ids=NAMES)

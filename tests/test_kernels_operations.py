@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from kernel_cases import EXACT, distance, expected, gradient, written
 
@@ -351,3 +352,36 @@ def test_the_tables_name_every_operation(tmp_path: Path) -> None:
     texts += [spec({"a": f"tanh({rule} + x)"}, head=HEAD + "M = [3, 3]\n") for rule in STATIC.values()]
     found = {op for text in texts for op in operations(tmp_path / "spec.toml", text)}
     assert set(OPERATIONS) <= found | {"matmul", "copy"} and {"matmul", "copy"} <= found
+
+
+# Losses of w = (w[0], w[1]), the numbers, and what the gradient is to the last digits, where a value on the way, a
+# slope or a cotangent leaves the range of floats, or nearly.
+EXTREMES = [
+    ("0.0 * sqrt(w[0]) + w[1]", (0.0, 1.0), (0.0, 1.0)),
+    ("w[1] * tanh(exp(w[0]))", (1000.0, 1.0), (0.0, 1.0)),
+    ("w[1] / (1 + exp(w[0]))", (1000.0, 1.0), (0.0, 0.0)),
+    ("w[1] * sigmoid(w[0]**4)", (1e150, 1.0), (0.0, 1.0)),
+    ("w[1] + relu(-exp(w[0]))", (1000.0, 1.0), (0.0, 1.0)),
+    ("w[1] * exp(-exp(w[0]))", (710.0, 1.0), (0.0, 0.0)),
+    ("1e-150 * w[0] / w[1]", (1e300, 1e200), (0.0, -1e-250)),
+    ("1e-150 * w[0] / w[1]", (-1e300, 1e200), (0.0, 1e-250)),
+    ("w[0] / w[1]", (1e-200, 1e-200), (1e200, -1e200)),
+    ("w[0]**2 + w[1]**3", (1e-160, 1e-100), (2e-160, 3e-200)),
+    ("sum(leaky_relu(w, 0.2)**2)", (-1e-160, 1e-150), (-8e-162, 2e-150)),
+    ("sum(softplus(w))", (1e300, -1e300), (1.0, 0.0)),
+    ("sum(softmax(w) * w)", (1e300, 1.0), (1.0, 0.0)),
+    ("sum(log_softmax(w))", (1e300, -1e300), (-1.0, 1.0)),
+]
+
+
+@pytest.mark.parametrize(("loss", "value", "slopes"), EXTREMES)
+def test_rules_at_the_edge_of_the_range(
+    tmp_path: Path, loss: str, value: tuple[float, float], slopes: tuple[float, float]
+) -> None:
+    """What is multiplied with nothing is nothing, however large; and quotients stay within the range if they can."""
+    text = f'bp = 1\nparams.w = {{ shape = [2], value = {list(value)} }}\n[equations]\nloss = "{loss}"\n'
+    found = gradient(written(tmp_path, text), "backprop").arrays["w"]
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, slopes, rtol=1e-14)
+    twin = np.array(slopes) * 1.0005 + np.where(np.array(slopes) == 0, 1e-290, 0.0)
+    assert (np.abs(found - twin) > 1e-4 * np.abs(twin)).all()

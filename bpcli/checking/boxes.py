@@ -159,7 +159,7 @@ def _along(box: Box, tensor: Tensor, value: Array, rows: FloatArray) -> tuple[En
     sampler = replace(_sampler(box, tensor, around, moved), noise_rows=NOISE_ROWS)
     wide = value.astype(np.float64)
     along = dot(rows, wide)
-    largest = float(np.abs(wide).max())
+    largest = float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
     each = np.full(wide.shape, FACTOR * unit_roundoff(value.dtype) * largest + float(np.finfo(value.dtype).tiny))
     bounds = norms(rows, each)
 

@@ -23,11 +23,12 @@ _PROBES = 2
 
 def decide(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) -> Entries:
     """The verdict on each entry of a gradient `value`, in float64."""
-    return powered(_decided(truth, windows, tensor, value), truth.rounding(windows).scale)
+    known = truth.rounding(windows)
+    return powered(_decided(truth, windows, tensor, value), known.scale, known.lost[tensor.name])
 
 
 def _decided(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) -> Entries:
-    rounding = truth.rounding(windows).gradient[tensor.name]
+    rounding = truth.excused(windows, value, truth.rounding(windows).gradient[tensor.name])
     dtype = truth.problem.setup.dtype
     entries = judge(value, truth.estimates(windows, tensor), rounding, dtype)
     if entries.suspect.any():
@@ -47,12 +48,14 @@ def _decided(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) 
 
 def decide_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray, rows: FloatArray) -> Entries:
     """The verdict on `value` along each of the directions `rows (K, size)`."""
-    rounding = norms(rows, truth.rounding(windows).gradient[tensor.name])
+    known = truth.rounding(windows)
+    rounding, lost = (norms(rows, part[tensor.name]) for part in (known.gradient, known.lost))
     along, dtype = dot(rows, value), truth.problem.setup.dtype
+    rounding = truth.excused(windows, along, rounding)
     entries = judge(along, truth.along(windows, tensor, rows), rounding, dtype)
     if entries.suspect.any():
         entries = judge(along, truth.along(windows, tensor, rows, second=True), rounding, dtype)
-    return powered(entries, truth.rounding(windows).scale * np.sqrt((rows**2).sum(axis=1)))
+    return powered(entries, known.scale * np.sqrt((rows**2).sum(axis=1)), lost)
 
 
 def narrow(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray) -> Tensor:

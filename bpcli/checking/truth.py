@@ -16,6 +16,7 @@ from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.whole import whole_loss
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
+from bpcli.references.numerics.float_range import overflows
 from bpcli.references.numerics.probe import FloatArray, probe
 from bpcli.references.numerics.rounding import Rounding, rounding
 from bpcli.references.numerics.sweep import Around
@@ -130,6 +131,11 @@ class Truth:
         if windows not in self._roundings:
             self._roundings[windows] = rounding(self.problem, windows, self.problem.setup.dtype)
         return self._roundings[windows]
+
+    def excused(self, windows: Windows, value: FloatArray, rounding: FloatArray) -> FloatArray:
+        """`rounding`, infinite where a gradient `value` is not finite as right rules may have it here."""
+        finite = np.isfinite(value)
+        return rounding if finite.all() or not overflows(self.problem, windows) else np.where(finite, rounding, np.inf)
 
     @cached_property
     def loss(self) -> float:

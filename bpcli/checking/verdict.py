@@ -20,7 +20,7 @@ Codes = NDArray[np.int8]
 
 PASS, INCONCLUSIVE, WRONG = 0, 1, 2
 VERDICTS: tuple[Verdict, ...] = ("pass", "inconclusive", "wrong")
-CAUSES = ("", "not finite", "kink", "underflow", "noise", "no power", "references disagree")
+CAUSES = ("", "not finite", "kink", "underflow", "noise", "no power", "references disagree", "overflow")
 _CAUSE = {cause: code for code, cause in enumerate(CAUSES)}
 
 # The relative error that differences alone must be able to see, in entries down to 1e-6 of the largest.
@@ -93,7 +93,8 @@ class _Gap:
 def judge(value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]) -> Entries:
     """The verdict on each entry of a gradient `value` computed in `dtype`; all arrays have one shape.
 
-    `rounding` is U_g: zero exactly where no contribution exists. Raises ValueError without a reference.
+    `rounding` is U_g: zero exactly where nothing contributes, infinite where correct kernels overflow, or NaN. Raises
+    ValueError without a reference.
     """
     tiny = float(np.finfo(dtype).tiny)
     with np.errstate(all="ignore"):
@@ -101,8 +102,10 @@ def judge(value: FloatArray, references: References, rounding: FloatArray, dtype
         found = _found(value, references, rounding, small(dtype))
         finite = np.isfinite(value)
         near = (found.verdict == WRONG) & (rounding > 0) & (np.abs(value - found.reference) <= _NEAR_UNDERFLOW * tiny)
-        verdict = np.where(finite, np.where(near, INCONCLUSIVE, found.verdict), WRONG)
-        cause = np.where(finite, np.where(near, _CAUSE["underflow"], found.cause), _CAUSE["not finite"])
+        cases = (np.isposinf(rounding), ~finite, np.isnan(rounding), near)
+        causes = [_CAUSE[name] for name in ("overflow", "not finite", "no power", "underflow")]
+        verdict = np.select(cases, (INCONCLUSIVE, WRONG, INCONCLUSIVE, INCONCLUSIVE), found.verdict)
+        cause = np.select(cases, causes, found.cause)
         z = np.where(finite, found.z, np.nan)
         return Entries(
             verdict.astype(np.int8),
@@ -111,7 +114,7 @@ def judge(value: FloatArray, references: References, rounding: FloatArray, dtype
             found.reference,
             found.bound,
             z,
-            found.suspect & finite & ~near,
+            found.suspect & ~np.any(cases, axis=0),
             found.low,
             found.high,
         )
@@ -222,14 +225,17 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
     return Entries(*codes, value, gap.reference, gap.bound, gap.z, suspect, *sides)
 
 
-def powered(entries: Entries, scale: FloatArray | float) -> Entries:
+def powered(entries: Entries, scale: FloatArray | float, lost: FloatArray | float = 0.0) -> Entries:
     """The same, but nothing passes within a bound of the size of the largest gradient, `scale`: that tells nothing.
 
-    A kink is told by the slopes on its sides.
+    A kink is told by the slopes on its sides. What underflow takes, `lost`, is the cause where it makes up the bound.
     """
     weak = (entries.verdict == PASS) & ~(entries.bound <= TELLING * scale) & (entries.cause != _CAUSE["kink"])
     verdict = np.where(weak, INCONCLUSIVE, entries.verdict).astype(np.int8)
-    return replace(entries, verdict=verdict, cause=np.where(weak, _CAUSE["no power"], entries.cause).astype(np.int8))
+    cause = np.where(weak, _CAUSE["no power"], entries.cause)
+    little = (scale <= _NEAR_UNDERFLOW * float(np.finfo(np.float64).tiny)) | (lost > entries.bound / 4)
+    little &= (verdict == INCONCLUSIVE) & np.isin(cause, [_CAUSE["no power"], _CAUSE["noise"]])
+    return replace(entries, verdict=verdict, cause=np.where(little, _CAUSE["underflow"], cause).astype(np.int8))
 
 
 def undecided(entries: Entries) -> Mask:

@@ -21,8 +21,9 @@ Row = Mapping[str, Any]
 _WHY = {
     "noise": "the loss is rounded too much for differences to tell {at} to better than {bound:.2g}",
     "no power": "no reference tells {at} to better than {bound:.2g}, within which right and wrong look the same",
-    "underflow": "{at} is so near the smallest numbers of its type that what is lost there could explain the error",
     "kink": "many kinks meet in {at}: no program that treats all alike comes to it, but one that does not may",
+    "underflow": "{at}, or a value on the way to it, is so near the smallest numbers of its type that digits are lost",
+    "overflow": "a value on the way to {at} leaves the range of floats, by the right rules too",
     "references disagree": "two references contradict each other at {at}, so that neither accuses the gradient",
 }
 _BLIND = "no reference can tell {at}: imaginary and real steps leave the range of floats or the domain of the loss"

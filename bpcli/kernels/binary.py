@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bpcli.kernels.codes import ADD, MULTIPLY, SUBTRACT
+from bpcli.kernels.elementwise import over, times
 from bpcli.kernels.jit import inner
 
 
@@ -37,10 +38,10 @@ def _vector_vector(op, u, v, y):
             y[k] = u[k] - v[k]
     elif op == MULTIPLY:
         for k in range(n):
-            y[k] = u[k] * v[k]
+            y[k] = times(u[k], v[k])
     else:
         for k in range(n):
-            y[k] = u[k] / v[k]
+            y[k] = over(u[k], v[k])
 
 
 @inner
@@ -54,10 +55,10 @@ def _scalar_vector(op, s, v, y):
             y[k] = s - v[k]
     elif op == MULTIPLY:
         for k in range(n):
-            y[k] = s * v[k]
+            y[k] = times(s, v[k])
     else:
         for k in range(n):
-            y[k] = s / v[k]
+            y[k] = over(s, v[k])
 
 
 @inner
@@ -71,7 +72,7 @@ def _vector_scalar(op, u, s, y):
             y[k] = u[k] - s
     elif op == MULTIPLY:
         for k in range(n):
-            y[k] = u[k] * s
+            y[k] = times(u[k], s)
     else:
         for k in range(n):
-            y[k] = u[k] / s
+            y[k] = over(u[k], s)

@@ -10,16 +10,19 @@ from __future__ import annotations
 import numpy as np
 
 from bpcli.kernels import mode
+from bpcli.kernels.elementwise import times
 from bpcli.kernels.jit import inner
 from bpcli.kernels.symbols import symbol
 
 
 def plain_gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type: ignore[no-untyped-def]
     """C = op(A) op(B), or C + op(A) op(B), where nothing is compiled."""
+    dual = C.dtype.kind == "c"
     view = np.lib.stride_tricks.as_strided
     left = view(A[a:], (k, m) if ta else (m, k), (lda * A.itemsize, A.itemsize))
     right = view(B[b:], (n, k) if tb else (k, n), (ldb * B.itemsize, B.itemsize))
-    product = (left.T if ta else left) @ (right.T if tb else right)
+    left, right = left.T if ta else left, right.T if tb else right
+    product = left.real @ right.real + (left.real @ right.imag + left.imag @ right.real) * 1j if dual else left @ right
     out = view(C[c:], (m, n), (ldc * C.itemsize, C.itemsize))
     out[...] = out + product if add else product
 
@@ -84,26 +87,6 @@ if mode.compiling:
         return signature, codegen
 
     @intrinsic
-    def _gemv(typingctx, ta, m, n, A, a, lda, X, x, incx, alpha, beta, Y, y, incy):  # type: ignore[no-untyped-def]
-        index, flag, dtype = types.intp, types.boolean, Y.dtype
-        name = symbol(str(dtype), "gemv")
-        signature = types.void(flag, index, index, A, index, index, X, index, index, dtype, dtype, Y, index, index)
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            ta, m, n, A_, a, lda, X_, x, incx, alpha, beta, Y_, y, incy = args
-            A_, X_, Y_ = (
-                _entry(context, builder, kind, array, offset)
-                for kind, array, offset in ((A, A_, a), (X, X_, x), (Y, Y_, y))
-            )
-            turned = builder.not_(ta)  # a row-major m by n matrix is a column-major n by m one
-            matrix = [_flag(builder, turned), _integer(builder, n), _integer(builder, m), _address(builder, alpha), A_]
-            vectors = [_integer(builder, lda), X_, _integer(builder, incx), _address(builder, beta), Y_]
-            _call(builder, name, [*matrix, *vectors, _integer(builder, incy)])
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    @intrinsic
     def _real(typingctx, like):  # type: ignore[no-untyped-def]
         real = isinstance(like.dtype, types.Float)
 
@@ -118,15 +101,37 @@ if mode.compiling:
         if _real(C):
             matvec(not tb, n, k, B, b, ldb, A, a, add, C, c, backwards)
         else:
-            one = C.dtype.type(1)
-            beta = one if add else one - one
-            _gemv(not tb, n if tb else k, k if tb else n, B, b, ldb, A, a, 1, one, beta, C, c, 1)
+            _dual(tb, 1, n, k, A, a, k, B, b, ldb, add, C, c, n)
+
+    @inner
+    def _dual(tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
+        """C = A op(B), or C + A op(B), of numbers with tangents, by loops."""
+        for i in range(m):
+            out = c + i * ldc
+            if not add:
+                C[out : out + n] = 0
+            for j in range(n if tb else k):
+                if tb:
+                    for e in range(k):
+                        C[out + j] += times(A[a + i * lda + e], B[b + j * ldb + e])
+                else:
+                    for e in range(n):
+                        C[out + e] += times(A[a + i * lda + j], B[b + j * ldb + e])
+
+    @inner
+    def both_changed(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):
+        """C (m, n) = A (m, k) B (k, n), as of `gemm`, where A too may have tangents."""
+        if _real(C):
+            gemm(False, False, m, n, k, A, a, lda, B, b, ldb, False, C, c, ldc)
+        else:
+            _dual(False, m, n, k, A, a, lda, B, b, ldb, False, C, c, ldc)
 
     @inner
     def gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
         """C (m, n) = op(A) (m, k) op(B) (k, n), added to C where `add`.
 
-        Row-major, at offsets a, b, c, rows lda, ldb, ldc apart.
+        Row-major, at offsets a, b, c, rows lda, ldb, ldc apart. Of complex numbers one of the two has no imaginary
+        part, or is a single row.
         """
         if m == 1 and not ta:
             vector_product(tb, n, k, A, a, B, b, ldb, add, C, c, False)
@@ -137,6 +142,10 @@ if mode.compiling:
 
 else:
     gemm = plain_gemm
+
+    def both_changed(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):  # type: ignore[no-untyped-def]
+        """The same where nothing is compiled."""
+        plain_gemm(False, False, m, n, k, A, a, lda, B, b, ldb, False, C, c, ldc)
 
     def vector_product(tb, n, k, A, a, B, b, ldb, add, C, c, backwards):  # type: ignore[no-untyped-def]
         """The same for one row."""

@@ -4,10 +4,12 @@
 itself. An entry's result depends on that entry alone, never on its position or its neighbours, so a batch may be cut
 anywhere without changing a bit. float32 is computed in float64 and rounded once at the end.
 
-Where all entries of a slice are real or perturbed numbers (`near`), as they are but in tests, the loop that is run has
-no calls and no branches, and is vectorised; LLVM would call what is not wanted too, and choose after that. The loops
-read and write y alone after a copy of x: with one array there is nothing for LLVM to prove about overlap, and they
-vectorise in place too. They are written out, as a function made of functions is not kept on disk.
+The loops have no calls and no branches, and are vectorised, those of `sin` and `cos` where no entry of a slice is
+large; LLVM would call what is not wanted too, and choose after that. They read and write y alone after a copy of x:
+with one array there is nothing for LLVM to prove about overlap, and they vectorise in place too. They are written out,
+as a function made of functions is not kept on disk.
+
+Complex numbers are numbers with their tangents, which `times` and `over` multiply and divide as such.
 """
 
 import numpy as np
@@ -37,6 +39,39 @@ def _by_type(real_function, complex_function):
     return function
 
 
+def _by_types(real_function, complex_function):
+    """The same of a function of two numbers of one type."""
+
+    def function(x, y):
+        return complex_function(x, y) if isinstance(x, complex) else real_function(x, y)
+
+    if mode.compiling:
+
+        @overload(function, jit_options=INLINED)
+        def choose(x, y):
+            return complex_function.py_func if isinstance(x, types.Complex) else real_function.py_func
+
+    return function
+
+
+@inline
+def _product(x, y):
+    """x y."""
+    return x * y
+
+
+@inline
+def _quotient(x, y):
+    """x / y."""
+    return x / y
+
+
+@inline
+def _root(x):
+    """The root of x."""
+    return np.sqrt(x)
+
+
 def _power(x, exponent):
     """x ** exponent: the real or the complex routine, chosen at compile time."""
     return complex_.power_complex(x, exponent) if isinstance(x, complex) else real.power_real(x, exponent)
@@ -47,12 +82,6 @@ if mode.compiling:
     @overload(_power, jit_options=INLINED)
     def _choose_power(x, exponent):
         return (complex_.power_complex if isinstance(x, types.Complex) else real.power_real).py_func
-
-
-@inline
-def _anywhere(x):
-    """Where the real functions that have no bounds hold."""
-    return True
 
 
 @inline
@@ -73,19 +102,15 @@ def _cos_any(x):
     return real.cos_real(x) if np.abs(x) <= real.TRIG_MAX else np.cos(np.float64(x))
 
 
-_near = _by_type(_anywhere, complex_.near)
-_log_near_to = _by_type(_anywhere, complex_.log_near_to)
-_trig_near_to = _by_type(_within, complex_.trig_near_to)
-_exp_near = _by_type(real.exp_real, complex_.exp_near)
+times = _by_types(_product, complex_.times_complex)
+over = _by_types(_quotient, complex_.over_complex)
+root = _by_type(_root, complex_.sqrt_complex)
 _exp = _by_type(real.exp_real, complex_.exp_complex)
-_tanh_near = _by_type(real.tanh_real, complex_.tanh_near)
 _tanh = _by_type(real.tanh_real, complex_.tanh_complex)
-_sigmoid_near = _by_type(real.sigmoid_real, complex_.sigmoid_near)
 _sigmoid = _by_type(real.sigmoid_real, complex_.sigmoid_complex)
-_softplus_near = _by_type(real.softplus_real, complex_.softplus_near)
 _softplus = _by_type(real.softplus_real, complex_.softplus_complex)
-_log_near = _by_type(real.log_real, complex_.log_near)
 _log = _by_type(real.log_real, complex_.log_complex)
+_trig_near_to = _by_type(_within, complex_.trig_near_to)
 _sin_near = _by_type(real.sin_real, complex_.sin_near)
 _sin = _by_type(_sin_any, complex_.sin_complex)
 _cos_near = _by_type(real.cos_real, complex_.cos_near)
@@ -95,76 +120,46 @@ _cos = _by_type(_cos_any, complex_.cos_complex)
 @inner
 def exp_into(x, y):
     """y = e^x."""
-    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-        far += not _near(y[k])
-    if far == 0:
-        for k in range(y.shape[0]):
-            y[k] = _exp_near(y[k])
-    else:
-        for k in range(y.shape[0]):
-            y[k] = _exp(y[k])
+    for k in range(y.shape[0]):
+        y[k] = _exp(y[k])
 
 
 @inner
 def tanh_into(x, y):
     """y = tanh x."""
-    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-        far += not _near(y[k])
-    if far == 0:
-        for k in range(y.shape[0]):
-            y[k] = _tanh_near(y[k])
-    else:
-        for k in range(y.shape[0]):
-            y[k] = _tanh(y[k])
+    for k in range(y.shape[0]):
+        y[k] = _tanh(y[k])
 
 
 @inner
 def sigmoid_into(x, y):
     """y = 1 / (1 + e^-x)."""
-    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-        far += not _near(y[k])
-    if far == 0:
-        for k in range(y.shape[0]):
-            y[k] = _sigmoid_near(y[k])
-    else:
-        for k in range(y.shape[0]):
-            y[k] = _sigmoid(y[k])
+    for k in range(y.shape[0]):
+        y[k] = _sigmoid(y[k])
 
 
 @inner
 def softplus_into(x, y):
     """y = log(1 + e^x)."""
-    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-        far += not _near(y[k])
-    if far == 0:
-        for k in range(y.shape[0]):
-            y[k] = _softplus_near(y[k])
-    else:
-        for k in range(y.shape[0]):
-            y[k] = _softplus(y[k])
+    for k in range(y.shape[0]):
+        y[k] = _softplus(y[k])
 
 
 @inner
 def log_into(x, y):
     """y = log x."""
-    far = 0
     for k in range(y.shape[0]):
         y[k] = x[k]
-        far += not _log_near_to(y[k])
-    if far == 0:
-        for k in range(y.shape[0]):
-            y[k] = _log_near(y[k])
-    else:
-        for k in range(y.shape[0]):
-            y[k] = _log(y[k])
+    for k in range(y.shape[0]):
+        y[k] = _log(y[k])
 
 
 @inner

@@ -1,8 +1,9 @@
-"""Complex128 scalar functions for the complex step, where imaginary parts are perturbations of 1e-20 and less.
+"""Complex128 scalar functions for the complex step: a + i h stands for a number and its tangent, a dual number.
 
-There f(a + ih) = f(a) + i h f'(a) holds to far below the rounding error, so the real routine gives the real part and a
-slope without cancellation gives the imaginary part, accurate in deep saturation too (Squire and Trapp, "Using complex
-variables to estimate derivatives of real functions", 1998). Any other number takes the general complex formula.
+f(a + i h) = f(a) + i h f'(a), with nothing of second order: products of imaginary parts are dropped, so that there is
+no truncation however large h is, nor where f'(a) is zero, and the range of derivatives is that of floats. The real
+routine gives the real part; a slope without cancellation gives the imaginary part, accurate in deep saturation too
+(Squire and Trapp, "Using complex variables to estimate derivatives of real functions", 1998, with h towards zero).
 """
 
 import numpy as np
@@ -19,133 +20,97 @@ from bpcli.kernels.elementwise_real import (
 )
 from bpcli.kernels.jit import inline
 
-STEP_MAX = 1e-20  # at most this size an imaginary part is a first-order perturbation
-
-
-@inline
-def near(x):
-    """Whether x is a perturbed number, which the functions called `near` are for."""
-    return np.abs(x.imag) <= STEP_MAX
-
-
-@inline
-def log_near_to(x):
-    """The same for log: the perturbation is small beside the real part, not beside one."""
-    return np.abs(x.imag) <= STEP_MAX * x.real
-
 
 @inline
 def trig_near_to(x):
-    """The same for sin and cos."""
-    return np.abs(x.imag) <= STEP_MAX and np.abs(x.real) <= TRIG_MAX
+    """Whether `sin_near` and `cos_near` hold."""
+    return np.abs(x.real) <= TRIG_MAX
 
 
 @inline
-def _first_order(value, slope, h):
-    """value + i h slope; a zero h stays the zero it is even where the slope is infinite."""
-    return complex(value, h * slope if h != 0.0 else h)
+def _first_order(slope, h):
+    """h slope; a zero h stays the zero it is even where the slope is infinite."""
+    return h * slope if h != 0.0 else h
 
 
 @inline
-def exp_near(x):
-    """e^x."""
-    value = exp_real(x.real)
-    return _first_order(value, value, x.imag)
+def times_complex(x, y):
+    """x y."""
+    return complex(x.real * y.real, _first_order(y.real, x.imag) + _first_order(x.real, y.imag))
+
+
+@inline
+def over_complex(x, y):
+    """x / y."""
+    value = x.real / y.real
+    return complex(value, (x.imag - _first_order(value, y.imag)) / y.real)
+
+
+@inline
+def sqrt_complex(x):
+    """The root of x."""
+    value = np.sqrt(x.real)
+    return complex(value, _first_order(0.5 / value, x.imag))
 
 
 @inline
 def exp_complex(x):
     """e^x."""
-    return exp_near(x) if near(x) else np.exp(x)
-
-
-@inline
-def tanh_near(x):
-    """tanh x; its slope is sech^2 a = 4 e / (1 + e)^2 with e = e^-2|a|."""
-    e = exp_real(-2.0 * np.abs(x.real))
-    return _first_order(tanh_real(x.real), 4.0 * e / ((1.0 + e) * (1.0 + e)), x.imag)
+    value = exp_real(x.real)
+    return complex(value, _first_order(value, x.imag))
 
 
 @inline
 def tanh_complex(x):
-    """tanh x."""
-    return tanh_near(x) if near(x) else np.tanh(x)
-
-
-@inline
-def sigmoid_near(x):
-    """1 / (1 + e^-x); its slope is e / (1 + e)^2 with e = e^-|a|."""
-    e = exp_real(-np.abs(x.real))
-    return _first_order(sigmoid_real(x.real), e / ((1.0 + e) * (1.0 + e)), x.imag)
+    """tanh x; its slope is sech^2 a = 4 e / (1 + e)^2 with e = e^-2|a|."""
+    e = exp_real(-2.0 * np.abs(x.real))
+    return complex(tanh_real(x.real), _first_order(4.0 * e / ((1.0 + e) * (1.0 + e)), x.imag))
 
 
 @inline
 def sigmoid_complex(x):
-    """1 / (1 + e^-x)."""
-    if near(x):
-        return sigmoid_near(x)
-    if x.real < 0.0:
-        power = np.exp(x)
-        return power / (1.0 + power)
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-@inline
-def softplus_near(x):
-    """log(1 + e^x); its slope is the sigmoid."""
-    return _first_order(softplus_real(x.real), sigmoid_real(x.real), x.imag)
+    """1 / (1 + e^-x); its slope is e / (1 + e)^2 with e = e^-|a|."""
+    e = exp_real(-np.abs(x.real))
+    return complex(sigmoid_real(x.real), _first_order(e / ((1.0 + e) * (1.0 + e)), x.imag))
 
 
 @inline
 def softplus_complex(x):
-    """log(1 + e^x)."""
-    if near(x):
-        return softplus_near(x)
-    if x.real < 0.0:
-        return np.log1p(np.exp(x))
-    return x + np.log1p(np.exp(-x))
-
-
-@inline
-def log_near(x):
-    """log x."""
-    return _first_order(log_real(x.real), 1.0 / x.real, x.imag)
+    """log(1 + e^x); its slope is the sigmoid."""
+    return complex(softplus_real(x.real), _first_order(sigmoid_real(x.real), x.imag))
 
 
 @inline
 def log_complex(x):
-    """log x, principal branch."""
-    return log_near(x) if log_near_to(x) else np.log(x)
+    """log x."""
+    return complex(log_real(x.real), _first_order(1.0 / x.real, x.imag))
 
 
 @inline
 def sin_near(x):
-    """sin x."""
-    return _first_order(sin_real(x.real), cos_real(x.real), x.imag)
+    """sin x for |x| <= TRIG_MAX."""
+    return complex(sin_real(x.real), _first_order(cos_real(x.real), x.imag))
 
 
 @inline
 def sin_complex(x):
-    """sin x."""
-    return sin_near(x) if trig_near_to(x) else np.sin(x)
+    """sin x; beyond TRIG_MAX by the mathematics library."""
+    return sin_near(x) if trig_near_to(x) else complex(np.sin(x.real), _first_order(np.cos(x.real), x.imag))
 
 
 @inline
 def cos_near(x):
-    """cos x."""
-    return _first_order(cos_real(x.real), -sin_real(x.real), x.imag)
+    """cos x for |x| <= TRIG_MAX."""
+    return complex(cos_real(x.real), _first_order(-sin_real(x.real), x.imag))
 
 
 @inline
 def cos_complex(x):
-    """cos x."""
-    return cos_near(x) if trig_near_to(x) else np.cos(x)
+    """cos x; beyond TRIG_MAX by the mathematics library."""
+    return cos_near(x) if trig_near_to(x) else complex(np.cos(x.real), _first_order(-np.sin(x.real), x.imag))
 
 
 @inline
 def power_complex(x, exponent):
     """x ** exponent for a real exponent; a base below zero has none."""
-    if near(x):
-        value = x.real**exponent
-        return _first_order(value, exponent * x.real ** (exponent - 1.0), x.imag)
-    return np.exp(exponent * np.log(x))
+    return complex(x.real**exponent, _first_order(exponent * x.real ** (exponent - 1.0), x.imag))

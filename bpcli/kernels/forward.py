@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bpcli.graph.tape import ADDEND, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
 from bpcli.kernels.binary import binary_rows
-from bpcli.kernels.blas import gemm, vector_product
+from bpcli.kernels.blas import both_changed, gemm, vector_product
 from bpcli.kernels.codes import (
     ADD,
     CONCAT,
@@ -24,6 +24,7 @@ from bpcli.kernels.codes import (
     SUM,
     TRANSPOSE,
 )
+from bpcli.kernels.elementwise import times
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 from bpcli.kernels.reductions import reduce_row, sum_rows
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along, row_stride
@@ -132,7 +133,7 @@ def matrix_of(op, inside, na, V, pa, pb, po, n):
     """Products of two static matrices, and transposes."""
     if op == MATMAT:
         columns = n // (na // inside)
-        gemm(False, False, na // inside, columns, inside, V, pa, inside, V, pb, columns, False, V, po, columns)
+        both_changed(na // inside, columns, inside, V, pa, inside, V, pb, columns, V, po, columns)
     else:
         for e in range(n):
             V[po + e] = V[pa + e % (n // inside) * inside + e // (n // inside)]
@@ -198,4 +199,4 @@ def fix_rows(ints, values, job, slot, V, turned, o0, pb, sb, ib, po, so, io, no,
         for e in range(ends[slot, o0 + o], ends[slot, o0 + o + 1]):
             row, column = (columns[e], rows[e]) if turned else (rows[e], columns[e])
             for i in range(ni):
-                V[po + o * so + i * io + row] += changes[e] * V[pb + o * sb + i * ib + column]
+                V[po + o * so + i * io + row] += times(changes[e], V[pb + o * sb + i * ib + column])

@@ -132,4 +132,10 @@ def _pull_scalar(kind, g, F, f, cf, h, ch):
 def _quotient(kind, g, f, h):
     if kind == OVER:
         return g / f
-    return -(g / f) * (h / f) if kind == OVER_SQUARE else (g / f) * (h / f)
+    q = h / f
+    d = (g / f) * q
+    if kind == OVER_SQUARE_SIZE:
+        return d
+    if not (abs(d) > 0 and d - d == 0):  # what leaves the range one way may stay within it the other
+        d = (g * q) / f if g != 0 else g
+    return -d

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP
-from bpcli.kernels.elementwise import exp_into, log_into
+from bpcli.kernels.elementwise import exp_into, log_into, over, times
 from bpcli.kernels.jit import CHUNK, inner, stack, vector
 
 
@@ -59,7 +59,7 @@ def softmax_row(x, y, log):
         exp_into(y, y)
         s = total(y)
         for k in range(len(x)):
-            y[k] = y[k] / s
+            y[k] = over(y[k], s)
 
 
 @inner
@@ -87,9 +87,9 @@ def reduce_row(op, V, pa, pb, n, po):
     x = V[pa : pa + n]
     if op == DOT:
         y = V[pb : pb + n]
-        s = x[0] * y[0]
+        s = times(x[0], y[0])
         for k in range(1, n):
-            s += x[k] * y[k]
+            s += times(x[k], y[k])
         V[po] = s
     elif op == LOGSUMEXP:
         V[po] = logsumexp_row(x)

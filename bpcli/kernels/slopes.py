@@ -24,6 +24,7 @@ from bpcli.kernels.codes import (
     TANH,
 )
 from bpcli.kernels.elementwise import cos_into, sigmoid_into, sin_into
+from bpcli.kernels.elementwise_real import SMALLEST_NORMAL
 from bpcli.kernels.jit import CHUNK, inner, stack, vector
 from bpcli.kernels.unary import power_into
 
@@ -52,6 +53,7 @@ def pull_unary(op, x, y, g, c, add, number, rounding):
         if rounding:
             for k in range(n):
                 e = abs(y[k] * (one - y[k])) + SLOPE_ROUNDING * abs(y[k] * y[k])
+                e = e if e != zero else c.dtype.type(SMALLEST_NORMAL)
                 c[k] = (c[k] if add else zero) + g[k] * e
         elif add:
             for k in range(n):
@@ -74,8 +76,13 @@ def pull_unary(op, x, y, g, c, add, number, rounding):
             if rounding:
                 for k in range(i, j):
                     s[k - i] = abs(s[k - i]) + (abs(x[k]) if op == SIN or op == COS else zero)
-            for k in range(i, j):
-                c[k] = (c[k] if add else zero) + g[k] * s[k - i]
+                    if s[k - i] == zero and (op == EXP or op == SOFTPLUS):  # underflow, and not nothing
+                        s[k - i] = c.dtype.type(SMALLEST_NORMAL)
+                for k in range(i, j):
+                    c[k] = (c[k] if add else zero) + g[k] * s[k - i]
+            else:  # where a slope is infinite, what is not wanted counts for nothing
+                for k in range(i, j):
+                    c[k] = (c[k] if add else zero) + (g[k] * s[k - i] if g[k] != zero else zero)
 
 
 @inner
@@ -131,4 +138,4 @@ def _pull_kinked(op, x, g, c, add, number, rounding):
     for k in range(len(c)):
         r = x[k].real
         s = one if not r <= 0 else (at if r == 0 else below)
-        c[k] = (c[k] if add else zero) + g[k] * s
+        c[k] = (c[k] if add else zero) + (g[k] * s if s != zero else zero)

@@ -23,7 +23,7 @@ _SINGLE = os.environ.setdefault("OPENBLAS_NUM_THREADS", "1") == "1"
 
 
 def symbol(dtype: str, routine: str) -> str:
-    """The name by which kernels call a routine (gemm, gemv)."""
+    """The name by which kernels call a routine (gemm)."""
     return f"bp_{LETTERS[dtype]}{routine}"
 
 
@@ -31,8 +31,7 @@ def symbol(dtype: str, routine: str) -> str:
 def blas_symbols() -> Mapping[str, int]:
     """The address of every routine that kernels call, by name."""
     interface = _cython_blas().__pyx_capi__
-    pairs = ((dtype, routine) for dtype in LETTERS for routine in ("gemm", "gemv"))
-    return {symbol(*pair): _address_of(interface[LETTERS[pair[0]] + pair[1]]) for pair in pairs}
+    return {symbol(dtype, "gemm"): _address_of(interface[f"{letter}gemm"]) for dtype, letter in LETTERS.items()}
 
 
 REST = "bp_rest"

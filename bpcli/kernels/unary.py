@@ -24,11 +24,14 @@ from bpcli.kernels.elementwise import (
     cos_into,
     exp_into,
     log_into,
+    over,
     real_power_into,
+    root,
     sigmoid_into,
     sin_into,
     softplus_into,
     tanh_into,
+    times,
 )
 from bpcli.kernels.jit import inner
 
@@ -59,7 +62,7 @@ def unary_into(op, x, y, number):
             y[k] = -x[k]
     elif op == SQRT:
         for k in range(n):
-            y[k] = np.sqrt(x[k])
+            y[k] = root(x[k])
     elif op == RELU:
         zero = y.dtype.type(0)
         for k in range(n):
@@ -67,7 +70,7 @@ def unary_into(op, x, y, number):
     elif op == LEAKY_RELU:
         slope = y.dtype.type(number)
         for k in range(n):
-            y[k] = x[k] if x[k].real > 0 else x[k] * slope
+            y[k] = x[k] if x[k].real > 0 else times(x[k], slope)
     elif op == ABS:
         zero = y.dtype.type(0)  # at the kink, and of slope 0 there as backwards
         for k in range(n):
@@ -84,7 +87,7 @@ def power_into(x, y, exponent):
     size = abs(exponent)
     if exponent == 2.0:
         for k in range(n):
-            y[k] = x[k] * x[k]
+            y[k] = times(x[k], x[k])
     elif exponent == 0.0:
         for k in range(n):
             y[k] = one
@@ -93,7 +96,7 @@ def power_into(x, y, exponent):
             y[k] = whole_power(x[k], int(size))
         if exponent < 0:
             for k in range(n):
-                y[k] = one / y[k]
+                y[k] = over(one, y[k])
     else:
         real_power_into(x, y, exponent)
 
@@ -106,7 +109,7 @@ def whole_power(x, exponent):
     rest = exponent - 1
     while rest > 0:
         if rest & 1:
-            result = result * factor
-        factor = factor * factor
+            result = times(result, factor)
+        factor = times(factor, factor)
         rest >>= 1
     return result

@@ -53,6 +53,7 @@ class RTRL:
         held = (plan.entries + results) * setup.dtype.itemsize
         return Cost(flops, held, setup.T, 2.0 * held * -(-setup.T // plan.chunk))
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Forwards, a chunk of steps at a time."""
         setup, plan = problem.setup, _plan(problem.setup)

@@ -14,7 +14,12 @@ from bpcli.graph.model import Graph, Node, Phase
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.values import node_values
 
-STEP = 1e-40
+STEP = 1.0
+"""The imaginary step. Kernels drop products of imaginary parts, so that any size will do: this one leaves derivatives
+the range of floats."""
+ALONG = 2.0**-540
+"""What it is multiplied by where whole arrays take it, matrices of products among them. The library that computes these
+drops nothing: such imaginary parts have products below the smallest number."""
 
 
 def factors(

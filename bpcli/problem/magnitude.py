@@ -10,12 +10,17 @@ from bpcli.problem.cast import cast
 from bpcli.problem.model import Array, Problem
 from bpcli.problem.unrolled import Window, unrolled
 
+_DOUBLE = np.dtype(np.float64)
 
-def magnitude(problem: Problem, windows: Sequence[Window]) -> dict[str, Array]:
-    """For every tensor of the setup, float64, the sum over all paths of |contribution| to each entry of the gradient.
+
+def magnitude(
+    problem: Problem, windows: Sequence[Window], dtype: np.dtype[np.floating] = _DOUBLE, seed: float = 1.0
+) -> dict[str, Array]:
+    """For every tensor of the setup, in `dtype`, sums over all paths of |contribution| to each entry of the gradient.
 
     What a kernel's rounding may change is about unit roundoff times this. Slopes count with the rounding of their own
-    evaluation, so saturated units are not taken for exact; a path that is exactly nothing counts as nothing.
+    evaluation, so saturated units are not taken for exact; a path that is exactly nothing counts as nothing. Losses
+    count `seed` times. Infinity times nothing is NaN here, while gradients take it for nothing.
     """
-    double = cast(problem, np.dtype(np.float64))
-    return unrolled(double.setup, tuple(windows)).gradient(double, rounding=True)[1]
+    own = cast(problem, dtype)
+    return unrolled(own.setup, tuple(windows)).gradient(own, rounding=True, seed=seed)[1]

@@ -85,6 +85,7 @@ class Perturbed:
         """The same, and the kinks that were met, (C, batch): how many steps away, `FREE` where there are none."""
         return self.several([Change(tensor, entries, deltas)])[0]
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def several(self, changes: Sequence[Change]) -> list[tuple[Values, FloatArray]]:
         """`followed` of each of `changes`, all side by side."""
         nodes = np.concatenate([np.full(len(c.entries), self._node(c.tensor)) for c in changes])
@@ -106,6 +107,7 @@ class Perturbed:
             return self.elsewhere.losses(Asked(self.windows, self.trace.V.dtype.name, self.kinks is not NONE), pieces)
         return (self.piece(piece) for piece in pieces)
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def moved(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array moved by `change (size,)`."""
         array = np.asarray(self.problem.array(tensor))

@@ -8,6 +8,7 @@ from bpcli.problem.elsewhere import FloatArray, Values
 from bpcli.problem.kinks import FREE
 
 
+@np.errstate(all="ignore")  # a loss that is not finite is no loss, and found to be none by who asked
 def total_of(losses: Values, weights: FloatArray) -> Values:
     """The sum (copies, rows) over steps (Kahan: the sum's own rounding is not to be taken for noise)."""
     total, lost = np.zeros(losses.shape[1:], losses.dtype), np.zeros(losses.shape[1:], losses.dtype)

@@ -1,7 +1,7 @@
 """The tangent of a network: its derivative along a change of preactivations, as a network of its own.
 
-Under an imaginary step of 1e-40 the real parts of all perturbed copies are those of the network as it is, to the last
-bit, so that imaginary parts alone need to be carried: products act on them as they are, and every other operation
+Under an imaginary step the real parts of all perturbed copies are those of the network as it is, to the last bit, so
+that imaginary parts alone need to be carried: products act on them as they are, and every other operation
 multiplies them by what the complex forward rule makes of a step of one argument, taken once for each value of the
 network instead of once for each copy. No reverse rule is asked.
 """

@@ -19,6 +19,7 @@ from bpcli.kernels.trace import Trace
 from bpcli.kernels.windows import BLOCK_ROWS, Windows, WindowsPlan
 from bpcli.problem.model import Array, Problem, Setup
 
+Disturb = Callable[[Array], None]
 SLACK = 32
 """Steps held beyond the longest window (or as many as that has, if fewer), so that the window seldom moves."""
 
@@ -150,12 +151,14 @@ class Unrolled:
             yield self.windows[first : min(first + plan.count, regular)] if plan else ()
         yield from ([window] for window in self.windows[regular:])
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def gradient(
-        self, problem: Problem, rounding: bool = False, disturb: Callable[[Array], None] | None = None
+        self, problem: Problem, rounding: bool = False, disturb: Disturb | None = None, seed: float = 1.0
     ) -> tuple[float, dict[str, Array]]:
         """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead.
 
-        `disturb` is given all values of the pass forwards, to change them in place before each pass backwards.
+        `disturb` is given all values of the pass forwards, to change them in place before each pass backwards, which
+        starts from `seed` times the weights of the losses.
         """
         trace, weights = Trace(self.plan, problem.setup.dtype, problem.arrays, rounding), self._weights
         initial = {
@@ -163,26 +166,22 @@ class Unrolled:
         }
         trace.start()
         if self.side_by_side:
-            return self._side_by_side(trace, weights, self.side_by_side, disturb)
+            return self._side_by_side(trace, weights, self.side_by_side, disturb, seed)
         loss, done = 0.0, 0
         for window in self.windows:
             loss += self._advance(trace, done, window, weights)
             done = window.stop
             with trace.disturbed(disturb):
-                self._back(trace, window, weights)
+                self._back(trace, window, weights * seed)
             if window.start == 0:
                 for name in initial:
                     initial[name] += trace.initial(name)
         if done < self.setup.T:
             loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
-        return loss, self._collect(trace, initial)
+        return loss, self._collect(trace, initial, disturb)
 
     def _side_by_side(
-        self,
-        trace: Trace,
-        weights: NDArray[np.float64],
-        plan: WindowsPlan,
-        disturb: Callable[[Array], None] | None,
+        self, trace: Trace, weights: NDArray[np.float64], plan: WindowsPlan, disturb: Disturb | None, seed: float
     ) -> tuple[float, dict[str, Array]]:
         """The same, a block of windows at a time."""
         windows, loss, done = Windows(plan, trace), 0.0, 0
@@ -191,8 +190,8 @@ class Unrolled:
             loss += self._advance(trace, done, Window(block[0].start, done, stop), weights)
             done = stop
             with trace.disturbed(disturb):
-                windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights)
-        return loss, self._collect(trace, windows.initial)
+                windows.back(block[0].stop, len(block), block[0].stop - block[0].loss_from, weights * seed)
+        return loss, self._collect(trace, windows.initial, disturb)
 
     def _size(self, state: str) -> int:
         return self.setup.graph.nodes[self.setup.graph.previous[state]].size
@@ -222,10 +221,14 @@ class Unrolled:
             trace.reverse(first, last, part, fresh=last == window.stop)
             last = first
 
-    def _collect(self, trace: Trace, initial: dict[str, NDArray[np.float64]]) -> dict[str, Array]:
+    def _collect(
+        self, trace: Trace, initial: dict[str, NDArray[np.float64]], disturb: Disturb | None
+    ) -> dict[str, Array]:
         """Gradients by name and in their shapes; nothing outside a pattern. The trace is closed."""
-        leaves, arrays = trace.finish(), {}
+        with trace.disturbed(disturb):  # what is computed once goes back here
+            leaves = trace.finish()
         trace.close()
+        arrays = {}
         for x in self.setup.wrt:
             if x.kind == "state":
                 flat = initial[x.name].sum(axis=0) if x.name in self.setup.shared else initial[x.name]

@@ -12,6 +12,7 @@ from bpcli.problem.sums import total_of
 from bpcli.problem.unrolled import loss_weights
 
 
+@np.errstate(all="ignore")  # what is not finite is for the check to tell
 def whole_loss(problem: Problem) -> float:
     """The loss of all steps and samples, in float64."""
     double, steps = cast(problem, np.dtype(np.float64)), problem.setup.T

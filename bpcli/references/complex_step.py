@@ -1,4 +1,8 @@
-"""The complex step: Im f(x + ih) / h, without cancellation or truncation (Squire & Trapp, SIAM Review 40, 1998)."""
+"""The complex step: Im f(x + ih) / h, without cancellation or truncation (Squire & Trapp, SIAM Review 40, 1998).
+
+The kernels take imaginary parts for tangents and drop their products, the limit of h towards zero: there is no h² to be
+in the way where derivatives vanish, and nothing that a number of any size would have to be large beside.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.methods.base import Window
-from bpcli.problem.factors import STEP
+from bpcli.problem.factors import ALONG, STEP
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
@@ -24,9 +28,11 @@ from bpcli.references.numerics.rounding import rounding, rounding_flops
 from bpcli.references.numerics.sweep import slopes
 
 # Products of imaginary parts may underflow, now and then.
-_UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal) / STEP
-# Numbers that the step is not small beside; gradients, all of them, that its imaginary parts lose to underflow.
-_TINY, _LOST = 1e10 * STEP, 10 * _UNDERFLOW
+_UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal)
+# Gradients, all of them, that imaginary parts lose to underflow.
+_LOST = 10 * _UNDERFLOW
+# Derivatives below which a tangent on the way may have been lost, and the step that raises it.
+_FAINT, _RAISED = 1e-100, 2.0**600
 _COPIES_AT_ONCE = 4096
 # A complex product is four real products and two sums.
 _COMPLEX_FLOPS = 4
@@ -43,6 +49,7 @@ class ComplexStep:
     name: ClassVar[str] = "complex-step"
     summary: ClassVar[str] = "imaginary perturbations: exact to rounding, except at a kink"
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def estimate(
         self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
     ) -> Mapping[str, Estimate]:
@@ -64,11 +71,11 @@ class ComplexStep:
                     found[rows] = _derivatives(perturbed, tensor, around.rows(rows))
             else:
                 found = _derivatives(perturbed, tensor, around)
-            at = np.abs(np.asarray(problem.array(tensor), dtype=np.float64))
-            bound = np.where((at > 0) & (at < _TINY), np.inf, bounds[tensor.name])
-            estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bound)
+            _raise(perturbed, tensor, around, found, bounds[tensor.name])
+            estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bounds[tensor.name])
         return estimates
 
+    @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`. Rounding errors of entries are independent of each other and of the directions."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
@@ -76,7 +83,8 @@ class ComplexStep:
         estimates = {}
         for tensor, rows in directions.items():
             losses = Along(perturbed, tensor, rows).losses(np.arange(len(rows)), np.full(len(rows), STEP * 1j))
-            estimates[tensor.name] = _known(losses.imag.sum(axis=1) / STEP, norms(rows, bounds[tensor.name]))
+            bound = norms(rows, bounds[tensor.name])
+            estimates[tensor.name] = _known(losses.imag.sum(axis=1) / STEP, bound, _UNDERFLOW / ALONG)
         return estimates
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
@@ -105,10 +113,10 @@ def _bounds(problem: Problem, windows: Sequence[Window]) -> Mapping[str, FloatAr
     return {name: np.where(bound > 0, np.inf, bound) for name, bound in known.gradient.items()}
 
 
-def _known(value: FloatArray, bound: FloatArray) -> Estimate:
+def _known(value: FloatArray, bound: FloatArray, underflow: float = _UNDERFLOW) -> Estimate:
     """Nothing is known where value or bound are not finite, nor of derivatives too small for imaginary parts."""
     finite = np.isfinite(value) & np.isfinite(bound)
-    bound = np.where(bound > 0, bound + _UNDERFLOW, bound)
+    bound = np.where(bound > 0, bound + underflow, bound)
     none = np.zeros(value.shape)
     return Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)
 
@@ -135,17 +143,27 @@ def _lacking(
     return lacking
 
 
-def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatArray:
-    """`(K, S)`: one evaluation an entry."""
+def _raise(perturbed: Perturbed, tensor: Tensor, around: Probe, found: FloatArray, bound: FloatArray) -> None:
+    """Put what a huge step says in the place of derivatives `found (K, S)` of which underflow may have taken a part."""
+    faint = (np.abs(found) < _FAINT) & (bound.reshape(-1)[around.places] > 0)
+    rows = np.flatnonzero(faint.any(axis=1))
+    if len(rows):
+        raised = _derivatives(perturbed, tensor, around.rows(rows), _RAISED) / _RAISED
+        found[rows] = np.where(faint[rows] & np.isfinite(raised), raised, found[rows])
+
+
+def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe, step: float = STEP) -> FloatArray:
+    """`(K, S)`: one evaluation an entry, what the loss changes by for `step` times i."""
     found = []
     for start in range(0, len(around.entries), _COPIES_AT_ONCE):
-        change = _change(tensor, around.rows(np.arange(start, min(start + _COPIES_AT_ONCE, len(around.entries)))))
+        rows = np.arange(start, min(start + _COPIES_AT_ONCE, len(around.entries)))
+        change = _change(tensor, around.rows(rows), step)
         found.append(slopes(perturbed.several([change])[0][0], around))
     return np.concatenate(found)
 
 
-def _change(tensor: Tensor, around: Probe) -> Change:
-    return Change(tensor, around.entries, np.full(len(around.entries), STEP * 1j))
+def _change(tensor: Tensor, around: Probe, step: float = STEP) -> Change:
+    return Change(tensor, around.entries, np.full(len(around.entries), step * 1j))
 
 
 REFERENCE = ComplexStep()

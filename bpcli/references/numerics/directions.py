@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bpcli.problem.factors import ALONG
+from bpcli.problem.kinks import FREE
 from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe
@@ -67,9 +69,12 @@ class Along:
 
     def followed(self, which: Indices, deltas: np.ndarray) -> tuple[np.ndarray, FloatArray]:
         """The same with the kinks that were met, as of `Perturbed`."""
-        moved = (self.perturbed.moved(self.tensor, d * self.rows[k]) for k, d in zip(which, deltas, strict=True))
-        losses, met = zip(*(there.here() for there in moved), strict=True)
-        return np.stack(losses), np.stack(met)
+        size = ALONG if np.iscomplexobj(deltas) else 1.0
+        moved = (self.perturbed.moved(self.tensor, d * size * self.rows[k]) for k, d in zip(which, deltas, strict=True))
+        losses, met = (np.stack(part) for part in zip(*(there.here() for there in moved), strict=True))
+        if np.iscomplexobj(losses):
+            losses.imag /= size
+        return losses, np.where(met > FREE, met * size, FREE)
 
 
 def points_along(array: FloatArray, rows: FloatArray) -> Probe:

@@ -34,6 +34,8 @@ ROUNDS = 8
 FIRST_STEP = 2.0**-10
 PILOT = 2.0**-20
 _LEAP = 2.0**8
+# What steps are relative to at least: the tiniest of them are still normal numbers.
+_LEAST = 2.0**-960
 # Steps relative to the entry, the largest at all; and over the median of those at which others show truncation.
 _LARGEST, _BEYOND = 2.0, 8.0
 
@@ -56,7 +58,7 @@ def scales(probe: Probe) -> FloatArray:
     """
     sizes = np.abs(probe.points)
     typical = min(float(np.median(sizes[sizes > 0])), 1.0) if sizes.any() else 1.0
-    return np.asarray(np.maximum(np.maximum(sizes.max(axis=1), typical), 1e-30), dtype=np.float64)
+    return np.asarray(np.maximum(np.maximum(sizes.max(axis=1), typical), _LEAST), dtype=np.float64)
 
 
 def _power_of_two(steps: FloatArray) -> FloatArray:
@@ -76,6 +78,7 @@ class _Climb:
         self.pilot = Pilot(sampler, self.least, loss_noise(sampler, self.step))
         self.best = self.pilot.found(np.arange(len(self.step)))
         self.only_pilot = np.ones(self.best.value.shape, dtype=np.bool_)
+        self.bent = np.zeros_like(self.best.value)
         self.best_step = np.repeat(self.least[:, None], self.best.value.shape[1], axis=1)
 
     def run(self) -> Derivatives:
@@ -145,6 +148,8 @@ class _Climb:
         jump = (16 * j1 - 10 * j2 + j4) / 7
         size = size.reshape(3, len(rows), -1).max(axis=0)
         noise = NOISE_FACTOR * (self.pilot.noise[rows] / h[:, None] + UNIT_ROUNDOFF * size)
+        # Of D(h) - D(2h) the pilot's own truncation, which is all of it where a derivative vanishes.
+        self.bent[rows] = np.abs(d1 - d2) * (self.pilot.steps[rows] / h)[:, None] ** 2
         rung = Derivatives(value, np.abs(value - coarse), noise, np.zeros_like(value))
         if self.sampler.kinks is not None:
             return where_finite(with_known_kinks(rung, jump, 2 * j1 - j2, self.sampler.kinks[rows] / h[:, None]))
@@ -157,7 +162,8 @@ class _Climb:
     def _merge(self, rows: Indices, rung: Derivatives) -> Mask:
         """Take over what is better and within the bounds of what is known; says where the two agree."""
         bound, known = self.best.bound[rows], np.isfinite(rung.bound)
-        agrees = np.abs(rung.value - self.best.value[rows]) <= rung.bound + bound
+        own = np.where(self.only_pilot[rows], self.bent[rows], 0.0)
+        agrees = np.abs(rung.value - self.best.value[rows]) <= rung.bound + bound + own
         nearer = ~agrees & (self.step[rows, None] < self.best_step[rows])
         # The pilot knows nothing of its truncation: any rung that agrees with it is better.
         better = known & (nearer | (agrees & (self.only_pilot[rows] | (rung.bound < bound))))

@@ -13,6 +13,7 @@ from bpcli.references.numerics.probe import ROWS, FloatArray, Sampler
 POINTS = 9
 _AGREE = 4.0
 _UNIT_ROUNDOFF = 2.0**-53
+_SUBNORMAL = float(np.finfo(np.float64).smallest_subnormal)
 # Rounding noise is the same at every spacing, a kink or an oscillation within reach is not: the smallest answer counts.
 _SPACINGS = (2.0**-26, 2.0**-16, 2.0**-8)
 # Where the loss does not move, its resolution is found further out.
@@ -64,7 +65,7 @@ def loss_noise(sampler: Sampler, steps: FloatArray) -> FloatArray:
         further, moves_further = _at_spacings(sampler, rows, [spread * spacing for spacing in _WIDE_SPACINGS])
         noise = np.where(moves, noise, np.where(moves_further, further, np.inf))
     noise = np.where(np.isfinite(noise), 2.0 * noise, 0.0)
-    return np.asarray(np.maximum(noise, _UNIT_ROUNDOFF * sampler.level), dtype=np.float64)
+    return np.asarray(np.maximum(noise, _UNIT_ROUNDOFF * sampler.level + _SUBNORMAL), dtype=np.float64)
 
 
 def _at_spacings(

@@ -18,10 +18,10 @@ import numpy as np
 
 from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
-from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Array, Problem, Setup
 from bpcli.problem.slopes import ALIKE, slopes_of
 from bpcli.problem.unrolled import Unrolled, unrolled
+from bpcli.references.numerics.float_range import PASSES, float_range
 from bpcli.references.numerics.probe import FloatArray
 
 # Multiples of the sampled standard deviation, and of one rounding of the result, that a correct gradient may be off by;
@@ -41,6 +41,8 @@ _CANCELLED = 1e5
 # A bound of so many roundings, or such a part, of the largest gradients near by leaves no doubt that they are like it.
 _SURE, _AT_MOST = 1e6, 1e-2
 _LOSS = ""  # beside the names of tensors
+# Below it float32 is not what numbers are rounded to.
+_SMALLEST = float(np.finfo(np.float32).tiny)
 _SINGLE = np.dtype(np.float32)
 _DOUBLE = np.dtype(np.float64)
 
@@ -56,47 +58,60 @@ class Rounding:
 
     `scale` is the largest entry of all gradients, on average over the samples, or, where rounding is so large that they
     may be unlike it, of the gradient itself; or, where it cancels, what rounding of the loss may look like. A bound
-    beyond it tells nothing.
+    beyond it tells nothing. `lost` is the share of the bounds that underflow causes.
     """
 
     gradient: Mapping[str, FloatArray]
     loss: float
     scale: float
+    lost: Mapping[str, FloatArray]
 
 
 @functools.lru_cache(maxsize=2)
 def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
     """What the gradient that `windows` define may be off by when it is computed in `dtype`.
 
-    Where there is no contribution at all the bound is exactly zero. At a kink a shift would choose the slope, which is
-    no rounding: it is the largest under slopes that programs choose.
+    Where there is no contribution at all the bound is exactly zero. Where a value on the way leaves the range of
+    `dtype`, so that a correct gradient may be anything, it is infinite. At a kink a shift would choose the slope, which
+    is no rounding: there the bound is the largest under the slopes that programs choose.
     """
     slopes = slopes_of(problem)
     if slopes is None:
         return _rounding(problem, windows, dtype)
     each = [_rounding(slopes.chosen(share), windows, dtype) for share in ALIKE]
-    most = {name: functools.reduce(np.maximum, [r.gradient[name] for r in each]) for name in each[0].gradient}
-    return Rounding(most, float(np.max([r.loss for r in each])), float(np.max([r.scale for r in each])))
+    gradient, lost = (
+        {name: functools.reduce(np.maximum, [part[name] for part in parts]) for name in parts[0]}
+        for parts in ([r.gradient for r in each], [r.lost for r in each])
+    )
+    return Rounding(gradient, float(np.max([r.loss for r in each])), float(np.max([r.scale for r in each])), lost)
 
 
 def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
     with np.errstate(all="ignore"):
-        magnitudes = magnitude(problem, windows)
         sizes, spreads = _samples(problem, windows)
         disturbed, exact = _disturbed(problem, windows, unit_roundoff(dtype))
+        known = float_range(problem, windows, exact, dtype)
+        lost = {name: FACTOR * part for name, part in known.lost.items()}
         if dtype == _DOUBLE:  # whose numbers may be beyond the range of float32, in which the others were sampled
-            sizes = {name: np.where(np.isfinite(size), size, np.abs(exact[name])) for name, size in sizes.items()}
+            sizes = {
+                name: np.where(np.isfinite(size) & (size > _SMALLEST), size, np.abs(exact[name]))
+                for name, size in sizes.items()
+            }
+        other = np.nanmax([float(sizes[_LOSS]), _largest(problem.setup, sizes)])
         each = {
-            name: bound(sizes[name], spreads[name], m.astype(np.float64), dtype)
+            name: bound(sizes[name], spreads[name], m, dtype, other)
             + np.where(m == 0, 0.0, FACTOR * disturbed[name])
-            for name, m in magnitudes.items()
+            + lost[name]
+            for name, m in known.magnitudes.items()
         }
+        each = {name: np.where(known.left[name], np.inf, size) for name, size in each.items()}
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
         largest, unsure, here = (_largest(problem.setup, arrays) for arrays in (sizes, each, exact))
         if not unsure <= min(_SURE * unit_roundoff(dtype), _AT_MOST) * largest:
             # What is far from the point is no measure of it where rounding leads there: chaos makes any size.
             largest = min(largest, here)
-        return Rounding(each, float(loss), max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS])))
+        scale = max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS]))
+        return Rounding(each, float(loss), scale, lost)
 
 
 def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
@@ -107,15 +122,18 @@ def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
 
 
 def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
-    """Predicted floating-point operations of `rounding`: its samples, and the magnitude."""
-    return (2 * len(_SHIFTS) + _DISTURBED + 2) * unrolled(setup, windows).flops
+    """Predicted floating-point operations of `rounding`: its samples, and `float_range`."""
+    return (2 * len(_SHIFTS) + _DISTURBED + 1 + PASSES) * unrolled(setup, windows).flops
 
 
-def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating]) -> FloatArray:
+def bound(
+    size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating], other: float = 0.0
+) -> FloatArray:
     """The bound for entries of absolute value `size` whose float32 rounding has root mean square `spread`.
 
     Where float32 has lost an entry, the size of its tensor stands in, or the sum of absolute contributions `magnitude`
-    where that is less: it grows with products of |J|, without end. Below the normal range rounding is absolute.
+    where that is less: it grows with products of |J|, without end. Where all of a tensor cancels exactly, a size from
+    elsewhere, `other`, stands in. Below the normal range rounding is absolute.
     """
     roundoff = unit_roundoff(dtype)
     # A float64 spec may leave the range of float32.
@@ -124,7 +142,7 @@ def bound(size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np
     lost = ~(spread <= _LINEAR * size)
     if dtype == _SINGLE:
         lost = ~np.isfinite(spread)
-    largest = np.nanmax(size, initial=0.0)
+    largest = np.nanmax(size, initial=0.0) or other
     # A unit that saturates to exactly 1 in float32 has no rounding there, and has some in float64.
     saturated = roundoff * np.fmin(magnitude, largest)
     scaled = np.fmax(scaled, np.where(lost, saturated, _SATURATED * saturated))

@@ -91,6 +91,7 @@ def _distances(around: Probe, followed: Followed | None) -> FloatArray:
     return met.max(axis=1, keepdims=True) if around.summed else met
 
 
+@np.errstate(all="ignore")  # what is not finite is for the check to tell
 def sweep(
     problem: Problem,
     windows: Sequence[Window],
@@ -159,6 +160,7 @@ def _known(
     return found
 
 
+@np.errstate(all="ignore")  # what is not finite is for the check to tell
 def sweep_along(
     problem: Problem, windows: Sequence[Window], directions: Directions, differentiate: Differentiate
 ) -> Mapping[str, Estimate]:
