@@ -166,6 +166,29 @@ def test_what_the_range_takes(loss: str, first: str, slope: str, cause: str) -> 
         assert ("inconclusive", cause) == (found["verdict"], found["cause"])
 
 
+@pytest.mark.parametrize(
+    ("scale", "expected"), [("2.5e6", ("inconclusive", "overflow")), ("1.0", ("wrong", "not finite"))]
+)
+def test_influences_that_overflow(scale: str, expected: tuple[str, str]) -> None:
+    """Forward accumulation multiplies an infinite influence with nothing, reverse mode sees none of it."""
+    text = """bp = 1
+dtype = "float32"
+params.W = {{ shape = [2, 2], init = "ones", scale = {scale} }}
+state.a = {{ shape = [2], value = [0.0, 0.0], trainable = true }}
+[equations]
+a = "W @ a[t-1]"
+loss = "1"
+[data]
+batch = 1
+T = 8
+"""
+    spec = write(Path("net.toml"), text.format(scale=scale))
+    write(Path("mine.py"), "def nan(p, inputs, s):\n    return {'a': s['a'] * float('nan'), 'W': p['W'] * 0}\n")
+    (found,) = [f for f in findings(spec, "--kernel", "mine.py:nan") if f["tensor"] == "a"]
+    assert expected == (found["verdict"], found["cause"].split(" (")[0])
+    assert "wrong" not in [f["verdict"] for f in findings(spec)]
+
+
 def test_what_is_not_finite_within_the_range_is_wrong() -> None:
     """Where no number on the way leaves the range."""
     assert ["wrong", "wrong"] == verdicts("sum(w**2)", "2 * w * [1, np.nan, 1]", "0.5")

@@ -14,9 +14,11 @@ import numpy as np
 
 from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
+from bpcli.problem.factors import ALONG
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Array, Problem, Tensor
 from bpcli.problem.unrolled import unrolled
+from bpcli.problem.values import node_values
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
 
@@ -28,6 +30,8 @@ _SEEDS = (2.0**1000, 2.0**700, 2.0**400, 2.0**100)
 _LOW = 0.9
 _DOUBLE = np.dtype(np.float64)
 _NORMAL, _SUBNORMAL = (float(x) for x in (np.finfo(np.float64).tiny, np.finfo(np.float64).smallest_subnormal))
+# What the sum of all influences may be less than one of them, by cancelling.
+_MANY = 1e6
 # How many times as much shows whether a change is in proportion to what was lost; changes that are nothing.
 _MORE, _NOTHING = 2.0**40, 1e3 * _SUBNORMAL
 
@@ -70,7 +74,8 @@ def float_range(
 
 
 def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
-    """Whether some value of a pass forwards or backwards, towards any leaf, leaves the range of the problem's dtype.
+    """Whether some value of a pass forwards or backwards, towards any leaf, or an influence on a state leaves the range
+    of the problem's dtype.
 
     What is not finite then may come of right rules, which multiply it with nothing in this order or another.
     """
@@ -83,7 +88,20 @@ def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
     with np.errstate(all="ignore"):
         low = _from_little(every, windows, every.setup.dtype)
         here = unrolled(every.setup, windows).gradient(every)[1]
-        return not all(bool(np.isfinite(a).all()) for a in (*low.values(), *here.values()))
+        return not all(bool(np.isfinite(a).all()) for a in (*low.values(), *here.values(), *_influences(problem)))
+
+
+def _influences(problem: Problem) -> list[FloatArray]:
+    """What all leaves together make of the states at every step, infinite where the dtype can't hold it."""
+    generator, setup = np.random.default_rng(0), problem.setup
+    wide = cast(problem, np.dtype(np.complex128))
+    moved = (
+        {n: a + ALONG * 1j * generator.uniform(0.5, 1.5, a.shape) for n, a in group.items()} for group in wide.arrays
+    )
+    states = sorted(setup.graph.new.values())
+    found = node_values(Problem(wide.setup, *moved), states) if states else {}
+    most = float(np.finfo(setup.dtype).max) / _MANY
+    return [np.where(np.abs(a.imag) / ALONG <= most, 0.0, np.inf) for a in found.values()]
 
 
 def _from_little(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> dict[str, Array]:
