@@ -143,9 +143,9 @@ def test_methods_do_not_know_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes(name: str) -> None:
-    """Modules under 250 lines, functions under 60, at most six arguments."""
+    """Modules under 450 lines, functions under 60, at most six arguments."""
     path = PACKAGE / name
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 250 or name in LONG_MODULES
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450 or name in LONG_MODULES
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             long = int(node.end_lineno or 0) - node.lineno + 1 > 60
@@ -163,7 +163,7 @@ def _is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 def test_exceptions_are_exceptions() -> None:
     """What is listed as long is long."""
     for name in LONG_MODULES:
-        assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) > 250
+        assert len((PACKAGE / name).read_text(encoding="utf-8").splitlines()) > 450
     for entry in LONG_FUNCTIONS:
         name, function = entry.split(":")
         nodes = [n for n in ast.walk(tree(PACKAGE / name)) if isinstance(n, ast.FunctionDef) and n.name == function]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.problem.cast import cast
-from bpcli.problem.factors import STEP
+from bpcli.problem.factors import ALONG
 from bpcli.problem.kinks import Kinks, Mask, base_of, find_kinks
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.values import node_values
@@ -123,7 +123,7 @@ class Slopes:
         moved = cast(self.chosen(shares), np.dtype(np.complex128))
         for tensor in problem.setup.wrt:
             array = moved.array(tensor)
-            moved = moved.with_array(tensor, array + STEP * 1j * generator.uniform(0.5, 1.5, array.shape))
+            moved = moved.with_array(tensor, array + ALONG * 1j * generator.uniform(0.5, 1.5, array.shape))
         args = {n: self._linear.places[problem.setup.graph.nodes[n].args[0]] for n in self._ops}
         with np.errstate(all="ignore"):
             values = node_values(moved, sorted(set(args.values())))
