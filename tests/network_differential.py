@@ -33,6 +33,7 @@ from bpcli.errors import BpError
 from bpcli.methods import MethodCall, parse
 from bpcli.peers.jax import PEER as JAX
 from bpcli.problem.draw import draw
+from bpcli.problem.finite import check_finite
 from bpcli.problem.limits import Limits, array_bytes
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.open import open_setup
@@ -162,6 +163,8 @@ def _examine(problem: Problem, extras: Sequence[str], judged: bool, outcome: Out
     calls = [parse(m) for m in (methods(setup) + truncated(setup) if "windows" in extras else methods(setup)[:3])]
     if judged:
         truth = _check(problem, calls, outcome)
+    else:
+        _attempt(outcome, "finite", lambda: check_finite(problem))
     if outcome.refused:
         _vindicate(problem, outcome)
         return

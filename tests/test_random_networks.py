@@ -131,7 +131,7 @@ WANTED: dict[str, Callable[[Setup], bool]] = {
     **{f"{r} over samples": lambda s, r=r: s.spec.objective.over_batch == r for r in ("sum", "mean")},
     **{
         f"powers of {p}": lambda s, p=p: any(n.op == "power" and n.numbers == (p,) for n in s.graph.nodes)
-        for p in (0, 2, 3, 4, -1, -2, 0.5)
+        for p in (0, 2, 3, -1, -2, 0.5)
     },
 }  # fmt: skip
 
@@ -168,12 +168,11 @@ def test_a_seed_is_a_network() -> None:
 # Networks that show a fault which is known; reasons group them.
 KNOWN = {
     6: "a state of parameters alone makes BLAS complain",
-    64: "an infinite slope at a finite loss is called wrong",
-    68: "an infinite slope at a finite loss is called wrong",
-    74: "the bound of an unstable network is that of its shifted copies",
-    86: "an infinite slope at a finite loss is called wrong",
-    140: "in float32 samples of rounding are as far from the point as the period of a cosine",
-    151: "differences over a step",
+    64: "an infinite slope is called wrong",
+    68: "an infinite slope is called wrong where nothing depends on it",
+    74: "imaginary parts of 1e260 and more leave the range",
+    86: "a slope of 0 times infinity is called wrong",
+    288: "squares that leave the range on the way",
 }
 
 
