@@ -15,6 +15,7 @@ from bpcli.graph.folding import fold, foldable
 from bpcli.graph.model import Phase
 from bpcli.graph.operations import BRACKETS, OPERATIONS, Misfit, Shape, describe
 from bpcli.graph.phases import LEAF_PHASE, dependence
+from bpcli.spec.integers import MAX_SIZE
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class Drafts:
         shape = OPERATIONS[op].shape(tuple(kind.shape for kind in kinds), numbers)
         if isinstance(shape, Misfit):
             self.collector.add(shape.code, shape.what, place, shape.help)
+            return None
+        if math.prod(shape) > MAX_SIZE:
+            what = f"{describe(shape)} is larger than any array can be"
+            self.collector.add("out-of-range", what, place, "arrays have at most 2**40 entries: join or multiply less")
             return None
         phase = dependence(kind.phase for kind in kinds)
         if len(shape) > 1 and phase is not Phase.STATIC:
