@@ -23,6 +23,8 @@ START_SECONDS = 1.5
 CALLS = 8
 """Calls of a gradient beside those that are timed: first, memory, check, calibration."""
 MOST_THREADS = 1024
+_OF_A_CELL = ("too-large", "too-long", "method-refused")
+"""Refusals that say nothing against the other cells of a sweep."""
 
 
 @dataclass
@@ -161,8 +163,12 @@ def _key(job: Job, point: Point, cell: Cell) -> str:
 
 
 def orders(listed: Sequence[Entry], ask: Ask, results: Results) -> list[Item]:
-    """What is to be measured of the cells listed; what is refused is noted in `results`. Opens every point once."""
-    items: list[Item] = []
+    """What is to be measured of the cells listed; what is refused is noted in `results`. Opens every point once.
+
+    A point beyond the limits leaves out itself alone, one that the spec can't be set to all of the spec: it is a mistake
+    in the grid, to be mended before time is spent on the rest.
+    """
+    items, mistaken = list[Item](), list[Target]()
     at: tuple[Point | None, Setup | None] = (None, None)
     for entry in listed:
         try:
@@ -173,7 +179,9 @@ def orders(listed: Sequence[Entry], ask: Ask, results: Results) -> list[Item]:
                 items += _item(entry, at[1], ask, results)
         except BpError as error:
             results.refuse(error)
-    return items
+            if any(d.code not in _OF_A_CELL for d in error.diagnostics):
+                mistaken.append(entry.job.target)
+    return [item for item in items if all(item.target is not target for target in mistaken)]
 
 
 def _item(entry: Entry, setup: Setup, ask: Ask, results: Results) -> list[Item]:

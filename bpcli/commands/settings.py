@@ -52,6 +52,8 @@ def _misfit(option: click.Option, value: object) -> str:
         return "" if isinstance(value, bool) else "true or false"
     kinds, wanted = _KINDS.get(option.type.name, ((str, int, float), "a string"))
     items = value if option.multiple and isinstance(value, list) else [value]
+    if not items:
+        return f"{wanted} or a list of such, which is not empty"
     if all(isinstance(i, kinds) and not isinstance(i, bool) for i in items):
         return ""
     return f"{wanted} or a list of such" if option.multiple else wanted
