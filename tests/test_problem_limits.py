@@ -245,8 +245,12 @@ def test_what_no_process_can_address(overrides, method, tmp_path):
     text = 'bp = 1\nstate = { a = ["n"] }\nparams = { w = ["n"] }\ndims = { n = 4 }\n'
     (tmp_path / "spec.toml").write_text(text + '[equations]\na = "w * a[t-1]"\nloss = "sum(a)"\n')
     allowed = Limits(max_memory=1 << 90, max_time=1e300)
-    with pytest.raises(BpError) as caught:
+
+    def predict() -> None:
         setup = open_setup(tmp_path / "spec.toml", overrides, (), allowed)
         check_cost(setup, method, methods.parse(method).cost(setup).bytes, 0.0, allowed)
+
+    with pytest.raises(BpError) as caught:
+        predict()
     assert ["too-large"] == [code for code, _ in refusals(caught.value)]
     assert f"limit is {limits.MOST_MEMORY} bytes" in caught.value.diagnostics[0].what

@@ -141,7 +141,12 @@ def prepare(target: Target, wish: Wish, results: Results) -> Job:
 def _refuse_threads(values: Sequence[sweep.Value], place: Place | None) -> None:
     for value in values:
         if not isinstance(value, int) or not 1 <= value <= MOST_THREADS:
-            fail("out-of-range", f"threads must be an integer from 1 to {MOST_THREADS}, not {value}", place)
+            fail(
+                "out-of-range",
+                f"threads must be an integer from 1 to {MOST_THREADS}, not {value}",
+                place,
+                help="for example -g threads=1,2",
+            )
 
 
 def entries(jobs: Sequence[Job], shard: tuple[int, int] = (1, 1)) -> list[Entry]:
@@ -165,8 +170,8 @@ def _key(job: Job, point: Point, cell: Cell) -> str:
 def orders(listed: Sequence[Entry], ask: Ask, results: Results) -> list[Item]:
     """What is to be measured of the cells listed; what is refused is noted in `results`. Opens every point once.
 
-    A point beyond the limits leaves out itself alone, one that the spec can't be set to all of the spec: it is a mistake
-    in the grid, to be mended before time is spent on the rest.
+    A point beyond the limits leaves out itself alone. One that the spec can't be set to is a mistake in the grid, and
+    leaves out all of the spec: it should be mended before time is spent on the rest.
     """
     items, mistaken = list[Item](), list[Target]()
     at: tuple[Point | None, Setup | None] = (None, None)
@@ -191,7 +196,7 @@ def _item(entry: Entry, setup: Setup, ask: Ask, results: Results) -> list[Item]:
     call = checks.parse(cell.method, place)
     if reason := call.refusal(setup.graph):
         if job.alone:
-            fail("method-refused", f"{call.text}: {reason}", place)
+            fail("method-refused", f"{call.text}: {reason}", place, help=methods.advice(setup.graph))
         results.note(f"{setup.spec.name}: skipped {call.text}: {reason}")
         return []
     cost = call.cost(setup)

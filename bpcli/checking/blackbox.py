@@ -48,7 +48,11 @@ def open_box(file: UserFile, name: str) -> Box:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            fail("user-code", f"{shown} {file.raised(error, file.line_of(name))}")
+            fail(
+                "user-code",
+                f"{shown} {file.raised(error, file.line_of(name))}",
+                help="mend it: bp reads params, loss and grad",
+            )
     lacking = [part for part, value in parts.items() if value is None or (part != "params" and not callable(value))]
     advice = "a black box has params (a dict of arrays), loss(params) and grad(params)"
     where = file.at(file.line_of(name))
@@ -112,7 +116,7 @@ def _blamed(found: Finding) -> Finding:
 def _floats(shown: str, key: object, given: Any, array: Any) -> Array:
     """One of the params as an array that can be shifted."""
     if not isinstance(key, str):
-        fail("usage", f"{shown}: a key of params is {printable(repr(key), 60)}, not a name")
+        fail("usage", f"{shown}: a key of params is {printable(repr(key), 60)}, not a name", help="use strings as keys")
     if isinstance(given, int) and not isinstance(given, bool):
         array = array.astype(np.float64)
     if array.dtype not in _DTYPES or type(given).__module__.partition(".")[0] == "torch":
@@ -120,7 +124,11 @@ def _floats(shown: str, key: object, given: Any, array: Any) -> Array:
         what = f'{shown}: params["{printable(key)}"] is of type {kind}, not a NumPy array of float64 or float32'
         fail("usage", what, help="give NumPy arrays, and turn them into tensors inside of loss and grad")
     if not np.isfinite(array).all():
-        fail("not-finite", f'{shown}: params["{printable(key)}"] is not finite')
+        fail(
+            "not-finite",
+            f'{shown}: params["{printable(key)}"] is not finite',
+            help="start where every number is finite",
+        )
     return np.asarray(array)
 
 

@@ -74,7 +74,9 @@ def supplied(file: UserFile, name: str, text: str, place: Place | None = None) -
     """The function `name` of a file; `BpError` at `place` where there is none."""
     function = file.get(name, place)
     if not callable(function):
-        fail("usage", f'"{printable(name)}" of {printable(file.shown)} is not a function', place, "name a function")
+        fail(
+            "usage", f'"{printable(name)}" of {printable(file.shown)} is not a function', place, help="name a function"
+        )
     return Supplied(text, file, function, file.line_of(name))
 
 

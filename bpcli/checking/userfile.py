@@ -20,6 +20,7 @@ from bpcli.checking.guard import guarded
 from bpcli.errors import Place, fail, nearest, printable
 
 _SHOWN = 200
+_A_FILE = "name a Python file that can be read"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,12 @@ class UserFile:
         """What the file calls `name`; `BpError` at `place` with the nearest name where there is nothing."""
         if name not in vars(self.module):
             own = [n for n, v in vars(self.module).items() if not n.startswith("_") and not isinstance(v, ModuleType)]
-            fail("unknown-name", f'{printable(self.shown)} has no "{printable(name)}"', place, nearest(name, own))
+            fail(
+                "unknown-name",
+                f'{printable(self.shown)} has no "{printable(name)}"',
+                place,
+                help=nearest(name, own, "define it at the top level of the file"),
+            )
         return vars(self.module)[name]
 
     def line_of(self, name: str) -> int:
@@ -84,7 +90,7 @@ def load(path: Path, shown: str, place: Place | None = None) -> UserFile:
     name = f"_bp_{path.stem}_{zlib.crc32(str(path).encode()):08x}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
-        fail("bad-file", f'"{printable(shown)}" is no Python file', place, "name a file that ends in .py")
+        fail("bad-file", f'"{printable(shown)}" is no Python file', place, help="name a file that ends in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     file = UserFile(path, shown, module, source)
@@ -111,17 +117,22 @@ def described(error: BaseException) -> str:
 
 def _read(path: Path, shown: str, place: Place | None) -> bytes:
     if path.is_dir():
-        fail("unreadable-file", f'"{printable(shown)}" is a folder, not a Python file', place)
+        fail("unreadable-file", f'"{printable(shown)}" is a folder, not a Python file', place, help=_A_FILE)
     try:
         if not path.exists():
             near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-            fail("no-such-file", f'no file "{printable(shown)}"', place, nearest(path.name, near))
+            fail(
+                "no-such-file",
+                f'no file "{printable(shown)}"',
+                place,
+                help=nearest(path.name, near, "there is no Python file in that folder"),
+            )
         if not path.is_file():
-            fail("unreadable-file", f'"{printable(shown)}" is not a regular file', place)
+            fail("unreadable-file", f'"{printable(shown)}" is not a regular file', place, help=_A_FILE)
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "this can't be the name of a file"
-        fail("unreadable-file", f'cannot read "{printable(shown)}": {reason}', place)
+        fail("unreadable-file", f'cannot read "{printable(shown)}": {reason}', place, help=_A_FILE)
 
 
 def _refuse(file: UserFile, error: BaseException) -> None:
@@ -131,7 +142,7 @@ def _refuse(file: UserFile, error: BaseException) -> None:
         line, column = error.lineno or 1, error.offset or 1
     place = file.place(line, max(1, column))
     words = f"{type(error).__name__}: {error.msg}" if isinstance(error, SyntaxError) else described(error)
-    fail("user-code", f"{printable(file.shown)} cannot be loaded: {words}", place, "run it with python first")
+    fail("user-code", f"{printable(file.shown)} cannot be loaded: {words}", place, help="run it with python first")
 
 
 def _bound(node: ast.stmt) -> set[str]:

@@ -82,8 +82,12 @@ class Structure:
         """The columns start..stop."""
         births, lows, highs = ([np.zeros(0, np.int64)] for _ in range(3))
         for stretch in self.stretches:
-            node, own = self.graph.nodes[stretch.node], np.arange(
-                max(start, stretch.start) - stretch.start, min(stop, stretch.start + stretch.columns) - stretch.start
+            node, own = (
+                self.graph.nodes[stretch.node],
+                np.arange(
+                    max(start, stretch.start) - stretch.start,
+                    min(stop, stretch.start + stretch.columns) - stretch.start,
+                ),
             )
             pattern = self.patterns.get(stretch.node)
             low, high = self._rows(stretch, own % node.size if pattern is None else pattern[own])

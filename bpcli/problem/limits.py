@@ -135,7 +135,7 @@ def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, 
     if seconds > limits.max_time:
         what = f"{printable(method_text)} would take about {format_duration(seconds)}"
         limit = f", the limit is {format_duration(limits.max_time)}"
-        fail("too-long", what + limit, place, "make it smaller, choose a cheaper method, or raise --max-time")
+        fail("too-long", what + limit, place, help="make it smaller, choose a cheaper method, or raise --max-time")
 
 
 def _largest(setup: Setup) -> tuple[str, Place]:
@@ -148,7 +148,7 @@ def _largest(setup: Setup) -> tuple[str, Place]:
 
 def _too_large(what: str, place: Place, limits: Limits) -> None:
     advice = "make it smaller, or raise --max-memory"
-    fail("too-large", f"{what}, the limit is {_amount(limits.most_memory)}", place, advice)
+    fail("too-large", f"{what}, the limit is {_amount(limits.most_memory)}", place, help=advice)
 
 
 def _amount(size: int) -> str:

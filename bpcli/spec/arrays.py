@@ -57,7 +57,11 @@ class Declarer:
             noun = "a parameter" if kind == "param" else f"an {kind}" if kind == "input" else f"a {kind}"
             extent = "a scalar, a vector or a matrix" if kind == "param" else "a scalar or a vector"
             what = f"{noun} is {extent}; more axes are a known limit of version 1"
-            remedy = "" if kind == "param" else "declare a vector and cut it with slices, or several vectors"
+            remedy = (
+                "declare several matrices"
+                if kind == "param"
+                else "declare a vector and cut it with slices, or several vectors"
+            )
             self.context.refuse("known-limit", what, inside, remedy)
             return None
         known = tuple(size for size in sizes if size is not None)

@@ -17,7 +17,9 @@ _MAX_AXES = 2
 def number(value: object, path: Path, dtype: str, context: Context) -> float | None:
     """`value` as a float that is finite in `dtype`; None where it is refused."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        context.refuse("wrong-type", f"a number is wanted here, not {describe(value)}", path)
+        context.refuse(
+            "wrong-type", f"a number is wanted here, not {describe(value)}", path, "write a number, without quotes"
+        )
         return None
     try:
         result = float(value)
