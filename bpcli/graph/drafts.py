@@ -56,7 +56,7 @@ class Drafts:
     def constant(self, value: float, place: Place) -> int | None:
         """The node of a number; refuses one that is not finite."""
         if not math.isfinite(value):
-            self.collector.add("not-finite", "this number is not finite", place, help="every number must be finite")
+            self.collector.add("not-finite", "this number is not finite", place, help="write a finite number")
             return None
         return self._share(Draft("constant", (), (), (value + 0.0,), Phase.STATIC, place))  # + 0.0 makes -0.0 into 0.0
 
@@ -120,7 +120,7 @@ class Drafts:
         if value is None:
             shown = ", ".join(f"{v:g}" for v in values)
             what = f"{op}({shown}) is not a finite real number"
-            self.collector.add("not-finite", what, place, help="every number must be finite")
+            self.collector.add("not-finite", what, place, help="keep its arguments where the result is a finite real number")
             return None
         return self.constant(value, place)
 

@@ -19,7 +19,7 @@ from bpcli.errors import Place, fail, nearest, printable
 from bpcli.problem.model import Array
 
 PIECE = 1 << 20
-_FINITE = "every number must be finite: write the file again without nan and inf, or with smaller numbers"
+_FINITE = "write the file again without nan and inf, or with smaller numbers"
 _CHANGED = "the file changed while it was read: run it again"
 Decode = Callable[[bytes], NDArray[Any]]
 # What zipfile, zlib, json and the parsers beside this file raise on bytes that are not what they should be.

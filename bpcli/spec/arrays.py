@@ -107,7 +107,7 @@ class Declarer:
             self.context.refuse("out-of-range", what, (*path, "scale"), "leave out the minus")
         elif self.dtype == "float32" and abs(table.scale) > FLOAT32_MAX:
             what = "this number is not finite in float32"
-            self.context.refuse("not-finite", what, (*path, "scale"), "every number must be finite")
+            self.context.refuse("not-finite", what, (*path, "scale"), "write a finite number")
         return float(table.scale)
 
     def density(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:

@@ -150,7 +150,7 @@ def _complain(path: Path, error: ErrorDetails, context: Context) -> None:
         what = f'unknown {printable(path[-1])} "{printable(value)}"'
         context.refuse("unknown-value", what, path, nearest(value, known))
     elif kind == "finite_number" or (kind == "float_type" and _is_huge(value)):
-        context.refuse("not-finite", f"{name} must be finite in float64", path, "every number must be finite")
+        context.refuse("not-finite", f"{name} must be finite in float64", path, "write a finite number")
     else:
         code = "out-of-range" if kind in (*_RANGES, "too_short", "string_too_short") else "wrong-type"
         what = f"{name} must be {_expected(path)}, not {describe(value)}"
@@ -166,7 +166,7 @@ def _remedy(path: Path, value: object) -> str:
     expected, example = _form(path)
     if path[0] == "equations" and isinstance(value, int | float) and not isinstance(value, bool):
         return "equations are strings, numbers too: put it in quotes"
-    if isinstance(value, str) and value and ("number" in expected or "integer" in expected):
+    if isinstance(value, str) and value and expected in (_NUMBER, _SIZE, _FORMS["bp",][0], _FORMS["data", "seed"][0]):
         return f"numbers have no quotes; {_example(path, example)}"
     return _example(path, example)
 

@@ -223,7 +223,7 @@ class _Reader:
             case ast.BinOp():
                 return self.whole_chain(node)
             case ast.UnaryOp():
-                remedy = "count from the start, from 0"
+                remedy = "sizes are at least 1, and entries count from the start, from 0"
                 return self.refuse("not-whole", "nothing is negative here", self.first(node), remedy)
         what, remedy = "an integer expression is wanted here", "use + - * //, numbers and dims"
         return self.refuse("not-whole", what, self.first(node), remedy)

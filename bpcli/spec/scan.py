@@ -108,7 +108,7 @@ class _Scanner:
             self.refuse("bad-number", f"{digits} is not a number", at, end, "leave out the underscores")
         elif not math.isfinite(float(plain)):
             what = f"{digits if len(digits) < 20 else 'this number'} is not finite in float64"
-            self.refuse("not-finite", what, at, end, "every number must be finite")
+            self.refuse("not-finite", what, at, end, "write a finite number")
         self.tokens.append(Token("number", digits, at, end))
         return end
 

@@ -90,5 +90,5 @@ def _long_integer(text: Text, found: Outline, collector: Collector) -> None:
     else:
         place = text.at(1, 1)
     collector.add(
-        "not-finite", "an integer of thousands of digits", place, help="every number must be finite in float64"
+        "not-finite", "an integer of thousands of digits", place, help="write a number that float64 holds"
     )

@@ -27,7 +27,7 @@ def number(value: object, path: Path, dtype: str, context: Context) -> float | N
         result = math.inf
     if math.isfinite(result) and (dtype == "float64" or abs(result) <= FLOAT32_MAX):
         return result
-    context.refuse("not-finite", f"this number is not finite in {dtype}", path, "every number must be finite")
+    context.refuse("not-finite", f"this number is not finite in {dtype}", path, "write a finite number")
     return None
 
 
