@@ -18,7 +18,7 @@ from bpcli import errors
 from bpcli.graph import operations
 
 PACKAGE = Path(bpcli.__file__).parent
-MAKERS = frozenset({"Diagnostic", "Misfit", "Refused", "fail", "refuse", "refuse_key", "_refuse", "bad", "_too_large"})
+MAKERS = frozenset({"Diagnostic", "Misfit", "Refused", "fail", "refuse", "refuse_key", "bad"})
 """Functions and classes that are given what is wrong; `add` of a collector is one too."""
 HELPERS = frozenset({"errors.fail", "errors.Collector.add", "spec.context.Context.refuse", "spec.scan.Scanner.refuse"})
 """Functions that hand on what they are given: their callers are the places."""
@@ -56,7 +56,7 @@ def _calls(node: ast.AST, name: str) -> Iterator[tuple[str, ast.Call]]:
 def _makes(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     owner = ast.unparse(call.func)
-    return name in MAKERS or (name == "add" and owner.endswith("collector.add")) and len(call.args) > 1
+    return (name in MAKERS or owner.endswith("collector.add")) and len(call.args) > 1
 
 
 def _code(call: ast.Call) -> str:

@@ -11,6 +11,15 @@ from bpcli.errors import Collector, format_diagnostic
 from bpcli.spec.load import load
 
 HUGE = "9" * 400
+KEYS = (
+    "known: bench, bp, check, constants, data, description, dims, dtype, equations, inputs, kernel, objective, params, "
+    "state, title, weights"
+)
+FUNCTIONS = (
+    "known: abs, concat, cos, cross_entropy, dot, exp, leaky_relu, log, log_softmax, logsumexp, mean, relu, sigmoid, "
+    "sin, softmax, softplus, sqrt, sum, tanh. A product is written with * or @"
+)
+TWICE = "rename one of the two: dims, constants, inputs, params, states and equations share one name space"
 
 # (what to replace, its replacement with ▸ where the refusals point, codes in the order of the text, help of each)
 ONE_CHANGE = [
@@ -24,7 +33,7 @@ ONE_CHANGE = [
         'title = "A net"',
         '▸titel = "A net"',
         "unknown-key",
-        'did you mean "title"? known: bench, bp, check, constants, data, description, dims, dtype, equations, inputs, kernel, objective, params, state, title, weights',
+        'did you mean "title"? ' + KEYS,
     ),
     ('"float64"', '▸"float16"', "unknown-value", 'did you mean "float64"? known: float32, float64'),
     ('"float64"', "▸64", "wrong-type", 'write dtype = "float32", for example'),
@@ -45,21 +54,21 @@ ONE_CHANGE = [
         "[constants]",
         "[▸constant]",
         "unknown-key",
-        'did you mean "constants"? known: bench, bp, check, constants, data, description, dims, dtype, equations, inputs, kernel, objective, params, state, title, weights',
+        'did you mean "constants"? ' + KEYS,
     ),
     ("[dims]\nn = 4\nm = 2", "dims = ▸3", "wrong-type", "write [dims] on a line of its own, and n = 32 below it"),
     (
         "[dims]",
         "[▸extra]\nq = 1\n[dims]",
         "unknown-key",
-        "known: bench, bp, check, constants, data, description, dims, dtype, equations, inputs, kernel, objective, params, state, title, weights",
+        KEYS,
     ),
     # names
     (
         "alpha = 0.5",
         "alpha = 0.5\n▸n = 1.0",
         "name-clash",
-        "rename one of the two: dims, constants, inputs, params, states and equations share one name space",
+        TWICE,
     ),
     ("m = 2", "m = 2\n▸t = 3", "reserved-name", 'use another name, such as "t_"'),
     ("m = 2", "m = 2\n▸sum = 3", "reserved-name", 'use another name, such as "sum_"'),
@@ -71,25 +80,25 @@ ONE_CHANGE = [
         "m = 2",
         'm = 2\nfi = 1\n▸"ﬁ" = 3',
         "name-clash",
-        "rename one of the two: dims, constants, inputs, params, states and equations share one name space",
+        TWICE,
     ),
     (
         'b = ["n"]',
         'b = ["n"]\n▸x = ["n"]',
         "name-clash",
-        "rename one of the two: dims, constants, inputs, params, states and equations share one name space",
+        TWICE,
     ),
     (
         'a = ["n"]',
         'a = ["n"]\n▸b = ["n"]',
         "name-clash",
-        "rename one of the two: dims, constants, inputs, params, states and equations share one name space",
+        TWICE,
     ),
     (
         'loss = "(',
         '▸V = "n"\nloss = "(',
         "name-clash",
-        "rename one of the two: dims, constants, inputs, params, states and equations share one name space",
+        TWICE,
     ),
     # shapes
     ('b = ["n"]', 'b = ["▸k"]', "unknown-name", "known: m, n"),
@@ -192,31 +201,31 @@ ONE_CHANGE = [
         'h = "W @ a[t-1] + V @ x + b"',
         "h = 'W @ ▸tahn(x)'",
         "unknown-function",
-        'did you mean "tanh"? known: abs, concat, cos, cross_entropy, dot, exp, leaky_relu, log, log_softmax, logsumexp, mean, relu, sigmoid, sin, softmax, softplus, sqrt, sum, tanh. A product is written with * or @',
+        'did you mean "tanh"? ' + FUNCTIONS,
     ),
     (
         'h = "W @ a[t-1] + V @ x + b"',
         'h = "\\u0057 \\t @ ▸tahn(x)"',
         "unknown-function",
-        'did you mean "tanh"? known: abs, concat, cos, cross_entropy, dot, exp, leaky_relu, log, log_softmax, logsumexp, mean, relu, sigmoid, sin, softmax, softplus, sqrt, sum, tanh. A product is written with * or @',
+        'did you mean "tanh"? ' + FUNCTIONS,
     ),
     (
         'h = "W @ a[t-1] + V @ x + b"',
         'h = """W @ a[t-1]\n  + V @ ▸tahn(x)"""',
         "unknown-function",
-        'did you mean "tanh"? known: abs, concat, cos, cross_entropy, dot, exp, leaky_relu, log, log_softmax, logsumexp, mean, relu, sigmoid, sin, softmax, softplus, sqrt, sum, tanh. A product is written with * or @',
+        'did you mean "tanh"? ' + FUNCTIONS,
     ),
     (
         'h = "W @ a[t-1] + V @ x + b"',
         "h = '''\n\nW @ a[t-1]\n  + V @ ▸tahn(x)\n'''",
         "unknown-function",
-        'did you mean "tanh"? known: abs, concat, cos, cross_entropy, dot, exp, leaky_relu, log, log_softmax, logsumexp, mean, relu, sigmoid, sin, softmax, softplus, sqrt, sum, tanh. A product is written with * or @',
+        'did you mean "tanh"? ' + FUNCTIONS,
     ),
     (
         'h = "W @ a[t-1] + V @ x + b"',
         'h = """W @ \\\n    ▸tahn(x)"""',
         "unknown-function",
-        'did you mean "tanh"? known: abs, concat, cos, cross_entropy, dot, exp, leaky_relu, log, log_softmax, logsumexp, mean, relu, sigmoid, sin, softmax, softplus, sqrt, sum, tanh. A product is written with * or @',
+        'did you mean "tanh"? ' + FUNCTIONS,
     ),
     ('h = "W @ a[t-1] + V @ x + b"', 'h = ▸""', "empty-equation", "write an expression"),
     ('a = "(1 - alpha) * a[t-1] + alpha * tanh(h)"\n', "", "missing-equation", 'write a = "…" in [equations]'),

@@ -75,7 +75,7 @@ def merge(runs: Sequence[Run]) -> tuple[list[Row], dict[str, Any], list[str]]:
 def _row(cell: Any, path: str) -> Row:
     """A row with its figures as numbers: those that JSON lacks are words there."""
     if not isinstance(cell, dict) or not {"spec", "method", "backend", "settings", "grid", "check"} <= cell.keys():
-        fail("not-a-run", f'"{printable(path)}" has a cell without its name', help="bp bench wrote no such file")
+        fail("not-a-run", f'"{printable(path)}" has a cell without its name', help=_ADVICE)
     return {**cell, **{k: _NUMBERS.get(cell[k], cell[k]) for k in _FIGURES if isinstance(cell.get(k), str)}}
 
 

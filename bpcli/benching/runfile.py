@@ -69,7 +69,7 @@ def read(path: str) -> Run:
         fail("not-a-run", f"{path} is no run of bp", help="bp bench --output json=RUN.json writes one, bp check too")
     if document["schema_version"] != SCHEMA_VERSION:
         version = printable(repr(document["schema_version"]))
-        fail("not-a-run", f"{path} has schema version {version}", help=f"this bp reads version {SCHEMA_VERSION}")
+        fail("not-a-run", f"{path} has schema version {version}", help=f"{_AGAIN}; version {SCHEMA_VERSION} is read")
     if faults := [f for i, row in enumerate(document[kind]) if (f := _fault(row, kind, f"{kind}[{i}]"))]:
         raise BpError([Diagnostic("not-a-run", f"{path}: {fault}", help=_AGAIN) for fault in faults[:10]])
     return Run(path, kind, document)

@@ -140,7 +140,9 @@ def _chosen(box: Box, wrt: Sequence[str]) -> list[Tensor]:
     chosen = [n for n in box.params if not wrt or n in wrt or "params" in wrt]
     tensors = [Tensor(name, "param", box.params[name].shape) for name in chosen]
     if not sum(t.entries for t in tensors):
-        fail("nothing-to-differentiate", f"{box.name}: params has no entries", help="params is a dict of arrays")
+        fail(
+            "nothing-to-differentiate", f"{box.name}: params has no entries", help="give params an array with an entry"
+        )
     return [t for t in tensors if t.entries]
 
 

@@ -116,9 +116,9 @@ def described(error: BaseException) -> str:
 
 
 def _read(path: Path, shown: str, place: Place | None) -> bytes:
-    if path.is_dir():
-        fail("unreadable-file", f'"{printable(shown)}" is a folder, not a Python file', place, help=_A_FILE)
     try:
+        if path.is_dir():
+            fail("unreadable-file", f'"{printable(shown)}" is a folder, not a Python file', place, help=_A_FILE)
         if not path.exists():
             near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
             fail(

@@ -76,7 +76,7 @@ def _state_root(scope: Scope, equation: Equation, node: int | None, first: int) 
     if shape != declared:
         what = f'state "{equation.name}" is declared as {describe(declared)}, its equation gives {describe(shape)}'
         drafts.collector.add(
-            "shape-mismatch", what, equation.place, help="the new value has the shape of the earlier one"
+            "shape-mismatch", what, equation.place, help="declare this shape, or make the equation give the other"
         )
         return None
     if node < first or drafts.is_leaf(node) or drafts.nodes[node].op == "slice":

@@ -120,7 +120,7 @@ class Drafts:
         if value is None:
             shown = ", ".join(f"{v:g}" for v in values)
             what = f"{op}({shown}) is not a finite real number"
-            self.collector.add("not-finite", what, place, help="keep its arguments where the result is a finite real number")
+            self.collector.add("not-finite", what, place, help="keep its arguments where the result is one")
             return None
         return self.constant(value, place)
 

@@ -53,7 +53,7 @@ def _sparse(setup: Setup, decl: ArrayDecl, stored: Mapping[str, Array]) -> Array
             "outside-pattern",
             what,
             _value_place(setup, decl, decl.name in stored),
-            help="the pattern depends on the seed",
+            help="write zeros there, or leave out density; the pattern depends on the seed",
         )
     array[left_out] = 0.0
     return array

@@ -63,7 +63,7 @@ def _members(spec: Spec, word: str, place: Place | None, collector: Collector) -
         return set()
     if decl.kind == "param" and not decl.trainable:
         what = f'"{word}" is declared with trainable = false'
-        collector.add("not-trainable", what, place or decl.place, help="a constant array is never differentiated")
+        collector.add("not-trainable", what, place or decl.place, help="name another array, or leave trainable out")
         return set()
     return {word}
 

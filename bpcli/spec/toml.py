@@ -40,7 +40,7 @@ def tables(text: Text, found: Outline, collector: Collector) -> dict[str, Any] |
 
 
 def _too_deep(place: Place, collector: Collector) -> None:
-    collector.add("too-deep", "arrays and tables are nested too deep", place, help="a spec needs three levels at most")
+    collector.add("too-deep", "arrays and tables are nested too deep", place, help="write it in three levels at most")
 
 
 def _deepest(text: Text) -> Place:
@@ -89,6 +89,4 @@ def _long_integer(text: Text, found: Outline, collector: Collector) -> None:
             break
     else:
         place = text.at(1, 1)
-    collector.add(
-        "not-finite", "an integer of thousands of digits", place, help="write a number that float64 holds"
-    )
+    collector.add("not-finite", "an integer of thousands of digits", place, help="write a number that float64 holds")
