@@ -141,12 +141,8 @@ def prepare(target: Target, wish: Wish, results: Results) -> Job:
 def _refuse_threads(values: Sequence[sweep.Value], place: Place | None) -> None:
     for value in values:
         if not isinstance(value, int) or not 1 <= value <= MOST_THREADS:
-            fail(
-                "out-of-range",
-                f"threads must be an integer from 1 to {MOST_THREADS}, not {value}",
-                place,
-                help="for example -g threads=1,2",
-            )
+            what = f"threads must be an integer from 1 to {MOST_THREADS}, not {value}"
+            fail("out-of-range", what, place, help="for example -g threads=1,2")
 
 
 def entries(jobs: Sequence[Job], shard: tuple[int, int] = (1, 1)) -> list[Entry]:

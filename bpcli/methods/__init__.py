@@ -89,8 +89,8 @@ def load(name: str) -> Method:
 
 
 def advice(graph: Graph) -> str:
-    """Which of our own methods apply to a graph, in words."""
-    fit = [name for name in built_in() if load(name).refusal(graph) is None]
+    """Which methods apply to a graph, in words; those of other packages are not asked."""
+    fit = [name for name in known_names() if name not in installed() and load(name).refusal(graph) is None]
     return f"methods that apply here: {', '.join(fit)}"
 
 
