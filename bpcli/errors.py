@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 USAGE = 2
+UNADVISED = "run it again with this version of bp"
+"""Help for a refusal that another version of bp wrote without any."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One refusal: `code` is a short kebab-case name (`unknown-name`), `what` a sentence without a full stop."""
+    """One refusal: `code` is a short kebab-case name (`unknown-name`), `what` a sentence without a full stop.
+
+    `help` says what to do about it, and is never empty.
+    """
 
     code: str
     what: str
     place: Place | None = None
-    help: str = ""
+    help: str = field(kw_only=True)
 
     def about(self, subject: str) -> Diagnostic:
         """The same, which says by its place or in words what it is about: one of several specs."""
@@ -51,9 +56,9 @@ class BpError(Exception):
         super().__init__("\n\n".join(format_diagnostic(d) for d in self.diagnostics))
 
 
-def fail(code: str, what: str, place: Place | None = None, help: str = "") -> NoReturn:
+def fail(code: str, what: str, place: Place | None = None, *, help: str) -> NoReturn:
     """Raise a `BpError` with one diagnostic."""
-    raise BpError([Diagnostic(code, what, place, help)])
+    raise BpError([Diagnostic(code, what, place, help=help)])
 
 
 @dataclass
@@ -62,9 +67,9 @@ class Collector:
 
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
-    def add(self, code: str, what: str, place: Place | None = None, help: str = "") -> None:
+    def add(self, code: str, what: str, place: Place | None = None, *, help: str) -> None:
         """Note one refusal and go on."""
-        diagnostic = Diagnostic(code, what, place, help)
+        diagnostic = Diagnostic(code, what, place, help=help)
         if diagnostic not in self.diagnostics:
             self.diagnostics.append(diagnostic)
 
@@ -79,11 +84,14 @@ def _order(diagnostic: Diagnostic) -> tuple[str, int, int]:
     return (place.file, place.line, place.column) if place else ("", 0, 0)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Help for an unknown name: the nearest known one if any is near, and all of them while they are few."""
+def nearest(name: str, known: Iterable[str], none: str = "there is none that could be named here") -> str:
+    """Help for an unknown name: the nearest known one if any is near, and all of them while they are few.
+
+    `none` is said where nothing is known.
+    """
     names = sorted(set(known))
     if not names:
-        return ""
+        return none
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not close:
         close = [k for k in names if k.casefold() == name.casefold()]
@@ -106,8 +114,7 @@ def format_diagnostic(diagnostic: Diagnostic) -> str:
         lines.append(f" --> {printable(place.file, 500)}:{place.line}:{place.column}")
         if place.quote.strip():
             lines += _quote(place)
-    if diagnostic.help:
-        lines.append(f"help: {printable(diagnostic.help, 2000)}")
+    lines.append(f"help: {printable(diagnostic.help, 2000)}")
     return "\n".join(lines)
 
 

@@ -6,10 +6,12 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
+from bpcli.errors import Diagnostic
 from bpcli.kernels import mode
 
 mode.compiling = not mode.plain  # elementwise functions are tested as compiled functions of their own
@@ -47,6 +49,20 @@ def kernels() -> None:
     library = sys.modules.get("bpcli.kernels.library")
     if library is not None:
         library.prepare(KERNELS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def helpful() -> Iterator[None]:
+    """No test comes by a refusal that does not say what to do."""
+    make = Diagnostic.__init__
+
+    def checked(self: Diagnostic, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        assert self.help.strip(), self
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Diagnostic, "__init__", checked)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -32,7 +32,7 @@ def again(path: Path) -> Again:
 
     def reopen(settings: Mapping[str, object]) -> Setup:
         if "seed" not in settings:
-            fail("usage", "no smallest case is looked for")
+            fail("usage", "no smallest case is looked for", help="leave it out")
         return open_setup(path, settings, ("params",), LIMITS)
 
     return Again(

@@ -246,11 +246,31 @@ def test_a_grid_that_suits_one_of_two_specs_names_the_other(verdicts, tmp_path):
     assert 2 == result.exit_code and 'second: unknown grid key "n"' in result.output
 
 
-def test_one_bad_point_hides_no_other(verdicts):
-    """The rest is measured, and the exit code tells."""
-    result = bench("--format", "csv", "-g", "n=0,2")
+@pytest.mark.parametrize(
+    ("grid", "code"), [("n=2,0", "out-of-range"), ("n=2,2.5", "wrong-type"), ("T=2,-1", "out-of-range")]
+)
+def test_one_bad_value_is_refused_before_anything_is_measured(verdicts, tmp_path, grid, code):
+    """No cell of its spec is measured; another spec is, as one target hides no other."""
+    result = bench("--format", "json", "-g", grid, "-m", "bptt")
+    document = json.loads(result.stdout)
+    assert (2, [], [code]) == (result.exit_code, document["cells"], [e["code"] for e in document["errors"]])
+
+
+def test_a_bad_value_for_one_spec_hides_no_other(verdicts, tmp_path):
+    """Where one of two specs can't be set to a value, the other is measured at all of them."""
+    (tmp_path / "second.toml").write_text(SPEC.replace('"n"', '"n-2"'))
+    result = bench("second.toml", "--format", "json", "-g", "n=3,2", "-m", "bptt")
+    document = json.loads(result.stdout)
     assert 2 == result.exit_code
-    assert {2} == set(table(result).n)
+    assert [("net", 3), ("net", 2)] == [(c["spec"], c["settings"]["n"]) for c in document["cells"]]
+
+
+def test_a_cell_beyond_the_limits_hides_no_other(verdicts):
+    """The rest is measured, and the exit code tells."""
+    result = bench("--format", "json", "-g", "n=2,100000", "-m", "bptt")
+    document = json.loads(result.stdout)
+    assert (2, ["too-large"]) == (result.exit_code, [e["code"] for e in document["errors"]])
+    assert [2] == [cell["settings"]["n"] for cell in document["cells"]]
 
 
 def test_a_flag_goes_over_the_grid_of_the_spec(verdicts):

@@ -18,9 +18,9 @@ def take(text: str, base: str) -> None:
     name, _, tail = text.partition(":")
     values = dict(part.split("=") for part in tail.split(",") if part)
     if any(not v.isdigit() for v in values.values()):
-        raise BpError([Diagnostic("wrong-type", "an integer is needed")])
+        raise BpError([Diagnostic("wrong-type", "an integer is needed", help="write one")])
     if name == "tbptt" and int(values["k2"]) < int(values["k1"]):
-        raise BpError([Diagnostic("out-of-range", "tbptt: k2 is smaller than k1")])
+        raise BpError([Diagnostic("out-of-range", "tbptt: k2 is smaller than k1", help="enlarge k2")])
 
 
 @pytest.mark.parametrize(

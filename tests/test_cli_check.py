@@ -337,7 +337,9 @@ def test_a_file_that_fails_late_hides_nothing(monkeypatch: pytest.MonkeyPatch) -
     import bpcli.problem.export as export
     from bpcli.errors import fail
 
-    monkeypatch.setattr(export, "replace_file", lambda path, write: fail("unwritable", f"cannot write {path}"))
+    monkeypatch.setattr(
+        export, "replace_file", lambda path, write: fail("unwritable", f"cannot write {path}", help="-")
+    )
     result = run("check", write(Path("a.toml"), RECURRENT), "--output", "csv=a.csv", "--format", "json")
     document = json.loads(result.stdout)
     assert (2, 1, ["unwritable"]) == (

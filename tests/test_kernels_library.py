@@ -170,6 +170,146 @@ def test_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tmp_path / "xdg" == folder.cache_folder.__wrapped__().parents[1]
 
 
+OTHER = 12345
+"""A user that is neither this one nor root."""
+
+
+def _world_writable(root: Path) -> None:
+    root.chmod(0o777)
+
+
+def _group_writable_above(root: Path) -> None:
+    root.parent.chmod(0o775)
+
+
+def _files_of_another(root: Path) -> None:
+    (root / "bp").mkdir()
+    os.chown(root / "bp", OTHER, OTHER)
+
+
+def _link_in_an_open_folder(root: Path) -> None:
+    target = root.parent / "target"
+    target.mkdir()
+    root.rmdir()
+    (root.parent / "open").mkdir()
+    (root.parent / "open" / "link").symlink_to(target)
+    root.symlink_to(root.parent / "open" / "link")
+    (root.parent / "open").chmod(0o777)
+
+
+def _link_of_another(root: Path) -> None:
+    target = root.parent / "target"
+    target.mkdir()
+    root.rmdir()
+    root.symlink_to(target)
+    os.lchown(root, OTHER, OTHER)
+
+
+def _private(root: Path) -> None:
+    root.chmod(0o700)
+
+
+def _in_a_sticky_folder(root: Path) -> None:
+    root.parent.chmod(0o1777)
+
+
+def _own_link(root: Path) -> None:
+    target = root.parent / "target"
+    target.mkdir()
+    root.rmdir()
+    root.symlink_to(Path("..", root.parent.name, "target"))
+
+
+def _not_there(root: Path) -> None:
+    root.rmdir()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root alone gives files to others")
+@pytest.mark.parametrize(
+    ("arrange", "words"),
+    [
+        (_world_writable, "others may write to"),
+        (_group_writable_above, "others may write to"),
+        (_files_of_another, "belongs to another user"),
+        (_link_in_an_open_folder, "others may write to"),
+        (_link_of_another, "belongs to another user"),
+        (_private, ""),
+        (_in_a_sticky_folder, ""),
+        (_own_link, ""),
+        (_not_there, ""),
+    ],
+)
+def test_a_folder_that_others_may_write_to(tmp_path, monkeypatch, capsys, arrange, words) -> None:
+    """Is left for the next one, with a note, and nothing is put there; one that is the user's own is taken."""
+    shared, own = tmp_path / "above" / "shared", tmp_path / "own"
+    shared.mkdir(parents=True)
+    own.mkdir()
+    arrange(shared)
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(shared))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own))
+    umask = os.umask(0o002)
+    try:
+        found = folder.cache_folder.__wrapped__()
+        again = folder.cache_folder.__wrapped__()
+    finally:
+        os.umask(umask)
+    said = capsys.readouterr().err
+    assert (own if words else shared) == found.parents[1]
+    assert found == again
+    assert (words in said and str(shared) in said) if words else said == ""
+    assert "" == folder.exposed(found)
+    assert 0o700 == found.stat().st_mode & 0o777
+    if words:
+        assert [] == list(shared.rglob("*.o"))
+        assert 1 == said.count("NUMBA_CACHE_DIR names another"), "the second time it is known"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="rights are other ones there")
+def test_without_a_folder_of_ones_own(tmp_path, monkeypatch, capsys) -> None:
+    """Kernels are kept in a private folder for this run, which its end removes."""
+    tmp_path.chmod(0o777)
+    code = "from bpcli.kernels.folder import cache_folder; print(cache_folder())"
+    paths = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
+    places = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"), str(tmp_path))
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(
+        run, env={**os.environ, "PYTHONPATH": paths, **places}, capture_output=True, text=True, check=True
+    )
+    home = Path(done.stdout.strip()).parents[1]
+    assert home.name.startswith("bp-kernels-")
+    assert not home.exists()
+    assert f"others may write to {tmp_path}" in done.stderr
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root alone gives files to others")
+@pytest.mark.parametrize("case", ["open", "group", "another's", "link", "own"])
+def test_a_file_that_others_may_have_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """Is no kernel, and is replaced; what was written under any umask is one."""
+    monkeypatch.setattr(folder, "cache_folder", lambda: tmp_path)
+    request = ("forward", np.dtype(np.float64))
+    umask = os.umask(0)
+    try:
+        folder.write_object(request, b"code")
+    finally:
+        os.umask(umask)
+    path = folder.object_file(request)
+    match case:
+        case "open" | "group":
+            path.chmod(0o646 if case == "open" else 0o664)
+        case "another's":
+            os.chown(path, OTHER, OTHER)
+        case "link":
+            target = tmp_path / "elsewhere"
+            target.mkdir()
+            path.rename(target / "code")
+            path.symlink_to(target / "code")
+            target.chmod(0o777)
+    assert ([] if case == "own" else [request]) == library.missing([request])
+    folder.write_object(request, b"code")
+    assert b"code" == folder.read_object(request)
+
+
 def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel counts as compiled where its object file stands; nothing else is compiled."""
     monkeypatch.setattr(folder, "cache_folder", lambda: tmp_path)

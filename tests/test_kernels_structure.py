@@ -15,7 +15,7 @@ from bpcli.problem.model import Problem
 def bands(problem: Problem) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Each parameter that reaches a state, with the rows low..high of its columns of M̄."""
     plan = _plan(problem.setup)
-    columns, nodes = plan.columns(), plan.graph.nodes
+    columns, nodes = plan.structure.columns(0, plan.parameters), plan.graph.nodes
     return [
         (nodes[s.node].name, columns.low[s.start : s.start + s.columns], columns.high[s.start : s.start + s.columns])
         for s in plan.stretches
@@ -97,6 +97,6 @@ def test_products_where_the_last_step_is_a_chunk(monkeypatch: pytest.MonkeyPatch
 )
 def test_products_with_states_and_inputs(wrt: tuple[str, ...], births: list[int], per_column: int) -> None:
     """An initial state is there from the start; an input's columns begin with its step, and reach every row."""
-    setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": 4, "batch": 1}, wrt).setup
-    assert births == list(_plan(setup).columns().birth)
-    assert 2 * 6 * per_column == _plan(setup).flops
+    plan = _plan(problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": 4, "batch": 1}, wrt).setup)
+    assert births == list(plan.structure.columns(0, plan.parameters).birth)
+    assert 2 * 6 * per_column == plan.flops

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from problem_cases import RNN, open_text, refusals
 
+from bpcli import methods
 from bpcli.errors import BpError
 from bpcli.problem import limits
 from bpcli.problem.limits import Limits, array_bytes, check_arrays, check_cost, format_bytes, free_memory, parse_bytes
@@ -151,3 +156,101 @@ def test_many_tiny_steps_take_time(tmp_path):
 def test_costs_within_the_limits_pass(tmp_path):
     """A small cost is no refusal."""
     check_cost(open_text(tmp_path, RNN), "rtrl", 1000, 1e9, Limits(max_memory=1 << 30))
+
+
+MEASURED = """
+import sys
+from bpcli.cli import main
+try:
+    main()
+finally:
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
+"""
+"""A call of `bp` that tells its highest resident memory: other counts begin with what the parent process held."""
+
+
+def wide(n: int, product: str, extra: str = "") -> str:
+    """A recurrent network with a matrix of n by n."""
+    return f"""bp = 1
+inputs = {{ x = [{n}] }}
+params = {{ W = {{ shape = [{n}, {n}]{extra} }}, u = [{n}] }}
+state = {{ a = [{n}] }}
+[data]
+T = 2
+batch = 1
+[equations]
+a = "tanh({product} + u * x)"
+loss = "sum(a)"
+"""
+
+
+def doubled(times: int, first: str, rest: str, state: str = "") -> str:
+    """A vector of four, joined with itself again and again."""
+    joins = "".join(f'h{i + 1} = "concat(h{i}, h{i})"\n' for i in range(times))
+    return f"""bp = 1
+inputs = {{ x = [4] }}
+params = {{ w = [4] }}
+{state}
+[equations]
+h0 = "{first}"
+{joins}{rest}
+"""
+
+
+STATE, LOSS = "state = { a = [4] }", 'loss = "sum(a)"'
+OUTER = """bp = 1
+inputs = { x = [60000] }
+params = { u = [60000, 1], v = [1, 60000] }
+[equations]
+loss = "sum((u @ v) @ x)"
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize(
+    ("text", "options", "code"),
+    [
+        (wide(6500, "W @ a[t-1]"), ["-m", "rtrl"], "too-large"),
+        (wide(6500, "W.T @ a[t-1]"), ["-m", "rtrl"], "too-large"),
+        (wide(3000, "W @ a[t-1] + W.T @ a[t-1]"), ["-m", "rtrl"], "too-large"),
+        (wide(2000, "W @ a[t-1]", ", density = 0.5"), ["-m", "rtrl"], "too-large"),
+        (doubled(24, "w * x", 'loss = "sum(h24)"'), [], "too-large"),
+        (doubled(24, "w * w", 'loss = "sum(h24) * sum(x)"'), [], "too-large"),
+        (doubled(24, "w * x + a[t-1]", f'a = "tanh(h24[0:4])"\n{LOSS}', STATE), ["-m", "rtrl"], "too-large"),
+        (doubled(24, "w * x + a[t-1]", f'a = "0.5 * h0 * sum(h24)"\n{LOSS}', STATE), [], "too-large"),
+        (doubled(36, "w * x", 'loss = "sum(h36)"'), [], "too-large"),
+        (doubled(60, "w * x", 'loss = "sum(h60)"'), [], "out-of-range"),
+        (doubled(60, "w * w", 'loss = "sum(h60) * sum(x)"'), [], "out-of-range"),
+        (OUTER, [], "too-large"),
+    ],
+)
+def test_memory_before_a_refusal(text, options, code, tmp_path):
+    """Nothing that grows with the sizes is there when they are refused, nor while they are looked at."""
+    (tmp_path / "spec.toml").write_text(text)
+    call = [sys.executable, "-c", MEASURED, "check", "spec.toml", "--max-memory", "400MB", *options]
+    paths = os.pathsep.join(filter(None, (str(Path(limits.__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        call, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert 2 == done.returncode, done.stderr
+    assert f"error[{code}]" in done.stderr
+    assert "help: " in done.stderr
+    assert int(re.search(r"VmHWM:\s+(\d+) kB", done.stderr)[1]) < 200_000
+
+
+@pytest.mark.parametrize("overrides", [{"n": 2**40}, {"T": 2**40, "batch": 2**40}, {"batch": 2**40}])
+@pytest.mark.parametrize("method", ["bptt", "rtrl"])
+def test_what_no_process_can_address(overrides, method, tmp_path):
+    """Is refused whatever is allowed, also where sizes go beyond integers of 64 bits."""
+    text = 'bp = 1\nstate = { a = ["n"] }\nparams = { w = ["n"] }\ndims = { n = 4 }\n'
+    (tmp_path / "spec.toml").write_text(text + '[equations]\na = "w * a[t-1]"\nloss = "sum(a)"\n')
+    allowed = Limits(max_memory=1 << 90, max_time=1e300)
+
+    def predict() -> None:
+        setup = open_setup(tmp_path / "spec.toml", overrides, (), allowed)
+        check_cost(setup, method, methods.parse(method).cost(setup).bytes, 0.0, allowed)
+
+    with pytest.raises(BpError) as caught:
+        predict()
+    assert ["too-large"] == [code for code, _ in refusals(caught.value)]
+    assert f"limit is {limits.MOST_MEMORY} bytes" in caught.value.diagnostics[0].what

@@ -22,7 +22,9 @@ from bpcli.render import render
 from bpcli.render.document import Case, Column, Document
 
 NASTY = "<a b=\"c\" & 'd'>]]>\x00\x1b[31m\ud800\ufffe,:%\r\n::error::α##[error]"
-REFUSAL = Diagnostic("unknown-name", f"unknown {NASTY}", Place("specs/a,b.toml", 12, 7, 'h = "W_inn"', 5), "look there")
+REFUSAL = Diagnostic(
+    "unknown-name", f"unknown {NASTY}", Place("specs/a,b.toml", 12, 7, 'h = "W_inn"', 5), help="look there"
+)
 ROOT = Path(__file__).parents[1]
 
 

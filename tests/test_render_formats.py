@@ -14,7 +14,7 @@ from bpcli.render.document import Column, Document
 
 NASTY = ["plain", 'comma, quote"', "pipe | star *", "[red]markup[/red]", "line\nbreak", "\x1b[31mcontrol", "α", "=1+1"]
 REFUSAL = Diagnostic(
-    "unknown-name", 'unknown name "W_inn"', Place("a.toml", 12, 7, 'h = "W_inn @ x"', 5), "did you mean W_in?"
+    "unknown-name", 'unknown name "W_inn"', Place("a.toml", 12, 7, 'h = "W_inn @ x"', 5), help="did you mean W_in?"
 )
 
 

@@ -86,7 +86,8 @@ def compare(base: Run, head: Run, timed: bool) -> Comparison:
     """Head against base. Times are compared when `timed`. Raises BpError for files that can't be compared."""
     if base.kind != head.kind:
         words = {"cells": "a benchmark", "findings": "a check"}
-        fail("incomparable", f"{base.path} is {words[base.kind]}, {head.path} {words[head.kind]}")
+        what = f"{base.path} is {words[base.kind]}, {head.path} {words[head.kind]}"
+        fail("incomparable", what, help="compare two runs of bp bench, or two of bp check")
     lines, both = deterministic(by_key(base.rows, base.path), by_key(head.rows, head.path))
     notes = [f"{run.path} holds {n} refusal{'s' * (n != 1)}" for run in (base, head) if (n := run.refusals)]
     if timed:

@@ -155,7 +155,11 @@ def _called(run: Callable[[], Gradient]) -> tuple[Gradient, float]:
 def _open(order: Order) -> Case:
     setup = order.target.open(order.settings)
     if digest(setup, order.target.path) != order.sha256:
-        fail("changed", f"{order.target.path}, or a file that it names, changed while it was measured")
+        fail(
+            "changed",
+            f"{order.target.path}, or a file that it names, changed while it was measured",
+            help="run it again",
+        )
     problem = draw(setup)
     check_finite(problem)
     call = checks.parse(order.method)

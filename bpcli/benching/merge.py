@@ -20,6 +20,8 @@ SCHEMA_VERSION = 1
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _SAME = ("version", "budget_s", "threads", "set", "wrt", "peers")  # rows do not say what --set set
 _SAME_MACHINE = ("cpu", "cores", "system", "python", "versions")
+_ADVICE = "name what bp bench --output json=RUN.json wrote"
+_PARTS = "measure both again in the same way, or keep them apart"
 _FIGURES = ("bias", "cosine", "time_s", "flops", "gemm_fraction")
 
 
@@ -38,9 +40,9 @@ def read_run(path: str) -> Run:
     try:
         document = json.loads(Path(path).read_bytes())
     except OSError as error:
-        fail("unreadable-file", f'cannot read "{printable(path)}": {error.strerror}')
+        fail("unreadable-file", f'cannot read "{printable(path)}": {error.strerror}', help=_ADVICE)
     except (ValueError, RecursionError) as error:
-        fail("not-a-run", f'"{printable(path)}" is not JSON: {printable(str(error))}')
+        fail("not-a-run", f'"{printable(path)}" is not JSON: {printable(str(error))}', help=_ADVICE)
     good = isinstance(document, dict) and document.get("schema_version") == SCHEMA_VERSION
     cells, context = (document.get("cells"), document.get("context")) if good else (None, None)
     if not isinstance(cells, list) or not isinstance(context, dict) or context.get("command") != "bench":
@@ -56,7 +58,7 @@ def merge(runs: Sequence[Run]) -> tuple[list[Row], dict[str, Any], list[str]]:
     first = runs[0]
     for run in runs[1:]:
         for what in _differences(first.context, run.context):
-            collector.add("incompatible", f"{first.path} and {run.path} differ in {what}")
+            collector.add("incompatible", f"{first.path} and {run.path} differ in {what}", help=_PARTS)
     seen: dict[str, str] = {}
     for run in runs:
         for row in run.rows:
@@ -73,7 +75,7 @@ def merge(runs: Sequence[Run]) -> tuple[list[Row], dict[str, Any], list[str]]:
 def _row(cell: Any, path: str) -> Row:
     """A row with its figures as numbers: those that JSON lacks are words there."""
     if not isinstance(cell, dict) or not {"spec", "method", "backend", "settings", "grid", "check"} <= cell.keys():
-        fail("not-a-run", f'"{printable(path)}" has a cell without its name', help="bp bench wrote no such file")
+        fail("not-a-run", f'"{printable(path)}" has a cell without its name', help=_ADVICE)
     return {**cell, **{k: _NUMBERS.get(cell[k], cell[k]) for k in _FIGURES if isinstance(cell.get(k), str)}}
 
 

@@ -16,10 +16,11 @@ from typing import IO, Any, NoReturn
 
 from bpcli.benching.interleave import Cell, Lanes
 from bpcli.benching.pair_child import PROTOCOL
-from bpcli.errors import fail, printable
+from bpcli.errors import UNADVISED, fail, printable
 
 _CHILD = "bpcli.benching.pair_child"
 _PATIENCE_S = 5.0
+_NAMES = "name an interpreter (old/bin/python), a virtual environment, or a folder that holds bpcli/"
 # BLAS below the kernels runs on one thread, as in any bp.
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -49,7 +50,7 @@ def environment(option: str, given: str) -> Environment:
         fail(
             "no-environment",
             f'{option} "{printable(given)}" is neither a Python interpreter nor a folder with a checkout of bp',
-            help="name an interpreter (old/bin/python), a virtual environment, or a folder that holds bpcli/",
+            help=_NAMES,
         )
     return Environment(option, given, python)
 
@@ -68,7 +69,7 @@ class Child:
             )  # fmt: skip
         except OSError as error:
             self._errors.close()
-            fail("no-environment", f"{where.option} {printable(where.given)}: {error.strerror}")
+            fail("no-environment", f"{where.option} {printable(where.given)}: {error.strerror}", help=_NAMES)
         self.hello: Mapping[str, Any] = {}
 
     def greet(self) -> None:
@@ -121,7 +122,7 @@ class Child:
             self._refuse_dead()
         answer = self._read()
         if "error" in answer:
-            self._refuse(str(answer["error"]), str(answer.get("help", "")))
+            self._refuse(str(answer["error"]), str(answer.get("help") or UNADVISED))
         return answer
 
     def _read(self) -> Mapping[str, Any]:
@@ -143,7 +144,7 @@ class Child:
         last = lines[-1] if lines else f"exit code {self._process.returncode}"
         absent = _CHILD in last or "No module named" in last
         what = f"no bp there that can be timed ({last})" if absent else f"its process ended: {last}"
-        self._refuse(what, "it needs a bp that has `bp ab` itself" if absent else "")
+        self._refuse(what, "it needs a bp that has `bp ab` itself" if absent else "run `bp doctor` there")
 
     def _refuse(self, what: str, advice: str) -> NoReturn:
         fail("environment", f"{self.where.option} {printable(self.where.given)}: {what}", help=advice)

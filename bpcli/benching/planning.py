@@ -23,6 +23,8 @@ START_SECONDS = 1.5
 CALLS = 8
 """Calls of a gradient beside those that are timed: first, memory, check, calibration."""
 MOST_THREADS = 1024
+_OF_A_CELL = ("too-large", "too-long", "method-refused")
+"""Refusals that say nothing against the other cells of a sweep."""
 
 
 @dataclass
@@ -139,7 +141,8 @@ def prepare(target: Target, wish: Wish, results: Results) -> Job:
 def _refuse_threads(values: Sequence[sweep.Value], place: Place | None) -> None:
     for value in values:
         if not isinstance(value, int) or not 1 <= value <= MOST_THREADS:
-            fail("out-of-range", f"threads must be an integer from 1 to {MOST_THREADS}, not {value}", place)
+            what = f"threads must be an integer from 1 to {MOST_THREADS}, not {value}"
+            fail("out-of-range", what, place, help="for example -g threads=1,2")
 
 
 def entries(jobs: Sequence[Job], shard: tuple[int, int] = (1, 1)) -> list[Entry]:
@@ -161,8 +164,12 @@ def _key(job: Job, point: Point, cell: Cell) -> str:
 
 
 def orders(listed: Sequence[Entry], ask: Ask, results: Results) -> list[Item]:
-    """What is to be measured of the cells listed; what is refused is noted in `results`. Opens every point once."""
-    items: list[Item] = []
+    """What is to be measured of the cells listed; what is refused is noted in `results`. Opens every point once.
+
+    A point beyond the limits leaves out itself alone. One that the spec can't be set to is a mistake in the grid, and
+    leaves out all of the spec: it should be mended before time is spent on the rest.
+    """
+    items, mistaken = list[Item](), list[Target]()
     at: tuple[Point | None, Setup | None] = (None, None)
     for entry in listed:
         try:
@@ -173,7 +180,9 @@ def orders(listed: Sequence[Entry], ask: Ask, results: Results) -> list[Item]:
                 items += _item(entry, at[1], ask, results)
         except BpError as error:
             results.refuse(error)
-    return items
+            if any(d.code not in _OF_A_CELL for d in error.diagnostics):
+                mistaken.append(entry.job.target)
+    return [item for item in items if all(item.target is not target for target in mistaken)]
 
 
 def _item(entry: Entry, setup: Setup, ask: Ask, results: Results) -> list[Item]:
@@ -183,7 +192,7 @@ def _item(entry: Entry, setup: Setup, ask: Ask, results: Results) -> list[Item]:
     call = checks.parse(cell.method, place)
     if reason := call.refusal(setup.graph):
         if job.alone:
-            fail("method-refused", f"{call.text}: {reason}", place)
+            fail("method-refused", f"{call.text}: {reason}", place, help=methods.advice(setup.graph))
         results.note(f"{setup.spec.name}: skipped {call.text}: {reason}")
         return []
     cost = call.cost(setup)

@@ -97,7 +97,9 @@ class Child:
         fail(
             "process-lost",
             f"the process that measured ended {how}{f', after: {said}' if said else ''}",
-            help="SIGKILL is often the system, out of memory: try smaller sizes" if code == -9 else "",
+            help="SIGKILL is often the system, out of memory: try smaller sizes"
+            if code == -9
+            else "run `bp doctor`; if it finds nothing, please report it",
         )
 
 

@@ -14,6 +14,7 @@ from bpcli.errors import BpError, Diagnostic, Place, fail, printable
 Row = Mapping[str, Any]
 
 SCHEMA_VERSION = 1
+_AGAIN = "write it again: bp bench --output json=RUN.json, or bp check --output json=RUN.json"
 _MAX_BYTES = 1 << 30
 _NAMES = ("spec", "method", "backend", "tensor", "dtype")
 _VERDICTS = ("pass", "wrong", "inconclusive")
@@ -68,9 +69,9 @@ def read(path: str) -> Run:
         fail("not-a-run", f"{path} is no run of bp", help="bp bench --output json=RUN.json writes one, bp check too")
     if document["schema_version"] != SCHEMA_VERSION:
         version = printable(repr(document["schema_version"]))
-        fail("not-a-run", f"{path} has schema version {version}", help=f"this bp reads version {SCHEMA_VERSION}")
+        fail("not-a-run", f"{path} has schema version {version}", help=f"{_AGAIN}; version {SCHEMA_VERSION} is read")
     if faults := [f for i, row in enumerate(document[kind]) if (f := _fault(row, kind, f"{kind}[{i}]"))]:
-        raise BpError([Diagnostic("not-a-run", f"{path}: {fault}") for fault in faults[:10]])
+        raise BpError([Diagnostic("not-a-run", f"{path}: {fault}", help=_AGAIN) for fault in faults[:10]])
     return Run(path, kind, document)
 
 
@@ -96,13 +97,13 @@ def verdict(row: Row) -> str:
 def _text(path: str) -> str:
     try:
         if Path(path).stat().st_size > _MAX_BYTES:
-            fail("too-large", f"{path} is larger than 1 GiB")
+            fail("too-large", f"{path} is larger than 1 GiB", help="compare fewer rows at a time")
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         fail("not-utf-8", f"{path} is not UTF-8", help="name a run that bp wrote as JSON")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        fail("unreadable-file", f"cannot read {printable(path)}: {why}")
+        fail("unreadable-file", f"cannot read {printable(path)}: {why}", help="name a run that bp wrote as JSON")
 
 
 def _parse(path: str, text: str) -> Mapping[str, Any]:
@@ -112,7 +113,7 @@ def _parse(path: str, text: str) -> Mapping[str, Any]:
         quote = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
         place = Place(path, error.lineno, error.colno, quote)
         what = error.msg[:1].lower() + error.msg[1:]
-        fail("not-json", f"{path} is not JSON: {what}", place, "bp bench --output json=RUN.json writes a run")
+        fail("not-json", f"{path} is not JSON: {what}", place, help="bp bench --output json=RUN.json writes a run")
     except (ValueError, RecursionError):
         fail("not-json", f"{path} is no JSON that can be read", help="bp bench --output json=RUN.json writes a run")
     return _table(document)

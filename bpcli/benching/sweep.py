@@ -85,7 +85,12 @@ def plan(
     known = {o for names in options.values() for o in names}
     for key in grid:
         if key not in settings and key not in known:
-            fail("unknown-key", f'unknown grid key "{key}"', (places or {}).get(key), nearest(key, {*settings, *known}))
+            fail(
+                "unknown-key",
+                f'unknown grid key "{key}"',
+                (places or {}).get(key),
+                help=nearest(key, {*settings, *known}),
+            )
     axes = {k: v for k, v in grid.items() if k in settings}
     tuned = {m: {k: v for k, v in grid.items() if k not in axes and k in options.get(_name(m), ())} for m in methods}
     _refuse_crowd(_size(axes) * sum(_size(t) for t in tuned.values()))

@@ -55,4 +55,4 @@ def _content(file: str) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        fail("unreadable-file", f'cannot read "{file}": {error.strerror}')
+        fail("unreadable-file", f'cannot read "{file}": {error.strerror}', help="leave files in place while bp runs")

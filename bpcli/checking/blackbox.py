@@ -52,7 +52,11 @@ def open_box(file: UserFile, name: str) -> Box:
     params = {row["key"]: np.array(array) for row, array in zip(found["params"], arrays, strict=True)}
     for key, array in params.items():
         if not np.isfinite(array).all():
-            fail("not-finite", f'{shown}: params["{printable(key)}"] is not finite')
+            fail(
+                "not-finite",
+                f'{shown}: params["{printable(key)}"] is not finite',
+                help="start where every number is finite",
+            )
     lines = {p: file.line_of(f"{found['kind']}.{p}" if p in found["own"] else name) for p in (LOSS, METHOD)}
     return Box(f"{file.shown}:{name}", file, name, params, lines)
 
@@ -121,7 +125,7 @@ def _blamed(found: Finding) -> Finding:
 def _refuse_odd(shown: str, row: Message) -> None:
     """Raise `BpError` for one of the params that is no array that can be shifted."""
     if not row["name"]:
-        fail("usage", f"{shown}: a key of params is {row['key']}, not a name")
+        fail("usage", f"{shown}: a key of params is {row['key']}, not a name", help="use strings as keys")
     if not row["floats"]:
         what = f'{shown}: params["{printable(row["key"])}"] is of type {row["kind"]}'
         what += ", not a NumPy array of float64 or float32"
@@ -136,7 +140,9 @@ def _chosen(box: Box, wrt: Sequence[str]) -> list[Tensor]:
     chosen = [n for n in box.params if not wrt or n in wrt or "params" in wrt]
     tensors = [Tensor(name, "param", box.params[name].shape) for name in chosen]
     if not sum(t.entries for t in tensors):
-        fail("nothing-to-differentiate", f"{box.name}: params has no entries", help="params is a dict of arrays")
+        fail(
+            "nothing-to-differentiate", f"{box.name}: params has no entries", help="give params an array with an entry"
+        )
     return [t for t in tensors if t.entries]
 
 

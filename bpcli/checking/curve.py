@@ -21,6 +21,7 @@ from bpcli.references.numerics.probe import Probe, Sampler, probe
 STEPS: FloatArray = np.exp2(np.arange(-50, 1, dtype=np.float64))
 """Relative to the size of the entry; powers of two, so that to shift and to shift back is exact."""
 ENTRIES = 8
+_NO_CURVE = "plot a spec whose loss depends on what is differentiated, or choose it with --wrt"
 """How many entries of a tensor stand for it, chosen at random with a seed of the tensor's name."""
 _COMPLEX_FLOPS = 4
 
@@ -59,7 +60,11 @@ def v_curve(problem: Problem) -> VCurve:
         if known.any():
             errors[tensor.name] = apart[:, known] / size[known]
     if not errors:
-        fail("no-curve", f"{setup.spec.name}: all derivatives are zero, so that no error is relative to them")
+        fail(
+            "no-curve",
+            f"{setup.spec.name}: all derivatives are zero, so that no error is relative to them",
+            help=_NO_CURVE,
+        )
     together = np.concatenate(list(errors.values()), axis=1)
     return VCurve(STEPS, {n: _median(e) for n, e in errors.items()}, _median(together), "the complex step")
 

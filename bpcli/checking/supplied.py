@@ -58,5 +58,7 @@ class Supplied(Foreign):
 def supplied(file: UserFile, name: str, text: str, process: Process, place: Place | None = None) -> Supplied:
     """The function `name` of a file; `BpError` at `place` where there is none."""
     if not file.seek(name, place)["callable"]:
-        fail("usage", f'"{printable(name)}" of {printable(file.shown)} is not a function', place, "name a function")
+        fail(
+            "usage", f'"{printable(name)}" of {printable(file.shown)} is not a function', place, help="name a function"
+        )
     return Supplied(text, Function(file, name, file.line_of(name)), process)

@@ -17,6 +17,8 @@ from bpcli.checking.user.wire import Array, Message
 from bpcli.errors import BpError, Diagnostic, Place, fail, nearest, printable
 from bpcli.problem.model import Tensor
 
+_A_FILE = "name a Python file that can be read"
+
 
 class Host(Protocol):
     """Where user code runs."""
@@ -56,7 +58,12 @@ class UserFile:
         found, _ = self.learn("find", name)
         if not found["found"]:
             what = f'{printable(self.shown)} has no "{printable(name)}"'
-            fail("unknown-name", what, place, nearest(name, found["names"]))
+            fail(
+                "unknown-name",
+                what,
+                place,
+                help=nearest(name, found["names"], "define it at the top level of the file"),
+            )
         return found
 
     def line_of(self, name: str) -> int:
@@ -153,7 +160,7 @@ def load(path: Path, shown: str, process: Process, place: Place | None = None) -
     """Run the file at `path` as a module. `BpError` where it is missing, at `place`, or where it fails, at its line."""
     source = _read(path, shown, place)
     if importlib.util.spec_from_file_location("user", path) is None:
-        fail("bad-file", f'"{printable(shown)}" is no Python file', place, "name a file that ends in .py")
+        fail("bad-file", f'"{printable(shown)}" is no Python file', place, help="name a file that ends in .py")
     file = UserFile(path, shown, source, process)
     if (refusal := _refusal(file)) is not None and process.afresh(str(path)):
         refusal = _refusal(file)
@@ -163,18 +170,23 @@ def load(path: Path, shown: str, process: Process, place: Place | None = None) -
 
 
 def _read(path: Path, shown: str, place: Place | None) -> bytes:
-    if path.is_dir():
-        fail("unreadable-file", f'"{printable(shown)}" is a folder, not a Python file', place)
     try:
+        if path.is_dir():
+            fail("unreadable-file", f'"{printable(shown)}" is a folder, not a Python file', place, help=_A_FILE)
         if not path.exists():
             near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-            fail("no-such-file", f'no file "{printable(shown)}"', place, nearest(path.name, near))
+            fail(
+                "no-such-file",
+                f'no file "{printable(shown)}"',
+                place,
+                help=nearest(path.name, near, "there is no Python file in that folder"),
+            )
         if not path.is_file():
-            fail("unreadable-file", f'"{printable(shown)}" is not a regular file', place)
+            fail("unreadable-file", f'"{printable(shown)}" is not a regular file', place, help=_A_FILE)
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "this can't be the name of a file"
-        fail("unreadable-file", f'cannot read "{printable(shown)}": {reason}', place)
+        fail("unreadable-file", f'cannot read "{printable(shown)}": {reason}', place, help=_A_FILE)
 
 
 def _refusal(file: UserFile) -> Diagnostic | None:
@@ -187,7 +199,7 @@ def _refusal(file: UserFile) -> Diagnostic | None:
         return None
     place = file.place(answer["line"] or 1, max(1, answer.get("column") or 1))
     what = f"{printable(file.shown)} cannot be loaded: {answer['raised']}"
-    return Diagnostic("user-code", what, place, "run it with python first")
+    return Diagnostic("user-code", what, place, help="run it with python first")
 
 
 def _bound(node: ast.stmt) -> set[str]:

@@ -55,8 +55,7 @@ class Cluster:
         collector = Collector()
         for address, told in self.client.run(same_spec, target, sha256).items():
             for d in told:
-                advice = d.help or "workers read specs, and the files these name, at the same paths as they are here"
-                collector.add(d.code, f"worker {address} on {self._host(address)}: {d.what}", help=advice)
+                collector.add(d.code, f"worker {address} on {self._host(address)}: {d.what}", help=d.help)
         collector.finish()
 
     def results(self, work: Callable[[Any], Any], orders: Sequence[Any], each: int = 1) -> Iterator[tuple[int, Any]]:
@@ -83,7 +82,8 @@ class Cluster:
                     number, future = waiting[done.get(timeout=_LOOK).key]
                 except queue.Empty:
                     if time.monotonic() - last > PATIENCE:
-                        fail("no-workers", f"the cluster has had no worker for {PATIENCE:g} s")
+                        what = f"the cluster has had no worker for {PATIENCE:g} s"
+                        fail("no-workers", what, help="start one with `dask worker ADDRESS` where bp is installed")
                     continue
                 yield number, self._answer(future)
                 del waiting[future.key], future  # the worker may forget it
@@ -114,7 +114,7 @@ class Cluster:
                 pass
             except Exception as error:
                 return (Diagnostic("internal", _brief(error), help="a bug in bp: please report it"),)
-            fail("cluster-lost", "the scheduler, or all workers, are gone")
+            fail("cluster-lost", "the scheduler, or all workers, are gone", help="start them again; --resume goes on")
 
 
 @contextmanager

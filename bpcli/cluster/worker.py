@@ -32,6 +32,9 @@ class Reserve(WorkerPlugin):  # type: ignore[misc] # its sources are not read
         await worker.set_resources(**{name: float(fit and count) for name, count in PLACE.items()})
 
 
+_SAME_FILES = "workers read specs, and the files these name, at the same paths as they are here"
+
+
 def same_spec(target: Target, sha256: str) -> tuple[Diagnostic, ...]:
     """What stands in the way of this worker's opening a spec that is to be the very same; nothing where it can."""
     found = answered(lambda: require_same(target, sha256))
@@ -41,9 +44,9 @@ def same_spec(target: Target, sha256: str) -> tuple[Diagnostic, ...]:
 def require_same(target: Target, sha256: str) -> None:
     """Raise BpError where the spec, or a file that it names, is not here or holds something else."""
     if not os.path.exists(target.path):
-        fail("other-files", f'there is no "{target.path}"')
+        fail("other-files", f'there is no "{target.path}"', help=_SAME_FILES)
     if digest(target.open({}), target.path) != sha256:
-        fail("other-files", f'"{target.path}", or a file that it names, is another one')
+        fail("other-files", f'"{target.path}", or a file that it names, is another one', help=_SAME_FILES)
 
 
 def answered(work: Callable[[], Answer]) -> Answer | tuple[Diagnostic, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from bpcli.errors import BpError, Diagnostic, Place
+from bpcli.errors import UNADVISED, BpError, Diagnostic, Place
 
 if TYPE_CHECKING:
     from bpcli.checking.userfile import Host, UserFile
@@ -132,4 +132,4 @@ def _shown(path: Path) -> str:
 def _diagnostic(error: Mapping[str, Any]) -> Diagnostic:
     """A refusal from its JSON."""
     place = Place(error["file"], error["line"], error["column"]) if error["file"] else None
-    return Diagnostic(error["code"], error["message"], place, error["help"])
+    return Diagnostic(error["code"], error["message"], place, help=error["help"] or UNADVISED)

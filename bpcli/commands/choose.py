@@ -68,7 +68,7 @@ def judged(
     for call in calls:
         if call.text in reasons and (call in given or len(reasons) == len(calls)):
             advice = "central and complex-step judge truncated methods too"
-            collector.add("reference-refused", f"{call.text}: {reasons[call.text]}", _place(setup, call), advice)
+            collector.add("reference-refused", f"{call.text}: {reasons[call.text]}", _place(setup, call), help=advice)
     collector.finish()
     return tuple(c for c in calls if c.text not in reasons), reasons
 
@@ -77,10 +77,12 @@ def applying(
     setup: Setup, calls: Sequence[MethodCall], alone: bool
 ) -> tuple[tuple[MethodCall, ...], Mapping[str, str]]:
     """The methods that apply to the graph, and the reasons of those skipped; when `alone` these are refused instead."""
+    from bpcli.methods import advice
+
     reasons = {call: reason for call in calls if (reason := call.refusal(setup.graph))}
     collector = Collector()
     for call, reason in reasons.items():
-        collector.add("method-refused", f"{call.text}: {reason}", _place(setup, call))
+        collector.add("method-refused", f"{call.text}: {reason}", _place(setup, call), help=advice(setup.graph))
     if alone:
         collector.finish()
     return tuple(c for c in calls if c not in reasons), {call.text: reason for call, reason in reasons.items()}
@@ -107,7 +109,7 @@ def _parsed(texts: Iterable[tuple[str, Place | None]]) -> list[MethodCall]:
             for told in error.diagnostics:
                 judges = told.code == "unknown-method" and text.strip() in references.known()
                 help_ = f"--reference {text.strip()} judges methods by it" if judges else told.help
-                collector.add(told.code, told.what, told.place, help_)
+                collector.add(told.code, told.what, told.place, help=help_)
     collector.finish()
     return found
 

@@ -43,14 +43,18 @@ def translate(error: Exception) -> BpError:
     if isinstance(error, click.UsageError):
         return BpError([_usage(error)])
     if isinstance(error, click.Abort):
-        return BpError([Diagnostic("interrupted", "interrupted")], INTERRUPTED)
+        return BpError(
+            [Diagnostic("interrupted", "interrupted", help="start it again; bp bench goes on with --resume")],
+            INTERRUPTED,
+        )
     if isinstance(error, click.ClickException):
-        return BpError([Diagnostic("usage", _sentence(error.format_message()))])
+        return BpError([Diagnostic("usage", _sentence(error.format_message()), help="`bp --help` lists the commands")])
     if isinstance(error, MemoryError):
         advice = "smaller sizes, a batch of fewer samples or a method that holds less; --max-memory refuses beforehand"
         return BpError([Diagnostic("memory", "out of memory", help=advice)])
     if isinstance(error, OSError):
-        return BpError([Diagnostic("system", _system(error))])
+        advice = "see that the file or folder is there, may be used, and that the disk is not full"
+        return BpError([Diagnostic("system", _system(error), help=advice)])
     return BpError([_internal(error)])
 
 
@@ -114,7 +118,7 @@ def _bad_value(error: click.BadParameter, seek: str) -> Diagnostic:
 
     source = came_from(error.ctx, error.param)
     what = f"{_names(error.param)}{f' ({source})' if source else ''}: {_sentence(error.message)}"
-    return Diagnostic("usage", what, place_of(error.ctx, error.param), getattr(error, "hint", "") or seek)
+    return Diagnostic("usage", what, place_of(error.ctx, error.param), help=getattr(error, "hint", "") or seek)
 
 
 def _names(parameter: click.Parameter | None) -> str:

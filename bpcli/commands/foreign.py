@@ -145,7 +145,7 @@ def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
         Diagnostic(
             "unknown-name",
             f'no spec declares a kernel "{printable(name)}"',
-            help=nearest(name, declared) or "declare [kernel.NAME] in the spec, or write FILE.py:FUNC",
+            help=nearest(name, declared, "declare [kernel.NAME] in the spec, or write FILE.py:FUNC"),
         )
         for name in asked.names
         if name not in declared

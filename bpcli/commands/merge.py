@@ -25,7 +25,7 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     from bpcli.commands.bench_document import brief_document, full_document
     from bpcli.commands.output import emit, note
     from bpcli.commands.specs import test_writable
-    from bpcli.errors import Diagnostic, fail
+    from bpcli.errors import UNADVISED, Diagnostic, fail
     from bpcli.render import write
 
     paths = [os.path.realpath(path) for path in run]
@@ -37,7 +37,7 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     runs = [read_run(path) for path in run]
     rows, context, notes = together(runs)
     errors = [
-        Diagnostic(str(e.get("code")), f"{r.path}: {e.get('message')}", help=str(e.get("help") or ""))
+        Diagnostic(str(e.get("code")), f"{r.path}: {e.get('message')}", help=str(e.get("help") or UNADVISED))
         for r in runs
         for e in r.errors
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bpcli.errors import Diagnostic, Place, fail, printable
+from bpcli.errors import UNADVISED, Diagnostic, Place, fail, printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -57,7 +57,8 @@ def _parse(file: str) -> Any:
         with open(file, "rb") as stream:
             raw = stream.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        fail("unreadable-file", f'cannot read "{printable(file)}": {getattr(error, "strerror", None) or error}')
+        why = getattr(error, "strerror", None) or error
+        fail("unreadable-file", f'cannot read "{printable(file)}": {why}', help=_ADVICE)
     if len(raw) > _MAX_BYTES:
         fail("too-large", f'"{printable(file)}" is larger than 256 MiB', help="report fewer rows at a time")
     try:
@@ -66,7 +67,7 @@ def _parse(file: str) -> Any:
     except json.JSONDecodeError as error:
         lines = text.splitlines()
         quote = lines[error.lineno - 1] if error.lineno <= len(lines) else ""
-        fail("not-a-run", f"no JSON: {error.msg}", Place(file, error.lineno, error.colno, quote), _ADVICE)
+        fail("not-a-run", f"no JSON: {error.msg}", Place(file, error.lineno, error.colno, quote), help=_ADVICE)
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         fail("not-a-run", f'"{printable(file)}" is no JSON: {error}', help=_ADVICE)
 
@@ -119,7 +120,7 @@ def _diagnostic(error: Mapping[str, Any]) -> Diagnostic:
     words = {k: str(error.get(k) or "") for k in ("code", "message", "file", "help")}
     line, column = (error.get(k) for k in ("line", "column"))
     place = Place(words["file"], line, column) if isinstance(line, int) and isinstance(column, int) else None
-    return Diagnostic(words["code"] or "error", words["message"], place, words["help"])
+    return Diagnostic(words["code"] or "error", words["message"], place, help=words["help"] or UNADVISED)
 
 
 def _validated(file: str, kind: str, rows: Sequence[Any]) -> list[dict[str, Any]]:

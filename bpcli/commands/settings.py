@@ -37,13 +37,20 @@ def defaults(command: click.Command) -> dict[str, Any]:
     for key in table:
         if key.replace("-", "_") not in own and (others := _all_options()) and key.replace("-", "_") not in others:
             place = _place(path, key)
-            collector.add("unknown-key", f'unknown key "{key}" in [tool.bp]', place, nearest(key, _written(others)))
+            collector.add(
+                "unknown-key", f'unknown key "{key}" in [tool.bp]', place, help=nearest(key, _written(others))
+            )
         option = own.get(key.replace("-", "_"))
         if option and (wanted := _misfit(option, table[key])):
-            collector.add("wrong-type", f"{key} must be {wanted}", _place(path, key), (option.help or "").rstrip("."))
+            collector.add("wrong-type", f"{key} must be {wanted}", _place(path, key), help=_remedy(option))
     collector.finish()
     given = {own[k.replace("-", "_")]: v for k, v in table.items() if k.replace("-", "_") in own}
     return {str(o.name): [v] if o.multiple and not isinstance(v, list) else v for o, v in given.items()}
+
+
+def _remedy(option: click.Option) -> str:
+    """The option's own description, or where it is to be found."""
+    return (option.help or "").rstrip(".") or "`bp COMMAND --help` lists what options take"
 
 
 def _misfit(option: click.Option, value: object) -> str:
@@ -52,6 +59,8 @@ def _misfit(option: click.Option, value: object) -> str:
         return "" if isinstance(value, bool) else "true or false"
     kinds, wanted = _KINDS.get(option.type.name, ((str, int, float), "a string"))
     items = value if option.multiple and isinstance(value, list) else [value]
+    if not items:
+        return f"{wanted} or a list of such, which is not empty"
     if all(isinstance(i, kinds) and not isinstance(i, bool) for i in items):
         return ""
     return f"{wanted} or a list of such" if option.multiple else wanted
@@ -126,9 +135,13 @@ def _read(path: Path) -> Text:
     try:
         return Text(str(path), path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
-        fail("not-utf-8", f"{path} is not UTF-8", Place(str(path), 1, 1), "save the file as UTF-8")
+        fail("not-utf-8", f"{path} is not UTF-8", Place(str(path), 1, 1), help="save the file as UTF-8")
     except OSError as error:
-        fail("unreadable-file", f"can't read {path}: {error.strerror}")
+        fail(
+            "unreadable-file",
+            f"can't read {path}: {error.strerror}",
+            help="make it readable, or work in another folder",
+        )
 
 
 def _table(path: Path) -> Mapping[str, Any]:
@@ -139,7 +152,7 @@ def _table(path: Path) -> Mapping[str, Any]:
         _refuse(text)
     table = tool.get("bp", {}) if isinstance(tool, dict) else {}
     if not isinstance(table, dict):
-        fail("wrong-type", "[tool.bp] must be a table", _place(path), "write [tool.bp] and options below it")
+        fail("wrong-type", "[tool.bp] must be a table", _place(path), help="write [tool.bp] and options below it")
     return table
 
 
@@ -151,7 +164,7 @@ def _refuse(text: Text) -> NoReturn:
     collector = Collector()
     tables(text, outline(text.content), collector)
     collector.finish()
-    fail("toml-syntax", f"{text.path} is not TOML", text.at(1, 1))
+    fail("toml-syntax", f"{text.path} is not TOML", text.at(1, 1), help="mend it, or work in another folder")
 
 
 def _place(path: Path, *key: str) -> Place:

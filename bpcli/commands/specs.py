@@ -47,7 +47,8 @@ def find(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagn
                 refused.append(Diagnostic("no-such-file", f'no file or folder "{target}"', help=_alike(path)))
                 continue
         except (OSError, ValueError) as error:
-            refused.append(Diagnostic("unreadable-file", f'cannot read "{target}": {error}'))
+            advice = "name a spec or a folder that may be read"
+            refused.append(Diagnostic("unreadable-file", f'cannot read "{target}": {error}', help=advice))
             continue
         if not inside:
             note(f'no spec in "{target}": no .toml file there has a key bp', common)
@@ -197,4 +198,4 @@ def _alike(path: Path) -> str:
         names = [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".toml"]
     except (OSError, ValueError):
         return f'there is no folder "{path.parent}"'
-    return nearest(path.name, names) or f'no spec in "{path.parent}"'
+    return nearest(path.name, names, f'there is no spec in "{path.parent}"')

@@ -33,7 +33,7 @@ def divide(drafts: Drafts, left: int | None, right: int | None, place: Place) ->
         return None
     value = drafts.value(right)
     if value == 0:
-        drafts.collector.add("not-finite", "division by zero", place, "every number must be finite")
+        drafts.collector.add("not-finite", "division by zero", place, help="divide by a number that is not zero")
         return None
     return left if value == 1 else drafts.apply("divide", (left, right), place)
 

@@ -42,7 +42,7 @@ def _check_trainable(spec: Spec, collector: Collector) -> None:
     if not any(param.trainable for param in spec.params.values()):
         help_ = "declare a parameter, an input or a state; `trainable = false` makes a parameter a constant"
         what = "nothing remains to differentiate: no trainable parameter, no input, no state"
-        collector.add("nothing-to-differentiate", what, spec.source.key("params"), help_)
+        collector.add("nothing-to-differentiate", what, spec.source.key("params"), help=help_)
 
 
 def _scope(spec: Spec, drafts: Drafts) -> Scope:
@@ -76,7 +76,9 @@ def _state_root(scope: Scope, equation: Equation, node: int | None, first: int) 
     shape, declared = drafts.nodes[node].shape, scope.spec.states[equation.name].shape
     if shape != declared:
         what = f'state "{equation.name}" is declared as {describe(declared)}, its equation gives {describe(shape)}'
-        drafts.collector.add("shape-mismatch", what, equation.place, "the new value has the shape of the earlier one")
+        drafts.collector.add(
+            "shape-mismatch", what, equation.place, help="declare this shape, or make the equation give the other"
+        )
         return None
     static = drafts.nodes[node].phase is Phase.STATIC
     if node < first or static or drafts.is_leaf(node) or drafts.nodes[node].op == "slice":
@@ -96,13 +98,13 @@ def _loss(scope: Scope) -> int | None:
         what = f'the loss "{objective.loss}" is not an equation'
         known = nearest(objective.loss, spec.equations)
         help_ = "; ".join(filter(None, ('write it in [equations], or name another with `loss = "…"`', known)))
-        scope.collector.add("unknown-name", what, objective.place, help_)
+        scope.collector.add("unknown-name", what, objective.place, help=help_)
         return None
     node = scope.defined[objective.loss]
     if node is not None and scope.drafts.nodes[node].shape != ():
         what = f'the loss "{objective.loss}" must be a scalar, it is {describe(scope.drafts.nodes[node].shape)}'
         help_ = "make it one with `sum`, `mean` or `dot`"
-        scope.collector.add("loss-not-scalar", what, objective.place, help_)
+        scope.collector.add("loss-not-scalar", what, objective.place, help=help_)
         return None
     return node
 
@@ -159,4 +161,4 @@ def _check_float32(graph: Graph, collector: Collector) -> None:
     for node in graph.nodes:
         if any(abs(number) > FLOAT32_MAX for number in node.numbers):
             help_ = 'set `dtype = "float64"` or use smaller numbers'
-            collector.add("not-finite", "this number is not finite in float32", node.place, help_)
+            collector.add("not-finite", "this number is not finite in float32", node.place, help=help_)

@@ -15,6 +15,7 @@ from bpcli.graph.folding import fold, foldable
 from bpcli.graph.model import Phase
 from bpcli.graph.operations import BRACKETS, OPERATIONS, Misfit, Shape, describe
 from bpcli.graph.phases import LEAF_PHASE, dependence
+from bpcli.spec.integers import MAX_SIZE
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Drafts:
     def constant(self, value: float, place: Place) -> int | None:
         """The node of a number; refuses one that is not finite."""
         if not math.isfinite(value):
-            self.collector.add("not-finite", "this number is not finite", place, "every number must be finite")
+            self.collector.add("not-finite", "this number is not finite", place, help="write a finite number")
             return None
         return self._share(Draft("constant", (), (), (value + 0.0,), Phase.STATIC, place))  # + 0.0 makes -0.0 into 0.0
 
@@ -79,13 +80,19 @@ class Drafts:
         """The kind of an operation's result, or None where the arguments do not fit, which is reported."""
         shape = OPERATIONS[op].shape(tuple(kind.shape for kind in kinds), numbers)
         if isinstance(shape, Misfit):
-            self.collector.add(shape.code, shape.what, place, shape.help)
+            self.collector.add(shape.code, shape.what, place, help=shape.help)
+            return None
+        if math.prod(shape) > MAX_SIZE:
+            what = f"{describe(shape)} is larger than any array can be"
+            self.collector.add(
+                "out-of-range", what, place, help="arrays have at most 2**40 entries: join or multiply less"
+            )
             return None
         phase = dependence(kind.phase for kind in kinds)
         if len(shape) > 1 and phase is not Phase.STATIC:
             what = f"{describe(shape)} that varies with samples or time is a known limit of version 1"
             help_ = f"a matrix may depend on parameters and constants alone; {BRACKETS}"
-            self.collector.add("known-limit", what, place, help_)
+            self.collector.add("known-limit", what, place, help=help_)
             return None
         return Kind(shape, phase)
 
@@ -113,7 +120,7 @@ class Drafts:
         if value is None:
             shown = ", ".join(f"{v:g}" for v in values)
             what = f"{op}({shown}) is not a finite real number"
-            self.collector.add("not-finite", what, place, "every number must be finite")
+            self.collector.add("not-finite", what, place, help="keep its arguments where the result is one")
             return None
         return self.constant(value, place)
 

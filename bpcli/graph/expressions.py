@@ -76,7 +76,7 @@ def _look_up(scope: Scope, ref: Ref) -> int | None:
         node = scope.defined.get(name)
         return scope.previous.get(name) if node is None else node
     if name not in spec.refused:
-        scope.collector.add("unknown-name", f'unknown name "{name}"', ref.place, nearest(name, scope.names()))
+        scope.collector.add("unknown-name", f'unknown name "{name}"', ref.place, help=nearest(name, scope.names()))
     return None
 
 
@@ -89,10 +89,10 @@ def _look_up_previous(scope: Scope, ref: Ref) -> int | None:
         what = f'only states have an earlier value, "{ref.name}" is none'
         states = ", ".join(scope.spec.states)
         help_ = f"states: {states}" if states else "declare it in [state] to make it one"
-        scope.collector.add("lag", what, ref.place, help_)
+        scope.collector.add("lag", what, ref.place, help=help_)
     else:
         help_ = nearest(ref.name, scope.spec.states or scope.names())
-        scope.collector.add("unknown-name", f'unknown name "{ref.name}"', ref.place, help_)
+        scope.collector.add("unknown-name", f'unknown name "{ref.name}"', ref.place, help=help_)
     return None
 
 
@@ -125,7 +125,9 @@ def _power(scope: Scope, expr: Binary) -> int | None:
     value = scope.drafts.value(exponent)
     if value is None:
         what = "an exponent is an expression of numbers, constants and dims alone"
-        scope.collector.add("not-constant", what, expr.right.place, "where both vary write `exp(v * log(u))` for u**v")
+        scope.collector.add(
+            "not-constant", what, expr.right.place, help="where both vary write `exp(v * log(u))` for u**v"
+        )
         return None
     return algebra.power(scope.drafts, base, value, expr.place)
 

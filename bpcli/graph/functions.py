@@ -46,6 +46,6 @@ def _leaky_relu(drafts: Drafts, expr: Call, args: Sequence[int]) -> int | None:
     if slope is None:
         what = "the slope of leaky_relu is an expression of numbers, constants and dims alone"
         help_ = "for a slope that is learned write `relu(v) - s * relu(-v)`"
-        drafts.collector.add("not-constant", what, expr.args[1].place, help_)
+        drafts.collector.add("not-constant", what, expr.args[1].place, help=help_)
         return None
     return drafts.apply("leaky_relu", (args[0],), expr.place, (slope,))

@@ -14,6 +14,8 @@ Shape = tuple[int, ...]
 Numbers = tuple[float, ...]
 
 
+_TO_A_VECTOR = "make a vector of it with `W @ v`, or a scalar with `sum` or `mean`"
+_NO_PARTS = "leave the brackets out, or take the part of a vector before it is multiplied or summed"
 BRACKETS = "to multiply the result of `@` write brackets: `u * (W @ v)`"
 
 
@@ -23,7 +25,7 @@ class Misfit:
 
     code: str
     what: str
-    help: str = ""
+    help: str
 
 
 ShapeRule = Callable[[tuple[Shape, ...], Numbers], "Shape | Misfit"]
@@ -118,7 +120,7 @@ def _reduction(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
 def _vector(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
     for shape in shapes:
         if len(shape) > 1:
-            return Misfit("bad-operand", f"a vector is needed here, this is {describe(shape)}")
+            return Misfit("bad-operand", f"a vector is needed here, this is {describe(shape)}", _TO_A_VECTOR)
     return shapes[0]
 
 
@@ -141,7 +143,7 @@ def _slice(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
     (shape,) = shapes
     start, stop = int(numbers[0]), int(numbers[1])
     if len(shape) != 1:
-        return Misfit("bad-operand", f"only vectors have slices and elements, this is {describe(shape)}")
+        return Misfit("bad-operand", f"only vectors have slices and elements, this is {describe(shape)}", _NO_PARTS)
     if 0 <= start < stop <= shape[0]:
         return (stop - start,)
     what = f"{describe(shape)} has no entries {start}:{stop}"

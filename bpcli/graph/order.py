@@ -67,7 +67,7 @@ def _report_cycle(names: list[str], place: Place, collector: Collector) -> None:
     if len(names) > 12:
         names = [*names[:6], "…", *names[-5:]]
     help_ = "equations of one step may not depend on themselves; the value one step earlier of a state is `name[t-1]`"
-    collector.add("cycle", f"equations in a cycle: {' -> '.join(names)}", place, help_)
+    collector.add("cycle", f"equations in a cycle: {' -> '.join(names)}", place, help=help_)
 
 
 def unused_names(spec: Spec) -> tuple[str, ...]:

@@ -5,11 +5,16 @@ The folder's name carries a hash of what compiled code depends on: the sources, 
 
 from __future__ import annotations
 
+import atexit
+import errno
 import functools
 import hashlib
 import os
+import shutil
+import stat
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +22,7 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from bpcli import __version__
+from bpcli.errors import printable
 
 SOURCES = (
     *(
@@ -39,11 +45,44 @@ SOURCES = (
 
 Request = tuple[str, np.dtype]
 """A kernel by its name, and the dtype that it is compiled for."""
+MOST_LINKS = 40
+"""Links on the way to a file, as many as Linux follows."""
 
 
 @functools.cache
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: under NUMBA_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache, else for this run."""
+    """Where compiled kernels are kept: under NUMBA_CACHE_DIR, else XDG_CACHE_HOME, else ~/.cache, else for this run.
+
+    A folder that others may write to is none of these: machine code that is loaded from there may be theirs. The folder
+    for this run is removed at its end.
+    """
+    name, refused = f"bp/{_digest()}", list[str]()
+    for root in (os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME"), "~/.cache"):
+        folder = Path(root or "").expanduser() / name
+        try:
+            if not root or not folder.is_absolute():
+                continue
+            if reason := exposed(folder):
+                refused.append(f"{folder.parents[1]}: {reason}")
+                continue
+            _make(folder)
+            if os.access(folder, os.W_OK) and not exposed(folder):  # nobody was quicker
+                if refused:
+                    _tell(refused, folder)
+                return folder
+        except OSError:
+            continue
+    home = Path(tempfile.mkdtemp(prefix="bp-kernels-"))
+    atexit.register(_remove, home, os.getpid())
+    folder = home / name
+    _make(folder)
+    if refused:
+        _tell(refused, folder)
+    os.environ["NUMBA_CACHE_DIR"] = str(home)  # for processes that compile for this one
+    return folder
+
+
+def _digest() -> str:
     package = Path(__file__).resolve().parent
     machine = (sys.platform, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     settings = [os.environ.get(f"NUMBA_{name}") for name in ("OPT", "CPU_NAME", "CPU_FEATURES")]
@@ -51,20 +90,66 @@ def cache_folder() -> Path:
     digest = hashlib.sha256(repr((versions, machine, settings)).encode())
     for source in SOURCES:
         digest.update((package / f"{source}.py").read_bytes())
-    name = f"bp/{digest.hexdigest()[:16]}"
-    for root in (os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME"), "~/.cache"):
-        folder = Path(root or "").expanduser() / name
-        try:
-            if root and folder.is_absolute():
-                folder.mkdir(parents=True, exist_ok=True)
-                if os.access(folder, os.W_OK):
-                    return folder
-        except OSError:
-            continue
-    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="bp-kernels-")  # for processes that compile for this one
-    folder = Path(os.environ["NUMBA_CACHE_DIR"]) / name
-    folder.mkdir(parents=True)
-    return folder
+    return digest.hexdigest()[:16]
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, and those above it, for this user alone whatever the umask."""
+    for missing in reversed([f for f in (folder, *folder.parents) if not f.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
+def _tell(refused: list[str], folder: Path) -> None:
+    """Say on stderr why kernels are kept elsewhere; processes that this one starts find the place without a word."""
+    os.environ["NUMBA_CACHE_DIR"] = str(folder.parents[1])
+    for reason in refused:
+        print(f"bp: compiled kernels are not kept in {printable(reason, 500)}", file=sys.stderr)
+    print(f"bp: they are kept in {folder.parents[1]}; NUMBA_CACHE_DIR names another folder", file=sys.stderr)
+
+
+def _remove(home: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not in a process that was forked off
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def exposed(path: Path) -> str:
+    """Why somebody else could change what is read at `path`, "" where nobody but this user and root can.
+
+    The path, every folder above it and every link on the way must be owned by one of the two and be writable by no one
+    else; in a sticky folder, such as /tmp, nobody replaces what is another's. What does not exist yet is no reason.
+    """
+    if not hasattr(os, "geteuid"):
+        return ""  # Windows: rights are lists, and a user's folders are the user's own
+    try:
+        for step, found in _way(path):
+            if found.st_uid not in (0, os.geteuid()):
+                return f"{step} belongs to another user"
+            sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX and step != path
+            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky and not stat.S_ISLNK(found.st_mode):
+                return f"others may write to {step} (chmod go-w closes it)"
+    except FileNotFoundError:
+        return ""
+    return ""
+
+
+def _way(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Everything that the system looks at to find a path, links and what they lead to included."""
+    here, parts, links = Path(path.anchor), list(path.parts[1:]), 0
+    yield here, here.lstat()
+    while parts:
+        part = parts.pop(0)
+        step = here.parent if part == ".." else here / part
+        found = step.lstat()
+        yield step, found
+        if stat.S_ISLNK(found.st_mode):
+            links += 1
+            if links > MOST_LINKS:
+                raise OSError(errno.ELOOP, "too many links")
+            target = step.readlink()
+            here = Path(target.anchor) if target.is_absolute() else here
+            parts = [*(target.parts[1:] if target.is_absolute() else target.parts), *parts]
+        else:
+            here = step
 
 
 def object_file(request: Request) -> Path:
@@ -77,6 +162,7 @@ def write_object(request: Request, code: bytes) -> None:
     path = object_file(request)
     passing = path.with_name(f"{path.name}.{os.getpid()}")
     passing.write_bytes(hashlib.sha256(code).digest() + code)
+    passing.chmod(0o600)  # whatever the umask: what others can write to is not read
     try:
         passing.replace(path)
     except PermissionError:  # some systems don't replace what another process reads: it has the same code
@@ -84,9 +170,12 @@ def write_object(request: Request, code: bytes) -> None:
 
 
 def read_object(request: Request) -> bytes | None:
-    """The object code of a kernel, None where there is none or it is damaged."""
+    """The object code of a kernel, None where there is none, it is damaged, or others may have written it."""
+    path = object_file(request)
     try:
-        content = object_file(request).read_bytes()
+        if exposed(path):
+            return None
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
     digest, code = content[:32], content[32:]

@@ -36,6 +36,8 @@ LANE_ENTRIES, LANES_ENTRIES = 1 << 14, 1 << 18
 """Entries of a matrix of whose gradient every shard takes its own share, and of all shares: what another core has
 written takes as long to get at as some ten multiplications, and in that of a larger matrix there are more of them."""
 CHUNK, WINDOW = 1, 2
+FARTHEST = 1 << 61
+"""Entries beyond any memory: a layout that goes so far is never filled, its size alone is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +64,11 @@ class Allocator:
 
     def place(self, node: int, base: int, strides: tuple[int, int, int, int] = (0, 0, 0, 0), epoch: int = 0) -> None:
         """Write one line but for what is said of matrices: strides are step, outer, inner, lane."""
-        self.table[node, : EPOCH + 1] = (base, *strides, epoch)
+        self.table[node, : EPOCH + 1] = [min(entries, FARTHEST) for entries in (base, *strides, epoch)]
 
     def pack(self, node: Node, field: int) -> None:
         """Storage for the packed copy of a matrix that `field` stands for."""
-        self.table[node.index, field] = self.take(packed_entries(*packed_shape(node.shape, field)))
+        self.table[node.index, field] = min(self.take(packed_entries(*packed_shape(node.shape, field))), FARTHEST)
 
     def space(self, node: Node) -> None:
         """Storage for a matrix with gaps between its rows."""

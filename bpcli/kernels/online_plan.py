@@ -15,7 +15,7 @@ from bpcli.graph.model import Graph, Phase
 from bpcli.graph.tape import Reverse
 from bpcli.kernels.layout import Allocator, Places, owner, shared_arguments
 from bpcli.kernels.plan import Plan, chunk_steps, make_plan
-from bpcli.kernels.structure import Columns, Stretch, columns
+from bpcli.kernels.structure import Stretch, Structure
 from bpcli.kernels.tiles import packed_entries
 
 SEED_ENTRIES = 1 << 19
@@ -91,9 +91,10 @@ class OnlinePlan:
         """P: columns of the influence matrix."""
         return sum(stretch.columns for stretch in self.stretches)
 
-    def columns(self) -> Columns:
+    @cached_property
+    def structure(self) -> Structure:
         """What is known of each column without its values."""
-        return columns(self.graph, self.steps, self.stretches, self.step.products, self.patterns)
+        return Structure(self.graph, self.steps, self.stretches, tuple(self.step.products), self.patterns)
 
     @cached_property
     def flops(self) -> float:
@@ -101,7 +102,7 @@ class OnlinePlan:
 
         The last step finds the M before it in its own chunk, or M is advanced as at any step.
         """
-        return self.batch * self.columns().products(self.size, self.steps, (self.steps - 1) % self.chunk > 0)
+        return self.batch * self.structure.flops((self.steps - 1) % self.chunk > 0)
 
     @cached_property
     def chunk(self) -> int:

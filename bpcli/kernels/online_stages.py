@@ -48,7 +48,7 @@ class OnlineStages:
         self.parts, self.units = self._parts(), self._units()
         self.sources, self.entries, spans = self._sources()
         self.pieces, ends = _pieces(spans, -(-plan.parameters // self.width), self.width)
-        self.panels = np.concatenate([plan.columns().panels(self.width), ends], axis=1)
+        self.panels = np.concatenate([plan.structure.panels(self.width), ends], axis=1)
         self.jacobians = lru_cache(MOST_KEPT)(self._jacobians)
         self.influence = lru_cache(MOST_KEPT)(self._influence)
 

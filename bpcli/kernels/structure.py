@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ DENSE = frozenset({"matmul", "matmat", "transpose", "sum", "dot", "logsumexp", "
 """Operations of which an entry of the result may depend on any entry of an argument."""
 Shifts = frozenset[int] | None
 """Entry j of a node reaches the entries j + shift of the state alone; None: any."""
+MOST_SHIFTS = 64
+BLOCK = 1 << 16
+"""Columns that are looked at at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +52,124 @@ class Columns:
         birth, low = folded(self.birth, never).min(axis=1), folded(self.low, never).min(axis=1)
         return np.stack([birth, low, np.maximum(low, folded(self.high, 0).max(axis=1))], axis=1)
 
-    def products(self, states: int, steps: int, closing: bool) -> float:
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """The columns of M, from the ways in which each stretch's node enters a step.
+
+    There are as many columns as parameters, and M may be beyond all memory: they are worked out `BLOCK` at a time.
+    """
+
+    graph: Graph
+    steps: int
+    stretches: tuple[Stretch, ...]
+    products: tuple[Product, ...]
+    patterns: Mapping[int, NDArray[np.int64]]
+
+    @cached_property
+    def _reach(self) -> Mapping[int, Shifts]:
+        return shifts(self.graph)
+
+    @cached_property
+    def _states(self) -> int:
+        return sum(self.graph.nodes[n].size for n in self.graph.new.values())
+
+    @property
+    def _count(self) -> int:
+        return sum(stretch.columns for stretch in self.stretches)
+
+    def columns(self, start: int, stop: int) -> Columns:
+        """The columns start..stop."""
+        births, lows, highs = ([np.zeros(0, np.int64)] for _ in range(3))
+        for stretch in self.stretches:
+            node, own = (
+                self.graph.nodes[stretch.node],
+                np.arange(
+                    max(start, stretch.start) - stretch.start,
+                    min(stop, stretch.start + stretch.columns) - stretch.start,
+                ),
+            )
+            pattern = self.patterns.get(stretch.node)
+            low, high = self._rows(stretch, own % node.size if pattern is None else pattern[own])
+            births.append(own // node.size if node.op == "input" else np.full(len(own), self._births(stretch)[0]))
+            lows.append(low)
+            highs.append(high)
+        return Columns(*(np.concatenate(each) for each in (births, lows, highs)))
+
+    def panels(self, width: int) -> Integers:
+        """(panels, 3): what is known of panels of so many columns."""
+        most = BLOCK // width * width
+        ends = range(0, max(1, self._count), most)
+        return np.concatenate([self.columns(start, min(start + most, self._count)).panels(width) for start in ends])
+
+    def flops(self, closing: bool) -> float:
         """Floating-point operations of all q M and J M of one sample: M is not advanced after the last step, and where
         `closing` q J and q M̄ are taken for that step."""
-        credits = np.maximum(0, steps - 1 - self.birth)
-        credits += closing * np.minimum(1, np.maximum(0, steps - 2 - self.birth))
-        first = np.minimum(1, np.maximum(0, steps - 2 - closing - self.birth))
-        later = np.maximum(0, steps - 3 - closing - self.birth)
-        rows = np.maximum(0, self.high - self.low)
-        return float((2.0 * states * (credits + first * rows + later * states)).sum())
+        total, steps = 0.0, self.steps
+        for stretch in self.stretches:
+            birth = self._births(stretch)
+            credits = np.maximum(0, steps - 1 - birth) + closing * np.minimum(1, np.maximum(0, steps - 2 - birth))
+            first = np.minimum(1, np.maximum(0, steps - 2 - closing - birth))
+            later = np.maximum(0, steps - 3 - closing - birth)
+            entries, rows = self._bands(stretch)
+            total += entries * float(credits.sum() + self._states * float(later.sum())) + rows * float(first.sum())
+        return 2.0 * self._states * total
+
+    def _births(self, stretch: Stretch) -> Integers:
+        """The step before which a stretch's columns are zero; of an input one for each of its steps."""
+        op = self.graph.nodes[stretch.node].op
+        return np.arange(self.steps) if op == "input" else np.array([-1 if op == "previous" else 0])
+
+    def _bands(self, stretch: Stretch) -> tuple[float, float]:
+        """Entries of a stretch's node, and the rows that these reach in all. Entries of a matrix that reach the same
+        rows are counted together."""
+        node, pattern = self.graph.nodes[stretch.node], self.patterns.get(stretch.node)
+        turned = {p.turned for p in self.products if p.matrix == stretch.node}
+        size, apart, times = node.size, 1, 1
+        if pattern is not None:
+            size = len(pattern)
+        elif turned == {False}:
+            size, apart, times = node.shape[0], node.shape[1], node.shape[1]
+        elif turned == {True}:
+            size, times = node.shape[1], node.shape[0]
+        rows = 0.0
+        for start in range(0, size, BLOCK):
+            own = np.arange(start, min(start + BLOCK, size)) * apart
+            low, high = self._rows(stretch, own if pattern is None else pattern[own])
+            rows += float(np.maximum(0, high - low).sum())
+        return float(size * times), rows * times
+
+    def _rows(self, stretch: Stretch, entries: Integers) -> tuple[Integers, Integers]:
+        """The rows that some entries of a stretch's node reach: from, to."""
+        node = self.graph.nodes[stretch.node]
+        if node.op == "previous":
+            before = sum(s.columns for s in self.stretches if self._is_state(s) and s.start < stretch.start)
+            return before + entries, before + entries + 1
+        own = [p for p in self.products if p.matrix == stretch.node]
+        ways = [(p.delta, entries // node.shape[1] if not p.turned else entries % node.shape[1]) for p in own]
+        return _rows(self._reach, ways or [(stretch.node, entries)], self._states)
+
+    def _is_state(self, stretch: Stretch) -> bool:
+        return self.graph.nodes[stretch.node].op == "previous"
 
 
 def shifts(graph: Graph) -> Mapping[int, Shifts]:
-    """How the nodes that reach the state within a step reach it; the states stand one after another."""
+    """How the nodes that reach the state within a step reach it; the states stand one after another.
+
+    Joins and slices may give a node any number of shifts: those that lead beyond the state count for nothing, and
+    more than `MOST_SHIFTS` for any.
+    """
     found: dict[int, Shifts] = {}
-    offset = 0
+    offset, states = 0, sum(graph.nodes[n].size for n in graph.new.values())
+
+    def note(n: int, more: Shifts) -> None:
+        there = found.get(n, frozenset[int]())
+        within = None if more is None else {by for by in more if -graph.nodes[n].size < by < states}
+        joined = None if there is None or within is None else there | within
+        found[n] = None if joined is None or len(joined) > MOST_SHIFTS else joined
+
     for n in graph.new.values():
-        _add(found, n, frozenset({offset}))
+        note(n, frozenset({offset}))
         offset += graph.nodes[n].size
     for node in reversed(graph.nodes):
         if node.index not in found:
@@ -74,47 +179,11 @@ def shifts(graph: Graph) -> Mapping[int, Shifts]:
             size = graph.nodes[n].size
             if node.op in ("concat", "slice"):
                 by = before if node.op == "concat" else -int(node.numbers[0])
-                _add(found, n, None if here is None else frozenset(shift + by for shift in here))
+                note(n, None if here is None else frozenset(shift + by for shift in here))
             else:
-                _add(found, n, here if node.op not in DENSE and size == node.size else None)
+                note(n, here if node.op not in DENSE and size == node.size else None)
             before += size
     return found
-
-
-def _add(found: dict[int, Shifts], node: int, more: Shifts) -> None:
-    there = found.get(node, frozenset[int]())
-    found[node] = None if there is None or more is None else there | more
-
-
-def columns(
-    graph: Graph,
-    steps: int,
-    stretches: Iterable[Stretch],
-    products: Iterable[Product],
-    patterns: Mapping[int, NDArray[np.int64]],
-) -> Columns:
-    """The columns of M, from the ways in which each stretch's node enters a step."""
-    reach, states = shifts(graph), sum(graph.nodes[n].size for n in graph.new.values())
-    births, lows, highs, offset = list[Integers](), list[Integers](), list[Integers](), 0
-    for stretch in stretches:
-        node = graph.nodes[stretch.node]
-        entries = patterns.get(stretch.node, np.arange(node.size))
-        birth = np.zeros(stretch.columns, np.int64)
-        if node.op == "previous":
-            birth -= 1
-            low, high = offset + entries, offset + entries + 1
-            offset += node.size
-        else:
-            own = [p for p in products if p.matrix == stretch.node]
-            ways = [(p.delta, entries // node.shape[1] if not p.turned else entries % node.shape[1]) for p in own]
-            low, high = _rows(reach, ways or [(stretch.node, entries)], states)
-        if node.op == "input":
-            birth += np.arange(steps).repeat(node.size)
-            low, high = np.tile(low, steps), np.tile(high, steps)
-        births.append(birth)
-        lows.append(low)
-        highs.append(high)
-    return Columns(*(np.concatenate([np.zeros(0, np.int64), *each]) for each in (births, lows, highs)))
 
 
 def _rows(reach: Mapping[int, Shifts], ways: Iterable[tuple[int, Integers]], states: int) -> tuple[Integers, Integers]:

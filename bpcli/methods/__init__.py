@@ -88,6 +88,12 @@ def load(name: str) -> Method:
     return typing.cast("Method", module.METHOD)
 
 
+def advice(graph: Graph) -> str:
+    """Which methods apply to a graph, in words; those of other packages are not asked."""
+    fit = [name for name in known_names() if name not in installed() and load(name).refusal(graph) is None]
+    return f"methods that apply here: {', '.join(fit)}"
+
+
 def parse(text: str, place: Place | None = None) -> MethodCall:
     """Read `name`, `name:option=value,…` or, where there is one option, `name:value`.
 
@@ -98,7 +104,7 @@ def parse(text: str, place: Place | None = None) -> MethodCall:
     name, colon, tail = text.partition(":")
     name = name.strip()
     if name not in known_names():
-        fail("unknown-method", f'unknown method "{name}"', place, nearest(name, known_names()))
+        fail("unknown-method", f'unknown method "{name}"', place, help=nearest(name, known_names()))
     method = load(name)
     return MethodCall(text, method, _options(method, tail if colon else None, place))
 
@@ -120,7 +126,9 @@ def _options(method: Method, text: str | None, place: Place | None) -> Any:
     given: dict[str, Any] = {}
     for name, value in _pairs(method.name, text, fields, place):
         if name in given:
-            fail("repeated-option", f'option "{name}" of {method.name} is given twice', place)
+            fail(
+                "repeated-option", f'option "{name}" of {method.name} is given twice', place, help="keep one of the two"
+            )
         given[name] = _value(f"{method.name}:{name}", value, types[name], place)
     missing = [n for n, f in fields.items() if n not in given and _default(f) == "…"]
     if missing:
@@ -128,11 +136,13 @@ def _options(method: Method, text: str | None, place: Place | None) -> Any:
             f"{n}={given.get(n, 4 if types[n] is int else 0.5)}" for n in fields if n in (*given, *missing)
         )
         named = " and ".join(missing)
-        fail("missing-option", f"{method.name} needs {named}", place, f"write {method.name}:{example}, for example")
+        fail(
+            "missing-option", f"{method.name} needs {named}", place, help=f"write {method.name}:{example}, for example"
+        )
     try:
         return method.Options(**given)
     except ValueError as error:
-        fail("out-of-range", f"{method.name}: {error}", place)
+        fail("out-of-range", f"{method.name}: {error}", place, help=f"`bp list methods` says what {method.name} takes")
 
 
 def _pairs(method: str, text: str | None, fields: Mapping[str, object], place: Place | None) -> list[tuple[str, str]]:
@@ -149,10 +159,10 @@ def _pairs(method: str, text: str | None, fields: Mapping[str, object], place: P
                 "bad-option",
                 f'expected option=value after "{method}:", got "{part.strip()}"',
                 place,
-                _usage(method, fields),
+                help=_usage(method, fields),
             )
         elif name not in fields:
-            fail("unknown-option", f'{method} has no option "{name}"', place, _usage(method, fields, name))
+            fail("unknown-option", f'{method} has no option "{name}"', place, help=_usage(method, fields, name))
         pairs.append((name, value))
     return pairs
 
@@ -168,13 +178,14 @@ def _value(what: str, text: str, kind: Any, place: Place | None) -> Any:
     allowed = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         if text not in allowed:
-            fail("bad-option", f'{what}: unknown value "{text}"', place, nearest(text, map(str, allowed)))
+            fail("bad-option", f'{what}: unknown value "{text}"', place, help=nearest(text, map(str, allowed)))
         return text
     if type(None) in allowed:
         return None if text == "none" else _value(what, text, next(a for a in allowed if a is not type(None)), place)
     value = _READERS[kind](text)
     if value is None:
-        fail("wrong-type", f'{what} must be {_WORDS[kind]}, got "{text}"', place)
+        example = f"write {what}={_EXAMPLES[kind]}, for example"
+        fail("wrong-type", f'{what} must be {_WORDS[kind]}, got "{text}"', place, help=example)
     return value
 
 
@@ -195,4 +206,5 @@ def _truth(text: str) -> bool | None:
 
 
 _READERS: Mapping[Any, Any] = {int: _integer, float: _real, bool: _truth, str: lambda text: text or None}
+_EXAMPLES: Mapping[Any, str] = {int: "4", float: "0.5", bool: "true", str: "word"}
 _WORDS: Mapping[Any, str] = {int: "an integer", float: "a finite number", bool: "true or false", str: "a word"}

@@ -83,9 +83,14 @@ def _by_task(setup: Setup, name: str, shapes: Mapping[str, tuple[int, ...]]) -> 
         given = roles[role]
         if given not in shapes:
             advice = f'say which input it is: [data] {role} = "…"'
-            fail("unknown-name", f'the task "{name}" fills "{given}", which is no input', place, advice)
+            fail("unknown-name", f'the task "{name}" fills "{given}", which is no input', place, help=advice)
         if array.shape != shapes[given]:
             what = f'the task "{name}" gives "{given}" the shape {array.shape}, not {shapes[given]}'
-            fail("shape-mismatch", what, place)
+            fail(
+                "shape-mismatch",
+                what,
+                place,
+                help=f"give the input the shape that the task fills, or name another {role}",
+            )
         filled[given] = rounded(array, setup.dtype)
     return filled

@@ -35,7 +35,7 @@ def _stored_or_drawn(setup: Setup, decl: ArrayDecl, stored: Mapping[str, Array])
     finite = np.isfinite(array)
     if not finite.all():
         what = f'"{decl.name}" is not finite{where(~finite)} in {setup.dtype}'
-        fail("not-finite", what, _value_place(setup, decl), "give a smaller scale or value, or another dtype")
+        fail("not-finite", what, _value_place(setup, decl), help="give a smaller scale or value, or another dtype")
     return array
 
 
@@ -49,7 +49,12 @@ def _sparse(setup: Setup, decl: ArrayDecl, stored: Mapping[str, Array]) -> Array
     astray = left_out & (array != 0.0)
     if given and astray.any():
         what = f'"{decl.name}" is not zero{where(astray)}, an entry that density = {decl.density} leaves out'
-        fail("outside-pattern", what, _value_place(setup, decl, decl.name in stored), "the pattern depends on the seed")
+        fail(
+            "outside-pattern",
+            what,
+            _value_place(setup, decl, decl.name in stored),
+            help="write zeros there, or leave out density; the pattern depends on the seed",
+        )
     array[left_out] = 0.0
     return array
 

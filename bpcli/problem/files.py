@@ -19,6 +19,8 @@ from bpcli.errors import Place, fail, nearest, printable
 from bpcli.problem.model import Array
 
 PIECE = 1 << 20
+_FINITE = "write the file again without nan and inf, or with smaller numbers"
+_CHANGED = "the file changed while it was read: run it again"
 Decode = Callable[[bytes], NDArray[Any]]
 # What zipfile, zlib, json and the parsers beside this file raise on bytes that are not what they should be.
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, LookupError, RuntimeError, OverflowError)
@@ -59,14 +61,14 @@ class Report:
     file: str
     place: Place | None
 
-    def bad(self, what: str, code: str = "bad-file", advice: str = "") -> NoReturn:
+    def bad(self, what: str, advice: str, code: str = "bad-file") -> NoReturn:
         """Raise `BpError`."""
-        fail(code, f"{printable(self.file)}: {what}", self.place, advice)
+        fail(code, f"{printable(self.file)}: {what}", self.place, help=advice)
 
     def missing(self, name: str, names: tuple[str, ...]) -> NoReturn:
         """Refuse a look-up; the help lists what the file holds."""
-        held = nearest(name, names).replace("known: ", "the file holds: ") or "the file holds no arrays"
-        self.bad(f'no array "{printable(name)}"', "missing-array", held)
+        held = nearest(name, names, "the file holds no arrays: write it anew").replace("known: ", "the file holds: ")
+        self.bad(f'no array "{printable(name)}"', held, "missing-array")
 
     @contextmanager
     def guard(self, doing: str) -> Iterator[None]:
@@ -74,16 +76,16 @@ class Report:
         try:
             yield
         except OSError as error:
-            self.bad(f"cannot be read: {error.strerror or error}", "unreadable-file")
+            self.bad(f"cannot be read: {error.strerror or error}", "check its name and its rights", "unreadable-file")
         except DAMAGE as error:
-            self.bad(f"{doing}: {printable(str(error)) or type(error).__name__}")
+            self.bad(f"{doing}: {printable(str(error)) or type(error).__name__}", "write or copy the file again")
 
 
 def open_arrays(path: Path, place: Place | None) -> ArrayFile:
     """The file behind `path`, its directory of arrays read; `BpError` at `place` when it is no array file."""
     report = Report(path.name, place)
     if not path.is_file():
-        report.bad("not a regular file", "unreadable-file")
+        report.bad("not a regular file", "name an .npz or .safetensors file", "unreadable-file")
     suffix = path.suffix.lower()
     if suffix == ".npz":
         from bpcli.problem.npz import NpzFile
@@ -93,7 +95,7 @@ def open_arrays(path: Path, place: Place | None) -> ArrayFile:
         from bpcli.problem.safetensors import SafetensorsFile
 
         return SafetensorsFile(path, report)
-    report.bad("not an array file", "unknown-format", "known: .npz, .safetensors")
+    report.bad("not an array file", "known: .npz, .safetensors", "unknown-format")
 
 
 def read_as(
@@ -102,7 +104,7 @@ def read_as(
     """An array whose shape is known already; `BpError` when the file has another one by now."""
     found = file.shape(name)
     if found != shape:
-        fail("shape-mismatch", f'"{printable(name)}" has the shape {found}, expected {shape}', place)
+        fail("shape-mismatch", f'"{printable(name)}" has the shape {found}, expected {shape}', place, help=_CHANGED)
     return file.read(name, dtype)
 
 
@@ -134,7 +136,7 @@ def checked_finite(array: Array, name: str, report: Report) -> Array:
     """`array`, every entry of which is finite; else `BpError` that names the first one that is not."""
     finite = np.isfinite(array)
     if not finite.all():
-        report.bad(f'"{printable(name)}" is not finite{where(~finite)} in {array.dtype}', "not-finite")
+        report.bad(f'"{printable(name)}" is not finite{where(~finite)} in {array.dtype}', _FINITE, "not-finite")
     return array
 
 

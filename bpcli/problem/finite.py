@@ -12,6 +12,8 @@ from bpcli.kernels.trace import Trace
 from bpcli.problem.layouts import plan_of
 from bpcli.problem.model import Problem
 
+_SMALLER = "scale the parameters or the inputs, or keep arguments in range"
+
 
 def check_finite(problem: Problem) -> None:
     """Raise `BpError` that names the first value that is not finite, if there is one, in a pass forwards."""
@@ -49,8 +51,8 @@ def _refuse(problem: Problem, trace: Trace, t: int) -> None:
             what = (
                 f"the loss is not finite where the check starts: the first value that is not is {_called(node)}{when}"
             )
-            fail("not-finite", what, node.place, "scale the parameters or the inputs, or keep arguments in range")
-    fail("not-finite", "the loss is not finite where the check starts", graph.nodes[graph.loss].place)
+            fail("not-finite", what, node.place, help=_SMALLER)
+    fail("not-finite", "the loss is not finite where the check starts", graph.nodes[graph.loss].place, help=_SMALLER)
 
 
 def _called(node: Node) -> str:

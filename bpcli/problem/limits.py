@@ -17,6 +17,8 @@ SECONDS_PER_STEP = 2e-5
 """What a step costs beside its arithmetic, each time that it is taken."""
 PASSES = 2
 """How often a method goes over its steps: forwards, and backwards or for the influence."""
+MOST_MEMORY = 1 << 47
+"""Bytes that a process can address, whatever is allowed."""
 _GROUP = Path("/sys/fs/cgroup")
 DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS = {**DECIMAL, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -34,6 +36,11 @@ class Limits:
     max_memory: int = field(default_factory=default_memory)
     max_time: float = 3600.0
     allow_outside: bool = False
+
+    @property
+    def most_memory(self) -> int:
+        """`max_memory`, or the bytes that a process can address where these are fewer."""
+        return min(self.max_memory, MOST_MEMORY)
 
 
 def free_memory() -> int:
@@ -110,7 +117,7 @@ def array_bytes(setup: Setup) -> dict[str, int]:
 def check_arrays(setup: Setup, limits: Limits) -> None:
     """Refuse arrays beyond the memory limit, at the declaration of the largest; allocates nothing."""
     total = sum(array_bytes(setup).values())
-    if total > limits.max_memory:
+    if total > limits.most_memory:
         largest = _largest(setup)
         _too_large(f'the arrays need {_amount(total)}, most of it "{largest[0]}"', largest[1], limits)
 
@@ -122,13 +129,13 @@ def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, 
     """
     place = _largest(setup)[1]
     total = sum(array_bytes(setup).values()) + int(method_bytes)
-    if total > limits.max_memory:
+    if total > limits.most_memory:
         _too_large(f"{printable(method_text)} and the arrays need {_amount(total)}", place, limits)
     seconds = flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP
     if seconds > limits.max_time:
         what = f"{printable(method_text)} would take about {format_duration(seconds)}"
         limit = f", the limit is {format_duration(limits.max_time)}"
-        fail("too-long", what + limit, place, "make it smaller, choose a cheaper method, or raise --max-time")
+        fail("too-long", what + limit, place, help="make it smaller, choose a cheaper method, or raise --max-time")
 
 
 def _largest(setup: Setup) -> tuple[str, Place]:
@@ -141,7 +148,7 @@ def _largest(setup: Setup) -> tuple[str, Place]:
 
 def _too_large(what: str, place: Place, limits: Limits) -> None:
     advice = "make it smaller, or raise --max-memory"
-    fail("too-large", f"{what}, the limit is {_amount(limits.max_memory)}", place, advice)
+    fail("too-large", f"{what}, the limit is {_amount(limits.most_memory)}", place, help=advice)
 
 
 def _amount(size: int) -> str:

@@ -40,7 +40,9 @@ class NpzFile:
             return
         name = info.filename.removesuffix(".npy")
         if name in self._members:
-            self._report.bad(f'holds "{printable(name)}" twice')
+            self._report.bad(
+                f'holds "{printable(name)}" twice', "keep one of the two: numpy.savez writes each name once"
+            )
         self._members[name] = info
 
     def names(self) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ class NpzFile:
         info = self._members[name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & ENCRYPTED:
             what = f'"{printable(name)}" is packed in a way that is not read'
-            self._report.bad(what, advice="numpy.savez writes what is")
+            self._report.bad(what, "numpy.savez and numpy.savez_compressed write what is read")
         return info
 
     def _layout(self, stream: IO[bytes], info: zipfile.ZipInfo) -> Layout:
@@ -94,7 +96,9 @@ class NpzFile:
     def _refuse(self, name: str, descr: object) -> NoReturn:
         pickled = isinstance(descr, str) and descr.endswith("O")
         kind = "pickled objects" if pickled else f"numbers of type {printable(str(descr), 80)}"
-        self._report.bad(f'"{name}" holds {kind}', "bad-dtype", "real floats and integers are read")
+        self._report.bad(
+            f'"{name}" holds {kind}', "write it as real floats or integers: array.astype(float)", "bad-dtype"
+        )
 
 
 def _header(stream: IO[bytes]) -> tuple[str, int]:

@@ -75,8 +75,8 @@ class SafetensorsFile:
             if code not in DTYPES:
                 self._report.bad(
                     f'"{shown}" holds numbers of type {printable(code, 80)}',
+                    "write it as real floats or integers",
                     "bad-dtype",
-                    "real floats and integers are read",
                 )
             layout = Layout(shape, *DTYPES[code])
             if end > self._length or begin + layout.nbytes != end:

@@ -66,10 +66,18 @@ def _leads(
         if axes is None or len(axes) + len(decl.shape) != len(shape) or 0 in shape:
             wanted = " or ".join(_lettered(axes, decl) for axes in choices)
             what = f'the data file holds "{decl.name}" with shape {shape}, expected {wanted}'
-            collector.add("shape-mismatch", what, data_place(spec))
+            collector.add("shape-mismatch", what, data_place(spec), help=_layout(decl, recurrent))
             continue
         leads.append((decl, tuple(zip(axes, shape, strict=False))))
     return leads
+
+
+def _layout(decl: ArrayDecl, recurrent: bool) -> str:
+    """The axes of an array in a data file, in words."""
+    if decl.kind == "state":
+        return "a state has its own shape, with an axis of samples before it where samples differ, and no axis is empty"
+    before = "steps and samples" if recurrent else "samples"
+    return f"axes of {before} come before the shape that the spec declares, and none of them is empty"
 
 
 def _lettered(axes: tuple[str, ...], decl: ArrayDecl) -> str:
@@ -87,7 +95,8 @@ def _agreed(
             first, other = found.setdefault(axis, (size, decl.name))
             if first != size:
                 what = f'in the data file "{other}" has {axis} = {first} and "{decl.name}" has {axis} = {size}'
-                collector.add("shape-mismatch", what, data_place(spec))
+                remedy = f"write all arrays with the same {axis}"
+                collector.add("shape-mismatch", what, data_place(spec), help=remedy)
     return found
 
 
@@ -101,7 +110,7 @@ def _settled(
     if given is not None and given != size:
         place = _written(spec, axis, given)
         what = f'{axis} = {given} contradicts the data file, where "{name}" has {axis} = {size}'
-        collector.add("contradiction", what, place, f"leave {axis} out: it comes from the arrays")
+        collector.add("contradiction", what, place, help=f"leave {axis} out: it comes from the arrays")
     return size
 
 

@@ -11,6 +11,8 @@ from bpcli.problem.files import ArrayFile, open_arrays, read_as
 from bpcli.problem.model import Array
 from bpcli.spec.model import ArrayDecl, Spec, Weights
 
+_FIT = "declare this shape, save the array with the declared one, or name another array with [weights] map"
+
 
 def check_weights(spec: Spec, collector: Collector) -> None:
     """Note every parameter that the file lacks or holds in another shape; reads headers alone."""
@@ -31,7 +33,7 @@ def check_weights(spec: Spec, collector: Collector) -> None:
         if shape != decl.shape:
             alias = "" if held == decl.name else f' (as "{printable(held)}")'
             what = f'the weights file holds "{decl.name}"{alias} with shape {shape}, the spec declares {decl.shape}'
-            collector.add("shape-mismatch", what, place)
+            collector.add("shape-mismatch", what, place, help=_FIT)
 
 
 def read_weights(spec: Spec, dtype: np.dtype[np.floating]) -> dict[str, Array]:

@@ -32,7 +32,7 @@ def choose(spec: Spec, wrt: Sequence[str], collector: Collector) -> tuple[ArrayD
         remedy = f"this spec has {', '.join(options)}: choose with --wrt or [check] wrt" if options else ""
         what = f"nothing to differentiate: {asked} has no entries in this spec"
         remedy = remedy or "declare an array in [params], [inputs] or [state]"
-        collector.add("nothing-to-differentiate", what, place, remedy)
+        collector.add("nothing-to-differentiate", what, place, help=remedy)
     return decls
 
 
@@ -59,11 +59,11 @@ def _members(spec: Spec, word: str, place: Place | None, collector: Collector) -
     if decl is None:
         known = (*KINDS, *_all(spec))
         what = f'cannot differentiate with respect to "{printable(word)}"'
-        collector.add("unknown-wrt", what, place, nearest(word, known))
+        collector.add("unknown-wrt", what, place, help=nearest(word, known))
         return set()
     if decl.kind == "param" and not decl.trainable:
         what = f'"{word}" is declared with trainable = false'
-        collector.add("not-trainable", what, place or decl.place, "a constant array is never differentiated")
+        collector.add("not-trainable", what, place or decl.place, help="name another array, or leave trainable out")
         return set()
     return {word}
 

@@ -57,7 +57,11 @@ class Declarer:
             noun = "a parameter" if kind == "param" else f"an {kind}" if kind == "input" else f"a {kind}"
             extent = "a scalar, a vector or a matrix" if kind == "param" else "a scalar or a vector"
             what = f"{noun} is {extent}; more axes are a known limit of version 1"
-            remedy = "" if kind == "param" else "declare a vector and cut it with slices, or several vectors"
+            remedy = (
+                "declare several matrices"
+                if kind == "param"
+                else "declare a vector and cut it with slices, or several vectors"
+            )
             self.context.refuse("known-limit", what, inside, remedy)
             return None
         known = tuple(size for size in sizes if size is not None)
@@ -103,7 +107,7 @@ class Declarer:
             self.context.refuse("out-of-range", what, (*path, "scale"), "leave out the minus")
         elif self.dtype == "float32" and abs(table.scale) > FLOAT32_MAX:
             what = "this number is not finite in float32"
-            self.context.refuse("not-finite", what, (*path, "scale"), "every number must be finite")
+            self.context.refuse("not-finite", what, (*path, "scale"), "write a finite number")
         return float(table.scale)
 
     def density(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:

@@ -24,40 +24,61 @@ DECLARING = ("dims", "constants", "equations", *ARRAYS)
 _NUMBER = "a finite number"
 _SIZE = "an integer from 1 to 2**40"
 _TEXT = "a non-empty string"
-_EXPECTED: Mapping[Path, str] = {
-    ("bp",): "the integer 1",
-    ("title",): "a string",
-    ("description",): "a string",
-    ("dims", "*"): _SIZE,
-    ("constants", "*"): _NUMBER,
-    ("equations", "*"): "a string, an equation",
-    ("*", "*"): f"a shape ({schema.SHAPE}) or a table with one",
-    ("*", "*", "shape"): schema.SHAPE,
-    ("*", "*", "shape", "*"): f"{_SIZE}, or a string with an integer expression of dims",
-    ("*", "*", "scale"): _NUMBER,
-    ("*", "*", "init"): "a string, the name of an init",
-    ("*", "*", "trainable"): "true or false",
-    ("*", "*", "density"): "a number above 0 and at most 1",
-    ("objective", "*"): _TEXT,
-    ("weights", "file"): _TEXT,
-    ("weights", "map"): "a table of our name = name in the file",
-    ("weights", "map", "*"): _TEXT,
-    ("data", "*"): _TEXT,
-    ("data", "values"): "a table of input = numbers",
-    ("data", "T"): _SIZE,
-    ("data", "batch"): _SIZE,
-    ("data", "seed"): "an integer from 0 to 2**63 - 1",
-    ("check", "methods"): "a list of methods, strings",
-    ("check", "wrt"): "a non-empty list of params, inputs, state",
-    ("bench", "methods"): "a list of methods, strings",
-    ("bench", "grid"): "a table of lists",
-    ("bench", "grid", "*"): "a non-empty list of numbers or strings",
-    ("kernel", "*"): "a table with file, and function where it has another name",
-    ("kernel", "*", "*"): _TEXT,
-    **{(group, "*", "*"): f"{_SIZE}, or a string with an integer expression of dims" for group in ARRAYS},
-    ("*", "methods", "*"): _TEXT,
-    ("*", "wrt", "*"): _TEXT,
+_ENTRY = f"{_SIZE}, or a string with an integer expression of dims"
+_METHODS = ("a non-empty list of methods, strings", '["bptt"]')
+_FORMS: Mapping[Path, tuple[str, str]] = {
+    ("bp",): ("the integer 1", "1"),
+    ("title",): ("a string", '"A network"'),
+    ("description",): ("a string", '"What it is for"'),
+    ("dtype",): ("a string", '"float32"'),
+    ("dims", "*"): (_SIZE, "32"),
+    ("constants", "*"): (_NUMBER, "0.5"),
+    ("equations", "*"): ("a string, an equation", '"tanh(h)"'),
+    ("*", "*"): (f"a shape ({schema.SHAPE}) or a table with one", "[4]"),
+    ("*", "*", "shape"): (schema.SHAPE, "[4]"),
+    ("*", "*", "shape", "*"): (_ENTRY, "[4]"),
+    ("*", "*", "scale"): (_NUMBER, "0.1"),
+    ("*", "*", "init"): ("a string, the name of an init", '"normal"'),
+    ("*", "*", "trainable"): ("true or false", "false"),
+    ("*", "*", "density"): ("a number above 0 and at most 1", "0.1"),
+    ("objective", "*"): (_TEXT, '"loss"'),
+    ("weights", "file"): (_TEXT, '"weights.npz"'),
+    ("weights", "map"): ("a table of our name = name in the file", '{ W = "name in the file" }'),
+    ("weights", "map", "*"): (_TEXT, '"name in the file"'),
+    ("data", "*"): (_TEXT, '"x"'),
+    ("data", "task"): (_TEXT, '"random"'),
+    ("data", "file"): (_TEXT, '"data.npz"'),
+    ("data", "values"): ("a table of input = numbers", "{ x = 1.0 }"),
+    ("data", "T"): (_SIZE, "20"),
+    ("data", "batch"): (_SIZE, "4"),
+    ("data", "seed"): ("an integer from 0 to 2**63 - 1", "0"),
+    ("check", "methods"): _METHODS,
+    ("check", "wrt"): ("a non-empty list of params, inputs, state", '["params"]'),
+    ("bench", "methods"): _METHODS,
+    ("bench", "grid"): ("a table of lists", "{ n = [16, 32] }"),
+    ("bench", "grid", "*"): ("a non-empty list of numbers or strings", "[16, 32]"),
+    ("kernel", "*"): ("a table with file, and function where it has another name", '{ file = "kernel.py" }'),
+    ("kernel", "*", "file"): (_TEXT, '"kernel.py"'),
+    ("kernel", "*", "function"): (_TEXT, '"gradient"'),
+    **{(group, "*", "*"): (_ENTRY, "[4]") for group in ARRAYS},
+    ("*", "methods", "*"): (_TEXT, '["bptt"]'),
+    ("*", "wrt", "*"): (_TEXT, '["params"]'),
 }
+"""Of each key, by its path ("*": any): what its value must be, in words, and an example."""
+_BELOW: Mapping[str, str] = {
+    "dims": "n = 32",
+    "constants": "alpha = 0.5",
+    "inputs": "x = [2]",
+    "params": "W = [4, 2]",
+    "state": "a = [4]",
+    "equations": 'loss = "sum(W @ x)"',
+    "objective": 'loss = "loss"',
+    "weights": 'file = "weights.npz"',
+    "data": "batch = 4",
+    "check": 'methods = ["bptt"]',
+    "bench": 'methods = ["bptt"]',
+}
+"""A line of each table."""
 _ALIKE = 0.8
 _RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
@@ -129,7 +150,7 @@ def _complain(path: Path, error: ErrorDetails, context: Context) -> None:
         what = f'unknown {printable(path[-1])} "{printable(value)}"'
         context.refuse("unknown-value", what, path, nearest(value, known))
     elif kind == "finite_number" or (kind == "float_type" and _is_huge(value)):
-        context.refuse("not-finite", f"{name} must be finite in float64", path, "every number must be finite")
+        context.refuse("not-finite", f"{name} must be finite in float64", path, "write a finite number")
     else:
         code = "out-of-range" if kind in (*_RANGES, "too_short", "string_too_short") else "wrong-type"
         what = f"{name} must be {_expected(path)}, not {describe(value)}"
@@ -141,22 +162,37 @@ def _is_huge(value: object) -> bool:
 
 
 def _remedy(path: Path, value: object) -> str:
+    """An example; and the quotes that are missing or too many."""
+    expected, example = _form(path)
     if path[0] == "equations" and isinstance(value, int | float) and not isinstance(value, bool):
         return "equations are strings, numbers too: put it in quotes"
-    if isinstance(value, str) and path not in (("dtype",),):
-        return "numbers have no quotes" if "number" in _expected(path) or "integer" in _expected(path) else ""
-    return ""
+    if isinstance(value, str) and value and expected in (_NUMBER, _SIZE, _FORMS["bp",][0], _FORMS["data", "seed"][0]):
+        return f"numbers have no quotes; {_example(path, example)}"
+    return _example(path, example)
+
+
+def _example(path: Path, example: str) -> str:
+    if len(path) == 1 and path not in _FORMS:
+        header = "kernel.NAME" if path[0] == "kernel" else path[0]
+        return f"write [{header}] on a line of its own, and {_BELOW.get(path[0], example)} below it"
+    key = next(part for part in reversed(path) if not part.isdecimal())
+    return f"write {printable(key, 60)} = {example}, for example"
 
 
 def _expected(path: Path) -> str:
-    if len(path) == 1 and path not in _EXPECTED:
-        return "a table" if path[0] != "dtype" else "a string"
-    if len(path) == 2 and path[0] not in ARRAYS and path not in _EXPECTED:
-        return _EXPECTED[path[0], "*"]
-    for pattern, words in sorted(_EXPECTED.items(), key=lambda item: item[0].count("*")):
+    return _form(path)[0]
+
+
+def _form(path: Path) -> tuple[str, str]:
+    """What the value of a key must be, and an example."""
+    if len(path) == 1 and path not in _FORMS:
+        return "a table", 'file = "kernel.py"'
+    if len(path) == 2 and path[0] not in ARRAYS and path not in _FORMS:
+        return _FORMS[path[0], "*"]
+    for pattern, form in sorted(_FORMS.items(), key=lambda item: item[0].count("*")):
         if len(pattern) == len(path) and all(p in ("*", q) for p, q in zip(pattern, path, strict=True)):
-            return words
-    return "of another type"
+            return form
+    return "of another type", "[4]"
 
 
 def _missing(path: Path, context: Context) -> None:
@@ -166,7 +202,7 @@ def _missing(path: Path, context: Context) -> None:
     remedies = {"bp": "write bp = 1 at the top", "equations": "write [equations], one equation a line, one called loss"}
     inside = f" in {printable('.'.join(table))}" if table else ""
     what = f'the {"table" if key == "equations" else "key"} "{key}" is missing{inside}'
-    context.collector.add("missing-key", what, place, remedies.get(key, f"write {key} = …"))
+    context.collector.add("missing-key", what, place, help=remedies.get(key, f"write {key} = …"))
 
 
 def _unknown_key(path: Path, context: Context) -> None:

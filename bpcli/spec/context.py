@@ -29,21 +29,21 @@ class Context:
         """Whether so much is refused that nobody would read on, and looking for more only takes time."""
         return len(self.collector.diagnostics) >= MAX_REFUSALS
 
-    def refuse(self, code: str, what: str, path: Path, remedy: str = "") -> None:
+    def refuse(self, code: str, what: str, path: Path, remedy: str) -> None:
         """A refusal of the value at `path`; of the option where one gave the value."""
         option = self.overridden.get(path)
         if option is None:
-            self.collector.add(code, what, self.source.value(*path), remedy)
+            self.collector.add(code, what, self.source.value(*path), help=remedy)
         else:
-            self.collector.add(code, what, None, f"{remedy + '; ' if remedy else ''}the value comes from {option}")
+            self.collector.add(code, what, None, help=f"{remedy + '; ' if remedy else ''}the value comes from {option}")
 
-    def refuse_key(self, code: str, what: str, path: Path, remedy: str = "") -> None:
+    def refuse_key(self, code: str, what: str, path: Path, remedy: str) -> None:
         """A refusal of the key at `path`."""
         if path in self.overridden:
             self.refuse(code, what, path, remedy)
             return
         span = self.outline.keys.get(path)
-        self.collector.add(code, what, self.text.place(*span) if span else self.source.key(*path), remedy)
+        self.collector.add(code, what, self.text.place(*span) if span else self.source.key(*path), help=remedy)
 
     def where(self, path: Path, content: str) -> Callable[[int, int], Place]:
         """The place of the characters start..end of the string at `path`, whose content is given."""

@@ -34,7 +34,7 @@ def parse(text: str, where: Where, collector: Collector, grammar: Grammar = "rea
         tree = _tree(source)
     except SyntaxError as error:
         at = min(max((error.offset or 1) - 2, 0), len(text) - 1)
-        collector.add("equation-syntax", "the equation can't be read from here on", where(at, at + 1), CONTENTS)
+        collector.add("equation-syntax", "the equation can't be read from here on", where(at, at + 1), help=CONTENTS)
         return None
     except (RecursionError, MemoryError):
         reader.too_deep(tokens[0])
@@ -89,9 +89,9 @@ class _Reader:
     def place(self, token: Token) -> Place:
         return self.where(token.start, token.end)
 
-    def refuse(self, code: str, what: str, token: Token, remedy: str = "") -> Expr:
+    def refuse(self, code: str, what: str, token: Token, remedy: str) -> Expr:
         self.refused = True
-        self.collector.add(code, what, self.place(token), remedy)
+        self.collector.add(code, what, self.place(token), help=remedy)
         return Number(0, self.place(token))
 
     def too_deep(self, token: Token) -> None:
@@ -223,7 +223,7 @@ class _Reader:
             case ast.BinOp():
                 return self.whole_chain(node)
             case ast.UnaryOp():
-                remedy = "count from the start, from 0"
+                remedy = "sizes are at least 1, and entries count from the start, from 0"
                 return self.refuse("not-whole", "nothing is negative here", self.first(node), remedy)
         what, remedy = "an integer expression is wanted here", "use + - * //, numbers and dims"
         return self.refuse("not-whole", what, self.first(node), remedy)

@@ -25,22 +25,24 @@ def evaluate(
             if name in dims:
                 return dims[name]
             if name not in refused:
-                remedy = nearest(name, dims) or "name it in [dims]"
-                collector.add("unknown-name", f'unknown dim "{name}"', place, remedy)
+                remedy = nearest(name, dims, "name it in [dims]")
+                collector.add("unknown-name", f'unknown dim "{name}"', place, help=remedy)
             return None
         case Binary(op=op, left=left, right=right, place=place):
             operands = evaluate(left, dims, collector, refused), evaluate(right, dims, collector, refused)
             if operands[0] is None or operands[1] is None:
                 return None
             return _combined(op, (operands[0], operands[1]), place, collector)
-    collector.add("not-whole", "an integer expression is wanted here", expression.place, "use + - * //, numbers, dims")
+    collector.add(
+        "not-whole", "an integer expression is wanted here", expression.place, help="use + - * //, numbers, dims"
+    )
     return None
 
 
 def _combined(op: str, operands: tuple[int, int], place: Place, collector: Collector) -> int | None:
     left, right = operands
     if op == "//" and right == 0:
-        collector.add("out-of-range", "a division by zero", place, "divide by a dim or a number of at least 1")
+        collector.add("out-of-range", "a division by zero", place, help="divide by a dim or a number of at least 1")
         return None
     results = {"+": left + right, "-": left - right, "*": left * right, "//": left // right if right else 0}
     return _bounded(results[op], place, collector)
@@ -49,5 +51,5 @@ def _combined(op: str, operands: tuple[int, int], place: Place, collector: Colle
 def _bounded(value: int, place: Place, collector: Collector) -> int | None:
     if abs(value) <= _MAX_STEP:
         return value
-    collector.add("out-of-range", "an integer larger than any size can be", place, "sizes are at most 2**40")
+    collector.add("out-of-range", "an integer larger than any size can be", place, help="sizes are at most 2**40")
     return None

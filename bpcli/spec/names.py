@@ -72,5 +72,5 @@ def _clash(name: str, path: Path, other: Path, context: Context) -> None:
     what = f'"{printable(name)}" is {_KINDS[path[0]]} and also {_KINDS[other[0]]} (line {line})'
     if path[1] != other[1]:
         what += ": both are the same identifier in Unicode's normal form KC"
-    remedy = "dims, constants, inputs, params, states and equations share one name space"
+    remedy = "rename one of the two: dims, constants, inputs, params, states and equations share one name space"
     context.refuse_key("name-clash", what, path, remedy)

@@ -46,7 +46,7 @@ def apply(raw: dict[str, Any], overrides: Mapping[str, object], collector: Colle
         if path is None:
             known = [*SETTINGS, *_names(raw, "dims"), *_names(raw, "constants")]
             what = f'"{printable(key)}" is no dim, constant or setting of this spec'
-            collector.add("unknown-name", what, None, nearest(key, known))
+            collector.add("unknown-name", what, None, help=nearest(key, known))
             continue
         table = raw
         for part in path[:-1]:

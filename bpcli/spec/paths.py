@@ -30,20 +30,20 @@ def resolve(
         target = Path(os.path.realpath(folder / file))
         if not allow_outside and not _inside(file, target, folder):
             what = f'"{shown}" leads outside the folder of the spec'
-            collector.add("outside", what, place, "move the file next to the spec, or give --allow-outside")
+            collector.add("outside", what, place, help="move the file next to the spec, or give --allow-outside")
             return None
         status = target.stat()
     except FileNotFoundError:
-        collector.add("no-such-file", f'there is no file "{shown}"', place, _alike(folder / file, suffixes))
+        collector.add("no-such-file", f'there is no file "{shown}"', place, help=_alike(folder / file, suffixes))
         return None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "this can't be the name of a file"
-        collector.add("unreadable-file", f'cannot read "{shown}": {reason}', place, "check the name of the file")
+        collector.add("unreadable-file", f'cannot read "{shown}": {reason}', place, help="check the name of the file")
         return None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         what = f'"{shown}" is {kind}, not a regular file'
-        collector.add("unreadable-file", what, place, f"name a file that ends in {' or '.join(suffixes)}")
+        collector.add("unreadable-file", what, place, help=f"name a file that ends in {' or '.join(suffixes)}")
         return None
     return target
 
@@ -59,4 +59,4 @@ def _alike(path: Path, suffixes: tuple[str, ...]) -> str:
         names = [entry.name for entry in path.parent.iterdir() if entry.suffix in suffixes]
     except (OSError, ValueError):
         return "paths are relative to the spec"
-    return nearest(path.name, names) or "paths are relative to the spec"
+    return nearest(path.name, names, "paths are relative to the spec")

@@ -60,7 +60,7 @@ def scan(text: str, where: Where, collector: Collector) -> list[Token] | None:
     """The tokens of an equation, or None where something was refused."""
     if len(text) > MAX_CHARACTERS:
         what = f"an equation of {len(text)} characters; the limit is {MAX_CHARACTERS}"
-        collector.add("equation-too-long", what, where(0, 1), "split it into several equations")
+        collector.add("equation-too-long", what, where(0, 1), help="split it into several equations")
         return None
     scanner = _Scanner(text, where, collector)
     scanner.run()
@@ -79,9 +79,9 @@ class _Scanner:
         self.tokens: list[Token] = []
         self.refused = False
 
-    def refuse(self, code: str, what: str, start: int, end: int, remedy: str = "") -> None:
+    def refuse(self, code: str, what: str, start: int, end: int, remedy: str) -> None:
         self.refused = True
-        self.collector.add(code, what, self.where(start, end), remedy)
+        self.collector.add(code, what, self.where(start, end), help=remedy)
 
     def run(self) -> None:
         at = 0
@@ -108,7 +108,7 @@ class _Scanner:
             self.refuse("bad-number", f"{digits} is not a number", at, end, "leave out the underscores")
         elif not math.isfinite(float(plain)):
             what = f"{digits if len(digits) < 20 else 'this number'} is not finite in float64"
-            self.refuse("not-finite", what, at, end, "every number must be finite")
+            self.refuse("not-finite", what, at, end, "write a finite number")
         self.tokens.append(Token("number", digits, at, end))
         return end
 

@@ -97,16 +97,16 @@ class Data(_Table):
 
 
 class Check(_Table):
-    """Defaults of `bp check`."""
+    """Defaults of `bp check`; a list that is given is not empty."""
 
-    methods: list[Text] = []
+    methods: Annotated[list[Text], Field(min_length=1)] = []
     wrt: Annotated[list[Text], Field(min_length=1)] = ["params"]
 
 
 class Bench(_Table):
-    """Defaults of `bp bench`."""
+    """Defaults of `bp bench`; a list that is given is not empty."""
 
-    methods: list[Text] = []
+    methods: Annotated[list[Text], Field(min_length=1)] = []
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
 

@@ -108,7 +108,7 @@ def bench(table: schema.Bench, declared: Declared, context: Context) -> Bench:
     count = math.prod(len(values) for values in grid.values())
     if count > MAX_CELLS:
         what = f"the sweep has {describe(count)} cells; the limit is {MAX_CELLS}"
-        context.collector.add("sweep-too-large", what, context.source.key("bench", "grid"), "sweep fewer values")
+        context.collector.add("sweep-too-large", what, context.source.key("bench", "grid"), help="sweep fewer values")
     return Bench(tuple(table.methods), grid)
 
 
@@ -161,9 +161,10 @@ def _check_cell(key: str, cell: object, path: Path, declared: Declared, context:
     elif key in SETTINGS or key in declared.dims:
         least, most = (0, (1 << 63) - 1) if key == "seed" else (1, MAX_SIZE)
         if not isinstance(cell, int):
-            context.refuse("wrong-type", f'"{key}" must be an integer, not {describe(cell)}', path)
+            remedy = "write an integer, without quotes or a point"
+            context.refuse("wrong-type", f'"{key}" must be an integer, not {describe(cell)}', path, remedy)
         elif not least <= cell <= most:
             what = f'"{key}" must be an integer from {least} to {most}, not {describe(cell)}'
-            context.refuse("out-of-range", what, path)
+            context.refuse("out-of-range", what, path, "leave it out, or give a value in this range")
     elif key in declared.constants or not isinstance(cell, str):
         number(cell, path, declared.dtype, context)

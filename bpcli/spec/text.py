@@ -65,7 +65,9 @@ def read(path: str | Path, collector: Collector) -> Text | None:
         collector.add("unreadable-file", f'cannot read "{name}": {reason}', help="check the path of the spec")
         return None
     if len(data) > MAX_BYTES:
-        collector.add("file-too-large", f'"{name}" is larger than 1 MiB', Place(name, 1, 1), "keep data in a data file")
+        collector.add(
+            "file-too-large", f'"{name}" is larger than 1 MiB', Place(name, 1, 1), help="keep data in a data file"
+        )
         return None
     return _decoded(name, data.removeprefix(_BOM), collector)
 
@@ -80,5 +82,5 @@ def _decoded(name: str, data: bytes, collector: Collector) -> Text | None:
         quote = data[start : stop if stop >= 0 else len(data)].decode("utf-8", errors="replace").rstrip("\r")
         column = len(data[start : error.start].decode("utf-8")) + 1
         what = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        collector.add("not-utf-8", what, Place(name, line, column, quote), "save the file as UTF-8")
+        collector.add("not-utf-8", what, Place(name, line, column, quote), help="save the file as UTF-8")
         return None

@@ -27,7 +27,7 @@ def tables(text: Text, found: Outline, collector: Collector) -> dict[str, Any] |
         first = text.place(*found.repeated[span])
         name = text.content[slice(*span)]
         what = f"{name} is defined twice, first in line {first.line}"
-        collector.add("duplicate-key", what, text.place(*span), "keep one of the two")
+        collector.add("duplicate-key", what, text.place(*span), help="keep one of the two")
     try:
         return tomllib.loads(text.content)
     except RecursionError:
@@ -40,7 +40,7 @@ def tables(text: Text, found: Outline, collector: Collector) -> dict[str, Any] |
 
 
 def _too_deep(place: Place, collector: Collector) -> None:
-    collector.add("too-deep", "arrays and tables are nested too deep", place, "a spec needs three levels at most")
+    collector.add("too-deep", "arrays and tables are nested too deep", place, help="write it in three levels at most")
 
 
 def _deepest(text: Text) -> Place:
@@ -63,7 +63,7 @@ def _syntax(message: str, text: Text, repeats: list[tuple[int, int]], collector:
         # The parser stands behind the escape by then.
         place = text.at(place.line, place.column - 2)
     what = what[:1].lower() + what[1:]
-    collector.add("toml-syntax", f"not TOML: {what}", place, _syntax_help(what, place))
+    collector.add("toml-syntax", f"not TOML: {what}", place, help=_syntax_help(what, place))
 
 
 def _syntax_help(what: str, place: Place) -> str:
@@ -89,4 +89,4 @@ def _long_integer(text: Text, found: Outline, collector: Collector) -> None:
             break
     else:
         place = text.at(1, 1)
-    collector.add("not-finite", "an integer of thousands of digits", place, "every number must be finite in float64")
+    collector.add("not-finite", "an integer of thousands of digits", place, help="write a number that float64 holds")

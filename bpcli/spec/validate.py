@@ -54,5 +54,5 @@ def _cut(raw: dict[str, Any], path: Path, kind: str, cut: list[Path]) -> None:
                 cut.append(path[:2])
     elif kind == "missing" or path[0] == "kernel" or path == ("weights", "file"):
         raw.pop(path[0], None)
-    else:
+    elif path[0] in raw:  # an earlier error may have taken the table
         raw[path[0]].pop(path[1], None)

@@ -17,7 +17,9 @@ _MAX_AXES = 2
 def number(value: object, path: Path, dtype: str, context: Context) -> float | None:
     """`value` as a float that is finite in `dtype`; None where it is refused."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        context.refuse("wrong-type", f"a number is wanted here, not {describe(value)}", path)
+        context.refuse(
+            "wrong-type", f"a number is wanted here, not {describe(value)}", path, "write a number, without quotes"
+        )
         return None
     try:
         result = float(value)
@@ -25,7 +27,7 @@ def number(value: object, path: Path, dtype: str, context: Context) -> float | N
         result = math.inf
     if math.isfinite(result) and (dtype == "float64" or abs(result) <= FLOAT32_MAX):
         return result
-    context.refuse("not-finite", f"this number is not finite in {dtype}", path, "every number must be finite")
+    context.refuse("not-finite", f"this number is not finite in {dtype}", path, "write a finite number")
     return None
 
 

@@ -44,6 +44,6 @@ def known_tasks() -> tuple[str, ...]:
 def find_task(name: str, place: Place | None) -> Task:
     """The task of that name; `BpError` at `place` when there is none."""
     if name not in known_tasks():
-        fail("unknown-task", f'unknown task "{printable(name)}"', place, nearest(name, known_tasks()))
+        fail("unknown-task", f'unknown task "{printable(name)}"', place, help=nearest(name, known_tasks()))
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return cast(Task, module.TASK)

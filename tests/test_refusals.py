@@ -1,0 +1,153 @@
+"""Every refusal: a call, and its code, place, quoted line and help; and that none is missing here."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from refusal_cases import ANSWERS, CASES, answer
+from refusal_sites import PACKAGE, Site, sites, watched
+from spec_cases import RECURRENT, changed, load_text, unmarked
+from test_spec_refusals import ONE_CHANGE
+
+from bpcli.errors import Diagnostic, nearest
+
+HERE = Path(__file__).parent
+GUARD = "a guard: whatever leads there is refused before"
+CLUSTER, PAIR, JOURNAL = "test_cluster.py", "test_cli_ab.py", "test_bench_resume.py"
+ELSEWHERE: dict[Site, str] = {
+    ("benching.journal.Journal.__init__", "unwritable"): JOURNAL,
+    ("benching.journal.Journal._reopened", "other-run"): JOURNAL,
+    ("benching.journal.Journal._damaged", "damaged"): JOURNAL,
+    ("benching.measure.Session._time", "unsteady"): GUARD,
+    ("benching.measure._open", "changed"): "test_bench_run.py",
+    ("benching.pair_process.Child.__init__", "no-environment"): PAIR,
+    ("benching.pair_process.Child._refuse", "environment"): PAIR,
+    ("benching.pool.Child.ask", ""): "test_bench_memory.py",
+    ("benching.pool.Child._gone", "process-lost"): "test_bench_memory.py",
+    ("benching.runfile._text", "too-large"): "takes a file of 1 GiB",
+    ("benching.target._content", "unreadable-file"): "takes a file that goes while it is read",
+    ("checking.userfile.load", "bad-file"): GUARD,
+    ("checking.userfile._read", "unreadable-file 3"): "root may read everything, other causes depend on Python",
+    ("cluster.connect.Cluster.require", ""): CLUSTER,
+    ("cluster.connect.Cluster.results", "no-workers"): CLUSTER,
+    ("cluster.connect.Cluster._answer", "worker-lost"): CLUSTER,
+    ("cluster.connect.Cluster._answer", "internal"): CLUSTER,
+    ("cluster.connect.Cluster._answer", "cluster-lost"): CLUSTER,
+    ("cluster.connect.connect", "no-scheduler"): CLUSTER,
+    ("cluster.connect._ready", "no-workers"): CLUSTER,
+    ("cluster.connect._refuse_unfit", "wrong-versions"): CLUSTER,
+    ("cluster.connect._refuse_unfit", "wrong-versions 2"): CLUSTER,
+    ("cluster.worker.require_same", "other-files"): CLUSTER,
+    ("cluster.worker.require_same", "other-files 2"): CLUSTER,
+    ("cluster.worker.answered", "memory"): CLUSTER,
+    ("cluster.worker.answered", "internal"): CLUSTER,
+    ("commands.as_tests._diagnostic", ""): "test_pytest_plugin.py",
+    ("commands.choose.reference", ""): "test_peers.py",
+    ("commands.choose.judged", "reference-refused"): "test_checking_outside.py",
+    ("commands.cluster.opened", "missing-extra"): CLUSTER,
+    ("commands.compare.compare", "incomparable"): "test_cli_compare.py",
+    ("commands.failures.translate", "interrupted"): "test_cli_main.py",
+    ("commands.failures.translate", "usage"): GUARD,
+    ("commands.failures.translate", "memory"): "test_cli_main.py",
+    ("commands.failures.translate", "system"): "test_cli_files.py",
+    ("commands.failures._internal", "internal"): "test_cli_main.py",
+    ("commands.packaged.packaged_spec", "no-such-file"): GUARD,
+    ("commands.report_runs.read_run", "not-a-run 3"): "test_report.py",
+    ("commands.report_runs._parse", "too-large"): "test_report.py",
+    ("commands.report_runs._diagnostic", ""): "test_report.py",
+    ("commands.settings._read", "unreadable-file"): "root may read everything",
+    ("commands.settings._refuse", "toml-syntax"): GUARD,
+    ("commands.specs.find", "unreadable-file"): "the cause depends on Python: test_cli_files.py",
+    ("graph.drafts.Drafts.constant", "not-finite"): GUARD,
+    ("kernels.library.prepare", "kernels"): "test_kernels_library.py",
+    ("kernels.library._Threads.__init__", "threads"): "test_kernels_library.py",
+    ("methods.__init__._value", "bad-option"): "methods of other packages: test_methods.py",
+    ("methods._installed.load", "plug-in"): "test_methods_installed.py",
+    ("methods._installed._refuse", "plug-in"): "test_methods_installed.py",
+    ("peers.__init__.get", "peer-missing"): "test_peers.py",
+    ("peers.torch_programs.gradcheck_function.gradient", "gradcheck"): "takes PyTorch: test_peers.py",
+    ("problem.data._by_task", "unknown-name"): "test_problem_draw.py",
+    ("problem.data._by_task", "shape-mismatch"): "test_problem_draw.py",
+    ("problem.files.Report.guard", "unreadable-file"): "root may read everything",
+    ("problem.files.read_as", "shape-mismatch"): "takes a file that changes while it is read",
+    ("problem.finite._refuse", "not-finite 2"): GUARD,
+    ("references.__init__.get", "unknown-reference"): "test_references_registry.py",
+    ("render.__init__.renderer", "usage"): GUARD,
+    ("render.page.figure.need_matplotlib", "missing-extra"): "test_report.py",
+    ("spec.equations._Reader.too_deep", "too-deep"): GUARD,
+    ("spec.integers.evaluate", "not-whole"): GUARD,
+}
+"""Places that no call in a folder with a few files comes through, and what does or why nothing can."""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], set[Site]]:
+    """The answer to every call by its title, and the places that these and the mistakes in specs came through."""
+    with pytest.MonkeyPatch.context() as patch, watched(patch) as hit:
+        for old, new, *_ in ONE_CHANGE:
+            load_text(tmp_path_factory.mktemp("spec"), unmarked(changed(RECURRENT, old, new))[0])
+        answers = {
+            f"{title} {number}": answer(case, tmp_path_factory.mktemp("call"))
+            for title, cases in CASES.items()
+            for number, case in enumerate(cases, 1)
+        }
+    return answers, hit
+
+
+def _kept() -> dict[str, str]:
+    """The answers in the file, by title."""
+    parts = ANSWERS.read_text(encoding="utf-8").split("## ")[1:]
+    return {part.partition("\n")[0]: part.partition("\n")[2].strip() for part in parts}
+
+
+def test_what_every_call_is_answered(told):
+    """Code, place, line and help are those of `refusals.txt`, which `python tests/refusal_cases.py` writes."""
+    kept = _kept()
+    answers = {title: text.strip() for title, text in told[0].items()}
+    assert kept.keys() == answers.keys()
+    assert [] == [(title, kept[title], text) for title, text in answers.items() if kept[title] != text]
+
+
+def test_every_refusal_says_what_to_do(told):
+    """As many lines of help as errors, none of them empty."""
+    for title, text in told[0].items():
+        assert len(re.findall(r"(?m)^error\[[a-z0-9-]+\]$", text)) == len(re.findall(r"(?m)^help: \S", text)), title
+
+
+def test_every_place_that_refuses_is_here(told):
+    """All of them are in the table of calls, in that of mistakes in specs, or in that of places tested elsewhere."""
+    missing = set(sites()) - told[1] - set(ELSEWHERE)
+    assert set() == missing, "add a call to tests/refusal_cases.py"
+    assert set() == set(ELSEWHERE) - set(sites()), "these places are gone"
+    assert set() == set(ELSEWHERE) & told[1], "these are in the table of calls now"
+    named = {name for why in ELSEWHERE.values() for name in re.findall(r"test_\w+\.py", why)}
+    assert [] == [name for name in named if not (HERE / name).exists()]
+
+
+def test_no_place_leaves_the_help_out():
+    """The field is required, none is written as empty text, and a name that nothing is like gets a word too."""
+    with pytest.raises(TypeError, match="help"):
+        Diagnostic("code", "what")
+    empty = [
+        f"{path.relative_to(PACKAGE)}:{call.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        for k in call.keywords
+        if k.arg in ("help", "remedy", "advice") and not _words(k.value)
+    ]
+    assert [] == empty
+    assert nearest("x", [])
+    assert not _words(ast.parse("a if b else ''", mode="eval").body)
+
+
+def _words(value: ast.expr) -> bool:
+    """Whether an expression is no empty text, in neither of its branches."""
+    if isinstance(value, ast.IfExp):
+        return _words(value.body) and _words(value.orelse)
+    if isinstance(value, ast.BoolOp):
+        return _words(value.values[-1])
+    return not (isinstance(value, ast.Constant) and not value.value)
