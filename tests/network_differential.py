@@ -34,6 +34,7 @@ from bpcli.methods import MethodCall, parse
 from bpcli.peers.jax import PEER as JAX
 from bpcli.problem.draw import draw
 from bpcli.problem.finite import check_finite
+from bpcli.problem.kinks import find_kinks
 from bpcli.problem.limits import Limits, array_bytes
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.open import open_setup
@@ -294,8 +295,10 @@ def _references(truth: Truth, used: Sequence[Reference], twin: Arrays | None, ou
 
 
 def _jax(problem: Problem, found: Mapping[str, Arrays], outcome: Outcome) -> None:
-    """JAX, where it is installed."""
+    """JAX, where it is installed, and no kink is met: there it has a choice of its own."""
     setup = problem.setup
+    if find_kinks(problem).any:
+        return
     of_own, of_all = JAX_TOLERANCE[setup.dtype.name]
     for method in methods(setup)[:2]:
         if JAX.available() is not None or JAX.refusal(setup, method) is not None or method not in found:
