@@ -343,7 +343,9 @@ def _spoiled(truth: Truth, arrays: Arrays, outcome: Outcome) -> None:
     value = np.asarray(arrays[tensor.name], np.float64)
     at = np.unravel_index(np.abs(value).argmax(), value.shape)
 
-    entries = _attempt(outcome, "spoiled", lambda: decide(truth, whole(setup), tensor, value * 1.25))
+    with np.errstate(over="ignore"):
+        spoiled = value * 1.25
+    entries = _attempt(outcome, "spoiled", lambda: decide(truth, whole(setup), tensor, spoiled))
     if entries is None or entries.verdict[at] != PASS or entries.high[at] > entries.low[at]:
         return
     beside = truth.estimates(whole(setup), tensor).central

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import naive
 import numpy as np
 import pytest
@@ -100,3 +102,25 @@ def test_products_with_states_and_inputs(wrt: tuple[str, ...], births: list[int]
     plan = _plan(problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": 4, "batch": 1}, wrt).setup)
     assert births == list(plan.structure.columns(0, plan.parameters).birth)
     assert 2 * 6 * per_column == plan.flops
+
+
+def test_an_input_that_a_slice_leaves_out(tmp_path: Path) -> None:
+    """It reaches no row of the state, and its gradient is zero."""
+    text = """bp = 1
+[inputs]
+x = []
+[params]
+p = []
+[state]
+a = [1]
+[equations]
+a = "concat(p * sum(a[t-1]) + 1, x)[0:1]"
+loss = "sum(a)"
+[data]
+T = 3
+"""
+    problem = written(tmp_path, text)
+    arrays = gradient(problem, "rtrl").arrays
+    assert not arrays["x"].any()
+    assert arrays["p"].any()
+    assert distance(arrays, gradient(problem, "bptt").arrays) < 1e-12

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from checking_cases import SMALL, naive_gradient, small_setup
+from checking_cases import LIMITS, SMALL, naive_gradient, small_setup
 
 from bpcli.methods import parse
 from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
+from bpcli.problem.open import open_setup
 from bpcli.references.numerics.rounding import bound, rounding, unit_roundoff
 
 F64, F32 = np.dtype(np.float64), np.dtype(np.float32)
@@ -50,3 +53,15 @@ def test_the_bound_scales_with_unit_roundoff() -> None:
     size = spread = np.array([1.0, 2.0])
     ratio = bound(size, 1e-7 * spread, size, F64) / bound(size, 1e-7 * spread, size, F32)
     assert ratio == pytest.approx(2.0**-29)
+
+
+@pytest.mark.parametrize("p", [8.06e-15, 1.0, 3e12])
+def test_an_exact_cancellation_rounds_as_its_terms_do(tmp_path: Path, p: float) -> None:
+    """d(p / p) = 1/p - p/p² is exactly nothing here, and one rounding of 1/p in another order of the same operations."""
+    path = tmp_path / "cancel.toml"
+    text = f'bp = 1\nparams = {{ p = {{ shape = [2], value = [{p}, {p}] }} }}\nequations = {{ loss = "sum(p / p)" }}\n'
+    path.write_text(text, encoding="utf-8")
+    setup = open_setup(path, {}, ("params",), LIMITS)
+    (bounds,) = rounding(draw(setup), (Window(0, 0, 1),), F64).gradient.values()
+    assert np.all(bounds > 2.0**-52 / p)
+    assert np.all(bounds < 1e-3 / p)

@@ -193,6 +193,6 @@ def _rows(reach: Mapping[int, Shifts], ways: Iterable[tuple[int, Integers]], sta
         by = reach[node]
         rows = np.array([[0], [states - 1]]) + 0 * entries if by is None else np.array(sorted(by))[:, None] + entries
         there = (rows >= 0) & (rows < states)
-        low = np.minimum(low, np.where(there, rows, states).min(axis=0))
-        high = np.maximum(high, np.where(there, rows + 1, 0).max(axis=0))
+        low = np.minimum(low, np.where(there, rows, states).min(axis=0, initial=states))
+        high = np.maximum(high, np.where(there, rows + 1, 0).max(axis=0, initial=0))
     return np.asarray(low), np.asarray(high)

@@ -99,7 +99,7 @@ def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.
             }
         other = np.nanmax([float(sizes[_LOSS]), _largest(problem.setup, sizes)])
         each = {
-            name: bound(sizes[name], spreads[name], m, dtype, other)
+            name: bound(sizes[name], spreads[name], m, dtype, _natural(problem, name, sizes[_LOSS], other))
             + np.where(m == 0, 0.0, FACTOR * disturbed[name])
             + lost[name]
             for name, m in known.magnitudes.items()
@@ -112,6 +112,12 @@ def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.
             largest = min(largest, here)
         scale = max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS]))
         return Rounding(each, float(loss), scale, lost)
+
+
+def _natural(problem: Problem, name: str, loss: FloatArray, other: float) -> FloatArray:
+    """The size of a derivative by an entry in proportion to which all of the loss changes; `other` at least."""
+    tensor = next(t for t in problem.setup.wrt if t.name == name)
+    return np.fmax(other, loss / np.abs(np.asarray(problem.array(tensor), np.float64)))
 
 
 def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
@@ -127,13 +133,17 @@ def rounding_flops(setup: Setup, windows: tuple[Window, ...]) -> float:
 
 
 def bound(
-    size: FloatArray, spread: FloatArray, magnitude: FloatArray, dtype: np.dtype[np.floating], other: float = 0.0
+    size: FloatArray,
+    spread: FloatArray,
+    magnitude: FloatArray,
+    dtype: np.dtype[np.floating],
+    natural: FloatArray | float = 0.0,
 ) -> FloatArray:
     """The bound for entries of absolute value `size` whose float32 rounding has root mean square `spread`.
 
     Where float32 has lost an entry, the size of its tensor stands in, or the sum of absolute contributions `magnitude`
-    where that is less: it grows with products of |J|, without end. Where all of a tensor cancels exactly, a size from
-    elsewhere, `other`, stands in. Below the normal range rounding is absolute.
+    where that is less: it grows with products of |J|, without end. Where all of a tensor cancels exactly, its
+    `natural` size stands in. Below the normal range rounding is absolute.
     """
     roundoff = unit_roundoff(dtype)
     # A float64 spec may leave the range of float32.
@@ -142,7 +152,7 @@ def bound(
     lost = ~(spread <= _LINEAR * size)
     if dtype == _SINGLE:
         lost = ~np.isfinite(spread)
-    largest = np.nanmax(size, initial=0.0) or other
+    largest = np.nanmax(size, initial=0.0) or natural
     # A unit that saturates to exactly 1 in float32 has no rounding there, and has some in float64.
     saturated = roundoff * np.fmin(magnitude, largest)
     scaled = np.fmax(scaled, np.where(lost, saturated, _SATURATED * saturated))
