@@ -57,7 +57,7 @@ def test_the_bound_scales_with_unit_roundoff() -> None:
 
 @pytest.mark.parametrize("p", [8.06e-15, 1.0, 3e12])
 def test_an_exact_cancellation_rounds_as_its_terms_do(tmp_path: Path, p: float) -> None:
-    """d(p / p) = 1/p - p/p² is exactly nothing here, and one rounding of 1/p in another order of the same operations."""
+    """d(p / p) = 1/p - p/p² is nothing here, and a rounding of 1/p by another order of operations."""
     path = tmp_path / "cancel.toml"
     text = f'bp = 1\nparams = {{ p = {{ shape = [2], value = [{p}, {p}] }} }}\nequations = {{ loss = "sum(p / p)" }}\n'
     path.write_text(text, encoding="utf-8")

@@ -191,7 +191,9 @@ def _rows(reach: Mapping[int, Shifts], ways: Iterable[tuple[int, Integers]], sta
     low, high = np.int64(states), np.int64(0)
     for node, entries in ways:
         by = reach[node]
-        rows = np.array([[0], [states - 1]]) + 0 * entries if by is None else np.array(sorted(by))[:, None] + entries
+        rows = (
+            np.array([[0], [states - 1]]) + 0 * entries if by is None else np.array(sorted(by), int)[:, None] + entries
+        )
         there = (rows >= 0) & (rows < states)
         low = np.minimum(low, np.where(there, rows, states).min(axis=0, initial=states))
         high = np.maximum(high, np.where(there, rows + 1, 0).max(axis=0, initial=0))
