@@ -140,6 +140,14 @@ def test_no_place_leaves_the_help_out():
         if k.arg in ("help", "remedy", "advice") and not _words(k.value)
     ]
     assert [] == empty
+    without = [
+        f"{path.relative_to(PACKAGE)}:{call.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("fail", "Diagnostic")
+        if not {"help", None} & {k.arg for k in call.keywords}
+    ]
+    assert [] == without
     assert nearest("x", [])
     assert not _words(ast.parse("a if b else ''", mode="eval").body)
 

@@ -164,7 +164,11 @@ class _Threads:
     def __init__(self) -> None:
         wish = os.environ.get("NUMBA_NUM_THREADS") or str(_cores())
         if not wish.isdecimal() or int(wish) < 1:
-            fail("threads", f'NUMBA_NUM_THREADS must be a number of threads, not "{wish}"')
+            fail(
+                "threads",
+                f'NUMBA_NUM_THREADS must be a number of threads, not "{wish}"',
+                help="set it to 1 or more, or leave it unset",
+            )
         self.count = int(wish)
         self.backwards = False
 
