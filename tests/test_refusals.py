@@ -29,6 +29,8 @@ ELSEWHERE: dict[Site, str] = {
     ("benching.pool.Child._gone", "process-lost"): "test_bench_memory.py",
     ("benching.runfile._text", "too-large"): "takes a file of 1 GiB",
     ("benching.target._content", "unreadable-file"): "takes a file that goes while it is read",
+    ("checking.user.process.Process._greet", "process-lost"): "takes a Python that does not start",
+    ("checking.user.process.Process.start", "unsupported"): "takes Windows",
     ("checking.userfile.load", "bad-file"): GUARD,
     ("checking.userfile._read", "unreadable-file 3"): "root may read everything, other causes depend on Python",
     ("cluster.connect.Cluster.require", ""): CLUSTER,
