@@ -61,7 +61,6 @@ ELSEWHERE: dict[Site, str] = {
     ("commands.settings._read", "unreadable-file"): "root may read everything",
     ("commands.settings._refuse", "toml-syntax"): GUARD,
     ("commands.specs.find", "unreadable-file"): "the cause depends on Python",
-    ("graph.drafts.Drafts.constant", "not-finite"): "test_graph_errors.py",
     ("kernels.library.prepare", "kernels"): "test_kernels_library.py",
     ("kernels.library._Threads.__init__", "threads"): "test_kernels_library.py",
     ("methods.__init__._value", "bad-option"): "methods of other packages: test_cli_methods.py",
