@@ -193,6 +193,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
                 "a",
                 "log(0 - 1) * sum(a)",
                 "1e200 * 1e200 * sum(a)",
+                "1e308 + sum(a) + 1e308",
                 "W * sum(a)",
                 "h2",
             )

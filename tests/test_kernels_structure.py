@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, gradient, loops, problem_of, written
 
-from bpcli.kernels import online_plan
+from bpcli.kernels import online_plan, structure
 from bpcli.methods.rtrl import _plan
 from bpcli.problem.model import Problem
 
@@ -77,6 +77,39 @@ def test_products_that_are_left_out() -> None:
         setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": steps, "batch": 3}, ("params",)).setup
         plan, N, P = _plan(setup), 6, 6 * 6 + 6 * 2 + 6
         assert 3 * 2 * N * P * (full * N + single + credits) == plan.flops
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("wrt", [("params",), ("params", "inputs", "state")])
+def test_columns_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, name: str, wrt: tuple[str, ...]) -> None:
+    """However many are looked at at a time, panels and operations are the same; those of large nodes are a bound."""
+    setup = problem_of(SPECS / f"{name}.toml", SMALL, wrt).setup
+    plan = _plan(setup)
+    panels, flops = plan.structure.panels(8), plan.structure.flops(False)
+    monkeypatch.setattr(structure, "BLOCK", 8)
+    assert np.array_equal(panels, plan.structure.panels(8))
+    assert flops == plan.structure.flops(False)
+    monkeypatch.setattr(structure, "MOST_LOOKED_AT", 1)
+    assert flops <= plan.structure.flops(False)
+
+
+@pytest.mark.parametrize(("count", "kept"), [(64, 64), (65, None)])
+def test_many_shifts_are_any(tmp_path, count: int, kept: int | None) -> None:
+    """Of joins that reach a state at very many places no list is made; places beyond the state are none."""
+    joins = ", ".join(["b"] * count)
+    text = f"""bp = 1
+inputs = {{ x = [1] }}
+state = {{ a = [{count}] }}
+params = {{ b = [1], c = [1] }}
+[equations]
+a = "concat({joins}) + concat(x, a[t-1], c)[0:{count}]"
+loss = "sum(a)"
+"""
+    graph = written(tmp_path, text).setup.graph
+    reach = structure.shifts(graph)
+    shifts = {graph.nodes[n].name: by for n, by in reach.items()}
+    assert kept == (None if shifts["b"] is None else len(shifts["b"]))
+    assert not shifts["c"], "c stands behind the end of the slice"
 
 
 @pytest.mark.parametrize("most", [1, 3])

@@ -164,11 +164,8 @@ class _Threads:
     def __init__(self) -> None:
         wish = os.environ.get("NUMBA_NUM_THREADS") or str(_cores())
         if not wish.isdecimal() or int(wish) < 1:
-            fail(
-                "threads",
-                f'NUMBA_NUM_THREADS must be a number of threads, not "{wish}"',
-                help="set it to 1 or more, or leave it unset",
-            )
+            what = f'NUMBA_NUM_THREADS must be a number of threads, not "{wish}"'
+            fail("threads", what, help="set it to 1 or more, or unset it for all cores")
         self.count = int(wish)
         self.backwards = False
 

@@ -19,6 +19,9 @@ Shifts = frozenset[int] | None
 MOST_SHIFTS = 64
 BLOCK = 1 << 16
 """Columns that are looked at at a time."""
+MOST_LOOKED_AT = 1 << 22
+"""Entries of a node whose rows are counted; those of a larger one are taken to reach every row. That makes one product
+of all steps too dear, and no second is lost on what may be beyond all memory."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,10 @@ class Structure:
         return np.arange(self.steps) if op == "input" else np.array([-1 if op == "previous" else 0])
 
     def _bands(self, stretch: Stretch) -> tuple[float, float]:
-        """Entries of a stretch's node, and the rows that these reach in all. Entries of a matrix that reach the same
-        rows are counted together."""
+        """Entries of a stretch's node, and the rows that these reach in all.
+
+        Entries of a matrix that reach the same rows are counted together.
+        """
         node, pattern = self.graph.nodes[stretch.node], self.patterns.get(stretch.node)
         turned = {p.turned for p in self.products if p.matrix == stretch.node}
         size, apart, times = node.size, 1, 1
@@ -132,6 +137,8 @@ class Structure:
             size, apart, times = node.shape[0], node.shape[1], node.shape[1]
         elif turned == {True}:
             size, times = node.shape[1], node.shape[0]
+        if size > MOST_LOOKED_AT:
+            return float(size * times), float(size * times) * self._states
         rows = 0.0
         for start in range(0, size, BLOCK):
             own = np.arange(start, min(start + BLOCK, size)) * apart
