@@ -368,3 +368,24 @@ def test_states_of_parameters_alone(tmp_path: Path, h: str, a: str, loss: str, T
     assert {"pass"} == {f.verdict for f in check(setup, [parse("bptt"), parse("rtrl")], AUTO)}
     off = check(setup, [call(FakeMethod(lambda arrays, *_: arrays["q"].__imul__(1.0005)))], AUTO)
     assert ("pass" if loss == "2.0" else "wrong") == {f.tensor: f.verdict for f in off}["q"]
+
+
+@pytest.mark.parametrize("loss", ["sum(x) * sum(h)", "sum(x) * dot(h, h)", "logsumexp(h)"])
+def test_long_sums_of_equal_terms(tmp_path: Path, loss: str) -> None:
+    """Rounding of 16384 equal terms in order would exceed every bound; a millionth too much is wrong."""
+    joined = "\n".join(f'h{k + 1} = "concat(h{k}, h{k})"' for k in range(11))
+    text = f"""bp = 1
+inputs = {{ x = [4] }}
+params = {{ w = [4] }}
+[equations]
+h0 = "w * x"
+{joined}
+h = "concat(h11, h11)"
+loss = "{loss}"
+"""
+    path = tmp_path / "long.toml"
+    path.write_text(text, encoding="utf-8")
+    setup = open_setup(path, {}, ("params",), LIMITS)
+    assert {"w": ("pass", "")} == verdicts(check(setup, [parse("backprop")], AUTO))
+    off = check(setup, [call(FakeMethod(lambda arrays, *_: arrays["w"].__imul__(1 + 1e-6)))], AUTO)
+    assert "wrong" == verdicts(off)["w"][0]

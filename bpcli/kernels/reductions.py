@@ -6,14 +6,38 @@ from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP
 from bpcli.kernels.elementwise import exp_into, log_into, over, times
 from bpcli.kernels.jit import CHUNK, inner, stack, vector
 
+BLOCK = 64
+"""Terms that are added in order; sums of such sums, twice over, keep the rounding of millions of terms small."""
+
 
 @inner
 def total(x):
-    """Sum in order."""
-    s = x[0]
-    for k in range(1, len(x)):
-        s += x[k]
-    return s
+    """Σ x, in blocks."""
+    whole = x.dtype.type(0)
+    for i in range(0, len(x), BLOCK * BLOCK):
+        part = x.dtype.type(0)
+        for j in range(i, min(len(x), i + BLOCK * BLOCK), BLOCK):
+            s = x[j]
+            for k in range(j + 1, min(len(x), j + BLOCK)):
+                s += x[k]
+            part += s
+        whole += part
+    return whole
+
+
+@inner
+def _dot(x, y):
+    """Σ x y, in the same blocks."""
+    whole = x.dtype.type(0)
+    for i in range(0, len(x), BLOCK * BLOCK):
+        part = x.dtype.type(0)
+        for j in range(i, min(len(x), i + BLOCK * BLOCK), BLOCK):
+            s = times(x[j], y[j])
+            for k in range(j + 1, min(len(x), j + BLOCK)):
+                s += times(x[k], y[k])
+            part += s
+        whole += part
+    return whole
 
 
 @inner
@@ -38,8 +62,7 @@ def _log_sum(x, m):
         for k in range(i, j):
             w[k - i] = x[k] - m
         exp_into(w, w)
-        for k in range(j - i):
-            s += w[k]
+        s += total(w)
     room[0] = s
     log_into(room[:1], room[:1])
     return room[0]
@@ -71,14 +94,11 @@ def logsumexp_row(x):
 
 @inner
 def sum_rows(V, pa, sa, ia, n, po, so, io, no, ni):
-    """The sum of each row, in order."""
+    """The sum of each row."""
     for o in range(no):
         for i in range(ni):
             p = pa + o * sa + i * ia
-            s = V[p]
-            for k in range(p + 1, p + n):
-                s += V[k]
-            V[po + o * so + i * io] = s
+            V[po + o * so + i * io] = total(V[p : p + n])
 
 
 @inner
@@ -86,11 +106,7 @@ def reduce_row(op, V, pa, pb, n, po):
     """Dot, logsumexp, softmax or log_softmax of one row."""
     x = V[pa : pa + n]
     if op == DOT:
-        y = V[pb : pb + n]
-        s = times(x[0], y[0])
-        for k in range(1, n):
-            s += times(x[k], y[k])
-        V[po] = s
+        V[po] = _dot(x, V[pb : pb + n])
     elif op == LOGSUMEXP:
         V[po] = logsumexp_row(x)
     else:
