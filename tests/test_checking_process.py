@@ -262,7 +262,7 @@ def test_arrays_come_back_as_they_went() -> None:
     path = str(Path(write(Path("echo.py"), ECHO)).absolute())
     shapes = {name: array.shape for name, array in ARRAYS.items()}
     message = {"do": "call", "file": path, "name": "echo", "part": "", "groups": [list(ARRAYS)]}
-    with contextlib.closing(Process(10.0, "--user-time", lambda: 1 << 34)) as process:
+    with contextlib.closing(Process({"--user-time": 10.0}, lambda: 1 << 34)) as process:
         for _ in range(2):
             asked = {**message, "shapes": shapes, "known": [], "dtypes": ["<f8", "<f4"]}
             answer, found = process.ask(asked, list(ARRAYS.values()))

@@ -61,13 +61,12 @@ def process(common: Common, wanted: bool) -> Process:
 
     import click
 
-    from bpcli.checking.user.process import Process
+    from bpcli.checking.user.process import USER_TIME_OPTION, Process
     from bpcli.problem.limits import default_memory
 
-    limits = {"--user-time": common.user_time or USER_TIME, "--max-time": common.limits().max_time}
-    option = min(limits, key=lambda o: limits[o])
+    limits = {USER_TIME_OPTION: common.user_time or USER_TIME, "--max-time": common.limits().max_time}
     # What a framework needs by itself nobody has counted: a small --max-memory is for bp's own arrays.
-    found = Process(limits[option], option, lambda: max(default_memory(), common.max_memory or 0))
+    found = Process(limits, lambda: max(default_memory(), common.max_memory or 0))
     click.get_current_context().with_resource(contextlib.closing(found))
     if wanted:
         found.start()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from bpcli.checking.user.wire import UNHEARD, Array, Line, Message
@@ -18,6 +18,7 @@ from bpcli.errors import fail
 
 _START = "import sys; sys.path[:] = {path!r}; from bpcli.checking.user.child import main; main({fds})"
 _STARTS_WITHIN = 60.0
+USER_TIME_OPTION = "--user-time"
 _PATIENCE = 1.0
 """Seconds that a process has for its end."""
 _LOOK = 0.5
@@ -45,12 +46,12 @@ class _TooLongError(Exception):
 class Process:
     """One process at a time, a fresh one after each that ended.
 
-    A call, and the import of a file, may take `seconds`, the limit of `option`; `memory` says how many bytes may be
-    allocated.
+    A call may take as many seconds as the least of `limits` by option, the import of a file as many as that of
+    `USER_TIME_OPTION`, since nobody has predicted it; `memory` says how many bytes may be allocated.
     """
 
-    def __init__(self, seconds: float, option: str, memory: Callable[[], int]) -> None:
-        self._seconds, self._option, self._memory = seconds, option, memory
+    def __init__(self, limits: Mapping[str, float], memory: Callable[[], int]) -> None:
+        self._limits, self._memory = limits, memory
         self._child: subprocess.Popen[bytes] | None = None
         self._loaded: set[str] = set()
         self._ran: set[tuple[str, str]] = set()
@@ -125,13 +126,15 @@ class Process:
             self._greet()
             message = {**message, "memory": self._memory()}
         self._busy = True
+        options = self._limits if message["do"] == "call" else [USER_TIME_OPTION]
+        option = min(options, key=lambda o: self._limits[o])
         try:
             self._line.send(message, arrays)
-            answer = self._line.receive(self._waiting(self._seconds))
+            answer = self._line.receive(self._waiting(self._limits[option]))
         except _TooLongError:
             from bpcli.problem.limits import format_duration
 
-            limit = f"{format_duration(self._seconds)}, the limit of {self._option}"
+            limit = f"{format_duration(self._limits[option])}, the limit of {option}"
             raise self._ended(f"takes longer than {limit}", signal.SIGABRT) from None
         except ValueError:
             raise self._ended("writes into bp's own pipe", signal.SIGKILL) from None
