@@ -19,6 +19,8 @@ from bpcli.errors import fail
 _START = "import sys; sys.path[:] = {path!r}; from bpcli.checking.user.child import main; main({fds})"
 _STARTS_WITHIN = 60.0
 USER_TIME_OPTION = "--user-time"
+_LEAST = 0.25
+"""Seconds that any call may take: on a busy machine a quick one takes as long now and then."""
 _PATIENCE = 1.0
 """Seconds that a process has for its end."""
 _LOOK = 0.5
@@ -130,7 +132,7 @@ class Process:
         option = min(options, key=lambda o: self._limits[o])
         try:
             self._line.send(message, arrays)
-            answer = self._line.receive(self._waiting(self._limits[option]))
+            answer = self._line.receive(self._waiting(max(_LEAST, self._limits[option])))
         except _TooLongError:
             from bpcli.problem.limits import format_duration
 
