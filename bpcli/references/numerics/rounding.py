@@ -97,9 +97,8 @@ def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.
                 name: np.where(np.isfinite(size) & (size > _SMALLEST), size, np.abs(exact[name]))
                 for name, size in sizes.items()
             }
-        other = np.nanmax([float(sizes[_LOSS]), _largest(problem.setup, sizes)])
         each = {
-            name: bound(sizes[name], spreads[name], m, dtype, _natural(problem, name, sizes[_LOSS], other))
+            name: bound(sizes[name], spreads[name], m, dtype, _natural(problem, name, sizes[_LOSS]))
             + np.where(m == 0, 0.0, FACTOR * disturbed[name])
             + lost[name]
             for name, m in known.magnitudes.items()
@@ -114,10 +113,11 @@ def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.
         return Rounding(each, float(loss), scale, lost)
 
 
-def _natural(problem: Problem, name: str, loss: FloatArray, other: float) -> FloatArray:
-    """The size of a derivative by an entry in proportion to which all of the loss changes; `other` at least."""
+def _natural(problem: Problem, name: str, loss: FloatArray) -> FloatArray:
+    """The size of a derivative by an entry in proportion to which the loss changes; by a zero, that of the loss."""
     tensor = next(t for t in problem.setup.wrt if t.name == name)
-    return np.fmax(other, loss / np.abs(np.asarray(problem.array(tensor), np.float64)))
+    size = np.abs(np.asarray(problem.array(tensor), np.float64))
+    return np.asarray(loss / np.where(size > 0, size, 1.0))
 
 
 def _largest(setup: Setup, arrays: Mapping[str, FloatArray]) -> float:
