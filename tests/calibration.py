@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from bpcli import __version__
 from bpcli.errors import BpError
-from bpcli.methods.base import Window
 from bpcli.problem.model import Problem
+from bpcli.problem.unrolled import Window
 from bpcli.references import get
 from bpcli.references.base import Estimate
 from bpcli.references.numerics import derivatives, rounding

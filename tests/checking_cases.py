@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.limits import Limits
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.open import open_setup
+from bpcli.problem.unrolled import Window
 
 SPECS = Path(__file__).parent.parent / "specs"
 OURS = {name: Path(__file__).parent / f"checking_{name}.toml" for name in ("relu", "kink")}

@@ -17,7 +17,8 @@ import bpcli.checking
 import bpcli.methods as methods
 from bpcli.checking.findings import Finding, Verdict, Worst
 from bpcli.cli import main
-from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.methods.base import Cost, Gradient
+from bpcli.problem.unrolled import Window
 
 RECURRENT = """bp = 1
 [params]

@@ -20,7 +20,8 @@ from corpus import ROOT, Case, cases, exact_methods, problem
 
 from bpcli import __version__
 from bpcli.checking.findings import Finding
-from bpcli.checking.run import CheckOptions, check_problem
+from bpcli.checking.options import CheckOptions
+from bpcli.checking.run import check_problem
 from bpcli.errors import BpError
 
 COLUMNS = (

@@ -16,8 +16,9 @@ from bpcli.checking.blame.explain import explain
 from bpcli.checking.blame.shrink import Again
 from bpcli.checking.faults.catalogue import CATALOGUE
 from bpcli.checking.faults.model import as_method
+from bpcli.checking.options import CheckOptions
 from bpcli.checking.power import Planted, power
-from bpcli.checking.run import CheckOptions, check
+from bpcli.checking.run import check
 from bpcli.errors import fail
 from bpcli.problem.limits import Limits
 from bpcli.problem.model import Setup

@@ -17,7 +17,8 @@ from bpcli.benching import clock, control, journal, measure, pool
 from bpcli.benching.vouch import Vouch
 from bpcli.cli import main
 from bpcli.kernels import library
-from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.methods.base import Cost, Gradient
+from bpcli.problem.unrolled import Window
 
 SPEC = """bp = 1
 [dims]

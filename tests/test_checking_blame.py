@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from bpcli.checking.blame.explain import explain
 from bpcli.checking.blame.shrink import Again
 from bpcli.checking.findings import Finding
-from bpcli.checking.run import CheckOptions, check
+from bpcli.checking.options import CheckOptions
+from bpcli.checking.run import check
 from bpcli.cli import main
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Problem

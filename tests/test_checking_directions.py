@@ -9,7 +9,8 @@ import pytest
 from checking_cases import SMALL, Arrays, FakeMethod, call, small_setup
 
 from bpcli.checking import decide
-from bpcli.checking.run import CheckOptions, check
+from bpcli.checking.options import CheckOptions
+from bpcli.checking.run import check
 from bpcli.methods import parse
 from bpcli.problem.model import Problem
 

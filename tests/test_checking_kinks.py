@@ -11,7 +11,8 @@ import pytest
 from checking_cases import LIMITS, Arrays, FakeMethod, call, naive_gradient
 
 from bpcli.checking.findings import Finding
-from bpcli.checking.run import CheckOptions, check_problem
+from bpcli.checking.options import CheckOptions
+from bpcli.checking.run import check_problem
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup

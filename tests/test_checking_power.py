@@ -11,8 +11,9 @@ from click.testing import CliRunner
 
 from bpcli.checking.faults.catalogue import CATALOGUE
 from bpcli.checking.faults.model import as_method
+from bpcli.checking.options import CheckOptions
 from bpcli.checking.power import power
-from bpcli.checking.run import CheckOptions, check
+from bpcli.checking.run import check
 from bpcli.cli import main
 
 AUTO = CheckOptions()

@@ -11,7 +11,10 @@ import pytest
 from checking_cases import LIMITS, SMALL, Arrays, FakeMethod, call, small_setup
 
 from bpcli.checking.findings import Finding
-from bpcli.checking.run import CheckOptions, check, check_bytes, check_cost, choose, cosine, relative_error
+from bpcli.checking.forecast import check_bytes
+from bpcli.checking.measures import cosine, relative_error
+from bpcli.checking.options import CheckOptions, check_cost, choose
+from bpcli.checking.run import check
 from bpcli.checking.truth import Truth
 from bpcli.commands.check_document import findings_document
 from bpcli.commands.judging import Results

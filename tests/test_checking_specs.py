@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from checking_cases import LIMITS, SPECS
 
-from bpcli.checking.run import CheckOptions, check
+from bpcli.checking.options import CheckOptions
+from bpcli.checking.run import check
 from bpcli.methods import parse
 from bpcli.problem.open import open_setup
 

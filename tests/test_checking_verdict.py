@@ -9,17 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bpcli.checking.summary import summarise
-from bpcli.checking.verdict import (
-    CAUSES,
-    INCONCLUSIVE,
-    PASS,
-    VERDICTS,
-    WRONG,
-    Entries,
-    References,
-    judge,
-    settle,
-)
+from bpcli.checking.verdict import CAUSES, INCONCLUSIVE, PASS, VERDICTS, WRONG, Entries, References, judge, settle
 from bpcli.references.base import Estimate
 from bpcli.references.numerics.rounding import bound as rounding_bound
 

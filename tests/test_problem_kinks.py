@@ -9,12 +9,12 @@ import pytest
 from checking_cases import LIMITS
 
 from bpcli.methods import parse
-from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup
 from bpcli.problem.slopes import slopes_of
+from bpcli.problem.unrolled import Window
 from bpcli.references.complex_step import REFERENCE
 from bpcli.references.numerics.directions import directions
 from bpcli.references.numerics.rounding import rounding

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from checking_cases import LIMITS, FakeMethod, call
 
-from bpcli.checking.run import CheckOptions, check
+from bpcli.checking.options import CheckOptions
+from bpcli.checking.run import check
 from bpcli.methods import parse
-from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
 from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup
 from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.unrolled import Window
 from bpcli.references import get
 
 TESTS = Path(__file__).parent

@@ -9,8 +9,8 @@ import pytest
 from checking_cases import SMALL, naive_gradient, small_setup, truncation_windows
 
 from bpcli.errors import BpError
-from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
+from bpcli.problem.unrolled import Window
 from bpcli.references import get, known
 from bpcli.references.central import REFERENCE
 from bpcli.references.numerics.probe import probe

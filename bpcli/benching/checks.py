@@ -16,8 +16,9 @@ from bpcli.checking.truth import AUTO, whole
 from bpcli.errors import Place
 from bpcli.graph.model import Graph
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Cost, Gradient, Method, Window
+from bpcli.methods.base import Cost, Gradient, Method
 from bpcli.problem.model import Problem, Setup
+from bpcli.problem.unrolled import Window
 from bpcli.problem.whole import whole_loss
 
 CHECK = "check"

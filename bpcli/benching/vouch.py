@@ -17,12 +17,14 @@ import numpy as np
 
 from bpcli.benching.truth import distance, exact_method, flat
 from bpcli.checking.findings import Finding, Verdict
-from bpcli.checking.run import CheckOptions, check, check_cost
+from bpcli.checking.options import CheckOptions, check_cost
+from bpcli.checking.run import check
 from bpcli.graph.model import Graph
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.unrolled import Window
 
 AFFORDABLE_FLOPS, MOST_FLOPS = 1e9, 1e11
 """What is spent on a check of a cell: up to the first all entries are judged, up to the second, and where there are

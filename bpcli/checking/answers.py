@@ -13,9 +13,10 @@ from bpcli.checking.returned import same
 from bpcli.errors import Place
 from bpcli.kernels import library
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Cost, Window
+from bpcli.methods.base import Cost
 from bpcli.problem.limits import array_bytes
 from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.unrolled import Window
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 
 from bpcli.errors import fail
-from bpcli.methods.base import Window
 from bpcli.problem.factors import STEP
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.unrolled import Window
 from bpcli.references.base import FloatArray, forward_flops
 from bpcli.references.numerics.ladder import scales
 from bpcli.references.numerics.probe import Probe, Sampler, probe

@@ -15,10 +15,9 @@ from typing import cast as typed
 import numpy as np
 
 from bpcli import peers
-from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.unrolled import unrolled
+from bpcli.problem.unrolled import Window, unrolled
 from bpcli.references.base import Estimate, FloatArray, Reference
 from bpcli.references.numerics.directions import Directions, dot, norms
 from bpcli.references.numerics.rounding import rounding, rounding_flops

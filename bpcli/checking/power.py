@@ -13,11 +13,12 @@ from bpcli.checking.faults.model import Fault, as_method, separate
 from bpcli.checking.findings import Finding
 from bpcli.checking.interpreter.hooks import RIGHT
 from bpcli.checking.interpreter.walk import work
-from bpcli.checking.run import CheckOptions, check
+from bpcli.checking.options import CheckOptions
+from bpcli.checking.run import check
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.unrolled import Window
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 

@@ -9,21 +9,16 @@ import numpy as np
 
 from bpcli.checking.answers import Answer, Foreign, ask
 from bpcli.checking.findings import Finding, Verdict, Worst, spoiled
-from bpcli.checking.forecast import check_bytes as check_bytes
 from bpcli.checking.judge import Judged, judge_along, judge_entries
-from bpcli.checking.measures import cosine as cosine
-from bpcli.checking.measures import relative_error as relative_error
-from bpcli.checking.options import CheckOptions as CheckOptions
-from bpcli.checking.options import check_cost as check_cost
-from bpcli.checking.options import choose as choose
+from bpcli.checking.options import CheckOptions, choose
 from bpcli.checking.returned import LOSS, on_pattern
 from bpcli.checking.truth import AUTO, Truth
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Elsewhere
 from bpcli.problem.finite import check_finite
 from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.unrolled import Window
 
 
 def check(

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from bpcli.checking import outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
-from bpcli.methods.base import Window
 from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.unrolled import Window
 from bpcli.problem.whole import whole_loss
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference

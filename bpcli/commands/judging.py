@@ -12,7 +12,7 @@ from bpcli.commands import choose
 if TYPE_CHECKING:
     from bpcli.checking.answers import Foreign
     from bpcli.checking.findings import Finding
-    from bpcli.checking.run import CheckOptions
+    from bpcli.checking.options import CheckOptions
     from bpcli.cluster.connect import Cluster
     from bpcli.commands.foreign import Asked
     from bpcli.commands.options import Common

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bpcli.checking.options import CheckOptions
     from bpcli.checking.power import Planted
-    from bpcli.checking.run import CheckOptions
     from bpcli.commands.options import Common
     from bpcli.errors import Diagnostic
     from bpcli.render.document import Document
@@ -46,8 +46,8 @@ def _planted(path: Path, options: CheckOptions, common: Common) -> tuple[list[Pl
     from bpcli.checking.faults.model import as_method
     from bpcli.checking.forecast import check_bytes
     from bpcli.checking.interpreter.hooks import RIGHT
+    from bpcli.checking.options import check_cost as cost_of_check
     from bpcli.checking.power import power, power_cost
-    from bpcli.checking.run import check_cost as cost_of_check
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare
     from bpcli.commands.specs import open_spec

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from bpcli.graph.operations import OPERATIONS
-from bpcli.graph.tape import FIELDS as FIELDS
-from bpcli.graph.tape import ZERO as ZERO
 
 COPY, NEGATE, ADD, SUBTRACT, MULTIPLY, DIVIDE, POWER = (
     OPERATIONS[name].opcode for name in ("copy", "negate", "add", "subtract", "multiply", "divide", "power")

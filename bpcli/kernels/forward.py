@@ -5,7 +5,7 @@ Rows are counted by two indices, o (copies) and i (samples, or steps × samples)
 
 from __future__ import annotations
 
-from bpcli.graph.tape import ADDEND, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
+from bpcli.graph.tape import ADDEND, FIELDS, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
 from bpcli.kernels.binary import binary_rows
 from bpcli.kernels.blas import both_changed, gemm, vector_product
 from bpcli.kernels.codes import (
@@ -13,7 +13,6 @@ from bpcli.kernels.codes import (
     CONCAT,
     DIVIDE,
     DOT,
-    FIELDS,
     LOG_SOFTMAX,
     LOGSUMEXP,
     MATMAT,

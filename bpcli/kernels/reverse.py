@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bpcli.graph.tape import (
     ADDEND,
+    FIELDS,
     INNER,
     MODE_A,
     MODE_B,
@@ -20,6 +21,7 @@ from bpcli.graph.tape import (
     SIZE_B,
     STORE,
     TURNED,
+    ZERO,
     A,
     B,
 )
@@ -29,7 +31,6 @@ from bpcli.kernels.codes import (
     CONCAT,
     DIVIDE,
     DOT,
-    FIELDS,
     LOG_SOFTMAX,
     LOGSUMEXP,
     MATMAT,
@@ -39,7 +40,6 @@ from bpcli.kernels.codes import (
     SUBTRACT,
     SUM,
     TRANSPOSE,
-    ZERO,
 )
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
 from bpcli.kernels.pull import TIMES, factor, pull_rows, spread_rows

@@ -8,21 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpcli.kernels.codes import (
-    ABS,
-    COS,
-    EXP,
-    LEAKY_RELU,
-    LOG,
-    NEGATE,
-    POWER,
-    RELU,
-    SIGMOID,
-    SIN,
-    SOFTPLUS,
-    SQRT,
-    TANH,
-)
+from bpcli.kernels.codes import ABS, COS, EXP, LEAKY_RELU, LOG, NEGATE, POWER, RELU, SIGMOID, SIN, SOFTPLUS, SQRT, TANH
 from bpcli.kernels.elementwise import cos_into, sigmoid_into, sin_into
 from bpcli.kernels.elementwise_real import SMALLEST_NORMAL
 from bpcli.kernels.jit import CHUNK, inner, stack, vector

@@ -21,8 +21,9 @@ from bpcli.errors import Place, fail, nearest
 
 if TYPE_CHECKING:
     from bpcli.graph.model import Graph
-    from bpcli.methods.base import Cost, Gradient, Method, Window
+    from bpcli.methods.base import Cost, Gradient, Method
     from bpcli.problem.model import Problem, Setup
+    from bpcli.problem.unrolled import Window
 
 GROUP = "bpcli.methods"
 _NOT_METHODS = frozenset({"base"})

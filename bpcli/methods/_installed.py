@@ -11,8 +11,9 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from bpcli.errors import fail, printable
 from bpcli.graph.model import Graph
-from bpcli.methods.base import Cost, Gradient, Method, Window
+from bpcli.methods.base import Cost, Gradient, Method
 from bpcli.problem.model import Problem, Setup
+from bpcli.problem.unrolled import Window
 
 _Result = TypeVar("_Result")
 _PARTS = ("refusal", "windows", "cost", "gradient")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpcli.graph.model import Graph
-from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.traffic import moved
-from bpcli.problem.unrolled import unrolled
+from bpcli.problem.unrolled import Window, unrolled
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from bpcli.graph.model import Graph
 from bpcli.problem.model import Array, Problem, Setup
-from bpcli.problem.unrolled import Window as Window
+from bpcli.problem.unrolled import Window
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from bpcli.kernels.online import Online
 from bpcli.kernels.online_plan import OnlinePlan
 from bpcli.kernels.plan import phase_flops
 from bpcli.methods._unrolling import NoOptions
-from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.model import Array, Problem, Setup, Tensor
-from bpcli.problem.unrolled import loss_weights
+from bpcli.problem.unrolled import Window, loss_weights
 
 
 class RTRL:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from bpcli.graph.model import Graph, Phase
 from bpcli.kernels.plan import node_flops
-from bpcli.methods.base import Window
 from bpcli.problem.layouts import reach
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.preactivations import linked, step_by_step, terms, worthwhile
+from bpcli.problem.unrolled import Window
 from bpcli.references.numerics.directions import Directions
 
 FloatArray = NDArray[np.float64]

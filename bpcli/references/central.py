@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from bpcli.methods.base import Window
 from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.unrolled import Window
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.ladder import differentiate

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from bpcli.methods.base import Window
 from bpcli.problem.factors import ALONG, STEP
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
 from bpcli.problem.tangent_graph import possible
+from bpcli.problem.unrolled import Window
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops, nothing
 from bpcli.references.numerics.chain import Chain
 from bpcli.references.numerics.directions import Along, Directions, norms

@@ -8,14 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bpcli.checking.blame.evidence import Evidence
-from bpcli.checking.blame.signatures import (
-    PLAIN,
-    extent,
-    multiple,
-    not_finite,
-    proportional,
-    single_precision,
-)
+from bpcli.checking.blame.signatures import PLAIN, extent, multiple, not_finite, proportional, single_precision
 from bpcli.checking.faults.catalogue import CATALOGUE
 from bpcli.checking.faults.model import Fault
 from bpcli.checking.interpreter.hooks import Edge, Hooks

@@ -12,10 +12,10 @@ from bpcli.checking.blame.signatures import LEFT, explained
 from bpcli.checking.faults.model import as_method, separate
 from bpcli.checking.interpreter.hooks import RIGHT, Hooks
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Window
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Array, Problem, Setup, Tensor
 from bpcli.problem.slopes import ALIKE, slopes_of
+from bpcli.problem.unrolled import Window
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 

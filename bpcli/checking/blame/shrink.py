@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from bpcli.checking.answers import Foreign
 from bpcli.checking.findings import Finding
-from bpcli.checking.run import CheckOptions, check
+from bpcli.checking.options import CheckOptions
+from bpcli.checking.run import check
 from bpcli.methods import MethodCall
 from bpcli.problem.model import Setup
 

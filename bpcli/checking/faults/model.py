@@ -14,8 +14,9 @@ from bpcli.checking.interpreter.walk import walk, work
 from bpcli.graph.model import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods._unrolling import NoOptions
-from bpcli.methods.base import Cost, Gradient, Window
+from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.unrolled import Window
 
 Advice = Callable[[Setup], str]
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.methods.base import Window
 from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import FREE
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.slopes import ALIKE, Shares, Slopes
+from bpcli.problem.unrolled import Window
 from bpcli.references.numerics.derivatives import Derivatives
 from bpcli.references.numerics.directions import Along, norms
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe

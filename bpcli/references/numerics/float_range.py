@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
 from bpcli.problem.factors import ALONG
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Array, Problem, Tensor
-from bpcli.problem.unrolled import unrolled
+from bpcli.problem.unrolled import Window, unrolled
 from bpcli.problem.values import node_values
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bpcli.methods.base import Window
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Array, Problem, Setup
 from bpcli.problem.slopes import ALIKE, slopes_of
-from bpcli.problem.unrolled import Unrolled, unrolled
+from bpcli.problem.unrolled import Unrolled, Window, unrolled
 from bpcli.references.numerics.float_range import PASSES, float_range
 from bpcli.references.numerics.probe import FloatArray
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.methods.base import Window
 from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import UNCHANGED, Change, Perturbed
 from bpcli.problem.slopes import slopes_of
+from bpcli.problem.unrolled import Window
 from bpcli.references.base import Estimate, nothing
 from bpcli.references.numerics.chain import Chain, Ready
 from bpcli.references.numerics.choices import Choices, put_ranges
