@@ -16,7 +16,7 @@ from naive_dual import Dual, Scalar
 from naive_step import Array, Arrays, Entry, sample_path
 from naive_step import evaluate as evaluate
 
-from bpcli.spec.model import Spec
+from bpcli.spec.specification import Spec
 
 Gradient = dict[str, Array]
 Column = tuple[str, str, int, int]  # what is differentiated by: kind, name, step (0 unless an input), flat index

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from naive_dual import BINARY, Dual, Value, call, chain, each, flat, matmul, pairs
 
-from bpcli.spec.model import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
+from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
 
 Array = np.ndarray[Any, Any]
 Entry = tuple[str, int]  # a state's name and a flat index

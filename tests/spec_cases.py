@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bpcli.errors import Collector, Diagnostic
 from bpcli.spec.load import load
-from bpcli.spec.model import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
+from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
 
 MARK = "▸"
 

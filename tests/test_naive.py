@@ -13,7 +13,7 @@ from naive_dual import ELEMENTWISE
 
 from bpcli.errors import Collector
 from bpcli.spec.load import load
-from bpcli.spec.model import Spec
+from bpcli.spec.specification import Spec
 
 SPECS = Path(__file__).parent.parent / "specs"
 SMALL = {"T": 3, "batch": 2}

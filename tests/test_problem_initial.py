@@ -7,7 +7,7 @@ import pytest
 
 from bpcli.errors import Place
 from bpcli.problem.initial import generator, initial, outside, pattern
-from bpcli.spec.model import ArrayDecl
+from bpcli.spec.specification import ArrayDecl
 
 FLOAT64, FLOAT32 = np.dtype(np.float64), np.dtype(np.float32)
 

@@ -13,7 +13,7 @@ from spec_cases import MARK, unmarked, written
 from bpcli.errors import Collector, Place
 from bpcli.spec.equations import parse
 from bpcli.spec.integers import evaluate
-from bpcli.spec.model import Binary, Call, Expr, Negate, Number, Ref
+from bpcli.spec.specification import Binary, Call, Expr, Negate, Number, Ref
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 

@@ -262,7 +262,7 @@ def test_places_of_tokens_are_as_wide_as_they_are_written(tmp_path):
     assert (25, 8) == (refused.right.place.column, refused.right.place.width)
 
 
-@pytest.mark.parametrize("module", ["bpcli.spec.load", "bpcli.spec.equations", "bpcli.spec.model"])
+@pytest.mark.parametrize("module", ["bpcli.spec.load", "bpcli.spec.equations", "bpcli.spec.specification"])
 def test_pydantic_is_imported_only_to_load(module):
     """Importing the loader leaves out what takes long to import."""
     code = f"import sys, {module}; sys.exit('pydantic' in sys.modules or 'numba' in sys.modules)"

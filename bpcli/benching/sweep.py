@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from bpcli.errors import BpError, Place, fail, nearest
 from bpcli.spec.language import canonical
-from bpcli.spec.model import Spec
-from bpcli.spec.options import parse_value
+from bpcli.spec.overrides import parse_value
 from bpcli.spec.sections import MAX_CELLS
+from bpcli.spec.specification import Spec
 
 Value = int | float | str
 Grid = Mapping[str, Sequence[Value]]

@@ -10,7 +10,7 @@ from bpcli.errors import Place
 from bpcli.render.document import Case
 
 if TYPE_CHECKING:
-    from bpcli.spec.model import Spec
+    from bpcli.spec.specification import Spec
 
 # By spec, and a tensor or a user's function: where it is written; under "" what to show where there is neither. Of a
 # finding on a user's function that is the place to mend.

@@ -158,8 +158,7 @@ def _table(path: Path) -> Mapping[str, Any]:
 
 def _refuse(text: Text) -> NoReturn:
     """Say what is wrong with a text that is no TOML, and where."""
-    from bpcli.spec.outline import outline
-    from bpcli.spec.toml import tables
+    from bpcli.spec.toml import outline, tables
 
     collector = Collector()
     tables(text, outline(text.content), collector)
@@ -169,7 +168,7 @@ def _refuse(text: Text) -> NoReturn:
 
 def _place(path: Path, *key: str) -> Place:
     """The place of `[tool.bp]`, or of a key in it, written with dashes or underscores."""
-    from bpcli.spec.outline import outline
+    from bpcli.spec.toml import outline
 
     text = _read(path)
     keys = outline(text.content).keys

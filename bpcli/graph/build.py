@@ -11,8 +11,8 @@ from bpcli.graph.model import Graph, Node, Phase
 from bpcli.graph.operations import describe
 from bpcli.graph.order import evaluation_order, unused_names
 from bpcli.graph.phases import ancestors, assign_phases
-from bpcli.spec.model import Equation, Spec
-from bpcli.spec.values import FLOAT32_MAX
+from bpcli.spec.declarations import FLOAT32_MAX
+from bpcli.spec.specification import Equation, Spec
 
 
 def build(spec: Spec, collector: Collector) -> Graph | None:

@@ -11,7 +11,7 @@ from bpcli.graph.drafts import Drafts, Kind
 from bpcli.graph.functions import call
 from bpcli.graph.sums import Term, add_terms
 from bpcli.spec.integers import evaluate
-from bpcli.spec.model import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
+from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
 
 
 @dataclass(frozen=True)

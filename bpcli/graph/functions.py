@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from bpcli.errors import Place
 from bpcli.graph.algebra import multiply
 from bpcli.graph.drafts import Drafts
-from bpcli.spec.model import Call
+from bpcli.spec.specification import Call
 
 COMPOSED: Mapping[str, str] = {
     "mean": "sum of all entries over how many there are",

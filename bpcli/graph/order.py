@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from bpcli.errors import Collector, Place
-from bpcli.spec.model import Binary, Call, Equation, Expr, Item, Negate, Ref, Slice, Spec, Transpose
+from bpcli.spec.specification import Binary, Call, Equation, Expr, Item, Negate, Ref, Slice, Spec, Transpose
 
 
 def references(expr: Expr) -> Iterator[Ref]:

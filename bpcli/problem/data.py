@@ -12,7 +12,7 @@ from bpcli.problem.files import open_arrays, read_as
 from bpcli.problem.initial import generator, normal, rounded
 from bpcli.problem.model import Array, Setup
 from bpcli.problem.sizes import data_place
-from bpcli.spec.model import ArrayDecl, Nested, Spec
+from bpcli.spec.specification import ArrayDecl, Nested, Spec
 from bpcli.tasks import find_task
 
 ROLES = {"input": "x", "target": "y_star"}

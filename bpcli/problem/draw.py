@@ -12,7 +12,7 @@ from bpcli.problem.files import where
 from bpcli.problem.initial import GROUP, initial, outside
 from bpcli.problem.model import Array, Problem, Setup
 from bpcli.problem.weights import read_weights
-from bpcli.spec.model import ArrayDecl
+from bpcli.spec.specification import ArrayDecl
 
 
 def draw(setup: Setup) -> Problem:

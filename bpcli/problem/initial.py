@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.problem.model import Array
-from bpcli.spec.model import ArrayDecl
+from bpcli.spec.specification import ArrayDecl
 
 Label = Literal["inputs", "params", "states", "patterns", "task"]
 Float64 = NDArray[np.float64]

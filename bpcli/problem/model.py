@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.model import Graph
 from bpcli.problem.elsewhere import Elsewhere
-from bpcli.spec.model import Kind, Spec
+from bpcli.spec.specification import Kind, Spec
 
 Array = NDArray[np.floating]
 

@@ -12,8 +12,8 @@ from bpcli.problem.limits import Limits
 from bpcli.problem.model import Setup
 from bpcli.problem.setup import assemble, plan
 from bpcli.spec.load import load
-from bpcli.spec.model import Spec
 from bpcli.spec.paths import resolve
+from bpcli.spec.specification import Spec
 
 
 def open_setup(path: str | Path, overrides: Mapping[str, object], wrt: Sequence[str], limits: Limits) -> Setup:

@@ -16,7 +16,7 @@ from bpcli.problem.model import Setup
 from bpcli.problem.sizes import Sizes, find_sizes
 from bpcli.problem.weights import check_weights
 from bpcli.problem.wrt import choose, tensors
-from bpcli.spec.model import ArrayDecl, Spec
+from bpcli.spec.specification import ArrayDecl, Spec
 
 
 @dataclass(frozen=True)

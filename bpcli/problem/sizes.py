@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bpcli.errors import BpError, Collector, Place
 from bpcli.problem.files import ArrayFile, open_arrays
-from bpcli.spec.model import ArrayDecl, Spec
+from bpcli.spec.specification import ArrayDecl, Spec
 
 DEFAULT_T = 20
 DEFAULT_BATCH = 4

@@ -9,7 +9,7 @@ import numpy as np
 from bpcli.errors import BpError, Collector, Place, printable
 from bpcli.problem.files import ArrayFile, open_arrays, read_as
 from bpcli.problem.model import Array
-from bpcli.spec.model import ArrayDecl, Spec, Weights
+from bpcli.spec.specification import ArrayDecl, Spec, Weights
 
 _FIT = "declare this shape, save the array with the declared one, or name another array with [weights] map"
 

@@ -8,8 +8,8 @@ from bpcli.errors import Collector, Place, nearest, printable
 from bpcli.problem.initial import pattern
 from bpcli.problem.model import Setup, Tensor
 from bpcli.spec.language import canonical
-from bpcli.spec.model import ArrayDecl, Spec
 from bpcli.spec.sections import KINDS
+from bpcli.spec.specification import ArrayDecl, Spec
 
 
 def choose(spec: Spec, wrt: Sequence[str], collector: Collector) -> tuple[ArrayDecl, ...]:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bpcli.errors import Collector, Place
-from bpcli.spec.model import Source
-from bpcli.spec.outline import Outline, Path
-from bpcli.spec.strings import decode
-from bpcli.spec.text import Text
+from bpcli.spec.specification import Source
+from bpcli.spec.text import Text, decode
+from bpcli.spec.toml import KeyPath, Outline
 
 MAX_REFUSALS = 200
 
@@ -22,14 +21,14 @@ class Context:
     outline: Outline
     source: Source
     collector: Collector
-    overridden: dict[Path, str]
+    overridden: dict[KeyPath, str]
 
     @property
     def full(self) -> bool:
         """Whether so much is refused that nobody would read on, and looking for more only takes time."""
         return len(self.collector.diagnostics) >= MAX_REFUSALS
 
-    def refuse(self, code: str, what: str, path: Path, remedy: str) -> None:
+    def refuse(self, code: str, what: str, path: KeyPath, remedy: str) -> None:
         """A refusal of the value at `path`; of the option where one gave the value."""
         option = self.overridden.get(path)
         if option is None:
@@ -37,7 +36,7 @@ class Context:
         else:
             self.collector.add(code, what, None, help=f"{remedy + '; ' if remedy else ''}the value comes from {option}")
 
-    def refuse_key(self, code: str, what: str, path: Path, remedy: str) -> None:
+    def refuse_key(self, code: str, what: str, path: KeyPath, remedy: str) -> None:
         """A refusal of the key at `path`."""
         if path in self.overridden:
             self.refuse(code, what, path, remedy)
@@ -45,7 +44,7 @@ class Context:
         span = self.outline.keys.get(path)
         self.collector.add(code, what, self.text.place(*span) if span else self.source.key(*path), help=remedy)
 
-    def where(self, path: Path, content: str) -> Callable[[int, int], Place]:
+    def where(self, path: KeyPath, content: str) -> Callable[[int, int], Place]:
         """The place of the characters start..end of the string at `path`, whose content is given."""
         span, raw = self.outline.values.get(path), self.outline.strings.get(path)
         read, offsets = decode(raw) if raw is not None else ("", [])

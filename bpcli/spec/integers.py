@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from bpcli.errors import Collector, Place, nearest
-from bpcli.spec.model import Binary, Expr, Number, Ref
+from bpcli.spec.specification import Binary, Expr, Number, Ref
 
 MAX_SIZE = 1 << 40
 _MAX_STEP = 1 << 62

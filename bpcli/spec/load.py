@@ -1,23 +1,93 @@
-"""TOML file to `Spec`: read, located, validated, its names and equations looked at. All refusals are collected."""
+"""The one name space of dims, constants, inputs, params, states and equations.
+
+TOML file to `Spec`: read, located, validated, its names and equations looked at. All refusals are collected.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.errors import Collector
+from bpcli.errors import Collector, Place, printable
 from bpcli.spec.context import Context, make_source
 from bpcli.spec.equations import parse
-from bpcli.spec.model import ArrayDecl, Equation, Kernel, Spec
-from bpcli.spec.names import Names, check_names
-from bpcli.spec.options import apply, parse_assignment
-from bpcli.spec.outline import outline
+from bpcli.spec.language import canonical, reserved
+from bpcli.spec.overrides import apply, parse_assignment
+from bpcli.spec.specification import ArrayDecl, Equation, Kernel, Spec
 from bpcli.spec.text import read
-from bpcli.spec.toml import tables
+from bpcli.spec.toml import KeyPath, outline, tables
 
 if TYPE_CHECKING:
     from bpcli.spec.schema import Document
+
+
+_KINDS = {
+    "dims": "a dim",
+    "constants": "a constant",
+    "inputs": "an input",
+    "params": "a param",
+    "state": "a state",
+    "equations": "an equation",
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """`of` takes the path of a declaration to its name in normal form; refused ones are not in it."""
+
+    of: dict[KeyPath, str]
+    refused: frozenset[str]
+
+
+def check_names(paths: Iterable[KeyPath], context: Context) -> Names:
+    """Refuse what is no name, is reserved, or is declared twice; `paths` are (table, name) in any order."""
+    ordered = sorted(paths, key=lambda path: _order(context.source.key(*path)))
+    seen: dict[str, list[KeyPath]] = {}
+    refused: set[str] = set()
+    for path in ordered:
+        name = canonical(path[1])
+        if context.full:
+            refused.add(name)
+            continue
+        if not _is_name(name, path, context):
+            refused.add(name)
+            continue
+        others = [other for other in seen.setdefault(name, []) if {other[0], path[0]} != {"state", "equations"}]
+        if others:
+            refused.add(name)
+            _clash(name, path, others[0], context)
+        seen[name].append(path)
+    names = {path: name for name, paths in seen.items() for path in paths if name not in refused}
+    return Names(names, frozenset(refused))
+
+
+def _order(place: Place) -> tuple[int, int]:
+    return place.line, place.column
+
+
+def _is_name(name: str, path: KeyPath, context: Context) -> bool:
+    shown = printable(path[1], 60)
+    if not name.isidentifier():
+        remedy = "a name starts with a letter or _ and goes on with letters, digits and _"
+        context.refuse_key("bad-name", f'"{shown}" is no name', path, remedy)
+        return False
+    if reason := reserved(name):
+        remedy = f'use another name, such as "{name}_"'
+        context.refuse_key("reserved-name", f'"{shown}" is reserved: {reason}', path, remedy)
+        return False
+    return True
+
+
+def _clash(name: str, path: KeyPath, other: KeyPath, context: Context) -> None:
+    line = context.source.key(*other).line
+    what = f'"{printable(name)}" is {_KINDS[path[0]]} and also {_KINDS[other[0]]} (line {line})'
+    if path[1] != other[1]:
+        what += ": both are the same identifier in Unicode's normal form KC"
+    remedy = "rename one of the two: dims, constants, inputs, params, states and equations share one name space"
+    context.refuse_key("name-clash", what, path, remedy)
+
 
 __all__ = ["load", "parse_assignment"]
 
@@ -32,7 +102,7 @@ def load(path: str | Path, overrides: Mapping[str, object], collector: Collector
     that a graph can be tried and errors of shape are found as well. Files that the spec names are not looked at.
     """
     # pydantic takes longer to import than a spec to load, so that only who loads one pays for it.
-    from bpcli.spec.validate import validate
+    from bpcli.spec.validation import validate
 
     text = read(path, collector)
     if text is None:
@@ -54,7 +124,7 @@ def load(path: str | Path, overrides: Mapping[str, object], collector: Collector
 
 def _spec(name: str, document: Document, names: Names, context: Context) -> Spec:
     from bpcli.spec import sections
-    from bpcli.spec.arrays import Declarer
+    from bpcli.spec.declarations import Declarer
 
     dims = _named(document, "dims", names)
     constants = _named(document, "constants", names)

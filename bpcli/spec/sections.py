@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from bpcli.errors import nearest, printable
 from bpcli.spec import schema
-from bpcli.spec.complaints import describe
 from bpcli.spec.context import Context
+from bpcli.spec.declarations import nested, number
 from bpcli.spec.integers import MAX_SIZE
 from bpcli.spec.language import canonical
-from bpcli.spec.model import ArrayDecl, Bench, Check, Data, Nested, Objective, Weights
-from bpcli.spec.options import SETTINGS
-from bpcli.spec.outline import Path
-from bpcli.spec.values import nested, number
+from bpcli.spec.overrides import SETTINGS
+from bpcli.spec.specification import ArrayDecl, Bench, Check, Data, Nested, Objective, Weights
+from bpcli.spec.toml import KeyPath
+from bpcli.spec.validation import describe
 
 MAX_CELLS = 100_000
 KINDS = ("params", "inputs", "state")
@@ -112,7 +112,7 @@ def bench(table: schema.Bench, declared: Declared, context: Context) -> Bench:
     return Bench(tuple(table.methods), grid)
 
 
-def _recurrent_only(name: str, path: Path, context: Context) -> None:
+def _recurrent_only(name: str, path: KeyPath, context: Context) -> None:
     what = f'"{name}" is for recurrent networks, and this one has no state'
     context.refuse_key("recurrent-only", what, path, "leave it out, or declare a [state]")
 
@@ -149,7 +149,7 @@ def _values(values: Mapping[str, object], declared: Declared, context: Context) 
     return read
 
 
-def _check_cell(key: str, cell: object, path: Path, declared: Declared, context: Context) -> None:
+def _check_cell(key: str, cell: object, path: KeyPath, declared: Declared, context: Context) -> None:
     """Refuse a value that what the key stands for can't have."""
     if isinstance(cell, bool) or not isinstance(cell, int | float | str):
         what = f"a cell of a sweep is a number or a string, not {describe(cell)}"

@@ -1,4 +1,7 @@
-"""pydantic's errors in our own words, each at its place."""
+"""pydantic's errors in our own words, each at its place.
+
+Tables to a validated document; what is refused is cut out, so that the rest can still be looked at.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from bpcli.errors import nearest, printable
 from bpcli.spec import schema
 from bpcli.spec.context import Context
-from bpcli.spec.outline import Path
+from bpcli.spec.schema import Document
+from bpcli.spec.toml import KeyPath
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
+
 
 ARRAYS: Mapping[str, type[schema.Input | schema.Param | schema.State]] = {
     "inputs": schema.Input,
@@ -26,7 +33,7 @@ _SIZE = "an integer from 1 to 2**40"
 _TEXT = "a non-empty string"
 _ENTRY = f"{_SIZE}, or a string with an integer expression of dims"
 _METHODS = ("a non-empty list of methods, strings", '["bptt"]')
-_FORMS: Mapping[Path, tuple[str, str]] = {
+_FORMS: Mapping[KeyPath, tuple[str, str]] = {
     ("bp",): ("the integer 1", "1"),
     ("title",): ("a string", '"A network"'),
     ("description",): ("a string", '"What it is for"'),
@@ -83,9 +90,9 @@ _ALIKE = 0.8
 _RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
-def complain(errors: Iterable[ErrorDetails], raw: Mapping[str, Any], context: Context) -> list[tuple[Path, str]]:
+def complain(errors: Iterable[ErrorDetails], raw: Mapping[str, Any], context: Context) -> list[tuple[KeyPath, str]]:
     """Note every error once; returns the path and pydantic's type of each."""
-    found: dict[Path, ErrorDetails] = {}
+    found: dict[KeyPath, ErrorDetails] = {}
     for error in errors:
         path = _path(error, raw)
         # Of the alternatives of a union, the one that fits the type says most.
@@ -124,9 +131,9 @@ def describe(value: object) -> str:
     return "a date or time"
 
 
-def _path(error: ErrorDetails, raw: Any) -> Path:
+def _path(error: ErrorDetails, raw: Any) -> KeyPath:
     """The key path of an error, without what pydantic adds: union members, and "shape" of the short form."""
-    path: Path = ()
+    path: KeyPath = ()
     for part in error["loc"]:
         in_list = isinstance(raw, list) and isinstance(part, int) and part < len(raw)
         if in_list or (isinstance(raw, dict) and part in raw):
@@ -137,7 +144,7 @@ def _path(error: ErrorDetails, raw: Any) -> Path:
     return path
 
 
-def _complain(path: Path, error: ErrorDetails, context: Context) -> None:
+def _complain(path: KeyPath, error: ErrorDetails, context: Context) -> None:
     kind, value, name = error["type"], error["input"], printable(".".join(path))
     if kind == "missing":
         _missing(path, context)
@@ -161,7 +168,7 @@ def _is_huge(value: object) -> bool:
     return type(value) is int or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _remedy(path: Path, value: object) -> str:
+def _remedy(path: KeyPath, value: object) -> str:
     """An example; and the quotes that are missing or too many."""
     expected, example = _form(path)
     if path[0] == "equations" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -171,7 +178,7 @@ def _remedy(path: Path, value: object) -> str:
     return _example(path, example)
 
 
-def _example(path: Path, example: str) -> str:
+def _example(path: KeyPath, example: str) -> str:
     if len(path) == 1 and path not in _FORMS:
         header = "kernel.NAME" if path[0] == "kernel" else path[0]
         return f"write [{header}] on a line of its own, and {_BELOW.get(path[0], example)} below it"
@@ -179,11 +186,11 @@ def _example(path: Path, example: str) -> str:
     return f"write {printable(key, 60)} = {example}, for example"
 
 
-def _expected(path: Path) -> str:
+def _expected(path: KeyPath) -> str:
     return _form(path)[0]
 
 
-def _form(path: Path) -> tuple[str, str]:
+def _form(path: KeyPath) -> tuple[str, str]:
     """What the value of a key must be, and an example."""
     if len(path) == 1 and path not in _FORMS:
         return "a table", 'file = "kernel.py"'
@@ -195,7 +202,7 @@ def _form(path: Path) -> tuple[str, str]:
     return "of another type", "[4]"
 
 
-def _missing(path: Path, context: Context) -> None:
+def _missing(path: KeyPath, context: Context) -> None:
     *table, key = path
     header = context.outline.headers.get(tuple(table))
     place = context.text.place(*header) if header else context.source.key(*table)
@@ -205,7 +212,7 @@ def _missing(path: Path, context: Context) -> None:
     context.collector.add("missing-key", what, place, help=remedies.get(key, f"write {key} = …"))
 
 
-def _unknown_key(path: Path, context: Context) -> None:
+def _unknown_key(path: KeyPath, context: Context) -> None:
     *table, key = path
     models: dict[str, Any] = {name: f.annotation for name, f in schema.Document.model_fields.items()}
     model: Any = schema.Document
@@ -217,3 +224,50 @@ def _unknown_key(path: Path, context: Context) -> None:
         remedy = "an input has a shape alone; its numbers come from [data]"
     where = f"[{printable('.'.join(table))}]" if table else "a spec"
     context.refuse_key("unknown-key", f'unknown key "{printable(key)}" in {where}', path, remedy)
+
+
+_ROUNDS = 3
+
+
+def validate(raw: dict[str, Any], context: Context) -> tuple[Document, list[KeyPath]] | None:
+    """The document and the paths of the declarations cut out of it; None where too little is left.
+
+    `raw` is changed.
+    """
+    cut: list[KeyPath] = []
+    for _ in range(_ROUNDS):
+        try:
+            return Document.model_validate(raw), cut
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_context=True)
+        lost = misspelt(raw)
+        for path, kind in complain(errors, raw, context):
+            if len(path) == 1 and (path[0] in DECLARING) and kind != "missing":
+                return None
+            if path == ("bp",) and kind != "missing":
+                return None
+            _cut(raw, path, kind, cut)
+        if lost:  # every name that is declared there would seem unknown
+            return None
+    return None
+
+
+def _cut(raw: dict[str, Any], path: KeyPath, kind: str, cut: list[KeyPath]) -> None:
+    """Take what `path` names out of `raw`: a key where that leaves a declaration with a shape, else all of it."""
+    if path in (("bp",), ("equations",)):
+        raw[path[0]] = 1 if path == ("bp",) else {}
+    elif len(path) == 1:
+        raw.pop(path[0], None)
+    elif path[0] in DECLARING:
+        table = raw[path[0]]
+        declaration = table.get(path[1])
+        if len(path) > 2 and isinstance(declaration, dict) and path[2] != "shape":
+            declaration.pop(path[2], None)
+        else:
+            table.pop(path[1], None)
+            if path[:2] not in cut:
+                cut.append(path[:2])
+    elif kind == "missing" or path[0] == "kernel" or path == ("weights", "file"):
+        raw.pop(path[0], None)
+    elif path[0] in raw:  # an earlier error may have taken the table
+        raw[path[0]].pop(path[1], None)

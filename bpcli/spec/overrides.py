@@ -7,9 +7,9 @@ from typing import Any
 
 from bpcli.errors import Collector, fail, nearest, printable
 from bpcli.spec.language import canonical
-from bpcli.spec.outline import Path
+from bpcli.spec.toml import KeyPath
 
-SETTINGS: Mapping[str, Path] = {
+SETTINGS: Mapping[str, KeyPath] = {
     "T": ("data", "T"),
     "batch": ("data", "batch"),
     "seed": ("data", "seed"),
@@ -38,9 +38,9 @@ def parse_value(text: str) -> int | float | str:
     return text
 
 
-def apply(raw: dict[str, Any], overrides: Mapping[str, object], collector: Collector) -> dict[Path, str]:
+def apply(raw: dict[str, Any], overrides: Mapping[str, object], collector: Collector) -> dict[KeyPath, str]:
     """Put `overrides` into the tables `raw`; the paths that they change, each with its option."""
-    changed: dict[Path, str] = {}
+    changed: dict[KeyPath, str] = {}
     for key, value in overrides.items():
         path = _find(raw, canonical(key))
         if path is None:
@@ -59,7 +59,7 @@ def apply(raw: dict[str, Any], overrides: Mapping[str, object], collector: Colle
     return changed
 
 
-def _find(raw: dict[str, Any], key: str) -> Path | None:
+def _find(raw: dict[str, Any], key: str) -> KeyPath | None:
     """The path of what `key` sets. A setting goes before a dim of that name, but for T where nothing has steps."""
     names = [(table, name) for table in ("dims", "constants") for name in _names(raw, table)]
     path = next((path for path in names if canonical(path[1]) == key), None)

@@ -1,4 +1,7 @@
-"""Declarations of inputs, params and states."""
+"""Numbers written in a spec: a scalar, a list, or a list of rows.
+
+Declarations of inputs, params and states.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,79 @@ from bpcli.spec import schema
 from bpcli.spec.context import Context
 from bpcli.spec.equations import parse
 from bpcli.spec.integers import MAX_SIZE, evaluate
-from bpcli.spec.model import ArrayDecl, Kind, Nested
-from bpcli.spec.outline import Path
-from bpcli.spec.values import FLOAT32_MAX, nested
+from bpcli.spec.specification import ArrayDecl, Kind, Nested
+from bpcli.spec.toml import KeyPath
+from bpcli.spec.validation import describe
+
+FLOAT32_MAX = 3.4028234663852886e38
+_MAX_AXES = 2
+
+
+def number(value: object, path: KeyPath, dtype: str, context: Context) -> float | None:
+    """`value` as a float that is finite in `dtype`; None where it is refused."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        context.refuse(
+            "wrong-type", f"a number is wanted here, not {describe(value)}", path, "write a number, without quotes"
+        )
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if math.isfinite(result) and (dtype == "float64" or abs(result) <= FLOAT32_MAX):
+        return result
+    context.refuse("not-finite", f"this number is not finite in {dtype}", path, "write a finite number")
+    return None
+
+
+def nested(value: object, path: KeyPath, shape: tuple[int, ...], dtype: str, context: Context) -> Nested | None:
+    """The numbers of an array of `shape`, rows as tuples; None where something is refused, at its own place."""
+    read = _read(value, path, dtype, context, 0)
+    if read is None:
+        return None
+    found = _shape(read)
+    if found == shape:
+        return read
+    has = "has rows of different lengths" if found is None else f"has the shape {list(found)}"
+    what = f'the value of "{printable(_owner(path))}" {has}, declared is {list(shape)}'
+    alike = '; init = "ones" with a scale is one number in all entries' if found == () and path[0] != "data" else ""
+    context.refuse("shape-mismatch", what, path, f"write {_wanted(shape)}{alike}")
+    return None
+
+
+def _read(value: object, path: KeyPath, dtype: str, context: Context, axes: int) -> Nested | None:
+    if not isinstance(value, list):
+        return number(value, path, dtype, context)
+    if context.full:
+        return None
+    if axes == _MAX_AXES:
+        context.refuse("wrong-type", "a number is wanted here, not an array", path, "a matrix is a list of rows")
+        return None
+    items = [_read(item, (*path, str(i)), dtype, context, axes + 1) for i, item in enumerate(value)]
+    read = tuple(item for item in items if item is not None)
+    return read if len(read) == len(items) else None
+
+
+def _shape(value: Nested) -> tuple[int, ...] | None:
+    """The shape of nested tuples; None where they are ragged."""
+    if not isinstance(value, tuple):
+        return ()
+    inner = {_shape(item) for item in value}
+    if len(inner) > 1 or None in inner:
+        return None
+    return (len(value), *(inner.pop() or ())) if inner else (0,)
+
+
+def _wanted(shape: tuple[int, ...]) -> str:
+    """Numbers of a shape, in words."""
+    if len(shape) < _MAX_AXES:
+        return f"a list of {shape[0]} numbers" if shape else "one number"
+    return f"a list of {shape[0]} rows of {shape[1]} numbers each"
+
+
+def _owner(path: KeyPath) -> str:
+    return path[-1] if path[0] == "data" else path[1]
+
 
 KINDS: Mapping[str, Kind] = {"inputs": "input", "params": "param", "state": "state"}
 _MATRICES = ("identity", "orthogonal", "glorot")
@@ -30,7 +103,7 @@ class Declarer:
     refused: frozenset[str]
     dtype: str
 
-    def declare(self, path: Path, name: str, table: schema.Input | schema.Param | schema.State) -> ArrayDecl | None:
+    def declare(self, path: KeyPath, name: str, table: schema.Input | schema.Param | schema.State) -> ArrayDecl | None:
         """The array at `path`; None where its shape is refused, since nothing can be said of one without."""
         if self.context.full:
             return None
@@ -48,7 +121,7 @@ class Declarer:
             value = nested(table.value, (*path, "value"), shape, self.dtype, self.context)
         return ArrayDecl(name, kind, shape, place, init, scale, value, table.trainable, density)
 
-    def shape(self, path: Path, entries: list[int | str], kind: Kind) -> tuple[int, ...] | None:
+    def shape(self, path: KeyPath, entries: list[int | str], kind: Kind) -> tuple[int, ...] | None:
         """The sizes that a shape's entries stand for."""
         inside = (*path, "shape") if (*path, "shape") in self.context.source.values else path
         most = 2 if kind == "param" else 1
@@ -67,7 +140,7 @@ class Declarer:
         known = tuple(size for size in sizes if size is not None)
         return known if len(known) == len(sizes) else None
 
-    def entry(self, path: Path, entry: int | str) -> int | None:
+    def entry(self, path: KeyPath, entry: int | str) -> int | None:
         """One size, evaluated where it is an expression; None where it has been refused."""
         if isinstance(entry, int):
             return entry
@@ -80,7 +153,7 @@ class Declarer:
         context.refuse("out-of-range", what, path, "change the dims in it")
         return None
 
-    def init(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> str:
+    def init(self, path: KeyPath, table: schema.Param | schema.State, shape: tuple[int, ...]) -> str:
         """The name of the init, "value" included, with the default of the kind."""
         if table.value is not None:
             for key in ("init", "scale"):
@@ -96,7 +169,7 @@ class Declarer:
             return default
         return init
 
-    def scale(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float:
+    def scale(self, path: KeyPath, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float:
         """The scale as given, or the default of the init: 1/sqrt(columns) or 0.1 where numbers are drawn, else 1."""
         init = table.init or ("zeros" if isinstance(table, schema.State) else "normal")
         if table.scale is None:
@@ -110,7 +183,7 @@ class Declarer:
             self.context.refuse("not-finite", what, (*path, "scale"), "write a finite number")
         return float(table.scale)
 
-    def density(self, path: Path, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:
+    def density(self, path: KeyPath, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:
         """The density as given; None where there is none, or where it has been refused."""
         density = table.density if isinstance(table, schema.Param) else None
         if density is None or len(shape) == 2:
