@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall, parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits

@@ -10,7 +10,7 @@ import numpy as np
 
 from bpcli.errors import Collector, Diagnostic
 from bpcli.graph.build import build
-from bpcli.graph.model import Graph, Node
+from bpcli.graph.nodes import Graph, Node
 from bpcli.spec.load import load
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -14,7 +14,7 @@ from random import Random
 
 from network_terms import Array, Network, Number, Term
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.graph.operations import OPERATIONS, Misfit, Operation, Shape
 from bpcli.spec.language import FUNCTIONS
 

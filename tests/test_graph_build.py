@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from graph_cases import FUNCTIONS, Array, built, graph_of, show, values_of, with_arrays
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "x": (3,),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bpcli.graph.folding import fold, foldable
+from bpcli.graph.drafts import fold, foldable
 from bpcli.graph.operations import OPERATIONS, Misfit, describe
 
 SCALAR, V1, V3, V4, M34, M43 = (), (1,), (3,), (4,), (3, 4), (4, 3)

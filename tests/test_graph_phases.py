@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from graph_cases import built
 
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.nodes import Graph, Phase
 
 VANILLA = """bp = 1
 [inputs]

@@ -59,7 +59,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def room(module: str) -> str:
-    """`bpcli.graph.model` is in the room `graph`."""
+    """`bpcli.graph.nodes` is in the room `graph`."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else ""
 
@@ -83,7 +83,7 @@ def _imported(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _whole(source: str, name: str) -> str:
-    """`from bpcli.graph import model` imports `bpcli.graph.model`, `from bpcli.errors import fail` `bpcli.errors`."""
+    """`from bpcli.graph import model` imports `bpcli.graph.nodes`, `from bpcli.errors import fail` `bpcli.errors`."""
     deeper = PACKAGE.parent / Path(*source.split(".")) / name
     return f"{source}.{name}" if deeper.with_suffix(".py").exists() or deeper.is_dir() else source
 

@@ -76,7 +76,7 @@ def large() -> Problem:
 @pytest.mark.parametrize("method", ["bptt", "tbptt:k1=4,k2=8", "fbptt:3"])
 def test_threads_change_no_bit(threads: Threads, large: Problem, method: str) -> None:
     """Where the work is shared out, one thread, two, and two again give the same bits."""
-    from bpcli.graph.model import Phase
+    from bpcli.graph.nodes import Phase
     from bpcli.problem.unrolled import Unrolled
 
     plan = Unrolled(large.setup, parse(method).windows(large.setup)).plan

@@ -24,9 +24,8 @@ from network_terms import Network
 
 from bpcli.checking import run, truth
 from bpcli.errors import BpError
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase, ancestors
 from bpcli.graph.operations import OPERATIONS
-from bpcli.graph.phases import ancestors
 from bpcli.methods.rtrl import RTRL
 from bpcli.peers.jax import PEER as JAX
 from bpcli.problem.draw import draw

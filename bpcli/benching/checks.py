@@ -14,7 +14,7 @@ from bpcli.checking.options import CheckOptions, check_cost
 from bpcli.checking.run import check_problem
 from bpcli.checking.truth import AUTO, whole
 from bpcli.errors import Place
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient, Method
 from bpcli.problem.model import Problem, Setup

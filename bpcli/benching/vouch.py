@@ -19,7 +19,7 @@ from bpcli.benching.truth import distance, exact_method, flat
 from bpcli.checking.findings import Finding, Verdict
 from bpcli.checking.options import CheckOptions, check_cost
 from bpcli.checking.run import check
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.kinks import analytic

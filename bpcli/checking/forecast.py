@@ -9,7 +9,7 @@ from bpcli.checking.answers import Foreign
 from bpcli.checking.options import CheckOptions, choose
 from bpcli.checking.outside import Outside
 from bpcli.checking.truth import Windows, whole
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.kernels.plan import make_plan
 from bpcli.methods import MethodCall
 from bpcli.problem.layouts import layout_of, reach

@@ -55,7 +55,7 @@ def _tasks() -> Iterator[Row]:
 
 
 def _operations() -> Iterator[Row]:
-    from bpcli.graph.functions import COMPOSED
+    from bpcli.graph.expressions import COMPOSED
     from bpcli.graph.operations import OPERATIONS
 
     for name, operation in OPERATIONS.items():

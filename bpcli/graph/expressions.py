@@ -1,17 +1,60 @@
-"""One expression to nodes: names looked up, functions put together from operations, every mistake reported."""
+"""The language's functions in terms of operations.
+
+One expression to nodes: names looked up, functions put together from operations, every mistake reported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bpcli.errors import Collector, nearest
+from bpcli.errors import Collector, Place, nearest
 from bpcli.graph import algebra
+from bpcli.graph.algebra import Term, add_terms, multiply
 from bpcli.graph.drafts import Drafts, Kind
-from bpcli.graph.functions import call
-from bpcli.graph.sums import Term, add_terms
 from bpcli.spec.integers import evaluate
 from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
+
+COMPOSED: Mapping[str, str] = {
+    "mean": "sum of all entries over how many there are",
+    "cross_entropy": "cross_entropy(z, p) = -dot(p, log_softmax(z))",
+}
+"""The functions that are no operation, with what each stands for."""
+
+
+def call(drafts: Drafts, expr: Call, args: Sequence[int | None]) -> int | None:
+    """The node of a call on the nodes of its arguments; None where an argument is in error."""
+    given = [arg for arg in args if arg is not None]
+    if len(given) < len(args):
+        return None
+    match expr.function:
+        case "sum":
+            return _sum(drafts, given[0], expr.place)
+        case "mean":
+            scale = drafts.constant(1.0 / math.prod(drafts.nodes[given[0]].shape), expr.place)
+            return multiply(drafts, scale, _sum(drafts, given[0], expr.place), expr.place)
+        case "cross_entropy":
+            log_q = drafts.apply("log_softmax", (given[0],), expr.place)
+            return drafts.apply("negate", (drafts.apply("dot", (given[1], log_q), expr.place),), expr.place)
+        case "leaky_relu":
+            return _leaky_relu(drafts, expr, given)
+        case name:
+            return drafts.apply(name, given, expr.place)
+
+
+def _sum(drafts: Drafts, value: int, place: Place) -> int | None:
+    return value if drafts.nodes[value].shape == () else drafts.apply("sum", (value,), place)
+
+
+def _leaky_relu(drafts: Drafts, expr: Call, args: Sequence[int]) -> int | None:
+    slope = drafts.value(args[1])
+    if slope is None:
+        what = "the slope of leaky_relu is an expression of numbers, constants and dims alone"
+        help_ = "for a slope that is learned write `relu(v) - s * relu(-v)`"
+        drafts.collector.add("not-constant", what, expr.args[1].place, help=help_)
+        return None
+    return drafts.apply("leaky_relu", (args[0],), expr.place, (slope,))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bpcli.graph.fuse import LEAVES, Fusion, grows_in_place, matrix_of
-from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import (
     ADDEND,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bpcli.graph.fuse import LEAVES, Fusion, matrix_of
 from bpcli.graph.lower import instructions, pack, resolve
-from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import (
     ACCUMULATE,

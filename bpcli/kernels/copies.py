@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.fuse import LEAVES
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.graph.tape import OUT
 from bpcli.kernels import forward as kernel
 from bpcli.kernels.calls import run

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpcli.graph.fuse import LEAVES
-from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.tape import ADDEND, MODE_A, MODE_ADDEND, MODE_B, OUT, A, Alias, B, Forward, Integers, Reverse
 from bpcli.kernels.matrices import GAP, packed, packed_shape, with_gaps
 from bpcli.kernels.rows import APART, BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.nodes import Graph, Phase
 from bpcli.graph.tape import ADDEND, MODE_B, NONE, OP, OUT, SIZE, SIZE_B, TURNED, ZERO, A, B, Forward, Integers, Reverse
 from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.rows import PACKED, PACKED_T

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.fuse import fuse
 from bpcli.graph.lower_reverse import SLOTS, active_nodes, lower_reverse
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.nodes import Graph, Phase
 from bpcli.graph.tape import Reverse
 from bpcli.kernels.layout import Allocator, Places, owner, shared_arguments
 from bpcli.kernels.plan import Plan, chunk_steps, make_plan

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.graph.tape import Integers
 from bpcli.kernels import influence as kernel
 from bpcli.kernels import reverse as reverse_kernel

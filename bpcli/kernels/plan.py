@@ -12,7 +12,7 @@ import numpy as np
 from bpcli.graph.fuse import fuse
 from bpcli.graph.lower import lower_forward
 from bpcli.graph.lower_reverse import active_nodes, lower_reverse
-from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.graph.tape import Forward, Integers, Reverse
 from bpcli.kernels.layout import Extent, Places, cotangent_places, owner, value_places

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from bpcli.graph.lower_reverse import active_nodes
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.nodes import Graph, Phase
 from bpcli.graph.tape import ADDEND, FIELDS, NUMBER, OP, OUT, SIZE, SIZE_A, A, Alias, B, Forward
 from bpcli.kernels.codes import COPY
 from bpcli.kernels.library import Jobs

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.graph.tape import OP, SIZE, SIZE_B, Integers
 from bpcli.kernels import forward as forward_kernel
 from bpcli.kernels import packing as packing_kernel

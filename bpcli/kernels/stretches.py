@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.graph.tape import Integers
 from bpcli.kernels.layout import ALIGN
 from bpcli.kernels.plan import Plan

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.graph.tape import Integers, Product
 
 DENSE = frozenset({"matmul", "matmat", "transpose", "sum", "dot", "logsumexp", "softmax", "log_softmax"})

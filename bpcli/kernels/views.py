@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.kernels import memory
 from bpcli.kernels.layout import WINDOW, Places
 from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP

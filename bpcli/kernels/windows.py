@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.fuse import fuse
 from bpcli.graph.lower_reverse import active_nodes, lower_reverse
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.nodes import Graph, Phase
 from bpcli.graph.tape import Reverse
 from bpcli.kernels import reverse as kernel
 from bpcli.kernels.calls import run

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bpcli.errors import Place, fail, nearest
 
 if TYPE_CHECKING:
-    from bpcli.graph.model import Graph
+    from bpcli.graph.nodes import Graph
     from bpcli.methods.base import Cost, Gradient, Method
     from bpcli.problem.model import Problem, Setup
     from bpcli.problem.unrolled import Window

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
 from bpcli.errors import fail, printable
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Gradient, Method
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.unrolled import Window

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.traffic import moved

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.problem.model import Array, Problem, Setup
 from bpcli.problem.unrolled import Window
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.nodes import Graph, Phase
 from bpcli.kernels.online import Online
 from bpcli.kernels.online_plan import OnlinePlan
 from bpcli.kernels.plan import phase_flops

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bpcli.graph.model import Graph, Node
+from bpcli.graph.nodes import Graph, Node
 from bpcli.peers.array_library import Function, Library
 
 Values = dict[int, Any]

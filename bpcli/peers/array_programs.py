@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.nodes import Graph, Phase
 from bpcli.peers.array_graph import Program, Values, program
 from bpcli.peers.array_library import Arrays, Library
 from bpcli.problem.model import Setup

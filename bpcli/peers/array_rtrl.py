@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.peers.array_graph import program as compiled
 from bpcli.peers.array_library import Arrays, Library
 from bpcli.peers.array_programs import leaves

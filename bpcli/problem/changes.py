@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.fixes import Entries, joined, make_fixes
 from bpcli.kernels.rows import BASE

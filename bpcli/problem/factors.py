@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.values import node_values
 

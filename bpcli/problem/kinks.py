@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.graph.operations import OPERATIONS
 from bpcli.kernels.copies import Copies
 from bpcli.problem.cast import cast

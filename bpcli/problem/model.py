@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.problem.elsewhere import Elsewhere
 from bpcli.spec.specification import Kind, Spec
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.reach import Reach
 from bpcli.kernels.rows import BASE

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.fuse import Fusion, fuse, matrix_of
 from bpcli.graph.lower_reverse import active_nodes
-from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.model import Setup, Tensor
 
 FloatArray = NDArray[np.float64]

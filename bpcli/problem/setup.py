@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpcli.errors import Collector
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.problem.data import check_task
 from bpcli.problem.limits import Limits, check_arrays
 from bpcli.problem.model import Setup

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.kernels.copies import Copies
 from bpcli.kernels.rows import BASE
 from bpcli.problem.elsewhere import FloatArray, Values

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bpcli.graph.lower_reverse import active_nodes
-from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase
 
 _MIXED = frozenset({"logsumexp", "softmax", "log_softmax"})
 

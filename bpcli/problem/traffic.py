@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.problem.unrolled import Unrolled
 
 

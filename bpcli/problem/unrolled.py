@@ -13,7 +13,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.kernels.plan import Plan, chunk_steps, make_plan, phase_flops
 from bpcli.kernels.trace import Trace
 from bpcli.kernels.windows import BLOCK_ROWS, Windows, WindowsPlan

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.kernels.rows import BASE, INNER_ROW, STEP
 from bpcli.kernels.trace import Trace
 from bpcli.problem.layouts import plan_of

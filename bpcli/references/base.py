@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.model import Graph, Phase
+from bpcli.graph.nodes import Graph, Phase
 from bpcli.kernels.plan import node_flops
 from bpcli.problem.layouts import reach
 from bpcli.problem.model import Problem, Setup, Tensor

@@ -12,7 +12,7 @@ from bpcli.checking.blame.signatures import PLAIN, extent, multiple, not_finite,
 from bpcli.checking.faults.catalogue import CATALOGUE
 from bpcli.checking.faults.model import Fault
 from bpcli.checking.interpreter.hooks import Edge, Hooks
-from bpcli.graph.model import Node
+from bpcli.graph.nodes import Node
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from bpcli.checking.blame.evidence import Evidence
 from bpcli.checking.interpreter.hooks import Edge, Hooks
 from bpcli.checking.interpreter.walk import Walk
-from bpcli.graph.model import Graph, Node
+from bpcli.graph.nodes import Graph, Node
 from bpcli.references.base import FloatArray
 
 

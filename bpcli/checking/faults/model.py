@@ -11,7 +11,7 @@ import numpy as np
 from bpcli.checking.interpreter.hooks import Hooks
 from bpcli.checking.interpreter.reverse import Sweep, on_pattern
 from bpcli.checking.interpreter.walk import walk, work
-from bpcli.graph.model import Graph
+from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient

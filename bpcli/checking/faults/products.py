@@ -7,7 +7,7 @@ import numpy as np
 from bpcli.checking.faults.model import Fault, advise
 from bpcli.checking.faults.slopes import where
 from bpcli.checking.interpreter.hooks import Edge, Hooks
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.references.base import FloatArray
 
 

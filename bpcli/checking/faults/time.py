@@ -11,7 +11,7 @@ from bpcli.checking.faults.slopes import where
 from bpcli.checking.interpreter.hooks import Edge, Hooks
 from bpcli.checking.interpreter.reverse import Sweep
 from bpcli.checking.interpreter.walk import States
-from bpcli.graph.model import Phase
+from bpcli.graph.nodes import Phase
 from bpcli.references.base import FloatArray
 
 _NO_LEAK = "no state has a direct path to its next value beside the matrix product; a leak would be one"

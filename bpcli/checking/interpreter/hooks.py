@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bpcli.checking.interpreter.rules import pull
 from bpcli.checking.interpreter.walk import States, Walk
-from bpcli.graph.model import Node
+from bpcli.graph.nodes import Node
 from bpcli.problem.model import Array, Problem
 from bpcli.references.base import FloatArray
 

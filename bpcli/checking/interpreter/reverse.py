@@ -13,7 +13,7 @@ import numpy as np
 
 from bpcli.checking.interpreter.hooks import RIGHT, Edge, Factor, Hooks
 from bpcli.checking.interpreter.walk import States, Walk
-from bpcli.graph.model import Node, Phase
+from bpcli.graph.nodes import Node, Phase
 from bpcli.problem.model import Array, Setup, Tensor
 from bpcli.problem.unrolled import Window
 from bpcli.references.base import FloatArray

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpcli.checking.interpreter.rules import apply
-from bpcli.graph.model import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.unrolled import loss_weights
