@@ -10,11 +10,13 @@ import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
 
 from bpcli.benching.memory import allocated_bytes
-from bpcli.kernels import layout, matrices, memory, online_plan, plan, rows, stretches
+from bpcli.kernels import memory, online_plan, rows, stretches
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem import unrolled
 from bpcli.problem.model import Problem
+from bpcli.tape import layout, plan
+from bpcli.tape import layout as matrices
 
 CUTS: dict[str, dict[object, dict[str, float]]] = {
     "chunks": {plan: {"CHUNK_ROWS": 4}},

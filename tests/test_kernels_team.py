@@ -14,25 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpcli.graph.tape import (
-    ACCUMULATE,
-    ADDEND,
-    FIELDS,
-    MODE_A,
-    MODE_ADDEND,
-    MODE_B,
-    OP,
-    OUT,
-    SIZE,
-    SIZE_A,
-    SIZE_B,
-    A,
-    B,
-)
-from bpcli.kernels import calls, matrices, meetings, mode, stages, team
-from bpcli.kernels.codes import MATMUL, MULTIPLY
+from bpcli.kernels import calls, mode, stages, team
 from bpcli.kernels.library import code, reordered
-from bpcli.kernels.plan import make_plan
 from bpcli.kernels.rows import APART, BASE, PLACE_FIELDS
 from bpcli.kernels.stages import Stages
 from bpcli.kernels.team import desk_for
@@ -42,6 +25,26 @@ from bpcli.problem.draw import draw
 from bpcli.problem.layouts import plan_of
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
+from bpcli.tape import barriers as meetings
+from bpcli.tape import layout as matrices
+from bpcli.tape.instructions import (
+    ACCUMULATE,
+    ADDEND,
+    FIELDS,
+    MATMUL,
+    MODE_A,
+    MODE_ADDEND,
+    MODE_B,
+    MULTIPLY,
+    OP,
+    OUT,
+    SIZE,
+    SIZE_A,
+    SIZE_B,
+    A,
+    B,
+)
+from bpcli.tape.plan import make_plan
 
 SPECS = Path(__file__).parents[1] / "specs"
 TRIES = 100

@@ -10,7 +10,6 @@ from bpcli.checking.options import CheckOptions, choose
 from bpcli.checking.outside import Outside
 from bpcli.checking.truth import Windows, whole
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.plan import make_plan
 from bpcli.methods import MethodCall
 from bpcli.problem.layouts import layout_of, reach
 from bpcli.problem.limits import array_bytes
@@ -28,6 +27,7 @@ from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.pairs import COMPARED, SIGNED
 from bpcli.references.numerics.probe import ROWS
 from bpcli.references.numerics.step_noise import SAMPLES
+from bpcli.tape.plan import make_plan
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
 # A ladder shifts every entry six times at once. Of copies the losses of every sample and the kinks that they met are

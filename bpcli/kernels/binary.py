@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bpcli.kernels.codes import ADD, MULTIPLY, SUBTRACT
 from bpcli.kernels.elementwise import over, times
 from bpcli.kernels.jit import inner
+from bpcli.tape.instructions import ADD, MULTIPLY, SUBTRACT
 
 
 @inner

@@ -15,20 +15,19 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import LEAVES
 from bpcli.graph.nodes import Phase
-from bpcli.graph.tape import OUT
 from bpcli.kernels import forward as kernel
 from bpcli.kernels.calls import run
 from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.jobs import cut, forward_job
-from bpcli.kernels.layout import Allocator, Places
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.matrices import without_packed
-from bpcli.kernels.plan import LANE_FLOPS
-from bpcli.kernels.reach import Reach
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, STEP
 from bpcli.kernels.tiles import pack
+from bpcli.tape.dependency import Reach
+from bpcli.tape.instructions import OUT
+from bpcli.tape.layout import Allocator, Places, without_packed
+from bpcli.tape.lowering import LEAVES
+from bpcli.tape.plan import LANE_FLOPS
 
 PART_ROWS = 64
 """Rows that one job takes on: enough for products to be quick, few enough for a step's values to stay in cache."""

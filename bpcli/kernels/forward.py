@@ -5,24 +5,8 @@ Rows are counted by two indices, o (copies) and i (samples, or steps × samples)
 
 from __future__ import annotations
 
-from bpcli.graph.tape import ADDEND, FIELDS, INNER, NUMBER, OP, OUT, SIZE, SIZE_A, SIZE_B, TURNED, A, B
 from bpcli.kernels.binary import binary_rows
 from bpcli.kernels.blas import both_changed, gemm, vector_product
-from bpcli.kernels.codes import (
-    ADD,
-    CONCAT,
-    DIVIDE,
-    DOT,
-    LOG_SOFTMAX,
-    LOGSUMEXP,
-    MATMAT,
-    MATMUL,
-    MULTIPLY,
-    SOFTMAX,
-    SUBTRACT,
-    SUM,
-    TRANSPOSE,
-)
 from bpcli.kernels.elementwise import times
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
 from bpcli.kernels.reductions import reduce_row, sum_rows
@@ -30,6 +14,33 @@ from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_F
 from bpcli.kernels.team import DESK, attend, dismiss, join, part_of
 from bpcli.kernels.tiles import packed_product
 from bpcli.kernels.unary import unary_into
+from bpcli.tape.instructions import (
+    ADD,
+    ADDEND,
+    CONCAT,
+    DIVIDE,
+    DOT,
+    FIELDS,
+    INNER,
+    LOG_SOFTMAX,
+    LOGSUMEXP,
+    MATMAT,
+    MATMUL,
+    MULTIPLY,
+    NUMBER,
+    OP,
+    OUT,
+    SIZE,
+    SIZE_A,
+    SIZE_B,
+    SOFTMAX,
+    SUBTRACT,
+    SUM,
+    TRANSPOSE,
+    TURNED,
+    A,
+    B,
+)
 
 (
     CODE,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.tape import Forward
 from bpcli.kernels import forward as forward_kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.fixes import Fix
 from bpcli.kernels.library import Jobs
+from bpcli.tape.instructions import Forward
 
 
 def forward_job(program: Forward, numbers: NDArray, places: Jobs, entries: int, fix: Fix) -> Jobs:

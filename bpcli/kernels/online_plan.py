@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import fuse
-from bpcli.graph.lower_reverse import SLOTS, active_nodes, lower_reverse
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.graph.tape import Reverse
-from bpcli.kernels.layout import Allocator, Places, owner, shared_arguments
-from bpcli.kernels.plan import Plan, chunk_steps, make_plan
-from bpcli.kernels.structure import Stretch, Structure
 from bpcli.kernels.tiles import packed_entries
+from bpcli.tape.dependency import Stretch, Structure
+from bpcli.tape.instructions import Reverse
+from bpcli.tape.layout import Allocator, Places, owner, shared_arguments
+from bpcli.tape.lowering import fuse
+from bpcli.tape.plan import Plan, chunk_steps, make_plan
+from bpcli.tape.reverse_lowering import SLOTS, active_nodes, lower_reverse
 
 SEED_ENTRIES = 1 << 19
 """Numbers that the cotangents of one chunk's unit seeds may take: a few megabytes,"""

@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.graph.tape import Integers
 from bpcli.kernels import influence as kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.calls import Call
 from bpcli.kernels.jobs import cut, reverse_job
 from bpcli.kernels.online_plan import JOBS, OnlinePlan
-from bpcli.kernels.plan import LANE_FLOPS, phase_flops
 from bpcli.kernels.rows import BASE, INNER_ROW, OUTER
 from bpcli.kernels.stages import MOST_KEPT, stages
-from bpcli.kernels.structure import Shifts, shifts
 from bpcli.kernels.tiles import width
+from bpcli.tape.dependency import Shifts, shifts
+from bpcli.tape.instructions import Integers
+from bpcli.tape.plan import LANE_FLOPS, phase_flops
 
 
 @lru_cache(maxsize=8)

@@ -5,10 +5,9 @@ Target (+)= g times a factor, reduced where the target is shared.
 
 from __future__ import annotations
 
-from bpcli.graph.tape import MODE_A, NONE, OP, A, B
-from bpcli.kernels.codes import ADD, CONCAT, DIVIDE, MULTIPLY, SUBTRACT
 from bpcli.kernels.jit import inner
 from bpcli.kernels.rows import along
+from bpcli.tape.instructions import ADD, CONCAT, DIVIDE, MODE_A, MULTIPLY, NONE, OP, SUBTRACT, A, B
 
 PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE = range(6)
 """Factors: 1, -1, f, 1/f, -h/f² and h/f²."""

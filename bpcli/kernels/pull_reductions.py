@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bpcli.graph.tape import MODE_A, MODE_B, NONE, OP, OUT, SIZE_A, STORE, A, B
-from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP
 from bpcli.kernels.elementwise import exp_into
 from bpcli.kernels.jit import CHUNK, inner, stack, vector
 from bpcli.kernels.reductions import total
 from bpcli.kernels.rows import address
+from bpcli.tape.instructions import DOT, LOG_SOFTMAX, LOGSUMEXP, MODE_A, MODE_B, NONE, OP, OUT, SIZE_A, STORE, A, B
 
 
 @inner

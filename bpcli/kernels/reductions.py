@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bpcli.kernels.codes import DOT, LOG_SOFTMAX, LOGSUMEXP
 from bpcli.kernels.elementwise import exp_into, log_into, over, times
 from bpcli.kernels.jit import CHUNK, inner, stack, vector
+from bpcli.tape.instructions import DOT, LOG_SOFTMAX, LOGSUMEXP
 
 BLOCK = 64
 """Terms that are added in order; sums of such sums, twice over, keep the rounding of millions of terms small."""

@@ -6,41 +6,7 @@ absolute contributions are asked for (`rounding`): then F = |V| and every rule t
 
 from __future__ import annotations
 
-from bpcli.graph.tape import (
-    ADDEND,
-    FIELDS,
-    INNER,
-    MODE_A,
-    MODE_B,
-    NONE,
-    NUMBER,
-    OP,
-    OUT,
-    SIZE,
-    SIZE_A,
-    SIZE_B,
-    STORE,
-    TURNED,
-    ZERO,
-    A,
-    B,
-)
 from bpcli.kernels.blas import gemm, vector_product
-from bpcli.kernels.codes import (
-    ADD,
-    CONCAT,
-    DIVIDE,
-    DOT,
-    LOG_SOFTMAX,
-    LOGSUMEXP,
-    MATMAT,
-    MATMUL,
-    MULTIPLY,
-    SOFTMAX,
-    SUBTRACT,
-    SUM,
-    TRANSPOSE,
-)
 from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
 from bpcli.kernels.pull import TIMES, factor, pull_rows, spread_rows
 from bpcli.kernels.pull_reductions import pull_reduction
@@ -48,6 +14,38 @@ from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_F
 from bpcli.kernels.slopes import pull_unary
 from bpcli.kernels.team import DESK, attend, dismiss, join, part_of, share
 from bpcli.kernels.tiles import packed_product
+from bpcli.tape.instructions import (
+    ADD,
+    ADDEND,
+    CONCAT,
+    DIVIDE,
+    DOT,
+    FIELDS,
+    INNER,
+    LOG_SOFTMAX,
+    LOGSUMEXP,
+    MATMAT,
+    MATMUL,
+    MODE_A,
+    MODE_B,
+    MULTIPLY,
+    NONE,
+    NUMBER,
+    OP,
+    OUT,
+    SIZE,
+    SIZE_A,
+    SIZE_B,
+    SOFTMAX,
+    STORE,
+    SUBTRACT,
+    SUM,
+    TRANSPOSE,
+    TURNED,
+    ZERO,
+    A,
+    B,
+)
 
 (
     CODE,

@@ -1,7 +1,7 @@
 """How kernels address rows.
 
 Node n's value at step t, copy o, row i begins at base + t·step + o·outer + i·inner + lane·lane. A table of places has
-one line of integers per node (see `bpcli.kernels.layout`): base, step, outer, inner, lane, epoch. Shared values
+one line of integers per node (see `bpcli.tape.layout`): base, step, outer, inner, lane, epoch. Shared values
 have strides of zero. Rows that lie end to end are treated as one long row. Of a matrix that many rows are multiplied
 with, packed copies may stand at PACKED, as it is, and at PACKED_T, transposed (see `bpcli.kernels.tiles`); else -1.
 The rows of a matrix are APART numbers from each other, or end to end where that is 0.

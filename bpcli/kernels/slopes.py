@@ -8,11 +8,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpcli.kernels.codes import ABS, COS, EXP, LEAKY_RELU, LOG, NEGATE, POWER, RELU, SIGMOID, SIN, SOFTPLUS, SQRT, TANH
 from bpcli.kernels.elementwise import cos_into, sigmoid_into, sin_into
 from bpcli.kernels.elementwise_real import SMALLEST_NORMAL
 from bpcli.kernels.jit import CHUNK, inner, stack, vector
 from bpcli.kernels.unary import power_into
+from bpcli.tape.instructions import (
+    ABS,
+    COS,
+    EXP,
+    LEAKY_RELU,
+    LOG,
+    NEGATE,
+    POWER,
+    RELU,
+    SIGMOID,
+    SIN,
+    SOFTPLUS,
+    SQRT,
+    TANH,
+)
 
 SLOPE_ROUNDING = 4.0
 """How many units of roundoff of the terms of a slope its evaluation, with the value it is made of, may be off by."""

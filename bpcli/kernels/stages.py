@@ -12,24 +12,22 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from bpcli.graph.nodes import Phase
-from bpcli.graph.tape import OP, SIZE, SIZE_B, Integers
 from bpcli.kernels import forward as forward_kernel
 from bpcli.kernels import packing as packing_kernel
 from bpcli.kernels import products as products_kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels import team
 from bpcli.kernels.calls import Call
-from bpcli.kernels.codes import MATMUL
 from bpcli.kernels.fixes import no_fixes
 from bpcli.kernels.jobs import cut, forward_job, reverse_job
-from bpcli.kernels.layout import settle
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.matrices import packed_shape, without_packed
-from bpcli.kernels.meetings import MOST_LINES, forward_meetings, reverse_meetings
-from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import BASE, INNER_ROW, LANE, PACKED, PACKED_T, STEP
 from bpcli.kernels.stretches import Stretches
 from bpcli.kernels.tiles import width
+from bpcli.tape.barriers import MOST_LINES, forward_meetings, reverse_meetings
+from bpcli.tape.instructions import MATMUL, OP, SIZE, SIZE_B, Integers
+from bpcli.tape.layout import packed_shape, settle, without_packed
+from bpcli.tape.plan import Plan
 
 MOST_KEPT = 64
 """Stretches of steps whose calls are kept; of so long a sequence the making of jobs is a small part."""

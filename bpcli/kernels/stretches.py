@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bpcli.graph.nodes import Phase
-from bpcli.graph.tape import Integers
-from bpcli.kernels.layout import ALIGN
-from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import APART, BASE, LANE
+from bpcli.tape.instructions import Integers
+from bpcli.tape.layout import ALIGN
+from bpcli.tape.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)

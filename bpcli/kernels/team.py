@@ -4,7 +4,7 @@ With one sample there is nothing in a recurrence to cut but its vectors, and a l
 caches of one core allow. So every member of a team runs the same instructions for the same steps, each for a share of
 the entries of what they write, and reads of a matrix only the rows or columns of its share, which stay in its core's
 caches from step to step. What reads a whole vector that members have written parts of is preceded by a meeting (see
-`bpcli.kernels.meetings`), where nobody goes on before all have come. Who computes an entry makes no difference to its
+`bpcli.tape.barriers`), where nobody goes on before all have come. Who computes an entry makes no difference to its
 bits.
 
 The first thread to come leads: it begins alone, and at every meeting takes in those who have come after it. Where it

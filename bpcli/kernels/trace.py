@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.calls import Call
 from bpcli.kernels.jobs import reverse_job
-from bpcli.kernels.layout import WINDOW
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.plan import Plan
 from bpcli.kernels.rows import APART, BASE, EPOCH, STEP
 from bpcli.kernels.stages import stages
 from bpcli.kernels.symbols import single_threaded
 from bpcli.kernels.views import StretchViews, leave, views_of
+from bpcli.tape.layout import WINDOW
+from bpcli.tape.plan import Plan
 
 Array = NDArray[np.floating]
 Arrays = Mapping[str, Array]

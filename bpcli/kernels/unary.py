@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpcli.kernels.codes import (
+from bpcli.kernels.elementwise import (
+    cos_into,
+    exp_into,
+    log_into,
+    over,
+    real_power_into,
+    root,
+    sigmoid_into,
+    sin_into,
+    softplus_into,
+    tanh_into,
+    times,
+)
+from bpcli.kernels.jit import inner
+from bpcli.tape.instructions import (
     ABS,
     COPY,
     COS,
@@ -20,20 +34,6 @@ from bpcli.kernels.codes import (
     SQRT,
     TANH,
 )
-from bpcli.kernels.elementwise import (
-    cos_into,
-    exp_into,
-    log_into,
-    over,
-    real_power_into,
-    root,
-    sigmoid_into,
-    sin_into,
-    softplus_into,
-    tanh_into,
-    times,
-)
-from bpcli.kernels.jit import inner
 
 
 @inner

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import memory
-from bpcli.kernels.layout import WINDOW, Places
 from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP
 from bpcli.kernels.stages import Stages, Stretch
+from bpcli.tape.layout import WINDOW, Places
 
 Array = NDArray[Any]
 KEPT = 4

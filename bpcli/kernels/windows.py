@@ -14,17 +14,17 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import fuse
-from bpcli.graph.lower_reverse import active_nodes, lower_reverse
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.graph.tape import Reverse
 from bpcli.kernels import reverse as kernel
 from bpcli.kernels.calls import run
 from bpcli.kernels.jobs import cut
-from bpcli.kernels.layout import Allocator, Places, settle
-from bpcli.kernels.plan import Plan, make_plan, phase_flops
 from bpcli.kernels.rows import BASE, OUTER, STEP
 from bpcli.kernels.trace import Array, Trace
+from bpcli.tape.instructions import Reverse
+from bpcli.tape.layout import Allocator, Places, settle
+from bpcli.tape.lowering import fuse
+from bpcli.tape.plan import Plan, make_plan, phase_flops
+from bpcli.tape.reverse_lowering import active_nodes, lower_reverse
 
 BLOCK_ROWS = 64
 """Windows × samples in a block: products of so many rows run at speed, and not many more steps are held."""

@@ -16,11 +16,11 @@ import numpy as np
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.kernels.online import Online
 from bpcli.kernels.online_plan import OnlinePlan
-from bpcli.kernels.plan import phase_flops
 from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.model import Array, Problem, Setup, Tensor
 from bpcli.problem.unrolled import Window, loss_weights
+from bpcli.tape.plan import phase_flops
 
 
 class RTRL:

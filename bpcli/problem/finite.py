@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from bpcli.errors import fail
-from bpcli.graph.fuse import LEAVES
 from bpcli.graph.nodes import Node, Phase
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.layouts import plan_of
 from bpcli.problem.model import Problem
+from bpcli.tape.lowering import LEAVES
 
 _SMALLER = "scale the parameters or the inputs, or keep arguments in range"
 

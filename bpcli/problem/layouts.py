@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from bpcli.graph.fuse import fuse
-from bpcli.graph.lower import lower_forward
-from bpcli.graph.tape import Forward
 from bpcli.kernels.copies import Layout
-from bpcli.kernels.plan import Plan, make_plan
-from bpcli.kernels.reach import Reach
 from bpcli.problem.model import Setup
+from bpcli.tape.dependency import Reach
+from bpcli.tape.instructions import Forward
+from bpcli.tape.lowering import fuse, lower_forward
+from bpcli.tape.plan import Plan, make_plan
 
 
 @lru_cache(maxsize=16)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels.copies import Copies, Layout
-from bpcli.kernels.reach import Reach
 from bpcli.kernels.rows import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
@@ -24,6 +23,7 @@ from bpcli.problem.layouts import layout_of, plan_of, reach
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.sums import marked, total_of
 from bpcli.problem.unrolled import Window, loss_weights, merged
+from bpcli.tape.dependency import Reach
 
 BLOCK_ENTRIES = 1 << 18
 """Numbers that the copies of one block may take: some megabytes."""

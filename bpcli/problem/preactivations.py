@@ -18,10 +18,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.fuse import Fusion, fuse, matrix_of
-from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.model import Setup, Tensor
+from bpcli.tape.lowering import Fusion, fuse, matrix_of
+from bpcli.tape.reverse_lowering import active_nodes
 
 FloatArray = NDArray[np.float64]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bpcli.graph.lower_reverse import active_nodes
 from bpcli.graph.nodes import Graph, Node, Phase
+from bpcli.tape.reverse_lowering import active_nodes
 
 _MIXED = frozenset({"logsumexp", "softmax", "log_softmax"})
 

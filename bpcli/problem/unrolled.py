@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.plan import Plan, chunk_steps, make_plan, phase_flops
 from bpcli.kernels.trace import Trace
 from bpcli.kernels.windows import BLOCK_ROWS, Windows, WindowsPlan
 from bpcli.problem.model import Array, Problem, Setup
+from bpcli.tape.plan import Plan, chunk_steps, make_plan, phase_flops
 
 Disturb = Callable[[Array], None]
 SLACK = 32

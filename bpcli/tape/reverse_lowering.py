@@ -6,11 +6,9 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from bpcli.graph.fuse import LEAVES, Fusion, matrix_of
-from bpcli.graph.lower import instructions, pack, resolve
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
-from bpcli.graph.tape import (
+from bpcli.tape.instructions import (
     ACCUMULATE,
     ADDEND,
     FIELDS,
@@ -28,6 +26,7 @@ from bpcli.graph.tape import (
     Product,
     Reverse,
 )
+from bpcli.tape.lowering import LEAVES, Fusion, instructions, matrix_of, pack, resolve
 
 MATMUL = OPERATIONS["matmul"].opcode
 SLOTS = ((A, MODE_A), (B, MODE_B), (ADDEND, MODE_ADDEND))

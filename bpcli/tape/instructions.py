@@ -2,6 +2,8 @@
 
 An instruction is a row of integers. Nodes keep the graph's numbering; where a node's numbers are stored is not the
 tape's business but that of a `Layout`, so one tape serves every method.
+
+The numbers by which kernels know operations, instruction fields and address fields (compile-time constants).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bpcli.graph.operations import OPERATIONS
 
 Integers = NDArray[np.int64]
 
@@ -76,3 +80,16 @@ class Reverse:
     touched: frozenset[int]
     reads: frozenset[int]
     kept: frozenset[int]
+
+
+COPY, NEGATE, ADD, SUBTRACT, MULTIPLY, DIVIDE, POWER = (
+    OPERATIONS[name].opcode for name in ("copy", "negate", "add", "subtract", "multiply", "divide", "power")
+)
+TANH, SIGMOID, RELU, LEAKY_RELU, SOFTPLUS = (
+    OPERATIONS[name].opcode for name in ("tanh", "sigmoid", "relu", "leaky_relu", "softplus")
+)
+EXP, LOG, SQRT, SIN, COS, ABS = (OPERATIONS[name].opcode for name in ("exp", "log", "sqrt", "sin", "cos", "abs"))
+MATMUL, MATMAT, TRANSPOSE = (OPERATIONS[name].opcode for name in ("matmul", "matmat", "transpose"))
+SUM, DOT, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, CONCAT = (
+    OPERATIONS[name].opcode for name in ("sum", "dot", "logsumexp", "softmax", "log_softmax", "concat")
+)

@@ -11,8 +11,11 @@ from itertools import combinations
 from typing import NamedTuple
 
 from bpcli.graph.operations import OPERATIONS
-from bpcli.graph.tape import (
+from bpcli.kernels.rows import BASE, STEP
+from bpcli.tape.dependency import DENSE
+from bpcli.tape.instructions import (
     ADDEND,
+    MATMUL,
     MODE_A,
     MODE_ADDEND,
     MODE_B,
@@ -27,9 +30,6 @@ from bpcli.graph.tape import (
     B,
     Integers,
 )
-from bpcli.kernels.codes import MATMUL
-from bpcli.kernels.rows import BASE, STEP
-from bpcli.kernels.structure import DENSE
 
 MOST_LINES = 62
 """Lines of a tape that a team can run: each has a bit."""

@@ -9,14 +9,13 @@ from functools import cached_property
 
 import numpy as np
 
-from bpcli.graph.fuse import fuse
-from bpcli.graph.lower import lower_forward
-from bpcli.graph.lower_reverse import active_nodes, lower_reverse
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
-from bpcli.graph.tape import Forward, Integers, Reverse
-from bpcli.kernels.layout import Extent, Places, cotangent_places, owner, value_places
 from bpcli.kernels.rows import LANE
+from bpcli.tape.instructions import Forward, Integers, Reverse
+from bpcli.tape.layout import Extent, Places, cotangent_places, owner, value_places
+from bpcli.tape.lowering import fuse, lower_forward
+from bpcli.tape.reverse_lowering import active_nodes, lower_reverse
 
 CHUNK_ROWS = 2048
 """Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
