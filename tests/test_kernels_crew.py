@@ -140,7 +140,7 @@ def test_a_long_idle_crew_wakes(threads: Callable[[int], None], problem: Problem
     """Its threads sleep soon after the last call, and take part in the next."""
     threads(2)
     gradient(problem, "bptt")
-    crew = sys.modules["bpcli.kernels.crew"]
+    crew = sys.modules["bpcli.kernels.thread_pool"]
     desk = library.crew()._desk
     for _ in range(1000):
         if desk[crew._ASLEEP + crew._LINES]:

@@ -10,7 +10,8 @@ import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
 
 from bpcli.benching.memory import allocated_bytes
-from bpcli.kernels import memory, online_plan, rows, stretches
+from bpcli.kernels import jit as rows
+from bpcli.kernels import memory, online_plan, stretches
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem import unrolled

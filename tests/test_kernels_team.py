@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpcli.kernels import calls, mode, stages, team
+from bpcli.kernels import calls, mode, stages
+from bpcli.kernels import lockstep as team
+from bpcli.kernels.jit import APART, BASE, PLACE_FIELDS
 from bpcli.kernels.library import code, reordered
-from bpcli.kernels.rows import APART, BASE, PLACE_FIELDS
+from bpcli.kernels.lockstep import desk_for
 from bpcli.kernels.stages import Stages
-from bpcli.kernels.team import desk_for
 from bpcli.kernels.trace import Trace
 from bpcli.methods import parse
 from bpcli.problem.draw import draw

@@ -23,7 +23,8 @@ from kernel_cases import (
 from naive import loss
 
 from bpcli.errors import BpError
-from bpcli.kernels import library, products
+from bpcli.kernels import library
+from bpcli.kernels import tiles as products
 from bpcli.kernels.stages import stages
 from bpcli.methods import known_names, load, parse
 from bpcli.methods.base import Gradient

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bpcli.kernels import mode
 from bpcli.kernels.library import Jobs, code, crew, plain, pool
-from bpcli.kernels.team import MOST_MEMBERS, desk_for
+from bpcli.kernels.lockstep import MOST_MEMBERS, desk_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class Call:
     """A kernel with every row of `jobs`, which share nothing and run in `parallel` where there are threads.
 
     `ordered` jobs run one after another, as they stand. Jobs hold addresses: `keeps` are the arrays that they point to.
-    A single job whose field `desk` is given may be run by a team of threads (see `bpcli.kernels.team`).
+    A single job whose field `desk` is given may be run by a team of threads (see `bpcli.kernels.lockstep`).
     """
 
     name: str

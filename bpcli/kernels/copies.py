@@ -19,9 +19,9 @@ from bpcli.graph.nodes import Phase
 from bpcli.kernels import forward as kernel
 from bpcli.kernels.calls import run
 from bpcli.kernels.fixes import Fix, no_fixes
+from bpcli.kernels.jit import BASE, INNER_ROW, OUTER, PACKED, STEP
 from bpcli.kernels.jobs import cut, forward_job
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, STEP
 from bpcli.kernels.tiles import pack
 from bpcli.tape.dependency import Reach
 from bpcli.tape.instructions import OUT

@@ -10,14 +10,40 @@ with one array there is nothing for LLVM to prove about overlap, and they vector
 as a function made of functions is not kept on disk.
 
 Complex numbers are numbers with their tangents, which `times` and `over` multiply and divide as such.
+
+Elementwise functions of one argument and their slopes, over whole rows.
+
+The reverse rule of elementwise functions: c (+)= g · slope.
+
+`rounding` asks for sums of absolute contributions instead: g is non-negative, and to the absolute slope is added what
+its own evaluation may be off by, in units of roundoff (for tanh, 1 − y² loses its digits where y is near ±1).
 """
+
+from __future__ import annotations
 
 import numpy as np
 
-from bpcli.kernels import elementwise_complex as complex_
-from bpcli.kernels import elementwise_real as real
+from bpcli.kernels import complex_functions as complex_
 from bpcli.kernels import mode
-from bpcli.kernels.jit import INLINED, inline, inner
+from bpcli.kernels import real_functions as real
+from bpcli.kernels.jit import CHUNK, INLINED, inline, inner, stack, vector
+from bpcli.kernels.real_functions import SMALLEST_NORMAL
+from bpcli.tape.instructions import (
+    ABS,
+    COPY,
+    COS,
+    EXP,
+    LEAKY_RELU,
+    LOG,
+    NEGATE,
+    POWER,
+    RELU,
+    SIGMOID,
+    SIN,
+    SOFTPLUS,
+    SQRT,
+    TANH,
+)
 
 if mode.compiling:
     from numba import types
@@ -197,3 +223,195 @@ def real_power_into(x, y, exponent):
     """y = x ** exponent for any real exponent."""
     for k in range(y.shape[0]):
         y[k] = _power(x[k], exponent)
+
+
+@inner
+def unary_into(op, x, y, number):
+    """y = f(x); `number` is the exponent or slope where the operation has one."""
+    n = len(x)
+    if op == TANH:
+        tanh_into(x, y)
+    elif op == SIGMOID:
+        sigmoid_into(x, y)
+    elif op == EXP:
+        exp_into(x, y)
+    elif op == SOFTPLUS:
+        softplus_into(x, y)
+    elif op == LOG:
+        log_into(x, y)
+    elif op == SIN:
+        sin_into(x, y)
+    elif op == COS:
+        cos_into(x, y)
+    elif op == COPY:
+        for k in range(n):
+            y[k] = x[k]
+    elif op == NEGATE:
+        for k in range(n):
+            y[k] = -x[k]
+    elif op == SQRT:
+        for k in range(n):
+            y[k] = root(x[k])
+    elif op == RELU:
+        zero = y.dtype.type(0)
+        for k in range(n):
+            y[k] = zero if x[k].real <= 0 else x[k]
+    elif op == LEAKY_RELU:
+        slope = y.dtype.type(number)
+        for k in range(n):
+            y[k] = x[k] if x[k].real > 0 else times(x[k], slope)
+    elif op == ABS:
+        zero = y.dtype.type(0)  # at the kink, and of slope 0 there as backwards
+        for k in range(n):
+            y[k] = zero if x[k].real == 0 else -x[k] if x[k].real < 0 else x[k]
+    elif op == POWER:
+        power_into(x, y, number)
+
+
+@inner
+def power_into(x, y, exponent):
+    """y = x ** exponent; whole exponents by repeated multiplication, so that any base will do."""
+    n = len(x)
+    one = y.dtype.type(1)
+    size = abs(exponent)
+    if exponent == 2.0:
+        for k in range(n):
+            y[k] = times(x[k], x[k])
+    elif exponent == 0.0:
+        for k in range(n):
+            y[k] = one
+    elif size == np.floor(size) and size < 2.0**53:
+        for k in range(n):
+            y[k] = whole_power(x[k], int(size))
+        if exponent < 0:
+            for k in range(n):
+                y[k] = over(one, y[k])
+    else:
+        real_power_into(x, y, exponent)
+
+
+@inner
+def whole_power(x, exponent):
+    """x ** exponent for a whole exponent >= 1, by squaring."""
+    result = x
+    factor = x
+    rest = exponent - 1
+    while rest > 0:
+        if rest & 1:
+            result = times(result, factor)
+        factor = times(factor, factor)
+        rest >>= 1
+    return result
+
+
+SLOPE_ROUNDING = 4.0
+"""How many units of roundoff of the terms of a slope its evaluation, with the value it is made of, may be off by."""
+
+
+@inner
+def pull_unary(op, x, y, g, c, add, number, rounding):
+    """c (+)= g · f'(x), given x and y = f(x); x or y may be stale where the rule does not read it."""
+    n = len(c)
+    one = c.dtype.type(1)
+    zero = one - one
+    if op == TANH:
+        if rounding:
+            for k in range(n):
+                e = abs(one - y[k] * y[k]) + SLOPE_ROUNDING * abs(y[k] * y[k])
+                c[k] = (c[k] if add else zero) + g[k] * e
+        elif add:
+            for k in range(n):
+                c[k] += g[k] * ((one - y[k]) * (one + y[k]))
+        else:
+            for k in range(n):
+                c[k] = g[k] * ((one - y[k]) * (one + y[k]))
+    elif op == SIGMOID:
+        if rounding:
+            for k in range(n):
+                e = abs(y[k] * (one - y[k])) + SLOPE_ROUNDING * abs(y[k] * y[k])
+                e = e if e != zero else c.dtype.type(SMALLEST_NORMAL)
+                c[k] = (c[k] if add else zero) + g[k] * e
+        elif add:
+            for k in range(n):
+                c[k] += g[k] * (y[k] * (one - y[k]))
+        else:
+            for k in range(n):
+                c[k] = g[k] * (y[k] * (one - y[k]))
+    elif op == NEGATE:
+        sign = one if rounding else -one
+        for k in range(n):
+            c[k] = (c[k] if add else zero) + sign * g[k]
+    elif op == RELU or op == LEAKY_RELU or op == ABS:
+        _pull_kinked(op, x, g, c, add, number, rounding)
+    else:
+        slopes = vector(stack(c), CHUNK)
+        for i in range(0, n, CHUNK):
+            j = min(i + CHUNK, n)
+            s = slopes[: j - i]
+            _smooth_slope(op, x[i:j], y[i:j], s, number)
+            if rounding:
+                for k in range(i, j):
+                    s[k - i] = abs(s[k - i]) + (abs(x[k]) if op == SIN or op == COS else zero)
+                    if s[k - i] == zero and (op == EXP or op == SOFTPLUS):  # underflow, and not nothing
+                        s[k - i] = c.dtype.type(SMALLEST_NORMAL)
+                for k in range(i, j):
+                    c[k] = (c[k] if add else zero) + g[k] * s[k - i]
+            else:  # where a slope is infinite, what is not wanted counts for nothing
+                for k in range(i, j):
+                    c[k] = (c[k] if add else zero) + (g[k] * s[k - i] if g[k] != zero else zero)
+
+
+@inner
+def _smooth_slope(op, x, y, s, number):
+    """s = f'(x) for the functions whose slope is no one-liner in y."""
+    n = len(s)
+    one = s.dtype.type(1)
+    if op == EXP:
+        for k in range(n):
+            s[k] = y[k]
+    elif op == SOFTPLUS:
+        sigmoid_into(x, s)
+    elif op == LOG:
+        for k in range(n):
+            s[k] = one / x[k]
+    elif op == SQRT:
+        for k in range(n):
+            s[k] = one / (y[k] + y[k])
+    elif op == SIN:
+        cos_into(x, s)
+    elif op == COS:
+        sin_into(x, s)
+        for k in range(n):
+            s[k] = -s[k]
+    elif op == POWER:
+        p = s.dtype.type(number)
+        if number == 0.0:
+            for k in range(n):
+                s[k] = one - one
+        else:
+            power_into(x, s, number - 1.0)
+            for k in range(n):
+                s[k] = p * s[k]
+    else:  # COPY
+        for k in range(n):
+            s[k] = one
+
+
+@inner
+def _pull_kinked(op, x, g, c, add, number, rounding):
+    """relu, leaky_relu and abs: at the kink the left slope of the first two, and 0 for abs."""
+    one = c.dtype.type(1)
+    zero = one - one
+    below = zero
+    at = below
+    if op == LEAKY_RELU:
+        below = c.dtype.type(number)
+        at = below
+    elif op == ABS:
+        below = -one
+    if rounding:
+        below, at = below * np.sign(below.real), at * np.sign(at.real)
+    for k in range(len(c)):
+        r = x[k].real
+        s = one if not r <= 0 else (at if r == 0 else below)
+        c[k] = (c[k] if add else zero) + (g[k] * s if s != zero else zero)

@@ -1,19 +1,31 @@
 """The forward kernel: runs a stretch of the tape on rows of values, step after step.
 
-Rows are counted by two indices, o (copies) and i (samples, or steps × samples); see `bpcli.kernels.rows`.
+Rows are counted by two indices, o (copies) and i (samples, or steps × samples); see `bpcli.kernels.jit`.
 """
 
 from __future__ import annotations
 
-from bpcli.kernels.binary import binary_rows
 from bpcli.kernels.blas import both_changed, gemm, vector_product
-from bpcli.kernels.elementwise import times
-from bpcli.kernels.jit import inner, matrix_at, vector, vector_at
+from bpcli.kernels.elementwise import times, unary_into
+from bpcli.kernels.jit import (
+    BASE,
+    INNER_ROW,
+    OUTER,
+    PACKED,
+    PACKED_T,
+    PLACE_FIELDS,
+    address,
+    along,
+    inner,
+    matrix_at,
+    row_stride,
+    vector,
+    vector_at,
+)
+from bpcli.kernels.lockstep import DESK, attend, dismiss, join, part_of
+from bpcli.kernels.operators import binary_rows
 from bpcli.kernels.reductions import reduce_row, sum_rows
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, along, row_stride
-from bpcli.kernels.team import DESK, attend, dismiss, join, part_of
 from bpcli.kernels.tiles import packed_product
-from bpcli.kernels.unary import unary_into
 from bpcli.tape.instructions import (
     ADD,
     ADDEND,
@@ -71,7 +83,7 @@ from bpcli.tape.instructions import (
 ) = range(25)
 """Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the steps
 and rows to run, the changes of matrix entries (see `bpcli.kernels.fixes`), and the desk of the team that runs the job
-(see `bpcli.kernels.team`), if any, with the lines before which it meets and those that its leader runs by itself, a bit
+(see `bpcli.kernels.lockstep`), if any, with the lines before which it meets and those that its leader runs by itself, a bit
 each."""
 JOB = WHOLE + 1
 

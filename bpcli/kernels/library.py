@@ -29,15 +29,15 @@ from bpcli.kernels.folder import Request, read_object
 from bpcli.kernels.symbols import REST, blas_symbols, rest_symbol
 
 if TYPE_CHECKING:
-    from bpcli.kernels.crew import Crew
+    from bpcli.kernels.thread_pool import Crew
 
 KERNELS = {
     "forward": "bpcli.kernels.forward:forward_span",
     "reverse": "bpcli.kernels.reverse:reverse_span",
-    "products": "bpcli.kernels.products:matrix_product",
+    "products": "bpcli.kernels.tiles:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
-    "pack": "bpcli.kernels.packing:pack_span",
-    "crew": "bpcli.kernels.crew:crew_span",
+    "pack": "bpcli.kernels.tiles:pack_span",
+    "crew": "bpcli.kernels.thread_pool:crew_span",
 }
 ENTRY = "bp_kernel"
 """The function that every object file exports: `void bp_kernel(jobs, count, stride, values)`."""
@@ -179,7 +179,7 @@ def pool() -> _Threads:
 @functools.cache
 def crew() -> Crew:
     """Those that help the one that has jobs; a process that was forked off has none of them."""
-    from bpcli.kernels.crew import Crew  # a kernel: whoever compiles says so before it is imported
+    from bpcli.kernels.thread_pool import Crew  # a kernel: whoever compiles says so before it is imported
 
     return Crew(code(CREW).call)
 

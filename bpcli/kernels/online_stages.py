@@ -12,9 +12,9 @@ from bpcli.graph.nodes import Phase
 from bpcli.kernels import influence as kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.calls import Call
+from bpcli.kernels.jit import BASE, INNER_ROW, OUTER
 from bpcli.kernels.jobs import cut, reverse_job
 from bpcli.kernels.online_plan import JOBS, OnlinePlan
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER
 from bpcli.kernels.stages import MOST_KEPT, stages
 from bpcli.kernels.tiles import width
 from bpcli.tape.dependency import Shifts, shifts

@@ -7,12 +7,25 @@ absolute contributions are asked for (`rounding`): then F = |V| and every rule t
 from __future__ import annotations
 
 from bpcli.kernels.blas import gemm, vector_product
-from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
-from bpcli.kernels.pull import TIMES, factor, pull_rows, spread_rows
-from bpcli.kernels.pull_reductions import pull_reduction
-from bpcli.kernels.rows import BASE, INNER_ROW, OUTER, PACKED, PACKED_T, PLACE_FIELDS, address, row_stride
-from bpcli.kernels.slopes import pull_unary
-from bpcli.kernels.team import DESK, attend, dismiss, join, part_of, share
+from bpcli.kernels.elementwise import pull_unary
+from bpcli.kernels.jit import (
+    BASE,
+    INNER_ROW,
+    OUTER,
+    PACKED,
+    PACKED_T,
+    PLACE_FIELDS,
+    address,
+    inner,
+    matrix_at,
+    row_stride,
+    vector,
+    vector_at,
+    vector_from,
+)
+from bpcli.kernels.lockstep import DESK, attend, dismiss, join, part_of, share
+from bpcli.kernels.operators import TIMES, factor, pull_rows, spread_rows
+from bpcli.kernels.reductions import pull_reduction
 from bpcli.kernels.tiles import packed_product
 from bpcli.tape.instructions import (
     ADD,
@@ -74,7 +87,7 @@ from bpcli.tape.instructions import (
 ) = range(23)
 """Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays (how far F and C
 begin from V), the steps, the lane that collects static cotangents, the rows, whether to add up absolute
-contributions, and the desk of the team that runs the job (see `bpcli.kernels.team`), if any, with the lines before
+contributions, and the desk of the team that runs the job (see `bpcli.kernels.lockstep`), if any, with the lines before
 which it meets and those that its leader runs by itself, a bit each."""
 JOB = WHOLE + 1
 

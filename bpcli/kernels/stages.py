@@ -13,15 +13,15 @@ import numpy as np
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import forward as forward_kernel
-from bpcli.kernels import packing as packing_kernel
-from bpcli.kernels import products as products_kernel
+from bpcli.kernels import lockstep as team
 from bpcli.kernels import reverse as reverse_kernel
-from bpcli.kernels import team
+from bpcli.kernels import tiles as packing_kernel
+from bpcli.kernels import tiles as products_kernel
 from bpcli.kernels.calls import Call
 from bpcli.kernels.fixes import no_fixes
+from bpcli.kernels.jit import BASE, INNER_ROW, LANE, PACKED, PACKED_T, STEP
 from bpcli.kernels.jobs import cut, forward_job, reverse_job
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.rows import BASE, INNER_ROW, LANE, PACKED, PACKED_T, STEP
 from bpcli.kernels.stretches import Stretches
 from bpcli.kernels.tiles import width
 from bpcli.tape.barriers import MOST_LINES, forward_meetings, reverse_meetings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.rows import APART, BASE, LANE
+from bpcli.kernels.jit import APART, BASE, LANE
 from bpcli.tape.instructions import Integers
 from bpcli.tape.layout import ALIGN
 from bpcli.tape.plan import Plan

@@ -1,8 +1,14 @@
-"""Products of few rows with a matrix that is used again and again, packed for it once.
+"""Tiles of a product, whose sums stay in registers while a panel passes by, in LLVM's terms.
+
+Products of few rows with a matrix that is used again and again, packed for it once.
 
 A library packs a factor anew in every call, which for the 16 rows of a shard takes as long as a good part of the
 product. Here `op(W) (k, n)` stands in panels of columns, `(panels, k, width)`, the last one filled up with zeros,
 and a tile of ROWS × `width` sums stays in registers while a panel passes by (Goto & van de Geijn 2008).
+
+The packing kernel: copies matrices into panels of columns for products of many rows (see `bpcli.kernels.tiles`).
+
+The matrix-gradient kernel: after the time loop, one product per stretch of rows of each matrix.
 """
 
 from __future__ import annotations
@@ -14,9 +20,152 @@ from numpy.typing import NDArray
 
 from bpcli.kernels import mode
 from bpcli.kernels.blas import gemm, plain_gemm
-from bpcli.kernels.jit import inner
-from bpcli.kernels.simd import VECTOR_BYTES
-from bpcli.kernels.tile import FEW, ROWS, VECTORS
+from bpcli.kernels.jit import inner, vector, vector_from
+from bpcli.kernels.simd import VECTOR_BYTES, WIDE
+
+ROWS = 8 if WIDE else 4
+VECTORS = 3
+"""Rows and vectors of a tile: 24 sums of AVX-512, or 12 of AVX2, with what they are made of, fill the registers."""
+FEW = 4
+"""Columns up to which a gradient is made turned: as rows of a tile they leave no lanes off."""
+
+if mode.compiling:
+    from numba import types
+    from numba.extending import intrinsic
+
+    from bpcli.kernels.simd import (
+        add_apart,
+        at,
+        constant,
+        data,
+        everywhere,
+        first,
+        load,
+        loop,
+        multiply_add,
+        store,
+        vector_of,
+        zeros,
+    )
+
+    @intrinsic
+    def tile(typingctx, m, k, times, A, a, lda, step, ja, P, p, ldp, jp, columns, add, d, ldd, C, c, ldc):  # type: ignore[no-untyped-def]
+        """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; else as the products.
+
+        Rows of A are `lda` apart, the entries of a row `step`; k entries follow each other `times` times, `ja` and `jp`
+        numbers from one time to the next. What C has at d, in rows `ldd` apart, is added where `add`.
+        """
+        index, dtype = types.intp, C.dtype
+        left, right = (A, index, index, index, index), (P, index, index, index)
+        signature = types.void(index, index, index, *left, *right, index, types.boolean, index, index, C, index, index)
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            if isinstance(dtype, types.Float):  # complex products go another way
+                _emit_tile(context, builder, signature, args)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    @intrinsic
+    def turned_tile(typingctx, m, k, times, A, a, step, ja, P, p, ldp, jp, columns, C, c):  # type: ignore[no-untyped-def]
+        """Cᵀ += the tile of m <= FEW rows, which are neighbours in A, and one panel; C is (columns, m)."""
+        index, dtype = types.intp, C.dtype
+        signature = types.void(*[index] * 3, A, *[index] * 3, P, *[index] * 4, C, index)
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            if isinstance(dtype, types.Float):  # complex products go another way
+                _emit_turned(context, builder, signature, args)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    def _emit_turned(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        m, k, times, _, a, step, ja, _, p, ldp, jp, columns, _, c = args
+        vector = vector_of(context, signature.args[3].dtype)
+        left, right, out = (data(context, builder, signature, args, i) for i in (3, 7, 12))
+        last = builder.sub(m, constant(1))
+        there = [builder.select(builder.icmp_signed("<", constant(r), last), constant(r), last) for r in range(FEW)]
+        rows = [at(builder, left, builder.add(a, r)) for r in there]
+        panel, depth, apart = at(builder, right, p), (k, times), (step, ja, ldp, jp)
+
+        def emit(vectors):  # type: ignore[no-untyped-def]
+            sums = _sums(builder, depth, apart, rows, panel, columns, vector, vectors)
+            for v in range(vectors):
+                start = builder.add(c, builder.mul(constant(v * vector.count), m))
+                places = [at(builder, out, builder.add(start, r)) for r in there]
+                mask = first(builder, vector.count, builder.sub(columns, constant(v * vector.count)))
+                add_apart(builder, sums[v::vectors], places, m, mask)
+
+        _by_columns(builder, columns, vector.count, emit)
+
+    def _emit_tile(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        m, k, times, _, a, lda, step, ja, _, p, ldp, jp, columns, add, d, ldd, _, c, ldc = args
+        vector = vector_of(context, signature.args[3].dtype)
+        left, right, out = (data(context, builder, signature, args, i) for i in (3, 8, 16))
+        panel, last = at(builder, right, p), builder.sub(m, constant(1))
+        depth, apart = (k, times), (step, ja, ldp, jp)
+
+        def row(base, start, apart, r):  # type: ignore[no-untyped-def]
+            """Row r, or the last one that is there."""
+            there = builder.select(builder.icmp_signed("<", constant(r), last), constant(r), last)
+            return at(builder, base, builder.add(start, builder.mul(there, apart)))
+
+        def emit(rows):  # type: ignore[no-untyped-def]
+            def emit_columns(vectors):  # type: ignore[no-untyped-def]
+                lines = [row(left, a, lda, r) for r in range(rows)]
+                sums = _sums(builder, depth, apart, lines, panel, columns, vector, vectors)
+                places = ([row(out, start, apart, r) for r in range(rows)] for start, apart in ((d, ldd), (c, ldc)))
+                _store(builder, sums, *places, add, columns)
+
+            _by_columns(builder, columns, vector.count, emit_columns)
+
+        few = builder.icmp_signed("<=", m, constant(ROWS // 2))
+        with builder.if_else(few) as (then, otherwise):
+            with then:
+                emit(ROWS // 2)
+            with otherwise:
+                emit(ROWS)
+
+    def _by_columns(builder, columns, lanes, emit, most=VECTORS):  # type: ignore[no-untyped-def]
+        """Make `emit(vectors)` run for as few vectors as have `columns` lanes, `most` at most."""
+        wanted = builder.icmp_signed(">", columns, constant((most - 1) * lanes))
+        with builder.if_else(wanted) as (then, otherwise):
+            with then:
+                emit(most)
+            with otherwise:
+                if most > 1:
+                    _by_columns(builder, columns, lanes, emit, most - 1)
+
+    def _sums(builder, depth, apart, rows, panel, columns, vector, vectors):  # type: ignore[no-untyped-def]
+        """Σ_i rows[r][i step] panel[i]: for each row the panel's first `vectors` vectors, one after the other."""
+        (k, times), (step, ja, ldp, jp) = depth, apart
+        wanted = builder.sub(columns, constant((vectors - 1) * vector.count))
+        masks = [None] * (vectors - 1) + [first(builder, vector.count, wanted)]
+
+        def once(time, sums):  # type: ignore[no-untyped-def]
+            above, beside = builder.mul(time, ja), at(builder, panel, builder.mul(time, jp))
+
+            def body(i, sums):  # type: ignore[no-untyped-def]
+                line = at(builder, beside, builder.mul(i, ldp))
+                places = [at(builder, line, constant(v * vector.count)) for v in range(vectors)]
+                factors = [load(builder, vector, *there) for there in zip(places, masks, strict=True)]
+                there = builder.add(above, builder.mul(i, step))
+                entries = [everywhere(builder, vector, builder.load(at(builder, row, there))) for row in rows]
+                pairs = ((entry, factor) for entry in entries for factor in factors)
+                return [multiply_add(builder, *pair, s) for pair, s in zip(pairs, sums, strict=True)]
+
+            return loop(builder, k, 1, sums, body)
+
+        return loop(builder, times, 1, [zeros(vector)] * (len(rows) * vectors), once)
+
+    def _store(builder, sums, held, rows, add, columns):  # type: ignore[no-untyped-def]
+        """Write the tile's first `columns`, added to what rows hold that may be the same ones: all are read first."""
+        vectors, lanes = len(sums) // len(rows), sums[0].type.count
+        for v in range(vectors):
+            old, new = ([at(builder, row, constant(v * lanes)) for row in each] for each in (held, rows))
+            mask = first(builder, lanes, builder.sub(columns, constant(v * lanes)))
+            store(builder, sums[v::vectors], new, mask, add, old)
+
 
 DEPTH, MOST_COLUMNS = 128, 256
 """Rows of a factor that is taken as it stands, so many at a time that they stay in cache, and how long these may be:
@@ -49,7 +198,6 @@ def pack(matrices: NDArray, out: NDArray) -> int:
 
 if mode.compiling:
     from bpcli.kernels.simd import lanes_of
-    from bpcli.kernels.tile import tile, turned_tile
 
     @inner
     def packed_product(m, n, k, A, a, lda, P, p, add, d, ldd, C, c, ldc):
@@ -107,3 +255,66 @@ else:
         product = np.concatenate([left @ panel for panel in panels], axis=1)[:, :n]
         held, out = (view(C[i:], (m, n), (ld * C.itemsize, C.itemsize)) for i, ld in ((d, ldd), (c, ldc)))
         out[...] = held + product if add else product
+
+
+(LENGTH, MATRIX, DOWN, ACROSS, PACK_DEPTH, PACK_COLUMNS, WIDTH, COPY) = range(8)
+"""Fields of a job: the length of the values; where a matrix (k, n) begins, and how far its rows and its columns are
+apart; k; n; the columns of a panel; where the panels (panel, k, width) begin."""
+PACK_JOB = COPY + 1
+
+
+def pack_span(job, values):  # type: ignore[no-untyped-def]
+    """Write the panels of one matrix, the last one filled up with zeros."""
+    job = vector(job, PACK_JOB)
+    V = vector(values, job[LENGTH])
+    down, across, k, n, width = job[DOWN], job[ACROSS], job[PACK_DEPTH], job[PACK_COLUMNS], job[WIDTH]
+    for j in range(0, n, width):
+        wanted = min(width, n - j)
+        for i in range(k):
+            row, out = job[MATRIX] + i * down + j * across, job[COPY] + j * k + i * width
+            if across == 1:
+                for c in range(wanted):
+                    V[out + c] = V[row + c]
+            else:
+                for c in range(wanted):
+                    V[out + c] = V[row + c * across]
+            for c in range(wanted, width):
+                V[out + c] = 0
+
+
+(
+    FACTORS,
+    LENGTH_V,
+    COTANGENTS,
+    LENGTH_C,
+    TURNED_,
+    PRODUCT_ROWS,
+    COLUMNS,
+    PRODUCT_DEPTH,
+    TIMES,
+    DELTA,
+    DELTA_STRIDE,
+    DELTA_JUMP,
+    VECTOR,
+    VECTOR_STRIDE,
+    VECTOR_JUMP,
+    SUM,
+) = range(16)
+"""Fields of a job: the arrays (how far F and C begin from `values`), then G (rows, columns) at SUM += Δᵀ v over `DEPTH`
+rows, or vᵀ Δ where turned, and that `TIMES` times, a jump from one to the next."""
+JOB = SUM + 1
+
+
+def matrix_product(job, values):  # type: ignore[no-untyped-def]
+    """Add one stretch of a matrix's gradient."""
+    job = vector(job, JOB)
+    F = vector_from(values, job[FACTORS], job[LENGTH_V])
+    C = vector_from(values, job[COTANGENTS], job[LENGTH_C])
+    m, n, k = job[PRODUCT_ROWS], job[COLUMNS], job[PRODUCT_DEPTH]
+    times, out = job[TIMES], job[SUM]
+    delta, ldd, jd = job[DELTA], job[DELTA_STRIDE], job[DELTA_JUMP]
+    v, ldv, jv = job[VECTOR], job[VECTOR_STRIDE], job[VECTOR_JUMP]
+    if job[TURNED_] == 1:
+        transposed_product(m, n, k, times, F, v, ldv, jv, C, delta, ldd, jd, C, out)
+    else:
+        transposed_product(m, n, k, times, C, delta, ldd, jd, F, v, ldv, jv, C, out)

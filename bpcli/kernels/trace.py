@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.calls import Call
+from bpcli.kernels.jit import APART, BASE, EPOCH, STEP
 from bpcli.kernels.jobs import reverse_job
 from bpcli.kernels.library import Jobs
-from bpcli.kernels.rows import APART, BASE, EPOCH, STEP
 from bpcli.kernels.stages import stages
 from bpcli.kernels.symbols import single_threaded
 from bpcli.kernels.views import StretchViews, leave, views_of
@@ -27,7 +27,7 @@ class Trace:
     """Values, cotangents and sums of one plan; steps count from 0, and those from `origin` on are held.
 
     `params[name] (*shape)`, `inputs[name] (T, batch, *shape)` and `state[name]`, `(batch, *shape)` or `(*shape)`, are
-    read, never written. `rounding` makes the reverse pass add up absolute contributions (see `bpcli.kernels.slopes`).
+    read, never written. `rounding` makes the reverse pass add up absolute contributions (see `bpcli.kernels.elementwise`).
     `room` is for so many more numbers, which stand behind the trace's own.
     """
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import memory
-from bpcli.kernels.rows import BASE, EPOCH, INNER_ROW, STEP
+from bpcli.kernels.jit import BASE, EPOCH, INNER_ROW, STEP
 from bpcli.kernels.stages import Stages, Stretch
 from bpcli.tape.layout import WINDOW, Places
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Phase
 from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.fixes import Entries, joined, make_fixes
-from bpcli.kernels.rows import BASE
+from bpcli.kernels.jit import BASE
 from bpcli.problem.elsewhere import FloatArray, Piece, Values
 from bpcli.problem.layouts import layout_of, reach
 

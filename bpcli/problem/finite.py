@@ -6,7 +6,7 @@ import numpy as np
 
 from bpcli.errors import fail
 from bpcli.graph.nodes import Node, Phase
-from bpcli.kernels.rows import BASE
+from bpcli.kernels.jit import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.layouts import plan_of
 from bpcli.problem.model import Problem

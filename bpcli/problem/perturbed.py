@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels.copies import Copies, Layout
-from bpcli.kernels.rows import BASE
+from bpcli.kernels.jit import BASE
 from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
 from bpcli.problem.changes import change_parameters, enter, feed

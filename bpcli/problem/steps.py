@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels.copies import Copies
-from bpcli.kernels.rows import BASE
+from bpcli.kernels.jit import BASE
 from bpcli.problem.elsewhere import FloatArray, Values
 from bpcli.problem.kinks import FREE
 from bpcli.problem.layouts import layout_of, reach

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.rows import BASE, INNER_ROW, STEP
+from bpcli.kernels.jit import BASE, INNER_ROW, STEP
 from bpcli.kernels.trace import Trace
 from bpcli.problem.layouts import plan_of
 from bpcli.problem.model import Problem

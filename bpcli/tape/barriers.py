@@ -1,4 +1,4 @@
-"""Which lines of a tape a team meets before, and which its leader runs by itself (see `bpcli.kernels.team`).
+"""Which lines of a tape a team meets before, and which its leader runs by itself (see `bpcli.kernels.lockstep`).
 
 Read off what each instruction reads and writes, a step after the other, as stretches of the trace: two members may be
 anywhere between two meetings, so there one must not write what the other writes or reads.
@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from bpcli.graph.operations import OPERATIONS
-from bpcli.kernels.rows import BASE, STEP
+from bpcli.kernels.jit import BASE, STEP
 from bpcli.tape.dependency import DENSE
 from bpcli.tape.instructions import (
     ADDEND,

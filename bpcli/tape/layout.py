@@ -2,7 +2,7 @@
 
 Layouts: where each node's value and cotangent are stored, worked out from sizes alone, before anything is allocated.
 
-A table of places has a line per node (see `bpcli.kernels.rows`): base, step, outer, inner, lane, epoch, where packed
+A table of places has a line per node (see `bpcli.kernels.jit`): base, step, outer, inner, lane, epoch, where packed
 copies of a matrix stand, and how far its rows are apart. The epoch says from where steps are counted: 0 from nowhere
 (static values and the scratch of one step), 1 from the first step of the chunk, 2 from the first step of the window.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpcli.graph.nodes import Graph, Node, Phase
-from bpcli.kernels.rows import APART, BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
-from bpcli.kernels.team import LEAST_MATRIX
+from bpcli.kernels.jit import APART, BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
+from bpcli.kernels.lockstep import LEAST_MATRIX
 from bpcli.kernels.tiles import MOST_COLUMNS, packed_entries
 from bpcli.tape.instructions import (
     ADDEND,

@@ -1,13 +1,87 @@
-"""The reverse rules of the four elementwise operators.
+"""The four elementwise operators on rows.
+
+The reverse rules of the four elementwise operators.
 
 Target (+)= g times a factor, reduced where the target is shared.
 """
 
 from __future__ import annotations
 
-from bpcli.kernels.jit import inner
-from bpcli.kernels.rows import along
+from bpcli.kernels.elementwise import over, times
+from bpcli.kernels.jit import along, inner
 from bpcli.tape.instructions import ADD, CONCAT, DIVIDE, MODE_A, MULTIPLY, NONE, OP, SUBTRACT, A, B
+
+
+@inner
+def binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n):
+    """out = a op b; ca, cb are 0 where the argument is a scalar for the whole row."""
+    ca = max(ca, 1 - cb)  # one number times one number is a row of one
+    flat_a = ia == n if ca else ia == 0
+    flat_b = ib == n if cb else ib == 0
+    if flat_a and flat_b and io == n:
+        n, ni = n * ni, 1
+    for o in range(no):
+        for i in range(ni):
+            p, q, r = pa + o * sa + i * ia, pb + o * sb + i * ib, po + o * so + i * io
+            y = V[r : r + n]
+            if ca and cb:
+                _vector_vector(op, V[p : p + n], V[q : q + n], y)
+            elif cb:
+                _scalar_vector(op, V[p], V[q : q + n], y)
+            else:
+                _vector_scalar(op, V[p : p + n], V[q], y)
+
+
+@inner
+def _vector_vector(op, u, v, y):
+    n = len(y)
+    if op == ADD:
+        for k in range(n):
+            y[k] = u[k] + v[k]
+    elif op == SUBTRACT:
+        for k in range(n):
+            y[k] = u[k] - v[k]
+    elif op == MULTIPLY:
+        for k in range(n):
+            y[k] = times(u[k], v[k])
+    else:
+        for k in range(n):
+            y[k] = over(u[k], v[k])
+
+
+@inner
+def _scalar_vector(op, s, v, y):
+    n = len(y)
+    if op == ADD:
+        for k in range(n):
+            y[k] = s + v[k]
+    elif op == SUBTRACT:
+        for k in range(n):
+            y[k] = s - v[k]
+    elif op == MULTIPLY:
+        for k in range(n):
+            y[k] = times(s, v[k])
+    else:
+        for k in range(n):
+            y[k] = over(s, v[k])
+
+
+@inner
+def _vector_scalar(op, u, s, y):
+    n = len(y)
+    if op == ADD:
+        for k in range(n):
+            y[k] = u[k] + s
+    elif op == SUBTRACT:
+        for k in range(n):
+            y[k] = u[k] - s
+    elif op == MULTIPLY:
+        for k in range(n):
+            y[k] = times(u[k], s)
+    else:
+        for k in range(n):
+            y[k] = over(u[k], s)
+
 
 PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE = range(6)
 """Factors: 1, -1, f, 1/f, -h/f² and h/f²."""

@@ -8,7 +8,8 @@ routine gives the real part; a slope without cancellation gives the imaginary pa
 
 import numpy as np
 
-from bpcli.kernels.elementwise_real import (
+from bpcli.kernels.jit import inline
+from bpcli.kernels.real_functions import (
     TRIG_MAX,
     cos_real,
     exp_real,
@@ -18,7 +19,6 @@ from bpcli.kernels.elementwise_real import (
     softplus_real,
     tanh_real,
 )
-from bpcli.kernels.jit import inline
 
 
 @inline
