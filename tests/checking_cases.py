@@ -17,7 +17,7 @@ from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.limits import Limits
 from bpcli.problem.model import Problem, Setup
 from bpcli.problem.open import open_setup
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.reverse_mode import Window
 
 SPECS = Path(__file__).parent.parent / "specs"
 OURS = {name: Path(__file__).parent / f"checking_{name}.toml" for name in ("relu", "kink")}

@@ -18,7 +18,7 @@ import bpcli.methods as methods
 from bpcli.checking.findings import Finding, Verdict, Worst
 from bpcli.cli import main
 from bpcli.methods.base import Cost, Gradient
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.reverse_mode import Window
 
 RECURRENT = """bp = 1
 [params]

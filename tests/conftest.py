@@ -46,7 +46,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def kernels() -> None:
     """Compile what is missing, if any test of this run uses kernels at all."""
-    library = sys.modules.get("bpcli.kernels.library")
+    library = sys.modules.get("bpcli.runtime.kernel_loader")
     if library is not None:
         library.prepare(KERNELS)
 
@@ -77,7 +77,7 @@ def patience() -> Iterator[None]:
 @pytest.fixture
 def threads() -> Iterator[object]:
     """A function that sets the number of threads; undone after the test."""
-    from bpcli.kernels import library
+    from bpcli.runtime import kernel_loader as library
 
     before = library.threads()
     yield library.set_threads

@@ -4,7 +4,7 @@ import numba
 from numba import njit
 
 from bpcli.kernels import elementwise
-from bpcli.kernels.folder import cache_folder
+from bpcli.runtime.kernel_cache import cache_folder
 
 CACHE = numba.config.CACHE_DIR = str(cache_folder())
 """The folder whose name changes with the sources; set before anything is decorated."""

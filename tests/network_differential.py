@@ -33,7 +33,6 @@ from bpcli.errors import BpError
 from bpcli.methods import MethodCall, parse
 from bpcli.peers.jax import PEER as JAX
 from bpcli.problem.draw import draw
-from bpcli.problem.finite import check_finite
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.limits import Limits, array_bytes
 from bpcli.problem.model import Problem, Setup, Tensor
@@ -41,6 +40,7 @@ from bpcli.problem.open import open_setup
 from bpcli.references import central, complex_step, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.rounding import rounding
+from bpcli.runtime.evaluation import check_finite
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

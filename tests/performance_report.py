@@ -29,7 +29,7 @@ from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
-from bpcli.problem.unrolled import Unrolled
+from bpcli.runtime.reverse_mode import Unrolled
 
 ROOT = Path(__file__).parents[1]
 Row = Mapping[str, Any]

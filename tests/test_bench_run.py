@@ -16,9 +16,9 @@ from bpcli import methods, peers
 from bpcli.benching import clock, control, journal, measure, pool
 from bpcli.benching.vouch import Vouch
 from bpcli.cli import main
-from bpcli.kernels import library
 from bpcli.methods.base import Cost, Gradient
-from bpcli.problem.unrolled import Window
+from bpcli.runtime import kernel_loader as library
+from bpcli.runtime.reverse_mode import Window
 
 SPEC = """bp = 1
 [dims]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_cases import FEED_FORWARD, RECURRENT, by_copies, small
 
-from bpcli.kernels import copies
+from bpcli.runtime import copies
 
 
 class Stale:

@@ -15,7 +15,9 @@ import pytest
 from kernel_cases import SMALL, SPECS, by_copies, distance, expected, gradient, problem_of
 
 from bpcli.errors import BpError
-from bpcli.kernels import blas, folder, library
+from bpcli.kernels import blas
+from bpcli.runtime import kernel_cache as folder
+from bpcli.runtime import kernel_loader as library
 
 PACKAGE = Path(folder.__file__).parents[1]
 CODE = """
@@ -23,7 +25,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from kernel_cases import SMALL, SPECS, by_copies, gradient, problem_of
-from bpcli.kernels import library
+from bpcli.runtime import kernel_loader as library
 library.announce = lambda text: print(text)
 found = {}
 for name, methods in %r:
@@ -121,7 +123,7 @@ def imports(module: str) -> set[str]:
 
 def test_the_passes_left_out_are_there() -> None:
     """A pass of another name, in another Numba, would be run again for nothing."""
-    inside = "import bpcli.kernels.compiling as c; from numba.core import typed_passes as t, untyped_passes as u; "
+    inside = "import bpcli.runtime.compiling as c; from numba.core import typed_passes as t, untyped_passes as u; "
     run = [sys.executable, "-c", inside + "print([n for n in c._NEEDLESS if not (hasattr(t, n) or hasattr(u, n))])"]
     assert "[]" == subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -129,7 +131,7 @@ def test_the_passes_left_out_are_there() -> None:
 def test_the_folder_knows_all_sources() -> None:
     """Everything that compiled code is made of counts in the folder's name, and nothing else does."""
     todo = [place.split(":")[0] for place in library.KERNELS.values()]
-    found = {*todo, "bpcli.kernels.compiling"}
+    found = {*todo, "bpcli.runtime.compiling"}
     while todo:
         new = imports(todo.pop()) - found
         found |= new

@@ -11,11 +11,13 @@ from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, 
 
 from bpcli.benching.memory import allocated_bytes
 from bpcli.kernels import jit as rows
-from bpcli.kernels import memory, online_plan, stretches
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
-from bpcli.problem import unrolled
 from bpcli.problem.model import Problem
+from bpcli.runtime import forward_mode as online_plan
+from bpcli.runtime import reverse_mode as unrolled
+from bpcli.runtime import schedule as stretches
+from bpcli.runtime import trace_memory as memory
 from bpcli.tape import layout, plan
 from bpcli.tape import layout as matrices
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, gradient, loops, problem_of, written
 
-from bpcli.kernels import online_plan, structure
 from bpcli.methods.rtrl import _plan
 from bpcli.problem.model import Problem
+from bpcli.runtime import forward_mode as online_plan
+from bpcli.tape import dependency as structure
 
 
 def bands(problem: Problem) -> list[tuple[str, np.ndarray, np.ndarray]]:

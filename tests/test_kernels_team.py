@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpcli.kernels import calls, mode, stages
 from bpcli.kernels import lockstep as team
+from bpcli.kernels import mode
 from bpcli.kernels.jit import APART, BASE, PLACE_FIELDS
-from bpcli.kernels.library import code, reordered
 from bpcli.kernels.lockstep import desk_for
-from bpcli.kernels.stages import Stages
-from bpcli.kernels.trace import Trace
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
-from bpcli.problem.layouts import plan_of
 from bpcli.problem.limits import Limits
 from bpcli.problem.open import open_setup
+from bpcli.runtime import jobs as calls
+from bpcli.runtime import schedule as stages
+from bpcli.runtime.copies import plan_of
+from bpcli.runtime.kernel_loader import code, reordered
+from bpcli.runtime.schedule import Stages
+from bpcli.runtime.trace import Trace
 from bpcli.tape import barriers as meetings
 from bpcli.tape import layout as matrices
 from bpcli.tape.instructions import (

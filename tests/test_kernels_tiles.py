@@ -7,11 +7,10 @@ import pytest
 
 from bpcli.kernels import forward
 from bpcli.kernels import tiles as products
-from bpcli.kernels.calls import Call
-from bpcli.kernels.fixes import no_fixes
 from bpcli.kernels.jit import BASE, INNER_ROW, PACKED_T, PLACE_FIELDS
-from bpcli.kernels.jobs import forward_job
 from bpcli.kernels.tiles import pack, packed_entries, width
+from bpcli.runtime.jobs import Call, forward_job
+from bpcli.runtime.rank_one_updates import no_fixes
 from bpcli.tape.instructions import ADDEND, FIELDS, MATMUL, OP, OUT, SIZE, SIZE_A, SIZE_B, A, B, Forward
 
 MATRIX, VECTOR, RESULT, FIRST = range(4)

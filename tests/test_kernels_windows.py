@@ -12,7 +12,7 @@ from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup
-from bpcli.problem.unrolled import Unrolled, staircase
+from bpcli.runtime.reverse_mode import Unrolled, staircase
 
 SPECS = Path(__file__).parents[1] / "specs"
 RECURRENT = ("vanilla_rnn", "leaky_rnn", "gru", "lstm", "stacked_rnn", "lru", "indrnn", "masked_rnn")

@@ -23,13 +23,13 @@ from kernel_cases import (
 from naive import loss
 
 from bpcli.errors import BpError
-from bpcli.kernels import library
 from bpcli.kernels import tiles as products
-from bpcli.kernels.stages import stages
 from bpcli.methods import known_names, load, parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.model import Problem
-from bpcli.problem.unrolled import Unrolled
+from bpcli.runtime import kernel_loader as library
+from bpcli.runtime.reverse_mode import Unrolled
+from bpcli.runtime.schedule import stages
 
 CASES = [
     *((name, method) for name in RECURRENT for method in (*EXACT, *TRUNCATED)),
@@ -78,7 +78,7 @@ def large() -> Problem:
 def test_threads_change_no_bit(threads: Threads, large: Problem, method: str) -> None:
     """Where the work is shared out, one thread, two, and two again give the same bits."""
     from bpcli.graph.nodes import Phase
-    from bpcli.problem.unrolled import Unrolled
+    from bpcli.runtime.reverse_mode import Unrolled
 
     plan = Unrolled(large.setup, parse(method).windows(large.setup)).plan
     assert plan.shards > 1

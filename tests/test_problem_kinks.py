@@ -14,10 +14,10 @@ from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup
 from bpcli.problem.slopes import slopes_of
-from bpcli.problem.unrolled import Window
 from bpcli.references.complex_step import REFERENCE
 from bpcli.references.numerics.directions import directions
 from bpcli.references.numerics.rounding import rounding
+from bpcli.runtime.reverse_mode import Window
 
 FEED_FORWARD = """bp = 1
 [inputs]

@@ -13,11 +13,11 @@ from bpcli.graph.operations import OPERATIONS
 from bpcli.methods import parse
 from bpcli.problem import perturbed
 from bpcli.problem.cast import cast
-from bpcli.problem.finite import check_finite
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Problem
-from bpcli.problem.unrolled import Window
-from bpcli.problem.unrolled import merged as join
+from bpcli.runtime.evaluation import check_finite
+from bpcli.runtime.reverse_mode import Window
+from bpcli.runtime.reverse_mode import merged as join
 
 METHODS = [
     *((name, method) for name in RECURRENT for method in ("bptt", "tbptt:k1=1,k2=2", "tbptt:k1=3,k2=3")),

@@ -13,7 +13,6 @@ from bpcli.checking.truth import whole
 from bpcli.methods import parse
 from bpcli.problem import steps
 from bpcli.problem.kinks import find_kinks
-from bpcli.problem.layouts import layout_of
 from bpcli.problem.model import Problem
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import Link, lasting, linked, pulled, step_by_step, terms, worthwhile
@@ -21,6 +20,7 @@ from bpcli.problem.steps import cut
 from bpcli.references.numerics import chain
 from bpcli.references.numerics.chain import Chain
 from bpcli.references.numerics.derivatives import Derivatives
+from bpcli.runtime.copies import layout_of
 
 ALWAYS = 1e9
 METHODS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_cases import FORWARD, RECURRENT
 
-from bpcli.kernels.folder import cache_folder
+from bpcli.runtime.kernel_cache import cache_folder
 
 ROOT = Path(__file__).parents[1]
 WITH_PLUGIN = ("-p", "bpcli.pytest_plugin")

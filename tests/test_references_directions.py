@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Tensor
-from bpcli.problem.unrolled import Window
 from bpcli.references import get, known
 from bpcli.references.numerics.directions import COUNT, directions, dot, norms
 from bpcli.references.numerics.ladder import differentiate
 from bpcli.references.numerics.probe import Probe, Sampler
 from bpcli.references.numerics.ridders import extrapolate
 from bpcli.references.numerics.taylor import rates
+from bpcli.runtime.reverse_mode import Window
 
 Array = NDArray[np.float64]
 

@@ -16,8 +16,8 @@ from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem
 from bpcli.problem.open import open_setup
 from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.unrolled import Window
 from bpcli.references import get
+from bpcli.runtime.reverse_mode import Window
 
 TESTS = Path(__file__).parent
 DIFFERENCES = ("central", "ladder")

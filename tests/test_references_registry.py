@@ -10,10 +10,10 @@ from checking_cases import SMALL, naive_gradient, small_setup, truncation_window
 
 from bpcli.errors import BpError
 from bpcli.problem.draw import draw
-from bpcli.problem.unrolled import Window
 from bpcli.references import get, known
 from bpcli.references.central import REFERENCE
 from bpcli.references.numerics.probe import probe
+from bpcli.runtime.reverse_mode import Window
 
 
 def test_references_are_found_by_their_files() -> None:

@@ -18,8 +18,8 @@ from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient, Method
 from bpcli.problem.model import Problem, Setup
-from bpcli.problem.unrolled import Window
-from bpcli.problem.whole import whole_loss
+from bpcli.runtime.evaluation import whole_loss
+from bpcli.runtime.reverse_mode import Window
 
 CHECK = "check"
 # Sweeps over time for each tensor: the references take copies side by side, but go through the steps this often.

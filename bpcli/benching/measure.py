@@ -22,12 +22,12 @@ from bpcli.benching.target import Target, digest, target_from
 from bpcli.benching.truth import distance, exact_method, flat, true_gradient
 from bpcli.benching.vouch import Vouch, tolerance, vouch
 from bpcli.errors import fail
-from bpcli.kernels import library
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Gradient
 from bpcli.problem.draw import draw
-from bpcli.problem.finite import check_finite
 from bpcli.problem.model import Problem, Setup
+from bpcli.runtime import kernel_loader as library
+from bpcli.runtime.evaluation import check_finite
 
 Answer = dict[str, Any]
 SLOW_SECONDS = 1.0

@@ -24,7 +24,7 @@ from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.reverse_mode import Window
 
 AFFORDABLE_FLOPS, MOST_FLOPS = 1e9, 1e11
 """What is spent on a check of a cell: up to the first all entries are judged, up to the second, and where there are

@@ -11,12 +11,12 @@ import numpy as np
 
 from bpcli.checking.returned import same
 from bpcli.errors import Place
-from bpcli.kernels import library
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost
 from bpcli.problem.limits import array_bytes
 from bpcli.problem.model import Array, Problem, Setup
-from bpcli.problem.unrolled import Window
+from bpcli.runtime import kernel_loader as library
+from bpcli.runtime.reverse_mode import Window
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from bpcli.errors import fail
 from bpcli.problem.factors import STEP
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.unrolled import Window
 from bpcli.references.base import FloatArray, forward_flops
 from bpcli.references.numerics.ladder import scales
 from bpcli.references.numerics.probe import Probe, Sampler, probe
+from bpcli.runtime.reverse_mode import Window
 
 STEPS: FloatArray = np.exp2(np.arange(-50, 1, dtype=np.float64))
 """Relative to the size of the entry; powers of two, so that to shift and to shift back is exact."""

@@ -11,14 +11,12 @@ from bpcli.checking.outside import Outside
 from bpcli.checking.truth import Windows, whole
 from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
-from bpcli.problem.layouts import layout_of, reach
 from bpcli.problem.limits import array_bytes
 from bpcli.problem.model import Setup, Tensor
 from bpcli.problem.perturbed import BLOCK_ENTRIES
 from bpcli.problem.preactivations import step_by_step
 from bpcli.problem.steps import cut
 from bpcli.problem.tangent_graph import possible
-from bpcli.problem.unrolled import unrolled
 from bpcli.references.base import ByChain, Reference
 from bpcli.references.central import Central
 from bpcli.references.complex_step import ComplexStep
@@ -27,6 +25,8 @@ from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.pairs import COMPARED, SIGNED
 from bpcli.references.numerics.probe import ROWS
 from bpcli.references.numerics.step_noise import SAMPLES
+from bpcli.runtime.copies import layout_of, reach
+from bpcli.runtime.reverse_mode import unrolled
 from bpcli.tape.plan import make_plan
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4

@@ -17,10 +17,10 @@ import numpy as np
 from bpcli import peers
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.unrolled import Window, unrolled
 from bpcli.references.base import Estimate, FloatArray, Reference
 from bpcli.references.numerics.directions import Directions, dot, norms
 from bpcli.references.numerics.rounding import rounding, rounding_flops
+from bpcli.runtime.reverse_mode import Window, unrolled
 
 _DOUBLE = np.dtype(np.float64)
 # An autograd holds every node's value and cotangent, and copies of some.

@@ -18,9 +18,9 @@ from bpcli.checking.run import check
 from bpcli.methods import MethodCall
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Array, Problem, Setup
-from bpcli.problem.unrolled import Window
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
+from bpcli.runtime.reverse_mode import Window
 
 Outcome = Literal["caught", "void", "missed"]
 # Forwards, and three passes backwards; twice each, and once more to see what changes.

@@ -16,9 +16,9 @@ from bpcli.checking.truth import AUTO, Truth
 from bpcli.methods import MethodCall
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Elsewhere
-from bpcli.problem.finite import check_finite
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.evaluation import check_finite
+from bpcli.runtime.reverse_mode import Window
 
 
 def check(

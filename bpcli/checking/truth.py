@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from bpcli.checking import outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.unrolled import Window
-from bpcli.problem.whole import whole_loss
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.float_range import overflows
@@ -21,6 +19,8 @@ from bpcli.references.numerics.probe import FloatArray, probe
 from bpcli.references.numerics.rounding import Rounding, rounding
 from bpcli.references.numerics.sweep import Around
 from bpcli.references.numerics.taylor import rates
+from bpcli.runtime.evaluation import whole_loss
+from bpcli.runtime.reverse_mode import Window
 
 Windows = tuple[Window, ...]
 

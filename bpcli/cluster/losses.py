@@ -16,10 +16,10 @@ from bpcli.cluster.cells import absolute
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.worker import answered, require_same
 from bpcli.errors import BpError, Diagnostic
-from bpcli.kernels import library
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Found, Piece
 from bpcli.problem.perturbed import Perturbed, answering
+from bpcli.runtime import kernel_loader as library
 
 LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9
 """Pieces go together to about so many operations: with less, sending them takes longer than the work."""

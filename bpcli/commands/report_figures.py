@@ -61,9 +61,9 @@ def curve(path: Path, common: Common) -> Figure:
     from bpcli.commands.kernels import prepare
     from bpcli.commands.specs import open_spec
     from bpcli.problem.draw import draw
-    from bpcli.problem.finite import check_finite
     from bpcli.problem.limits import check_cost
     from bpcli.render.page import curve as figure
+    from bpcli.runtime.evaluation import check_finite
 
     setup = open_spec(path, common)
     held = check_bytes(setup, [], CheckOptions("central"))

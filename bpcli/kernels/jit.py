@@ -2,7 +2,7 @@
 
 A kernel is a function `kernel(job, values)`: `job` points to integers (sizes, ranges, addresses of arrays), `values` to
 an array of the kernel's dtype. It is compiled once per dtype into machine code that one address and one calling
-convention serve (see `bpcli.kernels.compiling`), so that whoever calls it neither compiles it again nor depends on its
+convention serve (see `bpcli.runtime.compiling`), so that whoever calls it neither compiles it again nor depends on its
 type. Nothing in a kernel allocates, raises or counts references.
 
 How kernels address rows.

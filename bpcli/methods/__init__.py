@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bpcli.graph.nodes import Graph
     from bpcli.methods.base import Cost, Gradient, Method
     from bpcli.problem.model import Problem, Setup
-    from bpcli.problem.unrolled import Window
+    from bpcli.runtime.reverse_mode import Window
 
 GROUP = "bpcli.methods"
 _NOT_METHODS = frozenset({"base"})

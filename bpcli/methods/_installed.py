@@ -13,7 +13,7 @@ from bpcli.errors import fail, printable
 from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Gradient, Method
 from bpcli.problem.model import Problem, Setup
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.reverse_mode import Window
 
 _Result = TypeVar("_Result")
 _PARTS = ("refusal", "windows", "cost", "gradient")

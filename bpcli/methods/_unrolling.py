@@ -9,8 +9,7 @@ from typing import Any
 from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.model import Problem, Setup
-from bpcli.problem.traffic import moved
-from bpcli.problem.unrolled import Window, unrolled
+from bpcli.runtime.reverse_mode import Window, moved, unrolled
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Backpropagation: the reverse pass of a feed-forward graph, the chain rule from the loss back to every leaf."""
 
 from bpcli.methods._unrolling import NoOptions, Unrolling
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.reverse_mode import Window
 
 METHOD = Unrolling(
     name="backprop",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from bpcli.graph.nodes import Graph
 from bpcli.problem.model import Array, Problem, Setup
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.reverse_mode import Window
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ c(t) = q(t) + J(t+1)ᵀ c(t+1) backwards from the last loss, g = Σ_t c(t) M̄(t
 """
 
 from bpcli.methods._unrolling import NoOptions, Unrolling
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.reverse_mode import Window
 
 METHOD = Unrolling(
     name="bptt",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bpcli.methods._unrolling import Unrolling
-from bpcli.problem.unrolled import staircase
+from bpcli.runtime.reverse_mode import staircase
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,11 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.kernels.online import Online
-from bpcli.kernels.online_plan import OnlinePlan
 from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.model import Array, Problem, Setup, Tensor
-from bpcli.problem.unrolled import Window, loss_weights
+from bpcli.runtime.forward_mode import Online, OnlinePlan
+from bpcli.runtime.reverse_mode import Window, loss_weights
 from bpcli.tape.plan import phase_flops
 
 

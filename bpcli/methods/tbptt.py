@@ -6,7 +6,7 @@ Biased: what is left out are the influences longer than the window. Memory grows
 from dataclasses import dataclass
 
 from bpcli.methods._unrolling import Unrolling
-from bpcli.problem.unrolled import staircase
+from bpcli.runtime.reverse_mode import staircase
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.copies import Copies, Layout
-from bpcli.kernels.fixes import Entries, joined, make_fixes
 from bpcli.kernels.jit import BASE
 from bpcli.problem.elsewhere import FloatArray, Piece, Values
-from bpcli.problem.layouts import layout_of, reach
+from bpcli.runtime.copies import Copies, Layout, layout_of, reach
+from bpcli.runtime.rank_one_updates import Entries, joined, make_fixes
 
 if TYPE_CHECKING:
     from bpcli.problem.perturbed import Perturbed

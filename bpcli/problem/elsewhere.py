@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from bpcli.problem.unrolled import Window
+    from bpcli.runtime.reverse_mode import Window
 
 FAR_FLOPS = 1e9
 """Work of so many operations is worth sending away: some tenths of a second."""

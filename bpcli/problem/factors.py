@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.model import Problem, Setup
-from bpcli.problem.values import node_values
+from bpcli.runtime.evaluation import node_values
 
 STEP = 1.0
 """The imaginary step. Kernels drop products of imaginary parts, so that any size will do: this one leaves derivatives

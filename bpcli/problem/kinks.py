@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph
 from bpcli.graph.operations import OPERATIONS
-from bpcli.kernels.copies import Copies
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem
-from bpcli.problem.values import node_values
+from bpcli.runtime.copies import Copies
+from bpcli.runtime.evaluation import node_values
 
 Mask = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]

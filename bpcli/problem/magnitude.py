@@ -8,7 +8,7 @@ import numpy as np
 
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Array, Problem
-from bpcli.problem.unrolled import Window, unrolled
+from bpcli.runtime.reverse_mode import Window, unrolled
 
 _DOUBLE = np.dtype(np.float64)
 

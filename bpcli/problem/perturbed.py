@@ -12,17 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.copies import Copies, Layout
 from bpcli.kernels.jit import BASE
-from bpcli.kernels.trace import Trace
 from bpcli.problem.cast import cast
 from bpcli.problem.changes import change_parameters, enter, feed
 from bpcli.problem.elsewhere import FAR_FLOPS, Asked, FloatArray, Found, Piece, Values
 from bpcli.problem.kinks import FREE, NONE, Kinks, find_kinks
-from bpcli.problem.layouts import layout_of, plan_of, reach
 from bpcli.problem.model import Problem, Tensor
-from bpcli.problem.sums import marked, total_of
-from bpcli.problem.unrolled import Window, loss_weights, merged
+from bpcli.runtime.copies import Copies, Layout, layout_of, plan_of, reach
+from bpcli.runtime.evaluation import marked, total_of
+from bpcli.runtime.reverse_mode import Window, loss_weights, merged
+from bpcli.runtime.trace import Trace
 from bpcli.tape.dependency import Reach
 
 BLOCK_ENTRIES = 1 << 18

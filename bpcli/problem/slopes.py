@@ -20,7 +20,7 @@ from bpcli.problem.cast import cast
 from bpcli.problem.factors import ALONG
 from bpcli.problem.kinks import Kinks, Mask, base_of, find_kinks
 from bpcli.problem.model import Problem, Setup
-from bpcli.problem.values import node_values
+from bpcli.runtime.evaluation import node_values
 
 FloatArray = NDArray[np.float64]
 Shares = float | Mapping[int, NDArray[np.floating]]

@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.copies import Copies
 from bpcli.kernels.jit import BASE
 from bpcli.problem.elsewhere import FloatArray, Values
 from bpcli.problem.kinks import FREE
-from bpcli.problem.layouts import layout_of, reach
 from bpcli.problem.model import Setup
 from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.values import node_values
+from bpcli.runtime.copies import Copies, layout_of, reach
+from bpcli.runtime.evaluation import node_values
 
 Shifts = Mapping[int, NDArray[Any]]
 """By how much the numbers of a node are changed, (shifts,)."""

@@ -20,8 +20,8 @@ from bpcli.problem.model import Problem, Setup
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import terms
 from bpcli.problem.tangent_graph import Draft
-from bpcli.problem.unrolled import Window
-from bpcli.problem.values import node_values
+from bpcli.runtime.evaluation import node_values
+from bpcli.runtime.reverse_mode import Window
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.problem.layouts import reach
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.preactivations import linked, step_by_step, terms, worthwhile
-from bpcli.problem.unrolled import Window
 from bpcli.references.numerics.directions import Directions
+from bpcli.runtime.copies import reach
+from bpcli.runtime.reverse_mode import Window
 from bpcli.tape.plan import node_flops
 
 FloatArray = NDArray[np.float64]

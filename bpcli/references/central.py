@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from bpcli.problem.kinks import analytic
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.unrolled import Window
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.ladder import differentiate
@@ -18,6 +17,7 @@ from bpcli.references.numerics.noise import entry_noise
 from bpcli.references.numerics.pairs import COMPARED, SIGNED
 from bpcli.references.numerics.step_noise import SAMPLES
 from bpcli.references.numerics.sweep import Differentiate, Quick, sweep, sweep_along
+from bpcli.runtime.reverse_mode import Window
 
 # The relative error aimed at, a tenth of what a verdict needs.
 TARGET = 1e-4

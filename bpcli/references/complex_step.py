@@ -18,7 +18,6 @@ from bpcli.problem.kinks import find_kinks
 from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
 from bpcli.problem.tangent_graph import possible
-from bpcli.problem.unrolled import Window
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops, nothing
 from bpcli.references.numerics.chain import Chain
 from bpcli.references.numerics.directions import Along, Directions, norms
@@ -26,6 +25,7 @@ from bpcli.references.numerics.pairs import COMPARED
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
 from bpcli.references.numerics.sweep import slopes
+from bpcli.runtime.reverse_mode import Window
 
 # Products of imaginary parts may underflow, now and then.
 _UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal)

@@ -8,13 +8,13 @@ from functools import partial
 from typing import ClassVar
 
 from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.unrolled import Window
 from bpcli.references.base import Estimate, copies, forward_flops
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.noise import entry_noise
 from bpcli.references.numerics.ridders import RUNGS, extrapolate
 from bpcli.references.numerics.sweep import sweep, sweep_along
+from bpcli.runtime.reverse_mode import Window
 
 _EVALUATIONS = 2 * RUNGS
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.kernels.library import Jobs
+from bpcli.runtime.kernel_loader import Jobs
 from bpcli.tape.instructions import (
     ADDEND,
     COPY,

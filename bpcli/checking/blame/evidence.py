@@ -15,9 +15,9 @@ from bpcli.methods import MethodCall
 from bpcli.problem.draw import draw
 from bpcli.problem.model import Array, Problem, Setup, Tensor
 from bpcli.problem.slopes import ALIKE, slopes_of
-from bpcli.problem.unrolled import Window
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
+from bpcli.runtime.reverse_mode import Window
 
 # Two gradients, each with its rounding.
 _BOTH = 2.0

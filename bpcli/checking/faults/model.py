@@ -16,7 +16,7 @@ from bpcli.methods import MethodCall
 from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.model import Array, Problem, Setup
-from bpcli.problem.unrolled import Window
+from bpcli.runtime.reverse_mode import Window
 
 Advice = Callable[[Setup], str]
 

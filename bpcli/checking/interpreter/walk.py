@@ -11,8 +11,8 @@ from bpcli.checking.interpreter.rules import apply
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Problem, Setup
-from bpcli.problem.unrolled import loss_weights
 from bpcli.references.base import FloatArray
+from bpcli.runtime.reverse_mode import loss_weights
 
 LEAVES = frozenset({"param", "constant", "input", "previous"})
 States = dict[str, FloatArray]

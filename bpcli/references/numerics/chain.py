@@ -31,12 +31,12 @@ from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import assemble, lasting, linked, pulled, step_by_step, terms, worthwhile
 from bpcli.problem.steps import Shifts, Steps
 from bpcli.problem.tangent import tangents
-from bpcli.problem.unrolled import Window, merged
-from bpcli.problem.values import node_values
 from bpcli.references.numerics.derivatives import Derivatives, where_finite
 from bpcli.references.numerics.pairs import SIGNED
 from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.numerics.step_noise import SAMPLES, Noise
+from bpcli.runtime.evaluation import node_values
+from bpcli.runtime.reverse_mode import Window, merged
 
 AT_ONCE = 1 << 18
 """Numbers of gradients that are put together at a time."""

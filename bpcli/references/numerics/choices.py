@@ -23,11 +23,11 @@ from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.slopes import ALIKE, Shares, Slopes
-from bpcli.problem.unrolled import Window
 from bpcli.references.numerics.derivatives import Derivatives
 from bpcli.references.numerics.directions import Along, norms
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe
 from bpcli.references.numerics.rounding import rounding
+from bpcli.runtime.reverse_mode import Window
 
 _COMPLEX = np.dtype(np.complex128)
 

@@ -16,10 +16,10 @@ from bpcli.problem.cast import cast
 from bpcli.problem.factors import ALONG
 from bpcli.problem.magnitude import magnitude
 from bpcli.problem.model import Array, Problem, Tensor
-from bpcli.problem.unrolled import Window, unrolled
-from bpcli.problem.values import node_values
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
+from bpcli.runtime.evaluation import node_values
+from bpcli.runtime.reverse_mode import Window, unrolled
 
 PASSES = 4
 """Passes over the network that `float_range` takes where nothing leaves the range."""

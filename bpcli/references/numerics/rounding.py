@@ -19,9 +19,9 @@ import numpy as np
 from bpcli.problem.cast import cast
 from bpcli.problem.model import Array, Problem, Setup
 from bpcli.problem.slopes import ALIKE, slopes_of
-from bpcli.problem.unrolled import Unrolled, Window, unrolled
 from bpcli.references.numerics.float_range import PASSES, float_range
 from bpcli.references.numerics.probe import FloatArray
+from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
 
 # Multiples of the sampled standard deviation, and of one rounding of the result, that a correct gradient may be off by;
 # with a dozen samples a Gaussian error exceeds the first in fewer than one of 10⁹ entries.

@@ -16,7 +16,6 @@ from bpcli.problem.kinks import FREE, find_kinks
 from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import UNCHANGED, Change, Perturbed
 from bpcli.problem.slopes import slopes_of
-from bpcli.problem.unrolled import Window
 from bpcli.references.base import Estimate, nothing
 from bpcli.references.numerics.chain import Chain, Ready
 from bpcli.references.numerics.choices import Choices, put_ranges
@@ -24,6 +23,7 @@ from bpcli.references.numerics.derivatives import Derivatives
 from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
 from bpcli.references.numerics.pairs import COMPARED, SIGNED, Comparison
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
+from bpcli.runtime.reverse_mode import Window
 
 Differentiate = Callable[[Sampler], Derivatives]
 Followed = Callable[[Indices, NDArray[Any]], tuple[NDArray[Any], FloatArray]]

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from bpcli.errors import fail
 from bpcli.kernels import mode
-from bpcli.kernels.folder import Request, read_object
 from bpcli.kernels.symbols import REST, blas_symbols, rest_symbol
+from bpcli.runtime.kernel_cache import Request, read_object
 
 if TYPE_CHECKING:
     from bpcli.kernels.thread_pool import Crew
+
 
 KERNELS = {
     "forward": "bpcli.kernels.forward:forward_span",
@@ -103,7 +104,7 @@ def _compiling(names: list[str], said: IO[bytes]) -> subprocess.Popen[bytes]:
     package_home = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_home, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-P", "-W", "ignore", "-m", "bpcli.kernels.compiling", *names],  # -P: not what is here
+        [sys.executable, "-P", "-W", "ignore", "-m", "bpcli.runtime.compiling", *names],  # -P: not what is here
         env={**os.environ, "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -1,4 +1,6 @@
-"""Reverse mode over windows of the unrolled graph: BPTT is one window, truncated BPTT is many.
+"""Bytes that a pass over windows of the unrolled graph reads and writes, from sizes alone.
+
+Reverse mode over windows of the unrolled graph: BPTT is one window, truncated BPTT is many.
 
 A window (start, loss_from, stop) takes the losses of steps loss_from..stop back to step start. Only so many steps are
 held as the longest window needs, and some more so that moving on costs little.
@@ -14,10 +16,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.trace import Trace
-from bpcli.kernels.windows import BLOCK_ROWS, Windows, WindowsPlan
 from bpcli.problem.model import Array, Problem, Setup
+from bpcli.runtime.batched_windows import BLOCK_ROWS, Windows, WindowsPlan
+from bpcli.runtime.trace import Trace
 from bpcli.tape.plan import Plan, chunk_steps, make_plan, phase_flops
+
+
+def moved(unrolled: Unrolled) -> float:
+    """Bytes read and written.
+
+    Of what is held, a step's part is written on the way forwards and read on the way back; and every step of the time
+    loop reads its matrices anew, once for each shard of the batch. Windows side by side go back as one.
+    """
+    T, plan = unrolled.setup.T, unrolled.plan
+    blocks = list(unrolled.blocks()) if unrolled.side_by_side else [[window] for window in unrolled.windows]
+    spans = sum(block[-1].stop - block[0].start for block in blocks)
+    lags = sum(max(w.stop - w.start for w in block) for block in blocks)
+    held = plan.entries * (T + spans) / plan.extent.window
+    read = _loop_matrices(unrolled) * plan.shards * (T + lags)
+    return (held + read) * unrolled.setup.dtype.itemsize
+
+
+def _loop_matrices(unrolled: Unrolled) -> int:
+    """Entries of the matrices that the time loop multiplies by: where it takes whole steps, those of all phases."""
+    graph, stepwise = unrolled.setup.graph, unrolled.plan.extent.stepwise
+    phases = set(Phase) - {Phase.STATIC} if stepwise else {Phase.RECURRENT}
+    products = [n for n in graph.nodes if n.op == "matmul" and n.phase in phases]
+    return sum(graph.nodes[m].size for m in {n.args[0] for n in products}) if graph.recurrent else 0
+
 
 Disturb = Callable[[Array], None]
 SLACK = 32

@@ -1,33 +1,35 @@
 """Many perturbed copies of a network run side by side: finite differences at the speed of matrix products.
 
 Copies × rows are rows of a batch. What a perturbation cannot reach is computed once and shared. A changed matrix entry
-is a rank-one fix of its copy's rows (see `bpcli.kernels.fixes`), a changed vector is stored once per copy. Copies do
+is a rank-one fix of its copy's rows (see `bpcli.runtime.rank_one_updates`), a changed vector is stored once per copy. Copies do
 not wait for each other: each part of them goes through all steps by itself, while its values are in cache. Or all
 steps are rows too, each by itself from a state that is known (`Reach.single`).
+
+Plans of passes forwards and layouts of copies, kept as long as a setup is worked on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import forward as kernel
-from bpcli.kernels.calls import run
-from bpcli.kernels.fixes import Fix, no_fixes
 from bpcli.kernels.jit import BASE, INNER_ROW, OUTER, PACKED, STEP
-from bpcli.kernels.jobs import cut, forward_job
-from bpcli.kernels.library import Jobs
 from bpcli.kernels.tiles import pack
+from bpcli.problem.model import Setup
+from bpcli.runtime.jobs import cut, forward_job, run
+from bpcli.runtime.kernel_loader import Jobs
+from bpcli.runtime.rank_one_updates import Fix, no_fixes
 from bpcli.tape.dependency import Reach
-from bpcli.tape.instructions import OUT
+from bpcli.tape.instructions import OUT, Forward
 from bpcli.tape.layout import Allocator, Places, without_packed
-from bpcli.tape.lowering import LEAVES
-from bpcli.tape.plan import LANE_FLOPS
+from bpcli.tape.lowering import LEAVES, fuse, lower_forward
+from bpcli.tape.plan import LANE_FLOPS, Plan, make_plan
 
 PART_ROWS = 64
 """Rows that one job takes on: enough for products to be quick, few enough for a step's values to stay in cache."""
@@ -170,3 +172,28 @@ class Copies:
         job = self._job(layout.reach.forward.code, self.fix)
         job[kernel.FIRST], job[kernel.LAST] = bounds[Phase.STATIC], bounds[Phase.INPUT]
         self._run(layout.reach.forward.code, cut(job, kernel.I0, 0, 1, 1))
+
+
+@lru_cache(maxsize=16)
+def plan_of(setup: Setup, steps: int, reads: tuple[int, ...] = ()) -> Plan:
+    """Of a pass forwards over so many steps, which holds the values of `reads`."""
+    return make_plan(setup.graph, [], setup.batch, steps, [], reads=reads)
+
+
+@lru_cache(maxsize=4)
+def _forward(setup: Setup) -> Forward:
+    return lower_forward(setup.graph, fuse(setup.graph))
+
+
+@lru_cache(maxsize=64)
+def reach(setup: Setup, changed: frozenset[int], single: bool = False) -> Reach:
+    """What a change of some nodes reaches, in a `single` step or all that follow."""
+    return Reach(setup.graph, _forward(setup), changed, single)
+
+
+@lru_cache(maxsize=64)
+def layout_of(
+    setup: Setup, changed: frozenset[int], copies: int, rows: int, steps: int, single: bool = False
+) -> Layout:
+    """Places for copies that differ in some nodes."""
+    return Layout(reach(setup, changed, single), copies, rows, steps)

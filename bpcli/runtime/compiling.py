@@ -1,7 +1,7 @@
-"""The process that compiles: `python -m bpcli.kernels.compiling forward:float64 reverse:float64 …`.
+"""The process that compiles: `python -m bpcli.runtime.compiling forward:float64 reverse:float64 …`.
 
 Numba makes LLVM code of a kernel; LLVM makes an object file of it, which any process loads without Numba (see
-`bpcli.kernels.library`). Kernels that are compiled together share what they call. The object file exports one function,
+`bpcli.runtime.kernel_loader`). Kernels that are compiled together share what they call. The object file exports one function,
 `void bp_kernel(jobs, count, stride, values)`, which calls the kernel with each of `count` jobs, `stride` bytes apart.
 
 As it is, Numba optimises and translates every function on its own, with all that it calls, at every level of calls: a
@@ -28,8 +28,8 @@ from numba.core.cpu import CPUContext
 from numba.core.runtime.context import NRTContext
 
 from bpcli.kernels import mode
-from bpcli.kernels.folder import write_object
-from bpcli.kernels.library import ENTRY, KERNELS
+from bpcli.runtime.kernel_cache import write_object
+from bpcli.runtime.kernel_loader import ENTRY, KERNELS
 
 mode.compiling = True
 

@@ -1,0 +1,130 @@
+"""Sums of losses over steps.
+
+The values of nodes at every step, as a pass forwards computes them.
+
+The whole loss of a problem, by a pass forwards.
+
+A check starts from finite values: the first node that is not is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.errors import fail
+from bpcli.graph.nodes import Node, Phase
+from bpcli.kernels.jit import BASE, INNER_ROW, STEP
+from bpcli.problem.cast import cast
+from bpcli.problem.elsewhere import FloatArray, Values
+from bpcli.problem.kinks import FREE
+from bpcli.problem.model import Problem
+from bpcli.runtime.copies import plan_of
+from bpcli.runtime.reverse_mode import loss_weights
+from bpcli.runtime.trace import Trace
+from bpcli.tape.lowering import LEAVES
+
+
+@np.errstate(all="ignore")  # a loss that is not finite is no loss, and found to be none by who asked
+def total_of(losses: Values, weights: FloatArray) -> Values:
+    """The sum (copies, rows) over steps (Kahan: the sum's own rounding is not to be taken for noise)."""
+    total, lost = np.zeros(losses.shape[1:], losses.dtype), np.zeros(losses.shape[1:], losses.dtype)
+    for step, weight in zip(losses, weights, strict=True):
+        term = step * weight - lost
+        new = total + term
+        lost = (new - total) - term
+        total = new
+    return total
+
+
+def marked(total: Values, met: FloatArray) -> Values:
+    """NaN, or an imaginary part of NaN, where a kink was met."""
+    (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
+    return total
+
+
+def node_values(problem: Problem, nodes: Collection[int]) -> dict[int, NDArray[Any]]:
+    """`(T, batch, size)` by node, or `(size,)` where a node is static; read-only, in the problem's dtype."""
+    setup, graph = problem.setup, problem.setup.graph
+    plan = plan_of(setup, setup.T, tuple(nodes))
+    trace = Trace(plan, setup.dtype, problem.arrays)
+    trace.start()
+    for first in range(0, setup.T, plan.extent.chunk):
+        trace.forward(first, min(setup.T, first + plan.extent.chunk))
+    values = {}
+    for index in nodes:
+        node, place = graph.nodes[index], plan.values.table[index]
+        if node.op == "input":
+            values[index] = problem.inputs[node.name].reshape(setup.T, setup.batch, node.size)
+        elif node.phase is Phase.STATIC:
+            values[index] = trace.value(index, node.size)
+        else:
+            strides = tuple(int(n) * trace.V.itemsize for n in (place[STEP], place[INNER_ROW], 1))
+            shape = (setup.T, setup.batch, node.size)
+            values[index] = np.lib.stride_tricks.as_strided(trace.V[place[BASE] :], shape, strides, writeable=False)
+    return values
+
+
+@np.errstate(all="ignore")  # what is not finite is for the check to tell
+def whole_loss(problem: Problem) -> float:
+    """The loss of all steps and samples, in float64."""
+    double, steps = cast(problem, np.dtype(np.float64)), problem.setup.T
+    plan = plan_of(double.setup, steps)
+    trace, chunk = Trace(plan, double.setup.dtype, double.arrays), plan.extent.chunk
+    trace.start()
+    losses = np.zeros((steps, problem.setup.batch))
+    for first in range(0, steps, chunk):
+        last = min(steps, first + chunk)
+        trace.forward(first, last)
+        losses[first:last] = trace.losses(first, last)
+    return float(total_of(losses[:, None], loss_weights(problem.setup)).sum())
+
+
+_SMALLER = "scale the parameters or the inputs, or keep arguments in range"
+
+
+def check_finite(problem: Problem) -> None:
+    """Raise `BpError` that names the first value that is not finite, if there is one, in a pass forwards."""
+    setup = problem.setup
+    plan = plan_of(setup, setup.T)
+    trace, chunk = Trace(plan, setup.dtype, problem.arrays), plan.extent.chunk
+    trace.start()
+    for first in range(0, setup.T, chunk):
+        last = min(setup.T, first + chunk)
+        trace.forward(first, last)
+        if not np.isfinite(trace.losses(first, last)).all():
+            _find(problem)
+
+
+def _find(problem: Problem) -> None:
+    """The same, one step at a time: what a step does not keep for others is looked at too."""
+    setup = problem.setup
+    trace = Trace(plan_of(setup, 1), setup.dtype, problem.arrays)
+    trace.start()
+    for t in range(setup.T):
+        trace.forward(t, t + 1)
+        if not np.isfinite(trace.losses(t, t + 1)).all():
+            _refuse(problem, trace, t)
+        trace.slide(1)
+
+
+def _refuse(problem: Problem, trace: Trace, t: int) -> None:
+    setup, graph = problem.setup, problem.setup.graph
+    for node in graph.nodes:
+        if node.op in LEAVES or trace.plan.values.table[node.index, BASE] < 0 or node.index in trace.plan.forward.alias:
+            continue
+        values = trace.value(node.index, node.size * (1 if node.phase is Phase.STATIC else setup.batch))
+        if not np.isfinite(values).all():
+            when = f" at step {t + 1}" if graph.recurrent else ""
+            what = (
+                f"the loss is not finite where the check starts: the first value that is not is {_called(node)}{when}"
+            )
+            fail("not-finite", what, node.place, help=_SMALLER)
+    fail("not-finite", "the loss is not finite where the check starts", graph.nodes[graph.loss].place, help=_SMALLER)
+
+
+def _called(node: Node) -> str:
+    return f'"{node.name}"' if node.name else f"that of {node.op}"

@@ -1,0 +1,400 @@
+"""What RTRL computes and holds, worked out from sizes alone.
+
+What RTRL does that sizes alone decide, worked out once: a gradient that is taken again makes no jobs.
+
+Forward-mode gradients over time: the one-step ingredients J, M̄ and q of any graph, and the influence matrix.
+
+A chunk of steps is run forwards. The reverse program from the new states, seeded with one unit vector per state entry,
+gives J(t) = ∂a(t)/∂a(t-1) and, at every product and shared vector, the cotangents that M̄(t) is made of. The reverse
+program from the loss, every step by itself, gives q(t) = ∂l(t)/∂a(t-1) and what the loss owes to the parameters of its
+own step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.nodes import Graph, Phase
+from bpcli.kernels import influence as kernel
+from bpcli.kernels import reverse as reverse_kernel
+from bpcli.kernels.influence import BIRTH
+from bpcli.kernels.jit import BASE, INNER_ROW, OUTER
+from bpcli.kernels.tiles import packed_entries, width
+from bpcli.runtime.jobs import Call, cut, reverse_job
+from bpcli.runtime.schedule import MOST_KEPT, stages
+from bpcli.runtime.trace import Array, Arrays, Trace
+from bpcli.tape.dependency import Shifts, Stretch, Structure, shifts
+from bpcli.tape.instructions import Integers, Reverse
+from bpcli.tape.layout import Allocator, Places, owner, shared_arguments
+from bpcli.tape.lowering import fuse
+from bpcli.tape.plan import LANE_FLOPS, Plan, chunk_steps, make_plan, phase_flops
+from bpcli.tape.reverse_lowering import SLOTS, active_nodes, lower_reverse
+
+SEED_ENTRIES = 1 << 19
+"""Numbers that the cotangents of one chunk's unit seeds may take: a few megabytes,"""
+SEED_SHARE = 8
+"""or this part of the influence matrices, which are read from memory and written to it for every chunk."""
+MOST_STEPS = 32
+"""Steps in a chunk."""
+BLOCK_ENTRIES, MOST_BLOCK_ENTRIES = 1 << 13, 1 << 16
+"""Numbers in a block of the influence matrix: two blocks stay in the first cache or, half as large as a Jacobian, in
+the second: it is read anew for every block and step."""
+JOBS = 16
+JOB_FLOPS = 4e6
+"""Operations of a job of the influence: at the rate of its products they take as long as waking a thread."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What stands behind the numbers of the trace, and how many numbers that is in all.
+
+    M (sample, panel, N, width), g (sample, panel, width), for each job a spare block and q J, and the seeds'
+    cotangents.
+    """
+
+    influence: int
+    gradient: int
+    spare: int
+    seeds: int
+    entries: int
+
+
+@dataclass(frozen=True, eq=False)
+class OnlinePlan:
+    """What RTRL computes and holds, from sizes alone. `patterns[node]` lists the entries that exist of a matrix."""
+
+    graph: Graph
+    leaves: frozenset[int]
+    states: bool
+    batch: int
+    steps: int
+    patterns: Mapping[int, NDArray[np.int64]]
+
+    @cached_property
+    def step(self) -> Reverse:
+        """The reverse program from the new states."""
+        active = active_nodes(self.graph, {*self.leaves, *self.graph.previous.values()})
+        return lower_reverse(self.graph, fuse(self.graph), active, list(self.graph.new.values()), own=True)
+
+    @cached_property
+    def size(self) -> int:
+        """N: entries of all states."""
+        return sum(self.graph.nodes[n].size for n in self.graph.previous.values())
+
+    @cached_property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The columns of the influence matrix.
+
+        Parameters that reach a state, initial states, inputs that reach a state.
+        """
+        matrices = {product.matrix for product in self.step.products}
+        roots = sorted(matrices | shared_arguments(self.graph, self.step))
+        inputs = sorted(n for n in self.leaves if self.graph.nodes[n].op == "input" and n in self.step.touched)
+        stretches, start = [], 0
+        for n in (*roots, *(self.graph.previous.values() if self.states else ()), *inputs):
+            node = self.graph.nodes[n]
+            size = len(self.patterns[n]) if n in self.patterns else node.size
+            stretches.append(Stretch(n, start, size * (self.steps if node.op == "input" else 1)))
+            start += stretches[-1].columns
+        return tuple(stretches)
+
+    @property
+    def parameters(self) -> int:
+        """P: columns of the influence matrix."""
+        return sum(stretch.columns for stretch in self.stretches)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """What is known of each column without its values."""
+        return Structure(self.graph, self.steps, self.stretches, tuple(self.step.products), self.patterns)
+
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations of all products with the influence matrices.
+
+        The last step finds the M before it in its own chunk, or M is advanced as at any step.
+        """
+        return self.batch * self.structure.flops((self.steps - 1) % self.chunk > 0)
+
+    @cached_property
+    def chunk(self) -> int:
+        """Steps taken at a time."""
+        per_step = self.size * sum(self.graph.nodes[n].size for n in self._owners() - self._same) * self.batch
+        most = max(SEED_ENTRIES, self.influence // SEED_SHARE) // max(1, per_step)
+        return max(1, min(chunk_steps(self.steps, self.batch), MOST_STEPS, most))
+
+    def _owners(self) -> set[int]:
+        """Nodes with cotangents of their own in the seeded program."""
+        static_matrices = {p.matrix for p in self.step.products}
+        touched = set(self.step.touched) - set(self.step.alias) - static_matrices
+        shared = shared_arguments(self.graph, self.step)
+        return {n for n in touched if self.graph.nodes[n].phase is not Phase.STATIC or n in shared}
+
+    @cached_property
+    def trace(self) -> Plan:
+        """The plan of the forward pass and of the reverse program from the loss."""
+        static = [s.node for s in self.stretches if self.graph.nodes[s.node].phase is Phase.STATIC]
+        seeds = [self.graph.loss, *static]
+        return make_plan(self.graph, self.leaves, self.batch, self.chunk, seeds, reads=self.step.reads, apart=True)
+
+    @cached_property
+    def seeds(self) -> Places:
+        """Cotangents of the seeded program: (row, seed, entry); those of previous states side by side make J (N, N)."""
+        return self._seeds[0]
+
+    @property
+    def cleared(self) -> int:
+        """Cotangents, from the first, that the seeded program does not store before it adds to them."""
+        return self._seeds[1]
+
+    @cached_property
+    def _seeds(self) -> tuple[Places, int]:
+        N, rows, graph = self.size, self.chunk * self.batch, self.graph
+        previous, new = list(graph.previous.values()), sorted(graph.new.values())
+        allocator = Allocator(len(graph.nodes))
+        for n in new:
+            self._place(allocator, n, rows)
+        cleared, jacobians = allocator.size, allocator.take(rows * N * N)
+        for n in previous:
+            allocator.place(n, jacobians, (0, N * N, N, 0))
+            jacobians += graph.nodes[n].size
+        if not self.step.touched.issuperset(previous):
+            cleared = allocator.size
+        for n in sorted(self._owners() - {*previous, *new}):
+            self._place(allocator, n, rows)
+        return allocator.finish(self.step.alias), cleared
+
+    def _place(self, allocator: Allocator, n: int, rows: int) -> None:
+        """Room for a node's cotangents."""
+        size = self.graph.nodes[n].size
+        if n in self._same:
+            allocator.place(n, allocator.take(self.size * size), (0, 0, size, 0))
+        else:
+            allocator.place(n, allocator.take(rows * self.size * size), (0, self.size * size, size, 0))
+
+    @cached_property
+    def _same(self) -> set[int]:
+        """New states that the seeded program adds nothing to: their cotangents are the unit seeds in every row."""
+        found = set()
+        for row in self.step.code.tolist():
+            found |= {row[slot] for slot, mode in SLOTS if row[mode]}
+        return set(self.graph.new.values()) - {owner(self.step.alias, n) for n in found}
+
+    @property
+    def influence(self) -> int:
+        """Numbers that the influence matrices take, in panels."""
+        return self.batch * packed_entries(self.size, self.parameters)
+
+    @cached_property
+    def block(self) -> int:
+        """Columns in a block: whole panels, so many that there is a block for each job."""
+        shared_out = -(-self.batch * self.parameters // JOBS)
+        entries = max(BLOCK_ENTRIES, min(MOST_BLOCK_ENTRIES, self.size * self.size // 2))
+        return packed_entries(1, max(1, min(self.parameters, entries // self.size, shared_out)))
+
+    @cached_property
+    def jobs(self) -> int:
+        """Jobs that the blocks of all samples are dealt out to."""
+        blocks = self.batch * -(-self.parameters // self.block)
+        flops = 2.0 * self.size * self.size * self.parameters * self.batch * self.chunk
+        return max(1, min(JOBS, blocks, int(flops / JOB_FLOPS)))
+
+    @property
+    def spare(self) -> int:
+        """Numbers that a job has for itself: a block of influence, and q J."""
+        return self.block * self.size + packed_entries(1, self.size)
+
+    @cached_property
+    def room(self) -> Room:
+        """What stands where."""
+        allocator, spare = Allocator(0), self.jobs * self.spare
+        sizes = self.influence, self.batch * packed_entries(1, self.parameters), spare, self.seeds.size
+        return Room(*map(allocator.take, sizes), allocator.size)
+
+    @property
+    def entries(self) -> int:
+        """Numbers held: the trace, the influence matrices, the gradients, what jobs have for themselves, and seeds."""
+        return self.trace.entries + self.room.entries
+
+
+@lru_cache(maxsize=8)
+def online_stages(plan: OnlinePlan, dtype: np.dtype) -> OnlineStages:
+    """The `OnlineStages` of a plan; those of the plans last used are kept."""
+    return OnlineStages(plan, dtype)
+
+
+class Span(NamedTuple):
+    """Columns of M that a source contributes to, at a step or (-1) at all; `wide`: entries in a row of the source."""
+
+    start: int
+    columns: int
+    source: int
+    step: int
+    wide: int
+
+
+class OnlineStages:
+    """The calls of one plan and dtype, on the array of the trace."""
+
+    def __init__(self, plan: OnlinePlan, dtype: np.dtype) -> None:
+        self.plan, self.width = plan, width(dtype)
+        self.trace = stages(plan.trace, dtype, False)
+        self.seeds = self.trace.entries + plan.room.seeds
+        self.parts, self.units = self._parts(), self._units()
+        self.sources, self.entries, spans = self._sources()
+        self.pieces, ends = _pieces(spans, -(-plan.parameters // self.width), self.width)
+        self.panels = np.concatenate([plan.structure.panels(self.width), ends], axis=1)
+        self.jacobians = lru_cache(MOST_KEPT)(self._jacobians)
+        self.influence = lru_cache(MOST_KEPT)(self._influence)
+
+    def _parts(self) -> Integers:
+        """The parts of the state, with where the cotangents that losses bring to them stand."""
+        graph, table = self.plan.graph, self.plan.trace.cotangents.table
+        previous = list(graph.previous.values())
+        bases, rows = table[previous, BASE] + self.trace.cotangents, table[previous, INNER_ROW]
+        return np.stack([[graph.nodes[n].size for n in previous], bases, rows], axis=1)
+
+    def _units(self) -> Integers:
+        """Where the ones of the unit seeds stand: a seed for each entry of the state, for each row."""
+        plan, found, offset = self.plan, list[Integers](), 0
+        rows = np.arange(plan.chunk * plan.batch)[:, None]
+        for n in plan.graph.new.values():
+            base, outer, inner = plan.seeds.table[n, [BASE, OUTER, INNER_ROW]]
+            entries = np.arange(plan.graph.nodes[n].size)
+            found.append((base + rows * outer + (offset + entries) * inner + entries).ravel())
+            offset += entries.size
+        return np.unique(np.concatenate(found))
+
+    def _sources(self) -> tuple[Integers, Integers, list[Span]]:
+        """The table of sources of M̄, the lists of entries of sparse matrices and of shifts, and the sources' spans."""
+        plan, reach, lines, lists = self.plan, shifts(self.plan.graph), list[list[int]](), list[NDArray[np.int64]]()
+        spans = list[Span]()
+
+        def listed(numbers: NDArray[np.int64]) -> int:
+            lists.append(numbers)
+            return sum(map(len, lists[:-1]))
+
+        def line(kind: int, delta: int, columns: int) -> list[int]:
+            by: Shifts = reach[delta]
+            own = np.array(sorted(by or ()), np.int64)
+            base, row, seed = plan.seeds.table[delta, [BASE, OUTER, INNER_ROW]]
+            return [kind, self.seeds + base, row, seed, 0, 0, columns, 0, -1, listed(own), own.size]
+
+        for stretch in plan.stretches:
+            node = plan.graph.nodes[stretch.node]
+            products = [p for p in plan.step.products if p.matrix == stretch.node]
+            if node.op != "previous" and not products:
+                steps = range(plan.steps) if node.op == "input" else [-1]
+                for i, step in enumerate(steps):
+                    spans.append(Span(stretch.start + i * node.size, node.size, len(lines), step, node.size))
+                lines.append(line(kernel.VECTOR_ITSELF, stretch.node, node.size))
+            for product in products:
+                matrix = line(kernel.MATRIX, product.delta, node.shape[1])
+                matrix[kernel.VECTOR : kernel.COLUMNS] = plan.trace.values.table[product.vector, [BASE, INNER_ROW]]
+                matrix[kernel.TURNED] = int(product.turned)
+                if stretch.node in plan.patterns:
+                    matrix[kernel.LISTED] = listed(plan.patterns[stretch.node])
+                spans.append(Span(stretch.start, stretch.columns, len(lines), -1, node.shape[1]))
+                lines.append(matrix)
+        table = np.array(lines, np.int64).reshape(len(lines), kernel.SOURCE)
+        return table, np.concatenate([np.zeros(0, np.int64), *lists]), spans
+
+    def _jacobians(self, steps: int) -> Call:
+        """The seeded program, on all rows of the chunk at once: the recurrent phase, then the input phase."""
+        plan, code, bounds = self.plan, self.plan.step.code, self.plan.step.bounds
+        places = self.trace.places.copy()
+        varying = [n.index for n in plan.graph.nodes if n.phase is not Phase.STATIC]
+        places[varying, OUTER], places[varying, INNER_ROW] = places[varying, INNER_ROW], 0
+        job = reverse_job(code, self.trace.numbers, places, plan.seeds.table, False)
+        job[reverse_kernel.LENGTH_V] = plan.trace.values.size
+        job[reverse_kernel.COTANGENTS], job[reverse_kernel.LENGTH_C] = self.seeds, plan.seeds.size
+        job[reverse_kernel.FIRST], job[reverse_kernel.LAST] = bounds[3 - Phase.RECURRENT], bounds[4 - Phase.INPUT]
+        job[reverse_kernel.STEP1], job[reverse_kernel.I1] = 1, plan.size
+        rows = steps * plan.batch
+        flops = rows * plan.size * (phase_flops(plan.graph, Phase.RECURRENT) + phase_flops(plan.graph, Phase.INPUT))
+        parts = max(1, min(rows, JOBS, int(flops / LANE_FLOPS)))
+        return Call("reverse", cut(job, reverse_kernel.O0, 0, rows, parts), keeps=(places,))
+
+    def _influence(self, first: int, last: int) -> Call:
+        """The influence matrices through the steps `first` to `last`; after the last step of all nobody wants them."""
+        plan, room, end = self.plan, self.plan.room, self.trace.entries
+        job = np.zeros(kernel.JOB, np.int64)
+        job[kernel.LENGTH] = end + room.entries
+        job[kernel.PARTS], job[kernel.PART_COUNT] = self.parts.ctypes.data, len(self.parts)
+        job[kernel.SOURCES], job[kernel.SOURCE_COUNT] = self.sources.ctypes.data, len(self.sources)
+        job[kernel.ENTRIES], job[kernel.ENTRY_COUNT] = self.entries.ctypes.data, len(self.entries)
+        job[kernel.PANELS], job[kernel.PANEL_COUNT] = self.panels.ctypes.data, len(self.panels)
+        job[kernel.PIECES], job[kernel.PIECE_COUNT] = self.pieces.ctypes.data, len(self.pieces)
+        job[kernel.WIDTH], job[kernel.STATES], job[kernel.BATCH] = self.width, plan.size, plan.batch
+        job[kernel.STEP0], job[kernel.STEPS] = first, last - first
+        job[kernel.ADVANCES] = min(last, plan.steps - 1) - first
+        job[kernel.INFLUENCE], job[kernel.GRADIENT] = end + room.influence, end + room.gradient
+        job[kernel.JACOBIANS] = self.seeds + plan.seeds.table[next(iter(plan.graph.previous.values())), BASE]
+        job[kernel.BLOCK] = plan.block // self.width
+        blocks = -(-len(self.panels) // int(job[kernel.BLOCK]))
+        jobs = cut(job, kernel.FIRST_ITEM, 0, plan.batch * blocks, plan.jobs)
+        jobs[:, kernel.SPARE] = end + room.spare + np.arange(plan.jobs) * plan.spare
+        return Call("influence", jobs)
+
+
+def _pieces(spans: list[Span], panels: int, width: int) -> tuple[Integers, Integers]:
+    """The table of pieces that panels cut spans into, panel by panel; and (panels, 2) each panel's first and last."""
+    lines, owners = [np.zeros((0, kernel.PIECE), np.int64)], [np.zeros(0, np.int64)]
+    for span in spans:
+        panel = np.arange(span.start // width, -(-(span.start + span.columns) // width))
+        first, last = np.maximum(span.start, panel * width), np.minimum(span.start + span.columns, (panel + 1) * width)
+        same, entry = np.ones_like(panel), first - span.start
+        ends, of = (first - panel * width, last - panel * width), (span.source * same, span.step * same)
+        lines.append(np.stack([*ends, *of, entry, entry // span.wide, entry % span.wide], axis=1))
+        owners.append(panel)
+    owner = np.concatenate(owners)
+    ends = np.searchsorted(np.sort(owner), np.arange(panels + 1))
+    return np.concatenate(lines)[np.argsort(owner, kind="stable")], np.stack([ends[:-1], ends[1:]], axis=1)
+
+
+class Online:
+    """A trace and the influence matrices of a problem, moving forwards a chunk of steps at a time."""
+
+    def __init__(self, plan: OnlinePlan, dtype: np.dtype, arrays: tuple[Arrays, Arrays, Arrays]) -> None:
+        self.plan, self.stages = plan, online_stages(plan, dtype)
+        self.trace = Trace(plan.trace, dtype, arrays, room=plan.room.entries)
+        room, numbers, N, width = plan.room, self.trace.room, plan.size, self.stages.width
+        panels = len(self.stages.panels)
+        self.M = numbers[room.influence :][: plan.batch * panels * N * width].reshape(plan.batch, panels, N, width)
+        self.G = numbers[room.gradient :][: plan.batch * panels * width].reshape(plan.batch, panels * width)
+        self.C = numbers[room.seeds :][: plan.seeds.size]
+        self.G[:] = 0
+        if plan.states:
+            self._begin()
+
+    def _begin(self) -> None:
+        """M(0): the identity where initial states are differentiated; elsewhere M begins with its first M̄."""
+        self.M[:, self.stages.panels[:, BIRTH] < 0] = 0
+        offset = 0
+        for stretch in self.plan.stretches:
+            if self.plan.graph.nodes[stretch.node].op == "previous":
+                panel, column = np.divmod(stretch.start + np.arange(stretch.columns), self.stages.width)
+                self.M[:, panel, offset + np.arange(stretch.columns), column] = 1
+                offset += stretch.columns
+
+    def advance(self, first: int, last: int) -> None:
+        """Take the influence through steps `first` to `last`; the trace has just run them in both directions."""
+        self.C[: self.plan.cleared] = 0
+        self.C[self.stages.units] = 1
+        self.trace.run((self.stages.jacobians(last - first), self.stages.influence(first, last)))
+
+    def gradient(self, node: int) -> Array:
+        """What has been collected for a stretch: (batch, columns)."""
+        stretch = next(s for s in self.plan.stretches if s.node == node)
+        return self.G[:, stretch.start : stretch.start + stretch.columns]
+
+    def close(self) -> None:
+        """Let the next trace have the memory; nothing can be read any more."""
+        del self.M, self.G, self.C
+        self.trace.close()
