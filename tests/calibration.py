@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bpcli import __version__
 from bpcli.errors import BpError
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem
 from bpcli.references import get
 from bpcli.references.base import Estimate
 from bpcli.references.numerics import derivatives, rounding

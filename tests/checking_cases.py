@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient
+from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Problem, Setup
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 from bpcli.runtime.reverse_mode import Window
 
 SPECS = Path(__file__).parent.parent / "specs"

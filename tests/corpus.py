@@ -18,10 +18,10 @@ import numpy as np
 
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall, parse
+from bpcli.problem.definition import Array, Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Array, Problem
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(max_memory=2 << 30)

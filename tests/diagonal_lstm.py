@@ -20,10 +20,10 @@ import numpy as np
 
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 HERE = Path(__file__).parent
 SPEC = HERE / "diagonal_lstm.toml"

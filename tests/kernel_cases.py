@@ -14,11 +14,11 @@ import numpy as np
 from bpcli.errors import Collector
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
+from bpcli.problem.definition import Problem, Tensor
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Problem, Tensor
-from bpcli.problem.open import open_setup
 from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.setup import open_setup
 from bpcli.spec.load import load
 
 Array = np.ndarray[Any, Any]

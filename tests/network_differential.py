@@ -32,11 +32,11 @@ from bpcli.commands.check_document import findings_document
 from bpcli.errors import BpError
 from bpcli.methods import MethodCall, parse
 from bpcli.peers.jax import PEER as JAX
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.problem.kinks import find_kinks
 from bpcli.problem.limits import Limits, array_bytes
-from bpcli.problem.model import Problem, Setup, Tensor
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 from bpcli.references import central, complex_step, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.rounding import rounding

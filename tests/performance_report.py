@@ -28,7 +28,7 @@ import diagonal_lstm
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 from bpcli.runtime.reverse_mode import Unrolled
 
 ROOT = Path(__file__).parents[1]

@@ -20,9 +20,9 @@ from bpcli.checking.options import CheckOptions
 from bpcli.checking.power import Planted, power
 from bpcli.checking.run import check
 from bpcli.errors import fail
+from bpcli.problem.definition import Setup
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Setup
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(max_memory=1 << 30)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bpcli.errors import BpError
+from bpcli.problem.definition import Setup
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Setup
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 RNN = """\
 bp = 1

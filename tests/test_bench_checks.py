@@ -15,10 +15,10 @@ from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods import parse
 from bpcli.peers.torch import PEER as TORCH
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 from bpcli.references.base import Estimate
 
 VANILLA = Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml"

@@ -13,7 +13,7 @@ from bpcli.benching.memory import allocated_bytes, peak_growth
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 SPECS = Path(__file__).parents[1] / "specs"
 SIZE = 50_000_000

@@ -10,7 +10,7 @@ from bpcli.benching.machine import copy_rate
 from bpcli.benching.roofline import Rates, limit, usual_shares
 from bpcli.methods import parse
 from bpcli.problem.limits import Limits
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 SPECS = Path(__file__).parents[1] / "specs"
 RATES = Rates(gemm=1e10, copy=1e9)

@@ -16,10 +16,10 @@ from bpcli.benching.truth import distance, flat, true_gradient
 from bpcli.cli import main
 from bpcli.methods import MethodCall, parse
 from bpcli.methods.base import Gradient
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 SPEC = Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml"
 KINKED = Path(__file__).with_name("checking_leaky_kinked_rnn.toml")

@@ -19,9 +19,9 @@ from bpcli.checking.findings import Finding
 from bpcli.checking.options import CheckOptions
 from bpcli.checking.run import check
 from bpcli.cli import main
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 
 def slip(problem: Problem, name: str) -> Arrays:

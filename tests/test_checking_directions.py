@@ -12,7 +12,7 @@ from bpcli.checking import decide
 from bpcli.checking.options import CheckOptions
 from bpcli.checking.run import check
 from bpcli.methods import parse
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem
 
 DIRECTIONAL = CheckOptions(mode="directional")
 

@@ -13,9 +13,9 @@ from checking_cases import LIMITS, Arrays, FakeMethod, call, naive_gradient
 from bpcli.checking.findings import Finding
 from bpcli.checking.options import CheckOptions
 from bpcli.checking.run import check_problem
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 # All numbers are multiples of powers of two, so that arguments are zero exactly.
 SPEC = """bp = 1

@@ -21,7 +21,7 @@ from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods.base import Gradient
 from bpcli.peers import jax, torch
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem
 
 VANILLA = str(Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml")
 ORACLE = CheckOptions("oracle", "full")

@@ -19,10 +19,10 @@ from bpcli.checking.truth import Truth
 from bpcli.commands.check_document import findings_document
 from bpcli.commands.judging import Results
 from bpcli.methods import parse
+from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import array_bytes
-from bpcli.problem.model import Problem, Setup
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 AUTO = CheckOptions()
 DEFAULTS = {"T": 20, "batch": 4}

@@ -8,7 +8,7 @@ from checking_cases import LIMITS, SPECS
 from bpcli.checking.options import CheckOptions
 from bpcli.checking.run import check
 from bpcli.methods import parse
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 NAMES = sorted(path.stem for path in SPECS.glob("*.toml"))
 

@@ -27,8 +27,8 @@ from bpcli.cluster.losses import LEAST_FLOPS, batches
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Asked, Piece, Values
 from bpcli.problem.limits import Limits
-from bpcli.problem.open import open_setup
 from bpcli.problem.perturbed import answering
+from bpcli.problem.setup import open_setup
 
 HOME = str(Path(__file__).parents[1])
 SPEC = """bp = 1

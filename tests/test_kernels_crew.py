@@ -15,7 +15,7 @@ import pytest
 from kernel_cases import SPECS, gradient, problem_of
 
 from bpcli.kernels import mode
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem
 from bpcli.runtime import kernel_loader as library
 
 SIZES = {"n": 40, "T": 30, "batch": 70}

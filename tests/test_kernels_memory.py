@@ -13,7 +13,7 @@ from bpcli.benching.memory import allocated_bytes
 from bpcli.kernels import jit as rows
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem
 from bpcli.runtime import forward_mode as online_plan
 from bpcli.runtime import reverse_mode as unrolled
 from bpcli.runtime import schedule as stretches

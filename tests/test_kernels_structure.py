@@ -10,7 +10,7 @@ import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, gradient, loops, problem_of, written
 
 from bpcli.methods.rtrl import _plan
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem
 from bpcli.runtime import forward_mode as online_plan
 from bpcli.tape import dependency as structure
 

@@ -21,7 +21,7 @@ from bpcli.kernels.lockstep import desk_for
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 from bpcli.runtime import jobs as calls
 from bpcli.runtime import schedule as stages
 from bpcli.runtime.copies import plan_of

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from bpcli.methods import parse
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 from bpcli.runtime.reverse_mode import Unrolled, staircase
 
 SPECS = Path(__file__).parents[1] / "specs"

@@ -26,7 +26,7 @@ from bpcli.errors import BpError
 from bpcli.kernels import tiles as products
 from bpcli.methods import known_names, load, parse
 from bpcli.methods.base import Gradient
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.reverse_mode import Unrolled
 from bpcli.runtime.schedule import stages

@@ -13,11 +13,10 @@ from bpcli import peers
 from bpcli.errors import BpError
 from bpcli.peers.jax import PEER as JAX
 from bpcli.peers.torch import PEER as TORCH
-from bpcli.problem.cast import cast
+from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Problem, Setup
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 SPECS = sorted((Path(__file__).parents[1] / "specs").glob("*.toml"))
 SMALL = {"n": 3, "n1": 2, "n2": 3, "T": 3, "batch": 2}

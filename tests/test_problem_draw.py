@@ -11,9 +11,9 @@ from problem_cases import FEED_FORWARD, RNN, open_text, refusals
 
 from bpcli import tasks
 from bpcli.errors import BpError
+from bpcli.problem.array_writer import check_writable, export_arrays, replace_file, write_npz
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
-from bpcli.problem.export import check_writable, export_arrays, replace_file, write_npz
-from bpcli.problem.model import Problem
 from bpcli.tasks import find_task, known_tasks
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bpcli.errors import BpError, Place
-from bpcli.problem.files import open_arrays
+from bpcli.problem.array_files import open_arrays
 from bpcli.problem.npz import _fields
 
 PLACE = Place("spec.toml", 7, 8, 'file = "w.npz"')

@@ -9,10 +9,10 @@ import pytest
 from checking_cases import LIMITS
 
 from bpcli.methods import parse
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.kinks import find_kinks
-from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 from bpcli.problem.slopes import slopes_of
 from bpcli.references.complex_step import REFERENCE
 from bpcli.references.numerics.directions import directions

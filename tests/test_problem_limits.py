@@ -16,7 +16,7 @@ from bpcli import methods
 from bpcli.errors import BpError
 from bpcli.problem import limits
 from bpcli.problem.limits import Limits, array_bytes, check_arrays, check_cost, format_bytes, free_memory, parse_bytes
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 
 @pytest.mark.parametrize(

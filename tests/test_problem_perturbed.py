@@ -12,9 +12,8 @@ from bpcli.errors import BpError
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods import parse
 from bpcli.problem import perturbed
-from bpcli.problem.cast import cast
+from bpcli.problem.definition import Problem, cast
 from bpcli.problem.magnitude import magnitude
-from bpcli.problem.model import Problem
 from bpcli.runtime.evaluation import check_finite
 from bpcli.runtime.reverse_mode import Window
 from bpcli.runtime.reverse_mode import merged as join

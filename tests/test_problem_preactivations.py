@@ -12,8 +12,8 @@ from bpcli import references
 from bpcli.checking.truth import whole
 from bpcli.methods import parse
 from bpcli.problem import steps
+from bpcli.problem.definition import Problem
 from bpcli.problem.kinks import find_kinks
-from bpcli.problem.model import Problem
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import Link, lasting, linked, pulled, step_by_step, terms, worthwhile
 from bpcli.problem.steps import cut

@@ -8,7 +8,7 @@ from problem_cases import FEED_FORWARD, RNN, open_text, refusals
 
 from bpcli.errors import BpError
 from bpcli.problem.limits import Limits
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 STATE = RNN.replace('a = ["n"]', 'a = { shape = ["n"], trainable = true }')
 FROZEN = RNN.replace('w = ["n"]', 'w = { shape = ["n"], trainable = false }')

@@ -28,9 +28,9 @@ from bpcli.graph.nodes import Phase, ancestors
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods.rtrl import RTRL
 from bpcli.peers.jax import PEER as JAX
+from bpcli.problem.definition import Setup
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Setup
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 from bpcli.references.base import Estimate
 from bpcli.references.central import Central
 

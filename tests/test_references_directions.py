@@ -9,8 +9,8 @@ import pytest
 from checking_cases import SMALL, naive_gradient, small_setup, truncation_windows
 from numpy.typing import NDArray
 
+from bpcli.problem.definition import Tensor
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Tensor
 from bpcli.references import get, known
 from bpcli.references.numerics.directions import COUNT, directions, dot, norms
 from bpcli.references.numerics.ladder import differentiate

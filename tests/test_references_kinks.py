@@ -11,11 +11,11 @@ from checking_cases import LIMITS, FakeMethod, call
 from bpcli.checking.options import CheckOptions
 from bpcli.checking.run import check
 from bpcli.methods import parse
+from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.kinks import FREE, find_kinks
-from bpcli.problem.model import Problem
-from bpcli.problem.open import open_setup
 from bpcli.problem.perturbed import Perturbed
+from bpcli.problem.setup import open_setup
 from bpcli.references import get
 from bpcli.runtime.reverse_mode import Window
 

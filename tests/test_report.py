@@ -187,7 +187,7 @@ def test_v_curve_is_a_v(tmp_path: Path) -> None:
     from bpcli.checking.curve import v_curve
     from bpcli.problem.draw import draw
     from bpcli.problem.limits import Limits
-    from bpcli.problem.open import open_setup
+    from bpcli.problem.setup import open_setup
 
     found = v_curve(draw(open_setup(Path(write(tmp_path / "net.toml", RECURRENT)), {}, (), Limits())))
     left = (found.steps > 1e-13) & (found.steps < 1e-7)

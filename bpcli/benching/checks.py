@@ -17,7 +17,7 @@ from bpcli.errors import Place
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient, Method
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup
 from bpcli.runtime.evaluation import whole_loss
 from bpcli.runtime.reverse_mode import Window
 

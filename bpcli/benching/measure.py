@@ -24,8 +24,8 @@ from bpcli.benching.vouch import Vouch, tolerance, vouch
 from bpcli.errors import fail
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Gradient
+from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Problem, Setup
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.evaluation import check_finite
 

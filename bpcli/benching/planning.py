@@ -16,8 +16,8 @@ from bpcli.benching.sweep import THREADS, Cell, Grid, Point, Sweep
 from bpcli.benching.target import Target, digest
 from bpcli.errors import BpError, Diagnostic, Place, fail
 from bpcli.peers.base import Peer
+from bpcli.problem.definition import Setup
 from bpcli.problem.limits import FLOPS_PER_SECOND, PASSES, SECONDS_PER_STEP, Limits, array_bytes, check_cost
-from bpcli.problem.model import Setup
 
 START_SECONDS = 1.5
 CALLS = 8

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bpcli.errors import fail
+from bpcli.problem.definition import Setup
 from bpcli.problem.limits import Limits
-from bpcli.problem.model import Setup
-from bpcli.problem.open import open_setup
+from bpcli.problem.setup import open_setup
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from bpcli.checking.measures import cosine, relative_error
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
+from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.limits import Limits, array_bytes
-from bpcli.problem.model import Problem, Setup
 
 
 def exact_method(setup: Setup) -> str:

@@ -22,8 +22,8 @@ from bpcli.checking.run import check
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.kinks import analytic
-from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.runtime.reverse_mode import Window
 
 AFFORDABLE_FLOPS, MOST_FLOPS = 1e9, 1e11

@@ -13,8 +13,8 @@ from bpcli.checking.returned import same
 from bpcli.errors import Place
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost
+from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.problem.limits import array_bytes
-from bpcli.problem.model import Array, Problem, Setup
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.reverse_mode import Window
 

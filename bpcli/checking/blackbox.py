@@ -26,8 +26,8 @@ from bpcli.checking.user.process import EndedError
 from bpcli.checking.user.wire import Message
 from bpcli.checking.userfile import UserFile
 from bpcli.errors import fail, nearest, printable
+from bpcli.problem.definition import Tensor
 from bpcli.problem.limits import Limits, format_duration
-from bpcli.problem.model import Tensor
 
 _AGAIN = 16  # evaluations that tell a loss which draws random numbers now and then from a gradient that is off
 AFFORDABLE = 30.0

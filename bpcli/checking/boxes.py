@@ -17,7 +17,7 @@ from bpcli.checking.summary import as_direction, at_kink, summarise
 from bpcli.checking.userfile import Function, UserFile
 from bpcli.checking.verdict import WRONG, Entries, References, judge
 from bpcli.errors import Place
-from bpcli.problem.model import Array, Tensor
+from bpcli.problem.definition import Array, Tensor
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.central import TARGET
 from bpcli.references.numerics.directions import COUNT, NOISE_ROWS, directions, dot, norms, points_along

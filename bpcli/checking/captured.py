@@ -12,8 +12,8 @@ import numpy as np
 from bpcli.checking.answers import Answer, Foreign
 from bpcli.checking.returned import LOSS, take
 from bpcli.errors import fail, printable
-from bpcli.problem.files import ArrayFile, Report, open_arrays
-from bpcli.problem.model import Array, Problem
+from bpcli.problem.array_files import ArrayFile, Report, open_arrays
+from bpcli.problem.definition import Array, Problem
 
 _MARK = "d_"
 

@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 
 from bpcli.errors import fail
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.factors import STEP
-from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.base import FloatArray, forward_flops
 from bpcli.references.numerics.ladder import scales

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bpcli.checking.truth import Truth, Windows
 from bpcli.checking.verdict import WRONG, Entries, judge, merge, powered, settle, undecided
-from bpcli.problem.model import Tensor
+from bpcli.problem.definition import Tensor
 from bpcli.references import complex_step
 from bpcli.references.base import FloatArray, forward_flops
 from bpcli.references.numerics.directions import directions, dot, norms

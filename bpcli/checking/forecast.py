@@ -11,8 +11,8 @@ from bpcli.checking.outside import Outside
 from bpcli.checking.truth import Windows, whole
 from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
+from bpcli.problem.definition import Setup, Tensor
 from bpcli.problem.limits import array_bytes
-from bpcli.problem.model import Setup, Tensor
 from bpcli.problem.perturbed import BLOCK_ENTRIES
 from bpcli.problem.preactivations import step_by_step
 from bpcli.problem.steps import cut

@@ -13,7 +13,7 @@ from bpcli.checking.measures import cosine, kernel_error, relative_error
 from bpcli.checking.summary import as_direction, at_kink, summarise
 from bpcli.checking.truth import Truth, Windows, whole
 from bpcli.checking.verdict import Entries
-from bpcli.problem.model import Tensor
+from bpcli.problem.definition import Tensor
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.numerics.directions import directions, dot
 

@@ -10,7 +10,7 @@ from bpcli.checking import outside
 from bpcli.checking.answers import Foreign
 from bpcli.checking.truth import AUTO, Windows, references_for, whole
 from bpcli.methods import MethodCall
-from bpcli.problem.model import Setup
+from bpcli.problem.definition import Setup
 from bpcli.references.base import Reference, copies
 from bpcli.references.central import Central
 from bpcli.references.numerics.directions import COUNT

@@ -15,8 +15,7 @@ from typing import cast as typed
 import numpy as np
 
 from bpcli import peers
-from bpcli.problem.cast import cast
-from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.definition import Problem, Setup, Tensor, cast
 from bpcli.references.base import Estimate, FloatArray, Reference
 from bpcli.references.numerics.directions import Directions, dot, norms
 from bpcli.references.numerics.rounding import rounding, rounding_flops

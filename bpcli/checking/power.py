@@ -16,8 +16,8 @@ from bpcli.checking.interpreter.walk import work
 from bpcli.checking.options import CheckOptions
 from bpcli.checking.run import check
 from bpcli.methods import MethodCall
+from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Array, Problem, Setup
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 from bpcli.runtime.reverse_mode import Window

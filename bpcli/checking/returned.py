@@ -14,7 +14,7 @@ from numpy import asarray, dtype, float32, float64, zeros_like
 from bpcli.errors import nearest, printable
 
 if TYPE_CHECKING:  # the process that runs user code does without
-    from bpcli.problem.model import Array, Tensor
+    from bpcli.problem.definition import Array, Tensor
 
 LOSS = "loss"
 FLOATS = (dtype(float64), dtype(float32))

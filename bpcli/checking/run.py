@@ -14,9 +14,9 @@ from bpcli.checking.options import CheckOptions, choose
 from bpcli.checking.returned import LOSS, on_pattern
 from bpcli.checking.truth import AUTO, Truth
 from bpcli.methods import MethodCall
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.problem.elsewhere import Elsewhere
-from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.runtime.evaluation import check_finite
 from bpcli.runtime.reverse_mode import Window
 

@@ -13,7 +13,7 @@ from bpcli.checking.returned import LOSS
 from bpcli.checking.user.process import Process
 from bpcli.checking.userfile import Called, Function, UserFile
 from bpcli.errors import Place, fail, printable
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bpcli.checking import outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
-from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.float_range import overflows

@@ -15,7 +15,7 @@ from bpcli.checking.returned import Returned, all_faulty, on_pattern
 from bpcli.checking.user.process import EndedError, Process
 from bpcli.checking.user.wire import Array, Message
 from bpcli.errors import BpError, Diagnostic, Place, fail, nearest, printable
-from bpcli.problem.model import Tensor
+from bpcli.problem.definition import Tensor
 
 _A_FILE = "name a Python file that can be read"
 

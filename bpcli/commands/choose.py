@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bpcli.checking.options import CheckOptions
     from bpcli.errors import Place
     from bpcli.methods import MethodCall
-    from bpcli.problem.model import Setup
+    from bpcli.problem.definition import Setup
 
 
 def read(texts: Sequence[str]) -> tuple[MethodCall, ...]:

@@ -14,8 +14,8 @@ from bpcli.commands.options import Common
 if TYPE_CHECKING:
     from bpcli.benching.planning import Results
     from bpcli.cluster.connect import Cluster
+    from bpcli.problem.definition import Setup
     from bpcli.problem.elsewhere import Elsewhere
-    from bpcli.problem.model import Setup
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def _show(comparison: Comparison, runs: tuple[Run, Run], notes: list[str], where
 def _write(path: str, run: Run, code: int) -> str:
     """Write the baseline, and what to say of it."""
     from bpcli.benching.comparable import baseline
-    from bpcli.problem.export import replace_file
+    from bpcli.problem.array_writer import replace_file
     from bpcli.render.json import plain
 
     if code == 1:

@@ -17,8 +17,8 @@ def export(spec: str, out: str, common: Common) -> int:
     from bpcli.commands.context import describe
     from bpcli.commands.output import emit, note
     from bpcli.commands.specs import open_spec, single, test_out
+    from bpcli.problem.array_writer import export_arrays, write_npz
     from bpcli.problem.draw import draw
-    from bpcli.problem.export import export_arrays, write_npz
 
     path = single(spec)
     test_out(out, path, common)

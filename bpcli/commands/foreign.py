@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bpcli.checking.user.process import Process
     from bpcli.checking.userfile import UserFile
     from bpcli.commands.options import Common
-    from bpcli.problem.model import Setup
+    from bpcli.problem.definition import Setup
 
 USER_TIME = 60.0
 """Seconds that a call of user code may take."""

@@ -10,7 +10,7 @@ from bpcli.commands.options import Common, shared
 
 if TYPE_CHECKING:
     from bpcli.methods.base import Gradient
-    from bpcli.problem.model import Setup
+    from bpcli.problem.definition import Setup
 
 
 @click.command()
@@ -32,8 +32,8 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
     from bpcli.commands.progress import progress
     from bpcli.commands.specs import open_spec, single, test_out
     from bpcli.methods import parse
+    from bpcli.problem.array_writer import write_npz
     from bpcli.problem.draw import draw
-    from bpcli.problem.export import write_npz
     from bpcli.problem.limits import PASSES, check_cost
 
     call = parse(method)

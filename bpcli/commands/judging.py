@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bpcli.commands.options import Common
     from bpcli.errors import Diagnostic, Place
     from bpcli.methods import MethodCall
-    from bpcli.problem.model import Setup
+    from bpcli.problem.definition import Setup
 
 # Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
 _SWEEPS = 16

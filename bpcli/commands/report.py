@@ -35,7 +35,7 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
     from bpcli.commands.output import note
     from bpcli.commands.report_runs import read_run
     from bpcli.errors import fail
-    from bpcli.problem.export import replace_file
+    from bpcli.problem.array_writer import replace_file
     from bpcli.render.page.figure import need_matplotlib, picture
     from bpcli.render.page.html import page
 

@@ -14,7 +14,7 @@ from bpcli.errors import Diagnostic, fail, nearest
 
 if TYPE_CHECKING:
     from bpcli.commands.options import Common
-    from bpcli.problem.model import Setup
+    from bpcli.problem.definition import Setup
 
 _HOME = "specs"
 _READ = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors")
@@ -70,7 +70,7 @@ def open_spec(path: Path, common: Common, name: str = "") -> Setup:
 
     Raises BpError with all that is wrong.
     """
-    from bpcli.problem.open import open_setup
+    from bpcli.problem.setup import open_setup
 
     overrides, wrt = said_over(path, common)
     setup = open_setup(path, overrides, wrt, common.limits())
@@ -103,7 +103,7 @@ def assignment(text: str) -> tuple[str, Any]:
 
 def test_writable(path: str) -> None:
     """Raise BpError where `path` can't be written."""
-    from bpcli.problem.export import check_writable
+    from bpcli.problem.array_writer import check_writable
 
     check_writable(Path(path))
 

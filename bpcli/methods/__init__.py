@@ -22,7 +22,7 @@ from bpcli.errors import Place, fail, nearest
 if TYPE_CHECKING:
     from bpcli.graph.nodes import Graph
     from bpcli.methods.base import Cost, Gradient, Method
-    from bpcli.problem.model import Problem, Setup
+    from bpcli.problem.definition import Problem, Setup
     from bpcli.runtime.reverse_mode import Window
 
 GROUP = "bpcli.methods"

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from bpcli.errors import fail, printable
 from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Gradient, Method
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup
 from bpcli.runtime.reverse_mode import Window
 
 _Result = TypeVar("_Result")

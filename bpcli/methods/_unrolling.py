@@ -8,7 +8,7 @@ from typing import Any
 
 from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Gradient
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup
 from bpcli.runtime.reverse_mode import Window, moved, unrolled
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from bpcli.graph.nodes import Graph
-from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.runtime.reverse_mode import Window
 
 

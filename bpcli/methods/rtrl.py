@@ -16,7 +16,7 @@ import numpy as np
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient
-from bpcli.problem.model import Array, Problem, Setup, Tensor
+from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.runtime.forward_mode import Online, OnlinePlan
 from bpcli.runtime.reverse_mode import Window, loss_weights
 from bpcli.tape.plan import phase_flops

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.peers.array_graph import Program, Values, program
 from bpcli.peers.array_library import Arrays, Library
-from bpcli.problem.model import Setup
+from bpcli.problem.definition import Setup
 
 
 def loss(library: Library, setup: Setup) -> Callable[[Arrays], Any]:

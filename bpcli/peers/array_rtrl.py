@@ -16,7 +16,7 @@ from bpcli.graph.nodes import Graph
 from bpcli.peers.array_graph import program as compiled
 from bpcli.peers.array_library import Arrays, Library
 from bpcli.peers.array_programs import leaves
-from bpcli.problem.model import Setup
+from bpcli.problem.definition import Setup
 
 _WEIGHT = ""  # beside the names of inputs
 

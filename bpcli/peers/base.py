@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from bpcli.methods.base import Gradient
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup
 
 
 class Peer(Protocol):

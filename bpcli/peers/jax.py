@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from bpcli.methods.base import Gradient
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup
 
 
 class Jax:

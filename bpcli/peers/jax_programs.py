@@ -15,7 +15,7 @@ from bpcli.methods.base import Gradient
 from bpcli.peers.array_library import Arrays, Library
 from bpcli.peers.array_programs import loss, masks
 from bpcli.peers.array_rtrl import rtrl
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup
 
 Program = Callable[[Arrays, Arrays], tuple[Any, Arrays]]
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.methods.base import Gradient
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup
 
 GRADCHECK = ("central", "check")
 

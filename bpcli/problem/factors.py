@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup
 from bpcli.runtime.evaluation import node_values
 
 STEP = 1.0

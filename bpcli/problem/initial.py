@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.problem.model import Array
+from bpcli.problem.definition import Array
 from bpcli.spec.specification import ArrayDecl
 
 Label = Literal["inputs", "params", "states", "patterns", "task"]

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph
 from bpcli.graph.operations import OPERATIONS
-from bpcli.problem.cast import cast
-from bpcli.problem.model import Problem
+from bpcli.problem.definition import Problem, cast
 from bpcli.runtime.copies import Copies
 from bpcli.runtime.evaluation import node_values
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bpcli.errors import Place, fail, printable
-from bpcli.problem.model import Setup
+from bpcli.problem.definition import Setup
 
 FREE_SHARE = 0.8
 FALLBACK = 2 << 30

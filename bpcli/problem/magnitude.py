@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bpcli.problem.cast import cast
-from bpcli.problem.model import Array, Problem
+from bpcli.problem.definition import Array, Problem, cast
 from bpcli.runtime.reverse_mode import Window, unrolled
 
 _DOUBLE = np.dtype(np.float64)

@@ -15,8 +15,8 @@ from typing import IO, NoReturn
 import numpy as np
 
 from bpcli.errors import printable
-from bpcli.problem.files import Layout, Report, checked_finite, pour
-from bpcli.problem.model import Array
+from bpcli.problem.array_files import Layout, Report, checked_finite, pour
+from bpcli.problem.definition import Array
 
 MAGIC = b"\x93NUMPY"
 HEADER_LIMIT = 10_000

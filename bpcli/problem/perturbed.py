@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels.jit import BASE
-from bpcli.problem.cast import cast
 from bpcli.problem.changes import change_parameters, enter, feed
+from bpcli.problem.definition import Problem, Tensor, cast
 from bpcli.problem.elsewhere import FAR_FLOPS, Asked, FloatArray, Found, Piece, Values
 from bpcli.problem.kinks import FREE, NONE, Kinks, find_kinks
-from bpcli.problem.model import Problem, Tensor
 from bpcli.runtime.copies import Copies, Layout, layout_of, plan_of, reach
 from bpcli.runtime.evaluation import marked, total_of
 from bpcli.runtime.reverse_mode import Window, loss_weights, merged

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
-from bpcli.problem.model import Setup, Tensor
+from bpcli.problem.definition import Setup, Tensor
 from bpcli.tape.lowering import Fusion, fuse, matrix_of
 from bpcli.tape.reverse_lowering import active_nodes
 

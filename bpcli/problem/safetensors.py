@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.errors import printable
-from bpcli.problem.files import Decode, Layout, Report, checked_finite, pour
-from bpcli.problem.model import Array
+from bpcli.problem.array_files import Decode, Layout, Report, checked_finite, pour
+from bpcli.problem.definition import Array
 
 HEADER_LIMIT = 100_000_000
 

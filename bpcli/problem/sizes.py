@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bpcli.errors import BpError, Collector, Place
-from bpcli.problem.files import ArrayFile, open_arrays
+from bpcli.problem.array_files import ArrayFile, open_arrays
 from bpcli.spec.specification import ArrayDecl, Spec
 
 DEFAULT_T = 20

@@ -14,9 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from bpcli.problem.cast import cast
+from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.problem.factors import factors
-from bpcli.problem.model import Problem, Setup
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import terms
 from bpcli.problem.tangent_graph import Draft

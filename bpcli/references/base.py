@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.preactivations import linked, step_by_step, terms, worthwhile
 from bpcli.references.numerics.directions import Directions
 from bpcli.runtime.copies import reach

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.kinks import analytic
-from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.ladder import differentiate

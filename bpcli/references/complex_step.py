@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.factors import ALONG, STEP
 from bpcli.problem.kinks import find_kinks
-from bpcli.problem.model import Problem, Setup, Tensor
 from bpcli.problem.perturbed import Change, Perturbed
 from bpcli.problem.tangent_graph import possible
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops, nothing

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from bpcli.problem.model import Problem, Setup, Tensor
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, copies, forward_flops
 from bpcli.references.numerics.directions import NOISE_ROWS, Directions
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS

@@ -21,7 +21,7 @@ from bpcli.graph.nodes import Phase
 from bpcli.kernels import forward as kernel
 from bpcli.kernels.jit import BASE, INNER_ROW, OUTER, PACKED, STEP
 from bpcli.kernels.tiles import pack
-from bpcli.problem.model import Setup
+from bpcli.problem.definition import Setup
 from bpcli.runtime.jobs import cut, forward_job, run
 from bpcli.runtime.kernel_loader import Jobs
 from bpcli.runtime.rank_one_updates import Fix, no_fixes

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.runtime.batched_windows import BLOCK_ROWS, Windows, WindowsPlan
 from bpcli.runtime.trace import Trace
 from bpcli.tape.plan import Plan, chunk_steps, make_plan, phase_flops

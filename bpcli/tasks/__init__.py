@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from bpcli.problem.model import Setup
+    from bpcli.problem.definition import Setup
 
 Draw = Callable[[str], "np.random.Generator"]
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from bpcli.problem.model import Setup
+    from bpcli.problem.definition import Setup
     from bpcli.tasks import Draw
 
 

@@ -8,7 +8,7 @@ from bpcli.checking.blame.signatures import PLAIN, extent, multiple, not_finite,
 from bpcli.checking.blame.spoken import worst_entry
 from bpcli.checking.findings import Finding
 from bpcli.checking.verdict import WRONG, Entries
-from bpcli.problem.model import Array
+from bpcli.problem.definition import Array
 from bpcli.references.base import FloatArray
 
 

@@ -12,8 +12,8 @@ from bpcli.checking.blame.signatures import LEFT, explained
 from bpcli.checking.faults.model import as_method, separate
 from bpcli.checking.interpreter.hooks import RIGHT, Hooks
 from bpcli.methods import MethodCall
+from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.problem.draw import draw
-from bpcli.problem.model import Array, Problem, Setup, Tensor
 from bpcli.problem.slopes import ALIKE, slopes_of
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding

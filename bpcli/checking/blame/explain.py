@@ -17,7 +17,7 @@ from bpcli.checking.findings import Finding
 from bpcli.checking.interpreter.walk import work
 from bpcli.errors import BpError
 from bpcli.methods import MethodCall
-from bpcli.problem.model import Setup
+from bpcli.problem.definition import Setup
 
 # Seconds of the processor, and at the latest by the clock, for the causes and for the shrinking of one method's answer,
 # and the work that the interpreter takes on. A machine that is busy with other things gives the same blame.

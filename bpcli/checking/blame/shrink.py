@@ -10,7 +10,7 @@ from bpcli.checking.findings import Finding
 from bpcli.checking.options import CheckOptions
 from bpcli.checking.run import check
 from bpcli.methods import MethodCall
-from bpcli.problem.model import Setup
+from bpcli.problem.definition import Setup
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from bpcli.checking.faults.model import Advice, Fault, advise
 from bpcli.checking.interpreter.hooks import Edge, Hooks
 from bpcli.checking.interpreter.walk import Walk
-from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.references.base import FloatArray
 
 Arrays = Mapping[str, Array]

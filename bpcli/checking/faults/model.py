@@ -15,7 +15,7 @@ from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods._unrolling import NoOptions
 from bpcli.methods.base import Cost, Gradient
-from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.runtime.reverse_mode import Window
 
 Advice = Callable[[Setup], str]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from bpcli.checking.interpreter.rules import pull
 from bpcli.checking.interpreter.walk import States, Walk
 from bpcli.graph.nodes import Node
-from bpcli.problem.model import Array, Problem
+from bpcli.problem.definition import Array, Problem
 from bpcli.references.base import FloatArray
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from bpcli.checking.interpreter.hooks import RIGHT, Edge, Factor, Hooks
 from bpcli.checking.interpreter.walk import States, Walk
 from bpcli.graph.nodes import Node, Phase
-from bpcli.problem.model import Array, Setup, Tensor
+from bpcli.problem.definition import Array, Setup, Tensor
 from bpcli.references.base import FloatArray
 from bpcli.runtime.reverse_mode import Window
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from bpcli.checking.interpreter.rules import apply
 from bpcli.graph.nodes import Graph, Node, Phase
-from bpcli.problem.cast import cast
-from bpcli.problem.model import Problem, Setup
+from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.references.base import FloatArray
 from bpcli.runtime.reverse_mode import loss_weights
 

@@ -24,9 +24,8 @@ from functools import cached_property
 
 import numpy as np
 
-from bpcli.problem.cast import cast
+from bpcli.problem.definition import Problem, Tensor, cast
 from bpcli.problem.factors import STEP
-from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.preactivations import assemble, lasting, linked, pulled, step_by_step, terms, worthwhile
 from bpcli.problem.steps import Shifts, Steps

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bpcli.problem.definition import Tensor
 from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import FREE
 from bpcli.problem.magnitude import magnitude
-from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.slopes import ALIKE, Shares, Slopes
 from bpcli.references.numerics.derivatives import Derivatives

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bpcli.problem.definition import Tensor
 from bpcli.problem.factors import ALONG
 from bpcli.problem.kinks import FREE
-from bpcli.problem.model import Tensor
 from bpcli.problem.perturbed import Perturbed
 from bpcli.references.numerics.probe import FloatArray, Indices, Probe
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bpcli.problem.cast import cast
+from bpcli.problem.definition import Array, Problem, Tensor, cast
 from bpcli.problem.factors import ALONG
 from bpcli.problem.magnitude import magnitude
-from bpcli.problem.model import Array, Problem, Tensor
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
 from bpcli.runtime.evaluation import node_values

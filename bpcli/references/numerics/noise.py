@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.problem.model import Setup
+from bpcli.problem.definition import Setup
 from bpcli.references.numerics.probe import ROWS, FloatArray, Sampler
 
 POINTS = 9

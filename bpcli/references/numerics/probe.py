@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.problem.model import Problem, Tensor
+from bpcli.problem.definition import Problem, Tensor
 
 FloatArray = NDArray[np.float64]
 Indices = NDArray[np.int64]

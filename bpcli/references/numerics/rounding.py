@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bpcli.problem.cast import cast
-from bpcli.problem.model import Array, Problem, Setup
+from bpcli.problem.definition import Array, Problem, Setup, cast
 from bpcli.problem.slopes import ALIKE, slopes_of
 from bpcli.references.numerics.float_range import PASSES, float_range
 from bpcli.references.numerics.probe import FloatArray

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bpcli.problem.definition import Problem, Tensor
 from bpcli.problem.factors import STEP
 from bpcli.problem.kinks import FREE, find_kinks
-from bpcli.problem.model import Problem, Tensor
 from bpcli.problem.perturbed import UNCHANGED, Change, Perturbed
 from bpcli.problem.slopes import slopes_of
 from bpcli.references.base import Estimate, nothing

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.errors import fail, printable
-from bpcli.problem.model import Array, Problem
+from bpcli.problem.definition import Array, Problem
 
 # The earliest date a zip archive can hold: equal arrays give equal bytes.
 EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.errors import Place, fail, nearest, printable
-from bpcli.problem.model import Array
+from bpcli.problem.definition import Array
 
 PIECE = 1 << 20
 _FINITE = "write the file again without nan and inf, or with smaller numbers"

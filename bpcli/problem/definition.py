@@ -1,9 +1,14 @@
-"""A Setup says what is to be computed before any array exists; a Problem is a Setup with its arrays."""
+"""A Setup says what is to be computed before any array exists; a Problem is a Setup with its arrays.
+
+A problem in another dtype.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,3 +91,17 @@ class Problem:
         groups = {"param": self.params, "input": self.inputs, "state": self.state}
         groups[tensor.kind] = {**groups[tensor.kind], tensor.name: array}
         return Problem(self.setup, groups["param"], groups["input"], groups["state"])
+
+
+def cast(problem: Problem, dtype: np.dtype) -> Problem:
+    """The same problem with every array converted; widening is exact."""
+    if problem.setup.dtype == dtype:
+        return problem
+    groups = ({name: x.astype(dtype) for name, x in g.items()} for g in problem.arrays)
+    return Problem(_setup(problem.setup, dtype), *groups)
+
+
+@lru_cache(maxsize=8)
+def _setup(setup: Setup, dtype: np.dtype) -> Setup:
+    """Kept, as what is planned for a setup is."""
+    return dataclasses.replace(setup, dtype=dtype)
