@@ -17,8 +17,8 @@ from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Tensor
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.setup import open_setup
+from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.spec.load import load
 
 Array = np.ndarray[Any, Any]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bpcli.checking.summary import summarise
 from bpcli.checking.verdict import CAUSES, INCONCLUSIVE, PASS, VERDICTS, WRONG, Entries, References, judge, settle
 from bpcli.references.base import Estimate
-from bpcli.references.numerics.rounding import bound as rounding_bound
+from bpcli.references.rounding import bound as rounding_bound
 
 Array = NDArray[np.float64]
 F64, F32 = np.dtype(np.float64), np.dtype(np.float32)

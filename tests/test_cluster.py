@@ -25,10 +25,10 @@ from bpcli.cluster.connect import Cluster
 from bpcli.cluster.facts import Facts, differences, together
 from bpcli.cluster.losses import LEAST_FLOPS, batches
 from bpcli.problem.draw import draw
-from bpcli.problem.elsewhere import Asked, Piece, Values
 from bpcli.problem.limits import Limits
-from bpcli.problem.perturbed import answering
 from bpcli.problem.setup import open_setup
+from bpcli.references.perturbation.executor import Asked, Piece, Values
+from bpcli.references.perturbation.perturbed import answering
 
 HOME = str(Path(__file__).parents[1])
 SPEC = """bp = 1
@@ -314,7 +314,7 @@ def test_losses_elsewhere_are_the_same(
     from bpcli import methods
     from bpcli.checking.options import CheckOptions
     from bpcli.checking.run import check
-    from bpcli.problem import perturbed
+    from bpcli.references.perturbation import perturbed
 
     setup, twin = open_setup(folder / "net.toml", {}, (), Limits()), Twin(folder / "net.toml")
     call, options = methods.parse(method), CheckOptions(mode="full")

@@ -11,9 +11,9 @@ from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, by_copies, distance, gr
 from bpcli.errors import BpError
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods import parse
-from bpcli.problem import perturbed
 from bpcli.problem.definition import Problem, cast
-from bpcli.problem.magnitude import magnitude
+from bpcli.references.float_range import magnitude
+from bpcli.references.perturbation import perturbed
 from bpcli.runtime.evaluation import check_finite
 from bpcli.runtime.reverse_mode import Window
 from bpcli.runtime.reverse_mode import merged as join

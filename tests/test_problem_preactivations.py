@@ -11,15 +11,15 @@ from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, pro
 from bpcli import references
 from bpcli.checking.truth import whole
 from bpcli.methods import parse
-from bpcli.problem import steps
 from bpcli.problem.definition import Problem
-from bpcli.problem.kinks import find_kinks
-from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.preactivations import Link, lasting, linked, pulled, step_by_step, terms, worthwhile
-from bpcli.problem.steps import cut
-from bpcli.references.numerics import chain
-from bpcli.references.numerics.chain import Chain
-from bpcli.references.numerics.derivatives import Derivatives
+from bpcli.references import chain_rule as chain
+from bpcli.references.chain_rule import Chain
+from bpcli.references.derivatives import Derivatives
+from bpcli.references.perturbation import one_step as steps
+from bpcli.references.perturbation.kinks import find_kinks
+from bpcli.references.perturbation.one_step import cut
+from bpcli.references.perturbation.perturbed import Perturbed
+from bpcli.references.perturbation.preactivations import Link, lasting, linked, pulled, step_by_step, terms, worthwhile
 from bpcli.runtime.copies import layout_of
 
 ALWAYS = 1e9

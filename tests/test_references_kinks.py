@@ -13,10 +13,10 @@ from bpcli.checking.run import check
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
-from bpcli.problem.kinks import FREE, find_kinks
-from bpcli.problem.perturbed import Perturbed
 from bpcli.problem.setup import open_setup
 from bpcli.references import get
+from bpcli.references.perturbation.kinks import FREE, find_kinks
+from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.runtime.reverse_mode import Window
 
 TESTS = Path(__file__).parent

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bpcli.references.numerics.derivatives import Derivatives
-from bpcli.references.numerics.ladder import differentiate
-from bpcli.references.numerics.probe import Probe, Sampler
-from bpcli.references.numerics.ridders import extrapolate
+from bpcli.references.central import differentiate
+from bpcli.references.derivatives import Derivatives
+from bpcli.references.probe import Probe, Sampler
+from bpcli.references.richardson import extrapolate
 
 Array = NDArray[np.float64]
 Estimator = Callable[[Sampler, float], Derivatives]

@@ -23,7 +23,7 @@ from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient
 from bpcli.problem.definition import Problem, Setup, Tensor
-from bpcli.problem.kinks import analytic
+from bpcli.references.perturbation.kinks import analytic
 from bpcli.runtime.reverse_mode import Window
 
 AFFORDABLE_FLOPS, MOST_FLOPS = 1e9, 1e11

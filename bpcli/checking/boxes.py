@@ -19,12 +19,10 @@ from bpcli.checking.verdict import WRONG, Entries, References, judge
 from bpcli.errors import Place
 from bpcli.problem.definition import Array, Tensor
 from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.central import TARGET
-from bpcli.references.numerics.directions import COUNT, NOISE_ROWS, directions, dot, norms, points_along
-from bpcli.references.numerics.ladder import differentiate
-from bpcli.references.numerics.noise import EVALUATIONS
-from bpcli.references.numerics.probe import Indices, Probe, Sampler
-from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
+from bpcli.references.central import TARGET, differentiate
+from bpcli.references.noise import EVALUATIONS
+from bpcli.references.probe import COUNT, NOISE_ROWS, Indices, Probe, Sampler, directions, dot, norms, points_along
+from bpcli.references.rounding import FACTOR, unit_roundoff
 
 METHOD = "grad"
 # Evaluations of the loss: on each tensor for its noise, and on each entry or direction for two rounds of differences.

@@ -13,18 +13,18 @@ from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
 from bpcli.problem.definition import Setup, Tensor
 from bpcli.problem.limits import array_bytes
-from bpcli.problem.perturbed import BLOCK_ENTRIES
-from bpcli.problem.preactivations import step_by_step
-from bpcli.problem.steps import cut
-from bpcli.problem.tangent_graph import possible
 from bpcli.references.base import ByChain, Reference
 from bpcli.references.central import Central
+from bpcli.references.chain_rule import AT_ONCE
 from bpcli.references.complex_step import ComplexStep
-from bpcli.references.numerics.chain import AT_ONCE
-from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.numerics.pairs import COMPARED, SIGNED
-from bpcli.references.numerics.probe import ROWS
-from bpcli.references.numerics.step_noise import SAMPLES
+from bpcli.references.derivatives import COMPARED, SIGNED
+from bpcli.references.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.noise import SAMPLES
+from bpcli.references.perturbation.one_step import cut
+from bpcli.references.perturbation.perturbed import BLOCK_ENTRIES
+from bpcli.references.perturbation.preactivations import step_by_step
+from bpcli.references.perturbation.tangent import possible
+from bpcli.references.probe import ROWS
 from bpcli.runtime.copies import layout_of, reach
 from bpcli.runtime.reverse_mode import unrolled
 from bpcli.tape.plan import make_plan

@@ -15,7 +15,7 @@ from bpcli.checking.truth import Truth, Windows, whole
 from bpcli.checking.verdict import Entries
 from bpcli.problem.definition import Tensor
 from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.numerics.directions import directions, dot
+from bpcli.references.probe import directions, dot
 
 Judged = Callable[[Truth, Windows, Tensor, FloatArray, Finding], Finding]
 """Takes the gradient of a tensor, in float64 and zero outside its pattern, and fills in a blank finding."""

@@ -13,8 +13,8 @@ from bpcli.methods import MethodCall
 from bpcli.problem.definition import Setup
 from bpcli.references.base import Reference, copies
 from bpcli.references.central import Central
-from bpcli.references.numerics.directions import COUNT
-from bpcli.references.numerics.rounding import rounding_flops
+from bpcli.references.probe import COUNT
+from bpcli.references.rounding import rounding_flops
 
 Mode = Literal["auto", "full", "directional"]
 

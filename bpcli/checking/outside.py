@@ -17,8 +17,8 @@ import numpy as np
 from bpcli import peers
 from bpcli.problem.definition import Problem, Setup, Tensor, cast
 from bpcli.references.base import Estimate, FloatArray, Reference
-from bpcli.references.numerics.directions import Directions, dot, norms
-from bpcli.references.numerics.rounding import rounding, rounding_flops
+from bpcli.references.probe import Directions, dot, norms
+from bpcli.references.rounding import rounding, rounding_flops
 from bpcli.runtime.reverse_mode import Window, unrolled
 
 _DOUBLE = np.dtype(np.float64)

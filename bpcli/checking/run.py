@@ -16,7 +16,7 @@ from bpcli.checking.truth import AUTO, Truth
 from bpcli.methods import MethodCall
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
-from bpcli.problem.elsewhere import Elsewhere
+from bpcli.references.perturbation.executor import Elsewhere
 from bpcli.runtime.evaluation import check_finite
 from bpcli.runtime.reverse_mode import Window
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bpcli.checking.findings import Verdict
 from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
+from bpcli.references.rounding import FACTOR, unit_roundoff
 
 Mask = NDArray[np.bool_]
 Codes = NDArray[np.int8]

@@ -17,8 +17,8 @@ from bpcli.cluster.connect import Cluster
 from bpcli.cluster.worker import answered, require_same
 from bpcli.errors import BpError, Diagnostic
 from bpcli.problem.draw import draw
-from bpcli.problem.elsewhere import Asked, Found, Piece
-from bpcli.problem.perturbed import Perturbed, answering
+from bpcli.references.perturbation.executor import Asked, Found, Piece
+from bpcli.references.perturbation.perturbed import Perturbed, answering
 from bpcli.runtime import kernel_loader as library
 
 LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bpcli.benching.planning import Results
     from bpcli.cluster.connect import Cluster
     from bpcli.problem.definition import Setup
-    from bpcli.problem.elsewhere import Elsewhere
+    from bpcli.references.perturbation.executor import Elsewhere
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph
-from bpcli.problem.elsewhere import Elsewhere
+from bpcli.references.perturbation.executor import Elsewhere
 from bpcli.spec.specification import Kind, Spec
 
 Array = NDArray[np.floating]

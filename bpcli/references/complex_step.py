@@ -14,17 +14,15 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.problem.definition import Problem, Setup, Tensor
-from bpcli.problem.factors import ALONG, STEP
-from bpcli.problem.kinks import find_kinks
-from bpcli.problem.perturbed import Change, Perturbed
-from bpcli.problem.tangent_graph import possible
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops, nothing
-from bpcli.references.numerics.chain import Chain
-from bpcli.references.numerics.directions import Along, Directions, norms
-from bpcli.references.numerics.pairs import COMPARED
-from bpcli.references.numerics.probe import FloatArray, Indices, Probe, probe
-from bpcli.references.numerics.rounding import rounding, rounding_flops
-from bpcli.references.numerics.sweep import slopes
+from bpcli.references.chain_rule import Chain
+from bpcli.references.derivatives import COMPARED
+from bpcli.references.differences import slopes
+from bpcli.references.perturbation.kinks import find_kinks
+from bpcli.references.perturbation.perturbed import Change, Perturbed
+from bpcli.references.perturbation.tangent import ALONG, STEP, possible
+from bpcli.references.probe import Along, Directions, FloatArray, Indices, Probe, norms, probe
+from bpcli.references.rounding import rounding, rounding_flops
 from bpcli.runtime.reverse_mode import Window
 
 # Products of imaginary parts may underflow, now and then.

@@ -19,8 +19,8 @@ from bpcli.errors import fail
 from bpcli.graph.nodes import Node, Phase
 from bpcli.kernels.jit import BASE, INNER_ROW, STEP
 from bpcli.problem.definition import Problem, cast
-from bpcli.problem.elsewhere import FloatArray, Values
-from bpcli.problem.kinks import FREE
+from bpcli.references.perturbation.executor import FloatArray, Values
+from bpcli.references.perturbation.kinks import FREE
 from bpcli.runtime.copies import plan_of
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Trace

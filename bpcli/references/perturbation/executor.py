@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from bpcli.runtime.reverse_mode import Window
 
+
 FAR_FLOPS = 1e9
 """Work of so many operations is worth sending away: some tenths of a second."""
 

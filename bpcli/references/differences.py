@@ -12,17 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.problem.definition import Problem, Tensor
-from bpcli.problem.factors import STEP
-from bpcli.problem.kinks import FREE, find_kinks
-from bpcli.problem.perturbed import UNCHANGED, Change, Perturbed
-from bpcli.problem.slopes import slopes_of
 from bpcli.references.base import Estimate, nothing
-from bpcli.references.numerics.chain import Chain, Ready
-from bpcli.references.numerics.choices import Choices, put_ranges
-from bpcli.references.numerics.derivatives import Derivatives
-from bpcli.references.numerics.directions import NOISE_ROWS, Along, Directions, points_along
-from bpcli.references.numerics.pairs import COMPARED, SIGNED, Comparison
-from bpcli.references.numerics.probe import FloatArray, Indices, Probe, Sampler, probe
+from bpcli.references.chain_rule import Chain, Ready
+from bpcli.references.derivatives import COMPARED, SIGNED, Comparison, Derivatives
+from bpcli.references.kink_ranges import Choices, put_ranges
+from bpcli.references.perturbation.kink_slopes import slopes_of
+from bpcli.references.perturbation.kinks import FREE, find_kinks
+from bpcli.references.perturbation.perturbed import UNCHANGED, Change, Perturbed
+from bpcli.references.perturbation.tangent import STEP
+from bpcli.references.probe import (
+    NOISE_ROWS,
+    Along,
+    Directions,
+    FloatArray,
+    Indices,
+    Probe,
+    Sampler,
+    points_along,
+    probe,
+)
 from bpcli.runtime.reverse_mode import Window
 
 Differentiate = Callable[[Sampler], Derivatives]

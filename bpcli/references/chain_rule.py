@@ -5,7 +5,7 @@ its states and losses. With J(t) = da(t)/da(t-1) and D(t) = da(t)/dz(t) from suc
 
     λ(t-1) = dl(t)/da(t-1) + J(t)ᵀ λ(t),      dL/dz(t) = dl(t)/dz(t) + D(t)ᵀ λ(t)
 
-and products are linear in their factors (see `bpcli.problem.preactivations`): no more is known of the network. Where
+and products are linear in their factors (see `bpcli.references.perturbation.preactivations`): no more is known of the network. Where
 products P a(t-1) alone read a state, λ(t-1) = Σ Pᵀ dL/dz(t) over these, and the state itself is not changed.
 All steps are evaluated side by side, each number of each step once, where shifts of parameters take a pass through all
 steps each. No rule of a derivative is asked. Whoever takes derivatives from here compares some of them with what shifts
@@ -25,15 +25,21 @@ from functools import cached_property
 import numpy as np
 
 from bpcli.problem.definition import Problem, Tensor, cast
-from bpcli.problem.factors import STEP
-from bpcli.problem.perturbed import Perturbed
-from bpcli.problem.preactivations import assemble, lasting, linked, pulled, step_by_step, terms, worthwhile
-from bpcli.problem.steps import Shifts, Steps
-from bpcli.problem.tangent import tangents
-from bpcli.references.numerics.derivatives import Derivatives, where_finite
-from bpcli.references.numerics.pairs import SIGNED
-from bpcli.references.numerics.probe import FloatArray
-from bpcli.references.numerics.step_noise import SAMPLES, Noise
+from bpcli.references.derivatives import SIGNED, Derivatives, where_finite
+from bpcli.references.noise import SAMPLES, Noise
+from bpcli.references.perturbation.one_step import Shifts, Steps
+from bpcli.references.perturbation.perturbed import Perturbed
+from bpcli.references.perturbation.preactivations import (
+    assemble,
+    lasting,
+    linked,
+    pulled,
+    step_by_step,
+    terms,
+    worthwhile,
+)
+from bpcli.references.perturbation.tangent import STEP, tangents
+from bpcli.references.probe import FloatArray
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window, merged
 

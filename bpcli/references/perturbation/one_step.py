@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Phase
 from bpcli.kernels.jit import BASE
 from bpcli.problem.definition import Setup
-from bpcli.problem.elsewhere import FloatArray, Values
-from bpcli.problem.kinks import FREE
-from bpcli.problem.perturbed import Perturbed
+from bpcli.references.perturbation.executor import FloatArray, Values
+from bpcli.references.perturbation.kinks import FREE
+from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.runtime.copies import Copies, layout_of, reach
 from bpcli.runtime.evaluation import node_values
 

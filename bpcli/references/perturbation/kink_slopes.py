@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.problem.definition import Problem, Setup, cast
-from bpcli.problem.factors import ALONG
-from bpcli.problem.kinks import Kinks, Mask, base_of, find_kinks
+from bpcli.references.perturbation.kinks import Kinks, Mask, base_of, find_kinks
+from bpcli.references.perturbation.tangent import ALONG
 from bpcli.runtime.evaluation import node_values
 
 FloatArray = NDArray[np.float64]

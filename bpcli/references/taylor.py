@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.references.numerics.derivatives import NOISE_FACTOR
-from bpcli.references.numerics.ladder import scales
-from bpcli.references.numerics.noise import loss_noise
-from bpcli.references.numerics.probe import FloatArray, Sampler
+from bpcli.references.central import scales
+from bpcli.references.derivatives import NOISE_FACTOR
+from bpcli.references.noise import loss_noise
+from bpcli.references.probe import FloatArray, Sampler
 
 Mask = NDArray[np.bool_]
 

@@ -4,27 +4,31 @@ T[k][m] combines the central differences at m + 1 steps that halve from one to t
 degree 2m + 2 (Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", Adv. Eng. Software 4, 1982). Its error is
 taken to be the largest distance to the entries that it was made of, and to the one that follows it; its noise is that
 of the differences, weighted as they are.
+
+Extrapolation of many orders: sharp where the loss is noisy and smooth, so that large steps pay.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.problem.kinks import FREE
-from bpcli.references.numerics.derivatives import (
-    NOISE_FACTOR,
-    UNIT_ROUNDOFF,
-    Derivatives,
-    where_finite,
-    with_known_kinks,
-)
-from bpcli.references.numerics.ladder import FIRST_STEP, PILOT, scales
-from bpcli.references.numerics.noise import loss_noise
-from bpcli.references.numerics.pilot import Pilot
-from bpcli.references.numerics.probe import FloatArray, Indices, Sampler
+from bpcli.problem.definition import Problem, Setup, Tensor
+from bpcli.references.base import Estimate, copies, forward_flops
+from bpcli.references.central import FIRST_STEP, PILOT, scales
+from bpcli.references.derivatives import NOISE_FACTOR, UNIT_ROUNDOFF, Derivatives, where_finite, with_known_kinks
+from bpcli.references.differences import sweep, sweep_along
+from bpcli.references.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.noise import entry_noise, loss_noise
+from bpcli.references.oscillation_guard import Pilot
+from bpcli.references.perturbation.kinks import FREE
+from bpcli.references.probe import NOISE_ROWS, Directions, FloatArray, Indices, Sampler
+from bpcli.runtime.reverse_mode import Window
 
 RUNGS = 16
 _ORDERS = 7
@@ -126,3 +130,41 @@ def _smaller(known: Derivatives | None, new: Derivatives) -> Derivatives:
     if known is None:
         return new
     return Derivatives(*(np.concatenate(pair) for pair in zip(known.parts, new.parts, strict=True)))
+
+
+_EVALUATIONS = 2 * RUNGS
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """`offset` shifts the steps, as of `central`."""
+
+    name: ClassVar[str] = "ladder"
+    summary: ClassVar[str] = "differences over a ladder of steps, extrapolated as far as noise allows (Ridders)"
+    offset: float = 1.0
+
+    def estimate(
+        self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
+    ) -> Mapping[str, Estimate]:
+        """See `Reference`. Independent of every derivative rule: only forward passes are used."""
+        return sweep(problem, windows, tensors, partial(extrapolate, offset=self.offset))
+
+    def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
+        """See `Reference`."""
+        return sweep_along(problem, windows, directions, partial(extrapolate, offset=self.offset))
+
+    def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
+        """See `Reference`."""
+        return (_EVALUATIONS * copies(setup) + entry_noise(setup)) * forward_flops(setup, windows)
+
+    def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
+        """See `Reference`."""
+        each = NOISE_ROWS * NOISE_EVALUATIONS + _EVALUATIONS * count
+        return each * len(setup.wrt) * forward_flops(setup, windows)
+
+    def on_other_points(self) -> Ladder:
+        """The same entries on a ladder that shares no point with this one."""
+        return replace(self, offset=0.75)
+
+
+REFERENCE = Ladder()

@@ -1,12 +1,95 @@
-"""The tangent of a graph, as a graph: linear operations as they are, the others as products with factors."""
+"""What operations make of an imaginary step of one argument, at every step and sample: by the complex forward rules.
+
+The tangent of a graph, as a graph: linear operations as they are, the others as products with factors.
+
+The tangent of a network: its derivative along a change of preactivations, as a network of its own.
+
+Under an imaginary step the real parts of all perturbed copies are those of the network as it is, to the last bit, so
+that imaginary parts alone need to be carried: products act on them as they are, and every other operation
+multiplies them by what the complex forward rule makes of a step of one argument, taken once for each value of the
+network instead of once for each copy. No reverse rule is asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
+from bpcli.problem.definition import Problem, Setup, cast
+from bpcli.references.perturbation.perturbed import Perturbed
+from bpcli.references.perturbation.preactivations import terms
+from bpcli.runtime.evaluation import node_values
+from bpcli.runtime.reverse_mode import Window
 from bpcli.tape.reverse_lowering import active_nodes
+
+STEP = 1.0
+"""The imaginary step. Kernels drop products of imaginary parts, so that any size will do: this one leaves derivatives
+the range of floats."""
+ALONG = 2.0**-540
+"""What it is multiplied by where whole arrays take it, matrices of products among them. The library that computes these
+drops nothing: such imaginary parts have products below the smallest number."""
+
+
+def factors(
+    problem: Problem, wanted: Mapping[str, tuple[int, int]], values: Mapping[int, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    """`(T, batch, *shape)` by name, of `wanted` nodes and the numbers of the arguments that are shifted.
+
+    `values` are those of the nodes' arguments. All operations are run on all steps at once, first with their first
+    arguments shifted, then with the second ones. A dot product counts as one that is not summed.
+    """
+    setup, graph = problem.setup, problem.setup.graph
+    if not wanted:
+        return {}
+    own, at = _operations(setup, tuple(sorted({n for n, _ in wanted.values()})))
+    rows = own.batch
+    args = sorted({(n, k) for n in at for k in range(len(graph.nodes[n].args))})
+    found = {}
+    for k in sorted({k for _, k in wanted.values()}):
+        arrays: dict[str, Any] = {}
+        for n, j in args:
+            arg = graph.nodes[graph.nodes[n].args[j]]
+            every = np.broadcast_to(values[arg.index], (setup.T, setup.batch, arg.size)).reshape(rows, *arg.shape)
+            arrays[f"{n} {j}"] = every + (STEP * 1j if j == k else 0.0)
+        shifted = node_values(Problem(own, {}, arrays, {}), [at[n] for n, j in wanted.values() if j == k])
+        for name, (n, j) in wanted.items():
+            if j == k:
+                shape = own.graph.nodes[at[n]].shape
+                found[name] = (shifted[at[n]][0].imag / STEP).reshape(setup.T, setup.batch, *shape)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _operations(setup: Setup, ops: tuple[int, ...]) -> tuple[Setup, dict[int, int]]:
+    """A setup with all steps as rows whose graph has the operations `ops` on inputs named after them and the number of
+    the argument, in complex128; and where in it they are."""
+    graph = setup.graph
+    args = [(n, k) for n in ops for k in range(len(graph.nodes[n].args))]
+    nodes, place = list[Node](), graph.nodes[graph.loss].place
+    for n, k in args:
+        shape = graph.nodes[graph.nodes[n].args[k]].shape
+        nodes.append(Node(len(nodes), "input", (), shape, Phase.INPUT, (), f"{n} {k}", place))
+    leaf, at = {node.name: node.index for node in nodes}, {}
+    for n in ops:
+        op = graph.nodes[n]
+        product = op.op == "dot"
+        shape = graph.nodes[op.args[0]].shape if product else op.shape
+        inputs = tuple(leaf[f"{n} {k}"] for k in range(len(op.args)))
+        at[n] = len(nodes)
+        name = "multiply" if product else op.op
+        nodes.append(Node(len(nodes), name, inputs, shape, Phase.INPUT, op.numbers, "", place))
+    nodes.append(Node(len(nodes), "sum", (len(nodes) - 1,), (), Phase.INPUT, (), "", place))
+    small = Graph(tuple(nodes), leaf, {}, {}, {}, len(nodes) - 1, ())
+    dtype: Any = np.dtype(np.complex128)
+    rows = setup.T * setup.batch
+    return replace(setup, graph=small, T=1, batch=rows, dtype=dtype, wrt=(), shared=frozenset()), at
+
 
 _MIXED = frozenset({"logsumexp", "softmax", "log_softmax"})
 
@@ -148,3 +231,40 @@ class Draft:
         place = self.old.nodes[self.old.loss].place
         self.nodes.append(Node(len(self.nodes), op, args, shape, phase, numbers, name, place))
         return len(self.nodes) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Tangents:
+    """Copies of the tangent network; `nodes` takes nodes, preactivations among them, to their tangents."""
+
+    perturbed: Perturbed
+    nodes: Mapping[int, int]
+
+
+def tangents(problem: Problem, windows: Sequence[Window]) -> Tangents | None:
+    """The tangent network of a problem; None where an operation mixes entries other than by products and sums."""
+    setup, graph = problem.setup, problem.setup.graph
+    drafted = _drafted(setup)
+    if drafted is None:
+        return None
+    draft, own = drafted
+    double = cast(problem, np.dtype(np.float64))
+    values = node_values(double, sorted(draft.read))
+    matrices = {name: values[n].reshape(graph.nodes[n].shape) for name, n in draft.matrices.items()}
+    inputs = {name: np.zeros((setup.T, setup.batch, *shape)) for name, shape in draft.zeros.items()}
+    inputs |= factors(double, draft.factors, values)
+    if not setup.graph.recurrent:
+        inputs = {name: rows[0] for name, rows in inputs.items()}
+    state = {name: np.zeros((setup.batch, *graph.nodes[n].shape)) for name, n in graph.previous.items()}
+    made = Problem(own, matrices, inputs, state)
+    return Tangents(Perturbed(made, windows, np.dtype(np.float64)), draft.tangent)
+
+
+@lru_cache(maxsize=4)
+def _drafted(setup: Setup) -> tuple[Draft, Setup] | None:
+    """The tangent network of a setup, and its own setup."""
+    zs = sorted({term.z for some in terms(setup.graph).values() for term in some})
+    draft = Draft.of(setup.graph, zs)
+    if draft is None:
+        return None
+    return draft, replace(setup, graph=draft.graph, dtype=np.dtype(np.float64), wrt=(), shared=frozenset())

@@ -1,4 +1,6 @@
-"""What the range of floats takes from a gradient: digits that underflow, and all of it where a value overflows.
+"""How much rounding a correct gradient may show: sums of absolute contributions, entry by entry.
+
+What the range of floats takes from a gradient: digits that underflow, and all of it where a value overflows.
 
 A pass backwards is linear in what it starts from, to the last bit where that is a power of two and no number leaves the
 range: what differs then is what the range took from cotangents. Of values on the way forwards there is no such scale:
@@ -7,18 +9,33 @@ those below the normal numbers are off by the smallest of all, and what that mak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bpcli.problem.definition import Array, Problem, Tensor, cast
-from bpcli.problem.factors import ALONG
-from bpcli.problem.magnitude import magnitude
-from bpcli.references.numerics.derivatives import Mask
-from bpcli.references.numerics.probe import FloatArray
+from bpcli.references.derivatives import Mask
+from bpcli.references.perturbation.tangent import ALONG
+from bpcli.references.probe import FloatArray
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window, unrolled
+
+_DOUBLE = np.dtype(np.float64)
+
+
+def magnitude(
+    problem: Problem, windows: Sequence[Window], dtype: np.dtype[np.floating] = _DOUBLE, seed: float = 1.0
+) -> dict[str, Array]:
+    """For every tensor of the setup, in `dtype`, sums over all paths of |contribution| to each entry of the gradient.
+
+    What a kernel's rounding may change is about unit roundoff times this. Slopes count with the rounding of their own
+    evaluation, so saturated units are not taken for exact; a path that is exactly nothing counts as nothing. Losses
+    count `seed` times. Infinity times nothing is NaN here, while gradients take it for nothing.
+    """
+    own = cast(problem, dtype)
+    return unrolled(own.setup, tuple(windows)).gradient(own, rounding=True, seed=seed)[1]
+
 
 PASSES = 4
 """Passes over the network that `float_range` takes where nothing leaves the range."""
