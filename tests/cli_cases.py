@@ -109,7 +109,7 @@ def install_check(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[str], Verd
         return found
 
     module = SimpleNamespace(check=check, CheckOptions=CheckOptions)
-    monkeypatch.setitem(sys.modules, "bpcli.checking.run", module)
+    monkeypatch.setitem(sys.modules, "bpcli.checking.checker", module)
     monkeypatch.setattr(bpcli.checking, "run", module, raising=False)
     return calls
 

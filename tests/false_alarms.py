@@ -19,9 +19,9 @@ from typing import Any
 from corpus import ROOT, Case, cases, exact_methods, problem
 
 from bpcli import __version__
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check_problem
 from bpcli.checking.findings import Finding
-from bpcli.checking.options import CheckOptions
-from bpcli.checking.run import check_problem
 from bpcli.errors import BpError
 
 COLUMNS = (

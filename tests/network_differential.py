@@ -22,11 +22,11 @@ import numpy as np
 from kernel_cases import expected, gradient, loops
 
 from bpcli.benching.memory import allocated_bytes
-from bpcli.checking import run
-from bpcli.checking.decide import decide
+from bpcli.checking import checker as run
+from bpcli.checking.check_options import CheckOptions, check_cost
+from bpcli.checking.escalation import decide
 from bpcli.checking.findings import Finding
-from bpcli.checking.options import CheckOptions, check_cost
-from bpcli.checking.truth import Truth, whole
+from bpcli.checking.reference_cache import Truth, whole
 from bpcli.checking.verdict import PASS
 from bpcli.commands.check_document import findings_document
 from bpcli.errors import BpError

@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from bpcli.checking.blame.explain import explain
-from bpcli.checking.blame.shrink import Again
+from bpcli.checking.blame.explain import Again, explain
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check
 from bpcli.checking.faults.catalogue import CATALOGUE
-from bpcli.checking.faults.model import as_method
-from bpcli.checking.options import CheckOptions
+from bpcli.checking.faults.fault import as_method
 from bpcli.checking.power import Planted, power
-from bpcli.checking.run import check
 from bpcli.errors import fail
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import Limits

@@ -15,7 +15,7 @@ from cli_cases import RECURRENT, run, write
 from foreign_cases import GOOD
 
 from bpcli.checking.blame.signatures import extent, multiple, proportional, single_precision
-from bpcli.checking.blame.spoken import apart
+from bpcli.checking.blame.wording import apart
 from bpcli.references.rounding import FACTOR
 
 OWN = Path(__file__).parent

@@ -242,7 +242,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss takes half a millisecond, however busy the machine is: a search by halves is affordable, all entries are
     not."""
     ticks = itertools.count(0.0, 1e-3)
-    monkeypatch.setattr("bpcli.checking.blackbox.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr("bpcli.checking.sources.black_box.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_wrong_entry_is_found_by_halves(
     (found,) = document["findings"]
     assert (1, "wrong", index, None) == (code, found["verdict"], found["worst"]["index"], found["worst"]["direction"])
     assert found["cause"].startswith(cause) and found["checked"] <= 64 and str(index) in found["blame"]["text"]
-    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 1e-9)
+    monkeypatch.setattr("bpcli.checking.sources.black_box.AFFORDABLE", 1e-9)
     (found,) = judge(box, "box.py:Large", "--wrt", "W", "--mode", "directional")[1]["findings"]
     assert ("wrong", 8, None) == (found["verdict"], found["checked"], found["worst"]["index"])
 
@@ -297,7 +297,7 @@ def test_entries_where_they_are_affordable(mode: str) -> None:
 
 def test_auto_takes_directions_where_entries_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """And says so; every entry is judged where that is affordable."""
-    monkeypatch.setattr("bpcli.checking.blackbox.AFFORDABLE", 0.0)
+    monkeypatch.setattr("bpcli.checking.sources.black_box.AFFORDABLE", 0.0)
     _, document = judge(LARGE, "box.py:Large", "--wrt", "W")
     assert [8] == [f["checked"] for f in document["findings"]]
     assert ["judged along directions by central: box.py:Large"] == document["context"]["notes"]

@@ -13,11 +13,10 @@ import pytest
 from checking_cases import LIMITS, SPECS, Arrays, FakeMethod, call, small_setup
 from click.testing import CliRunner
 
-from bpcli.checking.blame.explain import explain
-from bpcli.checking.blame.shrink import Again
+from bpcli.checking.blame.explain import Again, explain
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check
 from bpcli.checking.findings import Finding
-from bpcli.checking.options import CheckOptions
-from bpcli.checking.run import check
 from bpcli.cli import main
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from kernel_cases import gradient, written
 
-from bpcli.checking.decide import decide, decide_along
-from bpcli.checking.truth import Truth, whole
+from bpcli.checking.escalation import decide, decide_along
+from bpcli.checking.reference_cache import Truth, whole
 from bpcli.checking.verdict import INCONCLUSIVE, PASS, WRONG
 from bpcli.references import complex_step
 from bpcli.references.probe import directions

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from checking_cases import SMALL, Arrays, FakeMethod, call, small_setup
 
-from bpcli.checking import decide
-from bpcli.checking.options import CheckOptions
-from bpcli.checking.run import check
+from bpcli.checking import escalation as decide
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from cli_cases import run, write
 
-from bpcli.checking.summary import at_kink, summarise
-from bpcli.checking.verdict import References, judge
+from bpcli.checking.verdict import References, at_kink, judge, summarise
 from bpcli.references.base import Estimate
 
 SPEC = """bp = 1

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from checking_cases import OURS, SMALL, SPECS, naive_gradient, small_setup
 
-from bpcli.checking.faults.model import as_method
-from bpcli.checking.interpreter.hooks import RIGHT, Hooks
+from bpcli.checking.faults.fault import as_method
+from bpcli.checking.interpreter import RIGHT, Hooks
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.references.rounding import rounding

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from checking_cases import LIMITS, Arrays, FakeMethod, call, naive_gradient
 
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check_problem
 from bpcli.checking.findings import Finding
-from bpcli.checking.options import CheckOptions
-from bpcli.checking.run import check_problem
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.setup import open_setup

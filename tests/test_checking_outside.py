@@ -14,9 +14,8 @@ from click.testing import CliRunner
 
 from bpcli import peers
 from bpcli.checking import outside
-from bpcli.checking.forecast import check_bytes
-from bpcli.checking.options import CheckOptions, choose
-from bpcli.checking.run import check
+from bpcli.checking.check_options import CheckOptions, check_bytes, choose
+from bpcli.checking.checker import check
 from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods.base import Gradient

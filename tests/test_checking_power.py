@@ -9,11 +9,11 @@ import pytest
 from checking_cases import SPECS, small_setup
 from click.testing import CliRunner
 
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check
 from bpcli.checking.faults.catalogue import CATALOGUE
-from bpcli.checking.faults.model import as_method
-from bpcli.checking.options import CheckOptions
+from bpcli.checking.faults.fault import as_method
 from bpcli.checking.power import power
-from bpcli.checking.run import check
 from bpcli.cli import main
 
 AUTO = CheckOptions()

@@ -18,7 +18,7 @@ import pytest
 from cli_cases import RECURRENT, run, write
 from foreign_cases import GOOD, check, outcomes
 
-from bpcli.checking.user.process import Process
+from bpcli.checking.sources.user_process import Process
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a process group")
 
@@ -283,7 +283,7 @@ def test_an_interpreter_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_process_imports_little() -> None:
     """NumPy and the standard library: what it takes to start is paid by every call."""
     heavy = ("numba", "llvmlite", "scipy", "pydantic", "rich", "click", "pandas", "bpcli.problem", "bpcli.spec")
-    code = f"import bpcli.checking.user.child, sys; print([n for n in {heavy!r} if n in sys.modules])"
+    code = f"import bpcli.checking.sources.user_child, sys; print([n for n in {heavy!r} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "[]\n" == done.stdout
 

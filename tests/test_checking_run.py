@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from checking_cases import LIMITS, SMALL, Arrays, FakeMethod, call, small_setup
 
+from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost, choose
+from bpcli.checking.checker import check
 from bpcli.checking.findings import Finding
-from bpcli.checking.forecast import check_bytes
-from bpcli.checking.measures import cosine, relative_error
-from bpcli.checking.options import CheckOptions, check_cost, choose
-from bpcli.checking.run import check
-from bpcli.checking.truth import Truth
+from bpcli.checking.reference_cache import Truth
+from bpcli.checking.verdict import cosine, relative_error
 from bpcli.commands.check_document import findings_document
 from bpcli.commands.judging import Results
 from bpcli.methods import parse
@@ -275,7 +274,7 @@ def test_the_loss_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many methods are judged by it."""
     truth = Truth(draw(small_setup("exercise", ("params",))), ())
     first = truth.loss
-    monkeypatch.setattr("bpcli.checking.truth.whole_loss", None)
+    monkeypatch.setattr("bpcli.checking.reference_cache.whole_loss", None)
     assert first == truth.loss
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from checking_cases import LIMITS, SPECS
 
-from bpcli.checking.options import CheckOptions
-from bpcli.checking.run import check
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check
 from bpcli.methods import parse
 from bpcli.problem.setup import open_setup
 

@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bpcli.checking.summary import summarise
-from bpcli.checking.verdict import CAUSES, INCONCLUSIVE, PASS, VERDICTS, WRONG, Entries, References, judge, settle
+from bpcli.checking.verdict import (
+    CAUSES,
+    INCONCLUSIVE,
+    PASS,
+    VERDICTS,
+    WRONG,
+    Entries,
+    References,
+    judge,
+    settle,
+    summarise,
+)
 from bpcli.references.base import Estimate
 from bpcli.references.rounding import bound as rounding_bound
 

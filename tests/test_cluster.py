@@ -312,8 +312,8 @@ def test_losses_elsewhere_are_the_same(
     """A check whose losses are all computed elsewhere finds the same, to the last bit."""
     (folder / "net.toml").write_text(SPEC.replace("relu(0.5 * W @ a[t-1] + x)", equation).replace("n = 2", "n = 6"))
     from bpcli import methods
-    from bpcli.checking.options import CheckOptions
-    from bpcli.checking.run import check
+    from bpcli.checking.check_options import CheckOptions
+    from bpcli.checking.checker import check
     from bpcli.references.perturbation import perturbed
 
     setup, twin = open_setup(folder / "net.toml", {}, (), Limits()), Twin(folder / "net.toml")

@@ -9,7 +9,7 @@ import pytest
 from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, problem_of, small, written
 
 from bpcli import references
-from bpcli.checking.truth import whole
+from bpcli.checking.reference_cache import whole
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem
 from bpcli.references import chain_rule as chain

@@ -18,7 +18,7 @@ WITH_PLUGIN = ("-p", "bpcli.pytest_plugin")
 # Makes the verdict of a check what the spec is called, with the real check before it.
 VERDICTS = """
 import dataclasses
-import bpcli.checking.run as run
+import bpcli.checking.checker as run
 
 real = run.check
 
@@ -240,7 +240,7 @@ def test_what_is_collected(
     pytester: pytest.Pytester, settings: str, args: tuple[str, ...], expected: list[str]
 ) -> None:
     """The specs that match, once each, also beside testpaths; of these, what the command line asks for."""
-    importlib.import_module("bpcli.checking.run")  # a run in this process takes back the modules that it imports
+    importlib.import_module("bpcli.checking.checker")  # a run in this process takes back the modules that it imports
     project(pytester, settings, a=RECURRENT, b=FORWARD)
     pytester.mkdir("tests").joinpath("test_one.py").write_text("def test_one():\n    pass\n")
     result = pytester.runpytest_inprocess(*WITH_PLUGIN, "--collect-only", "-q", "-W", "ignore", *args)

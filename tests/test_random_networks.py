@@ -22,7 +22,8 @@ from network_generator import ROWS, SCALES, generate
 from network_shrinker import shrink
 from network_terms import Network
 
-from bpcli.checking import run, truth
+from bpcli.checking import checker as run
+from bpcli.checking import reference_cache as truth
 from bpcli.errors import BpError
 from bpcli.graph.nodes import Phase, ancestors
 from bpcli.graph.operations import OPERATIONS

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from checking_cases import LIMITS, FakeMethod, call
 
-from bpcli.checking.options import CheckOptions
-from bpcli.checking.run import check
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
@@ -136,7 +136,9 @@ def test_any_value_between_the_one_sided_derivatives_passes(
     call = parse("backprop")
     right = call.gradient(draw(setup)).arrays["b"]
     bent = right + factor * np.array([1.0, 0.0, 0.0])
-    monkeypatch.setattr("bpcli.checking.run.on_pattern", lambda given, tensor: bent if tensor.name == "b" else given)
+    monkeypatch.setattr(
+        "bpcli.checking.checker.on_pattern", lambda given, tensor: bent if tensor.name == "b" else given
+    )
     found = {f.tensor: f for f in check(setup, [call], CheckOptions(reference))}  # type: ignore[arg-type]
     assert expected == found["b"].verdict
     assert found["b"].cause == ("kink" if expected == "pass" else "")

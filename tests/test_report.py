@@ -184,7 +184,7 @@ def test_v_curve_of_a_spec(tmp_path: Path) -> None:
 
 def test_v_curve_is_a_v(tmp_path: Path) -> None:
     """Rounding grows as 1/h, truncation as h²; in between it is near eps^(2/3)."""
-    from bpcli.checking.curve import v_curve
+    from bpcli.checking.v_curve import v_curve
     from bpcli.problem.draw import draw
     from bpcli.problem.limits import Limits
     from bpcli.problem.setup import open_setup

@@ -9,10 +9,9 @@ from typing import cast as typed
 from bpcli import methods, references
 from bpcli.benching.truth import exact_method
 from bpcli.benching.vouch import Vouch, sum_up
-from bpcli.checking.forecast import check_bytes
-from bpcli.checking.options import CheckOptions, check_cost
-from bpcli.checking.run import check_problem
-from bpcli.checking.truth import AUTO, whole
+from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
+from bpcli.checking.checker import check_problem
+from bpcli.checking.reference_cache import AUTO, whole
 from bpcli.errors import Place
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking.measures import cosine, relative_error
+from bpcli.checking.verdict import cosine, relative_error
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from bpcli.benching.truth import distance, exact_method, flat
+from bpcli.checking.check_options import CheckOptions, check_cost
+from bpcli.checking.checker import check
 from bpcli.checking.findings import Finding, Verdict
-from bpcli.checking.options import CheckOptions, check_cost
-from bpcli.checking.run import check
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Gradient

@@ -8,13 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check
 from bpcli.checking.faults.catalogue import CATALOGUE
-from bpcli.checking.faults.model import Fault, as_method, separate
+from bpcli.checking.faults.fault import Fault, as_method, separate
 from bpcli.checking.findings import Finding
-from bpcli.checking.interpreter.hooks import RIGHT
-from bpcli.checking.interpreter.walk import work
-from bpcli.checking.options import CheckOptions
-from bpcli.checking.run import check
+from bpcli.checking.interpreter import RIGHT, work
 from bpcli.methods import MethodCall
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.problem.draw import draw

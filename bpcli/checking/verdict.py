@@ -2,6 +2,10 @@
 
 z = |g - reference| / (U_ref + U_g), with U_ref the reference's error bound and U_g the rounding that a correct gradient
 may show. Every comparison is written so that NaN fails it.
+
+How far one gradient is from another.
+
+What the verdicts on entries come to: one for the tensor, its worst entry, and where it is at a kink.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking.findings import Verdict
+from bpcli.checking.findings import Kink, Verdict, Worst
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.rounding import FACTOR, unit_roundoff
 
@@ -254,3 +258,83 @@ def settle(entries: Entries, right: Mask, wrong: Mask) -> Entries:
     verdict = np.where(passes, PASS, np.where(fails, WRONG, entries.verdict)).astype(np.int8)
     cause = np.where(passes | fails, _CAUSE[""], entries.cause).astype(np.int8)
     return replace(entries, verdict=verdict, cause=cause)
+
+
+def kernel_error(value: FloatArray, intended: Estimate) -> float | None:
+    """Distance from the nearest derivative, relative to the largest: away from kinks there is only one.
+
+    None where no derivative is known.
+    """
+    known = np.isfinite(intended.bound)
+    if not known.any():
+        return None
+    off = _norm((value - nearest(value, intended))[known])
+    size = _norm((np.abs(intended.value) + intended.kink)[known])
+    if size > 0:
+        return off / size
+    return 0.0 if off == 0 else float("inf")
+
+
+def relative_error(value: FloatArray, reference: FloatArray) -> float | None:
+    """‖value − reference‖ / ‖reference‖ in the Euclidean norm; None where the reference is zero."""
+    size = _norm(reference)
+    return _norm(value - reference) / size if size > 0 else None
+
+
+def cosine(value: FloatArray, reference: FloatArray) -> float | None:
+    """Cosine of the angle between two gradients; None where one of them is zero or not finite."""
+    sizes = _norm(value), _norm(reference)
+    if not all(0 < size < np.inf for size in sizes):
+        return None
+    return float(np.dot(value.reshape(-1) / sizes[0], reference.reshape(-1) / sizes[1]))
+
+
+def _norm(array: FloatArray) -> float:
+    """Euclidean norm, scaled so that it neither overflows nor underflows."""
+    largest = float(np.abs(array).max())
+    if not 0 < largest < np.inf:
+        return largest
+    return largest * float(np.linalg.norm(array.reshape(-1) / largest))
+
+
+def summarise(entries: Entries, places: NDArray[np.int64] | None = None) -> tuple[Verdict, str, Worst | None]:
+    """The tensor's verdict, its cause and its worst entry; `places` are the flat indices of the entries that exist.
+
+    One wrong entry makes a tensor wrong, one inconclusive entry keeps it from passing. The worst entry is the one with
+    the largest z among those that decided.
+    """
+    if places is None:
+        places = np.arange(entries.verdict.size)
+    if not len(places):
+        return "inconclusive", "nothing compared", None
+    verdicts = entries.verdict.reshape(-1)[places]
+    decided = int(verdicts.max())
+    deciding = places[verdicts == decided]
+    z = entries.z.reshape(-1)[deciding]
+    worst = int(deciding[np.where(np.isnan(z), np.inf, z).argmax()])
+    value, reference, bound = (float(a.reshape(-1)[worst]) for a in (entries.value, entries.reference, entries.bound))
+    index = tuple(int(i) for i in np.unravel_index(worst, entries.verdict.shape))
+    cause = CAUSES[int(entries.cause.reshape(-1)[worst])]
+    if decided == PASS and (entries.cause.reshape(-1)[places] == CAUSES.index("kink")).any():
+        cause = "kink"
+    z_worst = float(entries.z.reshape(-1)[worst])
+    return VERDICTS[decided], cause, Worst(index, value, reference, bound, z_worst)
+
+
+def at_kink(entries: Entries, worst: Worst | None, places: NDArray[np.int64] | None = None) -> Kink | None:
+    """The worst entry where it is at a kink, else the one with the widest interval of slopes; None where none is."""
+    width = (entries.high - entries.low).reshape(-1)
+    if places is None:
+        places = np.arange(width.size)
+    if worst is None or not (width[places] > 0).any():
+        return None
+    assert worst.index is not None
+    here = int(np.ravel_multi_index(worst.index, entries.low.shape)) if worst.index else 0
+    where = here if width[here] > 0 else int(places[width[places].argmax()])
+    index = tuple(int(i) for i in np.unravel_index(where, entries.low.shape))
+    return Kink(index, *(float(a.reshape(-1)[where]) for a in (entries.value, entries.low, entries.high)))
+
+
+def as_direction(worst: Worst | None) -> Worst | None:
+    """`worst` of directions, whose index is the number of one: it counts from 1 and is no entry's."""
+    return worst and replace(worst, index=None, direction=worst.index[0] + 1 if worst.index else None)

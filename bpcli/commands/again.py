@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from bpcli.checking.blame.shrink import Again
+    from bpcli.checking.blame.explain import Again
     from bpcli.commands.options import Common
 
 
 def again(path: Path, common: Common, name: str) -> Again:
     """`path` under the shared options, and settings on top of those."""
-    from bpcli.checking.blame.shrink import Again
+    from bpcli.checking.blame.explain import Again
     from bpcli.commands.specs import open_spec
 
     def merged(settings: Mapping[str, object]) -> dict[str, object]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bpcli.errors import UNADVISED, BpError, Diagnostic, Place
 
 if TYPE_CHECKING:
-    from bpcli.checking.userfile import Host, UserFile
+    from bpcli.checking.sources.user_file import Host, UserFile
     from bpcli.commands.check_cases import Places
     from bpcli.render.document import Case
 
@@ -88,8 +88,8 @@ def check_functions(
 
     Raises `BpError` for params that are no arrays of floats, and for a loss that takes too long.
     """
-    from bpcli.checking.blackbox import check_box, open_box
-    from bpcli.checking.user.workshop import Workshop
+    from bpcli.checking.sources.black_box import check_box, open_box
+    from bpcli.checking.sources.user_workshop import Workshop
     from bpcli.commands.check_cases import case
     from bpcli.problem.limits import Limits
 
@@ -115,7 +115,7 @@ def told(case: Case) -> str:
 
 def _file_of(function: Callable[..., Any], host: Host) -> UserFile:
     """The file that a function is written in; without lines where there is none."""
-    from bpcli.checking.userfile import UserFile
+    from bpcli.checking.sources.user_file import UserFile
 
     try:
         path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")

@@ -63,7 +63,7 @@ def check(
     TARGET may also be FILE.py:OBJECT, with params (a dict of arrays), loss(params) and grad(params). On a cluster the
     perturbed losses of large specs are computed by its workers, which must find the same files at the same paths.
     """
-    from bpcli.checking.options import CheckOptions
+    from bpcli.checking.check_options import CheckOptions
     from bpcli.commands import foreign
     from bpcli.commands.choose import from_project
     from bpcli.commands.cluster import opened

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bpcli.checking.blame.spoken import place
+from bpcli.checking.blame.wording import place
 from bpcli.errors import Place
 from bpcli.render.document import Case
 

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from bpcli.checking.blame.spoken import kinked, place
+from bpcli.checking.blame.wording import kinked, place
 from bpcli.checking.findings import Finding
 from bpcli.commands.check_cases import Places, case
 from bpcli.errors import Diagnostic

@@ -12,7 +12,7 @@ from bpcli.commands.options import Refused, one_of
 from bpcli.errors import BpError, Collector
 
 if TYPE_CHECKING:
-    from bpcli.checking.options import CheckOptions
+    from bpcli.checking.check_options import CheckOptions
     from bpcli.errors import Place
     from bpcli.methods import MethodCall
     from bpcli.problem.definition import Setup
@@ -61,7 +61,7 @@ def judged(
 
     Raises BpError where one of them is `given`, or none is left.
     """
-    from bpcli.checking.options import unjudged
+    from bpcli.checking.check_options import unjudged
 
     reasons = unjudged(setup, calls, options)
     collector = Collector()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, nearest, printable
 
 if TYPE_CHECKING:
-    from bpcli.checking.answers import Foreign
+    from bpcli.checking.check_options import Mode
     from bpcli.checking.findings import Finding
-    from bpcli.checking.options import Mode
-    from bpcli.checking.user.process import Process
-    from bpcli.checking.userfile import UserFile
+    from bpcli.checking.sources.gradient_source import Foreign
+    from bpcli.checking.sources.user_file import UserFile
+    from bpcli.checking.sources.user_process import Process
     from bpcli.commands.options import Common
     from bpcli.problem.definition import Setup
 
@@ -61,7 +61,7 @@ def process(common: Common, wanted: bool) -> Process:
 
     import click
 
-    from bpcli.checking.user.process import USER_TIME_OPTION, Process
+    from bpcli.checking.sources.user_process import USER_TIME_OPTION, Process
     from bpcli.problem.limits import default_memory
 
     limits = {USER_TIME_OPTION: common.user_time or USER_TIME, "--max-time": common.limits().max_time}
@@ -77,8 +77,8 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> 
     """What `--kernel` and `--gradient` ask for; raises BpError where nothing of it can be judged."""
     if not kernels and not gradients:
         return Asked((), (), process)
-    from bpcli.checking.captured import captured
-    from bpcli.checking.supplied import supplied
+    from bpcli.checking.sources.saved_gradient import captured
+    from bpcli.checking.sources.user_function import supplied
 
     collector = Collector()
     given: list[Foreign] = []
@@ -115,8 +115,8 @@ def of_spec(
     """
     if not asked.names:
         return asked.given, ()
-    from bpcli.checking.supplied import supplied
-    from bpcli.checking.userfile import load
+    from bpcli.checking.sources.user_file import load
+    from bpcli.checking.sources.user_function import supplied
     from bpcli.spec.paths import resolve
 
     collector = Collector()
@@ -158,7 +158,7 @@ def judge(target: str, process: Process, common: Common, mode: Mode) -> list[tup
     path, name = _absolute(parts["file"]), parts["name"]
 
     def judged() -> list[tuple[Finding, Place]]:
-        from bpcli.checking.blackbox import check_box, open_box
+        from bpcli.checking.sources.black_box import check_box, open_box
 
         box = open_box(_file(parts["file"], process), name)
         found = check_box(box, common.wrt, common.limits(), mode)
@@ -206,7 +206,7 @@ def refuse_for_power(options: dict[str, Sequence[str]]) -> None:
 
 
 def _file(text: str, process: Process) -> UserFile:
-    from bpcli.checking.userfile import load
+    from bpcli.checking.sources.user_file import load
 
     return load(_absolute(text), text, process)
 

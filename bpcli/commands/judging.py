@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from bpcli.commands import choose
 
 if TYPE_CHECKING:
-    from bpcli.checking.answers import Foreign
+    from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.findings import Finding
-    from bpcli.checking.options import CheckOptions
+    from bpcli.checking.sources.gradient_source import Foreign
     from bpcli.cluster.connect import Cluster
     from bpcli.commands.foreign import Asked
     from bpcli.commands.options import Common
@@ -101,8 +101,9 @@ def judge_object(target: str, call: Call, results: Results) -> None:
 def judge_spec(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
     from bpcli.benching.target import digest
-    from bpcli.checking import options, run
-    from bpcli.checking.forecast import check_bytes
+    from bpcli.checking import check_options as options
+    from bpcli.checking import checker as run
+    from bpcli.checking.check_options import check_bytes
     from bpcli.commands.check_cases import places_of
     from bpcli.commands.cluster import elsewhere
     from bpcli.commands.failures import translate

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bpcli.checking.options import CheckOptions
+    from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.power import Planted
     from bpcli.commands.options import Common
     from bpcli.errors import Diagnostic
@@ -43,10 +43,10 @@ def plant(paths: Sequence[Path], refused: Sequence[Diagnostic], options: CheckOp
 
 def _planted(path: Path, options: CheckOptions, common: Common) -> tuple[list[Planted], list[Diagnostic]]:
     """One spec; a refusal of one hides no other."""
-    from bpcli.checking.faults.model import as_method
-    from bpcli.checking.forecast import check_bytes
-    from bpcli.checking.interpreter.hooks import RIGHT
-    from bpcli.checking.options import check_cost as cost_of_check
+    from bpcli.checking.check_options import check_bytes
+    from bpcli.checking.check_options import check_cost as cost_of_check
+    from bpcli.checking.faults.fault import as_method
+    from bpcli.checking.interpreter import RIGHT
     from bpcli.checking.power import power, power_cost
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare

@@ -92,8 +92,8 @@ def _memory() -> Lines:
 
 
 def _self_check() -> Lines:
-    from bpcli.checking.options import CheckOptions
-    from bpcli.checking.run import check
+    from bpcli.checking.check_options import CheckOptions
+    from bpcli.checking.checker import check
     from bpcli.commands.choose import read
     from bpcli.commands.kernels import prepare
     from bpcli.commands.options import Common

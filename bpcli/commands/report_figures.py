@@ -55,9 +55,8 @@ def _points(rows: Sequence[Row], before: str) -> list[tuple[str, list[Figure]]]:
 
 def curve(path: Path, common: Common) -> Figure:
     """The V-curve of a spec, computed now. Raises BpError where the spec can't be run, or would cost too much."""
-    from bpcli.checking.curve import curve_flops, v_curve
-    from bpcli.checking.forecast import check_bytes
-    from bpcli.checking.options import CheckOptions
+    from bpcli.checking.check_options import CheckOptions, check_bytes
+    from bpcli.checking.v_curve import curve_flops, v_curve
     from bpcli.commands.kernels import prepare
     from bpcli.commands.specs import open_spec
     from bpcli.problem.draw import draw

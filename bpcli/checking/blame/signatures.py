@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking.blame.spoken import apart
+from bpcli.checking.blame.wording import apart
 from bpcli.references.base import FloatArray
 from bpcli.references.rounding import FACTOR
 

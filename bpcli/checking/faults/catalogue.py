@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bpcli.checking.faults import answers, products, slopes, time
-from bpcli.checking.faults.model import Fault
+from bpcli.checking.faults import local as products
+from bpcli.checking.faults import local as slopes
+from bpcli.checking.faults import result as answers
+from bpcli.checking.faults import time
+from bpcli.checking.faults.fault import Fault
 
 CATALOGUE: tuple[Fault, ...] = (*answers.FAULTS, *time.FAULTS, *products.FAULTS, *slopes.FAULTS)

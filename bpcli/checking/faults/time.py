@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bpcli.checking.faults.model import Fault, advise
-from bpcli.checking.faults.slopes import where
-from bpcli.checking.interpreter.hooks import Edge, Hooks
-from bpcli.checking.interpreter.reverse import Sweep
-from bpcli.checking.interpreter.walk import States
+from bpcli.checking.faults.fault import Fault, advise
+from bpcli.checking.faults.local import where
+from bpcli.checking.interpreter import Edge, Hooks, States, Sweep
 from bpcli.graph.nodes import Phase
 from bpcli.references.base import FloatArray
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bpcli.checking.faults.model import Advice, Fault, advise
-from bpcli.checking.interpreter.hooks import Edge, Hooks
-from bpcli.checking.interpreter.walk import Walk
+from bpcli.checking.faults.fault import Advice, Fault, advise
+from bpcli.checking.interpreter import Edge, Hooks, Walk
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.references.base import FloatArray
 

@@ -1,4 +1,8 @@
-"""Backwards through the unrolled graph, node by node: c(t) = q(t) + J(t+1)ᵀ c(t+1), g = Σ_t q_w(t) + M̄(t)ᵀ c(t).
+"""Forwards: the values of every node of the unrolled graph, one step after the other, in float64.
+
+Where the interpreter lets itself be changed: each hook replaces one rule, and None is the right rule.
+
+Backwards through the unrolled graph, node by node: c(t) = q(t) + J(t+1)ᵀ c(t+1), g = Σ_t q_w(t) + M̄(t)ᵀ c(t).
 
 Slow, short, and independent of the kernels: what the reverse pass means, with a place to plant a fault in every rule.
 q, J and M̄ are passes of their own, so that each can be changed without the others.
@@ -6,17 +10,170 @@ q, J and M̄ are passes of their own, so that each can be changed without the ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from bpcli.checking.interpreter.hooks import RIGHT, Edge, Factor, Hooks
-from bpcli.checking.interpreter.walk import States, Walk
-from bpcli.graph.nodes import Node, Phase
-from bpcli.problem.definition import Array, Setup, Tensor
+from bpcli.checking.rules import apply, pull
+from bpcli.graph.nodes import Graph, Node, Phase
+from bpcli.problem.definition import Array, Problem, Setup, Tensor, cast
 from bpcli.references.base import FloatArray
-from bpcli.runtime.reverse_mode import Window
+from bpcli.runtime.reverse_mode import Window, loss_weights
+
+LEAVES = frozenset({"param", "constant", "input", "previous"})
+States = dict[str, FloatArray]
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """`values[t][n]` is node n's value at step t, (B, *shape), or (1, *shape) where it is static.
+
+    `problem` is in float64, whatever the spec's dtype; `weights (T, B)` are ∂L/∂l(t, b).
+    """
+
+    problem: Problem
+    values: tuple[tuple[FloatArray, ...], ...]
+    weights: FloatArray
+
+    @property
+    def setup(self) -> Setup:
+        """Sizes and what is differentiated."""
+        return self.problem.setup
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of one step."""
+        return self.problem.setup.graph
+
+    @property
+    def loss(self) -> float:
+        """The whole loss."""
+        losses = [np.broadcast_to(v[self.graph.loss], self.setup.batch) for v in self.values]
+        return float((np.array(losses) * self.weights).sum())
+
+
+def walk(problem: Problem) -> Walk:
+    """Run the graph forwards over all steps and keep everything."""
+    double = cast(problem, np.dtype(np.float64))
+    setup, graph = double.setup, double.setup.graph
+    state = {name: _spread(np.asarray(double.state[name], float), setup, name) for name in graph.previous}
+    static: dict[int, FloatArray] = {}
+    steps = []
+    with np.errstate(all="ignore"):
+        for t in range(setup.T):
+            values: list[FloatArray] = []
+            for node in graph.nodes:
+                known = static.get(node.index)
+                values.append(_value(node, values, double, state, t) if known is None else known)
+                if node.phase is Phase.STATIC:
+                    static[node.index] = values[-1]
+            state = {name: _spread(values[n], setup) for name, n in graph.new.items()}
+            steps.append(tuple(values))
+    return Walk(double, tuple(steps), loss_weights(setup))
+
+
+def work(setup: Setup) -> float:
+    """Numbers that the interpreter handles in one gradient, about: what its time and its memory grow with."""
+    entries = sum(n.size for n in setup.graph.nodes if n.phase is not Phase.STATIC) * setup.batch
+    products = sum(setup.graph.nodes[n.args[0]].size for n in setup.graph.nodes if n.op == "matmul") * setup.batch
+    return float(setup.T * (entries + products + 2000 * len(setup.graph.nodes)))
+
+
+def _spread(value: FloatArray, setup: Setup, name: str = "") -> FloatArray:
+    """A state of one value for every sample."""
+    if name in setup.shared:
+        value = value[None]
+    return np.broadcast_to(value, (setup.batch, *value.shape[1:]))
+
+
+def _value(
+    node: Node, values: list[FloatArray], problem: Problem, state: Mapping[str, FloatArray], t: int
+) -> FloatArray:
+    if node.op == "constant":
+        return np.full((1, *node.shape), node.numbers[0])
+    if node.op == "param":
+        return np.asarray(problem.params[node.name], float)[None]
+    if node.op == "input":
+        array = np.asarray(problem.inputs[node.name], float)
+        return array[t] if problem.setup.graph.recurrent else array
+    if node.op == "previous":
+        return state[node.name]
+    return apply(node.op, [values[a] for a in node.args], node.numbers, node.shape)
+
+
+Factor = Literal["q", "J", "M", "static"]
+"""What a pass through one step computes: ∂l/∂(a(t), a(t-1), w, x), cᵀ ∂a(t)/∂a(t-1), cᵀ ∂a(t)/∂(w, x).
+
+"static" is the pass through what is computed once, from parameters and constants alone.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """One use of a value: argument `slot` of `node`, at step `t`, with the cotangent (B or 1, *shape) of the node.
+
+    `at` is the step whose values are used, `t` itself unless a hook says otherwise; `call` counts the gradients that
+    were asked for before this one.
+    """
+
+    walk: Walk
+    node: Node
+    slot: int
+    factor: Factor
+    t: int
+    at: int
+    cotangent: FloatArray
+    call: int
+
+    @property
+    def source(self) -> Node:
+        """The node that is used."""
+        return self.walk.graph.nodes[self.node.args[self.slot]]
+
+    @property
+    def args(self) -> Sequence[FloatArray]:
+        """The values of the node's arguments."""
+        return [self.walk.values[self.at][a] for a in self.node.args]
+
+    @property
+    def value(self) -> FloatArray:
+        """The node's own value."""
+        return self.walk.values[self.at][self.node.index]
+
+    def pull(self, args: Sequence[FloatArray] | None = None, cotangent: FloatArray | None = None) -> FloatArray:
+        """The right contribution to the argument (B or 1, *shape), before it is summed over samples."""
+        c = self.cotangent if cotangent is None else cotangent
+        return pull(self.node.op, self.slot, c, self.args if args is None else args, self.value, self.node.numbers)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The rules that can be replaced.
+
+    - `edge(edge)`: a contribution, as `Edge.pull` gives it.
+    - `gather(edge, contribution)`: its sum over samples (1, *shape), for an argument that is the same for all of them.
+    - `add(edge, before, contribution)`: the cotangent of an argument that has one already.
+    - `weights(walk)`: ∂L/∂l(t, b), (T, B).
+    - `at(factor, t)`: the step whose values the derivatives of `factor` at step t are taken at.
+    - `carry(sweep, t, credit)`: J(t)ᵀ c(t), the cotangents of the states at t-1 that pass through those at t.
+    - `end(sweep)`: cotangents of the states after the last step.
+    - `answer(problem, arrays, call)`: the gradient by name, from the right one.
+    """
+
+    edge: Callable[[Edge], FloatArray] | None = None
+    gather: Callable[[Edge, FloatArray], FloatArray] | None = None
+    add: Callable[[Edge, FloatArray, FloatArray], FloatArray] | None = None
+    weights: Callable[[Walk], FloatArray] | None = None
+    at: Callable[[Factor, int], int] | None = None
+    carry: Callable[[Sweep, int, States], States] | None = None
+    end: Callable[[Sweep], States] | None = None
+    answer: Callable[[Problem, Mapping[str, Array], int], dict[str, Array]] | None = None
+
+
+RIGHT = Hooks()
+
 
 Cotangents = dict[int, FloatArray]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking.truth import Truth, Windows
+from bpcli.checking.reference_cache import Truth, Windows
 from bpcli.checking.verdict import WRONG, Entries, judge, merge, powered, settle, undecided
 from bpcli.problem.definition import Tensor
 from bpcli.references import complex_step

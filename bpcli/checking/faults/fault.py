@@ -8,9 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bpcli.checking.interpreter.hooks import Hooks
-from bpcli.checking.interpreter.reverse import Sweep, on_pattern
-from bpcli.checking.interpreter.walk import walk, work
+from bpcli.checking.interpreter import Hooks, Sweep, on_pattern, walk, work
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods._unrolling import NoOptions

@@ -1,19 +1,24 @@
-"""What a check will hold in memory, told before anything runs."""
+"""What a check is asked to do, and what it does about it: which references, every entry or directions.
+
+What a check will hold in memory, told before anything runs.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from bpcli.checking.answers import Foreign
-from bpcli.checking.options import CheckOptions, choose
+from bpcli.checking import outside
 from bpcli.checking.outside import Outside
-from bpcli.checking.truth import Windows, whole
+from bpcli.checking.reference_cache import AUTO, Windows, references_for, whole
+from bpcli.checking.sources.gradient_source import Foreign
 from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
 from bpcli.problem.definition import Setup, Tensor
 from bpcli.problem.limits import array_bytes
-from bpcli.references.base import ByChain, Reference
+from bpcli.references.base import ByChain, Reference, copies
 from bpcli.references.central import Central
 from bpcli.references.chain_rule import AT_ONCE
 from bpcli.references.complex_step import ComplexStep
@@ -24,10 +29,88 @@ from bpcli.references.perturbation.one_step import cut
 from bpcli.references.perturbation.perturbed import BLOCK_ENTRIES
 from bpcli.references.perturbation.preactivations import step_by_step
 from bpcli.references.perturbation.tangent import possible
-from bpcli.references.probe import ROWS
+from bpcli.references.probe import COUNT, ROWS
+from bpcli.references.rounding import rounding_flops
 from bpcli.runtime.copies import layout_of, reach
 from bpcli.runtime.reverse_mode import unrolled
 from bpcli.tape.plan import make_plan
+
+Mode = Literal["auto", "full", "directional"]
+
+AFFORDABLE = 2e11
+"""Predicted flops up to which "auto" judges every entry: some ten seconds' worth."""
+_ASKED = 2
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """`reference` judges, or the peer of that name: "auto" takes the sharpest that applies, and differences beside it.
+
+    The mode "full" judges every entry and puts differences beside each, "directional" judges directions first, and
+    "auto" judges every entry where that is affordable, with differences beside as many as are.
+    """
+
+    reference: str = AUTO
+    mode: Mode = "auto"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What "auto" comes down to. `flops` are predicted for the mode taken, `full_flops` for every entry."""
+
+    mode: Literal["full", "directional"]
+    references: tuple[Reference, ...]
+    sampled: bool
+    flops: float
+    full_flops: float
+
+    def __str__(self) -> str:
+        """In words."""
+        judge, *beside = (r.name for r in self.references)
+        what = "in every entry" if self.mode == "full" else f"along {COUNT} directions a tensor"
+        seen = " at a sample of the entries" if self.sampled else ""
+        words = f"{what} by {judge}" + (f", with {beside[0]} beside it{seen}" if beside else "")
+        if self.mode == "directional":
+            words += f" (every entry, --mode full, would take {self.full_flops:.1g} operations)"
+        return words
+
+
+def choose(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> Choice:
+    """The references and the mode that `options` come to for these sizes, and what that costs."""
+    used = references_for(setup, options.reference, options.mode)
+    windows = {tuple(call.windows(setup)) for call in calls}
+    asked = sum(_ASKED * call.cost(setup).flops for call in calls) + _rounding(setup, windows)
+    full = asked + _cost(setup, windows, used)
+    along = asked + sum(r.cost_along(setup, w, COUNT) for r in used for w in windows | {whole(setup)})
+    dear = options.mode == AUTO and full > max(AFFORDABLE, along)
+    if dear or options.mode == "directional":
+        return Choice("directional", references_for(setup, options.reference, "directional"), False, along, full)
+    sampled = any(isinstance(r, Central) and copies(setup, r.sample) < copies(setup) for r in used)
+    return Choice("full", used, sampled, full, full)
+
+
+def unjudged(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> dict[str, str]:
+    """The methods, by text, that the reference can't judge, and why."""
+    if options.reference not in outside.known():
+        return {}
+    reasons = {call.text: outside.refusal(options.reference, setup, tuple(call.windows(setup))) for call in calls}
+    return {text: reason for text, reason in reasons.items() if reason}
+
+
+def check_cost(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> float:
+    """Predicted floating-point operations of a check, without what wrong gradients cause."""
+    return choose(setup, calls, options).flops
+
+
+def _cost(setup: Setup, windows: set[Windows], used: tuple[Reference, ...]) -> float:
+    """Of all estimates: for every set of windows, and of the true gradient by the reference that judges."""
+    each = sum(r.cost(setup, w) for r in used for w in windows)
+    return each + (0.0 if whole(setup) in windows else used[0].cost(setup, whole(setup)))
+
+
+def _rounding(setup: Setup, windows: set[Windows]) -> float:
+    return sum(rounding_flops(setup, w) for w in windows)
+
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
 # A ladder shifts every entry six times at once. Of copies the losses of every sample and the kinks that they met are
@@ -60,7 +143,7 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Ch
     kept += _DOUBLE * results * _OF_ESTIMATE
     numbers = sum(array_bytes(setup).values()) // setup.dtype.itemsize
     passes = [_perturbed(setup, w, r, numbers) for w in windows for r in used]
-    passes += [_rounding(setup, w, numbers) for w in windows]
+    passes += [_rounding_bytes(setup, w, numbers) for w in windows]
     passes += [call.cost(setup).bytes + (numbers + 2 * results) * setup.dtype.itemsize for call in calls]
     return kept + max(passes) + _TABLES
 
@@ -127,7 +210,7 @@ def _chain(setup: Setup, windows: Windows, by: ByChain, exact: bool) -> int:
     return held + _DOUBLE * (known + along + slopes + made)
 
 
-def _rounding(setup: Setup, windows: Windows, numbers: int) -> int:
+def _rounding_bytes(setup: Setup, windows: Windows, numbers: int) -> int:
     """The passes in float32 and float64, with the arrays in both, shifted and not."""
     entries = unrolled(setup, windows).bytes // setup.dtype.itemsize
     return (entries + 2 * numbers) * (_SINGLE + _DOUBLE)

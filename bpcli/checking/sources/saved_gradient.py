@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from bpcli.checking.answers import Answer, Foreign
-from bpcli.checking.returned import LOSS, take
+from bpcli.checking.sources.gradient_source import Answer, Foreign
+from bpcli.checking.sources.validate_gradient import LOSS, take
 from bpcli.errors import fail, printable
 from bpcli.problem.array_files import ArrayFile, Report, open_arrays
 from bpcli.problem.definition import Array, Problem

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bpcli.checking.returned import Returned, all_faulty, on_pattern
-from bpcli.checking.user.process import EndedError, Process
-from bpcli.checking.user.wire import Array, Message
+from bpcli.checking.sources.user_process import EndedError, Process
+from bpcli.checking.sources.user_protocol import Array, Message
+from bpcli.checking.sources.validate_gradient import Returned, all_faulty, on_pattern
 from bpcli.errors import BpError, Diagnostic, Place, fail, nearest, printable
 from bpcli.problem.definition import Tensor
 

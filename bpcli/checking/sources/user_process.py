@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from bpcli.checking.user.wire import UNHEARD, Array, Line, Message
+from bpcli.checking.sources.user_protocol import UNHEARD, Array, Line, Message
 from bpcli.errors import fail
 
 _START = "import sys; sys.path[:] = {path!r}; from bpcli.checking.user.child import main; main({fds})"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bpcli.checking.answers import Answer, Foreign, differing
-from bpcli.checking.returned import LOSS
-from bpcli.checking.user.process import Process
-from bpcli.checking.userfile import Called, Function, UserFile
+from bpcli.checking.sources.gradient_source import Answer, Foreign, differing
+from bpcli.checking.sources.user_file import Called, Function, UserFile
+from bpcli.checking.sources.user_process import Process
+from bpcli.checking.sources.validate_gradient import LOSS
 from bpcli.errors import Place, fail, printable
 from bpcli.problem.definition import Problem
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-
-# Bound here: user code may rebind names of the modules in its process.
 from json import dumps, loads
 from os import fstat, ftruncate, read, write
 from struct import Struct
 from typing import Any
 
 from numpy import copyto, dtype, ndarray
+
+# Bound here: user code may rebind names of the modules in its process.
+
 
 Array = ndarray[Any, dtype[Any]]
 Message = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bpcli.checking.returned import same
+from bpcli.checking.sources.validate_gradient import same
 from bpcli.errors import Place
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost

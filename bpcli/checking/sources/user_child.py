@@ -16,8 +16,8 @@ import threading
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from bpcli.checking.user.wire import UNHEARD, Array, Line, Message
-from bpcli.checking.user.workshop import Workshop, failure
+from bpcli.checking.sources.user_protocol import UNHEARD, Array, Line, Message
+from bpcli.checking.sources.user_workshop import Workshop, failure
 
 # Bound here: user code may rebind names of the modules in its process.
 _exit, _getpid = os._exit, os.getpid

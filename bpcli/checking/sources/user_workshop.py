@@ -27,8 +27,8 @@ from typing import Any
 
 from numpy import array, dtype, float64, ndarray
 
-from bpcli.checking.returned import FLOATS, FlawError, same, scalar, take
-from bpcli.checking.user.wire import Array, Message
+from bpcli.checking.sources.user_protocol import Array, Message
+from bpcli.checking.sources.validate_gradient import FLOATS, FlawError, same, scalar, take
 from bpcli.errors import printable
 
 CONSTANTS = "constants"

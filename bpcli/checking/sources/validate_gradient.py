@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-# Bound here: where user code runs, it may rebind what `numpy` holds.
 from numpy import array as array_of
 from numpy import asarray, dtype, float32, float64, zeros_like
 
@@ -15,6 +14,10 @@ from bpcli.errors import nearest, printable
 
 if TYPE_CHECKING:  # the process that runs user code does without
     from bpcli.problem.definition import Array, Tensor
+
+
+# Bound here: where user code runs, it may rebind what `numpy` holds.
+
 
 LOSS = "loss"
 FLOATS = (dtype(float64), dtype(float32))
