@@ -21,6 +21,7 @@ import naive
 import numpy as np
 from kernel_cases import expected, gradient, loops
 
+from bpcli.backends.jax import PEER as JAX
 from bpcli.benching.memory import allocated_bytes
 from bpcli.checking import checker as run
 from bpcli.checking.check_options import CheckOptions, check_cost
@@ -31,7 +32,6 @@ from bpcli.checking.verdict import PASS
 from bpcli.commands.check_document import findings_document
 from bpcli.errors import BpError
 from bpcli.methods import MethodCall, parse
-from bpcli.peers.jax import PEER as JAX
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits, array_bytes

@@ -25,7 +25,7 @@ from network_generator import SCALES, generate
 from network_shrinker import shrink
 
 from bpcli import __version__
-from bpcli.peers.jax import PEER as JAX
+from bpcli.backends.jax import PEER as JAX
 
 ROOT = Path(__file__).parents[1]
 # The first of these that a network shows stands for all: most often it is the cause of the others.

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from bpcli import references
+from bpcli.backends.torch import PEER as TORCH
 from bpcli.benching import checks, rounds
 from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods import parse
-from bpcli.peers.torch import PEER as TORCH
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits

@@ -13,13 +13,13 @@ from checking_cases import Arrays, FakeMethod, call, naive_gradient, naive_loss,
 from click.testing import CliRunner
 
 from bpcli import peers
-from bpcli.checking import outside
+from bpcli.backends import jax, torch
+from bpcli.backends import oracle as outside
 from bpcli.checking.check_options import CheckOptions, check_bytes, choose
 from bpcli.checking.checker import check
 from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods.base import Gradient
-from bpcli.peers import jax, torch
 from bpcli.problem.definition import Problem
 
 VANILLA = str(Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml")

@@ -10,9 +10,9 @@ import pytest
 from naive import backprop, bptt, loss
 
 from bpcli import peers
+from bpcli.backends.jax import PEER as JAX
+from bpcli.backends.torch import PEER as TORCH
 from bpcli.errors import BpError
-from bpcli.peers.jax import PEER as JAX
-from bpcli.peers.torch import PEER as TORCH
 from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits

@@ -22,13 +22,13 @@ from network_generator import ROWS, SCALES, generate
 from network_shrinker import shrink
 from network_terms import Network
 
+from bpcli.backends.jax import PEER as JAX
 from bpcli.checking import checker as run
 from bpcli.checking import reference_cache as truth
 from bpcli.errors import BpError
 from bpcli.graph.nodes import Phase, ancestors
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods.rtrl import RTRL
-from bpcli.peers.jax import PEER as JAX
 from bpcli.problem.definition import Setup
 from bpcli.problem.draw import draw
 from bpcli.problem.setup import open_setup

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bpcli.checking import outside
-from bpcli.checking.outside import Outside
+from bpcli.backends import oracle as outside
+from bpcli.backends.oracle import Outside
 from bpcli.checking.reference_cache import AUTO, Windows, references_for, whole
 from bpcli.checking.sources.gradient_source import Foreign
 from bpcli.graph.nodes import Phase

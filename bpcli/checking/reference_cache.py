@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking import outside
+from bpcli.backends import oracle as outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references import central, complex_step, get

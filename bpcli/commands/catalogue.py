@@ -65,7 +65,7 @@ def _operations() -> Iterator[Row]:
 
 
 def _references() -> Iterator[Row]:
-    from bpcli.checking import outside
+    from bpcli.backends import oracle as outside
     from bpcli.references import get, known
 
     for name in known():

@@ -40,7 +40,7 @@ class Jax:
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
         """A function that computes the gradient and waits for it; its first call compiles."""
-        from bpcli.peers.jax_programs import gradient_function
+        from bpcli.backends.jax_programs import gradient_function
 
         return gradient_function(problem, method)
 

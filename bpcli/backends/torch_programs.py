@@ -10,12 +10,11 @@ import torch
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn import functional
 
+from bpcli.backends.array_graph import Values, loss, masks
+from bpcli.backends.array_rtrl import rtrl
+from bpcli.backends.base import Arrays, Library
 from bpcli.errors import fail
 from bpcli.methods.base import Gradient
-from bpcli.peers.array_graph import Values
-from bpcli.peers.array_library import Arrays, Library
-from bpcli.peers.array_programs import loss, masks
-from bpcli.peers.array_rtrl import rtrl
 from bpcli.problem.definition import Problem, Setup
 
 Program = Callable[[Arrays, Arrays], tuple[Any, Arrays]]

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from bpcli.backends.array_graph import leaves
+from bpcli.backends.array_graph import program as compiled
+from bpcli.backends.base import Arrays, Library
 from bpcli.graph.nodes import Graph
-from bpcli.peers.array_graph import program as compiled
-from bpcli.peers.array_library import Arrays, Library
-from bpcli.peers.array_programs import leaves
 from bpcli.problem.definition import Setup
 
 _WEIGHT = ""  # beside the names of inputs

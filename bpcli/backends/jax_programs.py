@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
 
+from bpcli.backends.array_graph import loss, masks
+from bpcli.backends.array_rtrl import rtrl
+from bpcli.backends.base import Arrays, Library
 from bpcli.methods.base import Gradient
-from bpcli.peers.array_library import Arrays, Library
-from bpcli.peers.array_programs import loss, masks
-from bpcli.peers.array_rtrl import rtrl
 from bpcli.problem.definition import Problem, Setup
 
 Program = Callable[[Arrays, Arrays], tuple[Any, Arrays]]

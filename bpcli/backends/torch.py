@@ -44,7 +44,7 @@ class Torch:
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
         """A function that computes the gradient, and checks it by differences where the method is to do that."""
-        from bpcli.peers.torch_programs import gradcheck_function, gradient_function
+        from bpcli.backends.torch_programs import gradcheck_function, gradient_function
 
         return gradcheck_function(problem) if method in GRADCHECK else gradient_function(problem, method)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 from bpcli.errors import fail, nearest
 
 if TYPE_CHECKING:
-    from bpcli.peers.base import Peer
+    from bpcli.backends.base import Peer
+
 
 # What belongs to a peer has its name and an underscore in front, what several share `array_`: `jax_programs`.
 _NOT_PEERS = frozenset({"base"})
