@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from bpcli import references
 from bpcli.backends.torch import PEER as TORCH
-from bpcli.benching import checks, rounds
+from bpcli.bench import precheck as checks
+from bpcli.bench import rounds
 from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods import parse

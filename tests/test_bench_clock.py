@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from bpcli.benching.clock import BLOCK_SECONDS, MOST_BLOCKS, blocks_in, calibrate, interval, ratio, take
+from bpcli.bench.clock import BLOCK_SECONDS, MOST_BLOCKS, blocks_in, calibrate, interval, ratio, take
 
 
 class FakeClock:

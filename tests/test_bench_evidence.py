@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pytest
 
-from bpcli.benching import interleave
-from bpcli.benching.evidence import (
+from bpcli.bench import pairing as interleave
+from bpcli.bench.intervals import (
     LEAST_MARGIN,
     UNPAIRED_MARGIN,
     Evidence,
@@ -26,7 +26,7 @@ from bpcli.benching.evidence import (
     unpaired_margin,
     verdicts,
 )
-from bpcli.benching.interleave import CONTROLS, LEAST_PAIRS, Plan, Timed, measure, suite
+from bpcli.bench.pairing import CONTROLS, LEAST_PAIRS, Plan, Timed, measure, suite
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_straight_drift_cancels():
 
 def test_controls_are_none_of_our_code():
     """Two of them, known by name to the processes."""
-    from bpcli.benching.pair_child import _control
+    from bpcli.bench.pair_worker import _control
 
     for cell in CONTROLS:
         _control(str(cell["control"]))()

@@ -10,11 +10,10 @@ import pytest
 from click.testing import CliRunner
 from test_bench_sentences import biased, row
 
-from bpcli.benching import control
-from bpcli.benching.pareto import frontier
-from bpcli.benching.scaling import laws
-from bpcli.benching.seeds import over_seeds
-from bpcli.benching.sentences import sentences
+from bpcli.bench import machine as control
+from bpcli.bench.rows import over_seeds
+from bpcli.bench.scaling import laws
+from bpcli.bench.sentences import frontier, sentences
 from bpcli.cli import main
 
 

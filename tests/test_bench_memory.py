@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpcli.benching import memory
-from bpcli.benching.memory import allocated_bytes, peak_growth
+from bpcli.bench import memory_probe as memory
+from bpcli.bench.memory_probe import allocated_bytes, peak_growth
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits

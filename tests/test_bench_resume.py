@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from cli_cases import run
 
-from bpcli.benching import pool
-from bpcli.benching.journal import Journal, run_hash
+from bpcli.bench import worker as pool
+from bpcli.bench.journal import Journal, run_hash
 from bpcli.errors import BpError
 
 SPEC = """bp = 1

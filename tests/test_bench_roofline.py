@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bpcli.benching.machine import copy_rate
-from bpcli.benching.roofline import Rates, limit, usual_shares
+from bpcli.bench.machine import Rates, copy_rate, limit, usual_shares
 from bpcli.methods import parse
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup

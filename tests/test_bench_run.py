@@ -13,8 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bpcli import methods, peers
-from bpcli.benching import clock, control, journal, measure, pool
-from bpcli.benching.vouch import Vouch
+from bpcli.bench import cells as measure
+from bpcli.bench import clock, journal
+from bpcli.bench import machine as control
+from bpcli.bench import worker as pool
+from bpcli.bench.precheck import Vouch
 from bpcli.cli import main
 from bpcli.methods.base import Cost, Gradient
 from bpcli.runtime import kernel_loader as library

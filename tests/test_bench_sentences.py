@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from bpcli.benching.sentences import sentences
-from bpcli.benching.store import by_spec, column_name, csv_keys, grid_keys
+from bpcli.bench.rows import by_spec, column_name, csv_keys, grid_keys
+from bpcli.bench.sentences import sentences
 
 
 def row(method="bptt", time_s=1e-3, *, memory=1000, cosine=1.0, bias=0.0, backend="bp", **rest):

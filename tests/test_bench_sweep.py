@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bpcli.benching.sweep import merge, parse_axis, plan, with_options
+from bpcli.bench.sweep import merge, parse_axis, plan, with_options
 from bpcli.errors import BpError, Diagnostic, Place
 from bpcli.spec.sections import MAX_CELLS
 

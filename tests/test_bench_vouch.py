@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bpcli.benching import clock, vouch
-from bpcli.benching.truth import distance, flat, true_gradient
+from bpcli.bench import clock
+from bpcli.bench import precheck as vouch
+from bpcli.bench.precheck import distance, flat, true_gradient
 from bpcli.cli import main
 from bpcli.methods import MethodCall, parse
 from bpcli.methods.base import Gradient

@@ -13,8 +13,9 @@ import pytest
 from cli_cases import RECURRENT, run, write
 from injected import HOUSE, TWICE, WRONG, checkout
 
-from bpcli.benching import pair_child, pair_process
-from bpcli.benching.pair_process import environment, processes
+from bpcli.bench import pair_worker as pair_child
+from bpcli.bench import pair_worker as pair_process
+from bpcli.bench.pair_worker import environment, processes
 from bpcli.errors import BpError
 
 FEW = ("--rounds", "3", "--budget", "0.1", "--threads", "1", "--format", "json")

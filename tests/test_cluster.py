@@ -20,7 +20,7 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from bpcli.benching.machine import Machine
+from bpcli.bench.machine import Machine
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.facts import Facts, differences, together
 from bpcli.cluster.losses import LEAST_FLOPS, batches

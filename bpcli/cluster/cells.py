@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bpcli.benching.journal import Journal
-from bpcli.benching.planning import Ask, Results
-from bpcli.benching.rounds import Item, Watch, measure
-from bpcli.benching.run import machine_rates, told
-from bpcli.benching.store import Row
-from bpcli.benching.target import Target
+from bpcli.bench.cells import Target
+from bpcli.bench.journal import Journal
+from bpcli.bench.planning import Ask, Results
+from bpcli.bench.rounds import Item, Watch, measure
+from bpcli.bench.rows import Row
+from bpcli.bench.run import machine_rates, told
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.facts import Facts, facts
 from bpcli.cluster.worker import answered
@@ -45,7 +45,7 @@ class Measured:
 def run(
     items: Sequence[Item], ask: Ask, results: Results, journal: Journal, say: Callable[[Item], None], cluster: Cluster
 ) -> None:
-    """`bpcli.benching.run.run` on a cluster. Rows have their `host`, and `results` all machines that measured."""
+    """`bpcli.bench.run.run` on a cluster. Rows have their `host`, and `results` all machines that measured."""
     for target, sha256 in {item.target.path: (item.target, item.sha256) for item in items}.values():
         cluster.require(absolute(target), sha256)
     packages = tuple(peer.name for peer in ask.peers)

@@ -17,7 +17,7 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm import get_address_host_port
 
-from bpcli.benching.target import Target
+from bpcli.bench.cells import Target
 from bpcli.cluster.facts import Facts, differences, facts
 from bpcli.cluster.worker import PLACE, Reserve, same_spec
 from bpcli.errors import BpError, Collector, Diagnostic, fail

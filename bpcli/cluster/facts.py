@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bpcli
-from bpcli.benching.machine import Machine, describe
+from bpcli.bench.machine import Machine, describe
 
 _ENOUGH = 16
 

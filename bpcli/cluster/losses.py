@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bpcli.benching.machine import cores
-from bpcli.benching.target import Target, target_from
+from bpcli.bench.cells import Target, target_from
+from bpcli.bench.machine import cores
 from bpcli.cluster.cells import absolute
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.worker import answered, require_same

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from distributed import WorkerPlugin
 
-from bpcli.benching.target import Target, digest
+from bpcli.bench.cells import Target, digest
 from bpcli.cluster.facts import Facts, differences, facts
 from bpcli.errors import BpError, Diagnostic, fail
 

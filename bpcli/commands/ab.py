@@ -14,11 +14,11 @@ import click
 from bpcli.commands.options import Common, shared
 
 if TYPE_CHECKING:
-    from bpcli.benching.ab import Sides
-    from bpcli.benching.compare import Comparison
-    from bpcli.benching.interleave import Cell, Plan
-    from bpcli.benching.pair_process import Environment
-    from bpcli.benching.planning import Results, Wish
+    from bpcli.bench.comparison import Comparison
+    from bpcli.bench.pair_worker import Environment
+    from bpcli.bench.paired_run import Sides
+    from bpcli.bench.pairing import Cell, Plan
+    from bpcli.bench.planning import Results, Wish
 
 
 @click.command()
@@ -57,11 +57,11 @@ def ab(
     the base in fresh processes, round after round. What looks changed is run again before it counts. Methods and grid
     are chosen as for `bp bench`. Without --base, --aa takes the bp that runs.
     """
-    from bpcli.benching.ab import Sides
-    from bpcli.benching.interleave import Plan
-    from bpcli.benching.machine import cores
-    from bpcli.benching.planning import Results, Wish
-    from bpcli.benching.sweep import parse_axis
+    from bpcli.bench.machine import cores
+    from bpcli.bench.paired_run import Sides
+    from bpcli.bench.pairing import Plan
+    from bpcli.bench.planning import Results, Wish
+    from bpcli.bench.sweep import parse_axis
     from bpcli.commands.choose import from_project
     from bpcli.commands.packaged import find_or_packaged
 
@@ -76,7 +76,7 @@ def ab(
 
 def _environments(base: str | None, head: str | None, aa: bool) -> tuple[Environment, Environment]:
     """The two sides. Raises BpError where one is missing or there is one too many."""
-    from bpcli.benching.pair_process import environment
+    from bpcli.bench.pair_worker import environment
     from bpcli.errors import fail
 
     if aa and head is not None:
@@ -92,16 +92,16 @@ def _environments(base: str | None, head: str | None, aa: bool) -> tuple[Environ
 def _own() -> Environment:
     """The bp that runs."""
     import bpcli
-    from bpcli.benching.pair_process import Environment
+    from bpcli.bench.pair_worker import Environment
 
     return Environment("--base", "this bp", sys.executable, os.path.dirname(os.path.dirname(bpcli.__file__)))
 
 
 def _cells(paths: Sequence[Path], wish: Wish, results: Results, call: tuple[Plan, Sides, Common]) -> list[Cell]:
     """The cells of all specs; a refusal of one hides no other."""
-    from bpcli.benching.ab import cells
-    from bpcli.benching.planning import Ask, entries, orders, prepare
-    from bpcli.benching.target import Target
+    from bpcli.bench.cells import Target
+    from bpcli.bench.paired_run import cells
+    from bpcli.bench.planning import Ask, entries, orders, prepare
     from bpcli.commands.failures import translate
     from bpcli.commands.specs import names, said_over
 
@@ -117,8 +117,8 @@ def _cells(paths: Sequence[Path], wish: Wish, results: Results, call: tuple[Plan
 
 
 def _show(cells: Sequence[Cell], sides: Sides, plan: Plan, call: tuple[Results, Common]) -> int:
-    from bpcli.benching.ab import run
-    from bpcli.benching.compare import Comparison
+    from bpcli.bench.comparison import Comparison
+    from bpcli.bench.paired_run import run
     from bpcli.commands.comparison_document import brief_document, comparison_document, exit_code
     from bpcli.commands.context import describe
     from bpcli.commands.output import emit

@@ -13,8 +13,8 @@ import click
 from bpcli.commands.options import Common, Refused, shared
 
 if TYPE_CHECKING:
-    from bpcli.benching.journal import Journal
-    from bpcli.benching.planning import Ask, Entry, Job, Results, Wish
+    from bpcli.bench.journal import Journal
+    from bpcli.bench.planning import Ask, Entry, Job, Results, Wish
     from bpcli.cluster.connect import Cluster
 
 
@@ -90,8 +90,8 @@ def _bench(
     cluster: Cluster | None,
 ) -> int:
     """Measure, show and write; the exit code. `wanted` are methods, grid, and whether to resume."""
-    from bpcli.benching.planning import Results, Wish, entries
-    from bpcli.benching.sweep import parse_axis
+    from bpcli.bench.planning import Results, Wish, entries
+    from bpcli.bench.sweep import parse_axis
     from bpcli.commands.bench_files import close_journal, csv_files, open_journal, write_csv
     from bpcli.commands.choose import from_project
     from bpcli.commands.packaged import find_or_packaged
@@ -118,7 +118,7 @@ def _bench(
 
 def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common, cluster: Cluster | None) -> Ask:
     """How to measure, with a budget and a part; kernels are told of the threads before they start."""
-    from bpcli.benching.machine import cores
+    from bpcli.bench.machine import cores
     from bpcli.commands.kernels import use_threads
     from bpcli.peers import get
 
@@ -126,7 +126,7 @@ def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common
     use_threads(threads)
     peers = tuple(get(name) for name in dict.fromkeys(peer))
 
-    from bpcli.benching.planning import Ask
+    from bpcli.bench.planning import Ask
 
     budget, shard = how
     return Ask(budget, threads, peers, common.limits(), shard)
@@ -134,8 +134,8 @@ def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common
 
 def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -> list[Job]:
     """The sweep of each spec; a refusal of one hides no other."""
-    from bpcli.benching.planning import prepare
-    from bpcli.benching.target import Target
+    from bpcli.bench.cells import Target
+    from bpcli.bench.planning import prepare
     from bpcli.commands.failures import translate
     from bpcli.commands.specs import names, said_over
 
@@ -151,8 +151,8 @@ def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -
 
 def _about(jobs: Sequence[Job], ask: Ask, cluster: Cluster | None) -> dict[str, Any]:
     """What the rows of a run depend on; another run with the same goes on where one was interrupted."""
-    from bpcli.benching.machine import describe
-    from bpcli.benching.planning import entries
+    from bpcli.bench.machine import describe
+    from bpcli.bench.planning import entries
     from bpcli.commands.cluster import described
 
     machine = described(cluster) if cluster else dataclasses.asdict(describe(tuple(p.name for p in ask.peers)))
@@ -172,7 +172,7 @@ def _run(
     listed: Sequence[Entry], ask: Ask, results: Results, journal: Journal | None, how: tuple[Common, Cluster | None]
 ) -> tuple[list[str], bool]:
     """Measure what is listed into `results`: the keys of what there was to measure, and whether the user stopped it."""
-    from bpcli.benching.planning import orders
+    from bpcli.bench.planning import orders
     from bpcli.commands.cluster import measuring
     from bpcli.commands.failures import translate
     from bpcli.commands.kernels import prepare
@@ -202,7 +202,7 @@ def _run(
 def _show(
     results: Results, common: Common, paths: Sequence[Path], run: Mapping[str, Any], cluster: Cluster | None
 ) -> None:
-    from bpcli.benching.journal import run_hash
+    from bpcli.bench.journal import run_hash
     from bpcli.commands import context
     from bpcli.commands.bench_document import brief_document, full_document
     from bpcli.commands.cluster import machine_of

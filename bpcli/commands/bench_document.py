@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bpcli.benching.pareto import frontier
-from bpcli.benching.scaling import laws
-from bpcli.benching.seeds import over_seeds, without_seed
-from bpcli.benching.sentences import sentences
-from bpcli.benching.store import HEAD, OURS, TAIL, Row, column_name, csv_keys, grid_keys
+from bpcli.bench.rows import HEAD, OURS, TAIL, Row, column_name, csv_keys, grid_keys, over_seeds, without_seed
+from bpcli.bench.scaling import laws
+from bpcli.bench.sentences import frontier, sentences
 from bpcli.errors import Diagnostic
 from bpcli.problem.limits import format_bytes
 from bpcli.render.document import Case, Column, Document

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bpcli.commands.options import Common
 
 if TYPE_CHECKING:
-    from bpcli.benching.journal import Journal
-    from bpcli.benching.planning import Results
+    from bpcli.bench.journal import Journal
+    from bpcli.bench.planning import Results
 
 _REPORTS = Path("reports")
 _NAMED = 12
@@ -50,7 +50,7 @@ def _make_reports() -> None:
 
 def write_csv(files: Mapping[str, Path], results: Results, common: Common) -> None:
     """A CSV file for each spec that has rows."""
-    from bpcli.benching.store import by_spec
+    from bpcli.bench.rows import by_spec
     from bpcli.commands.bench_document import full_document
     from bpcli.commands.output import note
     from bpcli.render import write
@@ -66,7 +66,7 @@ def open_journal(about: Mapping[str, Any], resume: bool, common: Common) -> Jour
 
     Its name holds the run's hash, by which `resume` finds it again.
     """
-    from bpcli.benching.journal import Journal, run_hash
+    from bpcli.bench.journal import Journal, run_hash
     from bpcli.commands.output import note
 
     run = run_hash(about)

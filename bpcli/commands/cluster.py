@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bpcli.commands.options import Common
 
 if TYPE_CHECKING:
-    from bpcli.benching.planning import Results
+    from bpcli.bench.planning import Results
     from bpcli.cluster.connect import Cluster
     from bpcli.problem.definition import Setup
     from bpcli.references.perturbation.executor import Elsewhere
@@ -31,7 +31,7 @@ def opened(common: Common, peers: tuple[str, ...] = ()) -> Iterator[Cluster | No
     if importlib.util.find_spec("distributed") is None:
         what = "a cluster takes Dask's package distributed, which is not installed"
         fail("missing-extra", what, help='pip install "bp[distributed]"')
-    from bpcli.benching.machine import cores
+    from bpcli.bench.machine import cores
     from bpcli.cluster import connect
     from bpcli.commands.output import note
 
@@ -47,8 +47,8 @@ def opened(common: Common, peers: tuple[str, ...] = ()) -> Iterator[Cluster | No
 
 
 def measuring(cluster: Cluster | None) -> Callable[..., None]:
-    """What measures the cells of a bench run: here, or on a cluster. Called as `bpcli.benching.run.run`."""
-    from bpcli.benching.run import run
+    """What measures the cells of a bench run: here, or on a cluster. Called as `bpcli.bench.run.run`."""
+    from bpcli.bench.run import run
 
     if cluster is None:
         return run
@@ -75,7 +75,7 @@ def elsewhere(cluster: Cluster | None, path: Path, setup: Setup, common: Common)
     """Who computes the losses that a check of the spec at `path` takes; None for this process."""
     if cluster is None:
         return None
-    from bpcli.benching.target import Target, digest
+    from bpcli.bench.cells import Target, digest
     from bpcli.cluster.losses import Farm
     from bpcli.commands.specs import said_over
 

@@ -11,8 +11,8 @@ import click
 from bpcli.commands.options import Common, shared
 
 if TYPE_CHECKING:
-    from bpcli.benching.compare import Comparison
-    from bpcli.benching.runfile import Run
+    from bpcli.bench.comparison import Comparison
+    from bpcli.bench.saved_runs import Run
 
 
 @click.command()
@@ -34,9 +34,9 @@ def compare(base: str, head: str, across_machines: bool, write_baseline: str | N
     are judged by their samples, and only where both runs have them and are of one machine: SLOWER, FASTER and SAME
     are said when the whole interval of the ratio says so. `bp ab` tells more: it runs both sides in turn.
     """
-    from bpcli.benching.comparable import differences, has_times
-    from bpcli.benching.compare import compare as compare_runs
-    from bpcli.benching.runfile import read
+    from bpcli.bench.comparison import compare as compare_runs
+    from bpcli.bench.comparison import differences, has_times
+    from bpcli.bench.saved_runs import read
     from bpcli.errors import fail
 
     old, new = read(base), read(head)
@@ -81,7 +81,7 @@ def _show(comparison: Comparison, runs: tuple[Run, Run], notes: list[str], where
 
 def _write(path: str, run: Run, code: int) -> str:
     """Write the baseline, and what to say of it."""
-    from bpcli.benching.comparable import baseline
+    from bpcli.bench.comparison import baseline
     from bpcli.problem.array_writer import replace_file
     from bpcli.render.json import plain
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from operator import itemgetter
 from typing import Any
 
-from bpcli.benching.compare import BETTER, ORDER, UNDECIDED, WORSE, Comparison
+from bpcli.bench.comparison import BETTER, ORDER, UNDECIDED, WORSE, Comparison
 from bpcli.errors import Diagnostic
 from bpcli.problem.limits import format_bytes
 from bpcli.render.document import Case, Column, Document

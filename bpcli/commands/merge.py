@@ -18,9 +18,9 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
 
     Refused are runs of other versions, machines or specs than the first, and cells that are in two of them.
     """
-    from bpcli.benching.merge import merge as together
-    from bpcli.benching.merge import read_run
-    from bpcli.benching.planning import Results
+    from bpcli.bench.planning import Results
+    from bpcli.bench.saved_runs import merge as together
+    from bpcli.bench.saved_runs import read_run
     from bpcli.commands.bench import exit_code
     from bpcli.commands.bench_document import brief_document, full_document
     from bpcli.commands.output import emit, note

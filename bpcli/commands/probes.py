@@ -34,7 +34,7 @@ def _packages() -> Lines:
 
 
 def _processor() -> Lines:
-    from bpcli.benching.machine import describe
+    from bpcli.bench.machine import describe
 
     machine = describe()
     yield "processor", "ok", f"{machine.cpu}, {machine.cores} cores, {machine.system}"

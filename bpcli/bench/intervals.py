@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bpcli.benching.clock import interval
+from bpcli.bench.clock import interval
 
 TimeVerdict = Literal["SAME", "FASTER", "SLOWER", "INCONCLUSIVE"]
 

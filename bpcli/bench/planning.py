@@ -10,11 +10,12 @@ from typing import Any
 
 from bpcli import methods
 from bpcli.backends.base import Peer
-from bpcli.benching import checks, sweep
-from bpcli.benching.rounds import ROUNDS, Item
-from bpcli.benching.store import OURS, Row
-from bpcli.benching.sweep import THREADS, Cell, Grid, Point, Sweep
-from bpcli.benching.target import Target, digest
+from bpcli.bench import precheck as checks
+from bpcli.bench import sweep
+from bpcli.bench.cells import Target, digest
+from bpcli.bench.rounds import ROUNDS, Item
+from bpcli.bench.rows import OURS, Row
+from bpcli.bench.sweep import THREADS, Cell, Grid, Point, Sweep
 from bpcli.errors import BpError, Diagnostic, Place, fail
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import FLOPS_PER_SECOND, PASSES, SECONDS_PER_STEP, Limits, array_bytes, check_cost

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bpcli.benching import compare, interleave
-from bpcli.benching.compare import Comparison, Line
-from bpcli.benching.interleave import Cell, Plan
-from bpcli.benching.pair_process import Child, Environment, lanes, processes, strangers
-from bpcli.benching.rounds import Item
-from bpcli.benching.runfile import Row, verdict
+from bpcli.bench import comparison as compare
+from bpcli.bench import pairing as interleave
+from bpcli.bench.comparison import Comparison, Line
+from bpcli.bench.pair_worker import Child, Environment, lanes, processes, strangers
+from bpcli.bench.pairing import Cell, Plan
+from bpcli.bench.rounds import Item
+from bpcli.bench.saved_runs import Row, verdict
 from bpcli.errors import fail
 
 Say = Callable[[str], None]

@@ -1,18 +1,68 @@
-"""Processes that measure, seen from the one that asks them: started, asked, ended."""
+"""A measuring process: JSON requests in on stdin, a line each, and answers out on what was stdout.
+
+Started with thread counts in its environment, before anything is imported that reads them. When stdin ends, whoever
+asked is gone, and so is this process, whatever it is doing.
+
+Processes that measure, seen from the one that asks them: started, asked, ended.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from bpcli.errors import BpError, Diagnostic, fail
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked gets it too, and decides
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+
+    from bpcli.bench.cells import Session
+
+    session = Session()
+    print(json.dumps({"ready": True}), file=out, flush=True)
+    while True:
+        print(json.dumps(_answer(session, json.loads(requests.get())), default=float), file=out, flush=True)
+
+
+def _listen(requests: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(0)
+
+
+def _answer(session: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """The answer, or what stood in its way."""
+    try:
+        answer: dict[str, Any] = session.answer(request)
+    except BpError as error:
+        return {"refused": [{"code": d.code, "what": d.what, "help": d.help} for d in error.diagnostics]}
+    except MemoryError:
+        advice = "smaller sizes, a batch of fewer samples or a method that holds less"
+        return {"refused": [{"code": "memory", "what": "out of memory", "help": advice}]}
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        return {"refused": [{"code": "internal", "what": what, "help": "a bug in bp: please report it"}]}
+    return answer
+
+
+if __name__ == "__main__":
+    main()
+
 
 _PATIENCE = 2.0
 _EXCERPT = 300
@@ -34,12 +84,12 @@ def start(threads: int) -> Process:
 
 
 class Child:
-    """A process of its own, `python -m bpcli.benching.child`. It ends when this one does, however that ends."""
+    """A process of its own, `python -m bpcli.bench.worker`. It ends when this one does, however that ends."""
 
     def __init__(self, threads: int) -> None:
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bpcli.benching.child"],  # -P: run nothing from the current folder
+            [sys.executable, "-P", "-m", "bpcli.bench.worker"],  # -P: run nothing from the current folder
             env=environment(threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

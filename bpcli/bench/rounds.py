@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bpcli.benching import clock, control, pool
-from bpcli.benching.measure import Order
-from bpcli.benching.roofline import Rates
-from bpcli.benching.rows import Timed, rows_of
-from bpcli.benching.store import OURS, Row
-from bpcli.benching.sweep import Cell
-from bpcli.benching.target import Target
+from bpcli.bench import clock
+from bpcli.bench import machine as control
+from bpcli.bench import worker as pool
+from bpcli.bench.cells import Order, Target
+from bpcli.bench.machine import Rates
+from bpcli.bench.rows import OURS, Row, Timed, rows_of
+from bpcli.bench.sweep import Cell
 from bpcli.errors import BpError
 
 ROUNDS = 7

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bpcli.benching import evidence
-from bpcli.benching.comparable import CONTROL_SHIFT
-from bpcli.benching.evidence import Evidence, Pair, TimeVerdict
+from bpcli.bench import intervals as evidence
+from bpcli.bench.comparison import CONTROL_SHIFT
+from bpcli.bench.intervals import Evidence, Pair, TimeVerdict
 
 Cell = Mapping[str, Any]
 Rounds = list[list[Pair]]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from bpcli.benching.store import Row
+from bpcli.bench.rows import Row
 
 FITTED = ("time_s", "allocated_bytes")
 LEAST_VALUES = 3

@@ -1,30 +1,71 @@
-"""No figure without a right gradient: every method is judged at every point of a sweep before the clock starts.
+"""The true gradient at a point of a sweep, and how far another one is from it.
+
+No figure without a right gradient: every method is judged at every point of a sweep before the clock starts.
 
 Where it is affordable every entry is checked, as `bp check` does; where not, the same check runs on a sample of
 entries of each parameter, by the complex step alone where differences of these would take minutes and nothing has a
 kink, and a method that is meant to be exact must also agree with reverse mode in all of them (reverse mode itself is
 judged by the sample alone).
+
+What checking costs, as methods that a bench can measure: a reference's sweep over every entry, and a whole check.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from typing import cast as typed
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bpcli.benching.truth import distance, exact_method, flat
-from bpcli.checking.check_options import CheckOptions, check_cost
-from bpcli.checking.checker import check
+from bpcli import methods, references
+from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
+from bpcli.checking.checker import check, check_problem
 from bpcli.checking.findings import Finding, Verdict
+from bpcli.checking.reference_cache import AUTO, whole
+from bpcli.checking.verdict import cosine, relative_error
+from bpcli.errors import Place
 from bpcli.graph.nodes import Graph
-from bpcli.methods import MethodCall
-from bpcli.methods.base import Cost, Gradient
+from bpcli.methods import MethodCall, parse
+from bpcli.methods.base import Cost, Gradient, Method
 from bpcli.problem.definition import Problem, Setup, Tensor
+from bpcli.problem.limits import Limits, array_bytes
 from bpcli.references.perturbation.kinks import analytic
+from bpcli.runtime.evaluation import whole_loss
 from bpcli.runtime.reverse_mode import Window
+
+
+def exact_method(setup: Setup) -> str:
+    """The method that gives the true gradient of a graph at the least cost."""
+    return "bptt" if setup.graph.recurrent else "backprop"
+
+
+def true_gradient(problem: Problem, limits: Limits) -> Gradient | None:
+    """The exact gradient by reverse mode; None where it would need more memory than is allowed."""
+    call = parse(exact_method(problem.setup))
+    needed = call.cost(problem.setup).bytes + sum(array_bytes(problem.setup).values())
+    return call.gradient(problem) if needed <= limits.max_memory else None
+
+
+def flat(setup: Setup, gradient: Gradient) -> NDArray[np.float64]:
+    """Everything differentiated in one vector, in the setup's order."""
+    return np.concatenate([np.asarray(gradient.arrays[t.name], dtype=np.float64).reshape(-1) for t in setup.wrt])
+
+
+def distance(found: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Bias ‖g − g*‖ / ‖g*‖ and cosine of the angle between them; None where a norm is zero or nothing is finite."""
+    # Scaled first, so that the difference of huge entries does not overflow.
+    scale = float(np.max(np.abs([found, true]), initial=0.0))
+    if not 0.0 < scale < math.inf:
+        return None, None
+    found, true = found / scale, true / scale
+    angle = cosine(found, true)
+    return relative_error(found, true), None if angle is None else max(-1.0, min(1.0, angle))
+
 
 AFFORDABLE_FLOPS, MOST_FLOPS = 1e9, 1e11
 """What is spent on a check of a cell: up to the first all entries are judged, up to the second, and where there are
@@ -152,3 +193,73 @@ def _against_truth(
     if bias is not None and not bias <= tolerance(setup):
         return Vouch("wrong", how, f"differs from reverse mode by {bias:.2g}")
     return Vouch(judged.verdict, how, judged.detail)
+
+
+CHECK = "check"
+# Sweeps over time for each tensor: the references take copies side by side, but go through the steps this often.
+_SWEEPS = 16
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """None."""
+
+
+@dataclass(frozen=True)
+class Checking:
+    """The work of `bp check --mode full` on reverse mode: of one reference alone, or, of "check", with all judging."""
+
+    name: str
+    summary: str = "what checking costs"
+    tags: frozenset[str] = frozenset({"exact", "offline"})
+    Options: type[Any] = NoOptions
+
+    @property
+    def options(self) -> CheckOptions:
+        """The check that this is, or is part of."""
+        return CheckOptions(AUTO if self.name == CHECK else self.name, "full")
+
+    def refusal(self, graph: Graph) -> str | None:
+        """It applies to every graph."""
+        return None
+
+    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
+        """The true gradient."""
+        return whole(setup)
+
+    def cost(self, setup: Setup, options: Any) -> Cost:
+        """Predicted for every entry, with as many evaluations as the references may take."""
+        call = methods.parse(exact_method(setup))
+        flops = check_cost(setup, [call], self.options)
+        if self.name != CHECK:
+            flops = references.get(self.name).cost(setup, whole(setup))
+        return Cost(flops, check_bytes(setup, [call], self.options), _SWEEPS * len(setup.wrt) * setup.T)
+
+    def gradient(self, problem: Problem, options: Any) -> Gradient:
+        """What the reference finds, in the spec's dtype; of a whole check, the gradient that it has judged."""
+        fresh = replace(problem)  # what is remembered of a problem would be measured once and then no more
+        setup = problem.setup
+        if self.name == CHECK:
+            call = methods.parse(exact_method(setup))
+            check_problem(fresh, [call], self.options)
+            return call.gradient(fresh)
+        found = references.get(self.name).estimate(fresh, whole(setup), setup.wrt)
+        return Gradient(whole_loss(fresh), {name: e.value.astype(setup.dtype) for name, e in found.items()})
+
+
+def parse_measurable(text: str, place: Place | None = None) -> MethodCall:
+    """What a bench can measure: a method, a reference, or "check". Raises BpError as `methods.parse`."""
+    name = text.strip()
+    if name == CHECK or name in references.known():
+        # The protocol has class variables where this has fields.
+        return MethodCall(name, typed("Method", Checking(name)), NoOptions())
+    return methods.parse(text, place)
+
+
+def vouch_for(call: MethodCall, problem: Problem) -> Vouch | None:
+    """The verdict where `call` is a check, by what it says of reverse mode; None for a method."""
+    if not isinstance(call.method, Checking):
+        return None
+    exact = methods.parse(exact_method(problem.setup))
+    findings = check_problem(replace(problem), [exact], call.method.options)
+    return sum_up(findings, exact, f"{exact.text}, every entry, by it")

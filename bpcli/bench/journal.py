@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from bpcli.benching.store import Row
+from bpcli.bench.rows import Row
 from bpcli.errors import fail
 
 VERSION = 1
