@@ -18,8 +18,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm import get_address_host_port
 
 from bpcli.bench.cells import Target
-from bpcli.cluster.facts import Facts, differences, facts
-from bpcli.cluster.worker import PLACE, Reserve, same_spec
+from bpcli.cluster.dask_worker import PLACE, Facts, Reserve, differences, facts, same_spec
 from bpcli.errors import BpError, Collector, Diagnostic, fail
 
 PATIENCE = 15.0

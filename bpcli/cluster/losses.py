@@ -12,9 +12,9 @@ from functools import lru_cache
 
 from bpcli.bench.cells import Target, target_from
 from bpcli.bench.machine import cores
-from bpcli.cluster.cells import absolute
 from bpcli.cluster.connect import Cluster
-from bpcli.cluster.worker import answered, require_same
+from bpcli.cluster.dask_worker import answered, require_same
+from bpcli.cluster.remote_cells import absolute
 from bpcli.errors import BpError, Diagnostic
 from bpcli.problem.draw import draw
 from bpcli.references.perturbation.executor import Asked, Found, Piece

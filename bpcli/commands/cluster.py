@@ -52,7 +52,7 @@ def measuring(cluster: Cluster | None) -> Callable[..., None]:
 
     if cluster is None:
         return run
-    from bpcli.cluster import cells
+    from bpcli.cluster import remote_cells as cells
 
     return functools.partial(cells.run, cluster=cluster)
 
@@ -61,7 +61,7 @@ def machine_of(cluster: Cluster, results: Results) -> dict[str, Any]:
     """What a document says of the machines that measured: together as `machine`, and each where there are several."""
     import dataclasses
 
-    from bpcli.cluster.facts import together
+    from bpcli.cluster.dask_worker import together
 
     there = {f.host: f.machine for f in cluster.workers.values()}
     known = {**{host: dataclasses.asdict(m) for host, m in there.items()}, **results.machines}

@@ -16,8 +16,7 @@ from bpcli.bench.rounds import Item, Watch, measure
 from bpcli.bench.rows import Row
 from bpcli.bench.run import machine_rates, told
 from bpcli.cluster.connect import Cluster
-from bpcli.cluster.facts import Facts, facts
-from bpcli.cluster.worker import answered
+from bpcli.cluster.dask_worker import Facts, answered, facts
 from bpcli.errors import BpError, Diagnostic
 
 _IDLE = 60.0
