@@ -88,7 +88,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Site]]:
 
         return made
 
-    from bpcli.commands.options import Refused
+    from bpcli.commands.shared_options import Refused
 
     with monkeypatch.context() as patch:
         for made in (errors.Diagnostic, operations.Misfit, Refused):

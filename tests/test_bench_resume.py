@@ -146,7 +146,7 @@ def test_ten_kills_at_random_moments_lose_nothing(folder):
 
 def test_the_journal_stands_until_the_rows_are_written(folder, monkeypatch):
     """What fails at the very end, when everything was measured, loses nothing."""
-    from bpcli.commands import bench_files
+    from bpcli.commands import bench_document as bench_files
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

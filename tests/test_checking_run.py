@@ -16,7 +16,7 @@ from bpcli.checking.findings import Finding
 from bpcli.checking.reference_cache import Truth
 from bpcli.checking.verdict import cosine, relative_error
 from bpcli.commands.check_document import findings_document
-from bpcli.commands.judging import Results
+from bpcli.commands.check_runner import Results
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.draw import draw

@@ -13,7 +13,7 @@ import pytest
 from cli_cases import FORWARD, RECURRENT, install_check, install_methods, run, write
 
 from bpcli.checking.findings import Verdict
-from bpcli.commands.judging import Results
+from bpcli.commands.check_runner import Results
 
 
 def verdict_of(name: str) -> Verdict:

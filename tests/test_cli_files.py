@@ -127,7 +127,7 @@ def test_a_refusal_in_json() -> None:
 
 def test_packaged_specs() -> None:
     """The specs that ship with the package are found by name, and an unknown name is answered."""
-    from bpcli.commands.packaged import packaged_spec
+    from bpcli.commands.specs import packaged_spec
     from bpcli.errors import BpError
 
     assert packaged_spec("vanilla_rnn").is_file()

@@ -158,12 +158,12 @@ def test_no_command_shows_help() -> None:
 )
 def test_what_goes_wrong(error: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever happens, the user gets a line and an exit code, never a traceback."""
-    import bpcli.commands.catalogue
+    import bpcli.commands.list
 
     def broken(what: str | None) -> None:
         raise error
 
-    monkeypatch.setattr(bpcli.commands.catalogue, "catalogue", broken)
+    monkeypatch.setattr(bpcli.commands.list, "catalogue", broken)
     result = run("list")
     assert (code, "") == (result.exit_code, result.stdout)
     assert text in result.stderr and "Traceback" not in result.stderr
@@ -171,9 +171,9 @@ def test_what_goes_wrong(error: BaseException, code: int, text: str, monkeypatch
 
 def test_the_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """`BP_TRACEBACK=1` shows where a bug arose."""
-    import bpcli.commands.catalogue
+    import bpcli.commands.list
 
-    monkeypatch.setattr(bpcli.commands.catalogue, "catalogue", lambda what: 1 / 0)
+    monkeypatch.setattr(bpcli.commands.list, "catalogue", lambda what: 1 / 0)
     assert "Traceback" in run("list", env={"BP_TRACEBACK": "1"}).stderr
 
 

@@ -15,8 +15,7 @@ from cli_cases import RECURRENT, finding, install_check, install_methods, run, w
 from bpcli.bench.rows import TAIL
 from bpcli.checking.findings import Finding, Verdict
 from bpcli.commands.bench_document import full_document
-from bpcli.commands.check_cases import places_of
-from bpcli.commands.check_document import findings_document, with_cases
+from bpcli.commands.check_document import findings_document, places_of, with_cases
 from bpcli.errors import Diagnostic, Place
 from bpcli.render import render
 from bpcli.render.document import Case, Column, Document

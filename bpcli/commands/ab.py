@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.options import Common, shared
+from bpcli.commands.shared_options import Common, shared
 
 if TYPE_CHECKING:
     from bpcli.bench.comparison import Comparison
@@ -62,8 +62,8 @@ def ab(
     from bpcli.bench.pairing import Plan
     from bpcli.bench.planning import Results, Wish
     from bpcli.bench.sweep import parse_axis
-    from bpcli.commands.choose import from_project
-    from bpcli.commands.packaged import find_or_packaged
+    from bpcli.commands.method_selection import from_project
+    from bpcli.commands.specs import find_or_packaged
 
     first, second = _environments(base, head, aa)
     sides = Sides(first, second, common.threads or cores())
@@ -120,8 +120,7 @@ def _show(cells: Sequence[Cell], sides: Sides, plan: Plan, call: tuple[Results, 
     from bpcli.bench.comparison import Comparison
     from bpcli.bench.paired_run import run
     from bpcli.commands.comparison_document import brief_document, comparison_document, exit_code
-    from bpcli.commands.context import describe
-    from bpcli.commands.output import emit
+    from bpcli.commands.output import describe, emit
     from bpcli.commands.progress import progress
 
     results, common = call

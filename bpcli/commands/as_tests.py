@@ -16,7 +16,7 @@ from bpcli.errors import UNADVISED, BpError, Diagnostic, Place
 
 if TYPE_CHECKING:
     from bpcli.checking.sources.user_file import Host, UserFile
-    from bpcli.commands.check_cases import Places
+    from bpcli.commands.check_document import Places
     from bpcli.render.document import Case
 
 _KERNEL = "kernel:"
@@ -37,10 +37,10 @@ def plan(path: Path, methods: Sequence[str]) -> Plan:
     Raises `BpError` with everything that is wrong with the spec or the methods.
     """
     from bpcli.commands.check import check
-    from bpcli.commands.check_cases import places_of
-    from bpcli.commands.choose import applying, choose, read
-    from bpcli.commands.options import Common
+    from bpcli.commands.check_document import places_of
+    from bpcli.commands.method_selection import applying, choose, read
     from bpcli.commands.settings import defaults
+    from bpcli.commands.shared_options import Common
     from bpcli.commands.specs import open_spec
 
     setup = open_spec(path, Common(allow_outside=bool(defaults(check).get("allow_outside"))))
@@ -66,7 +66,7 @@ def _checked(path: Path, methods: Sequence[str], places: Places) -> dict[str, li
     from click.testing import CliRunner
 
     from bpcli.cli import main
-    from bpcli.commands.check_cases import case
+    from bpcli.commands.check_document import case
 
     flags = [part for method in methods for part in _asked(method)]
     thresholds = gc.get_threshold()  # which the command sets for a process that is its own
@@ -90,7 +90,7 @@ def check_functions(
     """
     from bpcli.checking.sources.black_box import check_box, open_box
     from bpcli.checking.sources.user_workshop import Workshop
-    from bpcli.commands.check_cases import case
+    from bpcli.commands.check_document import case
     from bpcli.problem.limits import Limits
 
     name = getattr(grad, "__qualname__", type(grad).__name__).replace(".<locals>", "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.options import Common, Refused, shared
+from bpcli.commands.shared_options import Common, Refused, shared
 
 if TYPE_CHECKING:
     from bpcli.bench.journal import Journal
@@ -75,7 +75,7 @@ def bench(
     finished cell: the same call with --resume goes on. On a cluster every worker measures one cell at a time; specs and
     the files that they name must be there, at the same paths.
     """
-    from bpcli.commands.cluster import opened
+    from bpcli.commands.cluster_option import opened
 
     with opened(common, tuple(dict.fromkeys(peer))) as cluster:
         ask = _ask(peer, (budget, shard), common, cluster)  # first: it sets the threads that numba reads on import
@@ -92,9 +92,9 @@ def _bench(
     """Measure, show and write; the exit code. `wanted` are methods, grid, and whether to resume."""
     from bpcli.bench.planning import Results, Wish, entries
     from bpcli.bench.sweep import parse_axis
-    from bpcli.commands.bench_files import close_journal, csv_files, open_journal, write_csv
-    from bpcli.commands.choose import from_project
-    from bpcli.commands.packaged import find_or_packaged
+    from bpcli.commands.bench_document import close_journal, csv_files, open_journal, write_csv
+    from bpcli.commands.method_selection import from_project
+    from bpcli.commands.specs import find_or_packaged
 
     method, grid, resume = wanted
     results = Results()
@@ -119,7 +119,7 @@ def _bench(
 def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common, cluster: Cluster | None) -> Ask:
     """How to measure, with a budget and a part; kernels are told of the threads before they start."""
     from bpcli.bench.machine import cores
-    from bpcli.commands.kernels import use_threads
+    from bpcli.commands.progress import use_threads
     from bpcli.peers import get
 
     threads = common.threads or (cluster.threads if cluster else cores())
@@ -153,7 +153,7 @@ def _about(jobs: Sequence[Job], ask: Ask, cluster: Cluster | None) -> dict[str, 
     """What the rows of a run depend on; another run with the same goes on where one was interrupted."""
     from bpcli.bench.machine import describe
     from bpcli.bench.planning import entries
-    from bpcli.commands.cluster import described
+    from bpcli.commands.cluster_option import described
 
     machine = described(cluster) if cluster else dataclasses.asdict(describe(tuple(p.name for p in ask.peers)))
     return {
@@ -173,10 +173,9 @@ def _run(
 ) -> tuple[list[str], bool]:
     """Measure what is listed into `results`: the keys of what there was to measure, and whether the user stopped it."""
     from bpcli.bench.planning import orders
-    from bpcli.commands.cluster import measuring
+    from bpcli.commands.cluster_option import measuring
     from bpcli.commands.failures import translate
-    from bpcli.commands.kernels import prepare
-    from bpcli.commands.progress import remaining
+    from bpcli.commands.progress import prepare, remaining
 
     if journal is None:
         return [], False
@@ -203,9 +202,9 @@ def _show(
     results: Results, common: Common, paths: Sequence[Path], run: Mapping[str, Any], cluster: Cluster | None
 ) -> None:
     from bpcli.bench.journal import run_hash
-    from bpcli.commands import context
+    from bpcli.commands import output as context
     from bpcli.commands.bench_document import brief_document, full_document
-    from bpcli.commands.cluster import machine_of
+    from bpcli.commands.cluster_option import machine_of
     from bpcli.commands.output import emit
 
     machine = machine_of(cluster, results) if cluster else {"machine": {**run["machine"], **results.rates}}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bpcli.commands import choose
-from bpcli.commands.options import Common, one_of, shared
+from bpcli.commands import method_selection as choose
+from bpcli.commands.shared_options import Common, one_of, shared
 
 if TYPE_CHECKING:
-    from bpcli.commands.judging import Call, Results
+    from bpcli.commands.check_runner import Call, Results
     from bpcli.errors import Diagnostic
     from bpcli.methods import MethodCall
 
@@ -64,10 +64,10 @@ def check(
     perturbed losses of large specs are computed by its workers, which must find the same files at the same paths.
     """
     from bpcli.checking.check_options import CheckOptions
-    from bpcli.commands import foreign
-    from bpcli.commands.choose import from_project
-    from bpcli.commands.cluster import opened
-    from bpcli.commands.judging import Call, Results, judge_object, judge_spec
+    from bpcli.commands import user_gradients as foreign
+    from bpcli.commands.check_runner import Call, Results, judge_object, judge_spec
+    from bpcli.commands.cluster_option import opened
+    from bpcli.commands.method_selection import from_project
     from bpcli.commands.progress import progress
     from bpcli.commands.specs import find, names
 
@@ -86,7 +86,7 @@ def check(
     foreign.refuse_for_several(gradient, paths)
     options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
     if power:
-        from bpcli.commands.power import plant
+        from bpcli.commands.fault_power import plant
 
         return plant(paths, refused, options, common)
     methods, unread = _methods(method)
@@ -108,7 +108,7 @@ def check(
 
 def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Diagnostic]]:
     """The methods of `-m`, or why one of them is none."""
-    from bpcli.commands.choose import read
+    from bpcli.commands.method_selection import read
     from bpcli.errors import BpError
 
     try:
@@ -120,8 +120,7 @@ def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Dia
 def _show(results: Results, call: Call, paths: Sequence[Path], boxes: Sequence[str]) -> int:
     """Print and write what was found; 0, or 2 where a file could not be written."""
     from bpcli.commands.check_document import brief_document, findings_document, with_cases
-    from bpcli.commands.context import describe
-    from bpcli.commands.output import emit
+    from bpcli.commands.output import describe, emit
 
     context = describe(
         "check",

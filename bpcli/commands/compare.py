@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.options import Common, shared
+from bpcli.commands.shared_options import Common, shared
 
 if TYPE_CHECKING:
     from bpcli.bench.comparison import Comparison

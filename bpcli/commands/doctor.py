@@ -1,14 +1,138 @@
-"""`bp doctor`: the health of the installation."""
+"""What `bp doctor` looks at: each probe yields lines of (what, ok | warn | fail, detail).
+
+`bp doctor`: the health of the installation.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import click
 
-from bpcli.commands.options import Common, shared
+from bpcli.commands.shared_options import Common, shared
+
+Lines = Iterator[tuple[str, str, str]]
+
+_OLDEST_PYTHON = (3, 11)
+_PACKAGES = ("numpy", "scipy", "numba", "pydantic", "tree-sitter", "tree-sitter-toml", "rich", "click", "threadpoolctl")
+_LAYERS = ("tbb", "omp", "workqueue")
+_LITTLE_MEMORY = 500_000_000
+_SPEC = "vanilla_rnn"
+
+
+def _python() -> Lines:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield "python", "ok" if sys.version_info >= _OLDEST_PYTHON else "fail", f"{version}, {sys.executable}"
+
+
+def _packages() -> Lines:
+    for package in _PACKAGES:
+        try:
+            yield package, "ok", metadata.version(package)
+        except metadata.PackageNotFoundError:
+            yield package, "fail", f"not installed: pip install {package}"
+
+
+def _processor() -> Lines:
+    from bpcli.bench.machine import describe
+
+    machine = describe()
+    yield "processor", "ok", f"{machine.cpu}, {machine.cores} cores, {machine.system}"
+
+
+def _threads() -> Lines:
+    kernels = os.environ.get("NUMBA_NUM_THREADS", "as many as cores")
+    yield "kernel threads", "ok", kernels
+    blas = os.environ.get("OPENBLAS_NUM_THREADS", "")
+    advice = "" if blas == "1" else "; the kernels share work out themselves: unset OPENBLAS_NUM_THREADS"
+    yield "BLAS threads", "warn" if advice else "ok", f"{blas}{advice}"
+    found = importlib.util.find_spec("numba")
+    folder = Path(*(found.submodule_search_locations or ["."])[:1], "np", "ufunc") if found else Path()
+    layers = [layer for layer in _LAYERS if any(folder.glob(f"{layer}pool*")) or any(folder.glob(f"{layer}.*"))]
+    yield "threading layers", "ok" if layers else "fail", ", ".join(layers) or "none"
+
+
+def _blas() -> Lines:
+    from threadpoolctl import threadpool_info
+
+    importlib.import_module("scipy.linalg")  # loads the library that is examined
+    libraries = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+    for library in libraries:
+        where = (
+            f"{library['internal_api']} {library['version']}, {library.get('architecture', '')}, {library['filepath']}"
+        )
+        yield "BLAS", "ok", where
+    if not libraries:
+        yield "BLAS", "warn", "SciPy's BLAS is none that is known"
+
+
+def _cache() -> Lines:
+    from bpcli.commands.progress import cache_folder, compiled
+    from bpcli.problem.limits import format_bytes
+
+    folder = cache_folder()
+    existing = next(f for f in (folder, *folder.parents) if f.exists())
+    writable = os.access(existing, os.W_OK)
+    size = sum(f.stat().st_size for f in folder.rglob("*.*"))
+    advice = "" if writable else ", not writable: kernels are compiled again in every run; set NUMBA_CACHE_DIR"
+    yield "kernel cache", "ok" if writable else "warn", f"{folder}, {format_bytes(size)}{advice}"
+    count = compiled()
+    yield (
+        "kernels",
+        "ok",
+        f"{count} compiled" if count else "none compiled yet: the first check takes about half a minute",
+    )
+
+
+def _memory() -> Lines:
+    from bpcli.problem.limits import format_bytes, free_memory
+
+    free = free_memory()
+    yield "free memory", "ok" if free >= _LITTLE_MEMORY else "warn", format_bytes(free)
+
+
+def _self_check() -> Lines:
+    from bpcli.checking.check_options import CheckOptions
+    from bpcli.checking.checker import check
+    from bpcli.commands.method_selection import read
+    from bpcli.commands.progress import prepare
+    from bpcli.commands.shared_options import Common
+    from bpcli.commands.specs import open_spec, packaged_spec
+
+    prepare(Common())
+    start = time.perf_counter()
+    setup = open_spec(packaged_spec(_SPEC), Common())
+    findings = check(setup, read(("bptt", "rtrl")), CheckOptions())
+    passed = sum(f.verdict == "pass" for f in findings)
+    good = passed == len(findings) > 0
+    seconds = time.perf_counter() - start
+    yield (
+        "self-check",
+        "ok" if good else "fail",
+        f"{passed} of {len(findings)} gradients of {_SPEC} pass, {seconds:.2g} s",
+    )
+
+
+PROBES: Mapping[str, Callable[[], Lines]] = {
+    "python": _python,
+    "packages": _packages,
+    "processor": _processor,
+    "threads": _threads,
+    "BLAS": _blas,
+    "kernel cache": _cache,
+    "memory": _memory,
+    "self-check": _self_check,
+}
+
 
 Probe = Callable[[], Iterator[tuple[str, str, str]]]
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -22,7 +146,6 @@ def doctor(common: Common) -> int:
     Exits with 1 when a line says fail.
     """
     from bpcli.commands.output import emit
-    from bpcli.commands.probes import PROBES
     from bpcli.render.document import Column, Document
 
     rows: list[Mapping[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bpcli.commands.options import Common, shared
+from bpcli.commands.shared_options import Common, shared
 
 
 @click.command()
@@ -13,9 +13,8 @@ from bpcli.commands.options import Common, shared
 @shared("set", "dtype", "seed", "max_memory", "allow_outside", "format", "output", "quiet", "verbose")
 def export(spec: str, out: str, common: Common) -> int:
     """Write the parameters, inputs and initial states that SPEC runs on to OUT.npz, for any program to repeat it."""
-    from bpcli.commands.arrays_document import arrays_document
-    from bpcli.commands.context import describe
-    from bpcli.commands.output import emit, note
+    from bpcli.commands.grad import arrays_document
+    from bpcli.commands.output import describe, emit, note
     from bpcli.commands.specs import open_spec, single, test_out
     from bpcli.problem.array_writer import export_arrays, write_npz
     from bpcli.problem.draw import draw

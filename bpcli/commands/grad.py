@@ -1,16 +1,79 @@
-"""`bp grad`: write a gradient to a file."""
+"""Arrays as rows: what each is called, how large it is and what its values are like.
+
+`bp grad`: write a gradient to a file.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.options import Common, shared
+from bpcli.commands.shared_options import Common, shared
+from bpcli.render.document import Column, Document
 
 if TYPE_CHECKING:
     from bpcli.methods.base import Gradient
     from bpcli.problem.definition import Setup
+
+
+def arrays_document(
+    title: str, arrays: Mapping[str, tuple[str, Any]], context: Mapping[str, Any], sentences: Sequence[str]
+) -> Document:
+    """A row for each array of `arrays`, which takes a name to a kind (param, input, state) and the array."""
+    return Document(
+        title=title,
+        rows_key="arrays",
+        columns=COLUMNS,
+        rows=[_row(name, kind, array) for name, (kind, array) in arrays.items()],
+        context=context,
+        sentences=sentences,
+    )
+
+
+def _row(name: str, kind: str, array: Any) -> Mapping[str, Any]:
+    """Figures in float64; an array is never empty."""
+    import numpy as np
+
+    wide = np.asarray(array, dtype=np.float64)
+    largest = float(np.max(np.abs(wide)))
+    # Scaled first: the square of a large finite entry may not be finite.
+    scale = largest if 0.0 < largest < np.inf else 1.0
+    return {
+        "name": name,
+        "kind": kind,
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "norm": float(np.sqrt(np.sum((wide / scale) ** 2))) * scale,
+        "max_abs": largest,
+        "mean": float(np.mean(wide)),
+        "zeros": int(np.sum(wide == 0.0)),
+    }
+
+
+def _column(key: str, heading: str, show: Any, right: bool = True, wide: bool = False) -> Column:
+    return Column(key, heading, lambda row: row[key], show, right, wide)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.6g}"
+
+
+COLUMNS = (
+    _column("name", "name", str, right=False),
+    _column("kind", "kind", str, right=False),
+    _column("shape", "shape", _shape),
+    _column("dtype", "dtype", str, right=False, wide=True),
+    _column("norm", "norm", _figure),
+    _column("max_abs", "max |.|", _figure),
+    _column("mean", "mean", _figure, wide=True),
+    _column("zeros", "zeros", str, wide=True),
+)
 
 
 @click.command()
@@ -26,10 +89,9 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
 
     The loss is the whole loss, for truncated methods too. Gradients are dense, zero where a density leaves entries out.
     """
-    from bpcli.commands.choose import applying
-    from bpcli.commands.kernels import announce
+    from bpcli.commands.method_selection import applying
     from bpcli.commands.output import note
-    from bpcli.commands.progress import progress
+    from bpcli.commands.progress import announce, progress
     from bpcli.commands.specs import open_spec, single, test_out
     from bpcli.methods import parse
     from bpcli.problem.array_writer import write_npz
@@ -60,9 +122,7 @@ def arrays(gradient: Gradient) -> dict[str, Any]:
 
 
 def _show(setup: Setup, gradient: Gradient, method: str, common: Common) -> int:
-    from bpcli.commands.arrays_document import arrays_document
-    from bpcli.commands.context import describe
-    from bpcli.commands.output import emit
+    from bpcli.commands.output import describe, emit
 
     context = describe("grad", common, spec=setup.spec.name, method=method, loss=gradient.loss)
     kinds = {t.name: t.kind for t in setup.wrt}

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from bpcli.commands.options import Common, shared
+from bpcli.commands.shared_options import Common, shared
 
 
 @click.command()

@@ -1,23 +1,46 @@
-"""Where results go: one document on stdout in the format asked for, and the same rows in each `--output` file."""
+"""What every result says about the machine and the call that it came from.
+
+Where results go: one document on stdout in the format asked for, and the same rows in each `--output` file.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bpcli import __version__
 from bpcli.commands.failures import silence, tell
 from bpcli.errors import USAGE, BpError, printable
 
 if TYPE_CHECKING:
-    from bpcli.commands.options import Common
+    from bpcli.commands.shared_options import Common
+if TYPE_CHECKING:
+    from bpcli.commands.shared_options import Common
     from bpcli.errors import Diagnostic
     from bpcli.render.document import Document
+
+
+def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
+    """Version, machine and settings; the same call on the same machine gives the same mapping."""
+    from bpcli.bench import machine
+
+    return {
+        "program": "bp",
+        "version": __version__,
+        "command": command,
+        "machine": asdict(machine.describe()),
+        "threads": common.threads,
+        "strict": common.strict,
+        "set": dict(common.overrides),
+        "wrt": list(common.wrt),
+        **more,
+    }
 
 
 def wanted_format(args: Sequence[str]) -> str:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bpcli.commands.options import Common, shared
+from bpcli.commands.shared_options import Common, shared
 
 if TYPE_CHECKING:
-    from bpcli.commands.report_runs import Run
+    from bpcli.commands.report_data import Run
     from bpcli.render.page.figure import Figure
     from bpcli.render.page.html import Group, Section
 
@@ -33,7 +33,7 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
     theirs where their files can be read. The page needs no network, and no other file.
     """
     from bpcli.commands.output import note
-    from bpcli.commands.report_runs import read_run
+    from bpcli.commands.report_data import read_run
     from bpcli.errors import fail
     from bpcli.problem.array_writer import replace_file
     from bpcli.render.page.figure import need_matplotlib, picture
@@ -81,7 +81,7 @@ def _test(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) -> dict[
 
 def _section(run: Run, common: Common) -> Section:
     """A run with its figures, and with the V-curves of its specs where it is a check."""
-    from bpcli.commands.report_figures import groups
+    from bpcli.commands.report_data import groups
     from bpcli.render.page.html import Group, Section
 
     found = groups(run)
@@ -93,7 +93,7 @@ def _section(run: Run, common: Common) -> Section:
 def _of_specs(run: Run, common: Common) -> list[Figure]:
     """The V-curves of the specs that a check judged, as it set them; a note for each that can't be had."""
     from bpcli.commands.output import note
-    from bpcli.commands.report_figures import curve
+    from bpcli.commands.report_data import curve
     from bpcli.errors import BpError
 
     specs, changed = run.document.context.get("specs"), run.document.context.get("set")
@@ -108,7 +108,7 @@ def _of_specs(run: Run, common: Common) -> list[Figure]:
 
 def _curves(specs: list[str], common: Common) -> list[Section]:
     """A section for the V-curves of the specs that were named."""
-    from bpcli.commands.report_figures import curve
+    from bpcli.commands.report_data import curve
     from bpcli.commands.specs import single
     from bpcli.render.document import Document
     from bpcli.render.page.html import Group, Section

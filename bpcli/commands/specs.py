@@ -1,4 +1,7 @@
-"""From targets on the command line to Setups."""
+"""From targets on the command line to Setups.
+
+The specs that ship with the package.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import bpcli
+from bpcli.commands.shared_options import Common
 from bpcli.errors import Diagnostic, fail, nearest
 
 if TYPE_CHECKING:
-    from bpcli.commands.options import Common
+    from bpcli.commands.shared_options import Common
     from bpcli.problem.definition import Setup
+
 
 _HOME = "specs"
 _READ = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors")
@@ -199,3 +205,18 @@ def _alike(path: Path) -> str:
     except (OSError, ValueError):
         return f'there is no folder "{path.parent}"'
     return nearest(path.name, names, f'there is no spec in "{path.parent}"')
+
+
+def find_or_packaged(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagnostic]]:
+    """As `specs.find`; without a target, the vanilla RNN that ships with the package."""
+    return find(targets, common) if targets else ([packaged_spec("vanilla_rnn")], [])
+
+
+def packaged_spec(name: str) -> Path:
+    """The path of the spec called `name` (`vanilla_rnn`), inside an installed package or beside it in a source tree."""
+    package = Path(bpcli.__file__).resolve().parent
+    folders = [f for f in (package / "specs", package.parent / "specs") if f.is_dir()]
+    paths = {p.stem: p for f in reversed(folders) for p in f.glob("*.toml")}
+    if name not in paths:
+        fail("no-such-file", f'the package holds no spec "{name}"', help=nearest(name, paths))
+    return paths[name]

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from bpcli.checking.sources.gradient_source import Foreign
     from bpcli.checking.sources.user_file import UserFile
     from bpcli.checking.sources.user_process import Process
-    from bpcli.commands.options import Common
+    from bpcli.commands.shared_options import Common
     from bpcli.problem.definition import Setup
+
 
 USER_TIME = 60.0
 """Seconds that a call of user code may take."""

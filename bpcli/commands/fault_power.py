@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.power import Planted
-    from bpcli.commands.options import Common
+    from bpcli.commands.shared_options import Common
     from bpcli.errors import Diagnostic
     from bpcli.render.document import Document
+
 
 _STYLES = {"caught": "green", "missed": "bold red", "void": "yellow"}
 
@@ -49,7 +50,7 @@ def _planted(path: Path, options: CheckOptions, common: Common) -> tuple[list[Pl
     from bpcli.checking.interpreter import RIGHT
     from bpcli.checking.power import power, power_cost
     from bpcli.commands.failures import translate
-    from bpcli.commands.kernels import prepare
+    from bpcli.commands.progress import prepare
     from bpcli.commands.specs import open_spec
     from bpcli.problem.limits import check_cost
 
@@ -68,7 +69,7 @@ def power_document(
     found: Sequence[Planted], errors: Sequence[Diagnostic], paths: Sequence[Path], common: Common
 ) -> Document:
     """A row for each fault and spec."""
-    from bpcli.commands.context import describe
+    from bpcli.commands.output import describe
     from bpcli.render.document import Document
 
     counts = Counter(p.outcome for p in found)

@@ -15,6 +15,7 @@ from bpcli.errors import BpError, fail, nearest
 if TYPE_CHECKING:
     from bpcli.problem.limits import Limits
 
+
 Command = Callable[..., Any]
 DTYPES = ("float64", "float32")
 
@@ -205,7 +206,7 @@ def _bundle(given: dict[str, Any]) -> Common:
     outputs = tuple(given.get("output", ()))
     _test(outputs)
     if given.get("threads"):
-        from bpcli.commands.kernels import use_threads
+        from bpcli.commands.progress import use_threads
 
         use_threads(given["threads"])
     return Common(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from bpcli.commands.options import Refused, one_of
+from bpcli.commands.shared_options import Refused, one_of
 from bpcli.errors import BpError, Collector
 
 if TYPE_CHECKING:

@@ -1,24 +1,63 @@
-"""One target of `bp check` after the other: judged, and what there is to say about it kept."""
+"""How to run a spec again with other sizes: as a Setup, and as the command line that a user would type.
+
+One target of `bp check` after the other: judged, and what there is to say about it kept.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bpcli.commands import choose
+import click
 
+from bpcli.commands import method_selection as choose
+
+if TYPE_CHECKING:
+    from bpcli.checking.blame.explain import Again
+    from bpcli.commands.shared_options import Common
 if TYPE_CHECKING:
     from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.findings import Finding
     from bpcli.checking.sources.gradient_source import Foreign
     from bpcli.cluster.connect import Cluster
-    from bpcli.commands.foreign import Asked
-    from bpcli.commands.options import Common
+    from bpcli.commands.shared_options import Common
+    from bpcli.commands.user_gradients import Asked
     from bpcli.errors import Diagnostic, Place
     from bpcli.methods import MethodCall
     from bpcli.problem.definition import Setup
+
+
+def again(path: Path, common: Common, name: str) -> Again:
+    """`path` under the shared options, and settings on top of those."""
+    from bpcli.checking.blame.explain import Again
+    from bpcli.commands.specs import open_spec
+
+    def merged(settings: Mapping[str, object]) -> dict[str, object]:
+        return {**common.overrides, **settings}
+
+    def command(method: str, settings: Mapping[str, object]) -> str:
+        words = ["bp", "check", str(path), *_asked(method)]
+        words += [w for key, value in merged(settings).items() for w in ("--set", f"{key}={value}")]
+        return shlex.join([*words, *(w for x in common.wrt for w in ("--wrt", x))])
+
+    return Again(lambda s: open_spec(path, dataclasses.replace(common, overrides=merged(s)), name), command)
+
+
+def _asked(method: str) -> tuple[str, str]:
+    """The option that asks for what reports call `method`."""
+    params = click.get_current_context().params
+    for text in params.get("kernel", ()):
+        if method in (f"kernel:{text}", f"kernel:{text.rpartition(':')[2]}"):
+            return "--kernel", text
+    for text in params.get("gradient", ()):
+        if method == f"gradient:{Path(text).name}":
+            return "--gradient", text
+    return "-m", method
+
 
 # Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
 _SWEEPS = 16
@@ -86,7 +125,7 @@ class Call:
 def judge_object(target: str, call: Call, results: Results) -> None:
     """Add what there is to say about one object."""
     from bpcli.commands.failures import translate
-    from bpcli.commands.foreign import judge
+    from bpcli.commands.user_gradients import judge
 
     try:
         found = judge(target, call.foreign.process, call.common, call.options.mode)
@@ -104,13 +143,13 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
     from bpcli.checking import check_options as options
     from bpcli.checking import checker as run
     from bpcli.checking.check_options import check_bytes
-    from bpcli.commands.check_cases import places_of
-    from bpcli.commands.cluster import elsewhere
+    from bpcli.commands.check_document import places_of
+    from bpcli.commands.cluster_option import elsewhere
     from bpcli.commands.failures import translate
-    from bpcli.commands.foreign import of_spec
-    from bpcli.commands.kernels import prepare
     from bpcli.commands.output import note
+    from bpcli.commands.progress import prepare
     from bpcli.commands.specs import open_spec
+    from bpcli.commands.user_gradients import of_spec
     from bpcli.problem.limits import PASSES, check_cost
 
     try:
@@ -159,6 +198,5 @@ def _explained(
     if all(f.verdict != "wrong" for f in findings):
         return findings
     from bpcli.checking.blame.explain import explain
-    from bpcli.commands.again import again
 
     return explain(findings, setup, methods, again(path, call.common, call.names[path]))
