@@ -34,7 +34,7 @@ def small(dtype: str = "float64") -> Problem:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_check_is_a_method_with_a_gradient_and_a_cost(name, dtype):
     """Its gradient is the true one, in the spec's dtype; it is vouched for by what it says of reverse mode."""
-    problem, call = small(dtype), checks.parse(f" {name} ")
+    problem, call = small(dtype), checks.parse_measurable(f" {name} ")
     found, expected = call.gradient(problem), parse("bptt").gradient(problem)
     assert name == call.text
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
@@ -48,7 +48,7 @@ def test_a_check_is_a_method_with_a_gradient_and_a_cost(name, dtype):
 def test_a_whole_check_costs_more_than_its_references():
     """Both of them, the rounding, and the gradient twice."""
     setup = small().setup
-    cost = {name: checks.parse(name).cost(setup).flops for name in NAMES}
+    cost = {name: checks.parse_measurable(name).cost(setup).flops for name in NAMES}
     assert cost["check"] > cost["central"] + cost["complex-step"]
 
 
@@ -62,15 +62,15 @@ def test_a_reference_that_is_wrong_is_not_timed(monkeypatch):
         return {n: Estimate(1.001 * e.value, e.bound, e.noise, e.kink) for n, e in found.items()}
 
     monkeypatch.setattr(kind, "estimate", off)
-    assert "wrong" == checks.vouch_for(checks.parse("complex-step"), small()).verdict
+    assert "wrong" == checks.vouch_for(checks.parse_measurable("complex-step"), small()).verdict
 
 
 def test_methods_are_parsed_as_ever():
     """And vouched for as ever."""
-    assert "tbptt" == checks.parse("tbptt:k1=1,k2=2").method.name
-    assert checks.vouch_for(checks.parse("bptt"), small()) is None
+    assert "tbptt" == checks.parse_measurable("tbptt:k1=1,k2=2").method.name
+    assert checks.vouch_for(checks.parse_measurable("bptt"), small()) is None
     with pytest.raises(BpError, match='unknown method "centrall"'):
-        checks.parse("centrall")
+        checks.parse_measurable("centrall")
 
 
 def test_nothing_is_remembered_between_calls(monkeypatch):
@@ -82,7 +82,7 @@ def test_nothing_is_remembered_between_calls(monkeypatch):
     )
     problem = small()
     for _ in range(2):
-        checks.parse("central").gradient(problem)
+        checks.parse_measurable("central").gradient(problem)
     assert 3 == len({id(p) for p in (problem, *seen)})
 
 

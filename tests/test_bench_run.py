@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from bpcli import methods, peers
+from bpcli import backends, methods
 from bpcli.bench import cells as measure
 from bpcli.bench import clock, journal
 from bpcli.bench import machine as control
@@ -358,7 +358,7 @@ class Halves:
 def test_a_peer_is_judged_by_a_right_gradient(verdicts, monkeypatch, method, ours, value, known, verdict, how):
     """By ours where that passes, else by the true one, else by none; its threads are unknown."""
     verdicts[method] = Vouch(ours, "every entry", "")
-    monkeypatch.setattr(peers, "get", lambda name: Halves(value))
+    monkeypatch.setattr(backends, "get", lambda name: Halves(value))
     if not known:
         monkeypatch.setattr(measure, "true_gradient", lambda problem, limits: None)
     cells = json.loads(bench("--format", "json", "-g", "n=2", "-m", method, "--peer", "halves").stdout)["cells"]

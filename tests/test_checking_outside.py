@@ -12,7 +12,7 @@ import pytest
 from checking_cases import Arrays, FakeMethod, call, naive_gradient, naive_loss, small_setup
 from click.testing import CliRunner
 
-from bpcli import peers
+from bpcli import backends
 from bpcli.backends import jax, torch
 from bpcli.backends import oracle as outside
 from bpcli.checking.check_options import CheckOptions, check_bytes, choose
@@ -54,8 +54,8 @@ def nothing(arrays: Arrays) -> None:
 
 def ask(monkeypatch: pytest.MonkeyPatch, oracle: Spoil) -> None:
     """Let the only peer be this oracle."""
-    monkeypatch.setattr(peers, "known_names", lambda: ("oracle",))
-    monkeypatch.setattr(peers, "get", lambda name: Oracle(oracle))
+    monkeypatch.setattr(backends, "known_names", lambda: ("oracle",))
+    monkeypatch.setattr(backends, "get", lambda name: Oracle(oracle))
 
 
 @pytest.mark.parametrize("mode", ["full", "directional"])

@@ -10,7 +10,6 @@ import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
 
 from bpcli.bench.memory_probe import allocated_bytes
-from bpcli.kernels import jit as rows
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem
@@ -18,6 +17,7 @@ from bpcli.runtime import forward_mode as online_plan
 from bpcli.runtime import reverse_mode as unrolled
 from bpcli.runtime import schedule as stretches
 from bpcli.runtime import trace_memory as memory
+from bpcli.tape import instructions as rows
 from bpcli.tape import layout, plan
 from bpcli.tape import layout as matrices
 

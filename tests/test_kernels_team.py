@@ -16,7 +16,6 @@ import pytest
 
 from bpcli.kernels import lockstep as team
 from bpcli.kernels import mode
-from bpcli.kernels.jit import APART, BASE, PLACE_FIELDS
 from bpcli.kernels.lockstep import desk_for
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
@@ -33,6 +32,8 @@ from bpcli.tape import layout as matrices
 from bpcli.tape.instructions import (
     ACCUMULATE,
     ADDEND,
+    APART,
+    BASE,
     FIELDS,
     MATMUL,
     MODE_A,
@@ -41,6 +42,7 @@ from bpcli.tape.instructions import (
     MULTIPLY,
     OP,
     OUT,
+    PLACE_FIELDS,
     SIZE,
     SIZE_A,
     SIZE_B,

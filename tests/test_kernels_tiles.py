@@ -7,11 +7,27 @@ import pytest
 
 from bpcli.kernels import forward
 from bpcli.kernels import tiles as products
-from bpcli.kernels.jit import BASE, INNER_ROW, PACKED_T, PLACE_FIELDS
-from bpcli.kernels.tiles import pack, packed_entries, width
+from bpcli.kernels.tiles import pack, width
 from bpcli.runtime.jobs import Call, forward_job
 from bpcli.runtime.rank_one_updates import no_fixes
-from bpcli.tape.instructions import ADDEND, FIELDS, MATMUL, OP, OUT, SIZE, SIZE_A, SIZE_B, A, B, Forward
+from bpcli.tape.instructions import (
+    ADDEND,
+    BASE,
+    FIELDS,
+    INNER_ROW,
+    MATMUL,
+    OP,
+    OUT,
+    PACKED_T,
+    PLACE_FIELDS,
+    SIZE,
+    SIZE_A,
+    SIZE_B,
+    A,
+    B,
+    Forward,
+)
+from bpcli.tape.layout import packed_entries
 
 MATRIX, VECTOR, RESULT, FIRST = range(4)
 SIZES = (

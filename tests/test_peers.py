@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from naive import backprop, bptt, loss
 
-from bpcli import peers
+from bpcli import backends
 from bpcli.backends.jax import PEER as JAX
 from bpcli.backends.torch import PEER as TORCH
 from bpcli.errors import BpError
@@ -217,13 +217,13 @@ def test_a_gradient_that_gradcheck_rejects_is_no_row(tmp_path):
 
 def test_peers_are_found_by_their_files():
     """Modules that belong to a peer are no peers."""
-    assert ("jax", "torch") == peers.known_names()
+    assert ("jax", "torch") == backends.known_names()
 
 
 def test_an_unknown_peer_gets_the_nearest():
     """A usage error."""
     with pytest.raises(BpError, match='unknown peer "jacks"') as caught:
-        peers.get("jacks")
+        backends.get("jacks")
     assert "jax" in caught.value.diagnostics[0].help
 
 
@@ -231,7 +231,7 @@ def test_a_peer_that_is_not_installed_says_how_to_get_it(monkeypatch):
     """The extra is named."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BpError, match="JAX is not installed") as caught:
-        peers.get("jax")
+        backends.get("jax")
     assert "bp[peers]" in caught.value.diagnostics[0].help
 
 

@@ -14,7 +14,7 @@ from bpcli.problem.definition import Problem, Setup
 
 
 class Peer(Protocol):
-    """One file of `bpcli.peers` holds one of these, as `PEER`; importing it does not import the other program."""
+    """One file of `bpcli.backends` holds one of these, as `PEER`; importing it does not import the other program."""
 
     name: ClassVar[str]
     summary: ClassVar[str]

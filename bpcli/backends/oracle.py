@@ -14,9 +14,10 @@ from typing import cast as typed
 
 import numpy as np
 
-from bpcli import peers
+from bpcli import backends
 from bpcli.problem.definition import Problem, Setup, Tensor, cast
 from bpcli.references.base import Estimate, FloatArray, Reference
+from bpcli.references.perturbation.executor import Executor
 from bpcli.references.probe import Directions, dot, norms
 from bpcli.references.rounding import rounding, rounding_flops
 from bpcli.runtime.reverse_mode import Window, unrolled
@@ -34,7 +35,11 @@ class Outside:
     summary: str
 
     def estimate(
-        self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
+        self,
+        problem: Problem,
+        windows: Sequence[Window],
+        tensors: Sequence[Tensor],
+        executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
         """See `Reference`."""
         bounds = rounding(problem, tuple(windows), _DOUBLE).gradient
@@ -67,13 +72,13 @@ class Outside:
 def _gradient(name: str, problem: Problem) -> Mapping[str, FloatArray]:
     """The whole gradient in float64, by tensor; computed once for all that is asked about a problem."""
     method = "bptt" if problem.setup.graph.recurrent else "backprop"
-    found = peers.get(name).gradient_function(cast(problem, _DOUBLE), method)()
+    found = backends.get(name).gradient_function(cast(problem, _DOUBLE), method)()
     return {tensor: np.asarray(a, dtype=np.float64) for tensor, a in found.arrays.items()}
 
 
 def known() -> tuple[str, ...]:
     """The names of the peers, whether they are installed or not."""
-    return peers.known_names()
+    return backends.known_names()
 
 
 def describe(name: str) -> str:
@@ -90,7 +95,7 @@ def refusal(name: str, setup: Setup, windows: Sequence[Window]) -> str | None:
 
 def get(name: str) -> Reference:
     """The oracle called `name`; BpError where its program is not installed."""
-    peers.get(name)
+    backends.get(name)
     # The protocol has class variables where this has fields.
     return typed("Reference", Outside(name, describe(name)))
 

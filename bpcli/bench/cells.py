@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bpcli import peers
+from bpcli import backends
 from bpcli.bench import clock
 from bpcli.bench import machine as control
 from bpcli.bench import precheck as checks
@@ -213,10 +213,10 @@ def _open(order: Order) -> Case:
         )
     problem = draw(setup)
     check_finite(problem)
-    call = checks.parse(order.method)
+    call = checks.parse_measurable(order.method)
     if order.backend == OURS:
         return Case(problem, call, lambda: call.gradient(problem), order.threads)
-    peer = peers.get(order.backend)
+    peer = backends.get(order.backend)
     held = peer.prepare(order.threads)
     return Case(problem, call, peer.gradient_function(problem, order.method), held)
 

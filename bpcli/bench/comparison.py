@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpcli.bench import intervals as evidence
-from bpcli.bench.saved_runs import SCHEMA_VERSION, Row, Run, number, samples, verdict
+from bpcli.bench.rows import Row
+from bpcli.bench.saved_runs import SCHEMA_VERSION, Run, number, samples, verdict
 from bpcli.errors import fail
 
 CONTROL_SHIFT = 1.05

@@ -81,7 +81,7 @@ def _open(cell: Mapping[str, Any]) -> Any:
     from bpcli.bench import precheck as checks
     from bpcli.problem.draw import draw
 
-    return draw(_target(cell).open(cell["settings"])), checks.parse(cell["method"])
+    return draw(_target(cell).open(cell["settings"])), checks.parse_measurable(cell["method"])
 
 
 def _target(cell: Mapping[str, Any]) -> Any:

@@ -14,7 +14,8 @@ from bpcli.bench.comparison import Comparison, Line
 from bpcli.bench.pair_worker import Child, Environment, lanes, processes, strangers
 from bpcli.bench.pairing import Cell, Plan
 from bpcli.bench.rounds import Item
-from bpcli.bench.saved_runs import Row, verdict
+from bpcli.bench.rows import Row
+from bpcli.bench.saved_runs import verdict
 from bpcli.errors import fail
 
 Say = Callable[[str], None]

@@ -129,7 +129,7 @@ def prepare(target: Target, wish: Wish, results: Results) -> Job:
     stand = {k: spec.source.key("bench", "grid", k) for k in own if k not in wish.grid}
     try:
         plan = sweep.plan(
-            grid, settings, texts, options, lambda text, base: checks.parse(text, places.get(base)), stand
+            grid, settings, texts, options, lambda text, base: checks.parse_measurable(text, places.get(base)), stand
         )
     except BpError as error:
         named = error.diagnostics if wish.alone else [d.about(spec.name) for d in error.diagnostics]
@@ -190,7 +190,7 @@ def _item(entry: Entry, setup: Setup, ask: Ask, results: Results) -> list[Item]:
     """The order for a cell, or nothing where its method does not apply or goes beyond the limits."""
     job, cell = entry.job, entry.cell
     place = job.places.get(cell.base)
-    call = checks.parse(cell.method, place)
+    call = checks.parse_measurable(cell.method, place)
     if reason := call.refusal(setup.graph):
         if job.alone:
             fail("method-refused", f"{call.text}: {reason}", place, help=methods.advice(setup.graph))

@@ -18,8 +18,6 @@ from typing import Any
 from bpcli.bench.rows import Row
 from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, printable
 
-Row = Mapping[str, Any]
-
 SCHEMA_VERSION = 1
 _AGAIN = "write it again: bp bench --output json=RUN.json, or bp check --output json=RUN.json"
 _MAX_BYTES = 1 << 30
@@ -149,7 +147,6 @@ def _table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-SCHEMA_VERSION = 1
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _SAME = ("version", "budget_s", "threads", "set", "wrt", "peers")  # rows do not say what --set set
 _SAME_MACHINE = ("cpu", "cores", "system", "python", "versions")

@@ -21,7 +21,7 @@ from bpcli.methods import MethodCall
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.perturbation.executor import Elsewhere
+from bpcli.references.perturbation.executor import Executor
 from bpcli.references.probe import directions, dot
 from bpcli.runtime.evaluation import check_finite
 from bpcli.runtime.reverse_mode import Window
@@ -92,23 +92,25 @@ def _vanishes(true: Estimate, entries: Entries) -> bool:
 
 
 def check(
-    setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions, elsewhere: Elsewhere | None = None
+    setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions, executor: Executor | None = None
 ) -> list[Finding]:
     """Judge the gradients of `calls`: a finding per method and tensor with entries, and one for a loss that is wrong.
 
-    What comes from elsewhere has findings for unknown keys too, and one for its loss if it gives one. Methods must
-    apply to the graph. Losses are computed `elsewhere` where that pays. `BpError` when the loss is not finite, or the
-    reference does not apply.
+    A gradient from outside has findings for unknown keys too, and one for its loss if it gives one. Methods must apply
+    to the graph. Losses are computed by the `executor` where that pays. Raises BpError when the loss is not finite, or
+    the reference does not apply.
     """
-    return check_problem(replace(draw(setup), elsewhere=elsewhere), calls, options)
+    return check_problem(draw(setup), calls, options, executor)
 
 
-def check_problem(problem: Problem, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> list[Finding]:
+def check_problem(
+    problem: Problem, calls: Sequence[MethodCall | Foreign], options: CheckOptions, executor: Executor | None = None
+) -> list[Finding]:
     """`check` on arrays that are there already."""
     setup = problem.setup
     check_finite(problem)
     chosen = choose(setup, calls, options)
-    truth = Truth(problem, chosen.references, options.reference == AUTO)
+    truth = Truth(problem, chosen.references, options.reference == AUTO, executor)
     judged = judge_along if chosen.mode == "directional" else judge_entries
     findings: list[Finding] = []
     # A density may leave a tensor without entries: nothing exists to compare, and the others decide if there are any.

@@ -17,6 +17,7 @@ from bpcli.references import richardson as ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.differences import Around
 from bpcli.references.float_range import overflows
+from bpcli.references.perturbation.executor import Executor
 from bpcli.references.probe import FloatArray, probe
 from bpcli.references.rounding import Rounding, rounding
 from bpcli.references.taylor import rates
@@ -51,12 +52,13 @@ def whole(setup: Setup) -> Windows:
 class Truth:
     """The references' answers on one problem, kept by windows.
 
-    `sharpens`: what they can't decide goes to the ladder and to the Taylor rate.
+    `sharpens`: what they can't decide goes to the ladder and to the Taylor rate. `executor` computes losses for them.
     """
 
     problem: Problem
     references: tuple[Reference, ...]
     sharpens: bool = True
+    executor: Executor | None = None
     _estimates: dict[tuple[str, Windows], Mapping[str, Estimate]] = field(default_factory=dict)
     _alongs: dict[tuple[Reference, Windows, Tensor], Estimate] = field(default_factory=dict)
     _roundings: dict[Windows, Rounding] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class Truth:
     def estimates(self, windows: Windows, tensor: Tensor, second: bool = False) -> References:
         """The estimates of one tensor's gradient; with `second`, differences on other points too."""
         found = {r.name: self._all(r, windows)[tensor.name] for r in self.references}
-        other = self._second().estimate(self.problem, windows, [tensor])[tensor.name] if second else None
+        other = self._second().estimate(self.problem, windows, [tensor], self.executor)[tensor.name] if second else None
         exact = found.pop(complex_step.REFERENCE.name, None)
         return References(exact, next(iter(found.values()), None), other)
 
@@ -101,7 +103,9 @@ class Truth:
         self, windows: Windows, part: Tensor, known: Estimate, differences: Reference, steps: Reference
     ) -> Estimate:
         assert part.pattern is not None
-        first, sharp = (r.estimate(self.problem, windows, [part])[part.name] for r in (differences, steps))
+        first, sharp = (
+            r.estimate(self.problem, windows, [part], self.executor)[part.name] for r in (differences, steps)
+        )
         there = np.zeros(known.value.size, dtype=np.bool_)
         there[part.pattern] = True
         mask = there.reshape(known.value.shape)
@@ -146,7 +150,7 @@ class Truth:
     def part(self, tensor: Tensor) -> Truth:
         """The truth about one tensor, or the part of it that its pattern leaves."""
         setup = replace(self.problem.setup, wrt=(tensor,))
-        return Truth(replace(self.problem, setup=setup), self.references, self.sharpens)
+        return Truth(replace(self.problem, setup=setup), self.references, self.sharpens, self.executor)
 
     def _second(self) -> Reference:
         """Differences on points that the others do not share."""
@@ -158,7 +162,7 @@ class Truth:
     def _all(self, reference: Reference, windows: Windows) -> Mapping[str, Estimate]:
         key = (reference.name, windows)
         if key not in self._estimates:
-            self._estimates[key] = reference.estimate(self.problem, windows, self.problem.setup.wrt)
+            self._estimates[key] = reference.estimate(self.problem, windows, self.problem.setup.wrt, self.executor)
         return self._estimates[key]
 
 

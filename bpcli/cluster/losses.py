@@ -41,7 +41,7 @@ class Order:
 
 
 class Farm:
-    """`Elsewhere` on a cluster, for one spec."""
+    """`Executor` on a cluster, for one spec."""
 
     def __init__(self, cluster: Cluster, target: Target, sha256: str, threads: int) -> None:
         """Raises BpError where a worker does not find the same spec."""
@@ -50,7 +50,7 @@ class Farm:
         cluster.require(self.target, sha256)
 
     def losses(self, asked: Asked, pieces: Sequence[Piece]) -> Iterable[Found]:
-        """See `Elsewhere`."""
+        """See `Executor`."""
         target = json.dumps(self.target.plain(), sort_keys=True)
         together = batches(pieces, _TURNS * len(self.cluster.workers))
         orders = [Order(target, self.sha256, asked, some, self.threads) for some in together]

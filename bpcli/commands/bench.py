@@ -118,9 +118,9 @@ def _bench(
 
 def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common, cluster: Cluster | None) -> Ask:
     """How to measure, with a budget and a part; kernels are told of the threads before they start."""
+    from bpcli.backends import get
     from bpcli.bench.machine import cores
     from bpcli.commands.progress import use_threads
-    from bpcli.peers import get
 
     threads = common.threads or (cluster.threads if cluster else cores())
     use_threads(threads)

@@ -41,7 +41,7 @@ def case(row: Mapping[str, Any], places: Places) -> Case:
     own = [row["method"]] if ":" in row["method"] else []  # no tensor's name
     why = f": {row['cause']}" if row["cause"] else ""
     at = "" if worst is None else f"{tensor}{place(worst['index'], worst.get('direction'))}"
-    how = f"{why or ':'}{',' if why else ''} {at} has z {_figure(worst['z'], 3)}" if worst else why
+    how = f"{why or ':'}{',' if why else ''} {at} has z {_digits(worst['z'], 3)}" if worst else why
     return Case(
         suite=spec,
         name=f"{row['method']} {tensor}",
@@ -59,9 +59,9 @@ def _lines(row: Mapping[str, Any], at: str) -> list[str]:
     lines = []
     if worst is not None:
         value, reference = (_digits(worst[key], 17) for key in ("value", "reference"))
-        lines.append(f"{at}: value {value}, reference {reference}, bound {_figure(worst['bound'], 3)}")
+        lines.append(f"{at}: value {value}, reference {reference}, bound {_digits(worst['bound'], 3)}")
     sizes = (("kernel error", "kernel_error", 2), ("bias", "bias", 2), ("cosine", "cosine", 6))
-    figures = [f"{words} {_figure(row[key], digits)}" for words, key, digits in sizes if row[key] is not None]
+    figures = [f"{words} {_digits(row[key], digits)}" for words, key, digits in sizes if row[key] is not None]
     counted = f"{row['checked']} {'entry' if row['checked'] == 1 else 'entries'} compared"
     if row["checked"]:
         lines.append(", ".join([counted, *figures]))

@@ -144,7 +144,7 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
     from bpcli.checking import checker as run
     from bpcli.checking.check_options import check_bytes
     from bpcli.commands.check_document import places_of
-    from bpcli.commands.cluster_option import elsewhere
+    from bpcli.commands.cluster_option import executor
     from bpcli.commands.failures import translate
     from bpcli.commands.output import note
     from bpcli.commands.progress import prepare
@@ -183,7 +183,7 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
             if taken.mode != "full":
                 note(f"{setup.spec.name}: {taken}", call.common)
             prepare(call.common)  # not sooner: nobody waits for a compiler to be told of a typing error
-            helper = elsewhere(call.cluster, path, setup, call.common)
+            helper = executor(call.cluster, path, setup, call.common)
             findings = run.check(setup, methods, call.options, helper)
             results.findings += _explained(findings, setup, methods, path, call)
             results.chosen.setdefault(str(taken), []).append(setup.spec.name)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bpcli.bench.planning import Results
     from bpcli.cluster.connect import Cluster
     from bpcli.problem.definition import Setup
-    from bpcli.references.perturbation.executor import Elsewhere
+    from bpcli.references.perturbation.executor import Executor
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def machine_of(cluster: Cluster, results: Results) -> dict[str, Any]:
     return {"machine": whole, "machines": known}
 
 
-def elsewhere(cluster: Cluster | None, path: Path, setup: Setup, common: Common) -> Elsewhere | None:
+def executor(cluster: Cluster | None, path: Path, setup: Setup, common: Common) -> Executor | None:
     """Who computes the losses that a check of the spec at `path` takes; None for this process."""
     if cluster is None:
         return None

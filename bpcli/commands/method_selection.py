@@ -42,13 +42,13 @@ def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tup
 
 def reference(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """A callback that lets pass what can judge here: "auto", a reference, or a peer that is installed."""
-    from bpcli import peers, references
+    from bpcli import backends, references
 
-    outside = peers.known_names()
+    outside = backends.known_names()
     one_of(lambda: ("auto", *references.known(), *outside))(context, parameter, value)
     if value in outside:
         try:
-            peers.get(value)
+            backends.get(value)
         except BpError as error:
             raise Refused(error.diagnostics[0].what, error.diagnostics[0].help) from None
     return value

@@ -7,21 +7,7 @@ from __future__ import annotations
 
 from bpcli.kernels.blas import both_changed, gemm, vector_product
 from bpcli.kernels.elementwise import times, unary_into
-from bpcli.kernels.jit import (
-    BASE,
-    INNER_ROW,
-    OUTER,
-    PACKED,
-    PACKED_T,
-    PLACE_FIELDS,
-    address,
-    along,
-    inner,
-    matrix_at,
-    row_stride,
-    vector,
-    vector_at,
-)
+from bpcli.kernels.jit import address, along, inner, matrix_at, row_stride, vector, vector_at
 from bpcli.kernels.lockstep import DESK, attend, dismiss, join, part_of
 from bpcli.kernels.operators import binary_rows
 from bpcli.kernels.reductions import reduce_row, sum_rows
@@ -29,11 +15,13 @@ from bpcli.kernels.tiles import packed_product
 from bpcli.tape.instructions import (
     ADD,
     ADDEND,
+    BASE,
     CONCAT,
     DIVIDE,
     DOT,
     FIELDS,
     INNER,
+    INNER_ROW,
     LOG_SOFTMAX,
     LOGSUMEXP,
     MATMAT,
@@ -42,6 +30,10 @@ from bpcli.tape.instructions import (
     NUMBER,
     OP,
     OUT,
+    OUTER,
+    PACKED,
+    PACKED_T,
+    PLACE_FIELDS,
     SIZE,
     SIZE_A,
     SIZE_B,
@@ -82,9 +74,9 @@ from bpcli.tape.instructions import (
     WHOLE,
 ) = range(25)
 """Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the steps
-and rows to run, the changes of matrix entries (see `bpcli.runtime.rank_one_updates`), and the desk of the team that runs the job
-(see `bpcli.kernels.lockstep`), if any, with the lines before which it meets and those that its leader runs by itself, a bit
-each."""
+and rows to run, the changes of matrix entries (see `bpcli.runtime.rank_one_updates`), and the desk of the team that runs
+the job (see `bpcli.kernels.lockstep`), if any, with the lines before which it meets and those that its leader runs by
+itself, a bit each."""
 JOB = WHOLE + 1
 
 

@@ -21,6 +21,7 @@ import ctypes
 import numpy as np
 
 from bpcli.kernels import mode
+from bpcli.tape.instructions import APART, BASE, INNER_ROW, LANE, OUTER, STEP
 
 CHUNK = 128
 """Entries of a chunk: what a kernel keeps of a row on its stack while it works through the row."""
@@ -115,10 +116,6 @@ else:
     def stack(like):  # type: ignore[no-untyped-def]
         """Room for CHUNK entries of the dtype of the array `like`."""
         return np.empty(CHUNK, like.dtype)
-
-
-BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH, PACKED, PACKED_T, APART = range(9)
-PLACE_FIELDS = APART + 1
 
 
 @inner

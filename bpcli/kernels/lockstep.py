@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from bpcli.kernels.atomics import advance, read, wait, write
 from bpcli.kernels.jit import inner
 
-LEAST_MATRIX, LEAST_STEP = 1 << 15, 1 << 16
-"""Entries of a matrix that counts, and of such matrices at a step from which a team pays: a meeting, and what is read
+LEAST_STEP = 1 << 16
+"""Entries of matrices of `LEAST_MATRIX` entries or more at a step from which a team pays: a meeting, and what is read
 after it of what others wrote, take as long as reading two hundred thousand bytes that are in cache."""
 LEAST_READ = 1 << 19
 """Entries of matrices that a job reads, for a team to get it: waking threads takes some ten microseconds."""

@@ -8,21 +8,7 @@ from __future__ import annotations
 
 from bpcli.kernels.blas import gemm, vector_product
 from bpcli.kernels.elementwise import pull_unary
-from bpcli.kernels.jit import (
-    BASE,
-    INNER_ROW,
-    OUTER,
-    PACKED,
-    PACKED_T,
-    PLACE_FIELDS,
-    address,
-    inner,
-    matrix_at,
-    row_stride,
-    vector,
-    vector_at,
-    vector_from,
-)
+from bpcli.kernels.jit import address, inner, matrix_at, row_stride, vector, vector_at, vector_from
 from bpcli.kernels.lockstep import DESK, attend, dismiss, join, part_of, share
 from bpcli.kernels.operators import TIMES, factor, pull_rows, spread_rows
 from bpcli.kernels.reductions import pull_reduction
@@ -30,11 +16,13 @@ from bpcli.kernels.tiles import packed_product
 from bpcli.tape.instructions import (
     ADD,
     ADDEND,
+    BASE,
     CONCAT,
     DIVIDE,
     DOT,
     FIELDS,
     INNER,
+    INNER_ROW,
     LOG_SOFTMAX,
     LOGSUMEXP,
     MATMAT,
@@ -46,6 +34,10 @@ from bpcli.tape.instructions import (
     NUMBER,
     OP,
     OUT,
+    OUTER,
+    PACKED,
+    PACKED_T,
+    PLACE_FIELDS,
     SIZE,
     SIZE_A,
     SIZE_B,

@@ -22,10 +22,11 @@ from bpcli.kernels import mode
 from bpcli.kernels.blas import gemm, plain_gemm
 from bpcli.kernels.jit import inner, vector, vector_from
 from bpcli.kernels.simd import VECTOR_BYTES, WIDE
+from bpcli.tape.layout import MOST_COLUMNS, VECTORS
 
 ROWS = 8 if WIDE else 4
-VECTORS = 3
-"""Rows and vectors of a tile: 24 sums of AVX-512, or 12 of AVX2, with what they are made of, fill the registers."""
+"""Rows of a tile of `VECTORS` vectors: 24 sums of AVX-512, or 12 of AVX2, with what they are made of, fill the
+registers."""
 FEW = 4
 """Columns up to which a gradient is made turned: as rows of a tile they leave no lanes off."""
 
@@ -167,20 +168,13 @@ if mode.compiling:
             store(builder, sums[v::vectors], new, mask, add, old)
 
 
-DEPTH, MOST_COLUMNS = 128, 256
-"""Rows of a factor that is taken as it stands, so many at a time that they stay in cache, and how long these may be:
-entries of a column that are pages apart are better packed, as the BLAS does."""
-_WIDEST = VECTORS * 64 // 4  # of any processor: what is held does not depend on where it is held
+DEPTH = 128
+"""Rows of a factor that is taken as it stands, so many at a time that they stay in cache."""
 
 
 def width(dtype: np.dtype) -> int:
     """Columns of a panel."""
     return VECTORS * VECTOR_BYTES // dtype.itemsize
-
-
-def packed_entries(k: int, n: int) -> int:
-    """Numbers that a packed matrix (k, n) takes at most, in any dtype."""
-    return -(-n // _WIDEST) * _WIDEST * k
 
 
 def pack(matrices: NDArray, out: NDArray) -> int:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph
-from bpcli.references.perturbation.executor import Elsewhere
 from bpcli.spec.specification import Kind, Spec
 
 Array = NDArray[np.floating]
+FloatArray = NDArray[np.float64]
+Values = NDArray[Any]
+"""float64 or complex128, as the copies of a network are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,14 +70,12 @@ class Problem:
 
     `params[name] (*shape)`, every declared parameter; `inputs[name] (T, batch, *shape)`, or `(batch, *shape)` when
     feed-forward; `state[name] (batch, *shape)`, or `(*shape)` where one state serves all samples.
-    `elsewhere` has these very arrays too and takes work; a problem made of others has none.
     """
 
     setup: Setup
     params: Mapping[str, Array]
     inputs: Mapping[str, Array]
     state: Mapping[str, Array]
-    elsewhere: Elsewhere | None = field(default=None, kw_only=True)
 
     @property
     def arrays(self) -> tuple[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]]:

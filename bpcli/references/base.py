@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.problem.definition import Problem, Setup, Tensor
+from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.preactivations import linked, step_by_step, terms, worthwhile
 from bpcli.references.probe import Directions
 from bpcli.runtime.copies import reach
@@ -51,9 +52,16 @@ class Reference(Protocol):
     summary: ClassVar[str]
 
     def estimate(
-        self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
+        self,
+        problem: Problem,
+        windows: Sequence[Window],
+        tensors: Sequence[Tensor],
+        executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
-        """The derivatives of what `windows` define, by tensor name, in float64 at the problem's own values."""
+        """The derivatives of what `windows` define, by tensor name, in float64 at the problem's own values.
+
+        Losses may be computed by an `executor` that holds the same problem.
+        """
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """The same along directions `(K, size)` of whole tensors: `(K,)` derivatives by tensor name."""

@@ -35,10 +35,11 @@ from bpcli.references.derivatives import (
     where_finite,
     with_known_kinks,
 )
-from bpcli.references.differences import Differentiate, Quick, sweep, sweep_along
+from bpcli.references.differences import Around, Differentiate, Quick, sweep, sweep_along
 from bpcli.references.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.noise import SAMPLES, entry_noise, loss_noise
 from bpcli.references.oscillation_guard import Pilot, differences
+from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import analytic
 from bpcli.references.probe import NOISE_ROWS, Directions, FloatArray, Indices, Probe, Sampler
 from bpcli.runtime.reverse_mode import Window
@@ -241,11 +242,16 @@ class Central:
     quick: bool = True
 
     def estimate(
-        self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
+        self,
+        problem: Problem,
+        windows: Sequence[Window],
+        tensors: Sequence[Tensor],
+        executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
         quick = Quick(_ENOUGH, self.offset, _EVALUATIONS) if self.through(problem.setup) else None
-        return sweep(problem, windows, tensors, self._differentiate(), self.sample, quick)
+        around = Around(problem, windows, executor)
+        return sweep(around, tensors, self._differentiate(), self.sample, quick)
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`."""

@@ -5,7 +5,7 @@ its states and losses. With J(t) = da(t)/da(t-1) and D(t) = da(t)/dz(t) from suc
 
     λ(t-1) = dl(t)/da(t-1) + J(t)ᵀ λ(t),      dL/dz(t) = dl(t)/dz(t) + D(t)ᵀ λ(t)
 
-and products are linear in their factors (see `bpcli.references.perturbation.preactivations`): no more is known of the network. Where
+and products are linear in their factors (see `perturbation.preactivations`): no more is known of the network. Where
 products P a(t-1) alone read a state, λ(t-1) = Σ Pᵀ dL/dz(t) over these, and the state itself is not changed.
 All steps are evaluated side by side, each number of each step once, where shifts of parameters take a pass through all
 steps each. No rule of a derivative is asked. Whoever takes derivatives from here compares some of them with what shifts

@@ -18,6 +18,7 @@ from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_f
 from bpcli.references.chain_rule import Chain
 from bpcli.references.derivatives import COMPARED
 from bpcli.references.differences import slopes
+from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.references.perturbation.perturbed import Change, Perturbed
 from bpcli.references.perturbation.tangent import ALONG, STEP, possible
@@ -49,10 +50,14 @@ class ComplexStep:
 
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def estimate(
-        self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
+        self,
+        problem: Problem,
+        windows: Sequence[Window],
+        tensors: Sequence[Tensor],
+        executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
         """See `Reference`. The bound is the rounding that such a gradient shows in float64."""
-        perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
+        perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem), executor)
         bounds = _bounds(problem, windows)
         ready = Chain(problem, perturbed, tensors, 1, 1).imaginary()
         probes = {tensor.name: probe(problem, tensor) for tensor in tensors}

@@ -16,6 +16,7 @@ from bpcli.references.base import Estimate, nothing
 from bpcli.references.chain_rule import Chain, Ready
 from bpcli.references.derivatives import COMPARED, SIGNED, Comparison, Derivatives
 from bpcli.references.kink_ranges import Choices, put_ranges
+from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kink_slopes import slopes_of
 from bpcli.references.perturbation.kinks import FREE, find_kinks
 from bpcli.references.perturbation.perturbed import UNCHANGED, Change, Perturbed
@@ -51,11 +52,12 @@ class Quick:
 class Around:
     """The loss around the values of a problem, which side of its kinks they are on, and where that can't be told."""
 
-    def __init__(self, problem: Problem, windows: Sequence[Window]) -> None:
+    def __init__(self, problem: Problem, windows: Sequence[Window], executor: Executor | None = None) -> None:
         kinks = find_kinks(problem)
         self.problem, self.windows = problem, windows
-        self.real = Perturbed(problem, windows, np.dtype(np.float64), kinks)
-        self.imaginary = Perturbed(problem, windows, np.dtype(np.complex128), kinks) if kinks.any else None
+        self.real = Perturbed(problem, windows, np.dtype(np.float64), kinks, executor)
+        complex_ = np.dtype(np.complex128)
+        self.imaginary = Perturbed(problem, windows, complex_, kinks, executor) if kinks.any else None
         slopes = slopes_of(problem)
         self.choices = Choices(slopes, windows) if slopes is not None else None
 
@@ -101,8 +103,7 @@ def _distances(around: Probe, followed: Followed | None) -> FloatArray:
 
 @np.errstate(all="ignore")  # what is not finite is for the check to tell
 def sweep(
-    problem: Problem,
-    windows: Sequence[Window],
+    losses: Around,
     tensors: Sequence[Tensor],
     differentiate: Differentiate,
     sample: int | None = None,
@@ -112,7 +113,7 @@ def sweep(
 
     With `quick` derivatives are taken by the chain rule over steps where that is cheaper, for a graph without kinks.
     """
-    losses = Around(problem, windows)
+    problem = losses.problem
     ready: Mapping[str, Ready] = {}
     if quick is not None:
         ready = Chain(problem, losses.real, tensors, len(SIGNED), quick.entry).real(quick.offset, quick.target)

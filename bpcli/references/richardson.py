@@ -22,10 +22,11 @@ from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, copies, forward_flops
 from bpcli.references.central import FIRST_STEP, PILOT, scales
 from bpcli.references.derivatives import NOISE_FACTOR, UNIT_ROUNDOFF, Derivatives, where_finite, with_known_kinks
-from bpcli.references.differences import sweep, sweep_along
+from bpcli.references.differences import Around, sweep, sweep_along
 from bpcli.references.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.noise import entry_noise, loss_noise
 from bpcli.references.oscillation_guard import Pilot
+from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import FREE
 from bpcli.references.probe import NOISE_ROWS, Directions, FloatArray, Indices, Sampler
 from bpcli.runtime.reverse_mode import Window
@@ -144,10 +145,15 @@ class Ladder:
     offset: float = 1.0
 
     def estimate(
-        self, problem: Problem, windows: Sequence[Window], tensors: Sequence[Tensor]
+        self,
+        problem: Problem,
+        windows: Sequence[Window],
+        tensors: Sequence[Tensor],
+        executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        return sweep(problem, windows, tensors, partial(extrapolate, offset=self.offset))
+        around = Around(problem, windows, executor)
+        return sweep(around, tensors, partial(extrapolate, offset=self.offset))
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`."""

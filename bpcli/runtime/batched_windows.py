@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.kernels import reverse as kernel
-from bpcli.kernels.jit import BASE, OUTER, STEP
 from bpcli.runtime.jobs import cut, run
 from bpcli.runtime.trace import Array, Trace
-from bpcli.tape.instructions import Reverse
+from bpcli.tape.instructions import BASE, OUTER, STEP, Reverse
 from bpcli.tape.layout import Allocator, Places, settle
 from bpcli.tape.lowering import fuse
 from bpcli.tape.plan import Plan, make_plan, phase_flops

@@ -1,8 +1,9 @@
 """The process that compiles: `python -m bpcli.runtime.compiling forward:float64 reverse:float64 …`.
 
 Numba makes LLVM code of a kernel; LLVM makes an object file of it, which any process loads without Numba (see
-`bpcli.runtime.kernel_loader`). Kernels that are compiled together share what they call. The object file exports one function,
-`void bp_kernel(jobs, count, stride, values)`, which calls the kernel with each of `count` jobs, `stride` bytes apart.
+`bpcli.runtime.kernel_loader`). Kernels that are compiled together share the functions they call. The object file
+exports one function, `void bp_kernel(jobs, count, stride, values)`, which calls the kernel with each of `count` jobs,
+`stride` bytes apart.
 
 As it is, Numba optimises and translates every function on its own, with all that it calls, at every level of calls: a
 good part of its time. Here a function is left as it comes until the kernel that it becomes part of is optimised, once,

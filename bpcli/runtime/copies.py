@@ -1,8 +1,8 @@
 """Many perturbed copies of a network run side by side: finite differences at the speed of matrix products.
 
 Copies × rows are rows of a batch. What a perturbation cannot reach is computed once and shared. A changed matrix entry
-is a rank-one fix of its copy's rows (see `bpcli.runtime.rank_one_updates`), a changed vector is stored once per copy. Copies do
-not wait for each other: each part of them goes through all steps by itself, while its values are in cache. Or all
+is a rank-one update of its copy's rows (see `bpcli.runtime.rank_one_updates`), a changed vector is stored once per
+copy. Copies do not wait for each other: each part of them goes through all steps by itself, while its values are in cache. Or all
 steps are rows too, each by itself from a state that is known (`Reach.single`).
 
 Plans of passes forwards and layouts of copies, kept as long as a setup is worked on.
@@ -13,20 +13,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import forward as kernel
-from bpcli.kernels.jit import BASE, INNER_ROW, OUTER, PACKED, STEP
 from bpcli.kernels.tiles import pack
 from bpcli.problem.definition import Setup
 from bpcli.runtime.jobs import cut, forward_job, run
 from bpcli.runtime.kernel_loader import Jobs
 from bpcli.runtime.rank_one_updates import Fix, no_fixes
 from bpcli.tape.dependency import Reach
-from bpcli.tape.instructions import OUT, Forward
+from bpcli.tape.instructions import BASE, INNER_ROW, OUT, OUTER, PACKED, STEP, Forward
 from bpcli.tape.layout import Allocator, Places, without_packed
 from bpcli.tape.lowering import LEAVES, fuse, lower_forward
 from bpcli.tape.plan import LANE_FLOPS, Plan, make_plan
@@ -76,7 +76,7 @@ class Copies:
     """
 
     def __init__(
-        self, layout: Layout, dtype: np.dtype, inputs: Mapping[int, NDArray], static: Mapping[int, NDArray]
+        self, layout: Layout, dtype: np.dtype, inputs: Mapping[int, NDArray[Any]], static: Mapping[int, NDArray[Any]]
     ) -> None:
         self.layout = layout
         self.V = np.empty(layout.places.size, dtype)
@@ -88,7 +88,7 @@ class Copies:
         self._pack()
         self.feed(inputs)
 
-    def feed(self, inputs: Mapping[int, NDArray]) -> None:
+    def feed(self, inputs: Mapping[int, NDArray[Any]]) -> None:
         """Put other inputs in the place of those that were there."""
         self.inputs, layout = inputs, self.layout
         if not inputs:
@@ -116,7 +116,7 @@ class Copies:
         if len(code):
             run("forward", jobs, self.V)
 
-    def block(self, node: int) -> NDArray:
+    def block(self, node: int) -> NDArray[Any]:
         """All that is stored for a node, flat: `(copies, size)` where a static vector differs between copies."""
         layout, place = self.layout, self.layout.places.table[node]
         size = layout.reach.graph.nodes[node].size
@@ -128,7 +128,7 @@ class Copies:
         spread = layout.copies if node in layout.reach.reached else layout.steps
         return self.V[place[BASE] : place[BASE] + spread * layout.rows * size]
 
-    def rows(self, node: int) -> NDArray:
+    def rows(self, node: int) -> NDArray[Any]:
         """The values (copies, rows, size) of a node that differs between copies."""
         return self.block(node).reshape(self.layout.copies, self.layout.rows, -1)
 
@@ -150,7 +150,7 @@ class Copies:
         job[kernel.I1] = self.layout.rows
         return job
 
-    def losses(self) -> NDArray:
+    def losses(self) -> NDArray[Any]:
         """The losses of all steps, a view (steps, copies, rows)."""
         layout, loss = self.layout, self.layout.reach.graph.loss
         place = layout.places.table[loss]
@@ -158,7 +158,7 @@ class Copies:
         shape = (layout.steps, layout.copies, layout.rows)
         return np.lib.stride_tricks.as_strided(self.V[place[BASE] :], shape, strides, writeable=False)
 
-    def values(self, node: int) -> NDArray:
+    def values(self, node: int) -> NDArray[Any]:
         """What a node comes to in each copy, a view (copies, rows, size); it may be part of another one."""
         layout, place = self.layout, self.layout.places.table[node]
         strides = [int(n) * self.V.itemsize for n in (place[OUTER], place[INNER_ROW], 1)]

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from bpcli.errors import fail
 from bpcli.graph.nodes import Node, Phase
-from bpcli.kernels.jit import BASE, INNER_ROW, STEP
-from bpcli.problem.definition import Problem, cast
-from bpcli.references.perturbation.executor import FloatArray, Values
+from bpcli.problem.definition import FloatArray, Problem, Values, cast
 from bpcli.references.perturbation.kinks import FREE
 from bpcli.runtime.copies import plan_of
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Trace
+from bpcli.tape.instructions import BASE, INNER_ROW, STEP
 from bpcli.tape.lowering import LEAVES
 
 

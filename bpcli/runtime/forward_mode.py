@@ -24,14 +24,13 @@ from bpcli.graph.nodes import Graph, Phase
 from bpcli.kernels import influence as kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.influence import BIRTH
-from bpcli.kernels.jit import BASE, INNER_ROW, OUTER
-from bpcli.kernels.tiles import packed_entries, width
+from bpcli.kernels.tiles import width
 from bpcli.runtime.jobs import Call, cut, reverse_job
 from bpcli.runtime.schedule import MOST_KEPT, stages
 from bpcli.runtime.trace import Array, Arrays, Trace
 from bpcli.tape.dependency import Shifts, Stretch, Structure, shifts
-from bpcli.tape.instructions import Integers, Reverse
-from bpcli.tape.layout import Allocator, Places, owner, shared_arguments
+from bpcli.tape.instructions import BASE, INNER_ROW, OUTER, Integers, Reverse
+from bpcli.tape.layout import Allocator, Places, owner, packed_entries, shared_arguments
 from bpcli.tape.lowering import fuse
 from bpcli.tape.plan import LANE_FLOPS, Plan, chunk_steps, make_plan, phase_flops
 from bpcli.tape.reverse_lowering import SLOTS, active_nodes, lower_reverse
@@ -215,7 +214,8 @@ class OnlinePlan:
         """What stands where."""
         allocator, spare = Allocator(0), self.jobs * self.spare
         sizes = self.influence, self.batch * packed_entries(1, self.parameters), spare, self.seeds.size
-        return Room(*map(allocator.take, sizes), allocator.size)
+        influence, gradient, own, seeds = map(allocator.take, sizes)
+        return Room(influence, gradient, own, seeds, allocator.size)
 
     @property
     def entries(self) -> int:
@@ -354,8 +354,8 @@ def _pieces(spans: list[Span], panels: int, width: int) -> tuple[Integers, Integ
         lines.append(np.stack([*ends, *of, entry, entry // span.wide, entry % span.wide], axis=1))
         owners.append(panel)
     owner = np.concatenate(owners)
-    ends = np.searchsorted(np.sort(owner), np.arange(panels + 1))
-    return np.concatenate(lines)[np.argsort(owner, kind="stable")], np.stack([ends[:-1], ends[1:]], axis=1)
+    bounds = np.searchsorted(np.sort(owner), np.arange(panels + 1))
+    return np.concatenate(lines)[np.argsort(owner, kind="stable")], np.stack([bounds[:-1], bounds[1:]], axis=1)
 
 
 class Online:

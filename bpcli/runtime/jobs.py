@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class Call:
     jobs: Jobs
     parallel: bool = True
     ordered: bool = False
-    keeps: tuple[NDArray, ...] = ()
+    keeps: tuple[NDArray[Any], ...] = ()
     desk: int | None = None
 
     @cached_property
@@ -40,7 +41,7 @@ class Call:
         """Address, count and stride."""
         return self.jobs.ctypes.data, len(self.jobs), self.jobs.strides[0]
 
-    def run(self, values: NDArray, address: int) -> None:
+    def run(self, values: NDArray[Any], address: int) -> None:
         """Run on `values`, which begin at `address`."""
         threads = pool()
         if mode.plain:
@@ -63,12 +64,12 @@ class Call:
             kernel.call(jobs, count, stride, address)
 
 
-def run(name: str, jobs: Jobs, values: NDArray) -> None:
+def run(name: str, jobs: Jobs, values: NDArray[Any]) -> None:
     """Run a kernel with every row of `jobs` on `values`, in parallel where there are several rows and threads."""
     Call(name, jobs).run(values, values.ctypes.data)
 
 
-def forward_job(program: Forward, numbers: NDArray, places: Jobs, entries: int, fix: Fix) -> Jobs:
+def forward_job(program: Forward, numbers: NDArray[Any], places: Jobs, entries: int, fix: Fix) -> Jobs:
     """A job of the forward kernel on `entries` values, with everything but lines, steps and rows."""
     slots, ends, rows, columns, changes = fix
     job = np.zeros(forward_kernel.JOB, np.int64)
@@ -83,7 +84,7 @@ def forward_job(program: Forward, numbers: NDArray, places: Jobs, entries: int, 
     return job
 
 
-def reverse_job(code: Jobs, numbers: NDArray, places: Jobs, cplaces: Jobs, rounding: bool) -> Jobs:
+def reverse_job(code: Jobs, numbers: NDArray[Any], places: Jobs, cplaces: Jobs, rounding: bool) -> Jobs:
     """A job of the reverse kernel with everything but arrays, lines, steps and rows."""
     job = np.zeros(reverse_kernel.JOB, np.int64)
     job[reverse_kernel.CODE], job[reverse_kernel.LINES] = code.ctypes.data, len(code)

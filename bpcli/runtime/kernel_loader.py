@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -152,10 +152,10 @@ def compiled() -> tuple[int, float]:
 
 
 @functools.cache
-def plain(name: str) -> Callable[[NDArray, NDArray], None]:
+def plain(name: str) -> Callable[[NDArray[Any], NDArray[Any]], None]:
     """The kernel as it is written, where nothing is compiled."""
     module, function = KERNELS[name].split(":")
-    python: Callable[[NDArray, NDArray], None] = getattr(import_module(module), function)
+    python: Callable[[NDArray[Any], NDArray[Any]], None] = getattr(import_module(module), function)
     return python
 
 

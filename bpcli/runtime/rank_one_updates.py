@@ -8,12 +8,13 @@ slot s are entries `ends[s, o]` to `ends[s, o + 1]` of the three lists.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Fix = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray]
-Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray]
+Fix = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
+Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
 
 
 def no_fixes(nodes: int, dtype: np.dtype) -> Fix:

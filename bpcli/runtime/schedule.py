@@ -19,14 +19,26 @@ from bpcli.kernels import lockstep as team
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels import tiles as packing_kernel
 from bpcli.kernels import tiles as products_kernel
-from bpcli.kernels.jit import APART, BASE, INNER_ROW, LANE, PACKED, PACKED_T, STEP
 from bpcli.kernels.tiles import width
 from bpcli.runtime.jobs import Call, cut, forward_job, reverse_job
 from bpcli.runtime.kernel_loader import Jobs
 from bpcli.runtime.rank_one_updates import no_fixes
 from bpcli.tape.barriers import MOST_LINES, forward_meetings, reverse_meetings
-from bpcli.tape.instructions import MATMUL, OP, SIZE, SIZE_B, Integers
-from bpcli.tape.layout import ALIGN, packed_shape, settle, without_packed
+from bpcli.tape.instructions import (
+    APART,
+    BASE,
+    INNER_ROW,
+    LANE,
+    MATMUL,
+    OP,
+    PACKED,
+    PACKED_T,
+    SIZE,
+    SIZE_B,
+    STEP,
+    Integers,
+)
+from bpcli.tape.layout import ALIGN, LEAST_MATRIX, packed_shape, settle, without_packed
 from bpcli.tape.plan import Plan
 
 
@@ -280,7 +292,7 @@ class Stages:
         """
         products = code[code[:, OP] == MATMUL]
         entries = products[:, SIZE] * products[:, SIZE_B]
-        step = int(entries[entries >= team.LEAST_MATRIX].sum())
+        step = int(entries[entries >= LEAST_MATRIX].sum())
         enough = step >= team.LEAST_STEP and step * (steps[1] - steps[0]) >= team.LEAST_READ
         return enough and rows[1] - rows[0] == 1 and len(code) <= MOST_LINES and self.numbers.dtype.kind == "f"
 

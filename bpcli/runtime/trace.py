@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import reverse as reverse_kernel
-from bpcli.kernels.jit import APART, BASE, EPOCH, INNER_ROW, STEP
 from bpcli.kernels.symbols import single_threaded
 from bpcli.runtime import trace_memory as memory
 from bpcli.runtime.jobs import Call, reverse_job
 from bpcli.runtime.kernel_loader import Jobs
 from bpcli.runtime.schedule import Stages, Stretch, stages
+from bpcli.tape.instructions import APART, BASE, EPOCH, INNER_ROW, STEP
 from bpcli.tape.layout import WINDOW, Places
 from bpcli.tape.plan import Plan
 
 Array = NDArray[Any]
+Arrays = Mapping[str, Array]
 KEPT = 4
 """Stretches whose views are kept: of many, their own memory would be more than what they save in time."""
 
@@ -119,16 +120,12 @@ def leave(views: Views) -> None:
         memory.give_back(views.V)
 
 
-Array = NDArray[np.floating]
-Arrays = Mapping[str, Array]
-
-
 class Trace:
     """Values, cotangents and sums of one plan; steps count from 0, and those from `origin` on are held.
 
     `params[name] (*shape)`, `inputs[name] (T, batch, *shape)` and `state[name]`, `(batch, *shape)` or `(*shape)`, are
-    read, never written. `rounding` makes the reverse pass add up absolute contributions (see `bpcli.kernels.elementwise`).
-    `room` is for so many more numbers, which stand behind the trace's own.
+    read, never written. `rounding` makes the reverse pass add up absolute contributions (see
+    `bpcli.kernels.elementwise`). `room` is for so many more numbers, which stand behind the trace's own.
     """
 
     def __init__(

@@ -11,10 +11,10 @@ from itertools import combinations
 from typing import NamedTuple
 
 from bpcli.graph.operations import OPERATIONS
-from bpcli.kernels.jit import BASE, STEP
 from bpcli.tape.dependency import DENSE
 from bpcli.tape.instructions import (
     ADDEND,
+    BASE,
     MATMUL,
     MODE_A,
     MODE_ADDEND,
@@ -25,6 +25,7 @@ from bpcli.tape.instructions import (
     SIZE,
     SIZE_A,
     SIZE_B,
+    STEP,
     ZERO,
     A,
     B,

@@ -16,6 +16,12 @@ from numpy.typing import NDArray
 
 from bpcli.graph.operations import OPERATIONS
 
+BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH, PACKED, PACKED_T, APART = range(9)
+
+
+PLACE_FIELDS = APART + 1
+
+
 Integers = NDArray[np.int64]
 
 ZERO = 1000

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpcli.graph.nodes import Graph, Node, Phase
-from bpcli.kernels.jit import APART, BASE, EPOCH, PACKED, PACKED_T, PLACE_FIELDS, STEP
-from bpcli.kernels.lockstep import LEAST_MATRIX
-from bpcli.kernels.tiles import MOST_COLUMNS, packed_entries
 from bpcli.tape.instructions import (
     ADDEND,
+    APART,
+    BASE,
+    EPOCH,
     MATMUL,
     MODE_A,
     MODE_ADDEND,
@@ -27,8 +27,12 @@ from bpcli.tape.instructions import (
     NONE,
     OP,
     OUT,
+    PACKED,
+    PACKED_T,
+    PLACE_FIELDS,
     SIZE,
     SIZE_B,
+    STEP,
     TURNED,
     ZERO,
     A,
@@ -39,6 +43,20 @@ from bpcli.tape.instructions import (
     Reverse,
 )
 from bpcli.tape.lowering import LEAVES
+
+LEAST_MATRIX = 1 << 15
+"""Entries of a matrix from which threads share its products with one vector."""
+VECTORS = 3
+"""Vectors in a row of a tile of a product (see `bpcli.kernels.tiles`)."""
+MOST_COLUMNS = 256
+"""Columns of a factor that is multiplied as it stands: entries of a column that are pages apart are better packed."""
+_WIDEST = VECTORS * 64 // 4  # of any processor: what is held does not depend on where it is held
+
+
+def packed_entries(k: int, n: int) -> int:
+    """Numbers that a packed matrix (k, n) takes at most, in any dtype."""
+    return -(-n // _WIDEST) * _WIDEST * k
+
 
 GAP, GAP_COLUMNS = 16, 512
 """Numbers between the rows of a matrix with a multiple of so many columns: a cache keeps entries of a column that are

@@ -11,8 +11,7 @@ import numpy as np
 
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
-from bpcli.kernels.jit import LANE
-from bpcli.tape.instructions import Forward, Integers, Reverse
+from bpcli.tape.instructions import LANE, Forward, Integers, Reverse
 from bpcli.tape.layout import Extent, Places, cotangent_places, owner, value_places
 from bpcli.tape.lowering import fuse, lower_forward
 from bpcli.tape.reverse_lowering import active_nodes, lower_reverse

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from bpcli.checking.faults import local as products
-from bpcli.checking.faults import local as slopes
-from bpcli.checking.faults import result as answers
-from bpcli.checking.faults import time
+from bpcli.checking.faults import local, result, time
 from bpcli.checking.faults.fault import Fault
 
-CATALOGUE: tuple[Fault, ...] = (*answers.FAULTS, *time.FAULTS, *products.FAULTS, *slopes.FAULTS)
+CATALOGUE: tuple[Fault, ...] = (*result.FAULTS, *time.FAULTS, *local.PRODUCT_FAULTS, *local.SLOPE_FAULTS)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from bpcli.checking.sources.user_protocol import UNHEARD, Array, Line, Message
 from bpcli.errors import fail
 
-_START = "import sys; sys.path[:] = {path!r}; from bpcli.checking.user.child import main; main({fds})"
+_START = "import sys; sys.path[:] = {path!r}; from bpcli.checking.sources.user_child import main; main({fds})"
 _STARTS_WITHIN = 60.0
 USER_TIME_OPTION = "--user-time"
 _LEAST = 0.25

@@ -1,25 +1,21 @@
-"""Losses of perturbed copies: what is changed, and what is asked of somebody else who computes them."""
+"""Losses of perturbed copies as work for a remote executor: the question, its pieces and the protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from bpcli.runtime.reverse_mode import Window
-
+from bpcli.problem.definition import FloatArray, Values
+from bpcli.runtime.reverse_mode import Window
 
 FAR_FLOPS = 1e9
 """Work of so many operations is worth sending away: some tenths of a second."""
 
-Values = NDArray[Any]
-"""float64 or complex128, as the copies are."""
-FloatArray = NDArray[np.float64]
 Found = tuple[Values, FloatArray]
 """Losses (C, batch) of copies, and the kinks they meet, as `Perturbed.followed` gives them."""
 
@@ -57,8 +53,8 @@ class Piece:
         return frozenset(self.nodes.tolist()) - {-1}
 
 
-class Elsewhere(Protocol):
-    """Somebody with the same problem at hand."""
+class Executor(Protocol):
+    """A remote executor that holds the same problem."""
 
     def losses(self, asked: Asked, pieces: Sequence[Piece]) -> Iterable[Found]:
         """What `Perturbed.piece` gives for each of `pieces`, in order. Raises BpError where that can't be had."""

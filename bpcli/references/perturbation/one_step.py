@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.jit import BASE
-from bpcli.problem.definition import Setup
-from bpcli.references.perturbation.executor import FloatArray, Values
+from bpcli.problem.definition import FloatArray, Setup, Values
 from bpcli.references.perturbation.kinks import FREE
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.runtime.copies import Copies, layout_of, reach
 from bpcli.runtime.evaluation import node_values
+from bpcli.tape.instructions import BASE
 
 Shifts = Mapping[int, NDArray[Any]]
 """By how much the numbers of a node are changed, (shifts,)."""

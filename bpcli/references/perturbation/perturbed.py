@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
-from bpcli.kernels.jit import BASE
-from bpcli.problem.definition import Problem, Tensor, cast
-from bpcli.references.perturbation.executor import FAR_FLOPS, Asked, FloatArray, Found, Piece, Values
+from bpcli.problem.definition import FloatArray, Problem, Tensor, Values, cast
+from bpcli.references.perturbation.executor import FAR_FLOPS, Asked, Executor, Found, Piece
 from bpcli.references.perturbation.kinks import FREE, NONE, Kinks, find_kinks
 from bpcli.runtime.copies import Copies, Layout, layout_of, plan_of, reach
 from bpcli.runtime.evaluation import marked, total_of
@@ -25,6 +24,7 @@ from bpcli.runtime.rank_one_updates import Entries, joined, make_fixes
 from bpcli.runtime.reverse_mode import Window, loss_weights, merged
 from bpcli.runtime.trace import Trace
 from bpcli.tape.dependency import Reach
+from bpcli.tape.instructions import BASE
 
 
 def change_parameters(own: Perturbed, copies: Copies, piece: Piece, met: FloatArray) -> None:
@@ -128,12 +128,20 @@ class Perturbed:
     """Losses of perturbed copies, restricted to windows; `dtype` is float64 or complex128.
 
     A loss that meets one of the `kinks` has no derivative: its imaginary part is NaN, or all of it after a real step.
+    Large pieces of work go to the `executor`, if there is one.
     """
 
-    def __init__(self, problem: Problem, windows: Sequence[Window], dtype: np.dtype[Any], kinks: Kinks = NONE) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        windows: Sequence[Window],
+        dtype: np.dtype[Any],
+        kinks: Kinks = NONE,
+        executor: Executor | None = None,
+    ) -> None:
         self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
         self.setup, self.graph, self.windows = problem.setup, problem.setup.graph, tuple(windows)
-        self.elsewhere = problem.elsewhere
+        self.executor = executor
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)
         for window in merged(windows):
@@ -184,9 +192,9 @@ class Perturbed:
         return list(zip(np.split(losses, ends), np.split(met, ends), strict=True))
 
     def _found(self, pieces: Sequence[Piece]) -> Iterable[Found]:
-        """What the pieces come to, here or elsewhere."""
-        if self.elsewhere is not None and sum(piece.flops for piece in pieces) >= FAR_FLOPS:
-            return self.elsewhere.losses(Asked(self.windows, self.trace.V.dtype.name, self.kinks is not NONE), pieces)
+        """The results of the pieces, from the executor where there is one and the work is worth it."""
+        if self.executor is not None and sum(piece.flops for piece in pieces) >= FAR_FLOPS:
+            return self.executor.losses(Asked(self.windows, self.trace.V.dtype.name, self.kinks is not NONE), pieces)
         return (self.piece(piece) for piece in pieces)
 
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
@@ -195,7 +203,7 @@ class Perturbed:
         array = np.asarray(self.problem.array(tensor))
         moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
         other = copy.copy(self)
-        other.elsewhere = None  # these arrays are known here alone
+        other.executor = None  # these arrays are known here alone
         other.problem = self.problem.with_array(tensor, moved)
         other.trace = Trace(plan_of(self.setup, 1), self.trace.dtype, other.problem.arrays)
         other.met = self.kinks.met_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
