@@ -7,12 +7,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
 from bpcli import __version__
+from bpcli.commands.registry import COMMANDS, option_name
 
 # Kernels share work out themselves; BLAS on several threads below that gets in the way. Read once, at its import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -20,35 +20,6 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 # Compiled kernels are found again wherever a process goes.
 if os.environ.get("NUMBA_CACHE_DIR"):
     os.environ["NUMBA_CACHE_DIR"] = os.path.abspath(os.path.expanduser(os.environ["NUMBA_CACHE_DIR"]))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A command: its module, the line that `bp --help` shows, and the JSON of a call refused before the command ran."""
-
-    module: str
-    help: str
-    rows_key: str = "rows"
-    summary: dict[str, int] = field(default_factory=dict)
-
-
-COMMANDS = {
-    "check": Entry(
-        "bpcli.commands.check",
-        "Judge gradients against references with error bounds.",
-        "findings",
-        {"passed": 0, "wrong": 0, "inconclusive": 0},
-    ),
-    "grad": Entry("bpcli.commands.grad", "Write the loss and its gradient to a file.", "arrays"),
-    "export": Entry("bpcli.commands.export", "Write the arrays that a spec runs on to a file.", "arrays"),
-    "bench": Entry("bpcli.commands.bench", "Measure time and memory over a sweep.", "cells"),
-    "merge": Entry("bpcli.commands.merge", "Put saved bench runs together.", "cells"),
-    "report": Entry("bpcli.commands.report", "Write runs as a page with plots."),
-    "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
-    "ab": Entry("bpcli.commands.ab", "Compare two installations of bp by runs in turn.", "comparisons"),
-    "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
-    "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
-}
 
 
 class LazyGroup(click.Group):
@@ -117,7 +88,7 @@ class LazyGroup(click.Group):
             return super().main(given, prog_name, standalone_mode=False, **extra)
         silent = sys.stdout is None
         if silent or sys.stderr is None:
-            from bpcli.commands.failures import reopen
+            from bpcli.commands.streams import reopen
 
             reopen()
         for stream in (sys.stdout, sys.stderr):
@@ -137,16 +108,10 @@ class LazyGroup(click.Group):
 
 def _gone() -> int:
     """The exit code when the reader of stdout has gone; click's own, 1, would say that a gradient is wrong."""
-    from bpcli.commands.failures import silence
+    from bpcli.commands.streams import silence
 
     silence()
     return 0
-
-
-def option_name(option: click.Parameter) -> str:
-    """The long name of an option without dashes in front: `max_memory` for `--max-memory`."""
-    longest = max(option.opts, key=len)
-    return longest.lstrip("-").replace("-", "_")
 
 
 @click.group(

@@ -15,7 +15,7 @@ import pytest
 from cli_cases import run
 
 from bpcli import __version__
-from bpcli.cli import COMMANDS
+from bpcli.commands.registry import COMMANDS
 
 HEAVY = ("numba", "numpy", "scipy", "pandas", "rich", "pydantic", "tree_sitter", "bpcli.kernels")
 PRESENT = [n for n, e in COMMANDS.items() if importlib.util.find_spec(e.module)]

@@ -14,7 +14,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bpcli.cli import COMMANDS, main
+from bpcli.cli import main
+from bpcli.commands.registry import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "bpcli"
 MODULES = sorted(PACKAGE.rglob("*.py"))

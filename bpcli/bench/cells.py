@@ -25,7 +25,7 @@ from bpcli.bench import precheck as checks
 from bpcli.bench.machine import copy_rate, gemm_rate
 from bpcli.bench.memory_probe import allocated_bytes, peak_growth
 from bpcli.bench.precheck import Vouch, distance, exact_method, flat, tolerance, true_gradient, vouch
-from bpcli.bench.rows import OURS
+from bpcli.bench.sweep import OURS, Cell
 from bpcli.errors import fail
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Gradient
@@ -35,6 +35,29 @@ from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.evaluation import check_finite
+
+
+@dataclass(frozen=True)
+class Item:
+    """A cell that is to be measured, number `index` of its run; `seconds` and `bytes` are what it may take."""
+
+    index: int
+    key: str
+    target: Target
+    sha256: str
+    settings: Mapping[str, Any]
+    cell: Cell
+    backends: tuple[str, ...]
+    threads: int
+    seconds: float
+    bytes: int
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        """The cell in a few words."""
+        settings = "".join(f" {k}={v}" for k, v in self.settings.items())
+        return f"{self.target.name} {self.cell.method}{settings}"
 
 
 @dataclass(frozen=True)

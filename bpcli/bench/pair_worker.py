@@ -42,7 +42,7 @@ class Server:
     def describe(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """The cell's row: the check of its gradient, and what is deterministic."""
         from bpcli.bench.cells import Order, Session, digest
-        from bpcli.bench.rows import OURS
+        from bpcli.bench.sweep import OURS
 
         target = _target(cell)
         sha256 = digest(target.open(cell["settings"]), target.path)

@@ -15,39 +15,16 @@ from typing import Any
 from bpcli.bench import clock
 from bpcli.bench import machine as control
 from bpcli.bench import worker as pool
-from bpcli.bench.cells import Order, Target
+from bpcli.bench.cells import Item, Order
 from bpcli.bench.machine import Rates
-from bpcli.bench.rows import OURS, Row, Timed, rows_of
-from bpcli.bench.sweep import Cell
+from bpcli.bench.rows import Row, Timed, rows_of
+from bpcli.bench.sweep import OURS
 from bpcli.errors import BpError
 
 ROUNDS = 7
 """A cell has a block in each round at least: the fewest that give its median an interval of 95%."""
 LONG_SECONDS = 5.0
 """A block that takes as long is taken three times alone, and the interval is the range."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A cell that is to be measured, number `index` of its run; `seconds` and `bytes` are what it may take."""
-
-    index: int
-    key: str
-    target: Target
-    sha256: str
-    settings: Mapping[str, Any]
-    cell: Cell
-    backends: tuple[str, ...]
-    threads: int
-    seconds: float
-    bytes: int
-    dtype: str
-
-    @property
-    def label(self) -> str:
-        """The cell in a few words."""
-        settings = "".join(f" {k}={v}" for k, v in self.settings.items())
-        return f"{self.target.name} {self.cell.method}{settings}"
 
 
 class Watch:

@@ -10,19 +10,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpcli.bench import clock
 from bpcli.bench import machine as control
+from bpcli.bench.cells import Item
 from bpcli.bench.machine import GEMM, Rates, limit, usual_shares
-
-if TYPE_CHECKING:
-    from bpcli.bench.rounds import Item
-
+from bpcli.bench.sweep import OURS
 
 Row = Mapping[str, Any]
 
-OURS = "bp"
 
 EXACT = {"float64": 1e-7, "float32": 1e-3}
 """The bias up to which a gradient counts as the true one, by dtype."""

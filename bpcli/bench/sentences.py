@@ -9,8 +9,9 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from bpcli.bench.rows import EXACT, OURS, Row, by_spec, memory, over_seeds
+from bpcli.bench.rows import EXACT, Row, by_spec, memory, over_seeds
 from bpcli.bench.scaling import Law, laws
+from bpcli.bench.sweep import OURS
 
 
 def frontier(rows: Sequence[Row]) -> list[bool | None]:

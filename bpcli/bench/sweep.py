@@ -17,6 +17,9 @@ from bpcli.spec.overrides import parse_value
 from bpcli.spec.sections import MAX_CELLS
 from bpcli.spec.specification import Spec
 
+OURS = "bp"
+
+
 Value = int | float | str
 Grid = Mapping[str, Sequence[Value]]
 Options = Mapping[str, tuple[str, ...]]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bpcli.bench.cells import Target
+from bpcli.bench.cells import Item, Target
 from bpcli.bench.journal import Journal
 from bpcli.bench.planning import Ask, Results
-from bpcli.bench.rounds import Item, Watch, measure
+from bpcli.bench.rounds import Watch, measure
 from bpcli.bench.rows import Row
 from bpcli.bench.run import machine_rates, told
 from bpcli.cluster.connect import Cluster

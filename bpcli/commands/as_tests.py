@@ -38,9 +38,9 @@ def plan(path: Path, methods: Sequence[str]) -> Plan:
     """
     from bpcli.commands.check import check
     from bpcli.commands.check_document import places_of
+    from bpcli.commands.common import Common
     from bpcli.commands.method_selection import applying, choose, read
     from bpcli.commands.settings import defaults
-    from bpcli.commands.shared_options import Common
     from bpcli.commands.specs import open_spec
 
     setup = open_spec(path, Common(allow_outside=bool(defaults(check).get("allow_outside"))))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.shared_options import Common, Refused, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import Refused, shared
 
 if TYPE_CHECKING:
     from bpcli.bench.journal import Journal

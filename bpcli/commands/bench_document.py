@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.bench.rows import HEAD, OURS, TAIL, Row, column_name, csv_keys, grid_keys, over_seeds, without_seed
+from bpcli.bench.rows import HEAD, TAIL, Row, column_name, csv_keys, grid_keys, over_seeds, without_seed
 from bpcli.bench.scaling import laws
 from bpcli.bench.sentences import frontier, sentences
-from bpcli.commands.shared_options import Common
+from bpcli.bench.sweep import OURS
+from bpcli.commands.common import Common
 from bpcli.errors import Diagnostic
 from bpcli.problem.limits import format_bytes
 from bpcli.render.document import Case, Column, Document

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bpcli.commands import method_selection as choose
-from bpcli.commands.shared_options import Common, one_of, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import one_of, shared
 
 if TYPE_CHECKING:
     from bpcli.commands.check_runner import Call, Results

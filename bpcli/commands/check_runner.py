@@ -18,13 +18,13 @@ from bpcli.commands import method_selection as choose
 
 if TYPE_CHECKING:
     from bpcli.checking.blame.explain import Again
-    from bpcli.commands.shared_options import Common
+    from bpcli.commands.common import Common
 if TYPE_CHECKING:
     from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.findings import Finding
     from bpcli.checking.sources.gradient_source import Foreign
     from bpcli.cluster.connect import Cluster
-    from bpcli.commands.shared_options import Common
+    from bpcli.commands.common import Common
     from bpcli.commands.user_gradients import Asked
     from bpcli.errors import Diagnostic, Place
     from bpcli.methods import MethodCall

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.commands.shared_options import Common
+from bpcli.commands.common import Common
 
 if TYPE_CHECKING:
     from bpcli.bench.planning import Results

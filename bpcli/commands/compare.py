@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.shared_options import Common, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import shared
 
 if TYPE_CHECKING:
     from bpcli.bench.comparison import Comparison

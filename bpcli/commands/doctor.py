@@ -18,7 +18,8 @@ from typing import Any
 
 import click
 
-from bpcli.commands.shared_options import Common, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import shared
 
 Lines = Iterator[tuple[str, str, str]]
 
@@ -103,9 +104,9 @@ def _memory() -> Lines:
 def _self_check() -> Lines:
     from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.checker import check
+    from bpcli.commands.common import Common
     from bpcli.commands.method_selection import read
     from bpcli.commands.progress import prepare
-    from bpcli.commands.shared_options import Common
     from bpcli.commands.specs import open_spec, packaged_spec
 
     prepare(Common())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from bpcli.commands.shared_options import Common, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import shared
 
 
 @click.command()

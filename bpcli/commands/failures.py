@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import traceback
@@ -10,7 +9,8 @@ from collections.abc import Sequence
 
 import click
 
-from bpcli.errors import USAGE, BpError, Diagnostic, format_diagnostic, nearest
+from bpcli.commands.streams import silence, tell
+from bpcli.errors import USAGE, BpError, Diagnostic, nearest
 
 INTERRUPTED = 130
 
@@ -56,32 +56,6 @@ def translate(error: Exception) -> BpError:
         advice = "see that the file or folder is there, may be used, and that the disk is not full"
         return BpError([Diagnostic("system", _system(error), help=advice)])
     return BpError([_internal(error)])
-
-
-def tell(diagnostics: Sequence[Diagnostic]) -> None:
-    """Write refusals to stderr, a blank line between them."""
-    click.echo("\n\n".join(format_diagnostic(d) for d in diagnostics), err=True)
-
-
-def reopen() -> None:
-    """Open what is closed of stdout and stderr, on nothing: a file that is opened later would be taken for it."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, number)
-            if nothing != number:
-                os.close(nothing)
-            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
-
-
-def silence() -> None:
-    """Point stdout at nothing, so that what is still buffered can't fail when Python exits."""
-    try:
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
-        os.close(nothing)
-    except (OSError, ValueError):  # a stdout that is no file
-        sys.stdout = io.StringIO()
 
 
 def _system(error: OSError) -> str:
@@ -137,8 +111,8 @@ def _sentence(text: str) -> str:
 
 def _document(error: BpError, args: Sequence[str]) -> None:
     """The document that stdout gets when a command is refused, where programs read it."""
-    from bpcli.cli import COMMANDS
     from bpcli.commands.output import wanted_format
+    from bpcli.commands.registry import COMMANDS
     from bpcli.render import render, renderer
     from bpcli.render.document import Document
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.power import Planted
-    from bpcli.commands.shared_options import Common
+    from bpcli.commands.common import Common
     from bpcli.errors import Diagnostic
     from bpcli.render.document import Document
 

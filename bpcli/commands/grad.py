@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.shared_options import Common, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import shared
 from bpcli.render.document import Column, Document
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from bpcli.commands.shared_options import Common, one_of, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import one_of, shared
 from bpcli.errors import BpError, printable
 from bpcli.render.document import Column, Document
 

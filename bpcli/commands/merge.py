@@ -6,7 +6,8 @@ import os
 
 import click
 
-from bpcli.commands.shared_options import Common, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import shared
 
 
 @click.command()

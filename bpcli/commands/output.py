@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpcli import __version__
-from bpcli.commands.failures import silence, tell
+from bpcli.commands.streams import silence, tell
 from bpcli.errors import USAGE, BpError, printable
 
 if TYPE_CHECKING:
-    from bpcli.commands.shared_options import Common
-if TYPE_CHECKING:
-    from bpcli.commands.shared_options import Common
+    from bpcli.commands.common import Common
     from bpcli.errors import Diagnostic
     from bpcli.render.document import Document
 

@@ -17,7 +17,7 @@ from bpcli.commands.output import lively
 from bpcli.errors import printable
 
 if TYPE_CHECKING:
-    from bpcli.commands.shared_options import Common
+    from bpcli.commands.common import Common
 
 
 def use_threads(count: int) -> None:

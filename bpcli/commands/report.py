@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bpcli.commands.shared_options import Common, shared
+from bpcli.commands.common import Common
+from bpcli.commands.shared_options import shared
 
 if TYPE_CHECKING:
     from bpcli.commands.report_data import Run

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bpcli.commands.shared_options import Common
+from bpcli.commands.common import Common
 from bpcli.errors import UNADVISED, Diagnostic, Place, fail, printable
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bpcli
-from bpcli.commands.shared_options import Common
+from bpcli.commands.common import Common
 from bpcli.errors import Diagnostic, fail, nearest
 
 if TYPE_CHECKING:
-    from bpcli.commands.shared_options import Common
+    from bpcli.commands.common import Common
     from bpcli.problem.definition import Setup
 
 

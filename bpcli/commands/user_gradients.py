@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bpcli.checking.sources.gradient_source import Foreign
     from bpcli.checking.sources.user_file import UserFile
     from bpcli.checking.sources.user_process import Process
-    from bpcli.commands.shared_options import Common
+    from bpcli.commands.common import Common
     from bpcli.problem.definition import Setup
 
 

@@ -73,10 +73,10 @@ from bpcli.tape.instructions import (
     MEETINGS,
     WHOLE,
 ) = range(25)
-"""Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the steps
-and rows to run, the changes of matrix entries (see `bpcli.runtime.rank_one_updates`), and the desk of the team that runs
-the job (see `bpcli.kernels.lockstep`), if any, with the lines before which it meets and those that its leader runs by
-itself, a bit each."""
+"""Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the
+steps and rows to run, the changes of matrix entries (see `bpcli.runtime.rank_one_updates`), and the desk of the
+team that runs the job (see `bpcli.kernels.lockstep`), if any, with the lines before which it meets and those that
+its leader runs by itself, a bit each."""
 JOB = WHOLE + 1
 
 

@@ -41,15 +41,20 @@ from bpcli.references.noise import SAMPLES, entry_noise, loss_noise
 from bpcli.references.oscillation_guard import Pilot, differences
 from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import analytic
-from bpcli.references.probe import NOISE_ROWS, Directions, FloatArray, Indices, Probe, Sampler
+from bpcli.references.probe import (
+    FIRST_STEP,
+    NOISE_ROWS,
+    PILOT,
+    Directions,
+    FloatArray,
+    Indices,
+    Sampler,
+    scales,
+)
 from bpcli.runtime.reverse_mode import Window
 
 ROUNDS = 8
-FIRST_STEP = 2.0**-10
-PILOT = 2.0**-20
 _LEAP = 2.0**8
-# What steps are relative to at least: the tiniest of them are still normal numbers.
-_LEAST = 2.0**-960
 # Steps relative to the entry, the largest at all; and over the median of those at which others show truncation.
 _LARGEST, _BEYOND = 2.0, 8.0
 
@@ -63,16 +68,6 @@ def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Deriv
     """
     with np.errstate(all="ignore"):
         return _Climb(sampler, target, offset).run()
-
-
-def scales(probe: Probe) -> FloatArray:
-    """`(K,)`: the size that a step is relative to: the entry's, or the median of its tensor but at most 1.
-
-    Functions bend within one, however large other entries are; 1 where all are zero.
-    """
-    sizes = np.abs(probe.points)
-    typical = min(float(np.median(sizes[sizes > 0])), 1.0) if sizes.any() else 1.0
-    return np.asarray(np.maximum(np.maximum(sizes.max(axis=1), typical), _LEAST), dtype=np.float64)
 
 
 def _power_of_two(steps: FloatArray) -> FloatArray:

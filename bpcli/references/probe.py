@@ -17,6 +17,26 @@ from bpcli.references.perturbation.kinks import FREE
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.tangent import ALONG
 
+FIRST_STEP = 2.0**-10
+
+
+PILOT = 2.0**-20
+
+
+# What steps are relative to at least: the tiniest of them are still normal numbers.
+_LEAST = 2.0**-960
+
+
+def scales(probe: Probe) -> FloatArray:
+    """`(K,)`: the size that a step is relative to: the entry's, or the median of its tensor but at most 1.
+
+    Functions bend within one, however large other entries are; 1 where all are zero.
+    """
+    sizes = np.abs(probe.points)
+    typical = min(float(np.median(sizes[sizes > 0])), 1.0) if sizes.any() else 1.0
+    return np.asarray(np.maximum(np.maximum(sizes.max(axis=1), typical), _LEAST), dtype=np.float64)
+
+
 FloatArray = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Losses = Callable[[Indices, FloatArray], FloatArray]

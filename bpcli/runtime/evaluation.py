@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from bpcli.errors import fail
 from bpcli.graph.nodes import Node, Phase
 from bpcli.problem.definition import FloatArray, Problem, Values, cast
-from bpcli.references.perturbation.kinks import FREE
 from bpcli.runtime.copies import plan_of
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Trace
@@ -35,12 +34,6 @@ def total_of(losses: Values, weights: FloatArray) -> Values:
         new = total + term
         lost = (new - total) - term
         total = new
-    return total
-
-
-def marked(total: Values, met: FloatArray) -> Values:
-    """NaN, or an imaginary part of NaN, where a kink was met."""
-    (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
     return total
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.runtime.kernel_loader import Jobs
 from bpcli.tape.instructions import (
     ADDEND,
     COPY,
@@ -249,12 +248,12 @@ class Reach:
         return active_nodes(self.graph, self.changed) | {n.index for n in self.graph.nodes if n.phase in late}
 
     @cached_property
-    def before(self) -> Jobs:
+    def before(self) -> Integers:
         """The instructions that all copies share."""
         return self._select(lambda out: out not in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
 
     @cached_property
-    def each(self) -> Jobs:
+    def each(self) -> Integers:
         """The instructions of one step that every copy runs for itself; at its end the state moves on."""
         given = self.changed if self.single else frozenset()
         own = self._select(lambda out: out in self.reached - given and self.graph.nodes[out].phase is not Phase.STATIC)
@@ -267,7 +266,7 @@ class Reach:
             row[[SIZE, SIZE_A]] = self.graph.nodes[previous].size
         return np.concatenate([own, moves])
 
-    def _select(self, wanted) -> Jobs:  # type: ignore[no-untyped-def]
+    def _select(self, wanted) -> Integers:  # type: ignore[no-untyped-def]
         code = self.forward.code
         chosen = np.array([bool(wanted(int(out))) for out in code[:, OUT]], dtype=bool)
         return np.ascontiguousarray(code[chosen])

@@ -19,12 +19,18 @@ from bpcli.problem.definition import FloatArray, Problem, Tensor, Values, cast
 from bpcli.references.perturbation.executor import FAR_FLOPS, Asked, Executor, Found, Piece
 from bpcli.references.perturbation.kinks import FREE, NONE, Kinks, find_kinks
 from bpcli.runtime.copies import Copies, Layout, layout_of, plan_of, reach
-from bpcli.runtime.evaluation import marked, total_of
+from bpcli.runtime.evaluation import total_of
 from bpcli.runtime.rank_one_updates import Entries, joined, make_fixes
 from bpcli.runtime.reverse_mode import Window, loss_weights, merged
 from bpcli.runtime.trace import Trace
 from bpcli.tape.dependency import Reach
 from bpcli.tape.instructions import BASE
+
+
+def marked(total: Values, met: FloatArray) -> Values:
+    """NaN, or an imaginary part of NaN, where a kink was met."""
+    (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
+    return total
 
 
 def change_parameters(own: Perturbed, copies: Copies, piece: Piece, met: FloatArray) -> None:

@@ -1,0 +1,42 @@
+"""The commands of `bp`: their modules and the lines that help shows, read without importing any of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import click
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command: its module, the line that `bp --help` shows, and the JSON of a call refused before the command ran."""
+
+    module: str
+    help: str
+    rows_key: str = "rows"
+    summary: dict[str, int] = field(default_factory=dict)
+
+
+COMMANDS = {
+    "check": Entry(
+        "bpcli.commands.check",
+        "Judge gradients against references with error bounds.",
+        "findings",
+        {"passed": 0, "wrong": 0, "inconclusive": 0},
+    ),
+    "grad": Entry("bpcli.commands.grad", "Write the loss and its gradient to a file.", "arrays"),
+    "export": Entry("bpcli.commands.export", "Write the arrays that a spec runs on to a file.", "arrays"),
+    "bench": Entry("bpcli.commands.bench", "Measure time and memory over a sweep.", "cells"),
+    "merge": Entry("bpcli.commands.merge", "Put saved bench runs together.", "cells"),
+    "report": Entry("bpcli.commands.report", "Write runs as a page with plots."),
+    "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
+    "ab": Entry("bpcli.commands.ab", "Compare two installations of bp by runs in turn.", "comparisons"),
+    "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
+    "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
+}
+
+
+def option_name(option: click.Parameter) -> str:
+    """The long name of an option without dashes in front: `max_memory` for `--max-memory`."""
+    longest = max(option.opts, key=len)
+    return longest.lstrip("-").replace("-", "_")
