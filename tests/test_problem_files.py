@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from bpcli.errors import BpError, Place
-from bpcli.problem.array_files import open_arrays
-from bpcli.problem.npz import _fields
+from bpcli.problem.array_files import _npz_fields, open_arrays
 
 PLACE = Place("spec.toml", 7, 8, 'file = "w.npz"')
 FLOAT64 = np.dtype(np.float64)
@@ -175,7 +174,7 @@ def test_npz_refuses_bad_members(member, code, says, tmp_path):
 
 def test_npz_header_is_data_alone():
     """A header is parsed as literals, never evaluated."""
-    assert ("<f8", (2, 3), False) == _fields(fields())
+    assert ("<f8", (2, 3), False) == _npz_fields(fields())
 
 
 def damaged(path: Path, **change: object) -> Path:

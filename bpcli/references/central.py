@@ -41,16 +41,7 @@ from bpcli.references.noise import SAMPLES, entry_noise, loss_noise
 from bpcli.references.oscillation_guard import Pilot, differences
 from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import analytic
-from bpcli.references.probe import (
-    FIRST_STEP,
-    NOISE_ROWS,
-    PILOT,
-    Directions,
-    FloatArray,
-    Indices,
-    Sampler,
-    scales,
-)
+from bpcli.references.probe import FIRST_STEP, NOISE_ROWS, PILOT, Directions, FloatArray, Indices, Sampler, scales
 from bpcli.runtime.reverse_mode import Window
 
 ROUNDS = 8

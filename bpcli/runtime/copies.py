@@ -1,10 +1,10 @@
 """Many perturbed copies of a network run side by side: finite differences at the speed of matrix products.
 
-Copies × rows are rows of a batch. Values that a perturbation cannot reach are computed once and shared. A changed matrix
-entry is a rank-one update of its copy's rows (see `bpcli.runtime.rank_one_updates`), a changed vector is stored once per
-copy. Copies do not wait for each other: each part of them goes through all steps by itself, while its values are in
-cache. Or all steps are rows too, each by itself from a state that is known (`Reach.single`). Plans and layouts are kept
-for the setups last worked on.
+Copies × rows are rows of a batch. Values that a perturbation cannot reach are computed once and shared. A changed
+matrix entry is a rank-one update of its copy's rows (see `bpcli.runtime.rank_one_updates`), a changed vector is stored
+once per copy. Copies do not wait for each other: each part of them goes through all steps by itself, while its values
+are in cache. Or all steps are rows too, each by itself from a state that is known (`Reach.single`). Plans and layouts
+are kept for the setups last worked on.
 """
 
 from __future__ import annotations
