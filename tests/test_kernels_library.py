@@ -136,20 +136,20 @@ def test_the_folder_knows_all_sources() -> None:
         new = imports(todo.pop()) - found
         found |= new
         todo += new
-    listed = {(PACKAGE / "kernels" / source).resolve().relative_to(PACKAGE.resolve()) for source in folder.SOURCES}
-    assert sorted(found) == sorted(".".join(("bpcli", *path.parts)) for path in listed)
+    listed = {path.relative_to(PACKAGE.parent).with_suffix("") for path in folder.sources(PACKAGE)}
+    assert sorted({*found, "bpcli.kernels.__init__"}) == sorted(".".join(path.parts) for path in listed)
 
 
-@pytest.mark.parametrize("source", ["kernels/reverse.py", "kernels/elementwise_real.py", "graph/operations.py", ""])
+@pytest.mark.parametrize("source", ["kernels/reverse.py", "kernels/real_functions.py", "graph/operations.py", ""])
 def test_the_folder_changes_with_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     """Another line in any source is another folder; the same sources elsewhere are the same."""
-    for room in ("kernels", "graph"):
+    for room in ("kernels", "graph", "tape", "runtime"):
         shutil.copytree(PACKAGE / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     if source:
         with (tmp_path / source).open("a", encoding="utf-8") as file:
             file.write("# changed\n")
     before = folder.cache_folder.__wrapped__().name
-    monkeypatch.setattr(folder, "__file__", str(tmp_path / "kernels" / "folder.py"))
+    monkeypatch.setattr(folder, "__file__", str(tmp_path / "runtime" / "kernel_cache.py"))
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cache"))
     found = folder.cache_folder.__wrapped__()
     assert (source == "") == (before == found.name)
@@ -270,7 +270,7 @@ def test_a_folder_that_others_may_write_to(tmp_path, monkeypatch, capsys, arrang
 def test_without_a_folder_of_ones_own(tmp_path, monkeypatch, capsys) -> None:
     """Kernels are kept in a private folder for this run, which its end removes."""
     tmp_path.chmod(0o777)
-    code = "from bpcli.kernels.folder import cache_folder; print(cache_folder())"
+    code = "from bpcli.runtime.kernel_cache import cache_folder; print(cache_folder())"
     paths = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
     places = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"), str(tmp_path))
     run = [sys.executable, "-c", code]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpcli.kernels import forward
-from bpcli.kernels import tiles as products
+from bpcli.kernels import matrix_gradients as products
 from bpcli.kernels.tiles import pack, width
 from bpcli.runtime.jobs import Call, forward_job
 from bpcli.runtime.rank_one_updates import no_fixes

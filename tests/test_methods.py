@@ -23,7 +23,7 @@ from kernel_cases import (
 from naive import loss
 
 from bpcli.errors import BpError
-from bpcli.kernels import tiles as products
+from bpcli.kernels import matrix_gradients as products
 from bpcli.methods import known_names, load, parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem

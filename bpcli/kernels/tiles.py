@@ -1,14 +1,9 @@
-"""Tiles of a product, whose sums stay in registers while a panel passes by, in LLVM's terms.
-
-Products of few rows with a matrix that is used again and again, packed for it once.
+"""Products of few rows with a matrix that is used again and again, packed for it once.
 
 A library packs a factor anew in every call, which for the 16 rows of a shard takes as long as a good part of the
 product. Here `op(W) (k, n)` stands in panels of columns, `(panels, k, width)`, the last one filled up with zeros,
-and a tile of ROWS × `width` sums stays in registers while a panel passes by (Goto & van de Geijn 2008).
-
-The packing kernel: copies matrices into panels of columns for products of many rows (see `bpcli.kernels.tiles`).
-
-The matrix-gradient kernel: after the time loop, one product per stretch of rows of each matrix.
+and a tile of ROWS × `width` sums, written in LLVM's terms, stays in registers while a panel passes by (Goto & van de
+Geijn 2008).
 """
 
 from __future__ import annotations
@@ -20,9 +15,9 @@ from numpy.typing import NDArray
 
 from bpcli.kernels import mode
 from bpcli.kernels.blas import gemm, plain_gemm
-from bpcli.kernels.jit import inner, vector, vector_from
+from bpcli.kernels.jit import inner
 from bpcli.kernels.simd import VECTOR_BYTES, WIDE
-from bpcli.tape.layout import MOST_COLUMNS, VECTORS
+from bpcli.tape.instructions import MOST_COLUMNS, VECTORS
 
 ROWS = 8 if WIDE else 4
 """Rows of a tile of `VECTORS` vectors: 24 sums of AVX-512, or 12 of AVX2, with what they are made of, fill the
@@ -249,66 +244,3 @@ else:
         product = np.concatenate([left @ panel for panel in panels], axis=1)[:, :n]
         held, out = (view(C[i:], (m, n), (ld * C.itemsize, C.itemsize)) for i, ld in ((d, ldd), (c, ldc)))
         out[...] = held + product if add else product
-
-
-(LENGTH, MATRIX, DOWN, ACROSS, PACK_DEPTH, PACK_COLUMNS, WIDTH, COPY) = range(8)
-"""Fields of a job: the length of the values; where a matrix (k, n) begins, and how far its rows and its columns are
-apart; k; n; the columns of a panel; where the panels (panel, k, width) begin."""
-PACK_JOB = COPY + 1
-
-
-def pack_span(job, values):  # type: ignore[no-untyped-def]
-    """Write the panels of one matrix, the last one filled up with zeros."""
-    job = vector(job, PACK_JOB)
-    V = vector(values, job[LENGTH])
-    down, across, k, n, width = job[DOWN], job[ACROSS], job[PACK_DEPTH], job[PACK_COLUMNS], job[WIDTH]
-    for j in range(0, n, width):
-        wanted = min(width, n - j)
-        for i in range(k):
-            row, out = job[MATRIX] + i * down + j * across, job[COPY] + j * k + i * width
-            if across == 1:
-                for c in range(wanted):
-                    V[out + c] = V[row + c]
-            else:
-                for c in range(wanted):
-                    V[out + c] = V[row + c * across]
-            for c in range(wanted, width):
-                V[out + c] = 0
-
-
-(
-    FACTORS,
-    LENGTH_V,
-    COTANGENTS,
-    LENGTH_C,
-    TURNED_,
-    PRODUCT_ROWS,
-    COLUMNS,
-    PRODUCT_DEPTH,
-    TIMES,
-    DELTA,
-    DELTA_STRIDE,
-    DELTA_JUMP,
-    VECTOR,
-    VECTOR_STRIDE,
-    VECTOR_JUMP,
-    SUM,
-) = range(16)
-"""Fields of a job: the arrays (how far F and C begin from `values`), then G (rows, columns) at SUM += Δᵀ v over `DEPTH`
-rows, or vᵀ Δ where turned, and that `TIMES` times, a jump from one to the next."""
-JOB = SUM + 1
-
-
-def matrix_product(job, values):  # type: ignore[no-untyped-def]
-    """Add one stretch of a matrix's gradient."""
-    job = vector(job, JOB)
-    F = vector_from(values, job[FACTORS], job[LENGTH_V])
-    C = vector_from(values, job[COTANGENTS], job[LENGTH_C])
-    m, n, k = job[PRODUCT_ROWS], job[COLUMNS], job[PRODUCT_DEPTH]
-    times, out = job[TIMES], job[SUM]
-    delta, ldd, jd = job[DELTA], job[DELTA_STRIDE], job[DELTA_JUMP]
-    v, ldv, jv = job[VECTOR], job[VECTOR_STRIDE], job[VECTOR_JUMP]
-    if job[TURNED_] == 1:
-        transposed_product(m, n, k, times, F, v, ldv, jv, C, delta, ldd, jd, C, out)
-    else:
-        transposed_product(m, n, k, times, C, delta, ldd, jd, F, v, ldv, jv, C, out)

@@ -24,25 +24,6 @@ import numpy as np
 from bpcli import __version__
 from bpcli.errors import printable
 
-SOURCES = (
-    *(
-        "atomics",
-        "binary",
-        "blas",
-        "codes",
-        "compiling",
-        "crew",
-        "elementwise",
-        "elementwise_complex",
-        "elementwise_real",
-        "forward",
-    ),
-    *("influence", "jit", "matvec", "mode", "packing", "products", "pull", "pull_reductions", "reductions"),
-    *("reverse", "rows", "simd", "slopes", "symbols", "team", "tile", "tiles", "unary"),
-    *("../graph/operations", "../graph/tape"),
-)
-"""What compiled code is made of: the modules that kernels import, directly or not, from this package."""
-
 Request = tuple[str, np.dtype]
 """A kernel by its name, and the dtype that it is compiled for."""
 MOST_LINKS = 40
@@ -82,14 +63,19 @@ def cache_folder() -> Path:
     return folder
 
 
+def sources(package: Path) -> list[Path]:
+    """The files that compiled code is made of: the kernels, the modules that they import, and the compiling process."""
+    others = ("graph/operations.py", "tape/instructions.py", "runtime/compiling.py")
+    return [*sorted((package / "kernels").glob("*.py")), *(package / name for name in others)]
+
+
 def _digest() -> str:
-    package = Path(__file__).resolve().parent
     machine = (sys.platform, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
     settings = [os.environ.get(f"NUMBA_{name}") for name in ("OPT", "CPU_NAME", "CPU_FEATURES")]
     versions = (__version__, version("numba"), version("llvmlite"), sys.version_info[:2])
     digest = hashlib.sha256(repr((versions, machine, settings)).encode())
-    for source in SOURCES:
-        digest.update((package / f"{source}.py").read_bytes())
+    for source in sources(Path(__file__).resolve().parents[1]):
+        digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 

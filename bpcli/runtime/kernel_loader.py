@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 KERNELS = {
     "forward": "bpcli.kernels.forward:forward_span",
     "reverse": "bpcli.kernels.reverse:reverse_span",
-    "products": "bpcli.kernels.tiles:matrix_product",
+    "products": "bpcli.kernels.matrix_gradients:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
-    "pack": "bpcli.kernels.tiles:pack_span",
+    "pack": "bpcli.kernels.packing:pack_span",
     "crew": "bpcli.kernels.thread_pool:crew_span",
 }
 ENTRY = "bp_kernel"

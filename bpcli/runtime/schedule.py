@@ -16,9 +16,9 @@ import numpy as np
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import forward as forward_kernel
 from bpcli.kernels import lockstep as team
+from bpcli.kernels import matrix_gradients as products_kernel
+from bpcli.kernels import packing as packing_kernel
 from bpcli.kernels import reverse as reverse_kernel
-from bpcli.kernels import tiles as packing_kernel
-from bpcli.kernels import tiles as products_kernel
 from bpcli.kernels.tiles import width
 from bpcli.runtime.jobs import Call, cut, forward_job, reverse_job
 from bpcli.runtime.kernel_loader import Jobs
@@ -29,6 +29,7 @@ from bpcli.tape.instructions import (
     BASE,
     INNER_ROW,
     LANE,
+    LEAST_MATRIX,
     MATMUL,
     OP,
     PACKED,
@@ -38,7 +39,7 @@ from bpcli.tape.instructions import (
     STEP,
     Integers,
 )
-from bpcli.tape.layout import ALIGN, LEAST_MATRIX, packed_shape, settle, without_packed
+from bpcli.tape.layout import ALIGN, packed_shape, settle, without_packed
 from bpcli.tape.plan import Plan
 
 

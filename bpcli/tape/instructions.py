@@ -16,6 +16,18 @@ from numpy.typing import NDArray
 
 from bpcli.graph.operations import OPERATIONS
 
+LEAST_MATRIX = 1 << 15
+"""Entries of a matrix from which threads share its products with one vector."""
+
+
+VECTORS = 3
+"""Vectors in a row of a tile of a product (see `bpcli.kernels.tiles`)."""
+
+
+MOST_COLUMNS = 256
+"""Columns of a factor that is multiplied as it stands: entries of a column that are pages apart are better packed."""
+
+
 BASE, STEP, OUTER, INNER_ROW, LANE, EPOCH, PACKED, PACKED_T, APART = range(9)
 
 

@@ -20,10 +20,12 @@ from bpcli.tape.instructions import (
     APART,
     BASE,
     EPOCH,
+    LEAST_MATRIX,
     MATMUL,
     MODE_A,
     MODE_ADDEND,
     MODE_B,
+    MOST_COLUMNS,
     NONE,
     OP,
     OUT,
@@ -34,6 +36,7 @@ from bpcli.tape.instructions import (
     SIZE_B,
     STEP,
     TURNED,
+    VECTORS,
     ZERO,
     A,
     Alias,
@@ -44,12 +47,6 @@ from bpcli.tape.instructions import (
 )
 from bpcli.tape.lowering import LEAVES
 
-LEAST_MATRIX = 1 << 15
-"""Entries of a matrix from which threads share its products with one vector."""
-VECTORS = 3
-"""Vectors in a row of a tile of a product (see `bpcli.kernels.tiles`)."""
-MOST_COLUMNS = 256
-"""Columns of a factor that is multiplied as it stands: entries of a column that are pages apart are better packed."""
 _WIDEST = VECTORS * 64 // 4  # of any processor: what is held does not depend on where it is held
 
 
