@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from bpcli import __version__
 from bpcli.errors import BpError
 from bpcli.problem.definition import Problem
-from bpcli.references import derivatives, get, rounding
+from bpcli.references import get
 from bpcli.references.base import Estimate
+from bpcli.references.numerics import derivatives, rounding
 from bpcli.runtime.reverse_mode import Window
 
 GROUPS = ("ordinary", "saturated", "scaled inputs", "offset", "huge loss", "tiny loss", "sizes")

@@ -36,11 +36,10 @@ from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits, array_bytes
 from bpcli.problem.setup import open_setup
-from bpcli.references import central, complex_step
-from bpcli.references import richardson as ladder
+from bpcli.references import central, complex_step, ladder
 from bpcli.references.base import Estimate, Reference
+from bpcli.references.numerics.rounding import rounding
 from bpcli.references.perturbation.kinks import find_kinks
-from bpcli.references.rounding import rounding
 from bpcli.runtime.evaluation import check_finite
 
 Array = np.ndarray[Any, Any]

@@ -16,7 +16,7 @@ from foreign_cases import GOOD
 
 from bpcli.checking.blame.signatures import extent, multiple, proportional, single_precision
 from bpcli.checking.blame.wording import apart
-from bpcli.references.rounding import FACTOR
+from bpcli.references.numerics.rounding import FACTOR
 
 OWN = Path(__file__).parent
 SLIPS = """

@@ -12,7 +12,7 @@ from bpcli.checking.escalation import decide, decide_along
 from bpcli.checking.reference_cache import Truth, whole
 from bpcli.checking.verdict import INCONCLUSIVE, PASS, WRONG
 from bpcli.references import complex_step
-from bpcli.references.probe import directions
+from bpcli.references.numerics.probe import directions
 
 CHAOTIC = """bp = 1
 inputs = { x = [2], y_star = [1] }

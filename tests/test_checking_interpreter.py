@@ -10,7 +10,7 @@ from bpcli.checking.faults.fault import as_method
 from bpcli.checking.interpreter import RIGHT, Hooks
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
-from bpcli.references.rounding import rounding
+from bpcli.references.numerics.rounding import rounding
 
 NAMES = [*sorted(p.stem for p in SPECS.glob("*.toml")), *OURS]
 

@@ -21,7 +21,7 @@ from bpcli.checking.verdict import (
     summarise,
 )
 from bpcli.references.base import Estimate
-from bpcli.references.rounding import bound as rounding_bound
+from bpcli.references.numerics.rounding import bound as rounding_bound
 
 Array = NDArray[np.float64]
 F64, F32 = np.dtype(np.float64), np.dtype(np.float32)

@@ -13,10 +13,10 @@ from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.setup import open_setup
 from bpcli.references.complex_step import REFERENCE
+from bpcli.references.numerics.probe import directions
+from bpcli.references.numerics.rounding import rounding
 from bpcli.references.perturbation.kink_slopes import slopes_of
 from bpcli.references.perturbation.kinks import find_kinks
-from bpcli.references.probe import directions
-from bpcli.references.rounding import rounding
 from bpcli.runtime.reverse_mode import Window
 
 FEED_FORWARD = """bp = 1
@@ -160,6 +160,6 @@ def test_rounding_at_a_kink_is_rounding(tmp_path: Path, monkeypatch: pytest.Monk
     for followed in (True, False):
         problem = opened(tmp_path, text, wrt=("params", "state"))
         if not followed:
-            monkeypatch.setattr("bpcli.references.rounding.slopes_of", lambda problem: None)
+            monkeypatch.setattr("bpcli.references.numerics.rounding.slopes_of", lambda problem: None)
         found = rounding(problem, (Window(0, 0, 3),), np.dtype(np.float64)).gradient["a"]
         assert followed == (0 < found[0] < 1e-12)

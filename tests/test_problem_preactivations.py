@@ -12,9 +12,9 @@ from bpcli import references
 from bpcli.checking.reference_cache import whole
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem
-from bpcli.references import chain_rule as chain
-from bpcli.references.chain_rule import Chain
-from bpcli.references.derivatives import Derivatives
+from bpcli.references.numerics import chain_rule as chain
+from bpcli.references.numerics.chain_rule import Chain
+from bpcli.references.numerics.derivatives import Derivatives
 from bpcli.references.perturbation import one_step as steps
 from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.references.perturbation.one_step import cut

@@ -13,9 +13,9 @@ from bpcli.problem.definition import Tensor
 from bpcli.problem.draw import draw
 from bpcli.references import get, known
 from bpcli.references.central import differentiate
-from bpcli.references.probe import COUNT, Probe, Sampler, directions, dot, norms
-from bpcli.references.richardson import extrapolate
-from bpcli.references.taylor import rates
+from bpcli.references.ladder import extrapolate
+from bpcli.references.numerics.probe import COUNT, Probe, Sampler, directions, dot, norms
+from bpcli.references.numerics.taylor import rates
 from bpcli.runtime.reverse_mode import Window
 
 Array = NDArray[np.float64]

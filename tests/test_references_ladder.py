@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from bpcli.references.central import differentiate
-from bpcli.references.derivatives import Derivatives
-from bpcli.references.noise import POINTS, loss_noise, table_noise
-from bpcli.references.probe import Probe, Sampler
+from bpcli.references.numerics.derivatives import Derivatives
+from bpcli.references.numerics.noise import POINTS, loss_noise, table_noise
+from bpcli.references.numerics.probe import Probe, Sampler
 
 Array = NDArray[np.float64]
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from bpcli.references.central import differentiate
-from bpcli.references.derivatives import Derivatives
-from bpcli.references.probe import Probe, Sampler
-from bpcli.references.richardson import extrapolate
+from bpcli.references.ladder import extrapolate
+from bpcli.references.numerics.derivatives import Derivatives
+from bpcli.references.numerics.probe import Probe, Sampler
 
 Array = NDArray[np.float64]
 Estimator = Callable[[Sampler, float], Derivatives]

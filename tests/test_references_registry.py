@@ -12,7 +12,7 @@ from bpcli.errors import BpError
 from bpcli.problem.draw import draw
 from bpcli.references import get, known
 from bpcli.references.central import REFERENCE
-from bpcli.references.probe import probe
+from bpcli.references.numerics.probe import probe
 from bpcli.runtime.reverse_mode import Window
 
 

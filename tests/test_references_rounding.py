@@ -11,7 +11,7 @@ from checking_cases import LIMITS, SMALL, naive_gradient, small_setup
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.setup import open_setup
-from bpcli.references.rounding import bound, rounding, unit_roundoff
+from bpcli.references.numerics.rounding import bound, rounding, unit_roundoff
 from bpcli.runtime.reverse_mode import Window
 
 F64, F32 = np.dtype(np.float64), np.dtype(np.float32)

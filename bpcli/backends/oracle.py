@@ -17,9 +17,9 @@ import numpy as np
 from bpcli import backends
 from bpcli.problem.definition import Problem, Setup, Tensor, cast
 from bpcli.references.base import Estimate, FloatArray, Reference
+from bpcli.references.numerics.probe import Directions, dot, norms
+from bpcli.references.numerics.rounding import rounding, rounding_flops
 from bpcli.references.perturbation.executor import Executor
-from bpcli.references.probe import Directions, dot, norms
-from bpcli.references.rounding import rounding, rounding_flops
 from bpcli.runtime.reverse_mode import Window, unrolled
 
 _DOUBLE = np.dtype(np.float64)

@@ -20,17 +20,17 @@ from bpcli.problem.definition import Setup, Tensor
 from bpcli.problem.limits import array_bytes
 from bpcli.references.base import ByChain, Reference, copies
 from bpcli.references.central import Central
-from bpcli.references.chain_rule import AT_ONCE
 from bpcli.references.complex_step import ComplexStep
-from bpcli.references.derivatives import COMPARED, SIGNED
-from bpcli.references.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.noise import SAMPLES
+from bpcli.references.numerics.chain_rule import AT_ONCE
+from bpcli.references.numerics.derivatives import COMPARED, SIGNED
+from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.numerics.noise import SAMPLES
+from bpcli.references.numerics.probe import COUNT, ROWS
+from bpcli.references.numerics.rounding import rounding_flops
 from bpcli.references.perturbation.one_step import cut
 from bpcli.references.perturbation.perturbed import BLOCK_ENTRIES
 from bpcli.references.perturbation.preactivations import step_by_step
 from bpcli.references.perturbation.tangent import possible
-from bpcli.references.probe import COUNT, ROWS
-from bpcli.references.rounding import rounding_flops
 from bpcli.runtime.copies import layout_of, reach
 from bpcli.runtime.reverse_mode import unrolled
 from bpcli.tape.plan import make_plan

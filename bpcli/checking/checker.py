@@ -21,8 +21,8 @@ from bpcli.methods import MethodCall
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import Estimate, FloatArray
+from bpcli.references.numerics.probe import directions, dot
 from bpcli.references.perturbation.executor import Executor
-from bpcli.references.probe import directions, dot
 from bpcli.runtime.evaluation import check_finite
 from bpcli.runtime.reverse_mode import Window
 

@@ -12,7 +12,7 @@ from bpcli.checking.verdict import WRONG, Entries, judge, merge, powered, settle
 from bpcli.problem.definition import Tensor
 from bpcli.references import complex_step
 from bpcli.references.base import FloatArray, forward_flops
-from bpcli.references.probe import directions, dot, norms
+from bpcli.references.numerics.probe import directions, dot, norms
 
 AFFORDABLE = 2e10
 """Predicted flops that are spent on what the first references leave open, or on finding the entry that is wrong."""

@@ -18,7 +18,7 @@ from bpcli.methods import MethodCall
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.problem.draw import draw
 from bpcli.references.base import FloatArray
-from bpcli.references.rounding import rounding
+from bpcli.references.numerics.rounding import rounding
 from bpcli.runtime.reverse_mode import Window
 
 Outcome = Literal["caught", "void", "missed"]

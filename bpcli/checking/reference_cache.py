@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 from bpcli.backends import oracle as outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
 from bpcli.problem.definition import Problem, Setup, Tensor
-from bpcli.references import central, complex_step, get
-from bpcli.references import richardson as ladder
+from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
-from bpcli.references.differences import Around
-from bpcli.references.float_range import overflows
+from bpcli.references.numerics.differences import Around
+from bpcli.references.numerics.float_range import overflows
+from bpcli.references.numerics.probe import FloatArray, probe
+from bpcli.references.numerics.rounding import Rounding, rounding
+from bpcli.references.numerics.taylor import rates
 from bpcli.references.perturbation.executor import Executor
-from bpcli.references.probe import FloatArray, probe
-from bpcli.references.rounding import Rounding, rounding
-from bpcli.references.taylor import rates
 from bpcli.runtime.evaluation import whole_loss
 from bpcli.runtime.reverse_mode import Window
 

@@ -12,9 +12,9 @@ import numpy as np
 from bpcli.errors import fail
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import FloatArray, forward_flops
+from bpcli.references.numerics.probe import Probe, Sampler, probe, scales
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.tangent import STEP
-from bpcli.references.probe import Probe, Sampler, probe, scales
 from bpcli.runtime.reverse_mode import Window
 
 STEPS: FloatArray = np.exp2(np.arange(-50, 1, dtype=np.float64))

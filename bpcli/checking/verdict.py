@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bpcli.checking.findings import Kink, Verdict, Worst
 from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.rounding import FACTOR, unit_roundoff
+from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
 
 Mask = NDArray[np.bool_]
 Codes = NDArray[np.int8]

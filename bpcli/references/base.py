@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.problem.definition import Problem, Setup, Tensor
+from bpcli.references.numerics.probe import Directions
 from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.preactivations import linked, step_by_step, terms, worthwhile
-from bpcli.references.probe import Directions
 from bpcli.runtime.copies import reach
 from bpcli.runtime.reverse_mode import Window
 from bpcli.tape.plan import node_flops

@@ -24,7 +24,7 @@ import numpy as np
 
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops
-from bpcli.references.derivatives import (
+from bpcli.references.numerics.derivatives import (
     COMPARED,
     NOISE_FACTOR,
     SIGNED,
@@ -35,13 +35,22 @@ from bpcli.references.derivatives import (
     where_finite,
     with_known_kinks,
 )
-from bpcli.references.differences import Around, Differentiate, Quick, sweep, sweep_along
-from bpcli.references.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.noise import SAMPLES, entry_noise, loss_noise
-from bpcli.references.oscillation_guard import Pilot, differences
+from bpcli.references.numerics.differences import Around, Differentiate, Quick, sweep, sweep_along
+from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.numerics.noise import SAMPLES, entry_noise, loss_noise
+from bpcli.references.numerics.oscillation_guard import Pilot, differences
+from bpcli.references.numerics.probe import (
+    FIRST_STEP,
+    NOISE_ROWS,
+    PILOT,
+    Directions,
+    FloatArray,
+    Indices,
+    Sampler,
+    scales,
+)
 from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import analytic
-from bpcli.references.probe import FIRST_STEP, NOISE_ROWS, PILOT, Directions, FloatArray, Indices, Sampler, scales
 from bpcli.runtime.reverse_mode import Window
 
 ROUNDS = 8

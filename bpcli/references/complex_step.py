@@ -15,15 +15,15 @@ import numpy as np
 
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops, nothing
-from bpcli.references.chain_rule import Chain
-from bpcli.references.derivatives import COMPARED
-from bpcli.references.differences import slopes
+from bpcli.references.numerics.chain_rule import Chain
+from bpcli.references.numerics.derivatives import COMPARED
+from bpcli.references.numerics.differences import slopes
+from bpcli.references.numerics.probe import Along, Directions, FloatArray, Indices, Probe, norms, probe
+from bpcli.references.numerics.rounding import rounding, rounding_flops
 from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.references.perturbation.perturbed import Change, Perturbed
 from bpcli.references.perturbation.tangent import ALONG, STEP, possible
-from bpcli.references.probe import Along, Directions, FloatArray, Indices, Probe, norms, probe
-from bpcli.references.rounding import rounding, rounding_flops
 from bpcli.runtime.reverse_mode import Window
 
 # Products of imaginary parts may underflow, now and then.

@@ -19,8 +19,8 @@ from bpcli.methods import MethodCall
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import FloatArray
+from bpcli.references.numerics.rounding import rounding
 from bpcli.references.perturbation.kink_slopes import ALIKE, slopes_of
-from bpcli.references.rounding import rounding
 from bpcli.runtime.reverse_mode import Window
 
 # Two gradients, each with its rounding.

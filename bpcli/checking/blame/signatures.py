@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bpcli.checking.blame.wording import apart
 from bpcli.references.base import FloatArray
-from bpcli.references.rounding import FACTOR
+from bpcli.references.numerics.rounding import FACTOR
 
 # The part of an error that an explanation may leave unexplained.
 LEFT = 1e-6

@@ -40,9 +40,19 @@ from bpcli.problem.definition import Array, Tensor
 from bpcli.problem.limits import Limits, format_duration
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.central import TARGET, differentiate
-from bpcli.references.noise import EVALUATIONS
-from bpcli.references.probe import COUNT, NOISE_ROWS, Indices, Probe, Sampler, directions, dot, norms, points_along
-from bpcli.references.rounding import FACTOR, unit_roundoff
+from bpcli.references.numerics.noise import EVALUATIONS
+from bpcli.references.numerics.probe import (
+    COUNT,
+    NOISE_ROWS,
+    Indices,
+    Probe,
+    Sampler,
+    directions,
+    dot,
+    norms,
+    points_along,
+)
+from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
 
 
 def blame(found: Finding, cause: str) -> dict[str, object]:

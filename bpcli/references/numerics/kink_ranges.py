@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.problem.definition import Tensor
-from bpcli.references.derivatives import Derivatives
-from bpcli.references.float_range import magnitude
+from bpcli.references.numerics.derivatives import Derivatives
+from bpcli.references.numerics.float_range import magnitude
+from bpcli.references.numerics.probe import Along, FloatArray, Indices, Probe, norms
+from bpcli.references.numerics.rounding import rounding
 from bpcli.references.perturbation.kink_slopes import ALIKE, Shares, Slopes
 from bpcli.references.perturbation.kinks import FREE
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.tangent import STEP
-from bpcli.references.probe import Along, FloatArray, Indices, Probe, norms
-from bpcli.references.rounding import rounding
 from bpcli.runtime.reverse_mode import Window
 
 _COMPLEX = np.dtype(np.complex128)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpcli.problem.definition import Array, Problem, Setup, cast
-from bpcli.references.float_range import PASSES, float_range
+from bpcli.references.numerics.float_range import PASSES, float_range
+from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation.kink_slopes import ALIKE, slopes_of
-from bpcli.references.probe import FloatArray
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
 
 # Multiples of the sampled standard deviation, and of one rounding of the result, that a correct gradient may be off by;

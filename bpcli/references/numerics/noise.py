@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.problem.definition import Setup
-from bpcli.references.derivatives import UNIT_ROUNDOFF
+from bpcli.references.numerics.derivatives import UNIT_ROUNDOFF
+from bpcli.references.numerics.probe import ROWS, FloatArray, Sampler
 from bpcli.references.perturbation.one_step import Steps
-from bpcli.references.probe import ROWS, FloatArray, Sampler
 
 POINTS = 9
 _AGREE = 4.0

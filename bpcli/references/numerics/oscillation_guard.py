@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpcli.references.derivatives import NOISE_FACTOR, UNIT_ROUNDOFF, Derivatives, Mask, where_finite
-from bpcli.references.noise import POINTS, table_noise
-from bpcli.references.probe import FloatArray, Indices, Sampler
+from bpcli.references.numerics.derivatives import NOISE_FACTOR, UNIT_ROUNDOFF, Derivatives, Mask, where_finite
+from bpcli.references.numerics.noise import POINTS, table_noise
+from bpcli.references.numerics.probe import FloatArray, Indices, Sampler
 
 
 class Pilot:

@@ -13,15 +13,10 @@ from numpy.typing import NDArray
 
 from bpcli.problem.definition import Problem, Tensor
 from bpcli.references.base import Estimate, nothing
-from bpcli.references.chain_rule import Chain, Ready
-from bpcli.references.derivatives import COMPARED, SIGNED, Comparison, Derivatives
-from bpcli.references.kink_ranges import Choices, put_ranges
-from bpcli.references.perturbation.executor import Executor
-from bpcli.references.perturbation.kink_slopes import slopes_of
-from bpcli.references.perturbation.kinks import FREE, find_kinks
-from bpcli.references.perturbation.perturbed import UNCHANGED, Change, Perturbed
-from bpcli.references.perturbation.tangent import STEP
-from bpcli.references.probe import (
+from bpcli.references.numerics.chain_rule import Chain, Ready
+from bpcli.references.numerics.derivatives import COMPARED, SIGNED, Comparison, Derivatives
+from bpcli.references.numerics.kink_ranges import Choices, put_ranges
+from bpcli.references.numerics.probe import (
     NOISE_ROWS,
     Along,
     Directions,
@@ -32,6 +27,11 @@ from bpcli.references.probe import (
     points_along,
     probe,
 )
+from bpcli.references.perturbation.executor import Executor
+from bpcli.references.perturbation.kink_slopes import slopes_of
+from bpcli.references.perturbation.kinks import FREE, find_kinks
+from bpcli.references.perturbation.perturbed import UNCHANGED, Change, Perturbed
+from bpcli.references.perturbation.tangent import STEP
 from bpcli.runtime.reverse_mode import Window
 
 Differentiate = Callable[[Sampler], Derivatives]

@@ -20,14 +20,29 @@ from numpy.typing import NDArray
 
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import Estimate, copies, forward_flops
-from bpcli.references.derivatives import NOISE_FACTOR, UNIT_ROUNDOFF, Derivatives, where_finite, with_known_kinks
-from bpcli.references.differences import Around, sweep, sweep_along
-from bpcli.references.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.noise import entry_noise, loss_noise
-from bpcli.references.oscillation_guard import Pilot
+from bpcli.references.numerics.derivatives import (
+    NOISE_FACTOR,
+    UNIT_ROUNDOFF,
+    Derivatives,
+    where_finite,
+    with_known_kinks,
+)
+from bpcli.references.numerics.differences import Around, sweep, sweep_along
+from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
+from bpcli.references.numerics.noise import entry_noise, loss_noise
+from bpcli.references.numerics.oscillation_guard import Pilot
+from bpcli.references.numerics.probe import (
+    FIRST_STEP,
+    NOISE_ROWS,
+    PILOT,
+    Directions,
+    FloatArray,
+    Indices,
+    Sampler,
+    scales,
+)
 from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import FREE
-from bpcli.references.probe import FIRST_STEP, NOISE_ROWS, PILOT, Directions, FloatArray, Indices, Sampler, scales
 from bpcli.runtime.reverse_mode import Window
 
 RUNGS = 16

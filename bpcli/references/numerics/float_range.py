@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bpcli.problem.definition import Array, Problem, Tensor, cast
-from bpcli.references.derivatives import Mask
+from bpcli.references.numerics.derivatives import Mask
+from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation.tangent import ALONG
-from bpcli.references.probe import FloatArray
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window, unrolled
 

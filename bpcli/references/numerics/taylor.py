@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.references.derivatives import NOISE_FACTOR
-from bpcli.references.noise import loss_noise
-from bpcli.references.probe import FloatArray, Sampler, scales
+from bpcli.references.numerics.derivatives import NOISE_FACTOR
+from bpcli.references.numerics.noise import loss_noise
+from bpcli.references.numerics.probe import FloatArray, Sampler, scales
 
 Mask = NDArray[np.bool_]
 

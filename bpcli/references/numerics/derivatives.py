@@ -13,7 +13,7 @@ from types import EllipsisType
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.references.probe import FIRST_STEP, PILOT, FloatArray, Indices, Probe, scales
+from bpcli.references.numerics.probe import FIRST_STEP, PILOT, FloatArray, Indices, Probe, scales
 
 # Beyond six standard deviations: `loss_noise` is two, and a difference over two steps carries one over the step.
 NOISE_FACTOR = 3.0

@@ -25,8 +25,9 @@ from functools import cached_property
 import numpy as np
 
 from bpcli.problem.definition import Problem, Tensor, cast
-from bpcli.references.derivatives import SIGNED, Derivatives, where_finite
-from bpcli.references.noise import SAMPLES, Noise
+from bpcli.references.numerics.derivatives import SIGNED, Derivatives, where_finite
+from bpcli.references.numerics.noise import SAMPLES, Noise
+from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation.one_step import Shifts, Steps
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.preactivations import (
@@ -39,7 +40,6 @@ from bpcli.references.perturbation.preactivations import (
     worthwhile,
 )
 from bpcli.references.perturbation.tangent import STEP, tangents
-from bpcli.references.probe import FloatArray
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window, merged
 
