@@ -32,7 +32,10 @@ ELSEWHERE: dict[Site, str] = {
     ("checking.sources.user_process.Process._greet", "process-lost"): "takes a Python that does not start",
     ("checking.sources.user_process.Process.start", "unsupported"): "takes Windows",
     ("checking.sources.user_file.load", "bad-file"): GUARD,
-    ("checking.sources.user_file._read", "unreadable-file 3"): "root may read everything, other causes depend on Python",
+    (
+        "checking.sources.user_file._read",
+        "unreadable-file 3",
+    ): "root may read everything, other causes depend on Python",
     ("cluster.connect.Cluster.require", ""): CLUSTER,
     ("cluster.connect.Cluster.results", "no-workers"): CLUSTER,
     ("cluster.connect.Cluster._answer", "worker-lost"): CLUSTER,

@@ -1,99 +1,11 @@
-"""What bp knows, as rows: each catalogue is read off its own registry.
-
-`bp list`: the catalogue.
-"""
+"""`bp list`: the catalogue."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import click
 
 from bpcli.commands.common import Common
 from bpcli.commands.shared_options import one_of, shared
-from bpcli.errors import BpError, printable
-from bpcli.render.document import Column, Document
-
-Row = Mapping[str, Any]
-_HEADINGS = {"kind": "catalogue", "name": "name", "options": "options", "tags": "kind", "summary": "summary"}
-
-
-def catalogue(what: str | None) -> Document:
-    """The catalogue called `what`, or all of them one after the other."""
-    names = [what] if what else list(_READERS)
-    rows = [{"kind": name, **row} for name in names for row in _READERS[name]()]
-    empty = {k for k in _HEADINGS if not any(row[k] for row in rows)} | ({"kind"} if what else set())
-    columns = [_column(key, hidden=key in empty) for key in _HEADINGS]
-    return Document("Catalogue", "entries", columns, rows, context={"command": "list", "what": what})
-
-
-def _column(key: str, hidden: bool) -> Column:
-    return Column(key, _HEADINGS[key], lambda row: row[key], _words, right=False, wide=hidden)
-
-
-def _words(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list | tuple) else str(value)
-
-
-def _row(name: str, summary: str, options: Sequence[str] = (), tags: Sequence[str] = ()) -> Row:
-    return {"name": name, "options": list(options), "tags": list(tags), "summary": summary}
-
-
-def _methods() -> Iterator[Row]:
-    from bpcli.methods import known_names, load, options_of
-
-    for name in known_names():
-        try:
-            method = load(name)
-        except BpError as error:  # a broken plug-in takes nothing from the others
-            click.echo(f"warning: {printable(error.diagnostics[0].what, 2000)}", err=True)
-            continue
-        yield _row(name, method.summary, options_of(method), tuple(sorted(method.tags)))
-
-
-def _tasks() -> Iterator[Row]:
-    from bpcli.tasks import find_task, known_tasks
-
-    for name in known_tasks():
-        yield _row(name, find_task(name, None).summary)
-
-
-def _operations() -> Iterator[Row]:
-    from bpcli.graph.expressions import COMPOSED
-    from bpcli.graph.operations import OPERATIONS
-
-    for name, operation in OPERATIONS.items():
-        yield _row(name, operation.description, tags=("analytic" if operation.analytic else "kinked",))
-    for name, description in COMPOSED.items():
-        yield _row(name, description, tags=("analytic",))
-
-
-def _references() -> Iterator[Row]:
-    from bpcli.backends import oracle as outside
-    from bpcli.references import get, known
-
-    for name in known():
-        yield _row(name, get(name).summary)
-    for name in outside.known():
-        yield _row(name, outside.describe(name))
-
-
-def _formats() -> Iterator[Row]:
-    from bpcli.render import known_formats, renderer
-
-    for name in known_formats():
-        yield _row(name, renderer(name).SUMMARY)
-
-
-_READERS: Mapping[str, Callable[[], Iterator[Row]]] = {
-    "methods": _methods,
-    "tasks": _tasks,
-    "operations": _operations,
-    "references": _references,
-    "formats": _formats,
-}
-
 
 CATALOGUES = ("methods", "tasks", "operations", "references", "formats")
 
@@ -103,6 +15,7 @@ CATALOGUES = ("methods", "tasks", "operations", "references", "formats")
 @shared("format", "output")
 def list(what: str | None, common: Common) -> int:
     """List what bp knows: methods, tasks, operations, references and output formats, or one of these."""
+    from bpcli.commands.inventory import catalogue
     from bpcli.commands.output import emit
 
     return emit(catalogue(what), common)
