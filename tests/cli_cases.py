@@ -110,7 +110,7 @@ def install_check(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[str], Verd
 
     module = SimpleNamespace(check=check, CheckOptions=CheckOptions)
     monkeypatch.setitem(sys.modules, "bpcli.checking.checker", module)
-    monkeypatch.setattr(bpcli.checking, "run", module, raising=False)
+    monkeypatch.setattr(bpcli.checking, "checker", module, raising=False)
     return calls
 
 

@@ -24,7 +24,7 @@ from kernel_cases import expected, gradient, loops
 from bpcli.backends.jax import PEER as JAX
 from bpcli.bench.memory_probe import allocated_bytes
 from bpcli.checking import checker as run
-from bpcli.checking.check_options import CheckOptions, check_cost
+from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
 from bpcli.checking.escalation import decide
 from bpcli.checking.findings import Finding
 from bpcli.checking.reference_cache import Truth, whole
@@ -202,7 +202,7 @@ def _check(problem: Problem, calls: Sequence[MethodCall], outcome: Outcome) -> T
         return kept[-1]
 
     def check() -> list[Finding]:
-        run.check_bytes(problem.setup, calls, CheckOptions())
+        check_bytes(problem.setup, calls, CheckOptions())
         check_cost(problem.setup, calls, CheckOptions())
         findings = run.check_problem(problem, calls, CheckOptions())
         findings_document(findings, [], {}, [])
@@ -323,7 +323,7 @@ def _memory(problem: Problem, calls: Sequence[MethodCall], outcome: Outcome) -> 
             outcome.fail(
                 "memory", f"{call.text.split(':')[0]} holds {'more' if held > cost else 'less'} than predicted"
             )
-    predicted = run.check_bytes(setup, calls, CheckOptions()) + sum(array_bytes(setup).values())
+    predicted = check_bytes(setup, calls, CheckOptions()) + sum(array_bytes(setup).values())
     for _ in range(2):  # the first may import something, or plan what is kept for the next
         held = _attempt(
             outcome, "check", lambda: allocated_bytes(lambda: run.check_problem(problem, calls, CheckOptions()))

@@ -194,7 +194,7 @@ def test_a_worker_must_find_the_same_spec(folder: Path, expected: list[dict]) ->
     """A fit worker measures; one that finds no such file is named."""
     with cluster(folder, HOME) as address:
         found = lasting(finish(bench(folder, "--scheduler", address, "-g", "T=2")))
-        code = "import sys; sys.argv[0] = 'bp'; from bpcli.bench import cells as t; from bpcli.cli import main\n"
+        code = "import sys; sys.argv[0] = 'bp'; from bpcli.bench import target as t; from bpcli.cli import main\n"
         code += "from bpcli.cluster import connect\nown = connect.Cluster.require\n"
         code += "connect.Cluster.require = lambda self, spec, sha: own(self, spec, 'of another file')\nmain()"
         call = ["-c", code, "bench", "net.toml", "--budget", "0.01", "--scheduler", address]

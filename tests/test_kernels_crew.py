@@ -43,7 +43,7 @@ class Desk:
 def crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module as it is where nothing is compiled."""
     monkeypatch.setattr(mode, "compiling", False)
-    names = [f"bpcli.kernels.{name}" for name in ("jit", "atomics", "crew")]
+    names = [f"bpcli.kernels.{name}" for name in ("jit", "atomics", "thread_pool")]
     held = [sys.modules.pop(name, None) for name in names]
     yield importlib.import_module(names[-1])
     sys.modules.update({name: module for name, module in zip(names, held, strict=True) if module})

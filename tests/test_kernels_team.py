@@ -22,6 +22,7 @@ from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
 from bpcli.runtime import jobs as calls
+from bpcli.runtime import schedule
 from bpcli.runtime import schedule as stages
 from bpcli.runtime.copies import plan_of
 from bpcli.runtime.kernel_loader import code, reordered
@@ -115,8 +116,9 @@ class Recurrence:
     """The calls of a small trace that teams may run, and all of its numbers."""
 
     def __init__(self, path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        for bound in ("LEAST_MATRIX", "LEAST_STEP", "LEAST_READ"):
+        for bound in ("LEAST_STEP", "LEAST_READ"):
             monkeypatch.setattr(team, bound, 1)
+        monkeypatch.setattr(schedule, "LEAST_MATRIX", 1)
         sizes = {"n": 150} if path.stem == "gru" else {}
         setup = open_setup(path, {"T": steps, "batch": 1, **sizes}, (), Limits())
         graph = setup.graph
@@ -246,7 +248,7 @@ def test_there_are_as_many_meetings_as_it_takes(
     recurrence = Recurrence(spec_of(spec, tmp_path), 4, monkeypatch)
     for call in recurrence.calls:
         module = plain(call.name)
-        monkeypatch.setattr(plain("team"), "PIECE_BYTES", 8)
+        monkeypatch.setattr(plain("lockstep"), "PIECE_BYTES", 8)
         job, alone, desk = call.jobs[0].copy(), recurrence.alone(call), desk_for(2)
         job[call.desk] = desk.ctypes.data
         planned = int(job[module.MEETINGS])
@@ -254,7 +256,7 @@ def test_there_are_as_many_meetings_as_it_takes(
 
         def by_two(there: int, first: int, job: Any = job, module: Any = module) -> np.ndarray:
             job[module.MEETINGS] = there
-            return recurrence.after(lambda: _in_turns(module, plain("team"), job, recurrence.numbers, first))
+            return recurrence.after(lambda: _in_turns(module, plain("lockstep"), job, recurrence.numbers, first))
 
         right = [by_two(planned, first) for first in (0, 1)]
         assert all(np.abs(numbers - alone).max() < 1e-12 for numbers in right)

@@ -28,7 +28,7 @@ ELSEWHERE: dict[Site, str] = {
     ("bench.worker.Child.ask", ""): "what a process that measures refuses",
     ("bench.worker.Child._gone", "process-lost"): JOURNAL,
     ("bench.saved_runs._text", "too-large"): "takes a file of 1 GiB",
-    ("bench.cells._content", "unreadable-file"): "takes a file that goes while it is read",
+    ("bench.target._content", "unreadable-file"): "takes a file that goes while it is read",
     ("checking.sources.user_process.Process._greet", "process-lost"): "takes a Python that does not start",
     ("checking.sources.user_process.Process.start", "unsupported"): "takes Windows",
     ("checking.sources.user_file.load", "bad-file"): GUARD,

@@ -1,6 +1,4 @@
-"""A spec as any process can open it: its path with all that the command line says over it, as plain data.
-
-What a process does that measures one backend of one cell: first call, memory, check, and blocks on demand.
+"""One backend of a cell, measured in a process of its own: first call, memory, check, and blocks on demand.
 
 A `Session` answers requests, one at a time, each a mapping that JSON can hold. The gradient is judged before anything
 is timed, and memory is measured in passes of their own.
@@ -8,12 +6,9 @@ is timed, and memory is measured in passes of their own.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,83 +20,15 @@ from bpcli.bench import precheck as checks
 from bpcli.bench.machine import copy_rate, gemm_rate
 from bpcli.bench.memory_probe import allocated_bytes, peak_growth
 from bpcli.bench.precheck import Vouch, distance, exact_method, flat, tolerance, true_gradient, vouch
-from bpcli.bench.sweep import OURS, Cell
+from bpcli.bench.sweep import OURS
+from bpcli.bench.target import Target, digest, target_from
 from bpcli.errors import fail
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.draw import draw
-from bpcli.problem.limits import Limits
-from bpcli.problem.setup import open_setup
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.evaluation import check_finite
-
-
-@dataclass(frozen=True)
-class Item:
-    """A cell that is to be measured, number `index` of its run; `seconds` and `bytes` are what it may take."""
-
-    index: int
-    key: str
-    target: Target
-    sha256: str
-    settings: Mapping[str, Any]
-    cell: Cell
-    backends: tuple[str, ...]
-    threads: int
-    seconds: float
-    bytes: int
-    dtype: str
-
-    @property
-    def label(self) -> str:
-        """The cell in a few words."""
-        settings = "".join(f" {k}={v}" for k, v in self.settings.items())
-        return f"{self.target.name} {self.cell.method}{settings}"
-
-
-@dataclass(frozen=True)
-class Target:
-    """`overrides` and `wrt` as for `open_setup`; the spec goes by `name`."""
-
-    path: str
-    name: str
-    overrides: Mapping[str, Any]
-    wrt: tuple[str, ...]
-    limits: Limits
-
-    def open(self, settings: Mapping[str, Any]) -> Setup:
-        """The Setup at a point of a sweep. Raises BpError with all that is wrong."""
-        setup = open_setup(self.path, {**self.overrides, **settings}, self.wrt, self.limits)
-        return dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, name=self.name))
-
-    def plain(self) -> dict[str, Any]:
-        """What JSON can hold."""
-        return dataclasses.asdict(self) | {"wrt": list(self.wrt)}
-
-
-def target_from(plain: Mapping[str, Any]) -> Target:
-    """The Target that `plain` was made of."""
-    return Target(**{**plain, "wrt": tuple(plain["wrt"]), "limits": Limits(**plain["limits"])})
-
-
-def digest(setup: Setup, path: str) -> str:
-    """SHA-256 of what a spec says: the content of its file and of the files that it names, in hexadecimal."""
-    spec = setup.spec
-    files = (path, spec.weights and spec.weights.file, spec.data.file)
-    total = hashlib.sha256()
-    for file in files:
-        content = hashlib.sha256(_content(file)).digest() if file else bytes(32)
-        total.update(content)
-    return total.hexdigest()
-
-
-def _content(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        fail("unreadable-file", f'cannot read "{file}": {error.strerror}', help="leave files in place while bp runs")
-
 
 Answer = dict[str, Any]
 SLOW_SECONDS = 1.0

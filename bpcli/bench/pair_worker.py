@@ -41,8 +41,9 @@ class Server:
 
     def describe(self, cell: Mapping[str, Any]) -> dict[str, Any]:
         """The cell's row: the check of its gradient, and what is deterministic."""
-        from bpcli.bench.cells import Order, Session, digest
+        from bpcli.bench.cells import Order, Session
         from bpcli.bench.sweep import OURS
+        from bpcli.bench.target import digest
 
         target = _target(cell)
         sha256 = digest(target.open(cell["settings"]), target.path)
@@ -85,7 +86,7 @@ def _open(cell: Mapping[str, Any]) -> Any:
 
 
 def _target(cell: Mapping[str, Any]) -> Any:
-    from bpcli.bench.cells import Target
+    from bpcli.bench.target import Target
     from bpcli.problem.limits import Limits
 
     limits = Limits(**cell["limits"])

@@ -10,12 +10,12 @@ from typing import Any
 
 from bpcli.bench import comparison as compare
 from bpcli.bench import pairing as interleave
-from bpcli.bench.cells import Item
 from bpcli.bench.comparison import Comparison, Line
 from bpcli.bench.pair_worker import Child, Environment, lanes, processes, strangers
 from bpcli.bench.pairing import Cell, Plan
 from bpcli.bench.rows import Row
 from bpcli.bench.saved_runs import verdict
+from bpcli.bench.sweep import Item
 from bpcli.errors import fail
 
 Say = Callable[[str], None]

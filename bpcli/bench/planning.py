@@ -12,10 +12,10 @@ from bpcli import methods
 from bpcli.backends.base import Peer
 from bpcli.bench import precheck as checks
 from bpcli.bench import sweep
-from bpcli.bench.cells import Item, Target, digest
 from bpcli.bench.rounds import ROUNDS
 from bpcli.bench.rows import Row
-from bpcli.bench.sweep import OURS, THREADS, Cell, Grid, Point, Sweep
+from bpcli.bench.sweep import OURS, THREADS, Cell, Grid, Item, Point, Sweep
+from bpcli.bench.target import Target, digest
 from bpcli.errors import BpError, Diagnostic, Place, fail
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import FLOPS_PER_SECOND, PASSES, SECONDS_PER_STEP, Limits, array_bytes, check_cost

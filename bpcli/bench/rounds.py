@@ -15,10 +15,10 @@ from typing import Any
 from bpcli.bench import clock
 from bpcli.bench import machine as control
 from bpcli.bench import worker as pool
-from bpcli.bench.cells import Item, Order
+from bpcli.bench.cells import Order
 from bpcli.bench.machine import Rates
 from bpcli.bench.rows import Row, Timed, rows_of
-from bpcli.bench.sweep import OURS
+from bpcli.bench.sweep import OURS, Item
 from bpcli.errors import BpError
 
 ROUNDS = 7

@@ -14,9 +14,8 @@ from typing import Any
 
 from bpcli.bench import clock
 from bpcli.bench import machine as control
-from bpcli.bench.cells import Item
 from bpcli.bench.machine import GEMM, Rates, limit, usual_shares
-from bpcli.bench.sweep import OURS
+from bpcli.bench.sweep import OURS, Item
 
 Row = Mapping[str, Any]
 

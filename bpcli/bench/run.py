@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
-from bpcli.bench.cells import Item
 from bpcli.bench.journal import Journal
 from bpcli.bench.planning import Ask, Results
 from bpcli.bench.rounds import Watch, measure
+from bpcli.bench.sweep import Item
 from bpcli.errors import BpError
 from bpcli.problem.limits import Limits
 

@@ -10,12 +10,38 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from bpcli.bench.target import Target
 from bpcli.errors import BpError, Place, fail, nearest
 from bpcli.spec.language import canonical
 from bpcli.spec.overrides import parse_value
 from bpcli.spec.sections import MAX_CELLS
 from bpcli.spec.specification import Spec
+
+
+@dataclass(frozen=True)
+class Item:
+    """A cell that is to be measured, number `index` of its run; `seconds` and `bytes` are what it may take."""
+
+    index: int
+    key: str
+    target: Target
+    sha256: str
+    settings: Mapping[str, Any]
+    cell: Cell
+    backends: tuple[str, ...]
+    threads: int
+    seconds: float
+    bytes: int
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        """The cell in a few words."""
+        settings = "".join(f" {k}={v}" for k, v in self.settings.items())
+        return f"{self.target.name} {self.cell.method}{settings}"
+
 
 OURS = "bp"
 

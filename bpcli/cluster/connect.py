@@ -17,7 +17,7 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm import get_address_host_port
 
-from bpcli.bench.cells import Target
+from bpcli.bench.target import Target
 from bpcli.cluster.dask_worker import PLACE, Facts, Reserve, differences, facts, same_spec
 from bpcli.errors import BpError, Collector, Diagnostic, fail
 

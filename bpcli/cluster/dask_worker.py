@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from distributed import WorkerPlugin
 
 import bpcli
-from bpcli.bench.cells import Target, digest
 from bpcli.bench.machine import Machine, describe
+from bpcli.bench.target import Target, digest
 from bpcli.errors import BpError, Diagnostic, fail
 
 _ENOUGH = 16

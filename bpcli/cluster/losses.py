@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bpcli.bench.cells import Target, target_from
 from bpcli.bench.machine import cores
+from bpcli.bench.target import Target, target_from
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.dask_worker import answered, require_same
 from bpcli.cluster.remote_cells import absolute

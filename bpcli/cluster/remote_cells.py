@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bpcli.bench.cells import Item, Target
 from bpcli.bench.journal import Journal
 from bpcli.bench.planning import Ask, Results
 from bpcli.bench.rounds import Watch, measure
 from bpcli.bench.rows import Row
 from bpcli.bench.run import machine_rates, told
+from bpcli.bench.sweep import Item
+from bpcli.bench.target import Target
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.dask_worker import Facts, answered, facts
 from bpcli.errors import BpError, Diagnostic

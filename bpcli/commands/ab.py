@@ -100,9 +100,9 @@ def _own() -> Environment:
 
 def _cells(paths: Sequence[Path], wish: Wish, results: Results, call: tuple[Plan, Sides, Common]) -> list[Cell]:
     """The cells of all specs; a refusal of one hides no other."""
-    from bpcli.bench.cells import Target
     from bpcli.bench.paired_run import cells
     from bpcli.bench.planning import Ask, entries, orders, prepare
+    from bpcli.bench.target import Target
     from bpcli.commands.failures import translate
     from bpcli.commands.specs import names, said_over
 

@@ -135,8 +135,8 @@ def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common
 
 def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -> list[Job]:
     """The sweep of each spec; a refusal of one hides no other."""
-    from bpcli.bench.cells import Target
     from bpcli.bench.planning import prepare
+    from bpcli.bench.target import Target
     from bpcli.commands.failures import translate
     from bpcli.commands.specs import names, said_over
 

@@ -139,7 +139,7 @@ def judge_object(target: str, call: Call, results: Results) -> None:
 
 def judge_spec(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
-    from bpcli.bench.cells import digest
+    from bpcli.bench.target import digest
     from bpcli.checking import check_options as options
     from bpcli.checking import checker as run
     from bpcli.checking.check_options import check_bytes

@@ -75,7 +75,7 @@ def executor(cluster: Cluster | None, path: Path, setup: Setup, common: Common) 
     """Who computes the losses that a check of the spec at `path` takes; None for this process."""
     if cluster is None:
         return None
-    from bpcli.bench.cells import Target, digest
+    from bpcli.bench.target import Target, digest
     from bpcli.cluster.losses import Farm
     from bpcli.commands.specs import said_over
 
