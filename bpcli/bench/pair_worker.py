@@ -151,11 +151,15 @@ def main() -> None:
     serve(sys.stdin, answers)
 
 
-if __name__ == "__main__":
-    main()
-
-
-_CHILD = "bpcli.bench.pair_worker"
+_CHILD = """
+import runpy
+try:
+    import bpcli.bench
+except ImportError:  # a bp from before there was that room
+    runpy.run_module("bpcli.benching.pair_child", run_name="__main__")
+else:
+    runpy.run_module("bpcli.bench.pair_worker", run_name="__main__")
+"""
 _PATIENCE_S = 5.0
 _NAMES = "name an interpreter (old/bin/python), a virtual environment, or a folder that holds bpcli/"
 # BLAS below the kernels runs on one thread, as in any bp.
@@ -200,7 +204,7 @@ class Child:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 # closed by `close`
         try:
             self._process = subprocess.Popen(
-                [where.python, "-P", "-m", _CHILD],
+                [where.python, "-P", "-c", _CHILD],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
                 env=_variables(where, threads), text=True, encoding="utf-8",
             )  # fmt: skip
@@ -323,3 +327,7 @@ def _variables(where: Environment, threads: int) -> dict[str, str]:
     # A hash of text that changes from process to process changes what a process does with its memory.
     variables |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
     return variables | ({"PYTHONPATH": where.checkout} if where.checkout else {})
+
+
+if __name__ == "__main__":
+    main()

@@ -60,10 +60,6 @@ def _answer(session: Any, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-if __name__ == "__main__":
-    main()
-
-
 _PATIENCE = 2.0
 _EXCERPT = 300
 
@@ -159,3 +155,7 @@ def environment(threads: int) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (package_home, os.environ.get("PYTHONPATH"))))
     single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
     return {**os.environ, **single, "NUMBA_NUM_THREADS": str(threads), "PYTHONPATH": path}
+
+
+if __name__ == "__main__":
+    main()

@@ -101,7 +101,13 @@ def sum_rows(V, pa, sa, ia, n, po, so, io, no, ni):
     for o in range(no):
         for i in range(ni):
             p = pa + o * sa + i * ia
-            V[po + o * so + i * io] = total(V[p : p + n])
+            s = V[p]
+            if n <= BLOCK:  # a view of so few takes longer than their sum
+                for k in range(p + 1, p + n):
+                    s += V[k]
+            else:
+                s = total(V[p : p + n])
+            V[po + o * so + i * io] = s
 
 
 @inner
