@@ -6,6 +6,7 @@ Rows are counted by two indices, o (copies) and i (samples, or steps × samples)
 from __future__ import annotations
 
 from bpcli.kernels.blas import both_changed, gemm, vector_product
+from bpcli.kernels.disturbance import disturb_rows
 from bpcli.kernels.elementwise import times, unary_into
 from bpcli.kernels.jit import address, along, inner, matrix_at, row_stride, vector, vector_at
 from bpcli.kernels.lockstep import DESK, attend, dismiss, join, part_of
@@ -13,10 +14,12 @@ from bpcli.kernels.operators import binary_rows
 from bpcli.kernels.reductions import reduce_row, sum_rows
 from bpcli.kernels.tiles import packed_product
 from bpcli.tape.instructions import (
+    ABS,
     ADD,
     ADDEND,
     BASE,
     CONCAT,
+    COPY,
     DIVIDE,
     DOT,
     FIELDS,
@@ -27,6 +30,7 @@ from bpcli.tape.instructions import (
     MATMAT,
     MATMUL,
     MULTIPLY,
+    NEGATE,
     NUMBER,
     OP,
     OUT,
@@ -34,6 +38,7 @@ from bpcli.tape.instructions import (
     PACKED,
     PACKED_T,
     PLACE_FIELDS,
+    RELU,
     SIZE,
     SIZE_A,
     SIZE_B,
@@ -72,12 +77,15 @@ from bpcli.tape.instructions import (
     TEAM,
     MEETINGS,
     WHOLE,
-) = range(25)
+    DISTURBANCE,
+    SEED,
+) = range(27)
 """Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the
-steps and rows to run, the changes of matrix entries (see `bpcli.runtime.rank_one_updates`), and the desk of the
+steps and rows to run, the changes of matrix entries (see `bpcli.runtime.rank_one_updates`), the desk of the
 team that runs the job (see `bpcli.kernels.lockstep`), if any, with the lines before which it meets and those that
-its leader runs by itself, a bit each."""
-JOB = WHOLE + 1
+its leader runs by itself, a bit each; and the address of the largest relative disturbance of every result (0: none),
+with the seed of their random factors."""
+JOB = SEED + 1
 
 
 def forward_span(job, values):  # type: ignore[no-untyped-def]
@@ -138,8 +146,16 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
             else:
                 number = numbers[row[NUMBER]].real
                 other_rows(op, number, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n)
+            if job[DISTURBANCE] and rounds(op):
+                disturb_rows(values, job[DISTURBANCE], job[SEED] + t, V, po, so, io, no, ni, n)
         at = job[FIRST]
     dismiss(desk, seat)
+
+
+@inner
+def rounds(op):
+    """Whether an operation may round its result: copies, signs and slopes of 1 are exact."""
+    return not (op == CONCAT or op == TRANSPOSE or op == COPY or op == NEGATE or op == RELU or op == ABS)
 
 
 @inner

@@ -7,6 +7,7 @@ absolute contributions are asked for (`rounding`): then F = |V| and every rule t
 from __future__ import annotations
 
 from bpcli.kernels.blas import gemm, vector_product
+from bpcli.kernels.disturbance import disturb_rows
 from bpcli.kernels.elementwise import pull_unary
 from bpcli.kernels.jit import address, inner, matrix_at, row_stride, vector, vector_at, vector_from
 from bpcli.kernels.lockstep import DESK, attend, dismiss, join, part_of, share
@@ -76,12 +77,15 @@ from bpcli.tape.instructions import (
     TEAM,
     MEETINGS,
     WHOLE,
-) = range(23)
+    DISTURBANCE,
+    SEED,
+) = range(25)
 """Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays (how far F and C
 begin from V), the steps, the lane that collects static cotangents, the rows, whether to add up absolute
-contributions, and the desk of the team that runs the job (see `bpcli.kernels.lockstep`), if any, with the lines before
-which it meets and those that its leader runs by itself, a bit each."""
-JOB = WHOLE + 1
+contributions, the desk of the team that runs the job (see `bpcli.kernels.lockstep`), if any, with the lines before
+which it meets and those that its leader runs by itself, a bit each; and the address of the largest relative disturbance
+of every cotangent (0: none), with the seed of their random factors."""
+JOB = SEED + 1
 
 
 def reverse_span(job, values):  # type: ignore[no-untyped-def]
@@ -115,6 +119,8 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
             else:
                 low, entries, part, parts = 0, n, 0, 1
             pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
+            if job[DISTURBANCE] and op != ZERO:
+                disturb_rows(values, job[DISTURBANCE], job[SEED] + t, C, pg, sg, ig, no, ni, entries)
             if op == MATMUL:
                 pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
             elif op == MATMAT or op == TRANSPOSE:
@@ -141,6 +147,11 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                     ph, place[h, OUTER], place[h, INNER_ROW], nh,
                     pq, cplace[target, OUTER], cplace[target, INNER_ROW], nq, row[MODE_A + slot] != STORE, no, ni,
                 )  # fmt: skip
+                if job[DISTURBANCE] and kind >= TIMES:
+                    disturb_rows(
+                        values, job[DISTURBANCE], job[SEED] + t, C, pq, cplace[target, OUTER],
+                        cplace[target, INNER_ROW], no, ni, nq,
+                    )  # fmt: skip
         at = job[FIRST]
     dismiss(desk, seat)
 

@@ -20,7 +20,7 @@ from bpcli.graph.nodes import Node, Phase
 from bpcli.problem.definition import FloatArray, Problem, Values, cast
 from bpcli.runtime.copies import plan_of
 from bpcli.runtime.reverse_mode import loss_weights
-from bpcli.runtime.trace import Trace
+from bpcli.runtime.trace import Disturbance, Trace
 from bpcli.tape.instructions import BASE, INNER_ROW, STEP
 from bpcli.tape.lowering import LEAVES
 
@@ -37,11 +37,13 @@ def total_of(losses: Values, weights: FloatArray) -> Values:
     return total
 
 
-def node_values(problem: Problem, nodes: Collection[int]) -> dict[int, NDArray[Any]]:
+def node_values(
+    problem: Problem, nodes: Collection[int], disturbance: Disturbance | None = None
+) -> dict[int, NDArray[Any]]:
     """`(T, batch, size)` by node, or `(size,)` where a node is static; read-only, in the problem's dtype."""
     setup, graph = problem.setup, problem.setup.graph
     plan = plan_of(setup, setup.T, tuple(nodes))
-    trace = Trace(plan, setup.dtype, problem.arrays)
+    trace = Trace(plan, setup.dtype, problem.arrays, disturbance=disturbance)
     trace.start()
     for first in range(0, setup.T, plan.extent.chunk):
         trace.forward(first, min(setup.T, first + plan.extent.chunk))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Phase
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.runtime.batched_windows import BLOCK_ROWS, Windows, WindowsPlan
-from bpcli.runtime.trace import Trace
+from bpcli.runtime.trace import Disturbance, Trace
 from bpcli.tape.plan import Plan, chunk_steps, make_plan, phase_flops
 
 
@@ -179,14 +179,20 @@ class Unrolled:
 
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def gradient(
-        self, problem: Problem, rounding: bool = False, disturb: Disturb | None = None, seed: float = 1.0
+        self,
+        problem: Problem,
+        rounding: bool = False,
+        disturb: Disturb | None = None,
+        seed: float = 1.0,
+        disturbance: Disturbance | None = None,
     ) -> tuple[float, dict[str, Array]]:
         """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead.
 
-        `disturb` is given all values of the pass forwards, to change them in place before each pass backwards, which
-        starts from `seed` times the weights of the losses.
+        `disturb` is given all values of the forward pass, to change them in place before each reverse pass, which
+        starts from `seed` times the weights of the losses. `disturbance` disturbs the forward pass itself.
         """
-        trace, weights = Trace(self.plan, problem.setup.dtype, problem.arrays, rounding), self._weights
+        trace = Trace(self.plan, problem.setup.dtype, problem.arrays, rounding, disturbance=disturbance)
+        weights = self._weights
         initial = {
             x.name: np.zeros((self.setup.batch, self._size(x.name))) for x in self.setup.wrt if x.kind == "state"
         }

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
+from bpcli.kernels import forward as forward_kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.symbols import single_threaded
 from bpcli.runtime import trace_memory as memory
@@ -120,12 +122,31 @@ def leave(views: Views) -> None:
         memory.give_back(views.V)
 
 
+@dataclass(frozen=True)
+class Disturbance:
+    """Simulated rounding: every result and every cotangent is multiplied by 1 + e, e uniform in ±`size`."""
+
+    size: float
+    seed: int
+
+    def of(self, call: Call, dtype: np.dtype, number: int) -> Call:
+        """The call, disturbed; another `number` gives other factors."""
+        fields = {"forward": forward_kernel, "reverse": reverse_kernel}.get(call.name)
+        if fields is None:
+            return call
+        jobs, size = call.jobs.copy(), np.array([self.size], dtype)
+        jobs[:, fields.DISTURBANCE] = size.ctypes.data
+        jobs[:, fields.SEED] = (self.seed << 52) + (number << 28)
+        return replace(call, jobs=jobs, keeps=(*call.keeps, size))
+
+
 class Trace:
     """Values, cotangents and sums of one plan; steps count from 0, and those from `origin` on are held.
 
     `params[name] (*shape)`, `inputs[name] (T, batch, *shape)` and `state[name]`, `(batch, *shape)` or `(*shape)`, are
     read, never written. `rounding` makes the reverse pass add up absolute contributions (see
-    `bpcli.kernels.elementwise`). `room` is for so many more numbers, which stand behind the trace's own.
+    `bpcli.kernels.elementwise`). `room` is for so many more numbers, which stand behind the trace's own. With a
+    `disturbance` all passes simulate rounding.
     """
 
     def __init__(
@@ -135,10 +156,12 @@ class Trace:
         arrays: tuple[Arrays, Arrays, Arrays],
         rounding: bool = False,
         room: int = 0,
+        disturbance: Disturbance | None = None,
     ) -> None:
         single_threaded()
         params, inputs, self._state = arrays
         self.plan, self.dtype, self.rounding, self.origin = plan, dtype, rounding, 0
+        self._disturbance, self._disturbed_calls = disturbance, 0
         self.stages = stages(plan, dtype, rounding)
         self._stretches = self.stages.stretches
         self._views = views_of(self.stages, self.dtype, room)
@@ -157,6 +180,9 @@ class Trace:
     def run(self, calls: Sequence[Call]) -> None:
         """Run kernels on the trace's numbers."""
         for call in calls:
+            if self._disturbance is not None:
+                call = self._disturbance.of(call, self.dtype, self._disturbed_calls)
+                self._disturbed_calls += 1
             call.run(self.V, self._address)
 
     def disturbed(self, change: Callable[[Array], None] | None) -> AbstractContextManager[None]:

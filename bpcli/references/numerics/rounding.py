@@ -1,17 +1,18 @@
-"""How far rounding alone may take a correct gradient from the exact one: measured in float32, where it is large.
+"""Bounds on the rounding error of a correct gradient, measured by sampling.
 
 Worst-case bounds (products of absolute Jacobians) grow exponentially with the number of steps and soon excuse any
-gradient. So the rounding is sampled, twice over. The reverse pass is run in float32 and in float64 on the same slightly
-shifted arrays, and the difference is what a forward and a backward pass really lose, by cancellation too; this is
-linear in unit roundoff, which takes the sample from float32 to float64. Where a unit saturates it is not linear: 1 - a²
-is off by a unit of roundoff however small it is. There every value is shifted by a few units of roundoff of the very
-dtype, between the passes too, and the difference is what these do (Parker, "Monte Carlo arithmetic", 1997).
+gradient. Rounding is sampled instead, in two ways, and the bound is the sum of both. First, both passes are run in
+float32 and in float64 on the same slightly shifted arrays: the difference is the error of float32, which is linear in
+unit roundoff and is scaled to the dtype in question. It is not linear where a unit saturates (1 - a² is off by a unit
+of roundoff however small it is), and not known where float32 loses all digits of a difference. Second, therefore, every
+array entry, every intermediate result and every cotangent is disturbed by a few units of roundoff of the very dtype
+(Parker, "Monte Carlo arithmetic", 1997).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +22,14 @@ from bpcli.references.numerics.float_range import PASSES, float_range
 from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation.kink_slopes import ALIKE, slopes_of
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
+from bpcli.runtime.trace import Disturbance
 
 # Multiples of the sampled standard deviation, and of one rounding of the result, that a correct gradient may be off by;
 # with a dozen samples a Gaussian error exceeds the first in fewer than one of 10⁹ entries.
 FACTOR = 32.0
 # Relative shifts of the arrays. A saturated unit hardly moves under a small one, and would always round the same way.
 _SHIFTS = (2.0**-20, 2.0**-14, 2.0**-8) * 4
-# Units of roundoff by which values are shifted, enough to stand out from those of the pass itself; and how often.
+# Units of roundoff of a disturbance, enough to stand out from the rounding of the passes themselves; and samples.
 _UNITS, _DISTURBED = 4.0, 8
 # Where float32 loses this much of an entry it is no longer linear in unit roundoff.
 _LINEAR = 1e-2
@@ -97,7 +99,7 @@ def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.
             }
         each = {
             name: bound(sizes[name], spreads[name], m, dtype, _natural(problem, name, sizes[_LOSS]))
-            + np.where(m == 0, 0.0, FACTOR * disturbed[name])
+            + FACTOR * disturbed[name]
             + lost[name]
             for name, m in known.magnitudes.items()
         }
@@ -181,10 +183,7 @@ def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, F
 def _disturbed(
     problem: Problem, windows: tuple[Window, ...], roundoff: float
 ) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """By tensor, the root mean square of what a shift of every value by one unit of `roundoff` does to the gradient.
-
-    And the gradient.
-    """
+    """By tensor, the root mean square effect of disturbing every number by one unit of `roundoff`; and the gradient."""
     double = cast(problem, _DOUBLE)
     method = unrolled(double.setup, windows)
     generator = np.random.default_rng(1)
@@ -192,22 +191,23 @@ def _disturbed(
     roots = {name: np.zeros(array.shape) for name, array in base.items()}
     shift = _UNITS * roundoff
 
-    def disturb(values: Array) -> None:
-        values *= 1 + shift * (2 * generator.random(values.shape) - 1)
-
-    for _ in range(_DISTURBED):
+    for sample in range(_DISTURBED):
         groups = double.arrays
         shifted = Problem(double.setup, *(_shifted(group, shift, generator) for group in groups))
-        found = _answers(method, shifted, disturb)
+        found = _answers(method, shifted, Disturbance(shift, sample))
         for name in base:
             roots[name] = np.hypot(roots[name], (found[name] - base[name]) / (_UNITS * _DISTURBED**0.5))
-    return roots, base
+    return {name: _rough(each, base[name]) for name, each in roots.items()}, base
 
 
-def _answers(
-    method: Unrolled, problem: Problem, disturb: Callable[[Array], None] | None = None
-) -> dict[str, FloatArray]:
-    loss, arrays = method.gradient(problem, disturb=disturb)
+def _rough(disturbed: FloatArray, exact: FloatArray) -> FloatArray:
+    """The same, and where it is a good part of the tensor its largest entry for all: few samples of chaos may agree."""
+    largest = np.max(disturbed, initial=0.0)
+    return disturbed if largest <= _LINEAR * np.max(np.abs(exact), initial=0.0) else np.full_like(disturbed, largest)
+
+
+def _answers(method: Unrolled, problem: Problem, disturbance: Disturbance | None = None) -> dict[str, FloatArray]:
+    loss, arrays = method.gradient(problem, disturbance=disturbance)
     return {name: np.asarray(a, dtype=np.float64) for name, a in {_LOSS: loss, **arrays}.items()}
 
 

@@ -1,13 +1,15 @@
-"""Arguments of relu, leaky_relu and abs that are zero as far as rounding can tell: there no branch is the right one.
+"""Kinks: arguments of relu, leaky_relu and abs that are zero as far as rounding can tell, so that no branch is right.
 
 Everywhere else the program follows the branch that it took, and is analytic: imaginary steps keep to it, and real ones
-must not leave it. How much an argument rounds is measured, between passes in float32 and in float64 on the same arrays.
+must not leave it. The rounding error of an argument is measured: between forward passes in float32 and float64 on the
+same arrays, and between float64 passes with and without simulated rounding, as not all of it is linear in unit
+roundoff (the sine of a number of 10¹⁶ is anything).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from bpcli.graph.operations import OPERATIONS
 from bpcli.problem.definition import Problem, cast
 from bpcli.runtime.copies import Copies
 from bpcli.runtime.evaluation import node_values
+from bpcli.runtime.trace import Disturbance
 
 Mask = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -27,6 +30,8 @@ FREE = -1.0
 """How far the kinks are that are not met."""
 # Root mean squares of the rounding of one node's entries at a step that an argument may be off by.
 _FACTOR = 8.0
+# Simulated rounding: the largest relative disturbance in units of eps, and how many passes.
+_EPS, _SAMPLES = 4.0, 4
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -99,20 +104,28 @@ def find_kinks(problem: Problem) -> Kinks:
         return NONE
     with np.errstate(all="ignore"):
         single, double = (_values(cast(problem, dtype), arguments) for dtype in (_SINGLE, _DOUBLE))
-        scale = np.finfo(problem.setup.dtype).eps / np.finfo(_SINGLE).eps
+        eps = float(np.finfo(problem.setup.dtype).eps)
+        scale = eps / np.finfo(_SINGLE).eps
+        samples = [
+            _values(cast(problem, _DOUBLE), arguments, Disturbance(_EPS * eps, seed)) for seed in range(_SAMPLES)
+        ]
         steps: dict[int, Branches] = {}
         static: dict[int, Branches] = {}
         for node, exact in double.items():
-            off = np.where(np.isfinite(exact), single[node] - exact, 0.0) ** 2
-            # Each step by itself: where values grow, what the last ones round by is more than the first ones are.
-            each = (1, 2) if exact.ndim == 3 else (0,)
-            count = np.maximum(np.isfinite(exact).sum(axis=each, keepdims=True), 1)
-            spread = np.sqrt(off.sum(axis=each, keepdims=True) / count)
-            at = np.abs(exact) <= np.where(np.isfinite(spread), _FACTOR * scale * spread, 0.0)
+            spread = scale * _spread(exact, [single[node]]) + _spread(exact, [held[node] for held in samples]) / _EPS
+            at = np.abs(exact) <= np.where(np.isfinite(spread), _FACTOR * spread, 0.0)
             if problem.setup.dtype == _SINGLE:
                 at |= np.isfinite(exact) & ((single[node] > 0) != (exact > 0))
             (static if at.ndim == 1 else steps)[node] = Branches(at, np.isfinite(exact) & ~at, exact > 0)
     return Kinks(steps, static)
+
+
+def _spread(exact: FloatArray, others: Sequence[FloatArray]) -> FloatArray:
+    """The root mean square difference of `others` from `exact`, of each step by itself: values may grow."""
+    each = (1, 2) if exact.ndim == 3 else (0,)
+    count = np.maximum(np.isfinite(exact).sum(axis=each, keepdims=True), 1) * len(others)
+    squares = sum(np.where(np.isfinite(exact), other - exact, 0.0) ** 2 for other in others)
+    return np.asarray(np.sqrt(np.sum(squares, axis=each, keepdims=True) / count))
 
 
 def analytic(graph: Graph) -> bool:
@@ -139,10 +152,12 @@ def base_of(graph: Graph, index: int) -> tuple[int, int]:
     return node.index, shift
 
 
-def _values(problem: Problem, arguments: Mapping[int, list[tuple[int, int]]]) -> dict[int, NDArray[Any]]:
+def _values(
+    problem: Problem, arguments: Mapping[int, list[tuple[int, int]]], disturbance: Disturbance | None = None
+) -> dict[int, NDArray[Any]]:
     """Float64 values `(T, batch, size)`, or `(size,)` of static nodes, infinite where they meet no kink."""
     values = {}
-    for index, held in node_values(problem, arguments).items():
+    for index, held in node_values(problem, arguments, disturbance).items():
         values[index] = kept = np.full(held.shape, np.inf)
         for start, stop in arguments[index]:
             kept[..., start:stop] = held[..., start:stop]
