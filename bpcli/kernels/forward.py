@@ -89,10 +89,7 @@ JOB = SEED + 1
 
 
 def forward_span(job, values):  # type: ignore[no-untyped-def]
-    """Run a stretch of the tape for steps STEP0 to STEP1 on one block of rows.
-
-    (One function: Numba compiles each anew.)
-    """
+    """Run a stretch of the tape for steps STEP0 to STEP1 on one block of rows."""
     ints = job
     job = vector(job, JOB)
     V = vector(values, job[LENGTH])

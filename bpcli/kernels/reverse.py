@@ -119,19 +119,18 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
             else:
                 low, entries, part, parts = 0, n, 0, 1
             pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
-            if job[DISTURBANCE] and op != ZERO:
-                disturb_rows(values, job[DISTURBANCE], job[SEED] + t, C, pg, sg, ig, no, ni, entries)
-            if op == MATMUL:
+            if job[DISTURBANCE]:
+                disturb_rows(values, job[DISTURBANCE], job[SEED] + 4 * t, C, pg, sg, ig, no, ni, entries)
+            if op == MATMUL or op == MATMAT or op == TRANSPOSE:
                 pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
-            elif op == MATMAT or op == TRANSPOSE:
-                pull_static(row, place, cplace, F, C)
             elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
-                number = numbers[row[NUMBER]].real
-                pull_others(row, number, place, cplace, F, V, C, t, lane, o0, i0, no, ni, low, entries, rounding)
+                pull_others(row, numbers, place, cplace, F, V, C, t, lane, o0, i0, no, ni, low, entries, rounding)
             for slot in range(3):
                 kind, field = factor(row, slot, rounding)
                 if kind < 0:
                     continue
+                if job[DISTURBANCE]:
+                    disturb_rows(values, job[DISTURBANCE], job[SEED] + 4 * t + 1 + slot, C, pg, sg, ig, no, ni, entries)
                 target = row[ADDEND] if slot == 2 else row[A + slot]
                 f, h = (row[field], a) if kind >= TIMES else (target, target)
                 pf, nf = address(place, f, t, o0, i0, lane), row[field + SIZE_A - A]
@@ -147,11 +146,6 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                     ph, place[h, OUTER], place[h, INNER_ROW], nh,
                     pq, cplace[target, OUTER], cplace[target, INNER_ROW], nq, row[MODE_A + slot] != STORE, no, ni,
                 )  # fmt: skip
-                if job[DISTURBANCE] and kind >= TIMES:
-                    disturb_rows(
-                        values, job[DISTURBANCE], job[SEED] + t, C, pq, cplace[target, OUTER],
-                        cplace[target, INNER_ROW], no, ni, nq,
-                    )  # fmt: skip
         at = job[FIRST]
     dismiss(desk, seat)
 
@@ -162,6 +156,9 @@ def pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
 
     A static W takes its gradient at once.
     """
+    if row[OP] != MATMUL:
+        pull_static(row, place, cplace, F, C)
+        return
     out, a, b, n, k = row[OUT], row[A], row[B], row[SIZE], row[SIZE_B]
     pg, sg, ig = address(cplace, out, t, o0, i0, lane), cplace[out, OUTER], cplace[out, INNER_ROW]
     turned = row[TURNED] == 1
@@ -207,12 +204,12 @@ def pull_static(row, place, cplace, F, C):
 
 
 @inner
-def pull_others(row, number, place, cplace, F, V, C, t, lane, o0, i0, no, ni, low, n, rounding):
+def pull_others(row, numbers, place, cplace, F, V, C, t, lane, o0, i0, no, ni, low, n, rounding):
     """Zeroing, elementwise functions and reductions, row by row; elementwise rows that lie end to end are joined.
 
     Of elementwise functions the n entries from `low` on.
     """
-    op, out, a, add = row[OP], row[OUT], row[A], row[MODE_A] != STORE
+    op, out, a, add, number = row[OP], row[OUT], row[A], row[MODE_A] != STORE, numbers[row[NUMBER]].real
     pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
     pa, sa, ia = address(place, a, t, o0, i0, lane) + low, place[a, OUTER], place[a, INNER_ROW]
     po, so, io = address(place, out, t, o0, i0, lane) + low, place[out, OUTER], place[out, INNER_ROW]
