@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Cost, Gradient
+from bpcli.methods.base import Cost, Definition, Exact, Gradient, Windows
 from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
@@ -89,11 +89,11 @@ class FakeMethod:
         """It always applies."""
         return None
 
-    def windows(self, setup: Setup, options: object) -> tuple[Window, ...]:
+    def definition(self, setup: Setup, options: object) -> Definition:
         """The windows of the truncation, or the whole."""
         if self.k1 and not self.claims_exact:
-            return truncation_windows(setup.T, self.k1, self.k2)
-        return (Window(0, 0, setup.T),)
+            return Windows(truncation_windows(setup.T, self.k1, self.k2))
+        return Exact()
 
     def cost(self, setup: Setup, options: object) -> Cost:
         """A thousand operations."""

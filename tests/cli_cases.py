@@ -17,8 +17,7 @@ import bpcli.checking
 import bpcli.methods as methods
 from bpcli.checking.findings import Finding, Verdict, Worst
 from bpcli.cli import main
-from bpcli.methods.base import Cost, Gradient
-from bpcli.runtime.reverse_mode import Window
+from bpcli.methods.base import Cost, Exact, Gradient
 
 RECURRENT = """bp = 1
 [params]
@@ -60,15 +59,15 @@ class Toy:
     recurrent: bool
     Options: type[Any] = Options
     summary: str = "a toy"
-    tags: frozenset[str] = frozenset({"exact"})
+    tags: frozenset[str] = frozenset({"default", "exact"})
 
     def refusal(self, graph: Any) -> str | None:
         """Only the kind of graph counts."""
         return None if graph.recurrent == self.recurrent else f"{self.name} does not apply"
 
-    def windows(self, setup: Any, options: Any) -> tuple[Window, ...]:
+    def definition(self, setup: Any, options: Any) -> Exact:
         """All of it."""
-        return (Window(0, 0, setup.T),)
+        return Exact()
 
     def cost(self, setup: Any, options: Any) -> Cost:
         """Next to nothing."""

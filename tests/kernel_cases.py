@@ -90,7 +90,7 @@ def gradient(problem: Problem, method: str) -> Gradient:
 
 def by_copies(problem: Problem, method: str, step: complex) -> dict[str, Array]:
     """What the method is meant to compute, from perturbed copies: by a complex step, or by a central difference."""
-    perturbed = Perturbed(problem, parse(method).windows(problem.setup), np.dtype(type(step)))
+    perturbed = Perturbed(problem, parse(method).definition(problem.setup).over(problem.setup), np.dtype(type(step)))
     return {x.name: _by_copies(problem, perturbed, x, step) for x in problem.setup.wrt}
 
 

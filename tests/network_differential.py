@@ -27,11 +27,12 @@ from bpcli.checking import checker as run
 from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
 from bpcli.checking.escalation import decide
 from bpcli.checking.findings import Finding
-from bpcli.checking.reference_cache import Truth, whole
+from bpcli.checking.reference_cache import Truth
 from bpcli.checking.verdict import PASS
 from bpcli.commands.check_document import findings_document
 from bpcli.errors import BpError
 from bpcli.methods import MethodCall, parse
+from bpcli.methods.base import Exact
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits, array_bytes
@@ -179,7 +180,7 @@ def _examine(problem: Problem, extras: Sequence[str], judged: bool, outcome: Out
     twin = None if kinked else _twin(problem, methods(setup)[0])
     if twin is not None:
         found["the twin"] = twin
-    unsure = _attempt(outcome, "rounding", lambda: rounding(problem, whole(setup), setup.dtype))
+    unsure = _attempt(outcome, "rounding", lambda: rounding(problem, Exact().over(setup), setup.dtype))
     if unsure is not None:
         _compare(setup, found, unsure.gradient, outcome)
         for method in truncated(setup) if "windows" in extras else ():
@@ -266,7 +267,7 @@ def _truncation(problem: Problem, method: str, outcome: Outcome) -> None:
     twin, setup = _twin(problem, method), problem.setup
     answer = _attempt(outcome, "tbptt", lambda: gradient(problem, method))
     if twin is not None and answer is not None:
-        unsure = rounding(problem, tuple(parse(method).windows(setup)), setup.dtype).gradient
+        unsure = rounding(problem, parse(method).definition(setup).over(setup), setup.dtype).gradient
         _compare(setup, {method: answer.arrays, "the twin": twin}, unsure, outcome)
 
 
@@ -275,11 +276,11 @@ def _references(truth: Truth, used: Sequence[Reference], twin: Arrays | None, ou
     problem, setup = truth.problem, truth.problem.setup
     known: dict[str, Mapping[str, Estimate]] = {}
     for reference in used:
-        kept = truth._estimates.get((reference.name, whole(setup)))
+        kept = truth._estimates.get((reference.name, Exact()))
         known[reference.name] = kept or _attempt(
-            outcome, reference.name, lambda r=reference: r.estimate(problem, whole(setup), setup.wrt)
+            outcome, reference.name, lambda r=reference: r.estimate(problem, Exact().over(setup), setup.wrt)
         )
-    unsure = rounding(problem, whole(setup), DOUBLE).gradient
+    unsure = rounding(problem, Exact().over(setup), DOUBLE).gradient
     estimates = [(name, found) for name, found in known.items() if found]
     for tensor in setup.wrt:
         each = [(name, found[tensor.name]) for name, found in estimates]
@@ -347,9 +348,9 @@ def _spoiled(truth: Truth, arrays: Arrays, outcome: Outcome) -> None:
 
     with np.errstate(over="ignore"):
         spoiled = value * 1.25
-    entries = _attempt(outcome, "spoiled", lambda: decide(truth, whole(setup), tensor, spoiled))
+    entries = _attempt(outcome, "spoiled", lambda: decide(truth, Exact(), tensor, spoiled))
     if entries is None or entries.verdict[at] != PASS or entries.high[at] > entries.low[at]:
         return
-    beside = truth.estimates(whole(setup), tensor).central
+    beside = truth.estimates(Exact(), tensor).central
     if beside is not None and abs(beside.value[at]) > 2 * beside.bound[at]:  # else it may be zero
         outcome.fail("missed", f"a gradient that is off by a quarter passes, {tensor.kind}")

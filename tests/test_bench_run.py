@@ -19,9 +19,8 @@ from bpcli.bench import machine as control
 from bpcli.bench import worker as pool
 from bpcli.bench.precheck import Vouch
 from bpcli.cli import main
-from bpcli.methods.base import Cost, Gradient
+from bpcli.methods.base import Cost, Exact, Gradient
 from bpcli.runtime import kernel_loader as library
-from bpcli.runtime.reverse_mode import Window
 
 SPEC = """bp = 1
 [dims]
@@ -81,8 +80,8 @@ class Ones:
     def refusal(self, graph: Any) -> str | None:
         return None if graph.recurrent else "needs a state"
 
-    def windows(self, setup: Any, options: Any) -> tuple[Window, ...]:
-        return (Window(0, 0, setup.T),)
+    def definition(self, setup: Any, options: Any) -> Exact:
+        return Exact()
 
     def cost(self, setup: Any, options: Any) -> Cost:
         return Cost(1000.0 * setup.T, 8 * setup.wrt[0].entries, setup.T)

@@ -21,7 +21,7 @@ def test_it_equals_the_kernels(name: str) -> None:
     setup = small_setup(name)
     problem, method = draw(setup), parse("bptt" if setup.graph.recurrent else "backprop")
     expected, found = method.gradient(problem), as_method("right", RIGHT).gradient(problem)
-    slack = rounding(problem, tuple(method.windows(setup)), setup.dtype)
+    slack = rounding(problem, method.definition(setup).over(setup), setup.dtype)
     assert abs(expected.loss - found.loss) <= slack.loss
     for name, array in expected.arrays.items():
         assert array.shape == found.arrays[name].shape
@@ -34,7 +34,7 @@ def test_it_follows_windows(method: str) -> None:
     setup = small_setup("leaky_rnn")
     problem, call = draw(setup), parse(method)
     expected = call.gradient(problem).arrays
-    found = as_method("right", RIGHT, tuple(call.windows(setup))).gradient(problem).arrays
+    found = as_method("right", RIGHT, call.definition(setup)).gradient(problem).arrays
     whole = as_method("right", RIGHT).gradient(problem).arrays
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-11, atol=1e-13)

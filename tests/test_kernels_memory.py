@@ -63,12 +63,12 @@ def test_factors_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "LEAST_CHUNK_ROWS", 1)
     for entries, steps in ((13 * 3 * 4, 4), (13 * 3 * 4 - 1, 3), (1, 1), (1 << 20, 9)):
         monkeypatch.setattr(plan, "CHUNK_ENTRIES", entries)
-        made = unrolled.Unrolled(setup, parse("bptt").windows(setup)).plan
+        made = unrolled.Unrolled(setup, parse("bptt").definition(setup).over(setup)).plan
         assert 13 == plan.factor_entries(made.graph, made.forward, made.reverse)
         assert steps == made.extent.chunk
     monkeypatch.setattr(plan, "LEAST_CHUNK_ROWS", 6)
     monkeypatch.setattr(plan, "CHUNK_ENTRIES", 1)
-    assert 2 == unrolled.Unrolled(setup, parse("bptt").windows(setup)).plan.extent.chunk
+    assert 2 == unrolled.Unrolled(setup, parse("bptt").definition(setup).over(setup)).plan.extent.chunk
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -119,7 +119,7 @@ def test_gaps_between_the_rows_of_matrices(monkeypatch: pytest.MonkeyPatch, spec
     monkeypatch.setattr(matrices, "GAP_COLUMNS", 1)
     monkeypatch.setattr(matrices, "LEAST_MATRIX", 1)
     apart = problem_of(SPECS / f"{spec}.toml", alone, ("params", "inputs", "state"))
-    table = unrolled.unrolled(apart.setup, parse("bptt").windows(apart.setup)).plan.values.table
+    table = unrolled.unrolled(apart.setup, parse("bptt").definition(apart.setup).over(apart.setup)).plan.values.table
     graph = apart.setup.graph
     with_gaps = {graph.nodes[n].name for n in np.flatnonzero(table[:, rows.APART])}
     assert with_gaps or spec in NO_MATRIX_FOR_ITSELF

@@ -80,7 +80,7 @@ def test_threads_change_no_bit(threads: Threads, large: Problem, method: str) ->
     from bpcli.graph.nodes import Phase
     from bpcli.runtime.reverse_mode import Unrolled
 
-    plan = Unrolled(large.setup, parse(method).windows(large.setup)).plan
+    plan = Unrolled(large.setup, parse(method).definition(large.setup).over(large.setup)).plan
     assert plan.shards > 1
     assert len(plan.tasks) > len(plan.reverse.products) or method != "bptt"
     assert plan.lanes(Phase.OUTPUT, plan.extent.chunk) > 1 or method != "bptt"
@@ -109,7 +109,7 @@ batch = 40
     path = tmp_path / "tied.toml"
     path.write_text(text, encoding="utf-8")
     problem = problem_of(path, {})
-    plan = Unrolled(problem.setup, parse("bptt").windows(problem.setup)).plan
+    plan = Unrolled(problem.setup, parse("bptt").definition(problem.setup).over(problem.setup)).plan
     calls = [c for c in stages(plan, np.dtype(np.float64), False).reverse((0, 20, 0)) if c.name == "products"]
     sums = [c.jobs[:, products.SUM].tolist() for c in calls]
     assert [len(set(each)) for each in sums] == [len(each) for each in sums] and calls[0].parallel

@@ -25,7 +25,7 @@ class Twin:
     tags = frozenset({"exact", "recurrent"})
     Options = Options
     def refusal(self, graph): return load("bptt").refusal(graph)
-    def windows(self, setup, options): return load("bptt").windows(setup, load("bptt").Options())
+    def definition(self, setup, options): return load("bptt").definition(setup, load("bptt").Options())
     def cost(self, setup, options): return load("bptt").cost(setup, load("bptt").Options())
     def gradient(self, problem, options):
         found = load("bptt").gradient(problem, load("bptt").Options())
@@ -71,6 +71,7 @@ BROKEN = {
     PLUG_IN.replace('name = "twin"', 'name = "tween"'): 'calls itself "tween"',
     PLUG_IN.replace("Options = Options", "Options = 3"): "no dataclass",
     PLUG_IN.replace("METHOD =", "MEHTOD ="): "it lacks name",
+    PLUG_IN.replace("def definition", "def windows"): "it has `windows` where a `definition` is wanted",
 }
 
 
@@ -94,6 +95,14 @@ def test_a_plug_in_that_fails_in_use(install: Callable[..., None]) -> None:
     install(PLUG_IN.replace("found =", "1 / 0; found ="))
     result = run("check", write(Path("net.toml"), RECURRENT), "-m", "twin")
     assert 2 == result.exit_code and "ZeroDivisionError" in result.stderr and "a bug in bp" not in result.stderr
+
+
+def test_a_plug_in_whose_definition_is_none(install: Callable[..., None]) -> None:
+    """Bare windows, as methods used to give, are refused by name."""
+    call = 'return load("bptt").definition(setup, load("bptt").Options())'
+    install(PLUG_IN.replace(call, f"{call}.over(setup)"))
+    result = run("check", write(Path("net.toml"), RECURRENT), "-m", "twin")
+    assert 2 == result.exit_code and "definition gives tuple, not Exact() or Windows(windows)" in result.stderr
 
 
 def test_our_own_methods_come_first(install: Callable[..., None]) -> None:

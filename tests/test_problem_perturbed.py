@@ -117,7 +117,7 @@ def test_magnitudes_cover_rounding(name: str) -> None:
     for method in methods:
         rough = gradient(problem, method).arrays
         fine = gradient(cast(problem, np.dtype(np.float64)), method).arrays
-        for key, size in magnitude(problem, parse(method).windows(problem.setup)).items():
+        for key, size in magnitude(problem, parse(method).definition(problem.setup).over(problem.setup)).items():
             assert (np.abs(rough[key] - fine[key]) <= 64 * UNIT * size.max()).all(), (method, key)
             assert (np.abs(fine[key]) <= size * (1 + 1e-12)).all(), (method, key)
 
@@ -135,7 +135,7 @@ u = [2]
 loss = "dot(w, relu(b)) + sum(0 * u) + dot(x, x)"
 """
     problem = written(tmp_path, text)
-    size = magnitude(problem, parse("backprop").windows(problem.setup))
+    size = magnitude(problem, parse("backprop").definition(problem.setup).over(problem.setup))
     assert [0.0, 0.0, 0.0] == size["b"].tolist()
     assert [0.0, 9.0, 0.0] == size["w"].tolist()
     assert [0.0, 0.0] == size["u"].tolist()

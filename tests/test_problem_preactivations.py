@@ -9,8 +9,8 @@ import pytest
 from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, problem_of, small, written
 
 from bpcli import references
-from bpcli.checking.reference_cache import whole
 from bpcli.methods import parse
+from bpcli.methods.base import Exact
 from bpcli.problem.definition import Problem
 from bpcli.references.numerics import chain_rule as chain
 from bpcli.references.numerics.chain_rule import Chain
@@ -48,7 +48,7 @@ batch = 2
 
 def through(problem: Problem, method: str, dtype: type) -> Chain:
     """All that may be differentiated through preactivations."""
-    windows = parse(method).windows(problem.setup)
+    windows = parse(method).definition(problem.setup).over(problem.setup)
     perturbed = Perturbed(problem, windows, np.dtype(dtype), find_kinks(problem))
     return Chain(problem, perturbed, problem.setup.wrt, 1, ALWAYS)
 
@@ -132,7 +132,7 @@ def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "pulled", lambda *args: right(*args) * 1.01)
     assert distance(through(problem, "bptt", complex).imaginary(), expected) > 1e-4
     for reference in ("complex-step", "central"):
-        found = references.get(reference).estimate(problem, whole(problem.setup), problem.setup.wrt)
+        found = references.get(reference).estimate(problem, Exact().over(problem.setup), problem.setup.wrt)
         assert distance({n: e.value for n, e in found.items()}, expected) < 1e-7
 
 

@@ -15,6 +15,7 @@ from typing import cast as typed
 import numpy as np
 
 from bpcli import backends
+from bpcli.methods.base import Definition, Exact
 from bpcli.problem.definition import Problem, Setup, Tensor, cast
 from bpcli.references.base import Estimate, FloatArray, Reference
 from bpcli.references.numerics.probe import Directions, dot, norms
@@ -64,7 +65,7 @@ class Outside:
 
     def bytes(self, setup: Setup) -> int:
         """What the other program may hold, at a guess."""
-        entries = unrolled(setup, (Window(0, 0, setup.T),)).bytes // setup.dtype.itemsize
+        entries = unrolled(setup, Exact().over(setup)).bytes // setup.dtype.itemsize
         return _HELD * _DOUBLE.itemsize * entries
 
 
@@ -86,9 +87,9 @@ def describe(name: str) -> str:
     return f"the gradient by {name}, in float64, with its rounding as the bound (extra `peers`)"
 
 
-def refusal(name: str, setup: Setup, windows: Sequence[Window]) -> str | None:
-    """Why the oracle called `name` can't judge what `windows` define; None when it can."""
-    if tuple(windows) == (Window(0, 0, setup.T),):
+def refusal(name: str, definition: Definition) -> str | None:
+    """Why the oracle called `name` can't judge by a definition; None when it can."""
+    if definition == Exact():
         return None
     return f"the reference {name} differentiates the whole loss, not parts of it"
 

@@ -235,7 +235,7 @@ def _texts(setup: Setup, wish: Wish) -> tuple[tuple[str, ...], dict[str, Place]]
     if own:
         source = setup.spec.source
         return tuple(dict.fromkeys(own)), {m: source.value("bench", "methods", str(i)) for i, m in enumerate(own)}
-    return (("bptt", "rtrl") if setup.graph.recurrent else ("backprop",)), {}
+    return methods.defaults(setup.graph), {}
 
 
 def _needed(texts: Sequence[str], grid: Grid, settings: Sequence[str]) -> tuple[str, ...]:

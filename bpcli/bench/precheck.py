@@ -26,22 +26,21 @@ from bpcli import methods, references
 from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
 from bpcli.checking.checker import check, check_problem
 from bpcli.checking.findings import Finding, Verdict
-from bpcli.checking.reference_cache import AUTO, whole
+from bpcli.checking.reference_cache import AUTO
 from bpcli.checking.verdict import cosine, relative_error
 from bpcli.errors import Place
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall, parse
-from bpcli.methods.base import Cost, Gradient, Method
+from bpcli.methods.base import Cost, Definition, Exact, Gradient, Method
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.limits import Limits, array_bytes
 from bpcli.references.perturbation.kinks import analytic
 from bpcli.runtime.evaluation import whole_loss
-from bpcli.runtime.reverse_mode import Window
 
 
 def exact_method(setup: Setup) -> str:
     """The method that gives the true gradient of a graph at the least cost."""
-    return "bptt" if setup.graph.recurrent else "backprop"
+    return next(name for name in methods.by_reverse_mode() if methods.load(name).refusal(setup.graph) is None)
 
 
 def true_gradient(problem: Problem, limits: Limits) -> Gradient | None:
@@ -150,8 +149,8 @@ class _Whole:
     def refusal(self, graph: Graph) -> str | None:
         return self.call.refusal(graph)
 
-    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
-        return self.call.windows(setup)
+    def definition(self, setup: Setup, options: Any) -> Definition:
+        return self.call.definition(setup)
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         return self.call.cost(self.setup)
@@ -184,7 +183,7 @@ def _against_truth(
 ) -> Vouch:
     """`judged`, or wrong where a method that is meant to be exact differs from the true gradient somewhere else."""
     setup = problem.setup
-    exact = call.windows(setup) == (Window(0, 0, setup.T),)
+    exact = call.definition(setup) == Exact()
     itself = call.method.name == exact_method(setup)  # the true gradient is its own: no witness
     if judged.verdict == "wrong" or not exact or itself or true is None:
         return judged
@@ -223,16 +222,16 @@ class Checking:
         """It applies to every graph."""
         return None
 
-    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
-        """The true gradient."""
-        return whole(setup)
+    def definition(self, setup: Setup, options: Any) -> Definition:
+        """The total derivative."""
+        return Exact()
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """Predicted for every entry, with as many evaluations as the references may take."""
         call = methods.parse(exact_method(setup))
         flops = check_cost(setup, [call], self.options)
         if self.name != CHECK:
-            flops = references.get(self.name).cost(setup, whole(setup))
+            flops = references.get(self.name).cost(setup, Exact().over(setup))
         return Cost(flops, check_bytes(setup, [call], self.options), _SWEEPS * len(setup.wrt) * setup.T)
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
@@ -243,7 +242,7 @@ class Checking:
             call = methods.parse(exact_method(setup))
             check_problem(fresh, [call], self.options)
             return call.gradient(fresh)
-        found = references.get(self.name).estimate(fresh, whole(setup), setup.wrt)
+        found = references.get(self.name).estimate(fresh, Exact().over(setup), setup.wrt)
         return Gradient(whole_loss(fresh), {name: e.value.astype(setup.dtype) for name, e in found.items()})
 
 

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from bpcli import methods
 from bpcli.bench.rows import EXACT, Row, by_spec, memory, over_seeds
 from bpcli.bench.scaling import Law, laws
 from bpcli.bench.sweep import OURS
@@ -48,7 +49,6 @@ def _error(row: Row) -> float:
 GOOD_COSINE = 0.99
 WORTH_TELLING = 1.5
 WIDEST_MARGIN = 1.0
-_REVERSE = ("bptt", "backprop")
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -223,7 +223,7 @@ def _families(rows: Iterable[Row]) -> list[list[Row]]:
 def _baseline(rows: Sequence[Row]) -> Row | None:
     """The exact method that others are compared with: plain reverse mode, else the quickest exact one."""
     exact = [r for r in rows if _is_exact(r)]
-    return min(exact, key=lambda r: (r["method"] not in _REVERSE, r["time_s"]), default=None)
+    return min(exact, key=lambda r: (r["method"] not in methods.by_reverse_mode(), r["time_s"]), default=None)
 
 
 def _is_exact(row: Row) -> bool:

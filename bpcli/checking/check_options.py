@@ -12,10 +12,11 @@ from typing import Literal
 
 from bpcli.backends import oracle as outside
 from bpcli.backends.oracle import Outside
-from bpcli.checking.reference_cache import AUTO, Windows, references_for, whole
+from bpcli.checking.reference_cache import AUTO, references_for
 from bpcli.checking.sources.gradient_source import Foreign
 from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
+from bpcli.methods.base import Definition, Exact
 from bpcli.problem.definition import Setup, Tensor
 from bpcli.problem.limits import array_bytes
 from bpcli.references.base import ByChain, Reference, copies
@@ -32,7 +33,7 @@ from bpcli.references.perturbation.perturbed import BLOCK_ENTRIES
 from bpcli.references.perturbation.preactivations import step_by_step
 from bpcli.references.perturbation.tangent import possible
 from bpcli.runtime.copies import layout_of, reach
-from bpcli.runtime.reverse_mode import unrolled
+from bpcli.runtime.reverse_mode import Window, unrolled
 from bpcli.tape.plan import make_plan
 
 Mode = Literal["auto", "full", "directional"]
@@ -78,10 +79,10 @@ class Choice:
 def choose(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> Choice:
     """The references and the mode that `options` come to for these sizes, and what that costs."""
     used = references_for(setup, options.reference, options.mode)
-    windows = {tuple(call.windows(setup)) for call in calls}
-    asked = sum(_ASKED * call.cost(setup).flops for call in calls) + _rounding(setup, windows)
-    full = asked + _cost(setup, windows, used)
-    along = asked + sum(r.cost_along(setup, w, COUNT) for r in used for w in windows | {whole(setup)})
+    definitions = {call.definition(setup) for call in calls}
+    asked = sum(_ASKED * call.cost(setup).flops for call in calls) + _rounding(setup, definitions)
+    full = asked + _cost(setup, definitions, used)
+    along = asked + sum(r.cost_along(setup, d.over(setup), COUNT) for r in used for d in definitions | {Exact()})
     dear = options.mode == AUTO and full > max(AFFORDABLE, along)
     if dear or options.mode == "directional":
         return Choice("directional", references_for(setup, options.reference, "directional"), False, along, full)
@@ -93,7 +94,7 @@ def unjudged(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Check
     """The methods, by text, that the reference can't judge, and why."""
     if options.reference not in outside.known():
         return {}
-    reasons = {call.text: outside.refusal(options.reference, setup, tuple(call.windows(setup))) for call in calls}
+    reasons = {call.text: outside.refusal(options.reference, call.definition(setup)) for call in calls}
     return {text: reason for text, reason in reasons.items() if reason}
 
 
@@ -102,14 +103,14 @@ def check_cost(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Che
     return choose(setup, calls, options).flops
 
 
-def _cost(setup: Setup, windows: set[Windows], used: tuple[Reference, ...]) -> float:
-    """Of all estimates: for every set of windows, and of the true gradient by the reference that judges."""
-    each = sum(r.cost(setup, w) for r in used for w in windows)
-    return each + (0.0 if whole(setup) in windows else used[0].cost(setup, whole(setup)))
+def _cost(setup: Setup, definitions: set[Definition], used: tuple[Reference, ...]) -> float:
+    """Of all estimates: for every definition, and of the true gradient by the reference that judges."""
+    each = sum(r.cost(setup, d.over(setup)) for r in used for d in definitions)
+    return each + (0.0 if Exact() in definitions else used[0].cost(setup, Exact().over(setup)))
 
 
-def _rounding(setup: Setup, windows: set[Windows]) -> float:
-    return sum(rounding_flops(setup, w) for w in windows)
+def _rounding(setup: Setup, definitions: set[Definition]) -> float:
+    return sum(rounding_flops(setup, d.over(setup)) for d in definitions)
 
 
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
@@ -132,11 +133,11 @@ _OF_FIX = 2 * (3 * 8 + _COMPLEX)
 def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> int:
     """About the bytes that `check` holds at its peak besides the problem's own arrays: predicted from sizes alone.
 
-    Estimates and bounds are kept for every set of windows; references, rounding and methods come one after the other.
+    Estimates and bounds are kept for every definition; references, rounding and methods come one after the other.
     """
     chosen = choose(setup, calls, options)
     used = chosen.references
-    windows = {tuple(call.windows(setup)) for call in calls} | {whole(setup)}
+    windows = [d.over(setup) for d in {call.definition(setup) for call in calls} | {Exact()}]
     results = sum(_size(t.shape) for t in setup.wrt)
     kept = _DOUBLE * results * len(windows) * (_OF_ESTIMATE * len(used) + _OF_ROUNDING)
     # Second ladders, where a gradient looks wrong, are one more estimate at a time.
@@ -148,7 +149,7 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Ch
     return kept + max(passes) + _TABLES
 
 
-def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: int) -> int:
+def _perturbed(setup: Setup, windows: Sequence[Window], reference: Reference, numbers: int) -> int:
     """A trace of all steps, and the larger of what the two kinds of copies take; what another program holds."""
     if isinstance(reference, Outside):
         return reference.bytes(setup)
@@ -170,7 +171,7 @@ def _perturbed(setup: Setup, windows: Windows, reference: Reference, numbers: in
     return item * trace + max(copies, _chain(setup, windows, by, exact) if by.zs else 0)
 
 
-def _copies(setup: Setup, windows: Windows, tensors: Sequence[Tensor], count: int, item: int) -> int:
+def _copies(setup: Setup, windows: Sequence[Window], tensors: Sequence[Tensor], count: int, item: int) -> int:
     """So many copies with changes of tensors: a block of them, and the losses of all."""
     graph = setup.graph
     nodes = (graph.previous.get(t.name) if t.kind == "state" else graph.leaf.get(t.name) for t in tensors)
@@ -187,7 +188,7 @@ def _copies(setup: Setup, windows: Windows, tensors: Sequence[Tensor], count: in
     return item * (block + _OF_LOSSES * count * setup.batch) + fixes
 
 
-def _chain(setup: Setup, windows: Windows, by: ByChain, exact: bool) -> int:
+def _chain(setup: Setup, windows: Sequence[Window], by: ByChain, exact: bool) -> int:
     """Steps by themselves: their copies, what is known at every step, and what goes along from step to step."""
     nodes, size = step_by_step(setup.graph, by.zs), {n.index: n.size for n in setup.graph.nodes}
     real = exact and possible(setup.graph, by.zs)
@@ -210,9 +211,9 @@ def _chain(setup: Setup, windows: Windows, by: ByChain, exact: bool) -> int:
     return held + _DOUBLE * (known + along + slopes + made)
 
 
-def _rounding_bytes(setup: Setup, windows: Windows, numbers: int) -> int:
+def _rounding_bytes(setup: Setup, windows: Sequence[Window], numbers: int) -> int:
     """The passes in float32 and float64, with the arrays in both, shifted and not."""
-    entries = unrolled(setup, windows).bytes // setup.dtype.itemsize
+    entries = unrolled(setup, tuple(windows)).bytes // setup.dtype.itemsize
     return (entries + 2 * numbers) * (_SINGLE + _DOUBLE)
 
 

@@ -13,28 +13,28 @@ import numpy as np
 from bpcli.checking.check_options import CheckOptions, choose
 from bpcli.checking.escalation import affordable, decide, decide_along, narrow
 from bpcli.checking.findings import Finding, Verdict, Worst, spoiled
-from bpcli.checking.reference_cache import AUTO, Truth, Windows, whole
+from bpcli.checking.reference_cache import AUTO, Truth
 from bpcli.checking.sources.gradient_source import Answer, Foreign, ask
 from bpcli.checking.sources.validate_gradient import LOSS, on_pattern
 from bpcli.checking.verdict import Entries, as_direction, at_kink, cosine, kernel_error, relative_error, summarise
 from bpcli.methods import MethodCall
+from bpcli.methods.base import Definition, Exact
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.numerics.probe import directions, dot
 from bpcli.references.perturbation.executor import Executor
 from bpcli.runtime.evaluation import check_finite
-from bpcli.runtime.reverse_mode import Window
 
-Judged = Callable[[Truth, Windows, Tensor, FloatArray, Finding], Finding]
+Judged = Callable[[Truth, Definition, Tensor, FloatArray, Finding], Finding]
 """Takes the gradient of a tensor, in float64 and zero outside its pattern, and fills in a blank finding."""
 
 
-def judge_entries(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
+def judge_entries(truth: Truth, definition: Definition, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
     """Every entry."""
-    entries = decide(truth, windows, tensor, value)
+    entries = decide(truth, definition, tensor, value)
     verdict, cause, worst = summarise(entries, tensor.pattern)
-    true = truth.best(whole(truth.problem.setup), tensor)
+    true = truth.best(Exact(), tensor)
     one_truth = not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
     if verdict == "pass" and one_truth and _vanishes(true, entries):
         return replace(blank, checked=tensor.entries, verdict=verdict, cause=cause, worst=worst)
@@ -44,23 +44,23 @@ def judge_entries(truth: Truth, windows: Windows, tensor: Tensor, value: FloatAr
         verdict=verdict,
         cause=cause,
         worst=worst,
-        kernel_error=kernel_error(value, truth.best(windows, tensor)),
+        kernel_error=kernel_error(value, truth.best(definition, tensor)),
         bias=relative_error(value, true.value) if one_truth else None,
         cosine=cosine(value, true.value) if one_truth else None,
         kink=at_kink(entries, worst, tensor.pattern),
     )
 
 
-def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
+def judge_along(truth: Truth, definition: Definition, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
     """Directions; where these do not pass, every entry, or as many as are affordable of those that look wrong.
 
     Where directions are at a kink every entry is judged too, if that is affordable. Errors are estimated: the norm
     of a tensor is that of its components along Gaussian directions, on average.
     """
     rows = directions(tensor)
-    entries = decide_along(truth, windows, tensor, value, rows)
+    entries = decide_along(truth, definition, tensor, value, rows)
     verdict, cause, worst = summarise(entries)
-    true = truth.along(whole(truth.problem.setup), tensor, rows).judge
+    true = truth.along(Exact(), tensor, rows).judge
     one_truth = not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
     if verdict == "pass" and one_truth and _vanishes(true, entries):
         return replace(blank, checked=len(rows), verdict=verdict, cause=cause, worst=as_direction(worst))
@@ -70,14 +70,14 @@ def judge_along(truth: Truth, windows: Windows, tensor: Tensor, value: FloatArra
         verdict=verdict,
         cause=cause,
         worst=as_direction(worst),
-        kernel_error=kernel_error(entries.value, truth.along(windows, tensor, rows).judge),
+        kernel_error=kernel_error(entries.value, truth.along(definition, tensor, rows).judge),
         bias=relative_error(dot(rows, value), true.value) if one_truth else None,
     )
     # What lies between the slopes at a kink along a direction may do so by an error in any of its entries.
-    if verdict == "pass" and not (cause == "kink" and affordable(truth, windows, tensor.entries)):
+    if verdict == "pass" and not (cause == "kink" and affordable(truth, definition, tensor.entries)):
         return found
-    part = narrow(truth, windows, tensor, value)
-    looked = judge_entries(truth.part(part), windows, part, value, blank)
+    part = narrow(truth, definition, tensor, value)
+    looked = judge_entries(truth.part(part), definition, part, value, blank)
     if part is tensor:
         return looked
     if looked.verdict != "wrong":  # that a part of it passes says nothing about the tensor
@@ -129,7 +129,7 @@ def _findings(truth: Truth, call: MethodCall | Foreign, tensors: Sequence[Tensor
     setup = truth.problem.setup
     answer = ask(call, truth.problem)
     found = [_finding(truth, call, answer, tensor, judged) for tensor in tensors]
-    found += _loss_findings(truth, call, tuple(call.windows(setup)), answer)
+    found += _loss_findings(truth, call, call.definition(setup), answer)
     unknown = [name for name in answer.faults if name not in {LOSS, *(t.name for t in setup.wrt)}]
     return found + [_faulty(truth, call, answer, name) for name in unknown]
 
@@ -147,8 +147,8 @@ def _finding(truth: Truth, call: MethodCall | Foreign, answer: Answer, tensor: T
         return replace(blank, cause="wrong shape")
     if given.dtype != truth.problem.setup.dtype:
         return replace(blank, cause="wrong type")
-    windows = tuple(call.windows(truth.problem.setup))
-    found = judged(truth, windows, tensor, on_pattern(given, tensor).astype(np.float64), blank)
+    definition = call.definition(truth.problem.setup)
+    found = judged(truth, definition, tensor, on_pattern(given, tensor).astype(np.float64), blank)
     if answer.changed:
         named = f": {', '.join(answer.changed)}" if answer.where else ""
         return spoiled(found, f"changes its arguments{named}{answer.where}")
@@ -169,15 +169,13 @@ def _faulty(
     return Finding(spec, call.text, name, shape, 0, "wrong", cause, None, None, None, None)
 
 
-def _loss_findings(
-    truth: Truth, call: MethodCall | Foreign, windows: tuple[Window, ...], answer: Answer
-) -> list[Finding]:
+def _loss_findings(truth: Truth, call: MethodCall | Foreign, definition: Definition, answer: Answer) -> list[Finding]:
     """A finding when the loss that came with the gradient is wrong, or came from elsewhere."""
     if LOSS in answer.faults:
         return [_faulty(truth, call, answer, LOSS)]
     if answer.loss is None:
         return []
-    reference, bound = truth.loss, truth.rounding(windows).loss
+    reference, bound = truth.loss, truth.rounding(definition).loss
     error = abs(answer.loss - reference)
     steady = LOSS not in answer.unsteady | answer.threaded
     good = bool(error <= bound) and steady

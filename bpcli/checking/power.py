@@ -15,11 +15,11 @@ from bpcli.checking.faults.fault import Fault, as_method, separate
 from bpcli.checking.findings import Finding
 from bpcli.checking.interpreter import RIGHT, work
 from bpcli.methods import MethodCall
+from bpcli.methods.base import Exact
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.problem.draw import draw
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
-from bpcli.runtime.reverse_mode import Window
 
 Outcome = Literal["caught", "void", "missed"]
 # Forwards, and three passes backwards; twice each, and once more to see what changes.
@@ -56,7 +56,7 @@ def power(setup: Setup, options: CheckOptions, faults: Sequence[Fault] = CATALOG
     findings = check(setup, calls, options)
     problem = draw(setup)
     right = as_method("right", RIGHT).gradient(problem).arrays
-    slack = rounding(problem, (Window(0, 0, setup.T),), setup.dtype).gradient
+    slack = rounding(problem, Exact().over(setup), setup.dtype).gradient
     known = [(np.abs(right[x.name]), slack[x.name]) for x in setup.wrt]
     nothing = all(bool(((size <= room) & np.isfinite(room)).all()) for size, room in known)
     found = []

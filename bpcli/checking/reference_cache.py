@@ -1,8 +1,8 @@
-"""What gradients are compared with, computed once for each distinct set of windows."""
+"""The references' estimates of a definition, each computed once for a problem."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bpcli.backends import oracle as outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
+from bpcli.methods.base import Definition
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
@@ -22,8 +23,6 @@ from bpcli.references.numerics.taylor import rates
 from bpcli.references.perturbation.executor import Executor
 from bpcli.runtime.evaluation import whole_loss
 from bpcli.runtime.reverse_mode import Window
-
-Windows = tuple[Window, ...]
 
 AUTO = "auto"
 # Predicted flops of the differences that stand beside the complex step, some seconds' worth.
@@ -42,14 +41,9 @@ def references_for(setup: Setup, wanted: str, mode: str) -> tuple[Reference, ...
     return (complex_step.REFERENCE, beside)
 
 
-def whole(setup: Setup) -> Windows:
-    """The window of the true gradient."""
-    return (Window(0, 0, setup.T),)
-
-
 @dataclass
 class Truth:
-    """The references' answers on one problem, kept by windows.
+    """The references' answers on one problem, kept by definition.
 
     `sharpens`: what they can't decide goes to the ladder and to the Taylor rate. `executor` computes losses for them.
     """
@@ -58,39 +52,39 @@ class Truth:
     references: tuple[Reference, ...]
     sharpens: bool = True
     executor: Executor | None = None
-    _estimates: dict[tuple[str, Windows], Mapping[str, Estimate]] = field(default_factory=dict)
-    _alongs: dict[tuple[Reference, Windows, Tensor], Estimate] = field(default_factory=dict)
-    _roundings: dict[Windows, Rounding] = field(default_factory=dict)
+    _estimates: dict[tuple[str, Definition], Mapping[str, Estimate]] = field(default_factory=dict)
+    _alongs: dict[tuple[Reference, Definition, Tensor], Estimate] = field(default_factory=dict)
+    _roundings: dict[Definition, Rounding] = field(default_factory=dict)
 
-    def estimates(self, windows: Windows, tensor: Tensor, second: bool = False) -> References:
+    def estimates(self, definition: Definition, tensor: Tensor, second: bool = False) -> References:
         """The estimates of one tensor's gradient; with `second`, differences on other points too."""
-        found = {r.name: self._all(r, windows)[tensor.name] for r in self.references}
-        other = self._second().estimate(self.problem, windows, [tensor], self.executor)[tensor.name] if second else None
+        found = {r.name: self._all(r, definition)[tensor.name] for r in self.references}
+        other = self._estimate(self._second(), definition, (tensor,))[tensor.name] if second else None
         exact = found.pop(complex_step.REFERENCE.name, None)
         return References(exact, next(iter(found.values()), None), other)
 
-    def along(self, windows: Windows, tensor: Tensor, rows: FloatArray, second: bool = False) -> References:
+    def along(self, definition: Definition, tensor: Tensor, rows: FloatArray, second: bool = False) -> References:
         """The same along directions `rows (K, size)`, which are always the same for one tensor."""
         used = (*self.references, *((self._second(),) if second else ()))
         found = []
         for reference in used:
-            key = (reference, windows, tensor)
+            key = (reference, definition, tensor)
             if key not in self._alongs:
-                self._alongs[key] = reference.along(self.problem, windows, {tensor: rows})[tensor.name]
+                self._alongs[key] = reference.along(self.problem, self.windows(definition), {tensor: rows})[tensor.name]
             found.append(self._alongs[key])
         other = found.pop() if second else None
         named = {r.name: e for r, e in zip(self.references, found, strict=True)}
         exact = named.pop(complex_step.REFERENCE.name, None)
         return References(exact, next(iter(named.values()), None), other)
 
-    def sharper(self, windows: Windows, tensor: Tensor, places: NDArray[np.int64]) -> References:
+    def sharper(self, definition: Definition, tensor: Tensor, places: NDArray[np.int64]) -> References:
         """The estimates sharpened by the ladder at `places`, flat, where it agrees with other differences."""
-        known = self.estimates(windows, tensor)
+        known = self.estimates(definition, tensor)
         if known.central is None:
             return known
         part = replace(tensor, pattern=places)
         one, other = (
-            self._laddered(windows, part, known.central, differences, steps)
+            self._laddered(definition, part, known.central, differences, steps)
             for differences, steps in (
                 (central.REFERENCE, ladder.REFERENCE),
                 (central.REFERENCE.on_other_points(), ladder.REFERENCE.on_other_points()),
@@ -99,12 +93,10 @@ class Truth:
         return References(known.complex_step, one, other)
 
     def _laddered(
-        self, windows: Windows, part: Tensor, known: Estimate, differences: Reference, steps: Reference
+        self, definition: Definition, part: Tensor, known: Estimate, differences: Reference, steps: Reference
     ) -> Estimate:
         assert part.pattern is not None
-        first, sharp = (
-            r.estimate(self.problem, windows, [part], self.executor)[part.name] for r in (differences, steps)
-        )
+        first, sharp = (self._estimate(r, definition, (part,))[part.name] for r in (differences, steps))
         there = np.zeros(known.value.size, dtype=np.bool_)
         there[part.pattern] = True
         mask = there.reshape(known.value.shape)
@@ -113,11 +105,16 @@ class Truth:
         return _merged(found, sharp, mask)
 
     def rates(
-        self, windows: Windows, tensor: Tensor, places: NDArray[np.int64], value: FloatArray, reference: FloatArray
+        self,
+        definition: Definition,
+        tensor: Tensor,
+        places: NDArray[np.int64],
+        value: FloatArray,
+        reference: FloatArray,
     ) -> tuple[Mask, Mask]:
         """Which entries of the gradient `value` the Taylor rate calls right, and which wrong, at `places` alone."""
         around = probe(self.problem, replace(tensor, pattern=places))
-        sampler = Around(self.problem, windows).entries(tensor, around)
+        sampler = Around(self.problem, self.windows(definition)).entries(tensor, around)
         size = np.abs(reference)
         tolerance = POWER * np.maximum(size, small(self.problem.setup.dtype) * size.max())
         each = (a.reshape(-1)[around.places] for a in (value, tolerance))
@@ -126,20 +123,26 @@ class Truth:
         right, wrong = (around.scatter(mask.astype(np.float64), value.shape) > 0 for mask in rates(sampler, *each))
         return right & kept.reshape(value.shape), wrong & kept.reshape(value.shape)
 
-    def best(self, windows: Windows, tensor: Tensor) -> Estimate:
+    def windows(self, definition: Definition) -> tuple[Window, ...]:
+        """The windows whose losses the references differentiate."""
+        return definition.over(self.problem.setup)
+
+    def best(self, definition: Definition, tensor: Tensor) -> Estimate:
         """The sharpest estimate; what stands beside it where that knows nothing."""
-        return self.estimates(windows, tensor).judge
+        return self.estimates(definition, tensor).judge
 
-    def rounding(self, windows: Windows) -> Rounding:
+    def rounding(self, definition: Definition) -> Rounding:
         """U_g: what a correct gradient, and the loss that comes with it, may be off by in the spec's dtype."""
-        if windows not in self._roundings:
-            self._roundings[windows] = rounding(self.problem, windows, self.problem.setup.dtype)
-        return self._roundings[windows]
+        if definition not in self._roundings:
+            self._roundings[definition] = rounding(self.problem, self.windows(definition), self.problem.setup.dtype)
+        return self._roundings[definition]
 
-    def excused(self, windows: Windows, value: FloatArray, rounding: FloatArray) -> FloatArray:
+    def excused(self, definition: Definition, value: FloatArray, rounding: FloatArray) -> FloatArray:
         """`rounding`, infinite where a gradient `value` is not finite as right rules may have it here."""
         finite = np.isfinite(value)
-        return rounding if finite.all() or not overflows(self.problem, windows) else np.where(finite, rounding, np.inf)
+        if finite.all() or not overflows(self.problem, self.windows(definition)):
+            return rounding
+        return np.where(finite, rounding, np.inf)
 
     @cached_property
     def loss(self) -> float:
@@ -158,11 +161,16 @@ class Truth:
                 return reference.on_other_points()
         return central.REFERENCE.on_other_points()
 
-    def _all(self, reference: Reference, windows: Windows) -> Mapping[str, Estimate]:
-        key = (reference.name, windows)
+    def _all(self, reference: Reference, definition: Definition) -> Mapping[str, Estimate]:
+        key = (reference.name, definition)
         if key not in self._estimates:
-            self._estimates[key] = reference.estimate(self.problem, windows, self.problem.setup.wrt, self.executor)
+            self._estimates[key] = self._estimate(reference, definition, self.problem.setup.wrt)
         return self._estimates[key]
+
+    def _estimate(
+        self, reference: Reference, definition: Definition, tensors: Sequence[Tensor]
+    ) -> Mapping[str, Estimate]:
+        return reference.estimate(self.problem, self.windows(definition), tensors, self.executor)
 
 
 def _merged(known: Estimate, new: Estimate, there: Mask) -> Estimate:

@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 
 from bpcli.errors import fail
+from bpcli.methods.base import Exact
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import FloatArray, forward_flops
 from bpcli.references.numerics.probe import Probe, Sampler, probe, scales
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.tangent import STEP
-from bpcli.runtime.reverse_mode import Window
 
 STEPS: FloatArray = np.exp2(np.arange(-50, 1, dtype=np.float64))
 """Relative to the size of the entry; powers of two, so that to shift and to shift back is exact."""
@@ -44,7 +44,7 @@ def v_curve(problem: Problem) -> VCurve:
     Raises BpError where no entry has a derivative other than zero: there is nothing to be relative to.
     """
     setup = problem.setup
-    windows = (Window(0, 0, setup.T),)
+    windows = Exact().over(setup)
     real = Perturbed(problem, windows, np.dtype(np.float64))
     other = Perturbed(problem, windows, np.dtype(np.complex128))
     errors: dict[str, FloatArray] = {}
@@ -71,7 +71,7 @@ def v_curve(problem: Problem) -> VCurve:
 def curve_flops(setup: Setup) -> float:
     """Predicted floating-point operations of `v_curve`."""
     copies = ENTRIES * len(setup.wrt) * (2 * len(STEPS) + _COMPLEX_FLOPS)
-    return copies * forward_flops(setup, (Window(0, 0, setup.T),))
+    return copies * forward_flops(setup, Exact().over(setup))
 
 
 def _median(errors: FloatArray) -> FloatArray:

@@ -108,11 +108,12 @@ def _self_check() -> Lines:
     from bpcli.commands.method_selection import read
     from bpcli.commands.progress import prepare
     from bpcli.commands.specs import open_spec, packaged_spec
+    from bpcli.methods import defaults
 
     prepare(Common())
     start = time.perf_counter()
     setup = open_spec(packaged_spec(_SPEC), Common())
-    findings = check(setup, read(("bptt", "rtrl")), CheckOptions())
+    findings = check(setup, read(defaults(setup.graph)), CheckOptions())
     passed = sum(f.verdict == "pass" for f in findings)
     good = passed == len(findings) > 0
     seconds = time.perf_counter() - start

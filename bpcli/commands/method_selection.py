@@ -37,7 +37,9 @@ def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tup
     place = setup.spec.source.value
     if own:
         return _distinct(_parsed([(text, place("check", "methods", str(i))) for i, text in enumerate(own)]))
-    return read(("bptt", "rtrl") if setup.graph.recurrent else ("backprop",))
+    from bpcli.methods import defaults
+
+    return read(defaults(setup.graph))
 
 
 def reference(context: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -21,9 +21,8 @@ from bpcli.errors import Place, fail, nearest
 
 if TYPE_CHECKING:
     from bpcli.graph.nodes import Graph
-    from bpcli.methods.base import Cost, Gradient, Method
+    from bpcli.methods.base import Cost, Definition, Gradient, Method
     from bpcli.problem.definition import Problem, Setup
-    from bpcli.runtime.reverse_mode import Window
 
 GROUP = "bpcli.methods"
 _NOT_METHODS = frozenset({"base"})
@@ -42,9 +41,9 @@ class MethodCall:
         """Why the method does not apply to this graph, and what does; None when it applies."""
         return self.method.refusal(graph)
 
-    def windows(self, setup: Setup) -> tuple[Window, ...]:
-        """What the method is meant to compute, exactly: the sum of these windows."""
-        return self.method.windows(setup, self.options)
+    def definition(self, setup: Setup) -> Definition:
+        """The mathematics that the gradient is judged against."""
+        return self.method.definition(setup, self.options)
 
     def cost(self, setup: Setup) -> Cost:
         """Predicted flops, bytes held and forward steps."""
@@ -93,6 +92,21 @@ def advice(graph: Graph) -> str:
     """Which methods apply to a graph, in words; those of other packages are not asked."""
     fit = [name for name in known_names() if name not in installed() and load(name).refusal(graph) is None]
     return f"methods that apply here: {', '.join(fit)}"
+
+
+def defaults(graph: Graph) -> tuple[str, ...]:
+    """The exact methods that are run on a graph where none are named: those tagged "default" that apply to it."""
+    return tuple(n for n in _tagged("default") if load(n).refusal(graph) is None)
+
+
+def by_reverse_mode() -> tuple[str, ...]:
+    """The exact methods that go backwards once: the cheapest way to the true gradient of a graph, one for each kind."""
+    return _tagged("exact", "reverse")
+
+
+def _tagged(*tags: str) -> tuple[str, ...]:
+    """Our own methods with all of these tags; those of other packages are not asked."""
+    return tuple(n for n in known_names() if n not in installed() and load(n).tags.issuperset(tags))
 
 
 def parse(text: str, place: Place | None = None) -> MethodCall:

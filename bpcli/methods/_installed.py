@@ -11,12 +11,11 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from bpcli.errors import fail, printable
 from bpcli.graph.nodes import Graph
-from bpcli.methods.base import Cost, Gradient, Method
+from bpcli.methods.base import Cost, Definition, Exact, Gradient, Method, Windows
 from bpcli.problem.definition import Problem, Setup
-from bpcli.runtime.reverse_mode import Window
 
 _Result = TypeVar("_Result")
-_PARTS = ("refusal", "windows", "cost", "gradient")
+_PARTS = ("refusal", "definition", "cost", "gradient")
 
 
 def load(point: importlib.metadata.EntryPoint) -> Method:
@@ -49,9 +48,9 @@ class _Guarded:
         """See `Method`."""
         return self._run(lambda: self.method.refusal(graph))
 
-    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
+    def definition(self, setup: Setup, options: Any) -> Definition:
         """See `Method`."""
-        return self._run(lambda: tuple(self.method.windows(setup, options)))
+        return self._run(lambda: _defined(self.method.definition(setup, options)))
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """See `Method`."""
@@ -68,9 +67,20 @@ class _Guarded:
             _refuse(self.point, error)
 
 
+def _defined(found: Any) -> Definition:
+    """`found`, if it is a definition; TypeError where it is not."""
+    if isinstance(found, Windows):
+        return Windows(tuple(found.windows))
+    if isinstance(found, Exact):
+        return found
+    raise TypeError(f"definition gives {type(found).__name__}, not Exact() or Windows(windows) of bpcli.methods.base")
+
+
 def _fault(method: Any, name: str) -> str:
     """What a method lacks; "" for nothing."""
     lacking = [part for part in ("name", "summary", "tags", "Options", *_PARTS) if not hasattr(method, part)]
+    if lacking == ["definition"] and hasattr(method, "windows"):
+        return "it has `windows` where a `definition` is wanted, Exact() or Windows(windows) of bpcli.methods.base"
     if lacking:
         return f"it lacks {', '.join(lacking)}"
     if method.name != name:

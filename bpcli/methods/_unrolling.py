@@ -1,4 +1,4 @@
-"""What the methods that go backwards through the unrolled graph share: they differ in their windows alone."""
+"""Methods that go backwards through the unrolled graph: each is its definition, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpcli.graph.nodes import Graph
-from bpcli.methods.base import Cost, Gradient
+from bpcli.methods.base import Cost, Definition, Exact, Gradient
 from bpcli.problem.definition import Problem, Setup
-from bpcli.runtime.reverse_mode import Window, moved, unrolled
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """None."""
+from bpcli.runtime.reverse_mode import moved, unrolled
 
 
 @dataclass(frozen=True)
 class Unrolling:
-    """A method given by its windows; `reach(T, options)` lists them in the order of their ends."""
+    """A method given by `defined(T, options)`: the total derivative, or windows in the order of their ends."""
 
     name: str
     summary: str
     tags: frozenset[str]
     Options: type[Any]
-    reach: Callable[[int, Any], tuple[Window, ...]]
+    defined: Callable[[int, Any], Definition]
 
     def refusal(self, graph: Graph) -> str | None:
         """Recurrent methods need a state, feed-forward ones its absence."""
@@ -35,15 +30,17 @@ class Unrolling:
             return "there is no state to unroll; `backprop` applies"
         return None
 
-    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
-        """What the method is meant to compute."""
-        return self.reach(setup.T, options)
+    def definition(self, setup: Setup, options: Any) -> Definition:
+        """See `Method`; windows that leave nothing out are the total derivative."""
+        found = self.defined(setup.T, options)
+        return Exact() if found.over(setup) == Exact().over(setup) else found
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """One pass forwards; backwards through every window; the longest window held."""
-        plan = unrolled(setup, self.windows(setup, options))
+        plan = unrolled(setup, self.definition(setup, options).over(setup))
         return Cost(plan.flops, plan.bytes, setup.T, moved(plan))
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """Forwards, and backwards from the end of each window."""
-        return Gradient(*unrolled(problem.setup, self.windows(problem.setup, options)).gradient(problem))
+        setup = problem.setup
+        return Gradient(*unrolled(setup, self.definition(setup, options).over(setup)).gradient(problem))

@@ -1,12 +1,12 @@
 """Backpropagation: the reverse pass of a feed-forward graph, the chain rule from the loss back to every leaf."""
 
-from bpcli.methods._unrolling import NoOptions, Unrolling
-from bpcli.runtime.reverse_mode import Window
+from bpcli.methods._unrolling import Unrolling
+from bpcli.methods.base import Exact, NoOptions
 
 METHOD = Unrolling(
     name="backprop",
     summary="reverse pass of a feed-forward graph",
-    tags=frozenset({"exact", "feed-forward"}),
+    tags=frozenset({"default", "exact", "feed-forward", "reverse"}),
     Options=NoOptions,
-    reach=lambda T, options: (Window(0, 0, T),),
+    defined=lambda T, options: Exact(),
 )

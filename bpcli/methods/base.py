@@ -33,6 +33,35 @@ class Gradient:
     arrays: Mapping[str, Array]
 
 
+@dataclass(frozen=True)
+class Exact:
+    """The total derivative: every loss, differentiated through all steps before it."""
+
+    def over(self, setup: Setup) -> tuple[Window, ...]:
+        """One window, of all steps and all losses."""
+        return (Window(0, 0, setup.T),)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The sum over `windows`: losses of given steps, differentiated through given steps."""
+
+    windows: tuple[Window, ...]
+
+    def over(self, setup: Setup) -> tuple[Window, ...]:
+        """The windows themselves."""
+        return self.windows
+
+
+Definition = Exact | Windows
+"""What a gradient is meant to be. References differentiate the losses of the windows `over(setup)`."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of a method that takes none."""
+
+
 class Method(Protocol):
     """One file of `bpcli.methods` holds one of these, as `METHOD`."""
 
@@ -44,8 +73,8 @@ class Method(Protocol):
     def refusal(self, graph: Graph) -> str | None:
         """Why the method does not apply to this graph, and what does; None when it applies."""
 
-    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
-        """What the method is meant to compute, exactly: the sum of these windows."""
+    def definition(self, setup: Setup, options: Any) -> Definition:
+        """The mathematics that the gradient is judged against."""
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """Predicted cost, from sizes alone."""

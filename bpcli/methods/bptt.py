@@ -3,13 +3,13 @@
 c(t) = q(t) + J(t+1)ᵀ c(t+1) backwards from the last loss, g = Σ_t c(t) M̄(t). All T steps are held.
 """
 
-from bpcli.methods._unrolling import NoOptions, Unrolling
-from bpcli.runtime.reverse_mode import Window
+from bpcli.methods._unrolling import Unrolling
+from bpcli.methods.base import Exact, NoOptions
 
 METHOD = Unrolling(
     name="bptt",
     summary="reverse pass of the unrolled graph; holds all steps",
-    tags=frozenset({"exact", "offline", "recurrent"}),
+    tags=frozenset({"default", "exact", "offline", "recurrent", "reverse"}),
     Options=NoOptions,
-    reach=lambda T, options: (Window(0, 0, T),),
+    defined=lambda T, options: Exact(),
 )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bpcli.methods._unrolling import Unrolling
+from bpcli.methods.base import Windows
 from bpcli.runtime.reverse_mode import staircase
 
 
@@ -20,7 +21,7 @@ class Options:
 METHOD = Unrolling(
     name="ebptt",
     summary="consecutive blocks of tau steps, each on its own (tbptt with k1 = k2 = tau)",
-    tags=frozenset({"biased", "online", "recurrent"}),
+    tags=frozenset({"biased", "online", "recurrent", "reverse"}),
     Options=Options,
-    reach=lambda T, options: staircase(T, options.tau, options.tau),
+    defined=lambda T, options: Windows(staircase(T, options.tau, options.tau)),
 )

@@ -14,11 +14,10 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.methods._unrolling import NoOptions
-from bpcli.methods.base import Cost, Gradient
+from bpcli.methods.base import Cost, Exact, Gradient, NoOptions
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.runtime.forward_mode import Online, OnlinePlan
-from bpcli.runtime.reverse_mode import Window, loss_weights
+from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.tape.plan import phase_flops
 
 
@@ -27,16 +26,16 @@ class RTRL:
 
     name: ClassVar[str] = "rtrl"
     summary: ClassVar[str] = "influence matrix forwards, M <- J M + Mbar; memory does not grow with T"
-    tags: ClassVar[frozenset[str]] = frozenset({"exact", "online", "recurrent"})
+    tags: ClassVar[frozenset[str]] = frozenset({"default", "exact", "online", "recurrent"})
     Options: ClassVar[type[NoOptions]] = NoOptions
 
     def refusal(self, graph: Graph) -> str | None:
         """It needs a state."""
         return None if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
 
-    def windows(self, setup: Setup, options: NoOptions) -> tuple[Window, ...]:
-        """The whole gradient."""
-        return (Window(0, 0, setup.T),)
+    def definition(self, setup: Setup, options: NoOptions) -> Exact:
+        """The total derivative."""
+        return Exact()
 
     def cost(self, setup: Setup, options: NoOptions) -> Cost:
         """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M.

@@ -6,6 +6,7 @@ Biased: what is left out are the influences longer than the window. Memory grows
 from dataclasses import dataclass
 
 from bpcli.methods._unrolling import Unrolling
+from bpcli.methods.base import Windows
 from bpcli.runtime.reverse_mode import staircase
 
 
@@ -26,7 +27,7 @@ class Options:
 METHOD = Unrolling(
     name="tbptt",
     summary="every k1 steps, the last k1 losses go back through k2 steps",
-    tags=frozenset({"biased", "online", "recurrent"}),
+    tags=frozenset({"biased", "online", "recurrent", "reverse"}),
     Options=Options,
-    reach=lambda T, options: staircase(T, options.k1, options.k2),
+    defined=lambda T, options: Windows(staircase(T, options.k1, options.k2)),
 )

@@ -22,6 +22,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from bpcli.methods.base import Exact
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops
 from bpcli.references.numerics.derivatives import (
@@ -273,7 +274,7 @@ class Central:
 
     def within(self, setup: Setup, flops: float) -> Central:
         """The same, on a sample of entries if a sweep over all of them took more than `flops`, and more than that."""
-        windows = (Window(0, 0, setup.T),)
+        windows = Exact().over(setup)
         each = _EVALUATIONS * forward_flops(setup, windows) * len(setup.wrt)
         sampled = replace(self, sample=max(_SAMPLE_AT_LEAST, int(flops / each)))
         return self if self.cost(setup, windows) <= max(flops, sampled.cost(setup, windows)) else sampled

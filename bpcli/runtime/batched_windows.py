@@ -91,7 +91,7 @@ class WindowsPlan:
         return self.held * self.batch * sum(self.graph.nodes[n].size for n in self.graph.new.values())
 
 
-class Windows:
+class BatchedWindows:
     """The windows of one problem, a block at a time, on a trace that has run forwards to the block's end."""
 
     def __init__(self, plan: WindowsPlan, trace: Trace) -> None:

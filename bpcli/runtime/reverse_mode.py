@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.problem.definition import Array, Problem, Setup
-from bpcli.runtime.batched_windows import BLOCK_ROWS, Windows, WindowsPlan
+from bpcli.runtime.batched_windows import BLOCK_ROWS, BatchedWindows, WindowsPlan
 from bpcli.runtime.trace import Disturbance, Trace
 from bpcli.tape.plan import Plan, chunk_steps, make_plan, phase_flops
 
@@ -216,7 +216,7 @@ class Unrolled:
         self, trace: Trace, weights: NDArray[np.float64], plan: WindowsPlan, disturb: Disturb | None, seed: float
     ) -> tuple[float, dict[str, Array]]:
         """The same, a block of windows at a time."""
-        windows, loss, done = Windows(plan, trace), 0.0, 0
+        windows, loss, done = BatchedWindows(plan, trace), 0.0, 0
         for block in self.blocks():
             stop = block[-1].stop
             loss += self._advance(trace, done, Window(block[0].start, done, stop), weights)

@@ -16,12 +16,12 @@ from bpcli.checking.interpreter import RIGHT, Edge, Hooks, Walk
 from bpcli.checking.sources.gradient_source import Foreign, ask
 from bpcli.graph.nodes import Graph, Node
 from bpcli.methods import MethodCall
+from bpcli.methods.base import Definition
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 from bpcli.references.perturbation.kink_slopes import ALIKE, slopes_of
-from bpcli.runtime.reverse_mode import Window
 
 # Two gradients, each with its rounding.
 _BOTH = 2.0
@@ -30,7 +30,7 @@ _SINGLE = np.dtype(np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A method's answers on a problem, the right gradient of its `windows`, and rounding as a slack.
+    """A method's answers on a problem, the right gradient by its `definition`, and rounding as a slack.
 
     It was asked four times: `answers` are the first and the third, `unsteady` names what differed from call to call.
 
@@ -38,7 +38,7 @@ class Evidence:
     """
 
     problem: Problem
-    windows: tuple[Window, ...]
+    definition: Definition
     answers: tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]
     right: Mapping[str, FloatArray]
     slack: Mapping[str, FloatArray]
@@ -55,7 +55,7 @@ class Evidence:
     def planted(self, key: tuple[object, ...], hooks: Hooks, calls: int = 1) -> Mapping[str, FloatArray]:
         """As `planted` on this problem, kept under `key` and the number of calls."""
         if (*key, calls) not in self._made:
-            self._made[*key, calls] = planted(self.problem, hooks, self.windows, calls)
+            self._made[*key, calls] = planted(self.problem, hooks, self.definition, calls)
         return self._made[*key, calls]
 
     def tensor(self, name: str) -> Tensor:
@@ -78,40 +78,40 @@ class Evidence:
         """What the rounding of a gradient in float32 comes to; nothing where it is in float32 by rights."""
         if self.problem.setup.dtype == _SINGLE:
             return np.zeros_like(self.slack[name])
-        return rounding(self.problem, self.windows, _SINGLE).gradient[name]
+        return rounding(self.problem, self.definition.over(self.problem.setup), _SINGLE).gradient[name]
 
 
 def gather(setup: Setup, call: MethodCall | Foreign) -> Evidence:
     """Ask a method, on copies of the problem's arrays."""
     problem = draw(setup)
-    windows = tuple(call.windows(setup))
+    definition = call.definition(setup)
     asked = [ask(call, separate(problem)) for _ in range(2)]
     first, second = ({x.name: _dense(a.arrays[x.name], x) for x in setup.wrt if x.name in a.arrays} for a in asked)
     unsteady = asked[0].unsteady | asked[1].unsteady
-    right = _right(problem, windows, first)
-    slack = rounding(problem, windows, setup.dtype).gradient
+    right = _right(problem, definition, first)
+    slack = rounding(problem, definition.over(setup), setup.dtype).gradient
     comparable = {x.name: x for x in setup.wrt if x.name in first and first[x.name].shape == x.shape}
-    found = Evidence(problem, windows, (first, second), right, slack, unsteady, ())
+    found = Evidence(problem, definition, (first, second), right, slack, unsteady, ())
     return replace(found, wrong=tuple(n for n in comparable if not all(_near(found, n, i) for i in range(2))))
 
 
-def _right(problem: Problem, windows: tuple[Window, ...], answer: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
+def _right(problem: Problem, definition: Definition, answer: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
     """The right gradient: at kinks by slopes that programs take there, those with which most entries are `answer`'s."""
     slopes = slopes_of(problem)
     if slopes is None:
-        return planted(problem, RIGHT, windows)
-    slack = rounding(problem, windows, problem.setup.dtype).gradient
+        return planted(problem, RIGHT, definition)
+    slack = rounding(problem, definition.over(problem.setup), problem.setup.dtype).gradient
 
     def alike(right: Mapping[str, FloatArray]) -> int:
         pairs = [(right[n], value, _BOTH * slack[n]) for n, value in answer.items() if n in right]
         return sum(int((np.abs(a - b) <= room).sum()) for a, b, room in pairs if a.shape == b.shape)
 
-    return max((planted(slopes.chosen(share), RIGHT, windows) for share in ALIKE), key=alike)
+    return max((planted(slopes.chosen(share), RIGHT, definition) for share in ALIKE), key=alike)
 
 
-def planted(problem: Problem, hooks: Hooks, windows: tuple[Window, ...], calls: int = 1) -> Mapping[str, FloatArray]:
+def planted(problem: Problem, hooks: Hooks, definition: Definition, calls: int = 1) -> Mapping[str, FloatArray]:
     """The interpreter's gradient with some rules replaced; the last of `calls` calls."""
-    method = as_method("planted", hooks, windows)
+    method = as_method("planted", hooks, definition)
     own = separate(problem)
     found = [method.gradient(own).arrays for _ in range(calls)][-1]
     return {name: np.asarray(a, float) for name, a in found.items()}

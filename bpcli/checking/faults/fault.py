@@ -11,10 +11,8 @@ import numpy as np
 from bpcli.checking.interpreter import Hooks, Sweep, on_pattern, walk, work
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
-from bpcli.methods._unrolling import NoOptions
-from bpcli.methods.base import Cost, Gradient
+from bpcli.methods.base import Cost, Definition, Exact, Gradient, NoOptions
 from bpcli.problem.definition import Array, Problem, Setup
-from bpcli.runtime.reverse_mode import Window
 
 Advice = Callable[[Setup], str]
 
@@ -44,18 +42,18 @@ class Interpreted:
     tags: ClassVar[frozenset[str]] = frozenset({"exact"})
     Options: ClassVar[type[NoOptions]] = NoOptions
 
-    def __init__(self, hooks: Hooks, reach: tuple[Window, ...] = ()) -> None:
+    def __init__(self, hooks: Hooks, defined: Definition) -> None:
         self.hooks = hooks
-        self.reach = reach
+        self.defined = defined
         self.calls = 0
 
     def refusal(self, graph: Graph) -> str | None:
         """It applies to every graph."""
         return None
 
-    def windows(self, setup: Setup, options: Any) -> tuple[Window, ...]:
-        """The whole gradient, unless it was made for other windows."""
-        return self.reach or (Window(0, 0, setup.T),)
+    def definition(self, setup: Setup, options: Any) -> Definition:
+        """That which it was made for."""
+        return self.defined
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """About the numbers handled, forwards and three passes backwards."""
@@ -63,8 +61,8 @@ class Interpreted:
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """In the spec's dtype, computed in float64."""
-        run = walk(problem)
-        parts = [Sweep(run, self.hooks, self.calls, w).run().gradient() for w in self.windows(problem.setup, options)]
+        run, windows = walk(problem), self.defined.over(problem.setup)
+        parts = [Sweep(run, self.hooks, self.calls, w).run().gradient() for w in windows]
         found = {name: sum((part[name] for part in parts[1:]), array) for name, array in parts[0].items()}
         if self.hooks.answer is not None:
             found = self.hooks.answer(problem, found, self.calls)
@@ -76,9 +74,9 @@ class Interpreted:
         return Gradient(run.loss, arrays)
 
 
-def as_method(name: str, hooks: Hooks, windows: tuple[Window, ...] = ()) -> MethodCall:
-    """The interpreter with `hooks` as a method that a check takes; the whole gradient where no windows are given."""
-    return MethodCall(name, Interpreted(hooks, windows), NoOptions())
+def as_method(name: str, hooks: Hooks, defined: Definition | None = None) -> MethodCall:
+    """The interpreter with `hooks` as a method that a check takes, of the total derivative if nothing else is said."""
+    return MethodCall(name, Interpreted(hooks, defined or Exact()), NoOptions())
 
 
 def advise(text: str, *, batch: str = "", steps: str = "", constant: str = "") -> Advice:
