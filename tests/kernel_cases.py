@@ -33,7 +33,7 @@ FEED_FORWARD = (
     "classifier", "elementwise", "exercise", "linear", "many_to_many", "residual_mlp", "square", "tied_autoencoder",
 )  # fmt: skip
 RECURRENT = ("gru", "indrnn", "leaky_rnn", "lru", "lstm", "masked_rnn", "stacked_rnn", "vanilla_rnn")
-EXACT = ("bptt", "rtrl")
+EXACT = ("bptt", "rtrl", "rtrl-dense")
 TRUNCATED = (
     "tbptt:k1=1,k2=1", "tbptt:k1=1,k2=3", "tbptt:k1=2,k2=3", "tbptt:k1=3,k2=3", "tbptt:k1=5,k2=9", "ebptt:2", "fbptt:2",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from bpcli.bench.memory_probe import allocated_bytes
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem
-from bpcli.runtime import forward_mode as online_plan
+from bpcli.runtime import forward_mode
 from bpcli.runtime import reverse_mode as unrolled
 from bpcli.runtime import schedule as stretches
 from bpcli.runtime import trace_memory as memory
@@ -35,14 +35,14 @@ CUTS: dict[str, dict[object, dict[str, float]]] = {
     "lanes": {plan: {"LANE_FLOPS": 1.0, "LANE_ROWS": 1, "TASK_ROWS": 1}},
     "slides": {unrolled: {"SLACK": 1}},
     "slides by chunks": {unrolled: {"SLACK": 1}, plan: {"CHUNK_ROWS": 4}},
-    "blocks": {online_plan: {"BLOCK_ENTRIES": 7}},
-    "blocks of one panel": {online_plan: {"BLOCK_ENTRIES": 1, "JOBS": 3}},
-    "one step at a time": {online_plan: {"MOST_STEPS": 1}},
-    "two steps at a time": {online_plan: {"MOST_STEPS": 2, "BLOCK_ENTRIES": 11}},
-    "three steps at a time": {online_plan: {"MOST_STEPS": 3}, plan: {"SHARD_ROWS": 2}},
+    "blocks": {forward_mode: {"BLOCK_ENTRIES": 7}},
+    "blocks of one panel": {forward_mode: {"BLOCK_ENTRIES": 1, "JOBS": 3}},
+    "one step at a time": {forward_mode: {"MOST_STEPS": 1}},
+    "two steps at a time": {forward_mode: {"MOST_STEPS": 2, "BLOCK_ENTRIES": 11}},
+    "three steps at a time": {forward_mode: {"MOST_STEPS": 3}, plan: {"SHARD_ROWS": 2}},
     "all at once": {
         plan: {"CHUNK_ROWS": 6, "SHARD_ROWS": 1, "LANE_FLOPS": 1.0, "LANE_ROWS": 1, "TASK_ROWS": 1},
-        online_plan: {"MOST_STEPS": 2, "BLOCK_ENTRIES": 5, "SEED_ENTRIES": 300, "SEED_SHARE": 1 << 40},
+        forward_mode: {"MOST_STEPS": 2, "BLOCK_ENTRIES": 5, "SEED_ENTRIES": 300, "SEED_SHARE": 1 << 40},
         unrolled: {"SLACK": 2},
     },
 }

@@ -157,7 +157,7 @@ def test_names_of_truncations(first: str, second: str) -> None:
 @pytest.mark.parametrize("name", [*RECURRENT, *FEED_FORWARD])
 def test_part_of_what_may_be_asked_for(name: str) -> None:
     """Asking for less changes no number of what is asked for, up to the order of sums."""
-    methods = ("bptt", "rtrl", "fbptt:2") if name in RECURRENT else ("backprop",)
+    methods = (*EXACT, "fbptt:2") if name in RECURRENT else ("backprop",)
     everything = small(name)
     for tensor in everything.setup.wrt:
         overrides = {"n": 3, "n1": 2, "n2": 3, "n_in": 2, "n_hidden": 3, "n_mid": 3, "m": 2, "T": 4, "batch": 3}

@@ -111,6 +111,7 @@ def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, las
             if closing and age > 0:
                 gemm(False, False, 1, width, N, V, through, N, V, now + here, width, True, V, g, width)
                 high = low
+            # M ← J M + M̄: the product with J here, M̄ below, piece by piece.
             out, rows = after + here, now + here + low * width
             packed_product(N, width, high - low, V, jacobian + low, N, V, rows, False, out, width, V, out, width)
             for piece in range(panels[k, FIRST_PIECE], panels[k, LAST_PIECE]):

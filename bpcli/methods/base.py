@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
 
 from bpcli.graph.nodes import Graph
 from bpcli.problem.definition import Array, Problem, Setup
+from bpcli.runtime.local_derivatives import LocalDerivatives
 from bpcli.runtime.reverse_mode import Window
 
 
@@ -81,3 +84,32 @@ class Method(Protocol):
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """The gradient with respect to `problem.setup.wrt`."""
+
+
+State = TypeVar("State")
+"""What an online rule carries from step to step: the influence M, or what stands for it."""
+
+
+@dataclass(frozen=True)
+class StepGradient:
+    """g(t): `influence (batch, P)` came through the influence, `direct` is as that of `LocalDerivatives`."""
+
+    influence: Array
+    direct: Mapping[str, Array]
+
+
+class OnlineRule(Protocol[State]):
+    """Three functions of the local derivatives of a step, which make an online method of any recurrent graph.
+
+    Local derivatives carry the weights of the losses, so that the gradient is the sum of the steps'. `rng` is the one
+    source of randomness, and the same at every call of a method.
+    """
+
+    def start(self, setup: Setup, options: Any, rng: np.random.Generator) -> State:
+        """The state before step 0; `influence_layout(setup)` has N, P and M(0)."""
+
+    def step(self, state: State, local: LocalDerivatives) -> State:
+        """The state after step t, from that before it."""
+
+    def credit(self, state: State, local: LocalDerivatives) -> StepGradient:
+        """The gradient of the losses of step t, given the state after it."""

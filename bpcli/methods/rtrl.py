@@ -16,7 +16,7 @@ import numpy as np
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods.base import Cost, Exact, Gradient, NoOptions
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
-from bpcli.runtime.forward_mode import Online, OnlinePlan
+from bpcli.runtime.forward_mode import Online, online_plan
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.tape.plan import phase_flops
 
@@ -43,7 +43,7 @@ class RTRL:
         What M is known to be zero in takes no part in the first products, and the last steps have none. All
         that is held, the influence above all, is read and written once for every chunk of steps.
         """
-        plan = _plan(setup)
+        plan = online_plan(setup)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
         flops = plan.flops + setup.T * setup.batch * (plan.size * step + 3 * once)
@@ -54,7 +54,7 @@ class RTRL:
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Forwards, a chunk of steps at a time."""
-        setup, plan = problem.setup, _plan(problem.setup)
+        setup, plan = problem.setup, online_plan(problem.setup)
         online = Online(plan, setup.dtype, problem.arrays)
         trace = online.trace
         weights = _weights(setup)
@@ -78,16 +78,6 @@ class RTRL:
 
 _weights = lru_cache(maxsize=8)(loss_weights)
 """Read, never written: those of a gradient that is taken again are kept."""
-
-
-@lru_cache(maxsize=8)
-def _plan(setup: Setup) -> OnlinePlan:
-    """The plan of a gradient; that of one that is taken again is kept."""
-    graph = setup.graph
-    leaves = frozenset(graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf)
-    patterns = {graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf}
-    states = any(x.kind == "state" for x in setup.wrt)
-    return OnlinePlan(graph, leaves, states, setup.batch, setup.T, patterns)
 
 
 def _collect(problem: Problem, online: Online, direct: dict[int, list[Array]]) -> dict[str, Array]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bpcli.problem.definition import Array
 from bpcli.spec.specification import ArrayDecl
 
-Label = Literal["inputs", "params", "states", "patterns", "task"]
+Label = Literal["inputs", "params", "states", "patterns", "task", "method"]
 Float64 = NDArray[np.float64]
 CHUNK = 1 << 16
 GROUP: dict[str, Label] = {"input": "inputs", "param": "params", "state": "states"}

@@ -1,13 +1,11 @@
-"""What RTRL computes and holds, worked out from sizes alone.
-
-What RTRL does that sizes alone decide, worked out once: a gradient that is taken again makes no jobs.
-
-Forward-mode gradients over time: the one-step ingredients J, M̄ and q of any graph, and the influence matrix.
+"""Forward-mode gradients over time: the one-step ingredients J, M̄ and q of any graph, and the influence matrix.
 
 A chunk of steps is run forwards. The reverse program from the new states, seeded with one unit vector per state entry,
 gives J(t) = ∂a(t)/∂a(t-1) and, at every product and shared vector, the cotangents that M̄(t) is made of. The reverse
 program from the loss, every step by itself, gives q(t) = ∂l(t)/∂a(t-1) and what the loss owes to the parameters of its
-own step.
+own step. The influence kernel then takes M ← J M + M̄ through the chunk.
+
+All that follows from sizes, plans and jobs, is worked out once and kept for a gradient that is taken again.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from bpcli.kernels import influence as kernel
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.influence import BIRTH
 from bpcli.kernels.tiles import width
+from bpcli.problem.definition import Setup
 from bpcli.runtime.jobs import Call, cut, reverse_job
 from bpcli.runtime.schedule import MOST_KEPT, stages
 from bpcli.runtime.trace import Array, Arrays, Trace
@@ -66,7 +65,11 @@ class Room:
 
 @dataclass(frozen=True, eq=False)
 class OnlinePlan:
-    """What RTRL computes and holds, from sizes alone. `patterns[node]` lists the entries that exist of a matrix."""
+    """What RTRL computes and holds, from sizes alone. `patterns[node]` lists the entries that exist of a matrix.
+
+    Without `advances` no M is held: J and M̄ are wanted by a rule that keeps one of its own, or what stands for it. What
+    the losses bring stops at the new states then: q(t) = ∂l(t)/∂a(t), and ∂l(t)/∂a(t-1) at fixed a(t).
+    """
 
     graph: Graph
     leaves: frozenset[int]
@@ -74,6 +77,7 @@ class OnlinePlan:
     batch: int
     steps: int
     patterns: Mapping[int, NDArray[np.int64]]
+    advances: bool = True
 
     @cached_property
     def step(self) -> Reverse:
@@ -140,7 +144,9 @@ class OnlinePlan:
         """The plan of the forward pass and of the reverse program from the loss."""
         static = [s.node for s in self.stretches if self.graph.nodes[s.node].phase is Phase.STATIC]
         seeds = [self.graph.loss, *static]
-        return make_plan(self.graph, self.leaves, self.batch, self.chunk, seeds, reads=self.step.reads, apart=True)
+        stops = () if self.advances else self.graph.new.values()
+        reads, leaves = self.step.reads, self.leaves
+        return make_plan(self.graph, leaves, self.batch, self.chunk, seeds, reads=reads, apart=True, stops=stops)
 
     @cached_property
     def seeds(self) -> Places:
@@ -188,7 +194,7 @@ class OnlinePlan:
     @property
     def influence(self) -> int:
         """Numbers that the influence matrices take, in panels."""
-        return self.batch * packed_entries(self.size, self.parameters)
+        return self.batch * packed_entries(self.size, self.parameters) if self.advances else 0
 
     @cached_property
     def block(self) -> int:
@@ -212,8 +218,9 @@ class OnlinePlan:
     @cached_property
     def room(self) -> Room:
         """What stands where."""
-        allocator, spare = Allocator(0), self.jobs * self.spare
-        sizes = self.influence, self.batch * packed_entries(1, self.parameters), spare, self.seeds.size
+        allocator = Allocator(0)
+        collected, spare = self.batch * packed_entries(1, self.parameters), self.jobs * self.spare
+        sizes = self.influence, collected * self.advances, spare * self.advances, self.seeds.size
         influence, gradient, own, seeds = map(allocator.take, sizes)
         return Room(influence, gradient, own, seeds, allocator.size)
 
@@ -221,6 +228,16 @@ class OnlinePlan:
     def entries(self) -> int:
         """Numbers held: the trace, the influence matrices, the gradients, what jobs have for themselves, and seeds."""
         return self.trace.entries + self.room.entries
+
+
+@lru_cache(maxsize=8)
+def online_plan(setup: Setup, advances: bool = True) -> OnlinePlan:
+    """The plan of a setup's gradient; those of gradients that are taken again are kept."""
+    graph = setup.graph
+    leaves = frozenset(graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf)
+    patterns = {graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf}
+    states = any(x.kind == "state" for x in setup.wrt)
+    return OnlinePlan(graph, leaves, states, setup.batch, setup.T, patterns, advances)
 
 
 @lru_cache(maxsize=8)
@@ -247,11 +264,24 @@ class OnlineStages:
         self.trace = stages(plan.trace, dtype, False)
         self.seeds = self.trace.entries + plan.room.seeds
         self.parts, self.units = self._parts(), self._units()
-        self.sources, self.entries, spans = self._sources()
-        self.pieces, ends = _pieces(spans, -(-plan.parameters // self.width), self.width)
-        self.panels = np.concatenate([plan.structure.panels(self.width), ends], axis=1)
+        self.sources, self.entries, self.spans = self._sources()
         self.jacobians = lru_cache(MOST_KEPT)(self._jacobians)
         self.influence = lru_cache(MOST_KEPT)(self._influence)
+
+    @cached_property
+    def _cut(self) -> tuple[Integers, Integers]:
+        """The pieces of M̄ that panels take, and each panel's first and last."""
+        return _pieces(self.spans, -(-self.plan.parameters // self.width), self.width)
+
+    @property
+    def pieces(self) -> Integers:
+        """The table of pieces, panel by panel."""
+        return self._cut[0]
+
+    @cached_property
+    def panels(self) -> Integers:
+        """The table of panels."""
+        return np.concatenate([self.plan.structure.panels(self.width), self._cut[1]], axis=1)
 
     def _parts(self) -> Integers:
         """The parts of the state, with where the cotangents that losses bring to them stand."""

@@ -167,8 +167,7 @@ class Trace:
         self._views = views_of(self.stages, self.dtype, room)
         views, self._address = self._views, self._views.address
         self.V, self.C, self.F, self.room = views.V, views.C, views.F, views.room
-        for rows in views.sums:
-            rows[:] = 0
+        self.clear()
         self._loaded = (0, 0)
         self.inputs = {n: inputs[name].reshape(-1, size) for n, name, _, size in self._stretches.inputs}
         for name, rows in views.params:
@@ -197,6 +196,11 @@ class Trace:
         yield
         self.V[:] = values
         self._loaded = (0, 0)
+
+    def clear(self) -> None:
+        """Forget the gradients that have added up so far."""
+        for rows in self._views.sums:
+            rows[:] = 0
 
     def value(self, node: int, entries: int) -> Array:
         """The first `entries` numbers stored for a node: to read, as they may be copies."""

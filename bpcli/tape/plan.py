@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -97,19 +97,20 @@ def make_plan(
     seeds: Collection[int],
     reads: Collection[int] = (),
     apart: bool = False,
+    stops: Collection[int] = (),
 ) -> Plan:
     """Lower `graph` for the gradient with respect to `leaves` (node indices) of cotangents entering at `seeds`.
 
-    The values of `reads` are held too; `apart` as in `Extent`.
+    The values of `reads` are held too; `apart` as in `Extent`. Cotangents go no further than the nodes of `stops`.
     """
     fusion = fuse(graph)
     forward = lower_forward(graph, fusion)
-    active = active_nodes(graph, {*leaves, *graph.previous.values()})
+    active = active_nodes(graph, {*leaves, *graph.previous.values(), *stops})
     shards = max(1, -(-batch // SHARD_ROWS))
     stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
     # What a state brings to the step before it comes first where a step's phases are taken together.
     fresh = graph.previous.values() if stepwise and not apart else ()
-    reverse = lower_reverse(graph, fusion, active, [n for n in seeds if n in active], fresh=fresh)
+    reverse = lower_reverse(_ending_at(graph, stops), fusion, active, [n for n in seeds if n in active], fresh=fresh)
     chunk = chunk_steps(window, batch)
     if stepwise and not apart and reverse.products:
         rows = max(LEAST_CHUNK_ROWS, CHUNK_ENTRIES // factor_entries(graph, forward, reverse))
@@ -123,6 +124,13 @@ def make_plan(
     values = value_places(graph, forward, reverse, reads, extent)
     cotangents = cotangent_places(graph, reverse, extent, inputs)
     return Plan(graph, forward, reverse, extent, shards, values, cotangents, frozenset(leaves))
+
+
+def _ending_at(graph: Graph, stops: Collection[int]) -> Graph:
+    """The graph with leaves in place of some nodes, as the reverse program is to see it."""
+    if not stops:
+        return graph
+    return replace(graph, nodes=tuple(replace(n, op="previous") if n.index in stops else n for n in graph.nodes))
 
 
 def factor_entries(graph: Graph, forward: Forward, reverse: Reverse) -> int:

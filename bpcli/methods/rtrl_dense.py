@@ -1,0 +1,60 @@
+"""Real-time recurrent learning (Williams & Zipser 1989), in plain NumPy and dense: the rule to read, and to copy from.
+
+M(t) = J(t) M(t-1) + M̄(t), g(t) = q(t) M(t) + what the loss owes within its own step. `rtrl` does the same by compiled
+code, in blocks, and without the products with what is known to be zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bpcli.methods._online import Online
+from bpcli.methods.base import Exact, NoOptions, StepGradient
+from bpcli.problem.definition import Array, Setup
+from bpcli.runtime.local_derivatives import LocalDerivatives, influence_layout
+
+
+@dataclass(frozen=True)
+class Influence:
+    """M(t) and M(t-1), (batch, N, P)."""
+
+    M: Array
+    before: Array
+
+
+class DenseRTRL:
+    """The influence of all parameters on all states, carried forwards exactly."""
+
+    def start(self, setup: Setup, options: NoOptions, rng: np.random.Generator) -> Influence:
+        """M(0): nothing but what initial states have on themselves."""
+        M = influence_layout(setup).initial(setup.batch, setup.dtype)
+        return Influence(M, M)
+
+    def step(self, state: Influence, local: LocalDerivatives) -> Influence:
+        """One step of the influence."""
+        M = local.J @ state.M + local.Mbar  # M ← J M + M̄
+        return Influence(M, state.M)
+
+    def credit(self, state: Influence, local: LocalDerivatives) -> StepGradient:
+        """The losses' gradient, through the states after and before the step, and directly."""
+        g = _times(local.q, state.M) + _times(local.q_before, state.before)  # g = q M + q_before M(t-1)
+        return StepGradient(g, local.direct)
+
+
+def _times(q: Array, M: Array) -> Array:
+    """Row vectors q (batch, N) by M (batch, N, P)."""
+    return np.asarray((q[:, None] @ M)[:, 0])
+
+
+METHOD = Online(
+    name="rtrl-dense",
+    summary="rtrl in plain NumPy, M <- J M + Mbar dense: to read and to copy from, not to be fast",
+    tags=frozenset({"exact", "online", "recurrent", "teaching"}),
+    Options=NoOptions,
+    rule=DenseRTRL(),
+    defined=lambda T, options: Exact(),
+    flops=lambda N, P: 2.0 * N * N * P + 6.0 * N * P,
+    entries=lambda N, P: 5 * N * P + 2 * P,
+)

@@ -1,0 +1,298 @@
+"""Local derivatives of a step: J, M̄ and q as arrays, for online rules in plain NumPy on any recurrent graph.
+
+    J = ∂a(t)/∂a(t-1)        M̄ = ∂a(t)/∂w at fixed a(t-1)        q = ∂L/∂a(t)
+
+a (N) are all states: in the order of the spec, the entries of each in C order. w (P) are the parameters that reach a
+state, as the step meets them: a matrix that it multiplies with, a vector that it adds, of `exp(-exp(nu))` the value;
+and where they are differentiated the initial states, of which M(0) is the identity, and the inputs that reach a state,
+of every step columns of its own. `InfluenceLayout` names the rows and the columns.
+
+Losses l(t) count with their weights ∂L/∂l(t), as `over_time` and `over_batch` have it. What a loss owes to the states
+and parameters of its own step splits at a(t): g(t) = q M(t) + q_before M(t-1) + direct, with q_before = ∂L/∂a(t-1) and
+direct = ∂L/∂w, both at fixed a(t). q_before is zero unless the loss looks past a(t), at a[t-1] or inside the step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.nodes import Node, Phase
+from bpcli.problem.definition import Array, Problem, Setup, Tensor
+from bpcli.runtime.forward_mode import OnlinePlan, online_plan, online_stages
+from bpcli.runtime.reverse_mode import loss_weights
+from bpcli.runtime.trace import Trace
+from bpcli.tape.dependency import Stretch
+from bpcli.tape.instructions import BASE, INNER_ROW, OUTER
+
+
+@dataclass(frozen=True, eq=False)
+class InfluenceLayout:
+    """What rows (N) and columns (P) of the influence M = da(t)/dw stand for.
+
+    `states` names the rows. `columns` names the columns: a parameter, or an equation of parameters alone; a state for
+    its initial value; an input, (T, size) of it. Of a matrix with a density those entries are columns that exist.
+    """
+
+    N: int
+    P: int
+    states: Mapping[str, slice]
+    columns: Mapping[str, slice]
+
+    def initial(self, batch: int, dtype: np.dtype) -> Array:
+        """M(0), (batch, N, P): the identity where initial states are differentiated, else zero."""
+        M = np.zeros((batch, self.N, self.P), dtype)
+        for name, rows in self.states.items():
+            if name in self.columns:
+                M[:, rows, self.columns[name]] = np.eye(rows.stop - rows.start)
+        return M
+
+
+@lru_cache(maxsize=8)
+def influence_layout(setup: Setup) -> InfluenceLayout:
+    """The layout of a setup with a state; known before anything is computed."""
+    plan = online_plan(setup, False)
+    sizes = [plan.graph.nodes[n].size for n in plan.graph.previous.values()]
+    ends = list(itertools.accumulate(sizes, initial=0))
+    states = {name: slice(*ends[i : i + 2]) for i, name in enumerate(plan.graph.previous)}
+    columns = {_called(plan.graph.nodes[s.node]): _slice(s) for s in plan.stretches}
+    return InfluenceLayout(plan.size, plan.parameters, states, columns)
+
+
+def _called(node: Node) -> str:
+    """Its name, or where it stands in the spec."""
+    return node.name or f"{node.op} at {node.place.line}:{node.place.column}, node {node.index}"
+
+
+def _slice(stretch: Stretch) -> slice:
+    return slice(stretch.start, stretch.start + stretch.columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """One term of M̄: cotangents `delta (batch, N, m)` of m numbers of the step that `columns` of w enter by.
+
+    Where w is a matrix in a product, `vector (batch, n)` is what it multiplies, and the term is delta ⊗ vector, or
+    vector ⊗ delta where the matrix is used transposed (`turned`); of that the `entries` (flat) that exist, where a
+    density leaves others out (None: all). Where w is a vector or a scalar itself, the term is delta.
+    """
+
+    columns: slice
+    delta: Array
+    vector: Array | None
+    turned: bool
+    entries: NDArray[np.int64] | None
+
+    def dense(self) -> Array:
+        """The term, (batch, N, columns)."""
+        if self.vector is None:
+            return self.delta
+        outer = "bin,bm->bimn" if self.turned else "bim,bn->bimn"
+        whole: Array = np.einsum(outer, self.delta, self.vector).reshape(*self.delta.shape[:2], -1)
+        return whole if self.entries is None else whole[:, :, self.entries]
+
+
+@dataclass(frozen=True, eq=False)
+class LocalDerivatives:
+    """The derivatives of step t (from 0) in the problem's dtype.
+
+    `J (batch, N, N)`, `q` and `q_before (batch, N)` as above, `factors` of M̄, `direct` by the name of a tensor: in its
+    shape and summed over samples for a parameter, `(batch, *shape)` of this step for an input. `losses (batch,)` are
+    not weighted, `weights (batch,)` are the ∂L/∂l(t) that are in q, q_before and direct.
+    """
+
+    t: int
+    layout: InfluenceLayout
+    J: Array
+    q: Array
+    q_before: Array
+    factors: tuple[Factor, ...]
+    direct: Mapping[str, Array]
+    losses: Array
+    weights: Array
+
+    @cached_property
+    def Mbar(self) -> Array:
+        """M̄ (batch, N, P), dense."""
+        found = np.zeros((*self.q.shape, self.layout.P), self.J.dtype)
+        for factor in self.factors:
+            found[:, :, factor.columns] += factor.dense()
+        return found
+
+
+def local_derivatives(problem: Problem) -> Iterator[LocalDerivatives]:
+    """The local derivatives of all steps, from the first to the last. The graph must have a state."""
+    return LocalSteps(problem).since(0)
+
+
+def local_derivatives_at(problem: Problem, t: int) -> LocalDerivatives:
+    """Those of step t, from 0; IndexError where there is no such step."""
+    if not 0 <= t < problem.setup.T:
+        raise IndexError(f"step {t} of {problem.setup.T}")
+    return next(LocalSteps(problem).since(t))
+
+
+class LocalSteps:
+    """The steps of a problem, taken forwards once, and the way from columns of M to tensors."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.setup, self.plan = problem.setup, online_plan(problem.setup, False)
+        self.layout = influence_layout(problem.setup)
+        self._stages = online_stages(self.plan, self.setup.dtype)
+        self._trace = Trace(self.plan.trace, self.setup.dtype, problem.arrays, room=self.plan.room.entries)
+        self._seeded = self._trace.room[self.plan.room.seeds :][: self.plan.seeds.size]
+        self._weights = loss_weights(self.setup)
+
+    def since(self, start: int) -> Iterator[LocalDerivatives]:
+        """The steps from `start` on; those before it are taken forwards alone.
+
+        Compiled kernels take J and the cotangents of M̄ for a chunk of steps at once.
+        """
+        trace, T = self._trace, self.setup.T
+        trace.start()
+        for first in range(0, T, self.plan.chunk):
+            last = min(T, first + self.plan.chunk)
+            with np.errstate(all="ignore"):  # what is not finite is for the check to tell
+                trace.forward(first, last)
+            losses = trace.losses(first, last).copy()
+            if last > start:
+                self._differentiate(last - first)
+            for t in range(max(first, start), last):
+                yield self._at(t, first, losses[t - first])
+            if last < T:
+                trace.slide(last - first)
+
+    @np.errstate(all="ignore")
+    def _differentiate(self, steps: int) -> None:
+        """J, and the cotangents of M̄, of the chunk that has just been run forwards."""
+        self._seeded[: self.plan.cleared] = 0
+        self._seeded[self._stages.units] = 1
+        self._trace.run((self._stages.jacobians(steps),))
+
+    def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
+        """The gradient by tensor: what came through the influence, (batch, P), and what losses owe within their steps.
+
+        `direct` is as that of `LocalDerivatives`, summed over steps; of an input (T, batch, *shape).
+        """
+        plan, graph = self.plan, self.plan.graph
+        static = [s for s in plan.stretches if graph.nodes[s.node].phase is Phase.STATIC]
+        self._trace.clear()
+        total = influence.sum(axis=0)
+        leaves = self._trace.finish([(s.node, _scattered(plan, s, total[_slice(s)])) for s in static])
+        found = {}
+        for x in self.setup.wrt:
+            values = direct.get(x.name, np.zeros(x.shape, self.setup.dtype))
+            if x.kind != "param":
+                values = values + self._own(x, influence)
+            elif x.name in graph.leaf:
+                values = values + leaves[graph.leaf[x.name]].reshape(x.shape)
+            found[x.name] = np.asarray(_on_pattern(values, x), self.setup.dtype, order="C")
+        return found
+
+    def close(self) -> None:
+        """Let the next trace have the memory; no step can be taken any more."""
+        del self._seeded
+        self._trace.close()
+
+    def _own(self, x: Tensor, influence: Array) -> Array:
+        """What came through the influence of an initial state, or of an input at all steps: each sample has its own."""
+        columns = self.layout.columns.get(x.name)
+        if columns is None:
+            return np.zeros(x.shape, self.setup.dtype)
+        own = influence[:, columns]
+        if x.kind == "input":
+            own = own.reshape(self.setup.batch, self.setup.T, -1).swapaxes(0, 1)
+        elif x.name in self.setup.shared:
+            own = own.sum(axis=0)
+        return own.reshape(x.shape)
+
+    def _at(self, t: int, first: int, losses: Array) -> LocalDerivatives:
+        """The derivatives of a step of the chunk that begins at `first`."""
+        plan, trace, batch, N = self.plan, self._trace, self.setup.batch, self.plan.size
+        rows, weights = (t - first) * batch, self._weights[t : t + 1]
+        with np.errstate(all="ignore"):
+            trace.clear()
+            trace.reverse(t, t + 1, weights, later={})
+            leaves = trace.finish()
+        previous, new = plan.graph.previous.values(), plan.graph.new.values()
+        start = int(plan.seeds.table[next(iter(previous)), BASE]) + rows * N * N
+        return LocalDerivatives(
+            t,
+            self.layout,
+            self._seeded[start : start + batch * N * N].reshape(batch, N, N).copy(),
+            np.concatenate([self._brought(n) for n in new], axis=1),
+            np.concatenate([self._brought(n) for n in previous], axis=1),
+            tuple(self._factors(t, rows)),
+            {x.name: self._direct(x, leaves, t - first) for x in self.setup.wrt if x.kind != "state"},
+            losses,
+            weights[0],
+        )
+
+    def _brought(self, n: int) -> Array:
+        """What the loss brings to a state, (batch, size)."""
+        size, base = self.plan.graph.nodes[n].size, int(self.plan.trace.cotangents.table[n, BASE])
+        return self._trace.C[base : base + self.setup.batch * size].reshape(-1, size)
+
+    def _direct(self, x: Tensor, leaves: Mapping[int, Array], row: int) -> Array:
+        """What the loss owes to a parameter or to this step's input."""
+        if x.name not in self.plan.graph.leaf:
+            return np.zeros(x.shape if x.kind == "param" else x.shape[1:], self.setup.dtype)
+        values = leaves[self.plan.graph.leaf[x.name]]
+        if x.kind == "param":
+            return _on_pattern(values.reshape(x.shape), x)
+        return np.array(values.reshape(-1, *x.shape[1:])[row])
+
+    def _factors(self, t: int, rows: int) -> Iterator[Factor]:
+        """The terms of M̄ at step t, whose rows in the chunk begin at `rows`."""
+        plan = self.plan
+        for stretch in plan.stretches:
+            node, entries = plan.graph.nodes[stretch.node], plan.patterns.get(stretch.node)
+            products = [p for p in plan.step.products if p.matrix == stretch.node]
+            for p in products:
+                vector = self._vectors(p.vector, rows)
+                yield Factor(_slice(stretch), self._deltas(p.delta, rows), vector, p.turned, entries)
+            if node.op == "input":
+                own = slice(stretch.start + t * node.size, stretch.start + (t + 1) * node.size)
+                yield Factor(own, self._deltas(stretch.node, rows), None, False, None)
+            elif node.op != "previous" and not products:
+                yield Factor(_slice(stretch), self._deltas(stretch.node, rows), None, False, None)
+
+    def _deltas(self, n: int, rows: int) -> Array:
+        """Cotangents (batch, N, size) of a node, for unit seeds at the entries of the new states."""
+        base, row, seed = (int(k) for k in self.plan.seeds.table[n, [BASE, OUTER, INNER_ROW]])
+        shape = self.setup.batch, self.plan.size, self.plan.graph.nodes[n].size
+        return _strided(self._seeded[base + rows * row :], shape, (row, seed, 1))
+
+    def _vectors(self, n: int, rows: int) -> Array:
+        """A node's values (batch, size)."""
+        base, row = (int(k) for k in self.plan.trace.values.table[n, [BASE, INNER_ROW]])
+        return _strided(self._trace.V[base + rows * row :], (self.setup.batch, self.plan.graph.nodes[n].size), (row, 1))
+
+
+def _strided(numbers: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """A copy of numbers so many entries apart."""
+    views = np.lib.stride_tricks.as_strided(numbers, shape, [by * numbers.itemsize for by in strides])
+    return np.array(views)
+
+
+def _scattered(plan: OnlinePlan, stretch: Stretch, values: Array) -> Array:
+    """A static node's columns in their places, zero where a density leaves entries out."""
+    if stretch.node not in plan.patterns:
+        return values
+    whole = np.zeros(plan.graph.nodes[stretch.node].size, values.dtype)
+    whole[plan.patterns[stretch.node]] = values
+    return whole
+
+
+def _on_pattern(values: Array, x: Tensor) -> Array:
+    """Zero outside a tensor's pattern."""
+    if x.pattern is None:
+        return values
+    kept = np.zeros_like(values)
+    kept.flat[x.pattern] = values.flat[x.pattern]
+    return kept
