@@ -150,7 +150,7 @@ class _Whole:
         return self.call.refusal(graph)
 
     def definition(self, setup: Setup, options: Any) -> Definition:
-        return self.call.definition(setup)
+        return self.call.definition(self.setup)
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         return self.call.cost(self.setup)

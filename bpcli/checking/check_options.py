@@ -16,7 +16,7 @@ from bpcli.checking.reference_cache import AUTO, references_for
 from bpcli.checking.sources.gradient_source import Foreign
 from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Definition, Exact
+from bpcli.methods.base import Definition, Exact, Recursion
 from bpcli.problem.definition import Setup, Tensor
 from bpcli.problem.limits import array_bytes
 from bpcli.references.base import ByChain, Reference, copies
@@ -27,7 +27,9 @@ from bpcli.references.numerics.derivatives import COMPARED, SIGNED
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.noise import SAMPLES
 from bpcli.references.numerics.probe import COUNT, ROWS
+from bpcli.references.numerics.recursion import recursion_flops
 from bpcli.references.numerics.rounding import rounding_flops
+from bpcli.references.perturbation.measured_steps import measured_bytes
 from bpcli.references.perturbation.one_step import cut
 from bpcli.references.perturbation.perturbed import BLOCK_ENTRIES
 from bpcli.references.perturbation.preactivations import step_by_step
@@ -80,9 +82,12 @@ def choose(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOp
     """The references and the mode that `options` come to for these sizes, and what that costs."""
     used = references_for(setup, options.reference, options.mode)
     definitions = {call.definition(setup) for call in calls}
+    recursions = {d for d in definitions if isinstance(d, Recursion)}
     asked = sum(_ASKED * call.cost(setup).flops for call in calls) + _rounding(setup, definitions)
-    full = asked + _cost(setup, definitions, used)
-    along = asked + sum(r.cost_along(setup, d.over(setup), COUNT) for r in used for d in definitions | {Exact()})
+    asked += sum(recursion_flops(d) for d in recursions)
+    full = asked + _cost(setup, definitions - recursions, used)
+    windowed = (definitions - recursions) | {Exact()}
+    along = asked + sum(r.cost_along(setup, d.over(setup), COUNT) for r in used for d in windowed)
     dear = options.mode == AUTO and full > max(AFFORDABLE, along)
     if dear or options.mode == "directional":
         return Choice("directional", references_for(setup, options.reference, "directional"), False, along, full)
@@ -92,10 +97,17 @@ def choose(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOp
 
 def unjudged(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> dict[str, str]:
     """The methods, by text, that the reference can't judge, and why."""
-    if options.reference not in outside.known():
-        return {}
-    reasons = {call.text: outside.refusal(options.reference, call.definition(setup)) for call in calls}
+    reasons = {call.text: _refusal(options.reference, call.definition(setup)) for call in calls}
     return {text: reason for text, reason in reasons.items() if reason}
+
+
+def _refusal(reference: str, definition: Definition) -> str | None:
+    """Why a reference can't judge by a definition; None when it can."""
+    if reference in outside.known():
+        return outside.refusal(reference, definition)
+    if isinstance(definition, Recursion) and reference not in (AUTO, ComplexStep.name):
+        return f"the reference {reference} differentiates losses, not the steps that a recursion is made of"
+    return None
 
 
 def check_cost(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> float:
@@ -137,7 +149,8 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Ch
     """
     chosen = choose(setup, calls, options)
     used = chosen.references
-    windows = [d.over(setup) for d in {call.definition(setup) for call in calls} | {Exact()}]
+    definitions = {call.definition(setup) for call in calls} | {Exact()}
+    windows = [d.over(setup) for d in definitions]
     results = sum(_size(t.shape) for t in setup.wrt)
     kept = _DOUBLE * results * len(windows) * (_OF_ESTIMATE * len(used) + _OF_ROUNDING)
     # Second ladders, where a gradient looks wrong, are one more estimate at a time.
@@ -145,6 +158,7 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Ch
     numbers = sum(array_bytes(setup).values()) // setup.dtype.itemsize
     passes = [_perturbed(setup, w, r, numbers) for w in windows for r in used]
     passes += [_rounding_bytes(setup, w, numbers) for w in windows]
+    passes += [measured_bytes(d.setup) for d in definitions if isinstance(d, Recursion)]
     passes += [call.cost(setup).bytes + (numbers + 2 * results) * setup.dtype.itemsize for call in calls]
     return kept + max(passes) + _TABLES
 

@@ -35,7 +35,7 @@ def _decided(truth: Truth, definition: Definition, tensor: Tensor, value: FloatA
     if entries.suspect.any():
         entries = judge(value, truth.estimates(definition, tensor, second=True), rounding, dtype)
     places = _open(entries, tensor)
-    if not truth.sharpens or not len(places) or not affordable(truth, definition, len(places)):
+    if not truth.sharpened(definition) or not len(places) or not affordable(truth, definition, len(places)):
         return entries
     mask = np.zeros(value.size, dtype=np.bool_)
     mask[places] = True

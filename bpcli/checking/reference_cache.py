@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from bpcli.backends import oracle as outside
 from bpcli.checking.verdict import POWER, Mask, References, small, where
-from bpcli.methods.base import Definition
+from bpcli.methods.base import Definition, Recursion
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.differences import Around
 from bpcli.references.numerics.float_range import overflows
-from bpcli.references.numerics.probe import FloatArray, probe
+from bpcli.references.numerics.probe import FloatArray, dot, norms, probe
+from bpcli.references.numerics.recursion import recursion_estimates, recursion_rounding
 from bpcli.references.numerics.rounding import Rounding, rounding
 from bpcli.references.numerics.taylor import rates
 from bpcli.references.perturbation.executor import Executor
@@ -55,9 +56,15 @@ class Truth:
     _estimates: dict[tuple[str, Definition], Mapping[str, Estimate]] = field(default_factory=dict)
     _alongs: dict[tuple[Reference, Definition, Tensor], Estimate] = field(default_factory=dict)
     _roundings: dict[Definition, Rounding] = field(default_factory=dict)
+    _recursions: dict[Recursion, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def estimates(self, definition: Definition, tensor: Tensor, second: bool = False) -> References:
-        """The estimates of one tensor's gradient; with `second`, differences on other points too."""
+        """The estimates of one tensor's gradient; with `second`, differences on other points too.
+
+        Of a recursion there is one, by the complex step of single steps.
+        """
+        if isinstance(definition, Recursion):
+            return References(self._recursion(definition)[tensor.name])
         found = {r.name: self._all(r, definition)[tensor.name] for r in self.references}
         other = self._estimate(self._second(), definition, (tensor,))[tensor.name] if second else None
         exact = found.pop(complex_step.REFERENCE.name, None)
@@ -65,6 +72,10 @@ class Truth:
 
     def along(self, definition: Definition, tensor: Tensor, rows: FloatArray, second: bool = False) -> References:
         """The same along directions `rows (K, size)`, which are always the same for one tensor."""
+        if isinstance(definition, Recursion):
+            known = self._recursion(definition)[tensor.name]
+            none = np.zeros(len(rows))
+            return References(Estimate(dot(rows, known.value), norms(rows, known.bound), none, none))
         used = (*self.references, *((self._second(),) if second else ()))
         found = []
         for reference in used:
@@ -127,6 +138,10 @@ class Truth:
         """The windows whose losses the references differentiate."""
         return definition.over(self.problem.setup)
 
+    def sharpened(self, definition: Definition) -> bool:
+        """Whether there are sharper references for what the first leave open; of a recursion there are none."""
+        return self.sharpens and not isinstance(definition, Recursion)
+
     def best(self, definition: Definition, tensor: Tensor) -> Estimate:
         """The sharpest estimate; what stands beside it where that knows nothing."""
         return self.estimates(definition, tensor).judge
@@ -134,13 +149,18 @@ class Truth:
     def rounding(self, definition: Definition) -> Rounding:
         """U_g: what a correct gradient, and the loss that comes with it, may be off by in the spec's dtype."""
         if definition not in self._roundings:
-            self._roundings[definition] = rounding(self.problem, self.windows(definition), self.problem.setup.dtype)
+            dtype = self.problem.setup.dtype
+            self._roundings[definition] = (
+                recursion_rounding(self.problem, definition, dtype, self._measured(definition))
+                if isinstance(definition, Recursion)
+                else rounding(self.problem, self.windows(definition), dtype)
+            )
         return self._roundings[definition]
 
     def excused(self, definition: Definition, value: FloatArray, rounding: FloatArray) -> FloatArray:
         """`rounding`, infinite where a gradient `value` is not finite as right rules may have it here."""
         finite = np.isfinite(value)
-        if finite.all() or not overflows(self.problem, self.windows(definition)):
+        if finite.all() or isinstance(definition, Recursion) or not overflows(self.problem, self.windows(definition)):
             return rounding
         return np.where(finite, rounding, np.inf)
 
@@ -152,7 +172,10 @@ class Truth:
     def part(self, tensor: Tensor) -> Truth:
         """The truth about one tensor, or the part of it that its pattern leaves."""
         setup = replace(self.problem.setup, wrt=(tensor,))
-        return Truth(replace(self.problem, setup=setup), self.references, self.sharpens, self.executor)
+        own = Truth(replace(self.problem, setup=setup), self.references, self.sharpens, self.executor)
+        own._recursions.update(self._recursions)
+        own._roundings.update({d: found for d, found in self._roundings.items() if isinstance(d, Recursion)})
+        return own
 
     def _second(self) -> Reference:
         """Differences on points that the others do not share."""
@@ -160,6 +183,15 @@ class Truth:
             if isinstance(reference, central.Central | ladder.Ladder):
                 return reference.on_other_points()
         return central.REFERENCE.on_other_points()
+
+    def _recursion(self, definition: Recursion) -> Mapping[str, Estimate]:
+        """What a rule comes to, of all tensors that its setup asks for."""
+        if definition not in self._recursions:
+            self._recursions[definition] = recursion_estimates(self.problem, definition)
+        return self._recursions[definition]
+
+    def _measured(self, definition: Recursion) -> dict[str, FloatArray]:
+        return {name: estimate.value for name, estimate in self._recursion(definition).items()}
 
     def _all(self, reference: Reference, definition: Definition) -> Mapping[str, Estimate]:
         key = (reference.name, definition)

@@ -69,7 +69,7 @@ def judged(
     collector = Collector()
     for call in calls:
         if call.text in reasons and (call in given or len(reasons) == len(calls)):
-            advice = "central and complex-step judge truncated methods too"
+            advice = "the reference complex-step judges every method"
             collector.add("reference-refused", f"{call.text}: {reasons[call.text]}", _place(setup, call), help=advice)
     collector.finish()
     return tuple(c for c in calls if c.text not in reasons), reasons

@@ -56,36 +56,6 @@ class Windows:
         return self.windows
 
 
-Definition = Exact | Windows
-"""What a gradient is meant to be. References differentiate the losses of the windows `over(setup)`."""
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """Options of a method that takes none."""
-
-
-class Method(Protocol):
-    """One file of `bpcli.methods` holds one of these, as `METHOD`."""
-
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    tags: ClassVar[frozenset[str]]
-    Options: ClassVar[type[Any]]
-
-    def refusal(self, graph: Graph) -> str | None:
-        """Why the method does not apply to this graph, and what does; None when it applies."""
-
-    def definition(self, setup: Setup, options: Any) -> Definition:
-        """The mathematics that the gradient is judged against."""
-
-    def cost(self, setup: Setup, options: Any) -> Cost:
-        """Predicted cost, from sizes alone."""
-
-    def gradient(self, problem: Problem, options: Any) -> Gradient:
-        """The gradient with respect to `problem.setup.wrt`."""
-
-
 State = TypeVar("State")
 """What an online rule carries from step to step: the influence M, or what stands for it."""
 
@@ -113,3 +83,63 @@ class OnlineRule(Protocol[State]):
 
     def credit(self, state: State, local: LocalDerivatives) -> StepGradient:
         """The gradient of the losses of step t, given the state after it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recursion:
+    """The gradient that `rule` makes of the local derivatives of `setup`, in float64.
+
+    Its approximation is the definition, not an error. `draws` names the generator that the rule starts from. Two are
+    equal that have the very same rule and setup, with equal options.
+    """
+
+    setup: Setup
+    rule: OnlineRule[Any]
+    options: Any
+    draws: str
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Recursion) or self.rule is not other.rule or self.setup is not other.setup:
+            return False
+        return (self.options, self.draws) == (other.options, other.draws)
+
+    def __hash__(self) -> int:
+        return hash((id(self.rule), id(self.setup), self.draws))
+
+    def over(self, setup: Setup) -> tuple[Window, ...]:
+        """All steps and all losses, which the rule sees one after the other."""
+        return Exact().over(setup)
+
+
+Definition = Exact | Windows | Recursion
+"""What a gradient is meant to be.
+
+The first two are judged by references that differentiate the losses of the windows `over(setup)`, a recursion by its
+rule, run on local derivatives that are measured without the kernels that go backwards.
+"""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of a method that takes none."""
+
+
+class Method(Protocol):
+    """One file of `bpcli.methods` holds one of these, as `METHOD`."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    tags: ClassVar[frozenset[str]]
+    Options: ClassVar[type[Any]]
+
+    def refusal(self, graph: Graph) -> str | None:
+        """Why the method does not apply to this graph, and what does; None when it applies."""
+
+    def definition(self, setup: Setup, options: Any) -> Definition:
+        """The mathematics that the gradient is judged against."""
+
+    def cost(self, setup: Setup, options: Any) -> Cost:
+        """Predicted cost, from sizes alone."""
+
+    def gradient(self, problem: Problem, options: Any) -> Gradient:
+        """The gradient with respect to `problem.setup.wrt`."""

@@ -54,7 +54,7 @@ METHOD = Online(
     tags=frozenset({"exact", "online", "recurrent", "teaching"}),
     Options=NoOptions,
     rule=DenseRTRL(),
-    defined=lambda T, options: Exact(),
     flops=lambda N, P: 2.0 * N * N * P + 6.0 * N * P,
     entries=lambda N, P: 5 * N * P + 2 * P,
+    defined=lambda setup, options: Exact(),
 )

@@ -184,32 +184,15 @@ class LocalSteps:
         self._trace.clear()
         total = influence.sum(axis=0)
         leaves = self._trace.finish([(s.node, _scattered(plan, s, total[_slice(s)])) for s in static])
-        found = {}
-        for x in self.setup.wrt:
-            values = direct.get(x.name, np.zeros(x.shape, self.setup.dtype))
-            if x.kind != "param":
-                values = values + self._own(x, influence)
-            elif x.name in graph.leaf:
-                values = values + leaves[graph.leaf[x.name]].reshape(x.shape)
-            found[x.name] = np.asarray(_on_pattern(values, x), self.setup.dtype, order="C")
-        return found
+        params = {
+            x.name: leaves[graph.leaf[x.name]] for x in self.setup.wrt if x.kind == "param" and x.name in graph.leaf
+        }
+        return by_tensor(self.setup, influence, direct, params)
 
     def close(self) -> None:
         """Let the next trace have the memory; no step can be taken any more."""
         del self._seeded
         self._trace.close()
-
-    def _own(self, x: Tensor, influence: Array) -> Array:
-        """What came through the influence of an initial state, or of an input at all steps: each sample has its own."""
-        columns = self.layout.columns.get(x.name)
-        if columns is None:
-            return np.zeros(x.shape, self.setup.dtype)
-        own = influence[:, columns]
-        if x.kind == "input":
-            own = own.reshape(self.setup.batch, self.setup.T, -1).swapaxes(0, 1)
-        elif x.name in self.setup.shared:
-            own = own.sum(axis=0)
-        return own.reshape(x.shape)
 
     def _at(self, t: int, first: int, losses: Array) -> LocalDerivatives:
         """The derivatives of a step of the chunk that begins at `first`."""
@@ -272,6 +255,29 @@ class LocalSteps:
         """A node's values (batch, size)."""
         base, row = (int(k) for k in self.plan.trace.values.table[n, [BASE, INNER_ROW]])
         return _strided(self._trace.V[base + rows * row :], (self.setup.batch, self.plan.graph.nodes[n].size), (row, 1))
+
+
+def by_tensor(
+    setup: Setup, influence: Array, direct: Mapping[str, Array], params: Mapping[str, Array]
+) -> dict[str, Array]:
+    """A gradient by tensor: `direct`, and what came through the influence, of parameters as `params` has it.
+
+    Of initial states and inputs, which samples have of their own, it is read off the columns of `influence (batch, P)`.
+    """
+    columns, found = influence_layout(setup).columns, {}
+    for x in setup.wrt:
+        values = direct.get(x.name, np.zeros(x.shape, setup.dtype))
+        if x.kind == "param" and x.name in params:
+            values = values + params[x.name].reshape(x.shape)
+        elif x.kind != "param" and x.name in columns:
+            own = influence[:, columns[x.name]]
+            if x.kind == "input":
+                own = own.reshape(setup.batch, setup.T, -1).swapaxes(0, 1)
+            elif x.name in setup.shared:
+                own = own.sum(axis=0)
+            values = values + own.reshape(x.shape)
+        found[x.name] = np.asarray(_on_pattern(values, x), setup.dtype, order="C")
+    return found
 
 
 def _strided(numbers: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:

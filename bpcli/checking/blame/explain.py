@@ -20,6 +20,7 @@ from bpcli.checking.interpreter import work
 from bpcli.checking.sources.gradient_source import Foreign
 from bpcli.errors import BpError
 from bpcli.methods import MethodCall
+from bpcli.methods.base import Recursion
 from bpcli.problem.definition import Setup
 
 
@@ -134,12 +135,15 @@ def _blames(
     ended = isinstance(call, Foreign) and call.ended
     small = {} if ended else smallest(wrong, setup, call, again, _deadline())
     reproduce = again.command(call.text, small)
-    case = None if ended else setup if work(setup) <= _WORK else _affordable(setup, again, small)
+    recursion = isinstance(call.definition(setup), Recursion)
+    case = None if ended or recursion else setup if work(setup) <= _WORK else _affordable(setup, again, small)
     evidence = gather(case, call) if case is not None else None
     live = _deadline()
     found = []
     for finding in wrong:
         blame = _blame(finding, evidence, live)
+        if recursion and not finding.cause:
+            blame = {**blame[0], "cause": _OTHER_STEPS}, []
         if evidence is not None:
             blame = _settled(blame, finding, again, call, evidence)
         fields = {**blame[0], "text": _text(finding, blame[0]), "reproduce": reproduce}
@@ -149,6 +153,7 @@ def _blames(
     return found
 
 
+_OTHER_STEPS = "the same rule on local derivatives by the complex step gives another gradient"
 Blame = tuple[dict[str, object], list[Cause]]
 
 

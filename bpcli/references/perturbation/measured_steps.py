@@ -1,0 +1,240 @@
+"""Local derivatives of every step by the complex step: J, M̄ and q that owe nothing to kernels that go backwards.
+
+A step is cut out of the time loop, so that all steps and samples are rows of one batch. With the states before it for
+inputs it gives J = ∂a(t)/∂a(t-1), and with the static values that rows meet for parameters M̄ = ∂a(t)/∂w. Where the
+states after it are inputs of the loss too, it gives q, q_before and what losses owe directly. Each number is perturbed
+by itself, in a pass forwards in complex arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bpcli.graph.nodes import Graph, Node, Phase, ancestors
+from bpcli.problem.definition import Array, FloatArray, Problem, Setup, Tensor, Values, cast
+from bpcli.runtime.evaluation import node_values
+from bpcli.runtime.forward_mode import online_plan
+from bpcli.runtime.local_derivatives import Factor, LocalDerivatives, by_tensor, influence_layout
+from bpcli.runtime.reverse_mode import loss_weights
+from bpcli.tape.plan import node_flops
+
+_DOUBLE, _COMPLEX = np.dtype(np.float64), np.dtype(np.complex128)
+_COMPLEX_FLOPS = 4
+_SMALL = 1e-30
+"""The imaginary step: products of two of them vanish beside the values, and none of them underflows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A graph without time, of which some nodes are leaves: `rows (R, size)` of their own, or `shared (size,)`.
+
+    Leaves are known by their nodes in the graph that was cut. `copies` takes a node to one that keeps its value, where
+    a sum may be built up in the node's own place.
+    """
+
+    setup: Setup
+    rows: Mapping[int, Values]
+    shared: Mapping[int, Values]
+    copies: Mapping[int, int]
+
+    def values(self, nodes: tuple[int, ...]) -> dict[int, Values]:
+        """(R, size) of each node."""
+        graph = self.setup.graph
+        shape = {n: graph.nodes[n].shape for n in (*self.rows, *self.shared)}
+        inputs = {_leaf(n): np.ascontiguousarray(v.reshape(len(v), *shape[n])) for n, v in self.rows.items()}
+        params = {_leaf(n): np.ascontiguousarray(v.reshape(shape[n])) for n, v in self.shared.items()}
+        kept = {self.copies.get(n, n): n for n in nodes}
+        found = {kept[n]: v for n, v in node_values(Problem(self.setup, params, inputs, {}), kept).items()}
+        return {
+            n: np.broadcast_to(v.reshape(-1, v.shape[-1]), (self.setup.batch, v.shape[-1])) for n, v in found.items()
+        }
+
+    def slopes(self, leaf: int, entry: int, outputs: tuple[int, ...]) -> dict[int, FloatArray]:
+        """Derivatives (R, size) of each output by an entry of a leaf."""
+        group = self.rows if leaf in self.rows else self.shared
+        moved = group[leaf].copy()
+        moved[..., entry] += _SMALL * 1j
+        changed = {**group, leaf: moved}
+        cut = replace(self, rows=changed) if group is self.rows else replace(self, shared=changed)
+        return {n: np.asarray(v.imag / _SMALL) for n, v in cut.values(outputs).items()}
+
+
+def _leaf(node: int) -> str:
+    return f"leaf {node}"
+
+
+def _cut(setup: Setup, rows: Mapping[int, Values], shared: Mapping[int, Values], kept: Collection[int] = ()) -> Cut:
+    """The graph of a setup with leaves in place of the nodes of `rows` and `shared`, in complex arithmetic.
+
+    The values of the nodes of `kept` are to be had; those of static nodes and of the loss are in any case.
+    """
+    nodes = list[Node]()
+    for node in setup.graph.nodes:
+        phase = Phase.STATIC if node.phase is Phase.STATIC else Phase.INPUT
+        if node.index in rows or node.index in shared:
+            op = "input" if node.index in rows else "param"
+            node = replace(node, op=op, args=(), numbers=(), name=_leaf(node.index))
+        nodes.append(replace(node, phase=phase))
+    copies = {n: len(nodes) + i for i, n in enumerate(kept)}
+    for n, index in copies.items():
+        nodes.append(replace(nodes[n], index=index, op="copy", args=(n,), numbers=(), name="", phase=Phase.INPUT))
+    leaves = {_leaf(n): n for n in (*rows, *shared)}
+    graph = Graph(tuple(nodes), leaves, {}, {}, {}, setup.graph.loss, ())
+    count = len(next(iter(rows.values())))
+    # Kernels take complex arrays too, which no spec has.
+    own = replace(setup, graph=graph, T=1, batch=count, dtype=_COMPLEX, wrt=(), shared=frozenset())  # type: ignore[arg-type]
+    one, other = ({n: values.astype(_COMPLEX) for n, values in group.items()} for group in (rows, shared))
+    return Cut(own, one, other, copies)
+
+
+class MeasuredSteps:
+    """The local derivatives of all steps of a problem, in float64; M̄ comes as dense factors, one for each name.
+
+    `J (T, batch, N, N)`, `q` and `q_before (T, batch, N)`; `parts[start]` are columns of M̄ from `start` on, (T, batch,
+    N, columns), those of an input of step t alone; `direct` by tensor (T, *shape), of an input (T, batch, *shape).
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._double = cast(problem, _DOUBLE)
+        self.setup, self.plan = self._double.setup, online_plan(self._double.setup, False)
+        graph = self.setup.graph
+        self._previous, self._new = tuple(graph.previous.values()), tuple(graph.new.values())
+        self._static = [s for s in self.plan.stretches if graph.nodes[s.node].phase is Phase.STATIC]
+        values = node_values(self._double, {*self._previous, *self._new, graph.loss, *(s.node for s in self._static)})
+        every = self.setup.T * self.setup.batch
+        rows = {n: self._rows(values[n]) for n in self._previous}
+        rows |= {n.index: self._double.inputs[n.name].reshape(every, -1) for n in graph.nodes if n.op == "input"}
+        self._params = {n.index: self._double.params[n.name].ravel() for n in graph.nodes if n.op == "param"}
+        roots = {s.node: values[s.node] for s in self._static}
+        self.losses = self._rows(values[graph.loss]).reshape(self.setup.T, -1)
+        self._one = {n: v[:1] for n, v in rows.items()}
+        self._weights = loss_weights(self.setup)
+        self._measure_step(_cut(self.setup, rows, self._params | roots, self._new))
+        self._measure_loss(_cut(self.setup, rows | {n: self._rows(values[n]) for n in self._new}, self._params))
+
+    def _rows(self, values: Values) -> Values:
+        """A node's values at every step and sample, (T · batch, size)."""
+        shape = self.setup.T, self.setup.batch, values.shape[-1]
+        return np.broadcast_to(values, shape).reshape(-1, shape[-1])
+
+    def _measure_step(self, cut: Cut) -> None:
+        """J and M̄: the new states' slopes, by what stands before the step, and by the parameters that it meets."""
+        graph = self.setup.graph
+        self.J = np.concatenate([self._states(cut, n, np.arange(graph.nodes[n].size)) for n in self._previous], axis=3)
+        self.parts: dict[int, FloatArray] = {}
+        for stretch in self.plan.stretches:
+            if graph.nodes[stretch.node].op != "previous":
+                entries = self.plan.patterns.get(stretch.node, np.arange(graph.nodes[stretch.node].size))
+                self.parts[stretch.start] = self._states(cut, stretch.node, entries)
+
+    def _states(self, cut: Cut, leaf: int, entries: NDArray[np.int64]) -> FloatArray:
+        """The slopes of the new states by entries of a leaf, (T, batch, N, entries)."""
+        found = np.zeros((self.setup.T, self.setup.batch, self.plan.size, len(entries)))
+        for k, entry in enumerate(entries):
+            slopes = cut.slopes(leaf, int(entry), self._new)
+            found[..., k] = np.concatenate([slopes[n] for n in self._new], axis=1).reshape(found.shape[:3])
+        return found
+
+    def _measure_loss(self, cut: Cut) -> None:
+        """The losses' slopes, weighted: q by the states after the step, q_before by those before it, and direct."""
+        graph = self.setup.graph
+        met = ancestors([graph.loss], [n.args for n in cut.setup.graph.nodes])
+
+        def by(leaf: int, entries: NDArray[np.int64]) -> FloatArray:
+            found = np.zeros((self.setup.T, self.setup.batch, len(entries)))
+            for k, entry in enumerate(entries if leaf in met else ()):
+                slopes = cut.slopes(leaf, int(entry), (graph.loss,))[graph.loss]
+                found[..., k] = self._weights * slopes.reshape(self._weights.shape)
+            return found
+
+        def states(nodes: tuple[int, ...]) -> FloatArray:
+            return np.concatenate([by(n, np.arange(graph.nodes[n].size)) for n in nodes], axis=2)
+
+        self.q, self.q_before = states(self._new), states(self._previous)
+        self.direct: dict[str, FloatArray] = {}
+        for x in self.setup.wrt:
+            if x.kind == "input" and x.name in graph.leaf:
+                n = graph.leaf[x.name]
+                self.direct[x.name] = by(n, np.arange(graph.nodes[n].size)).reshape(x.shape)
+            elif x.kind == "param" and x.name in graph.leaf:
+                found = np.zeros((self.setup.T, int(np.prod(x.shape))))
+                found[:, _entries(x)] = by(graph.leaf[x.name], _entries(x)).sum(axis=1)
+                self.direct[x.name] = found.reshape(self.setup.T, *x.shape)
+
+    def since(self, start: int) -> Iterator[LocalDerivatives]:
+        """The steps from `start` on."""
+        layout = influence_layout(self.setup)
+        for t in range(start, self.setup.T):
+            direct = {name: values[t] for name, values in self.direct.items()}
+            yield LocalDerivatives(
+                t,
+                layout,
+                self.J[t],
+                self.q[t],
+                self.q_before[t],
+                tuple(self._factors(t)),
+                direct,
+                self.losses[t],
+                self._weights[t],
+            )
+
+    def _factors(self, t: int) -> Iterator[Factor]:
+        for stretch in self.plan.stretches:
+            if stretch.start in self.parts and stretch.columns:
+                part = self.parts[stretch.start][t]
+                is_input = self.setup.graph.nodes[stretch.node].op == "input"
+                start = stretch.start + (t * part.shape[-1] if is_input else 0)
+                yield Factor(slice(start, start + part.shape[-1]), part, None, False, None)
+
+    def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
+        """See `LocalSteps`: what static values owe to parameters comes by the complex step too."""
+        graph, total = self.setup.graph, influence.sum(axis=0)
+        static = {s.node: total[s.start : s.start + s.columns] for s in self._static}
+        derived = {n: values for n, values in static.items() if graph.nodes[n].op != "param"}
+        met = ancestors(derived, [n.args for n in graph.nodes])
+        once = _cut(self.setup, self._one, self._params)
+        params = {}
+        for x in (x for x in self.setup.wrt if x.kind == "param" and x.name in graph.leaf):
+            n, found = graph.leaf[x.name], np.zeros(int(np.prod(x.shape)))
+            if n in static:
+                found[_entries(x)] += static[n]
+            for entry in _entries(x) if n in met else ():
+                slopes = once.slopes(n, int(entry), tuple(derived))
+                found[entry] += sum(float(slopes[root][0] @ values) for root, values in derived.items())
+            params[x.name] = found
+        return by_tensor(self.setup, influence, direct, params)
+
+
+def _entries(x: Tensor) -> NDArray[np.int64]:
+    """The entries of a parameter that exist."""
+    return np.arange(int(np.prod(x.shape)), dtype=np.int64) if x.pattern is None else x.pattern
+
+
+def measured_flops(setup: Setup) -> float:
+    """Predicted floating-point operations of `MeasuredSteps`: a pass over all rows for each number."""
+    once = sum(node_flops(setup.graph, node) for node in setup.graph.nodes if node.phase is not Phase.STATIC)
+    return float(_COMPLEX_FLOPS * _numbers(setup) * once * setup.T * setup.batch)
+
+
+def measured_bytes(setup: Setup) -> int:
+    """Bytes held by `MeasuredSteps`: J and M̄ of all steps, and a trace of all rows in complex arithmetic."""
+    layout, graph = influence_layout(setup), setup.graph
+    rows, moving = setup.T * setup.batch, sum(n.size for n in graph.nodes if n.phase is not Phase.STATIC)
+    inputs = sum(n.size for n in graph.nodes if n.op == "input")
+    static = layout.P - (setup.T - 1) * sum(
+        graph.nodes[s.node].size for s in online_plan(setup, False).stretches if graph.nodes[s.node].op == "input"
+    )
+    real = rows * layout.N * (layout.N + static + 2) + 2 * setup.batch * layout.N * layout.P
+    direct = setup.T * sum(int(np.prod(x.shape)) for x in setup.wrt if x.kind == "param")
+    return _DOUBLE.itemsize * (real + direct) + _COMPLEX.itemsize * rows * (moving + 2 * (inputs + layout.N))
+
+
+def _numbers(setup: Setup) -> int:
+    """How many numbers are perturbed, one after the other."""
+    graph, plan = setup.graph, online_plan(setup, False)
+    met = sum(graph.nodes[s.node].size for s in plan.stretches)
+    return 3 * plan.size + met + sum(x.entries if x.kind == "param" else 1 for x in setup.wrt if x.kind != "state")
