@@ -144,6 +144,8 @@ def test_chunks_and_single_steps(monkeypatch: pytest.MonkeyPatch, most: int) -> 
                 assert np.array_equal(getattr(local, name), getattr(other, name))
     with pytest.raises(IndexError, match="step 4 of 4"):
         local_derivatives_at(fresh, 4)
+    with pytest.raises(ValueError, match="there is no state"):
+        local_derivatives(small("linear"))
 
 
 def test_rows_and_columns_have_names() -> None:

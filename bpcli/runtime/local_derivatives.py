@@ -126,12 +126,12 @@ class LocalDerivatives:
 
 
 def local_derivatives(problem: Problem) -> Iterator[LocalDerivatives]:
-    """The local derivatives of all steps, from the first to the last. The graph must have a state."""
+    """The local derivatives of all steps, from the first to the last; ValueError where there is no state."""
     return LocalSteps(problem).since(0)
 
 
 def local_derivatives_at(problem: Problem, t: int) -> LocalDerivatives:
-    """Those of step t, from 0; IndexError where there is no such step."""
+    """Those of step t, from 0; IndexError where there is no such step, ValueError where there is no state."""
     if not 0 <= t < problem.setup.T:
         raise IndexError(f"step {t} of {problem.setup.T}")
     return next(LocalSteps(problem).since(t))
@@ -141,6 +141,8 @@ class LocalSteps:
     """The steps of a problem, taken forwards once, and the way from columns of M to tensors."""
 
     def __init__(self, problem: Problem) -> None:
+        if not problem.setup.graph.recurrent:
+            raise ValueError("there is no state: no J, M̄ and q")
         self.setup, self.plan = problem.setup, online_plan(problem.setup, False)
         self.layout = influence_layout(problem.setup)
         self._stages = online_stages(self.plan, self.setup.dtype)
