@@ -22,7 +22,7 @@ import numpy as np
 from kernel_cases import expected, gradient, loops
 
 from bpcli.backends.jax import PEER as JAX
-from bpcli.bench.memory_probe import allocated_bytes
+from bpcli.bench.profiling import allocated_bytes
 from bpcli.checking import checker as run
 from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
 from bpcli.checking.escalation import decide

@@ -377,6 +377,11 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("merge a.json -o b.json", {"a.json": "{"}),
         Case("merge a.json -o b.json", {"a.json": "{}"}),
         Case("merge a.json -o b.json", {"a.json": json.dumps({**BENCH, "cells": [{}]})}),
+        Case("merge a.json -o b.json", {"a.json": JUDGED}),
+        Case(
+            "merge a.json -o b.json",
+            {"a.json": json.dumps({**BENCH, "cells": [{k: v for k, v in CELL.items() if k != "grid"}]})},
+        ),
         Case(
             "merge a.json b.json -o c.json",
             {"a.json": RUN, "b.json": RUN.replace('"bench"', '"bench", "version": "0"')},

@@ -13,12 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bpcli import backends, methods
-from bpcli.bench import cells as measure
-from bpcli.bench import clock, journal
-from bpcli.bench import machine as control
-from bpcli.bench import worker as pool
-from bpcli.bench.precheck import Vouch
+from bpcli.bench import journal, precheck, profiling, roofline, worker, worker_process
+from bpcli.bench.precheck import Precheck
 from bpcli.cli import main
+from bpcli.errors import BpError, Diagnostic
 from bpcli.methods.base import Cost, Exact, Gradient
 from bpcli.runtime import kernel_loader as library
 
@@ -116,32 +114,34 @@ class Here:
     """A session in this process, its requests and answers as JSON."""
 
     def __init__(self) -> None:
-        self.session = measure.Session()
+        self.session = worker.Session()
 
-    def ask(self, request: Any) -> Any:
-        return json.loads(json.dumps(self.session.answer(json.loads(json.dumps(request))), default=float))
+    def ask(self, do: str, **fields: Any) -> Any:
+        request = json.loads(json.dumps({"do": do, **fields}))
+        answer = json.loads(json.dumps(self.session.answer(request), default=float))
+        if "refused" in answer:
+            raise BpError([Diagnostic(**d) for d in answer["refused"]])
+        return answer
 
     def close(self) -> None:
         pass
 
 
 @pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Vouch]:
+def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Precheck]:
     """A folder with `net.toml`, three methods, and a check that passes all but what the test puts into the mapping."""
     known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
-    monkeypatch.setattr(pool, "start", lambda threads: Here())
+    monkeypatch.setattr(worker_process, "Worker", lambda threads: Here())
     monkeypatch.setattr(library, "set_threads", lambda count: None)  # other tests run in this process too
-    monkeypatch.setattr(control, "sample", lambda: {"gemm": 1e-3, "copy": 2e-3})
-    # Of a process with so much in it that takes long; processes of its own have it in test_bench_memory.
-    monkeypatch.setattr(measure, "peak_growth", lambda work: work() and 4096)
-    given: dict[str, Vouch] = {}
+    monkeypatch.setattr(roofline, "sample_controls", lambda: {"gemm": 1e-3, "copy": 2e-3})
+    # Of a process with so much in it that takes long; processes of its own have it in test_bench_profiling.
+    monkeypatch.setattr(profiling, "peak_growth", lambda work: work() and 4096)
+    given: dict[str, Precheck] = {}
     monkeypatch.setattr(methods, "known_names", lambda: tuple(sorted(known)))
     monkeypatch.setattr(methods, "load", known.__getitem__)
-    monkeypatch.setattr(clock, "BLOCK_SECONDS", 1e-4)
-    good = Vouch("pass", "every entry", "")
-    monkeypatch.setattr(
-        measure, "vouch", lambda problem, calls, *rest: {c.text: given.get(c.text, good) for c in calls}
-    )
+    monkeypatch.setattr(profiling, "BLOCK_SECONDS", 1e-4)
+    good = Precheck("pass", "every entry", "")
+    monkeypatch.setattr(precheck, "vouch", lambda problem, call, *rest: given.get(call.text, good))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.toml").write_text(SPEC)
     return given
@@ -200,7 +200,7 @@ def test_json_holds_samples_machine_and_check(verdicts):
 
 def test_a_wrong_gradient_is_not_timed(verdicts):
     """No timing, exit code 1, and what was wrong."""
-    verdicts["tbptt:k1=1,k2=1"] = Vouch("wrong", "every entry", "W: wrong, z = 7")
+    verdicts["tbptt:k1=1,k2=1"] = Precheck("wrong", "every entry", "W: wrong, z = 7")
     result = bench("--format", "csv", "-g", "n=2")
     assert 1 == result.exit_code
     assert [False, True, False] == list(table(result).time_s.isna())
@@ -212,7 +212,7 @@ def test_a_wrong_gradient_is_not_timed(verdicts):
 @pytest.mark.parametrize(("flags", "code"), [((), 0), (("--strict",), 4)])
 def test_an_inconclusive_check_counts_when_strict(verdicts, flags, code):
     """Timed all the same."""
-    verdicts["bptt"] = Vouch("inconclusive", "every entry", "W: noise")
+    verdicts["bptt"] = Precheck("inconclusive", "every entry", "W: noise")
     assert code == bench("-g", "n=2", *flags).exit_code
 
 
@@ -356,10 +356,10 @@ class Halves:
 )
 def test_a_peer_is_judged_by_a_right_gradient(verdicts, monkeypatch, method, ours, value, known, verdict, how):
     """By ours where that passes, else by the true one, else by none; its threads are unknown."""
-    verdicts[method] = Vouch(ours, "every entry", "")
+    verdicts[method] = Precheck(ours, "every entry", "")
     monkeypatch.setattr(backends, "get", lambda name: Halves(value))
     if not known:
-        monkeypatch.setattr(measure, "true_gradient", lambda problem, limits: None)
+        monkeypatch.setattr(precheck, "true_gradient", lambda problem, limits: None)
     cells = json.loads(bench("--format", "json", "-g", "n=2", "-m", method, "--peer", "halves").stdout)["cells"]
     found = {c["backend"]: (c["threads"], c["check"]["verdict"]) for c in cells if c["method"] == method}
     assert {"bp": (1, ours), "halves": (None, verdict)} == found
@@ -461,8 +461,8 @@ def test_json_says_what_the_run_was_made_of(verdicts):
 
 def test_a_spec_that_changes_underway_is_refused(verdicts, tmp_path, monkeypatch):
     """Its rows would be of two networks."""
-    real = measure.digest
-    monkeypatch.setattr(measure, "digest", lambda setup, path: real(setup, path)[::-1])
+    real = worker.digest
+    monkeypatch.setattr(worker, "digest", lambda setup, path: real(setup, path)[::-1])
     result = bench("-g", "n=2", "-m", "bptt")
     assert 2 == result.exit_code
     assert "changed while it was measured" in result.output

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
+
 import pytest
 
-from bpcli.bench.sweep import merge, parse_axis, plan, with_options
+from bpcli.bench.cell import Cell
+from bpcli.bench.measurement import BenchResults
+from bpcli.bench.sweep import BenchOptions, expand, merge, parse_axis, plan_sweep, with_options
 from bpcli.errors import BpError, Diagnostic, Place
+from bpcli.problem.limits import Limits
+from bpcli.problem.spec_file import SpecFile
 from bpcli.spec.sections import MAX_CELLS
 
+VANILLA = Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml"
 SETTINGS = ("n", "alpha", "T", "batch", "dtype", "seed")
 OPTIONS = {"bptt": (), "rtrl": (), "tbptt": ("k1", "k2"), "ebptt": ("tau",)}
 TBPTT = "tbptt:k1=2,k2=8"
@@ -43,23 +52,30 @@ def take(text: str, base: str) -> None:
 )
 def test_a_grid_becomes_points_with_the_methods_that_run_there(grid, methods, expected):
     """Settings make points, options make methods, and a method without the option runs once."""
-    sweep = plan(grid, SETTINGS, methods, OPTIONS, take)
-    assert expected == [(dict(p.settings), [c.method for c in p.cells]) for p in sweep.points]
-    assert sum(len(methods) for _, methods in expected) == sweep.cells
+    points, variants, _ = expand(grid, SETTINGS, methods, OPTIONS, take)
+    assert expected == [(point, [v.method for v in variants]) for point in points]
 
 
 def test_a_cell_knows_the_values_that_apply_to_it_in_the_order_of_the_grid():
-    """A method without an option has no value of it."""
-    (point,) = plan({"k2": (4,), "n": (3,)}, SETTINGS, ("bptt", TBPTT), OPTIONS, take).points
-    assert [("bptt", {"n": 3}), (TBPTT, {"k2": 4, "n": 3})] == [(c.base, dict(c.grid)) for c in point.cells]
-    assert ["k2", "n"] == list(point.cells[1].grid)
+    """Keys of the spec first; a method without an option has no value of it. A cell survives the way to a worker."""
+    spec = SpecFile(str(VANILLA), "net", {}, (), Limits())
+    options = BenchOptions(("bptt", TBPTT), grid={"k2": (8,), "n": (3,), "threads": (1, 2)}, fixed=frozenset("T"))
+    cells = plan_sweep(spec, options, BenchResults()).cells
+    threads_1, threads_2 = {"n": 3, "threads": 1}, {"n": 3, "threads": 2}
+    expected = [(t["threads"], base, t | more) for t in (threads_1, threads_2)
+                for base, more in (("bptt", {}), (TBPTT, {"k2": 8}))]  # fmt: skip
+    assert expected == [(c.threads, c.base, dict(c.grid)) for c in cells]
+    assert ["n", "k2", "threads"] == list(cells[1].grid)
+    assert [{"n": 3}] * 4 == [dict(c.settings) for c in cells]
+    assert 4 == len({c.key for c in cells})
+    assert cells[1] == dataclasses.replace(Cell.from_json(json.loads(json.dumps(cells[1].to_json()))), base=TBPTT)
 
 
 def test_what_is_left_out_is_noted():
     """A combination out of range and an option of no method that runs are told."""
-    sweep = plan({"k2": (1, 4), "tau": (3,)}, SETTINGS, (TBPTT,), OPTIONS, take)
-    expected = (f'"tau" is no option of {TBPTT}: not swept', "tbptt:k1=2,k2=1: left out, tbptt: k2 is smaller than k1")
-    assert expected == sweep.notes
+    _, _, notes = expand({"k2": (1, 4), "tau": (3,)}, SETTINGS, (TBPTT,), OPTIONS, take)
+    expected = [f'"tau" is no option of {TBPTT}: not swept', "tbptt:k1=2,k2=1: left out, tbptt: k2 is smaller than k1"]
+    assert expected == notes
 
 
 @pytest.mark.parametrize(
@@ -75,7 +91,7 @@ def test_what_is_left_out_is_noted():
 def test_a_grid_that_makes_no_sense_is_refused(grid, methods, code, words):
     """Unknown keys get the nearest known one; values of the wrong type and crowds are refused before anything runs."""
     with pytest.raises(BpError) as caught:
-        plan(grid, SETTINGS, methods, OPTIONS, take)
+        expand(grid, SETTINGS, methods, OPTIONS, take)
     (diagnostic,) = caught.value.diagnostics
     assert code == diagnostic.code
     assert words in diagnostic.help
@@ -85,14 +101,15 @@ def test_an_unknown_key_is_refused_where_it_stands():
     """A key of a spec's grid has a place."""
     place = Place("a.toml", 7, 1)
     with pytest.raises(BpError) as caught:
-        plan({"m": (1,)}, SETTINGS, ("bptt",), OPTIONS, take, {"m": place})
+        expand({"m": (1,)}, SETTINGS, ("bptt",), OPTIONS, take, {"m": place})
     assert place == caught.value.diagnostics[0].place
 
 
 def test_the_largest_lawful_sweep_is_planned():
     """As many cells as are allowed."""
     half = tuple(range(MAX_CELLS // 2))
-    assert MAX_CELLS == plan({"seed": half}, SETTINGS, ("bptt", "rtrl"), OPTIONS, take).cells
+    points, variants, _ = expand({"seed": half}, SETTINGS, ("bptt", "rtrl"), OPTIONS, take)
+    assert MAX_CELLS == len(points) * len(variants)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import pytest
 from cli_cases import RECURRENT, run, write
 from injected import HOUSE, TWICE, WRONG, checkout
 
-from bpcli.bench import pair_worker as pair_child
-from bpcli.bench import pair_worker as pair_process
-from bpcli.bench.pair_worker import environment, processes
+from bpcli.bench.cell import PROTOCOL
+from bpcli.bench.worker import serve
+from bpcli.bench.worker_process import environment, variables_of, workers
 from bpcli.errors import BpError
 
 FEW = ("--rounds", "3", "--budget", "0.1", "--threads", "1", "--format", "json")
@@ -110,16 +110,15 @@ def test_kinds_of_environments(tmp_path):
 def test_a_child_gets_its_own_bp_and_threads(monkeypatch):
     """The parent's PYTHONPATH would put the parent's bp before the one to be measured."""
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    inside = pair_process._variables(environment("--base", str(HOUSE)), 3)
+    inside = variables_of(environment("--base", str(HOUSE)), 3)
     assert (str(HOUSE), "3", "1") == tuple(
         inside[k] for k in ("PYTHONPATH", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     )
-    assert "PYTHONPATH" not in pair_process._variables(environment("--base", sys.executable), 1)
+    assert "PYTHONPATH" not in variables_of(environment("--base", sys.executable), 1)
 
 
-def test_requests_that_go_wrong_are_answered(monkeypatch):
+def test_requests_that_go_wrong_are_answered():
     """A process that serves does not end by a bad request."""
-    monkeypatch.setattr(pair_child.gc, "disable", lambda: None)  # other tests run in this process too
     answers = io.StringIO()
     requests = [
         '{"do": "run", "calls": 2}',
@@ -127,15 +126,15 @@ def test_requests_that_go_wrong_are_answered(monkeypatch):
         "nonsense",
         '{"do": "load", "cell": {"control": "gemm"}}',
     ]
-    pair_child.serve(io.StringIO("\n".join(requests) + "\n"), answers)
+    serve(io.StringIO("\n".join(requests) + "\n"), answers)
     hello, *rest = map(json.loads, answers.getvalue().splitlines())
-    assert pair_child.PROTOCOL == hello["protocol"]
-    assert [{"seconds"}, {"error"}, {"error"}, set()] == [set(a) for a in rest]
+    assert PROTOCOL == hello["protocol"]
+    assert [{"seconds", "samples"}, *[{"error", "help", "refused"}] * 2, set()] == [set(a) for a in rest]
 
 
 def test_children_end_with_their_parent_s_interest(spec):
     """Whatever happens inside, no process is left; and a refused cell is told with the side's name."""
     same = environment("--base", str(HOUSE))
-    with pytest.raises(BpError, match="--base"), processes((same, same), 1) as children:
-        children[0].load({"path": "absent.toml", "overrides": {}, "wrt": [], "method": "bptt"})
+    with pytest.raises(BpError, match="--base"), workers((same, same), 1) as children:
+        children[0].ask("load", cell={"path": "absent.toml", "overrides": {}, "wrt": [], "method": "bptt"})
     assert [True, True] == [child._process.poll() is not None for child in children]

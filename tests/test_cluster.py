@@ -20,7 +20,6 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from bpcli.bench.machine import Machine
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.dask_worker import Facts, differences, together
 from bpcli.cluster.losses import LEAST_FLOPS, batches
@@ -30,6 +29,7 @@ from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
 from bpcli.references.perturbation.executor import Asked, Piece
 from bpcli.references.perturbation.perturbed import answering
+from bpcli.runtime.machine import Machine
 
 HOME = str(Path(__file__).parents[1])
 SPEC = """bp = 1
@@ -194,7 +194,7 @@ def test_a_worker_must_find_the_same_spec(folder: Path, expected: list[dict]) ->
     """A fit worker measures; one that finds no such file is named."""
     with cluster(folder, HOME) as address:
         found = lasting(finish(bench(folder, "--scheduler", address, "-g", "T=2")))
-        code = "import sys; sys.argv[0] = 'bp'; from bpcli.bench import target as t; from bpcli.cli import main\n"
+        code = "import sys; sys.argv[0] = 'bp'; from bpcli.cli import main\n"
         code += "from bpcli.cluster import connect\nown = connect.Cluster.require\n"
         code += "connect.Cluster.require = lambda self, spec, sha: own(self, spec, 'of another file')\nmain()"
         call = ["-c", code, "bench", "net.toml", "--budget", "0.01", "--scheduler", address]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
 
-from bpcli.bench.memory_probe import allocated_bytes
+from bpcli.bench.profiling import allocated_bytes
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem

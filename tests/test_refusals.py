@@ -16,19 +16,19 @@ from bpcli.errors import Diagnostic, nearest
 
 HERE = Path(__file__).parent
 GUARD = "a guard: whatever leads there is refused before"
-CLUSTER, PAIR, JOURNAL = "test_cluster.py", "test_cli_ab.py", "test_bench_resume.py"
+CLUSTER, PAIR, JOURNAL = "test_cluster.py", "test_cli_ab.py", "test_bench_journal.py"
 ELSEWHERE: dict[Site, str] = {
     ("bench.journal.Journal.__init__", "unwritable"): "root may write everywhere",
     ("bench.journal.Journal._reopened", "other-run"): JOURNAL,
-    ("bench.journal.Journal._damaged", "damaged"): JOURNAL,
-    ("bench.cells.Session._time", "unsteady"): GUARD,
-    ("bench.cells._open", "changed"): "test_bench_run.py, in a process that measures",
-    ("bench.pair_worker.Child.__init__", "no-environment"): "takes an interpreter that goes while it is started",
-    ("bench.pair_worker.Child._refuse", "environment"): PAIR,
-    ("bench.worker.Child.ask", ""): "what a process that measures refuses",
-    ("bench.worker.Child._gone", "process-lost"): JOURNAL,
+    ("bench.journal.Journal._parsed", "damaged"): JOURNAL,
+    ("bench.worker.Session.run", "unsteady"): GUARD,
+    ("bench.worker._open", "changed"): "test_bench_run.py, in a process that measures",
+    ("bench.worker_process.Worker.__init__", "no-environment"): "takes an interpreter that goes while it is started",
+    ("bench.worker_process.Worker._refuse", "environment"): PAIR,
+    ("bench.worker_process.Worker.ask", ""): "what a process that measures refuses",
+    ("bench.worker_process.Worker._lost", "process-lost"): JOURNAL,
     ("bench.saved_runs._text", "too-large"): "takes a file of 1 GiB",
-    ("bench.target._content", "unreadable-file"): "takes a file that goes while it is read",
+    ("problem.spec_file._content", "unreadable-file"): "takes a file that goes while it is read",
     ("checking.sources.user_process.Process._greet", "process-lost"): "takes a Python that does not start",
     ("checking.sources.user_process.Process.start", "unsupported"): "takes Windows",
     ("checking.sources.user_file.load", "bad-file"): GUARD,

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from cli_cases import RECURRENT, finding, install_check, install_methods, run, write
 
-from bpcli.bench.rows import TAIL
+from bpcli.bench.measurement import TAIL
 from bpcli.checking.findings import Finding, Verdict
 from bpcli.commands.bench_document import full_document
 from bpcli.commands.check_document import findings_document, places_of, with_cases

@@ -15,6 +15,7 @@ from typing import cast as typed
 import numpy as np
 
 from bpcli import backends
+from bpcli.methods import exact_method
 from bpcli.methods.base import Definition, Exact
 from bpcli.problem.definition import Problem, Setup, Tensor, cast
 from bpcli.references.base import Estimate, FloatArray, Reference
@@ -72,7 +73,7 @@ class Outside:
 @functools.lru_cache(maxsize=2)
 def _gradient(name: str, problem: Problem) -> Mapping[str, FloatArray]:
     """The whole gradient in float64, by tensor; computed once for all that is asked about a problem."""
-    method = "bptt" if problem.setup.graph.recurrent else "backprop"
+    method = exact_method(problem.setup.graph)
     found = backends.get(name).gradient_function(cast(problem, _DOUBLE), method)()
     return {tensor: np.asarray(a, dtype=np.float64) for tensor, a in found.arrays.items()}
 

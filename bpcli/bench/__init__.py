@@ -1,1 +1,1 @@
-"""How cost is measured: what (`sweep`), with what (`clock`, `memory`, `machine`), cell by cell (`measure`, `run`)."""
+"""Benchmarks: sweeps planned, cells measured in worker processes, runs compared."""

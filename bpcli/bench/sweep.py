@@ -1,156 +1,265 @@
-"""From a grid to cells: which points to set a spec to, and which methods to run at each.
+"""Plan a bench run: expand the grid of each spec into cells, and admit those that apply and stay within the limits.
 
 A key of the grid is a *setting* of the spec (a dim, a constant, T, batch, dtype, seed) or of the run (threads), or an
-*option* of a method (k1, k2, tau). A setting applies to every method. An option applies to the methods that have it and
-overrides what their text says; the others run once, not once a value. A name that is both is the spec's.
+*option* of a method (k1, k2, tau). Settings apply to every method. An option applies to the methods that have it, over
+the value in their text; other methods run once rather than once a value. A name that is both is the setting.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from bpcli.bench.target import Target
+from bpcli import methods
+from bpcli.backends.base import Peer
+from bpcli.bench.cell import OURS, THREADS, Cell, Value
+from bpcli.bench.measurement import BenchResults
+from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, Place, fail, nearest
+from bpcli.problem.definition import Setup
+from bpcli.problem.limits import FLOPS_PER_SECOND, PASSES, SECONDS_PER_STEP, Limits, array_bytes, check_cost
+from bpcli.problem.spec_file import SpecFile, digest
 from bpcli.spec.language import canonical
 from bpcli.spec.overrides import parse_value
 from bpcli.spec.sections import MAX_CELLS
 from bpcli.spec.specification import Spec
 
-
-@dataclass(frozen=True)
-class Item:
-    """A cell that is to be measured, number `index` of its run; `seconds` and `bytes` are what it may take."""
-
-    index: int
-    key: str
-    target: Target
-    sha256: str
-    settings: Mapping[str, Any]
-    cell: Cell
-    backends: tuple[str, ...]
-    threads: int
-    seconds: float
-    bytes: int
-    dtype: str
-
-    @property
-    def label(self) -> str:
-        """The cell in a few words."""
-        settings = "".join(f" {k}={v}" for k, v in self.settings.items())
-        return f"{self.target.name} {self.cell.method}{settings}"
-
-
-OURS = "bp"
-
-
-Value = int | float | str
 Grid = Mapping[str, Sequence[Value]]
-Options = Mapping[str, tuple[str, ...]]
+MethodOptions = Mapping[str, tuple[str, ...]]
 
-DATA_KEYS = ("T", "batch", "dtype", "seed")
-THREADS = "threads"
-"""A setting of the run, not of the spec."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method at one point, called `base` before its options were swept; `grid` holds the keys that apply to it."""
-
-    method: str
-    base: str
-    grid: Mapping[str, Value]
+ROUNDS = 7
+"""Rounds of timed blocks a cell: the fewest samples whose median has a 95% interval."""
+MAX_THREADS = 1024
+_DATA_KEYS = ("T", "batch", "dtype", "seed")
+_START_SECONDS = 1.5
+_UNTIMED_CALLS = 8  # first call, memory, check and calibration
+_CONCERNS_ONE_CELL = ("too-large", "too-long", "method-refused")
 
 
 @dataclass(frozen=True)
-class Point:
-    """A setting of the spec, and the cells that run there."""
+class BenchOptions:
+    """Methods, grid, budget and limits of a bench run.
 
-    settings: Mapping[str, Value]
-    cells: tuple[Cell, ...]
+    `methods` replace those of the spec, or give way to them where `spec_first`. `fixed` names the settings that the
+    command line sets, which a grid must not sweep. `budget` is the seconds of timed blocks a row, `peers` are measured
+    beside bp, and `shard` (i, n) takes part i of n of the cells, counted from 1. `alone`: there is one spec, so that
+    messages need not name it and a method that does not apply is an error.
+    """
+
+    methods: tuple[str, ...] = ()
+    spec_first: bool = False
+    grid: Grid = field(default_factory=dict)
+    fixed: frozenset[str] = frozenset()
+    budget: float = 0.5
+    threads: int = 1
+    peers: tuple[Peer, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    shard: tuple[int, int] = (1, 1)
+    alone: bool = True
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that is to be measured of one spec; `notes` say what was left out and why."""
+    """The cells of one spec, its digest, and where the spec names each method."""
 
-    points: tuple[Point, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def cells(self) -> int:
-        """How many cells there are."""
-        return sum(len(p.cells) for p in self.points)
+    spec: SpecFile
+    sha256: str
+    cells: tuple[Cell, ...]
+    places: Mapping[str, Place]
 
 
-def settings_of(spec: Spec) -> tuple[str, ...]:
-    """What a grid can set in a spec."""
-    keys = (*spec.dims, *spec.constants, *DATA_KEYS, THREADS)
+@dataclass(frozen=True)
+class Variant:
+    """A method with values of the grid over its options; `base` is its text without them."""
+
+    method: str
+    base: str
+    values: Mapping[str, Value]
+
+
+def plan_sweep(spec: SpecFile, options: BenchOptions, results: BenchResults) -> Sweep:
+    """The cells of one spec; `results` notes what was left out.
+
+    Raises BpError for a spec, a grid key or a method that cannot be used.
+    """
+    setup = spec.open({})
+    texts, places = _methods(setup, options)
+    if both := [k for k in options.grid if k in options.fixed]:
+        what = f"--grid {both[0]} contradicts the value that --set, --dtype, --seed or --threads gives"
+        fail("usage", what, help="give one of them")
+    own = {k: v for k, v in setup.spec.bench.grid.items() if k not in options.fixed}
+    grid = merge(own, options.grid)
+    settings = _settings(setup.spec)
+    key_place = {k: setup.spec.source.key("bench", "grid", k) for k in own if k not in options.grid}
+    threads_swept = THREADS in grid and THREADS not in (*setup.spec.dims, *setup.spec.constants)
+    for value in grid[THREADS] if threads_swept else ():
+        if not isinstance(value, int) or not 1 <= value <= MAX_THREADS:
+            what = f"threads must be an integer from 1 to {MAX_THREADS}, not {value}"
+            fail("out-of-range", what, key_place.get(THREADS), help="for example -g threads=1,2")
+    names = {name: _option_names(name) for name in _relevant_methods(texts, grid, settings)}
+    try:
+        points, variants, notes = expand(
+            grid, settings, texts, names, lambda text, base: parse_measurable(text, places.get(base)), key_place
+        )
+    except BpError as error:
+        named = error.diagnostics if options.alone else [d.about(spec.name) for d in error.diagnostics]
+        raise BpError(named, error.exit_code) from None
+    for text in notes:
+        results.note(f"{spec.name}: {text}")
+    sha256, cells = digest(setup, spec.path), []
+    for point in points:
+        threads = int(point[THREADS]) if threads_swept else options.threads
+        of_spec = {k: v for k, v in point.items() if k != THREADS or not threads_swept}
+        for variant in variants:
+            both_values = {**point, **variant.values}
+            swept = {k: both_values[k] for k in grid if k in both_values}
+            cells.append(Cell(spec, sha256, threads, variant.method, variant.base, of_spec, swept))
+    return Sweep(spec, sha256, tuple(cells), places)
+
+
+def cells_of(sweeps: Sequence[Sweep], shard: tuple[int, int] = (1, 1)) -> list[Cell]:
+    """The cells of all sweeps, numbered, or those of one shard.
+
+    Shards take turns in an order that shifts by one each turn, so that no shard gets a single method.
+    """
+    part, parts = shard
+    cells = enumerate(cell for sweep in sweeps for cell in sweep.cells)
+    return [dataclasses.replace(c, index=i) for i, c in cells if (i + i // parts) % parts == part - 1]
+
+
+def admit(sweeps: Sequence[Sweep], cells: Sequence[Cell], options: BenchOptions, results: BenchResults) -> list[Cell]:
+    """The cells that can be measured, with backends and predicted cost; refusals go to `results`.
+
+    The spec is opened once for the cells of each point. A cell beyond the limits is left out alone. Any other refusal
+    is a mistake in the grid and leaves out the whole spec, so that it is corrected before time is spent.
+    """
+    places = {(sweep.spec.name, method): place for sweep in sweeps for method, place in sweep.places.items()}
+    admitted, mistaken = list[Cell](), list[SpecFile]()
+
+    def reject(error: BpError, cell: Cell) -> None:
+        results.refuse(error)
+        if any(d.code not in _CONCERNS_ONE_CELL for d in error.diagnostics):
+            mistaken.append(cell.spec)
+
+    for _, group in itertools.groupby(cells, key=lambda c: (id(c.spec), c.settings)):
+        members = list(group)
+        try:
+            setup = members[0].spec.open(members[0].settings)
+        except BpError as error:
+            reject(error, members[0])
+            continue
+        for cell in members:
+            try:
+                admitted += _admitted(cell, setup, options, (places.get((cell.spec.name, cell.base)), results))
+            except BpError as error:
+                reject(error, cell)
+    return [cell for cell in admitted if all(cell.spec is not spec for spec in mistaken)]
+
+
+def _admitted(cell: Cell, setup: Setup, options: BenchOptions, told: tuple[Place | None, BenchResults]) -> list[Cell]:
+    """The cell with its predictions, or nothing where its method does not apply. Raises BpError beyond the limits."""
+    place, results = told
+    call = parse_measurable(cell.method, place)
+    if reason := call.refusal(setup.graph):
+        if options.alone:
+            fail("method-refused", f"{call.text}: {reason}", place, help=methods.advice(setup.graph))
+        results.note(f"{setup.spec.name}: skipped {call.text}: {reason}")
+        return []
+    cost = call.cost(setup)
+    try:
+        check_cost(setup, call.text, cost.bytes, cost.flops, options.limits, PASSES * cost.forward_steps)
+    except BpError as error:
+        point = {**cell.settings, **{k: v for k, v in cell.grid.items() if k == THREADS}}
+        where = ", at " * bool(point) + ", ".join(f"{k}={v}" for k, v in point.items())
+        located = [dataclasses.replace(d, what=f"{d.what}{where}") for d in error.diagnostics]
+        raise BpError(located, error.exit_code) from None
+    backends = (OURS, *(p.name for p in options.peers if p.refusal(setup, call.text) is None))
+    once = cost.flops / FLOPS_PER_SECOND + PASSES * cost.forward_steps * SECONDS_PER_STEP
+    seconds = len(backends) * (_START_SECONDS + _UNTIMED_CALLS * once + max(options.budget, ROUNDS * once))
+    held = int(cost.bytes) + sum(array_bytes(setup).values())
+    return [dataclasses.replace(cell, backends=backends, dtype=setup.dtype.name, seconds=seconds, bytes=held)]
+
+
+def _methods(setup: Setup, options: BenchOptions) -> tuple[tuple[str, ...], dict[str, Place]]:
+    """The methods to run, and where the spec names them."""
+    own = tuple(m.strip() for m in setup.spec.bench.methods)
+    if options.methods and not (options.spec_first and own):
+        return tuple(dict.fromkeys(options.methods)), {}
+    if own:
+        source = setup.spec.source
+        return tuple(dict.fromkeys(own)), {m: source.value("bench", "methods", str(i)) for i, m in enumerate(own)}
+    return methods.default_methods(setup.graph), {}
+
+
+def _settings(spec: Spec) -> tuple[str, ...]:
+    """The keys that a grid can set in a spec; T only in a recurrent one."""
+    keys = (*spec.dims, *spec.constants, *_DATA_KEYS, THREADS)
     return keys if spec.states else tuple(k for k in keys if k != "T")
 
 
-def merge(given: Grid, extra: Grid) -> dict[str, tuple[Value, ...]]:
-    """The spec's grid with the command line's over it: keys replaced where they are in both, added where not."""
-    return {k: tuple(dict.fromkeys(v)) for k, v in {**given, **extra}.items()}
+def _relevant_methods(texts: Sequence[str], grid: Grid, settings: Sequence[str]) -> tuple[str, ...]:
+    """The methods that run, or all methods where a grid key is unknown to those, so that its spelling can be mended."""
+    known = methods.known_names()
+    named = tuple(n for t in texts if (n := _name(t)) in known)
+    theirs = {o for n in named for o in _option_names(n)}
+    return named if all(k in settings or k in theirs for k in grid) else known
 
 
-def plan(
+def _option_names(method: str) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(methods.load(method).Options))
+
+
+def merge(of_spec: Grid, given: Grid) -> dict[str, tuple[Value, ...]]:
+    """The spec's grid updated by the command line's; repeated values count once."""
+    return {k: tuple(dict.fromkeys(v)) for k, v in {**of_spec, **given}.items()}
+
+
+def expand(
     grid: Grid,
     settings: Sequence[str],
-    methods: Sequence[str],
-    options: Options,
+    texts: Sequence[str],
+    options: MethodOptions,
     check: Callable[[str, str], object],
     places: Mapping[str, Place] | None = None,
-) -> Sweep:
-    """The cells of a grid: for each point every method, and for each method every value of its options.
+) -> tuple[list[dict[str, Value]], list[Variant], list[str]]:
+    """The points of a grid, the method variants that run at each of them, and notes on what was left out.
 
-    `options` takes the name of every method to the names of its options. `check(text, method)` parses a method's
-    text, which came from `method`, and raises BpError: a combination of values that a method does not take (k2
-    smaller than k1) is left out with a note. `places` says where keys of the grid stand. Raises BpError for a key
-    that is neither a setting nor an option, for a method that does not parse, and for more than `MAX_CELLS` cells.
+    `options` maps method names to the names of their options. `check(text, base)` parses a method text and raises
+    BpError; swept values out of the method's range (k2 below k1) are left out with a note. `places` locates grid
+    keys. Raises BpError for an unknown key, a method that does not parse, and more than `MAX_CELLS` cells.
     """
     known = {o for names in options.values() for o in names}
     for key in grid:
         if key not in settings and key not in known:
-            fail(
-                "unknown-key",
-                f'unknown grid key "{key}"',
-                (places or {}).get(key),
-                help=nearest(key, {*settings, *known}),
-            )
+            near = nearest(key, {*settings, *known})
+            fail("unknown-key", f'unknown grid key "{key}"', (places or {}).get(key), help=near)
     axes = {k: v for k, v in grid.items() if k in settings}
-    tuned = {m: {k: v for k, v in grid.items() if k not in axes and k in options.get(_name(m), ())} for m in methods}
-    _refuse_crowd(_size(axes) * sum(_size(t) for t in tuned.values()))
+    tuned = {m: {k: v for k, v in grid.items() if k not in axes and k in options.get(_name(m), ())} for m in texts}
+    cells = _size(axes) * sum(map(_size, tuned.values()))
+    if cells > MAX_CELLS:
+        advice = f"{MAX_CELLS:,} at most; give fewer values with -g KEY=V1,V2"
+        fail("too-large", f"a sweep of {cells:,} cells", help=advice)
     applied = {k for t in tuned.values() for k in t}
-    notes = [
-        f'"{k}" is no option of {" or ".join(methods)}: not swept' for k in grid if k not in axes and k not in applied
-    ]
-    texts: dict[str, tuple[str, dict[str, Value]]] = {}
-    for method in methods:
-        for values in _combinations(tuned[method]):
-            text = with_options(method, values, options.get(_name(method), ()))
-            if reason := _left_out(text, method, check, bool(values)):
-                notes.append(reason)
+    unused = [k for k in grid if k not in axes and k not in applied]
+    notes = [f'"{k}" is no option of {" or ".join(texts)}: not swept' for k in unused]
+    variants: dict[str, Variant] = {}
+    for base in texts:
+        for values in _combinations(tuned[base]):
+            text = with_options(base, values, options.get(_name(base), ()))
+            if reason := _out_of_range(text, base, check, bool(values)):
+                notes.append(f"{text}: left out, {reason}")
             else:
-                texts.setdefault(text, (method, values))
-    points = tuple(_point(grid, setting, texts) for setting in _combinations(axes))
-    return Sweep(points, tuple(notes))
-
-
-def _point(grid: Grid, setting: Mapping[str, Value], texts: Mapping[str, tuple[str, Mapping[str, Value]]]) -> Point:
-    def cell(text: str, base: str, values: Mapping[str, Value]) -> Cell:
-        both = {**setting, **values}
-        return Cell(text, base, {k: both[k] for k in grid if k in both})
-
-    return Point(setting, tuple(cell(text, *rest) for text, rest in texts.items()))
+                variants.setdefault(text, Variant(text, base, values))
+    return list(_combinations(axes)), list(variants.values()), notes
 
 
 def with_options(text: str, values: Mapping[str, Value], options: Sequence[str]) -> str:
-    """A method's text with `values` over the options that it gives: `tbptt:k1=1,k2=8` and k2=4 make `tbptt:k1=1,k2=4`.
+    """A method text with `values` in place of its own: `tbptt:k1=1,k2=8` with k2=4 gives `tbptt:k1=1,k2=4`.
 
-    `options` are the names of the method's options, in order; a value written without a name belongs to the only one.
+    `options` names the method's options in order; a value without a name belongs to the only option.
     """
     text = text.strip()
     if not values:
@@ -165,24 +274,15 @@ def with_options(text: str, values: Mapping[str, Value], options: Sequence[str])
     return f"{name.strip()}:" + ",".join(f"{k}={given[k]}" for k in ordered)
 
 
-def _left_out(text: str, method: str, check: Callable[[str, str], object], swept: bool) -> str:
-    """Why a combination of values is left out, "" where it is not; raises BpError for anything but a range."""
+def _out_of_range(text: str, base: str, check: Callable[[str, str], object], swept: bool) -> str:
+    """Why swept values are out of a method's range, "" where they are not. Raises BpError for any other fault."""
     try:
-        check(text, method)
+        check(text, base)
     except BpError as error:
         if not swept or any(d.code != "out-of-range" for d in error.diagnostics):
             raise
-        return f"{text}: left out, {error.diagnostics[0].what}"
+        return error.diagnostics[0].what
     return ""
-
-
-def _refuse_crowd(cells: int) -> None:
-    if cells > MAX_CELLS:
-        fail(
-            "too-large",
-            f"a sweep of {cells:,} cells",
-            help=f"{MAX_CELLS:,} at most; give fewer values with -g KEY=V1,V2",
-        )
 
 
 def _combinations(axes: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Value]]:
@@ -191,10 +291,7 @@ def _combinations(axes: Mapping[str, Sequence[Value]]) -> Iterator[dict[str, Val
 
 
 def _size(axes: Mapping[str, Sequence[Value]]) -> int:
-    size = 1
-    for values in axes.values():
-        size *= len(values)
-    return size
+    return math.prod(map(len, axes.values()))
 
 
 def _name(text: str) -> str:
@@ -202,7 +299,7 @@ def _name(text: str) -> str:
 
 
 def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
-    """`KEY=V1,V2,…` of the command line: integers, else numbers, else words. Raises BpError for anything else."""
+    """Parse `KEY=V1,V2,…` of --grid into integers, numbers or words. Raises BpError for any other form."""
     key, equals, tail = text.partition("=")
     words = [w.strip() for w in tail.split(",")]
     if not equals or not key.strip() or not all(words):

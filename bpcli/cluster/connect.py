@@ -17,9 +17,9 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 from distributed.comm import get_address_host_port
 
-from bpcli.bench.target import Target
 from bpcli.cluster.dask_worker import PLACE, Facts, Reserve, differences, facts, same_spec
 from bpcli.errors import BpError, Collector, Diagnostic, fail
+from bpcli.problem.spec_file import SpecFile
 
 PATIENCE = 15.0
 """Seconds that a scheduler has to answer, and that a cluster may be without a worker."""
@@ -49,10 +49,10 @@ class Cluster:
     threads: int
     local: bool
 
-    def require(self, target: Target, sha256: str) -> None:
+    def require(self, spec: SpecFile, sha256: str) -> None:
         """Raise BpError unless every worker finds the same spec at the same path, and the same files that it names."""
         collector = Collector()
-        for address, told in self.client.run(same_spec, target, sha256).items():
+        for address, told in self.client.run(same_spec, spec, sha256).items():
             for d in told:
                 collector.add(d.code, f"worker {address} on {self._host(address)}: {d.what}", help=d.help)
         collector.finish()

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from distributed import WorkerPlugin
 
 import bpcli
-from bpcli.bench.machine import Machine, describe
-from bpcli.bench.target import Target, digest
 from bpcli.errors import BpError, Diagnostic, fail
+from bpcli.problem.spec_file import SpecFile, digest
+from bpcli.runtime.machine import Machine, describe
 
 _ENOUGH = 16
 
@@ -92,18 +92,18 @@ class Reserve(WorkerPlugin):  # type: ignore[misc] # its sources are not read
 _SAME_FILES = "workers read specs, and the files these name, at the same paths as they are here"
 
 
-def same_spec(target: Target, sha256: str) -> tuple[Diagnostic, ...]:
+def same_spec(spec: SpecFile, sha256: str) -> tuple[Diagnostic, ...]:
     """What stands in the way of this worker's opening a spec that is to be the very same; nothing where it can."""
-    found = answered(lambda: require_same(target, sha256))
+    found = answered(lambda: require_same(spec, sha256))
     return found if isinstance(found, tuple) else ()
 
 
-def require_same(target: Target, sha256: str) -> None:
+def require_same(spec: SpecFile, sha256: str) -> None:
     """Raise BpError where the spec, or a file that it names, is not here or holds something else."""
-    if not os.path.exists(target.path):
-        fail("other-files", f'there is no "{target.path}"', help=_SAME_FILES)
-    if digest(target.open({}), target.path) != sha256:
-        fail("other-files", f'"{target.path}", or a file that it names, is another one', help=_SAME_FILES)
+    if not os.path.exists(spec.path):
+        fail("other-files", f'there is no "{spec.path}"', help=_SAME_FILES)
+    if digest(spec.open({}), spec.path) != sha256:
+        fail("other-files", f'"{spec.path}", or a file that it names, is another one', help=_SAME_FILES)
 
 
 def answered(work: Callable[[], Answer]) -> Answer | tuple[Diagnostic, ...]:

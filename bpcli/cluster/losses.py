@@ -10,16 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bpcli.bench.machine import cores
-from bpcli.bench.target import Target, target_from
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.dask_worker import answered, require_same
-from bpcli.cluster.remote_cells import absolute
 from bpcli.errors import BpError, Diagnostic
 from bpcli.problem.draw import draw
+from bpcli.problem.spec_file import SpecFile
 from bpcli.references.perturbation.executor import Asked, Found, Piece
 from bpcli.references.perturbation.perturbed import Perturbed, answering
 from bpcli.runtime import kernel_loader as library
+from bpcli.runtime.machine import cores
 
 LEAST_FLOPS, MOST_FLOPS = 2e8, 2e9
 """Pieces go together to about so many operations: with less, sending them takes longer than the work."""
@@ -31,9 +30,9 @@ _EACH = 2
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """Pieces of the losses that are asked for, of the spec `target` in JSON, on `threads` threads."""
+    """Pieces of the losses that are asked for, of `spec`, a SpecFile in JSON, on `threads` threads."""
 
-    target: str
+    spec: str
     sha256: str
     asked: Asked
     pieces: Sequence[Piece]
@@ -43,17 +42,17 @@ class Order:
 class Farm:
     """`Executor` on a cluster, for one spec."""
 
-    def __init__(self, cluster: Cluster, target: Target, sha256: str, threads: int) -> None:
+    def __init__(self, cluster: Cluster, spec: SpecFile, sha256: str, threads: int) -> None:
         """Raises BpError where a worker does not find the same spec."""
         self.cluster, self.sha256, self.threads = cluster, sha256, threads
-        self.target = absolute(target)
-        cluster.require(self.target, sha256)
+        self.spec = spec.absolute()
+        cluster.require(self.spec, sha256)
 
     def losses(self, asked: Asked, pieces: Sequence[Piece]) -> Iterable[Found]:
         """See `Executor`."""
-        target = json.dumps(self.target.plain(), sort_keys=True)
+        spec = json.dumps(self.spec.to_json(), sort_keys=True)
         together = batches(pieces, _TURNS * len(self.cluster.workers))
-        orders = [Order(target, self.sha256, asked, some, self.threads) for some in together]
+        orders = [Order(spec, self.sha256, asked, some, self.threads) for some in together]
         found: dict[int, list[Found]] = {}
         for number, answer in self.cluster.results(compute, orders, _EACH):
             if isinstance(answer, tuple):
@@ -83,13 +82,13 @@ def compute(order: Order) -> list[Found] | tuple[Diagnostic, ...]:
 
 def _computed(order: Order) -> list[Found]:
     library.set_threads(min(order.threads, cores()))
-    perturbed = _perturbed(order.target, order.sha256, order.asked)
+    perturbed = _perturbed(order.spec, order.sha256, order.asked)
     return [perturbed.piece(piece) for piece in order.pieces]
 
 
 @lru_cache(maxsize=2)
-def _perturbed(target: str, sha256: str, asked: Asked) -> Perturbed:
+def _perturbed(spec: str, sha256: str, asked: Asked) -> Perturbed:
     """Kept from piece to piece: the problem, and its states at every step."""
-    spec = target_from(json.loads(target))
-    require_same(spec, sha256)
-    return answering(draw(spec.open({})), asked)
+    file = SpecFile.from_json(json.loads(spec))
+    require_same(file, sha256)
+    return answering(draw(file.open({})), asked)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from bpcli.bench.bench_run import Done, Monitor, keep, machine_rates, measure_group
+from bpcli.bench.cell import Cell
 from bpcli.bench.journal import Journal
-from bpcli.bench.planning import Ask, Results
-from bpcli.bench.rounds import Watch, measure
-from bpcli.bench.rows import Row
-from bpcli.bench.run import machine_rates, told
-from bpcli.bench.sweep import Item
-from bpcli.bench.target import Target
+from bpcli.bench.measurement import BenchResults, Row
+from bpcli.bench.sweep import BenchOptions
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.dask_worker import Facts, answered, facts
 from bpcli.errors import BpError, Diagnostic
@@ -25,16 +23,16 @@ _IDLE = 60.0
 
 @dataclass(frozen=True)
 class Order:
-    """A cell to measure, with `budget` seconds of blocks for each row; `packages` are those whose versions count."""
+    """A cell to measure with `budget` seconds of blocks a row; the versions of `packages` are reported."""
 
-    item: Item
+    cell: Cell
     budget: float
     packages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The rows of a cell, or what was in the way; who measured them, and the rates of that machine."""
+    """The rows of a cell or its refusals, the process that measured it, and the rates of that machine."""
 
     rows: list[Row]
     refused: tuple[Diagnostic, ...]
@@ -42,33 +40,33 @@ class Measured:
     rates: dict[str, float]
 
 
-def run(
-    items: Sequence[Item], ask: Ask, results: Results, journal: Journal, say: Callable[[Item], None], cluster: Cluster
+def measure_remotely(
+    cells: Sequence[Cell],
+    options: BenchOptions,
+    results: BenchResults,
+    journal: Journal | None,
+    done: Done,
+    *,
+    cluster: Cluster,
 ) -> None:
-    """`bpcli.bench.run.run` on a cluster. Rows have their `host`, and `results` all machines that measured."""
-    for target, sha256 in {item.target.path: (item.target, item.sha256) for item in items}.values():
-        cluster.require(absolute(target), sha256)
-    packages = tuple(peer.name for peer in ask.peers)
+    """`bench_run.measure_cells` on a cluster: rows name their `host`, and `results` every machine that measured."""
+    for spec, sha256 in {cell.spec.path: (cell.spec, cell.sha256) for cell in cells}.values():
+        cluster.require(spec.absolute(), sha256)
+    packages = tuple(peer.name for peer in options.peers)
     # The longest first, so that at the end no worker has much left while the others have nothing.
-    items = sorted(items, key=lambda item: -item.seconds)
-    sent = [Order(dataclasses.replace(i, target=absolute(i.target)), ask.budget, packages) for i in items]
-    for number, found in cluster.results(measure_cell, sent):
-        item = items[number]
+    cells = sorted(cells, key=lambda cell: -cell.seconds)
+    remote = [dataclasses.replace(cell, spec=cell.spec.absolute()) for cell in cells]
+    orders = [Order(cell, options.budget, packages) for cell in remote]
+    for number, found in cluster.results(measure_cell, orders):
+        cell = cells[number]
         refused = found.refused if isinstance(found, Measured) else found
         if refused:
-            results.refuse(told(BpError(refused), item))
+            keep(cell, BpError(refused), results, journal)
         else:
-            rows: list[Row] = [{**row, "host": found.by.host} for row in found.rows]
             about = results.machines.setdefault(found.by.host, dataclasses.asdict(found.by.machine))
             results.machines[found.by.host] = {**found.rates, **about}
-            results.found[item.index] = rows
-            journal.write(item.key, rows)
-        say(item)
-
-
-def absolute(target: Target) -> Target:
-    """`target` as a process in another folder can open it."""
-    return dataclasses.replace(target, path=os.path.abspath(target.path))
+            keep(cell, [{**row, "host": found.by.host} for row in found.rows], results, journal)
+        done(cell)
 
 
 def measure_cell(order: Order) -> Measured | tuple[Diagnostic, ...]:
@@ -77,32 +75,32 @@ def measure_cell(order: Order) -> Measured | tuple[Diagnostic, ...]:
 
 
 def _measured(order: Order) -> Measured:
-    item = order.item
-    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask's, for itself: what is measured is to run as it does at home
-    with _KEPT.watch() as watch:
-        ((_, found),) = measure([item], order.budget, watch)
-        rates = machine_rates(watch, [item.dtype], item.threads)
+    cell = order.cell
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # set by Dask for itself; measured processes run without it
+    with _KEPT.monitor() as monitor:
+        ((_, found),) = measure_group([cell], order.budget, monitor)
+        rates = machine_rates(monitor, [cell.dtype], cell.threads)
     by = facts(order.packages)
     return Measured([], found.diagnostics, by, rates) if isinstance(found, BpError) else Measured(found, (), by, rates)
 
 
 class _Kept:
-    """The worker's process that measures none of our code: kept from cell to cell, ended when there are no more."""
+    """The worker's monitor process, kept from cell to cell and ended when it has been idle."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watch: Watch | None = None
+        self._monitor: Monitor | None = None
         self._end: threading.Timer | None = None
 
     @contextmanager
-    def watch(self) -> Iterator[Watch]:
+    def monitor(self) -> Iterator[Monitor]:
         """The process, for one cell at a time."""
         with self._lock:
             if self._end is not None:
                 self._end.cancel()
-            self._watch = self._watch or Watch()
+            self._monitor = self._monitor or Monitor()
             try:
-                yield self._watch
+                yield self._monitor
             except BaseException:  # it may be what was in the way: the next cell gets another
                 self._close()
                 raise
@@ -116,9 +114,9 @@ class _Kept:
                 self._close()
 
     def _close(self) -> None:
-        if self._watch is not None:
-            self._watch.__exit__()
-            self._watch = None
+        if self._monitor is not None:
+            self._monitor.__exit__()
+            self._monitor = None
 
 
 _KEPT = _Kept()

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,11 +14,11 @@ from bpcli.commands.common import Common
 from bpcli.commands.shared_options import shared
 
 if TYPE_CHECKING:
-    from bpcli.bench.comparison import Comparison
-    from bpcli.bench.pair_worker import Environment
-    from bpcli.bench.paired_run import Sides
-    from bpcli.bench.pairing import Cell, Plan
-    from bpcli.bench.planning import Results, Wish
+    from bpcli.bench.cell import Cell
+    from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.pairing import Plan, Sides
+    from bpcli.bench.sweep import BenchOptions, Sweep
+    from bpcli.bench.worker_process import Environment
 
 
 @click.command()
@@ -58,68 +57,55 @@ def ab(
     the base in fresh processes, round after round. What looks changed is run again before it counts. Methods and grid
     are chosen as for `bp bench`. Without --base, --aa takes the bp that runs.
     """
-    from bpcli.bench.machine import cores
-    from bpcli.bench.paired_run import Sides
-    from bpcli.bench.pairing import Plan
-    from bpcli.bench.planning import Results, Wish
-    from bpcli.bench.sweep import parse_axis
+    from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.pairing import Plan, Sides
+    from bpcli.bench.sweep import BenchOptions, parse_axis
+    from bpcli.commands.bench import planned
     from bpcli.commands.method_selection import from_project
     from bpcli.commands.specs import find_or_packaged
+    from bpcli.runtime.machine import cores
 
-    first, second = _environments(base, head, aa)
-    sides = Sides(first, second, common.threads or cores())
-    results = Results()
+    sides = Sides(*_environments(base, head, aa), common.threads or cores())
+    results = BenchResults()
     paths, results.errors = find_or_packaged(target, common)
-    wish = Wish(method, from_project(), dict(map(parse_axis, grid)), frozenset(common.overrides), alone=len(paths) == 1)
-    plan = Plan(rounds, budget, seed=0)
-    return _show(_cells(paths, wish, results, (plan, sides, common)), sides, plan, (results, common))
+    swept, fixed = dict(map(parse_axis, grid)), frozenset(common.overrides)
+    threads, limits, alone = sides.threads, common.limits(), len(paths) == 1
+    options = BenchOptions(method, from_project(), swept, fixed, budget, threads, limits=limits, alone=alone)
+    cells = _cells(planned(paths, options, common, results), options, results)
+    return _show(cells, sides, Plan(rounds, budget, seed=0), (results, common))
 
 
 def _environments(base: str | None, head: str | None, aa: bool) -> tuple[Environment, Environment]:
-    """The two sides. Raises BpError where one is missing or there is one too many."""
-    from bpcli.bench.pair_worker import environment
+    """The environments of base and head. Raises BpError where one is missing or there is one too many."""
+    import bpcli
+    from bpcli.bench.worker_process import Environment, environment
     from bpcli.errors import fail
 
     if aa and head is not None:
         fail("usage", "--aa takes the base as head", help="give --head or --aa")
     if aa:
-        same = environment("--base", base) if base is not None else _own()
+        own = Environment("--base", "this bp", sys.executable, os.path.dirname(os.path.dirname(bpcli.__file__)))
+        same = own if base is None else environment("--base", base)
         return same, replace(same, option="--aa")
     if base is None or head is None:
         fail("usage", f"bp ab needs --{'base' if base is None else 'head'}", help="or --aa, to see the noise alone")
     return environment("--base", base), environment("--head", head)
 
 
-def _own() -> Environment:
-    """The bp that runs."""
-    import bpcli
-    from bpcli.bench.pair_worker import Environment
+def _cells(sweeps: Sequence[Sweep], options: BenchOptions, results: BenchResults) -> list[Cell]:
+    """The cells of all specs. Raises BpError where one needs other threads than the workers have."""
+    from bpcli.bench.sweep import admit, cells_of
+    from bpcli.errors import fail
 
-    return Environment("--base", "this bp", sys.executable, os.path.dirname(os.path.dirname(bpcli.__file__)))
-
-
-def _cells(paths: Sequence[Path], wish: Wish, results: Results, call: tuple[Plan, Sides, Common]) -> list[Cell]:
-    """The cells of all specs; a refusal of one hides no other."""
-    from bpcli.bench.paired_run import cells
-    from bpcli.bench.planning import Ask, entries, orders, prepare
-    from bpcli.bench.target import Target
-    from bpcli.commands.failures import translate
-    from bpcli.commands.specs import names, said_over
-
-    plan, sides, common = call
-    jobs = []
-    for path, name in names(paths).items():
-        try:
-            jobs.append(prepare(Target(str(path), name, *said_over(path, common), common.limits()), wish, results))
-        except Exception as error:
-            results.refuse(translate(error))
-    ask = Ask(plan.budget, sides.threads, (), common.limits())
-    return cells(orders(entries(jobs), ask, results), sides.threads)
+    cells = admit(sweeps, cells_of(sweeps), options, results)
+    if any(cell.threads != options.threads for cell in cells):
+        fail("usage", "bp ab can't sweep threads", help="run it once for each value of --threads")
+    return cells
 
 
-def _show(cells: Sequence[Cell], sides: Sides, plan: Plan, call: tuple[Results, Common]) -> int:
+def _show(cells: Sequence[Cell], sides: Sides, plan: Plan, call: tuple[BenchResults, Common]) -> int:
     from bpcli.bench.comparison import Comparison
-    from bpcli.bench.paired_run import run
+    from bpcli.bench.pairing import compare_environments
     from bpcli.commands.comparison_document import brief_document, comparison_document, exit_code
     from bpcli.commands.output import describe, emit
     from bpcli.commands.progress import progress
@@ -128,16 +114,12 @@ def _show(cells: Sequence[Cell], sides: Sides, plan: Plan, call: tuple[Results, 
     comparison, who = Comparison((), 0), dict[str, Any]()
     if cells:
         with progress(common) as say:
-            comparison, told = run(sides, cells, plan, say)
-            who = {k: {"given": getattr(sides, k).given, **v} for k, v in told.items()}
+            comparison, hellos = compare_environments(sides, cells, plan, say)
+            who = {k: {"given": getattr(sides, k).given, **hello} for k, hello in hellos.items()}
     more = {"strict": common.strict, "rounds": plan.rounds, "budget_s": plan.budget, **who}
     about = {**describe("ab", common, **more), "threads": sides.threads}
-    document = comparison_document(comparison, about, [*_floor(comparison), *results.notes], results.errors)
+    doubtful = any(line.verdict == "INCONCLUSIVE" and line.figure == "time_s" for line in comparison.lines)
+    advice = ["more --rounds make the intervals and the margin smaller"] if doubtful else []
+    document = comparison_document(comparison, about, [*advice, *results.notes], results.errors)
     emitted = emit(document, common, brief_document(document, common.quiet))
     return emitted or (2 if results.errors else exit_code(comparison, common.strict))
-
-
-def _floor(comparison: Comparison) -> list[str]:
-    """What to know of the times."""
-    doubtful = any(line.verdict == "INCONCLUSIVE" and line.figure == "time_s" for line in comparison.lines)
-    return ["more --rounds make the intervals and the margin smaller"] if doubtful else []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,15 @@ from bpcli.commands.common import Common
 from bpcli.commands.shared_options import Refused, shared
 
 if TYPE_CHECKING:
+    from bpcli.bench.cell import Cell
     from bpcli.bench.journal import Journal
-    from bpcli.bench.planning import Ask, Entry, Job, Results, Wish
+    from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.sweep import BenchOptions, Sweep
     from bpcli.cluster.connect import Cluster
 
 
 def _shard(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int]:
-    """`i/n` as two numbers; the whole where nothing is given."""
+    """Parse `I/N`; 1/1 where nothing is given."""
     if value is None:
         return 1, 1
     part, slash, parts = value.partition("/")
@@ -79,128 +81,126 @@ def bench(
     from bpcli.commands.cluster_option import opened
 
     with opened(common, tuple(dict.fromkeys(peer))) as cluster:
-        ask = _ask(peer, (budget, shard), common, cluster)  # first: it sets the threads that numba reads on import
-        return _bench(target, (method, grid, resume), ask, common, cluster)
+        # First, since it sets the threads that Numba reads on import.
+        threads = _use_threads(common, cluster)
+        from bpcli.backends import get
+        from bpcli.bench.sweep import BenchOptions, parse_axis
+        from bpcli.commands.method_selection import from_project
+
+        fixed = frozenset({*common.overrides, *(("threads",) if common.threads else ())})
+        peers = tuple(get(name) for name in dict.fromkeys(peer))
+        swept = dict(map(parse_axis, grid))
+        options = BenchOptions(method, from_project(), swept, fixed, budget, threads, peers, common.limits(), shard)
+        return _bench(target, options, resume, (common, cluster))
 
 
-def _bench(
-    target: Sequence[str],
-    wanted: tuple[tuple[str, ...], tuple[str, ...], bool],
-    ask: Ask,
-    common: Common,
-    cluster: Cluster | None,
-) -> int:
-    """Measure, show and write; the exit code. `wanted` are methods, grid, and whether to resume."""
-    from bpcli.bench.planning import Results, Wish, entries
-    from bpcli.bench.sweep import parse_axis
-    from bpcli.commands.bench_document import close_journal, csv_files, open_journal, write_csv
-    from bpcli.commands.method_selection import from_project
-    from bpcli.commands.specs import find_or_packaged
-
-    method, grid, resume = wanted
-    results = Results()
-    paths, results.errors = find_or_packaged(target, common)
-    fixed = frozenset({*common.overrides, *(("threads",) if common.threads else ())})
-    wish = Wish(method, from_project(), dict(map(parse_axis, grid)), fixed, alone=len(paths) == 1)
-    jobs = _jobs(paths, wish, common, results)
-    files = csv_files((job.target.name for job in jobs), common)
-    about = _about(jobs, ask, cluster)
-    listed = entries(jobs, ask.shard)
-    with open_journal(about, resume, common) if listed else nullcontext() as journal:
-        keys, interrupted = _run(listed, ask, results, journal, (common, cluster))
-        if interrupted and not results.rows:  # takes no other run's place
-            common = dataclasses.replace(common, outputs=())
-        _show(results, common, paths, about, cluster)
-        write_csv(files, results, common)
-        if journal is not None:  # until here it was the one place on the disk where all rows were
-            close_journal(journal, keys, interrupted, common)
-    return 130 if interrupted else exit_code(results, common.strict)
-
-
-def _ask(peer: Sequence[str], how: tuple[float, tuple[int, int]], common: Common, cluster: Cluster | None) -> Ask:
-    """How to measure, with a budget and a part; kernels are told of the threads before they start."""
-    from bpcli.backends import get
-    from bpcli.bench.machine import cores
+def _use_threads(common: Common, cluster: Cluster | None) -> int:
     from bpcli.commands.progress import use_threads
+    from bpcli.runtime.machine import cores
 
     threads = common.threads or (cluster.threads if cluster else cores())
     use_threads(threads)
-    peers = tuple(get(name) for name in dict.fromkeys(peer))
-
-    from bpcli.bench.planning import Ask
-
-    budget, shard = how
-    return Ask(budget, threads, peers, common.limits(), shard)
+    return threads
 
 
-def _jobs(paths: Sequence[Path], wish: Wish, common: Common, results: Results) -> list[Job]:
-    """The sweep of each spec; a refusal of one hides no other."""
-    from bpcli.bench.planning import prepare
-    from bpcli.bench.target import Target
+def _bench(target: Sequence[str], options: BenchOptions, resume: bool, where: tuple[Common, Cluster | None]) -> int:
+    """Measure, show and write; return the exit code."""
+    from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.sweep import cells_of
+    from bpcli.commands.bench_document import close_journal, csv_files, open_journal, write_csv
+    from bpcli.commands.specs import find_or_packaged
+
+    common, cluster = where
+    results = BenchResults()
+    paths, results.errors = find_or_packaged(target, common)
+    options = dataclasses.replace(options, alone=len(paths) == 1)
+    sweeps = planned(paths, options, common, results)
+    files = csv_files((sweep.spec.name for sweep in sweeps), common)
+    about = _identity(sweeps, options, cluster)
+    with open_journal(about, resume, common) if cells_of(sweeps, options.shard) else nullcontext() as journal:
+        interrupted = journal is not None and _run(sweeps, options, results, journal, where)
+        if interrupted and not results.rows:  # an output file of an earlier run stays
+            common = dataclasses.replace(common, outputs=())
+        _show(results, common, paths, about, cluster)
+        write_csv(files, results, common)
+        if journal is not None:  # until here it held the only copy of the rows on disk
+            close_journal(journal, results.planned, interrupted, common)
+    return 130 if interrupted else exit_code(results, common.strict)
+
+
+def planned(paths: Sequence[Path], options: BenchOptions, common: Common, results: BenchResults) -> list[Sweep]:
+    """The sweep of each spec; a spec that is refused does not keep others from being measured."""
+    from bpcli.bench.sweep import plan_sweep
     from bpcli.commands.failures import translate
     from bpcli.commands.specs import names, said_over
+    from bpcli.problem.spec_file import SpecFile
 
-    jobs = []
+    sweeps = []
     for path, name in names(paths).items():
         try:
-            target = Target(str(path), name, *said_over(path, common), common.limits())
-            jobs.append(prepare(target, wish, results))
+            spec = SpecFile(str(path), name, *said_over(path, common), common.limits())
+            sweeps.append(plan_sweep(spec, options, results))
         except Exception as error:
             results.refuse(translate(error))
-    return jobs
+    return sweeps
 
 
-def _about(jobs: Sequence[Job], ask: Ask, cluster: Cluster | None) -> dict[str, Any]:
-    """What the rows of a run depend on; another run with the same goes on where one was interrupted."""
-    from bpcli.bench.machine import describe
-    from bpcli.bench.planning import entries
+def _identity(sweeps: Sequence[Sweep], options: BenchOptions, cluster: Cluster | None) -> dict[str, Any]:
+    """Everything that the rows depend on: a run with the same identity can resume an interrupted one."""
+    from bpcli.bench.sweep import cells_of
     from bpcli.commands.cluster_option import described
+    from bpcli.runtime.machine import describe
 
-    machine = described(cluster) if cluster else dataclasses.asdict(describe(tuple(p.name for p in ask.peers)))
+    peers = [p.name for p in options.peers]
     return {
-        "machine": machine,
-        "budget_s": ask.budget,
-        "threads": ask.threads,
-        "peers": [p.name for p in ask.peers],
-        "shard": "{}/{}".format(*ask.shard),
-        "spec_sha256": {job.target.name: job.sha256 for job in jobs},
-        "settings": [[dict(job.target.overrides), list(job.target.wrt)] for job in jobs],
-        "cells": [entry.key for entry in entries(jobs)],
+        "machine": described(cluster) if cluster else dataclasses.asdict(describe(tuple(peers))),
+        "budget_s": options.budget,
+        "threads": options.threads,
+        "peers": peers,
+        "shard": "{}/{}".format(*options.shard),
+        "spec_sha256": {sweep.spec.name: sweep.sha256 for sweep in sweeps},
+        "settings": [[dict(sweep.spec.overrides), list(sweep.spec.wrt)] for sweep in sweeps],
+        "cells": [cell.key for cell in cells_of(sweeps)],
     }
 
 
 def _run(
-    listed: Sequence[Entry], ask: Ask, results: Results, journal: Journal | None, how: tuple[Common, Cluster | None]
-) -> tuple[list[str], bool]:
-    """Measure what is listed into `results`: the keys of what there was to measure, and whether the user stopped it."""
-    from bpcli.bench.planning import orders
+    sweeps: Sequence[Sweep],
+    options: BenchOptions,
+    results: BenchResults,
+    journal: Journal,
+    where: tuple[Common, Cluster | None],
+) -> bool:
+    """Measure the sweeps into `results`; return whether the user interrupted it."""
+    from bpcli.bench.bench_run import run_bench
     from bpcli.commands.cluster_option import measuring
     from bpcli.commands.failures import translate
-    from bpcli.commands.progress import prepare, remaining
 
-    if journal is None:
-        return [], False
-    common, cluster = how
-    results.found |= {e.index: journal.rows[e.key] for e in listed if e.key in journal.rows}
-    keys, interrupted = [e.key for e in listed], False
-    try:
-        items = orders([e for e in listed if e.index not in results.found], ask, results)
-        keys = [i.key for i in items]
-        if items and (cluster is None or cluster.local):  # else the workers compile, each for itself
+    common, cluster = where
+
+    @contextmanager
+    def progress(cells: Sequence[Cell]) -> Iterator[Callable[[Cell], None]]:
+        from bpcli.commands.progress import prepare, remaining
+
+        if cells and (cluster is None or cluster.local):  # other workers compile for themselves
             prepare(common)
-        with remaining([i.seconds for i in items], [i.label for i in items], common) as done:
-            measuring(cluster)(items, ask, results, journal, lambda item: done(items.index(item)))
+        places = {cell.index: place for place, cell in enumerate(cells)}
+        with remaining([c.seconds for c in cells], [c.label for c in cells], common) as done:
+            yield lambda cell: done(places[cell.index])
+
+    try:
+        run_bench(sweeps, options, results, journal, measuring(cluster), progress)
     except KeyboardInterrupt:
         what = "these are the cells that were finished" if results.found else "no cell was finished, no file written"
         results.note(f"interrupted: {what}")
-        interrupted = True
+        return True
     except Exception as error:
         results.refuse(translate(error))
-    return keys, interrupted
+    return False
 
 
 def _show(
-    results: Results, common: Common, paths: Sequence[Path], run: Mapping[str, Any], cluster: Cluster | None
+    results: BenchResults, common: Common, paths: Sequence[Path], run: Mapping[str, Any], cluster: Cluster | None
 ) -> None:
     from bpcli.bench.journal import run_hash
     from bpcli.commands import output as context
@@ -226,8 +226,8 @@ def _show(
     emit(document, common, brief_document(document, common.quiet))
 
 
-def exit_code(results: Results, strict: bool) -> int:
-    """The first that applies of refused, wrong, inconclusive when `strict`, nothing measured, good."""
+def exit_code(results: BenchResults, strict: bool) -> int:
+    """The first that applies: 2 refused, 1 wrong, 5 nothing measured, 4 inconclusive where `strict`, 0."""
     verdicts = {row["check"]["verdict"] for row in results.rows}
     if results.errors:
         return 2

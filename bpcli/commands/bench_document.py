@@ -1,7 +1,4 @@
-"""The files of a bench run: a CSV file for each spec, and the journal while it runs.
-
-The rows of a bench run: all of each for programs, what people compare for people.
-"""
+"""Documents and files of a bench run: all figures for programs, the main ones for people, CSV files and the journal."""
 
 from __future__ import annotations
 
@@ -9,10 +6,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.bench.rows import HEAD, TAIL, Row, column_name, csv_keys, grid_keys, over_seeds, without_seed
-from bpcli.bench.scaling import laws
-from bpcli.bench.sentences import frontier, sentences
-from bpcli.bench.sweep import OURS
+from bpcli.bench.analysis import by, frontier, laws, sentences
+from bpcli.bench.measurement import (
+    HEAD,
+    TAIL,
+    Row,
+    by_spec,
+    column_name,
+    csv_keys,
+    grid_keys,
+    over_seeds,
+    without_seed,
+)
 from bpcli.commands.common import Common
 from bpcli.errors import Diagnostic
 from bpcli.problem.limits import format_bytes
@@ -20,24 +25,24 @@ from bpcli.render.document import Case, Column, Document
 
 if TYPE_CHECKING:
     from bpcli.bench.journal import Journal
-    from bpcli.bench.planning import Results
+    from bpcli.bench.measurement import BenchResults
 
 
 _REPORTS = Path("reports")
 _NAMED = 12
 
 
-def csv_files(jobs: Iterable[str], common: Common) -> dict[str, Path]:
-    """The CSV file of each spec by name, tested before anything is measured; none where --output names one."""
+def csv_files(specs: Iterable[str], common: Common) -> dict[str, Path]:
+    """The CSV file of each spec, none where --output names one. Raises BpError where one cannot be written."""
     if any(name == "csv" for name, _ in common.outputs):
         return {}
     from bpcli.commands.specs import test_writable
 
     files: dict[str, Path] = {}
-    for spec in jobs:
+    for spec in specs:
         stem = spec.replace("/", "-")
         while (file := _REPORTS / f"bench-{stem}.csv") in files.values():
-            stem += "-"  # a/net beside a-net
+            stem += "-"  # a/net and a-net are two specs
         files[spec] = file
     if files:
         _make_reports()
@@ -59,9 +64,8 @@ def _make_reports() -> None:
         )
 
 
-def write_csv(files: Mapping[str, Path], results: Results, common: Common) -> None:
-    """A CSV file for each spec that has rows."""
-    from bpcli.bench.rows import by_spec
+def write_csv(files: Mapping[str, Path], results: BenchResults, common: Common) -> None:
+    """Write a CSV file for each spec that has rows."""
     from bpcli.commands.output import note
     from bpcli.render import write
 
@@ -72,9 +76,9 @@ def write_csv(files: Mapping[str, Path], results: Results, common: Common) -> No
 
 
 def open_journal(about: Mapping[str, Any], resume: bool, common: Common) -> Journal:
-    """The journal of the run that `about` describes: in reports/, or beside the CSV file that --output names.
+    """The journal of the run with the identity `about`, in reports/ or beside the CSV file that --output names.
 
-    Its name holds the run's hash, by which `resume` finds it again.
+    The run's hash in its name is how `resume` finds it.
     """
     from bpcli.bench.journal import Journal, run_hash
     from bpcli.commands.output import note
@@ -90,7 +94,7 @@ def open_journal(about: Mapping[str, Any], resume: bool, common: Common) -> Jour
 
 
 def close_journal(journal: Journal, keys: Sequence[str], interrupted: bool, common: Common) -> None:
-    """Remove the journal where every cell is in it, or none, else say how to go on."""
+    """Remove the journal where every cell is in it, or none; else say how to resume the run."""
     from bpcli.commands.output import note
 
     left = sum(key not in journal.rows for key in keys)
@@ -108,9 +112,9 @@ def full_document(
     context: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Document:
-    """Every row with every column of the CSV format; the rows themselves hold more: samples, check, ratio to peers.
+    """Every row with the columns of the CSV format; rows hold more, as samples, check and ratio to bp.
 
-    Each is marked with `pareto`: whether it is on the frontier of error, time and memory at its point.
+    `pareto` marks the rows on the frontier of bias, time and memory.
     """
     rows = _marked(rows)
     keys = grid_keys(rows)
@@ -132,14 +136,14 @@ def full_document(
 
 
 def brief_document(full: Document, quiet: bool) -> Document:
-    """What people compare, seeds taken together; what is the same in all rows has no column.
+    """The main figures with seeds aggregated, without columns whose values are all alike.
 
-    When `quiet`, only rows that do not pass.
+    Where `quiet`, only rows that do not pass.
     """
     together = over_seeds(full.rows)
     rows = [r for r in together if r["check"]["verdict"] != "pass"] if quiet else together
     shown = [c for c in _BRIEF if c.key in ("method", "time_s") or _varies(together, c)]
-    # Not options of methods, which are in their names.
+    # Options are part of a method's name.
     keys = dict.fromkeys(k for r in together for k in r["grid"] if k in r["settings"] or k == "threads")
     swept = [c for c in (_column(k, k, True) for k in keys) if _varies(together, c)]
     at = 1 + max(i for i, c in enumerate(shown) if c.key in ("spec", "method", "backend"))
@@ -156,46 +160,43 @@ def brief_document(full: Document, quiet: bool) -> Document:
 
 
 def _marked(rows: Sequence[Row]) -> list[Row]:
-    """The rows with their marks; those that differ by their seed alone share one."""
+    """The rows with their marks, which rows of different seeds share."""
     together = over_seeds(rows)
     marks = {without_seed(row): mark for row, mark in zip(together, frontier(together), strict=True)}
     return [{**row, "pareto": marks[without_seed(row)]} for row in rows]
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Counts; the growth laws; and figures over seeds, where a sweep has several."""
+    """Counts, growth laws, and figures aggregated over seeds."""
     verdicts = [r["check"]["verdict"] for r in rows]
     measured = sum(r["time_s"] is not None for r in rows)
     counts = {"measured": measured, "wrong": verdicts.count("wrong"), "inconclusive": verdicts.count("inconclusive")}
     seeds = [{k: row[k] for k in _OVER_SEEDS} for row in over_seeds(rows) if "seeds" in row]
-    return {**counts, "laws": [law.plain() for law in laws(rows)], "over_seeds": seeds}
+    return {**counts, "laws": [law.to_json() for law in laws(rows)], "over_seeds": seeds}
 
 
 def _faults(rows: Sequence[Row]) -> list[str]:
-    """What is wrong with the gradients that are, and where."""
-    said = []
-    for row in rows:
-        check = row["check"]
-        if check["detail"]:
-            where = "".join(f" {k}={v}" for k, v in row["settings"].items())
-            by = "" if row["backend"] == OURS else f" by {row['backend']}"
-            said.append(
-                f"{row['spec']} {row['method']}{by}{where}: {check['verdict']}: {check['detail']} ({check['how']})"
-            )
-    return said
+    """The details of checks that did not pass."""
+    return [
+        f"{row['spec']} {_called(row)}: {check['verdict']}: {check['detail']} ({check['how']})"
+        for row in rows
+        if (check := row["check"])["detail"]
+    ]
+
+
+def _called(row: Row) -> str:
+    return f"{row['method']}{by(row)}" + "".join(f" {k}={v}" for k, v in row["settings"].items())
 
 
 def _case(row: Row) -> Case:
-    """A cell as a test: whether its gradient was right, and how long it took."""
+    """A row as a test: the verdict on its gradient, and its time."""
     check = row["check"]
-    backend = [] if row["backend"] == OURS else [f"by {row['backend']}"]
-    name = " ".join([row["method"], *backend, *(f"{k}={v}" for k, v in row["settings"].items())])
     message = ": ".join(part for part in (check["verdict"], check["detail"]) if part)
-    return Case(row["spec"], name, check["verdict"], message, (check["how"],), seconds=row["time_s"])
+    return Case(row["spec"], _called(row), check["verdict"], message, (check["how"],), seconds=row["time_s"])
 
 
 def _rates(context: Mapping[str, Any]) -> list[str]:
-    """The machine in a line."""
+    """The machine and its rates in a line."""
     machine = context.get("machine", {})
     rates = [f"GEMM {v / 1e9:.3g} GFLOP/s in {k.split('_')[1]}" for k, v in machine.items() if k.startswith("gemm_")]
     if not rates:
@@ -205,17 +206,17 @@ def _rates(context: Mapping[str, Any]) -> list[str]:
 
 
 def _varies(rows: Sequence[Row], column: Column) -> bool:
-    """Whether a column tells rows apart, or tells something at all where only some columns could."""
+    """Whether a column has different values, or any value in a column of measured figures."""
     values = [column.get(r) for r in rows]
-    told = any(v is not None and v != "" for v in values)
-    return told and (column.key in _MEASURED or len({repr(v) for v in values}) > 1)
+    some = any(v is not None and v != "" for v in values)
+    return some and (column.key in _MEASURED or len({repr(v) for v in values}) > 1)
 
 
 def _column(name: str, key: str, grid: bool) -> Column:
     """A column of the full document."""
     if grid:
         return Column(name, key, lambda row: row["grid"].get(key), _words, label=True)
-    # A run that was saved by an earlier version has no limit.
+    # Runs saved by earlier versions have no limit.
     return Column(name, name, lambda row: row.get(key), _SHOWN.get(key, _figure), right=key not in _LEFT)
 
 
@@ -236,7 +237,7 @@ def _bytes(value: Any) -> str:
 
 
 def _seconds(value: Any) -> str:
-    """Three digits in a unit that suits."""
+    """Three digits in the unit that suits."""
     if value is None:
         return ""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
@@ -254,12 +255,12 @@ def _cosine(value: Any) -> str:
 
 
 def _spread(row: Row) -> float | None:
-    """Half the interval as a part of the median."""
+    """Half the interval relative to the median."""
     return None if row["time_s"] is None else (row["time_high_s"] - row["time_low_s"]) / (2.0 * row["time_s"])
 
 
 def _range(row: Row) -> str | None:
-    """The range of a gradient's cosine over the seeds."""
+    """The range of the cosine over seeds."""
     if "cosine" not in row.get("spread", {}):
         return None
     return " to ".join(_cosine(v) for v in row["spread"]["cosine"])

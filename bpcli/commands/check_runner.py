@@ -139,7 +139,6 @@ def judge_object(target: str, call: Call, results: Results) -> None:
 
 def judge_spec(path: Path, call: Call, results: Results) -> None:
     """Add what there is to say about one spec; a refusal of one hides no other."""
-    from bpcli.bench.target import digest
     from bpcli.checking import check_options as options
     from bpcli.checking import checker as run
     from bpcli.checking.check_options import check_bytes
@@ -151,6 +150,7 @@ def judge_spec(path: Path, call: Call, results: Results) -> None:
     from bpcli.commands.specs import open_spec
     from bpcli.commands.user_gradients import of_spec
     from bpcli.problem.limits import PASSES, check_cost
+    from bpcli.problem.spec_file import digest
 
     try:
         setup = open_spec(path, call.common, call.names[path])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bpcli.commands.common import Common
 
 if TYPE_CHECKING:
-    from bpcli.bench.planning import Results
+    from bpcli.bench.bench_run import Measure
+    from bpcli.bench.measurement import BenchResults
     from bpcli.cluster.connect import Cluster
     from bpcli.problem.definition import Setup
     from bpcli.references.perturbation.executor import Executor
@@ -31,9 +32,9 @@ def opened(common: Common, peers: tuple[str, ...] = ()) -> Iterator[Cluster | No
     if importlib.util.find_spec("distributed") is None:
         what = "a cluster takes Dask's package distributed, which is not installed"
         fail("missing-extra", what, help='pip install "bp[distributed]"')
-    from bpcli.bench.machine import cores
     from bpcli.cluster import connect
     from bpcli.commands.output import note
+    from bpcli.runtime.machine import cores
 
     if common.scheduler is not None:
         entered = connect.connect(common.scheduler, peers)
@@ -46,19 +47,19 @@ def opened(common: Common, peers: tuple[str, ...] = ()) -> Iterator[Cluster | No
         yield cluster
 
 
-def measuring(cluster: Cluster | None) -> Callable[..., None]:
-    """What measures the cells of a bench run: here, or on a cluster. Called as `bpcli.bench.run.run`."""
-    from bpcli.bench.run import run
-
+def measuring(cluster: Cluster | None) -> Measure:
+    """The function that measures the cells of a bench run, on this machine or on a cluster."""
     if cluster is None:
-        return run
-    from bpcli.cluster import remote_cells as cells
+        from bpcli.bench.bench_run import measure_cells
 
-    return functools.partial(cells.run, cluster=cluster)
+        return measure_cells
+    from bpcli.cluster.remote_cells import measure_remotely
+
+    return functools.partial(measure_remotely, cluster=cluster)
 
 
-def machine_of(cluster: Cluster, results: Results) -> dict[str, Any]:
-    """What a document says of the machines that measured: together as `machine`, and each where there are several."""
+def machine_of(cluster: Cluster, results: BenchResults) -> dict[str, Any]:
+    """The machines that measured, for a document: all as one in `machine`, and each in `machines` where several did."""
     import dataclasses
 
     from bpcli.cluster.dask_worker import together
@@ -72,21 +73,21 @@ def machine_of(cluster: Cluster, results: Results) -> dict[str, Any]:
 
 
 def executor(cluster: Cluster | None, path: Path, setup: Setup, common: Common) -> Executor | None:
-    """Who computes the losses that a check of the spec at `path` takes; None for this process."""
+    """The cluster as executor of the losses of a check of the spec at `path`; None to compute them here."""
     if cluster is None:
         return None
-    from bpcli.bench.target import Target, digest
     from bpcli.cluster.losses import Farm
     from bpcli.commands.specs import said_over
+    from bpcli.problem.spec_file import SpecFile, digest
 
-    target = Target(str(path), setup.spec.name, *said_over(path, common), common.limits())
-    return Farm(cluster, target, digest(setup, str(path)), common.threads or cluster.threads)
+    spec = SpecFile(str(path), setup.spec.name, *said_over(path, common), common.limits())
+    return Farm(cluster, spec, digest(setup, str(path)), common.threads or cluster.threads)
 
 
 def described(cluster: Cluster) -> Mapping[str, Any]:
-    """What the rows of a run on a cluster depend on besides the call: versions, which all workers have in common.
+    """The part of a cluster that the identity of a run includes: the versions, which all workers share.
 
-    Not on which machines are there: a run may go on with others, and each row says who measured it.
+    Machines are left out, since a run may be resumed on others; each row names the host that measured it.
     """
     machine = next(iter(cluster.workers.values())).machine
     return {"python": machine.python, "versions": dict(machine.versions), "cluster": True}

@@ -36,14 +36,14 @@ def compare(base: str, head: str, across_machines: bool, write_baseline: str | N
     are said when the whole interval of the ratio says so. `bp ab` tells more: it runs both sides in turn.
     """
     from bpcli.bench.comparison import compare as compare_runs
-    from bpcli.bench.comparison import differences, has_times
+    from bpcli.bench.comparison import has_times, machine_differences
     from bpcli.bench.saved_runs import read
     from bpcli.errors import fail
 
     old, new = read(base), read(head)
     _test_baseline(write_baseline, head, common)
     timed = has_times(old, new)
-    apart = differences(old, new)
+    apart = machine_differences(old, new)
     if timed and apart and not across_machines:
         advice = "--across-machines compares what is deterministic, and no times"
         fail("incomparable", f"{base} and {head} are of different machines: {'; '.join(apart)}", help=advice)
@@ -53,7 +53,7 @@ def compare(base: str, head: str, across_machines: bool, write_baseline: str | N
 
 
 def _test_baseline(path: str | None, head: str, common: Common) -> None:
-    """Refuse a baseline that can't be written, or would take the place of the run or of an output."""
+    """Raise BpError for a baseline that cannot be written, or whose path is HEAD or an --output."""
     from bpcli.commands.specs import test_writable
     from bpcli.errors import fail
 
@@ -81,7 +81,7 @@ def _show(comparison: Comparison, runs: tuple[Run, Run], notes: list[str], where
 
 
 def _write(path: str, run: Run, code: int) -> str:
-    """Write the baseline, and what to say of it."""
+    """Write the baseline where no gradient is wrong; return a note on it."""
     from bpcli.bench.comparison import baseline
     from bpcli.problem.array_writer import replace_file
     from bpcli.render.json import plain

@@ -1,4 +1,4 @@
-"""A comparison as rows: one a figure and cell, worst first; for people, what changed and every time."""
+"""The document of a comparison: a row for each figure of each cell, worst first."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def comparison_document(
 
 
 def brief_document(full: Document, quiet: bool) -> Document:
-    """What changed and every time; when `quiet`, only what is worse or can't be told."""
+    """The rows that changed and all times; where `quiet`, only those that are worse or undecided."""
     loud = (*WORSE, *UNDECIDED)
     rows = [r for r in full.rows if r["verdict"] in loud or (not quiet and _tells(r))]
     shown = [c for c in full.columns if not c.wide and (c.key not in _SOMETIMES or any(c.show(c.get(r)) for r in rows))]
@@ -58,13 +58,13 @@ def brief_document(full: Document, quiet: bool) -> Document:
 
 
 def summary(comparison: Comparison) -> dict[str, int]:
-    """How many cells both runs have, and how many lines each verdict."""
+    """The number of cells in both runs, and of lines of each verdict."""
     counts = Counter(line.verdict for line in comparison.lines)
     return {"cells": comparison.cells, **{v.lower(): counts[v] for v in ORDER}}
 
 
 def exit_code(comparison: Comparison, strict: bool) -> int:
-    """The first that applies of wrong, regressed, nothing compared, undecided when `strict`, good."""
+    """The first that applies: 1 wrong, 3 regressed, 5 nothing compared, 4 undecided where `strict`, 0."""
     found = {line.verdict for line in comparison.lines}
     if "WRONG" in found:
         return 1
@@ -127,7 +127,7 @@ def _settings(values: Mapping[str, Any]) -> str:
 
 
 def _value(key: str) -> Callable[[Row], str]:
-    """A side's figure in the unit that suits it."""
+    """Format a figure of one run in its unit."""
 
     def show(row: Row) -> str:
         value = row[key]

@@ -44,7 +44,7 @@ def _packages() -> Lines:
 
 
 def _processor() -> Lines:
-    from bpcli.bench.machine import describe
+    from bpcli.runtime.machine import describe
 
     machine = describe()
     yield "processor", "ok", f"{machine.cpu}, {machine.cores} cores, {machine.system}"
@@ -108,12 +108,12 @@ def _self_check() -> Lines:
     from bpcli.commands.method_selection import read
     from bpcli.commands.progress import prepare
     from bpcli.commands.specs import open_spec, packaged_spec
-    from bpcli.methods import defaults
+    from bpcli.methods import default_methods
 
     prepare(Common())
     start = time.perf_counter()
     setup = open_spec(packaged_spec(_SPEC), Common())
-    findings = check(setup, read(defaults(setup.graph)), CheckOptions())
+    findings = check(setup, read(default_methods(setup.graph)), CheckOptions())
     passed = sum(f.verdict == "pass" for f in findings)
     good = passed == len(findings) > 0
     seconds = time.perf_counter() - start

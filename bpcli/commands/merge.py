@@ -19,9 +19,9 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
 
     Refused are runs of other versions, machines or specs than the first, and cells that are in two of them.
     """
-    from bpcli.bench.planning import Results
-    from bpcli.bench.saved_runs import merge as together
-    from bpcli.bench.saved_runs import read_run
+    from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.saved_runs import merge as merge_runs
+    from bpcli.bench.saved_runs import read_bench
     from bpcli.commands.bench import exit_code
     from bpcli.commands.bench_document import brief_document, full_document
     from bpcli.commands.output import emit, note
@@ -35,8 +35,8 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     if os.path.realpath(out) in {*paths, *(os.path.realpath(path) for _, path in common.outputs)}:
         fail("usage", f'-o "{out}" is one of the runs, or goes to an --output too', help="name another file")
     test_writable(out)
-    runs = [read_run(path) for path in run]
-    rows, context, notes = together(runs)
+    runs = [read_bench(path) for path in run]
+    rows, context, notes = merge_runs(runs)
     errors = [
         Diagnostic(str(e.get("code")), f"{r.path}: {e.get('message')}", help=str(e.get("help") or UNADVISED))
         for r in runs
@@ -46,4 +46,4 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     write(document, "json", out)
     note(f"wrote {out}", common)
     emit(document, common, brief_document(document, common.quiet))
-    return exit_code(Results({0: list(rows)}, errors=errors), common.strict)
+    return exit_code(BenchResults({0: list(rows)}, errors=errors), common.strict)

@@ -37,9 +37,9 @@ def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tup
     place = setup.spec.source.value
     if own:
         return _distinct(_parsed([(text, place("check", "methods", str(i))) for i, text in enumerate(own)]))
-    from bpcli.methods import defaults
+    from bpcli.methods import default_methods
 
-    return read(defaults(setup.graph))
+    return read(default_methods(setup.graph))
 
 
 def reference(context: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
     """Version, machine and settings; the same call on the same machine gives the same mapping."""
-    from bpcli.bench import machine
+    from bpcli.runtime import machine
 
     return {
         "program": "bp",

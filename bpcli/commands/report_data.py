@@ -237,7 +237,7 @@ POINTS_AT_MOST = 6
 
 def groups(run: Run) -> list[Group]:
     """The groups of figures of a run; of the points of a sweep the most expensive come first."""
-    from bpcli.bench.rows import by_spec
+    from bpcli.bench.measurement import by_spec
     from bpcli.render.page.growth import growths
     from bpcli.render.page.heat import heat_maps
     from bpcli.render.page.html import Group

@@ -94,8 +94,13 @@ def advice(graph: Graph) -> str:
     return f"methods that apply here: {', '.join(fit)}"
 
 
-def defaults(graph: Graph) -> tuple[str, ...]:
-    """The exact methods that are run on a graph where none are named: those tagged "default" that apply to it."""
+def exact_method(graph: Graph) -> str:
+    """The name of the method that computes the total derivative of a graph at the least cost."""
+    return next(name for name in by_reverse_mode() if load(name).refusal(graph) is None)
+
+
+def default_methods(graph: Graph) -> tuple[str, ...]:
+    """The methods to run where neither the user nor the spec names any: those tagged "default" that apply to a graph."""
     return tuple(n for n in _tagged("default") if load(n).refusal(graph) is None)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from cli_cases import run
 
-from bpcli.bench import worker as pool
 from bpcli.bench.journal import Journal, run_hash
+from bpcli.bench.worker_process import Worker
 from bpcli.errors import BpError
 
 SPEC = """bp = 1
@@ -181,12 +181,12 @@ def test_ctrl_c_shows_what_is_done_and_how_to_go_on(folder):
 
 def test_a_process_that_dies_is_told_of_and_ends_nothing_else():
     """Its end in words, with what it said last."""
-    child = pool.Child(1)
+    child = Worker(1)
     try:
-        assert child.ask({"do": "floor"})["bytes"] >= 0
+        assert child.ask("floor")["bytes"] >= 0
         child._process.kill()
         with pytest.raises(BpError, match="SIGKILL") as caught:
-            child.ask({"do": "floor"})
+            child.ask("floor")
         assert "memory" in caught.value.diagnostics[0].help
     finally:
         child.close()
@@ -194,8 +194,8 @@ def test_a_process_that_dies_is_told_of_and_ends_nothing_else():
 
 def test_a_process_ends_with_the_one_that_asks():
     """When its stdin ends, though nobody ends it."""
-    child = pool.Child(1)
-    child.ask({"do": "floor"})
+    child = Worker(1)
+    child.ask("floor")
     child._process.stdin.close()
     assert 0 == child._process.wait(10)
     child.close()

@@ -5,28 +5,55 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import mannwhitneyu
 
-from bpcli.bench import pairing as interleave
+from bpcli.bench import pairing
 from bpcli.bench.intervals import (
-    LEAST_MARGIN,
+    MIN_MARGIN,
     UNPAIRED_MARGIN,
     Evidence,
     Pair,
-    _orders,
-    floor,
     holm,
+    interval,
     margins,
+    noise_floor,
     paired,
     rank_tail,
+    ratio,
     sign_tail,
     unpaired,
     unpaired_margin,
     verdicts,
 )
-from bpcli.bench.pairing import CONTROLS, LEAST_PAIRS, Plan, Timed, measure, suite
+from bpcli.bench.pairing import CONTROLS, MIN_PAIRS, PairedTime, Plan, measure, suite
+from bpcli.bench.worker import Session
+
+
+def test_a_ratio_is_that_of_pairs():
+    """The median of their logarithms, and its interval."""
+    assert pytest.approx((2.5, 2.5, 2.5)) == ratio([0.05, 0.1, 0.2], [0.02, 0.04, 0.08])
+
+
+@pytest.mark.parametrize(
+    ("n", "k"), [(1, 1), (5, 1), (6, 1), (8, 1), (9, 2), (12, 3), (20, 6), (100, 40), (5000, 2431)]
+)
+def test_the_interval_is_that_of_the_order_statistics(n, k):
+    """Ranks as in tables of the sign test; the range where there are too few samples."""
+    assert (k, n - k + 1) == interval(range(1, n + 1))
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says():
+    """Skewed samples, 2000 times: 95% and not much less cover ln 2, the median of an exponential."""
+    rng = np.random.default_rng(3)
+    hits = 0
+    for sample in rng.exponential(size=(2000, 15)):
+        low, high = interval(sample.tolist())
+        hits += low <= math.log(2.0) <= high
+    assert 0.95 - 0.01 <= hits / 2000 <= 0.98
 
 
 @pytest.mark.parametrize(
@@ -65,8 +92,7 @@ def test_the_rank_test_is_the_same_for_many_as_for_few():
     """Where the normal distribution takes over it says what the exact one does."""
     top, bottom = np.random.default_rng(0).normal(size=(2, 21))
     for shift in (-0.5, 0.0, 0.5, 1.0):
-        u = int(np.sum((top + shift)[:, None] > bottom))
-        exact = sum(_orders(21, 21)[u:]) / math.comb(42, 21)
+        exact = mannwhitneyu(top + shift, bottom, alternative="greater", method="exact").pvalue
         assert exact == pytest.approx(rank_tail((top + shift).tolist(), bottom.tolist()), abs=3e-3)
 
 
@@ -113,11 +139,11 @@ def test_nothing_is_the_same_on_a_machine_that_is_too_loud():
 def test_the_margin_is_what_twins_differ_by():
     """Three standard deviations of a mean of rounds, 5% at least, and no cell quieter than is usual."""
     rounds = [[Pair(1.0, 1.0, math.exp(0.04 * sign))] * 5 for sign in (1, -1, 1, -1)]
-    assert 0.02 == pytest.approx(floor(rounds))
+    assert 0.02 == pytest.approx(noise_floor(rounds))
     loud, usual, quiet = margins([0.10, 0.03, 0.0])
     assert math.expm1(0.30) == pytest.approx(loud)
     assert math.expm1(0.09) == pytest.approx(usual) == pytest.approx(quiet)
-    assert [LEAST_MARGIN] == margins([0.001])
+    assert [MIN_MARGIN] == margins([0.001])
 
 
 def test_saved_runs_are_judged_by_wider_margins():
@@ -165,6 +191,10 @@ class SimulatedLane:
         self.machine, self.head = machine, head
         self.seconds = 0.0
 
+    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        found = getattr(self, do)(**fields)
+        return {"calls": found, "seconds": found}
+
     def load(self, cell: Mapping[str, object]) -> None:
         machine = self.machine
         machine.loads += 1
@@ -181,7 +211,7 @@ class SimulatedLane:
         return calls * self.seconds * burst * math.exp(machine.drift + noise)
 
 
-def simulate(seed: int, effects: Sequence[float], rounds: int = 8, **more: float) -> list[Timed]:
+def simulate(seed: int, effects: Sequence[float], rounds: int = 8, **more: float) -> list[PairedTime]:
     """A suite on a simulated machine."""
     machine = Machine(seed, effects, **more)
     cells = [{"number": i} for i in range(len(effects))]
@@ -260,7 +290,7 @@ def test_a_change_that_noise_may_hide_is_looked_at_again():
         timed, _ = suite(machine.lanes, [{"number": 0}, {"number": 1}], Plan(4, 0.5, seed), said.append)
         found.append(timed[1].verdict)
         assert timed[0].verdict not in ("SLOWER", "FASTER")
-    assert any(text.startswith("what was too loud") for text in said)
+    assert any(text.startswith("noisy cells again") for text in said)
     assert found.count("SLOWER") >= 15
 
 
@@ -294,7 +324,7 @@ def test_blocks_are_palindromes_in_changing_order():
             yield three
 
     (rounds,) = measure(NotedMachine(0, [1.0]).lanes, [{"number": 0}], Plan(1, 1e-9, 0), lambda text: None)
-    assert LEAST_PAIRS == len(rounds[0])
+    assert MIN_PAIRS == len(rounds[0])
     turns = [tuple(log[i : i + 6]) for i in range(0, 18, 6)]
     assert [(0, 1, 2, 2, 1, 0), (1, 2, 0, 0, 2, 1), (2, 0, 1, 1, 0, 2)] == turns
 
@@ -311,14 +341,12 @@ def test_a_straight_drift_cancels():
             return calls * 1e-3 * math.exp(self.machine.now)  # type: ignore[attr-defined]
 
     machine = Slowing(0, [1.0])
-    pairs = interleave._pairs(tuple(Even(machine, h) for h in (False, True, False)), {"number": 0}, 0.5)  # type: ignore[arg-type]
+    pairs = pairing._pairs(tuple(Even(machine, h) for h in (False, True, False)), {"number": 0}, 0.5)  # type: ignore[arg-type]
     assert [0.0] * len(pairs) == pytest.approx([p.change for p in pairs], abs=1e-12)
     assert 1.0 == pytest.approx(paired([pairs], 0.05).ratio)
 
 
 def test_controls_are_none_of_our_code():
     """Two of them, known by name to the processes."""
-    from bpcli.bench.pair_worker import _control
-
-    for cell in CONTROLS:
-        _control(str(cell["control"]))()
+    session = Session()
+    assert [{}, {}] == [session.answer({"do": "load", "cell": cell}) for cell in CONTROLS]

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bpcli.bench import clock
-from bpcli.bench import precheck as vouch
+from bpcli.bench import precheck, profiling
 from bpcli.bench.precheck import distance, flat, true_gradient
 from bpcli.cli import main
 from bpcli.methods import MethodCall, parse
@@ -58,13 +57,13 @@ def one_entry(arrays: dict[str, np.ndarray]) -> None:
     arrays["W"][0, 5] *= 1.1  # not in the sample
 
 
-def judge(text: str, fault: Fault, spec: Path = SPEC) -> vouch.Vouch:
+def judge(text: str, fault: Fault, spec: Path = SPEC) -> precheck.Precheck:
     """The verdict on a method with a fault."""
     problem = draw(open_setup(spec, {"n": 6, "T": 5, "batch": 2}, (), Limits()))
     right = parse(text)
     call = MethodCall(right.text, Faulty(right.method, fault), right.options)
     true = true_gradient(problem, Limits())
-    return vouch.vouch(problem, [call], {call.text: call.gradient(problem)}, true)[call.text]
+    return precheck.vouch(problem, call, call.gradient(problem), true)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,7 @@ def judge(text: str, fault: Fault, spec: Path = SPEC) -> vouch.Vouch:
 )
 def test_a_gradient_is_judged_before_it_is_timed(monkeypatch, text, affordable, fault, verdict, how):
     """Every entry where that is affordable, else a sample, and all against the truth where the method is exact."""
-    monkeypatch.setattr(vouch, "AFFORDABLE_FLOPS", affordable)
+    monkeypatch.setattr(precheck, "AFFORDABLE_FLOPS", affordable)
     found = judge(text, fault)
     assert verdict == found.verdict
     assert how == found.how
@@ -102,16 +101,16 @@ def test_a_gradient_is_judged_before_it_is_timed(monkeypatch, text, affordable, 
 )
 def test_large_cells_are_judged_by_the_complex_step(monkeypatch, text, fault, verdict, how):
     """Where differences of a few entries would take minutes."""
-    monkeypatch.setattr(vouch, "AFFORDABLE_FLOPS", 1.0)
-    monkeypatch.setattr(vouch, "MOST_FLOPS", 1.0)
+    monkeypatch.setattr(precheck, "AFFORDABLE_FLOPS", 1.0)
+    monkeypatch.setattr(precheck, "MAX_FLOPS", 1.0)
     found = judge(text, fault)
     assert (verdict, how) == (found.verdict, found.how)
 
 
 def test_differences_stay_where_there_are_kinks(monkeypatch):
     """The complex step knows nothing of a kink at the very point."""
-    monkeypatch.setattr(vouch, "AFFORDABLE_FLOPS", 1.0)
-    monkeypatch.setattr(vouch, "MOST_FLOPS", 1.0)
+    monkeypatch.setattr(precheck, "AFFORDABLE_FLOPS", 1.0)
+    monkeypatch.setattr(precheck, "MAX_FLOPS", 1.0)
     found = judge("bptt", none, KINKED)
     assert ("pass", "8 entries") == (found.verdict, found.how)
 
@@ -153,7 +152,7 @@ def test_the_truth_is_left_out_where_it_does_not_fit():
 def test_a_bench_of_the_packaged_network_runs_as_it_is(monkeypatch, tmp_path):
     """`bp bench` without a target, small: all pass, exit code 0, the CSV in its place."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(clock, "BLOCK_SECONDS", 1e-4)
+    monkeypatch.setattr(profiling, "BLOCK_SECONDS", 1e-4)
     flags = ["-g", "n=4", "-g", "T=6", "-g", "k2=2", "--budget", "0.001"]
     result = CliRunner().invoke(main, ["bench", *flags])
     assert 0 == result.exit_code, result.output

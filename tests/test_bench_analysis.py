@@ -1,20 +1,120 @@
-"""What is made of rows: seeds taken together, the frontier, growth laws, control kernels, shards, merged runs."""
+"""Conclusions from rows: sentences, the frontier, growth laws, seeds; control kernels, shards and merged runs."""
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
-from test_bench_sentences import biased, row
 
-from bpcli.bench import machine as control
-from bpcli.bench.rows import over_seeds
-from bpcli.bench.scaling import laws
-from bpcli.bench.sentences import frontier, sentences
+from bpcli.bench import roofline
+from bpcli.bench.analysis import frontier, laws, sentences
+from bpcli.bench.measurement import by_spec, column_name, csv_keys, grid_keys, over_seeds, table
 from bpcli.cli import main
+
+
+def row(method="bptt", time_s=1e-3, *, memory=1000, cosine=1.0, bias=0.0, backend="bp", **rest):
+    """A row of results; what is not given is that of a right and measured one."""
+    settings = rest.pop("settings", {})
+    checked = {"verdict": rest.pop("verdict", "pass"), "how": "every entry", "detail": ""}
+    return {
+        "spec": "net", "method": method, "backend": backend, "settings": settings,
+        "grid": {**settings, **rest.pop("options", {})}, "dtype": "float64", "time_s": time_s, "flops": 1e6,
+        "threads": 1, "predicted_bytes": memory, "allocated_bytes": memory, "cosine": cosine, "bias": bias,
+        "check": checked, "ratio": None, **rest,
+    }  # fmt: skip
+
+
+def biased(method, time_s, memory, cosine):
+    """A row of a method that is meant to be off."""
+    return row(method, time_s, memory=memory, cosine=cosine, bias=math.sqrt(2 - 2 * cosine))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], []),
+        (
+            [row(), biased("tbptt:k2=4", 1e-3, 1000, 0.0), biased("tbptt:k2=8", 1e-3, 1000, -0.5)],
+            ["3 rows measured, all gradients checked first.",
+             "tbptt:k2=4 gets no nearer than cosine 0.00, at about the memory of bptt and about its time."],
+        ),
+        ([row()], ["1 row measured, all gradients checked first."]),
+        (
+            [row(), row("rtrl", 12e-3, memory=400)],
+            ["2 rows measured, all gradients checked first.",
+             "rtrl gives the same gradient at 0.4 of the memory of bptt and 12 times its time."],
+        ),
+        (
+            [row(), biased("tbptt:k2=4", 1.1e-3, 200, 0.9), biased("tbptt:k2=8", 1.2e-3, 300, 0.9913),
+             biased("tbptt:k2=16", 1.4e-3, 600, 0.99996)],
+            ["4 rows measured, all gradients checked first.",
+             "tbptt:k2=8 reaches cosine 0.9913 at 0.3 of the memory of bptt and 1.2 times its time."],
+        ),
+        (
+            [row(), biased("tbptt:k2=1", 1e-3, 200, 0.5), biased("tbptt:k2=2", 1e-3, 300, 0.8731)],
+            ["3 rows measured, all gradients checked first.",
+             "tbptt:k2=2 gets no nearer than cosine 0.87, at 0.3 of the memory of bptt and about its time."],
+        ),
+        (
+            [row("bptt", 1e-3, settings={"n": 8}), row("rtrl", 2e-3, settings={"n": 8}),
+             row("bptt", 4e-3, settings={"n": 16}), row("rtrl", 32e-3, settings={"n": 16})],
+            ["4 rows measured, all gradients checked first.",
+             "At n=16, rtrl gives the same gradient at about the memory of bptt and 8 times its time.",
+             "From n=8 to n=16 the time grows by these factors: bptt 4, rtrl 16."],
+        ),
+        (
+            [row(), row(backend="jax", time_s=3e-3, ratio={"median": 3.14, "low": 3.0, "high": 3.3})],
+            ["2 rows measured, all gradients checked first.", "bptt: bp is 3.1 times as fast as jax."],
+        ),
+        (
+            [row(), row("rtrl", None, verdict="wrong", cosine=0.3, bias=1.0)],
+            ["1 of 2 rows measured; the gradient of rtrl is wrong and was not timed."],
+        ),
+        ([row(verdict="inconclusive")], ["1 row measured; the check of 1 was inconclusive."]),
+        ([biased("tbptt:k2=4", 1e-3, 200, 0.9)], ["1 row measured, all gradients checked first."]),
+        ([row(cosine=None, bias=None)], ["1 row measured, all gradients checked first."]),
+    ],
+)  # fmt: skip
+def test_the_trade_off_is_told_in_sentences(rows, expected):
+    """The exact ones at their price, the biased ones by what they reach, growth, peers, faults."""
+    assert expected == sentences(rows)
+
+
+def test_several_specs_are_told_apart():
+    """Each sentence starts with its spec."""
+    rows = [row(), row("rtrl", 2e-3), row(spec="other"), row("rtrl", 3e-3, spec="other")]
+    assert ["net: rtrl", "other: rtrl"] == [s[: s.index("rtrl") + 4] for s in sentences(rows)[1:]]
+
+
+def test_grid_keys_have_a_column_each_and_none_twice():
+    """T, batch and dtype have theirs anyway; a dim called like a column gets another name."""
+    rows = [row(settings={"n": 3, "T": 5}, T=5), row(settings={"bias": 1}, options={"k2": 4})]
+    keys = grid_keys(rows)
+    assert ("n", "bias", "k2") == keys
+    assert ["n", "grid_bias", "k2"] == [column_name(k) for k in keys]
+    assert len(set(csv_keys(keys))) == len(csv_keys(keys))
+
+
+def test_rows_are_grouped_by_spec():
+    """In the order in which specs appear."""
+    assert {"b": 2, "a": 1} == {k: len(v) for k, v in by_spec([row(spec="b"), row(spec="a"), row(spec="b")]).items()}
+
+
+def test_a_table_has_the_columns_of_the_csv():
+    """Grid keys between names and figures, numbers as numbers, and nothing where a row has no value."""
+    common = {"T": 5, "batch": 1, "time_low_s": 1.0}
+    frame = table([row(settings={"n": 3, "T": 5}, **common), row("rtrl", None, options={"bias": 2}, **common)])
+    assert [*csv_keys(("n", "bias"))] == [*frame.columns]
+    assert ["bptt", "rtrl"] == [*frame.method]
+    assert (3.0, 2.0) == (frame.n[0], frame.grid_bias[1])
+    assert [[False, True]] * 2 == [[*frame.n.isna()], [*frame.time_s.isna()]]
+    assert all(frame[c].dtype.kind in "if" for c in ("n", "grid_bias", "T", "time_s", "predicted_bytes", "flops"))
+    assert isinstance(frame, pd.DataFrame)
 
 
 def timed(method, time_s, memory, cosine=1.0, spread=0.0, **rest):
@@ -77,7 +177,7 @@ def test_a_law_is_found_with_its_margin():
         assert abs(time.exponents[key] - exponent) < time.margins[key] < 0.1
     assert pytest.approx({"n": 1.0, "T": 0.0}, abs=1e-9) == space.exponents
     assert 0.03 < time.residual < 0.07
-    assert json.loads(json.dumps(time.plain()))["exponents"]["n"] == time.exponents["n"]
+    assert json.loads(json.dumps(time.to_json()))["exponents"]["n"] == time.exponents["n"]
     (said,) = [s for s in sentences(over_seeds(rows)) if s.startswith("Over")]
     assert "Over n from 8 to 64, T from 5 to 20 the time grows like this: bptt n^(" in said
 
@@ -135,15 +235,15 @@ def test_other_settings_shift_a_law_and_do_not_bend_it():
 @pytest.mark.parametrize(("gemm", "told"), [([1.0, 1.04, 1.02], False), ([1.0, 1.06, 1.0], True)])
 def test_a_machine_that_is_not_quiet_is_told(gemm, told):
     """Five percent between the slowest and the quickest sample."""
-    movement = control.moved([{"gemm": g, "copy": 2.0} for g in gemm])
-    assert told == control.contaminated(movement)
+    movement = roofline.movement([{"gemm": g, "copy": 2.0} for g in gemm])
+    assert told == roofline.contaminated(movement)
     rows = [timed("bptt", 1.0, 100) | {"control_moved": movement, "contaminated": told}]
     assert told == any("not quiet" in s for s in sentences(rows))
 
 
 def test_control_kernels_take_time():
     """A product and a copy, in seconds."""
-    assert {"gemm", "copy"} == {k for k, v in control.sample().items() if 1e-6 < v < 1.0}
+    assert {"gemm", "copy"} == {k for k, v in roofline.sample_controls().items() if 1e-6 < v < 1.0}
 
 
 def document(rows, **more):
@@ -207,9 +307,11 @@ def test_a_missing_part_is_told(saved):
         (lambda part: part["context"].update(version="2"), "differ in version"),
         (lambda part: part["context"]["machine"].update(cpu="y"), "differ in machine.cpu"),
         (lambda part: part["context"].update(spec_sha256={"net": "bb"}), "content of the spec net"),
-        (lambda part: part.update(schema_version=2), "no document of bp bench"),
-        (lambda part: part["context"].update(command="check"), "no document of bp bench"),
-        (lambda part: part["cells"].append({}), "a cell without its name"),
+        (lambda part: part.update(schema_version=2), "has schema version 2"),
+        (lambda part: part.pop("cells"), "not a saved run of bp"),
+        (lambda part: part["context"].update(command="check"), "not a document of bp bench"),
+        (lambda part: part["cells"].append({}), 'cells[2] has no "spec"'),
+        (lambda part: part["cells"][0].pop("grid"), "a cell without its name"),
     ],
 )
 def test_what_does_not_go_together_is_refused(saved, tmp_path, change, words):

@@ -11,8 +11,10 @@ from click.testing import CliRunner
 
 from bpcli import references
 from bpcli.backends.torch import PEER as TORCH
-from bpcli.bench import precheck as checks
-from bpcli.bench import rounds
+from bpcli.bench import bench_run
+from bpcli.bench.precheck import vouch
+from bpcli.bench.sweep import ROUNDS
+from bpcli.checking.check_as_method import Checking, parse_measurable
 from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods import parse
@@ -34,7 +36,7 @@ def small(dtype: str = "float64") -> Problem:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_check_is_a_method_with_a_gradient_and_a_cost(name, dtype):
     """Its gradient is the true one, in the spec's dtype; it is vouched for by what it says of reverse mode."""
-    problem, call = small(dtype), checks.parse_measurable(f" {name} ")
+    problem, call = small(dtype), parse_measurable(f" {name} ")
     found, expected = call.gradient(problem), parse("bptt").gradient(problem)
     assert name == call.text
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
@@ -42,13 +44,13 @@ def test_a_check_is_a_method_with_a_gradient_and_a_cost(name, dtype):
         assert (tensor.shape, problem.setup.dtype) == (found.arrays[tensor.name].shape, found.arrays[tensor.name].dtype)
         np.testing.assert_allclose(found.arrays[tensor.name], expected.arrays[tensor.name], rtol=1e-3, atol=1e-5)
     assert call.cost(problem.setup).flops > parse("bptt").cost(problem.setup).flops
-    assert "pass" == checks.vouch_for(call, problem).verdict
+    assert "pass" == vouch(problem, call, found, None).verdict
 
 
 def test_a_whole_check_costs_more_than_its_references():
     """Both of them, the rounding, and the gradient twice."""
     setup = small().setup
-    cost = {name: checks.parse_measurable(name).cost(setup).flops for name in NAMES}
+    cost = {name: parse_measurable(name).cost(setup).flops for name in NAMES}
     assert cost["check"] > cost["central"] + cost["complex-step"]
 
 
@@ -62,15 +64,16 @@ def test_a_reference_that_is_wrong_is_not_timed(monkeypatch):
         return {n: Estimate(1.001 * e.value, e.bound, e.noise, e.kink) for n, e in found.items()}
 
     monkeypatch.setattr(kind, "estimate", off)
-    assert "wrong" == checks.vouch_for(checks.parse_measurable("complex-step"), small()).verdict
+    problem, call = small(), parse_measurable("complex-step")
+    assert "wrong" == vouch(problem, call, call.gradient(problem), None).verdict
 
 
 def test_methods_are_parsed_as_ever():
     """And vouched for as ever."""
-    assert "tbptt" == checks.parse_measurable("tbptt:k1=1,k2=2").method.name
-    assert checks.vouch_for(checks.parse_measurable("bptt"), small()) is None
+    assert "tbptt" == parse_measurable("tbptt:k1=1,k2=2").method.name
+    assert not isinstance(parse_measurable("bptt").method, Checking)
     with pytest.raises(BpError, match='unknown method "centrall"'):
-        checks.parse_measurable("centrall")
+        parse_measurable("centrall")
 
 
 def test_nothing_is_remembered_between_calls(monkeypatch):
@@ -82,15 +85,15 @@ def test_nothing_is_remembered_between_calls(monkeypatch):
     )
     problem = small()
     for _ in range(2):
-        checks.parse_measurable("central").gradient(problem)
+        parse_measurable("central").gradient(problem)
     assert 3 == len({id(p) for p in (problem, *seen)})
 
 
 @pytest.mark.parametrize(("seconds", "taken"), [(0.01, [0, 1, 2, 3, 4, 5, 6]), (20.0, [0, 3, 6])])
 def test_long_blocks_are_taken_in_few_rounds(seconds, taken):
     """The first, the middle and the last."""
-    runner = rounds._Runner(None, "bp", None, report={"block_s": seconds})
-    assert taken == [turn for turn in range(rounds.ROUNDS) if turn % runner.pace == 0]
+    lane = bench_run._Lane(None, "bp", None, report={"block_s": seconds})
+    assert taken == [turn for turn in range(ROUNDS) if turn % lane.stride == 0]
 
 
 def test_bench_measures_checks(tmp_path, monkeypatch):
