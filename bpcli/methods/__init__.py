@@ -100,7 +100,7 @@ def exact_method(graph: Graph) -> str:
 
 
 def default_methods(graph: Graph) -> tuple[str, ...]:
-    """The methods to run where neither the user nor the spec names any: those tagged "default" that apply to a graph."""
+    """The methods to run on a graph where none are named: those tagged "default" that apply to it."""
     return tuple(n for n in _tagged("default") if load(n).refusal(graph) is None)
 
 
