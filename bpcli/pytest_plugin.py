@@ -10,23 +10,19 @@ at every start, wanted or not, so that at module level it imports next to nothin
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import bpcli
+
 if TYPE_CHECKING:
     from bpcli.commands.as_tests import Plan
-    from bpcli.errors import BpError
-    from bpcli.render.document import Case
 
 _SPECS = pytest.StashKey[frozenset[Path]]()
-
-
-class GradientError(AssertionError):
-    """A gradient that is wrong; the text is what there is to say about it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -88,12 +84,12 @@ class SpecFile(pytest.File):
         return plan(self._shown, self.config.getini("bp_methods"))
 
     @cached_property
-    def cases(self) -> Mapping[str, list[Case] | BpError]:
+    def reports(self) -> Mapping[str, bpcli.Report | bpcli.BpError]:
         """What a check of all selected methods at once says: they share the references, which cost most."""
         from bpcli.commands.as_tests import check_spec
 
         selected = {item.name for item in self.session.items if item.parent is self}
-        return check_spec(self._shown, [m for m in self.plan.methods if m in selected], self.plan.places)
+        return check_spec(self.plan, [m for m in self.plan.methods if m in selected])
 
     @property
     def _shown(self) -> Path:
@@ -111,15 +107,15 @@ class SpecItem(pytest.Item):
         """Judge; the first test of a spec does so for all."""
         if self.name in self.parent.plan.skipped:
             pytest.skip(self.parent.plan.skipped[self.name])
-        cases = self.parent.cases[self.name]
-        if isinstance(cases, Exception):
-            raise cases
-        _settle(cases, self.config)
+        report = self.parent.reports[self.name]
+        if isinstance(report, Exception):
+            raise report
+        _settle(report, self.config)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The finding or the refusal, without a traceback: none of it is the reader's code."""
         error = excinfo.value
-        if isinstance(error, GradientError):
+        if isinstance(error, bpcli.GradientError):
             return str(error)
         if isinstance(error, Exception):
             from bpcli.commands.failures import translate
@@ -144,27 +140,20 @@ def bp_check(request: pytest.FixtureRequest) -> Callable[..., None]:
         loss: Callable[[dict[str, Any]], Any], grad: Callable[[dict[str, Any]], Any], params: Mapping[str, Any]
     ) -> None:
         __tracebackhide__ = True
-        from bpcli.commands.as_tests import check_functions
-        from bpcli.errors import BpError
-
         try:
-            cases = check_functions(loss, grad, params)
-        except BpError as error:
-            raise GradientError(str(error)) from None
-        _settle(cases, request.config)
+            report = bpcli.check_gradient(loss, grad, params)
+        except bpcli.BpError as error:
+            raise bpcli.GradientError(str(error)) from None
+        _settle(report, request.config)
 
     return judge
 
 
-def _settle(cases: Sequence[Case], config: pytest.Config) -> None:
+def _settle(report: bpcli.Report, config: pytest.Config) -> None:
     """Fail where something is wrong, skip where that could not be told; nothing inconclusive passes."""
     __tracebackhide__ = True
-    from bpcli.commands.as_tests import told
-
-    failing = ("wrong", "inconclusive") if config.getini("bp_strict") else ("wrong",)
-    if failed := [told(case) for case in cases if case.verdict in failing]:
-        raise GradientError("\n\n".join(failed))
-    if unclear := [told(case) for case in cases if case.verdict == "inconclusive"]:
-        pytest.skip("\n\n".join(unclear))
-    if not cases:
-        raise GradientError("nothing was judged")
+    report.raise_for_wrong(strict=config.getini("bp_strict"))
+    if unclear := report.explain("inconclusive"):
+        pytest.skip(unclear)
+    if not report.findings:
+        raise bpcli.GradientError("nothing was judged")

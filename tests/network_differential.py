@@ -21,6 +21,7 @@ import naive
 import numpy as np
 from kernel_cases import expected, gradient, loops
 
+from bpcli.api.check_document import findings_document
 from bpcli.backends.jax import PEER as JAX
 from bpcli.bench.profiling import allocated_bytes
 from bpcli.checking import checker as run
@@ -29,7 +30,6 @@ from bpcli.checking.escalation import decide
 from bpcli.checking.findings import Finding
 from bpcli.checking.reference_cache import Truth
 from bpcli.checking.verdict import PASS
-from bpcli.commands.check_document import findings_document
 from bpcli.errors import BpError
 from bpcli.methods import MethodCall, parse
 from bpcli.methods.base import Exact

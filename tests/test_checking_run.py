@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from checking_cases import LIMITS, SMALL, Arrays, FakeMethod, call, small_setup
 
+from bpcli.api.check_document import findings_document
+from bpcli.api.check_runner import Results
 from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost, choose
 from bpcli.checking.checker import check
 from bpcli.checking.findings import Finding
 from bpcli.checking.reference_cache import Truth
 from bpcli.checking.verdict import cosine, relative_error
-from bpcli.commands.check_document import findings_document
-from bpcli.commands.check_runner import Results
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.draw import draw

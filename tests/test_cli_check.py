@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from cli_cases import FORWARD, RECURRENT, install_check, install_methods, run, write
 
+from bpcli.api.check_runner import Results
 from bpcli.checking.findings import Verdict
-from bpcli.commands.check_runner import Results
 
 
 def verdict_of(name: str) -> Verdict:

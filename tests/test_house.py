@@ -40,6 +40,7 @@ FLOORS = (
     ("checking",),
     ("bench",),
     ("cluster",),
+    ("api",),
     ("commands",),
     ("cli", "pytest_plugin"),
 )
@@ -48,8 +49,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     ("problem", "tasks"): "a task is where inputs come from",
     ("tasks", "problem"): "a task says what it fills in the problem's terms",
-    ("commands.as_tests", "cli"): "a spec as a test is a call of bp check",
-    ("pytest_plugin", "render.document"): "what a test is told of a finding",
+    ("commands.as_tests", "cli"): "a spec as a test has the options of bp check",
+    ("api", "render"): "a report is for people too",
     ("commands", "render"): "output is for whoever talks to the user",
     ("render", "problem.array_writer"): "both write files whole or not at all",
     ("render", "errors"): "a path that cannot be written is refused",

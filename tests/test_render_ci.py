@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 import pytest
 from cli_cases import RECURRENT, finding, install_check, install_methods, run, write
 
+from bpcli.api.check_document import findings_document, places_of, with_cases
 from bpcli.bench.measurement import TAIL
 from bpcli.checking.findings import Finding, Verdict
 from bpcli.commands.bench_document import full_document
-from bpcli.commands.check_document import findings_document, places_of, with_cases
 from bpcli.errors import Diagnostic, Place
 from bpcli.render import render
 from bpcli.render.document import Case, Column, Document

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpcli.commands.common import Common
-from bpcli.commands.shared_options import shared
+from bpcli.commands.shared_options import from_project, shared
 
 if TYPE_CHECKING:
     from bpcli.bench.cell import Cell
@@ -61,7 +61,6 @@ def ab(
     from bpcli.bench.pairing import Plan, Sides
     from bpcli.bench.sweep import BenchOptions, parse_axis
     from bpcli.commands.bench import planned
-    from bpcli.commands.method_selection import from_project
     from bpcli.commands.specs import find_or_packaged
     from bpcli.runtime.machine import cores
 

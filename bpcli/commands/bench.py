@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpcli.commands.common import Common
-from bpcli.commands.shared_options import Refused, shared
+from bpcli.commands.shared_options import Refused, from_project, shared
 
 if TYPE_CHECKING:
     from bpcli.bench.cell import Cell
@@ -85,7 +85,6 @@ def bench(
         threads = _use_threads(common, cluster)
         from bpcli.backends import get
         from bpcli.bench.sweep import BenchOptions, parse_axis
-        from bpcli.commands.method_selection import from_project
 
         fixed = frozenset({*common.overrides, *(("threads",) if common.threads else ())})
         peers = tuple(get(name) for name in dict.fromkeys(peer))
@@ -132,14 +131,12 @@ def planned(paths: Sequence[Path], options: BenchOptions, common: Common, result
     """The sweep of each spec; a spec that is refused does not keep others from being measured."""
     from bpcli.bench.sweep import plan_sweep
     from bpcli.commands.failures import translate
-    from bpcli.commands.specs import names, said_over
-    from bpcli.problem.spec_file import SpecFile
+    from bpcli.commands.specs import names, spec_file
 
     sweeps = []
     for path, name in names(paths).items():
         try:
-            spec = SpecFile(str(path), name, *said_over(path, common), common.limits())
-            sweeps.append(plan_sweep(spec, options, results))
+            sweeps.append(plan_sweep(spec_file(path, common, name), options, results))
         except Exception as error:
             results.refuse(translate(error))
     return sweeps

@@ -9,17 +9,35 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bpcli.commands import method_selection as choose
 from bpcli.commands.common import Common
-from bpcli.commands.shared_options import one_of, shared
+from bpcli.commands.shared_options import Refused, from_project, one_of, shared
 
 if TYPE_CHECKING:
-    from bpcli.commands.check_runner import Call, Results
+    from bpcli.api.check_runner import Call, Results
+    from bpcli.cluster.connect import Cluster
     from bpcli.errors import Diagnostic
     from bpcli.methods import MethodCall
 
 _OF_OBJECTS = ("auto", "central", "ladder")
-MODES = ("auto", "directional", "full")
+
+
+def _modes() -> tuple[str, ...]:
+    from bpcli.api.method_selection import MODES
+
+    return MODES
+
+
+def _reference(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A callback that lets pass what can judge here: "auto", a reference, or a peer that is installed."""
+    from bpcli.api.method_selection import check_options, known_references
+    from bpcli.errors import BpError
+
+    one_of(known_references)(context, parameter, value)
+    try:
+        check_options(value, "auto")
+    except BpError as error:
+        raise Refused(error.diagnostics[0].what, error.diagnostics[0].help) from None
+    return value
 
 
 @click.command()
@@ -35,11 +53,11 @@ MODES = ("auto", "directional", "full")
     "--gradient", multiple=True, metavar="FILE.npz", help="Judge a saved gradient, named as bp grad does; repeatable."
 )
 @click.option(
-    "--reference", metavar="NAME", default="auto", callback=choose.reference,
+    "--reference", metavar="NAME", default="auto", callback=_reference,
     help="What to judge by; `bp list references`.",
 )  # fmt: skip
 @click.option(
-    "--mode", metavar="MODE", default="auto", callback=one_of(lambda: MODES),
+    "--mode", metavar="MODE", default="auto", callback=one_of(_modes),
     help="full (every entry), directional, or auto.",
 )  # fmt: skip
 @click.option("--power", is_flag=True, help="Plant faults in place of the methods, and say which the check reveals.")
@@ -64,28 +82,27 @@ def check(
     TARGET may also be FILE.py:OBJECT, with params (a dict of arrays), loss(params) and grad(params). On a cluster the
     perturbed losses of large specs are computed by its workers, which must find the same files at the same paths.
     """
-    from bpcli.checking.check_options import CheckOptions
-    from bpcli.commands import user_gradients as foreign
-    from bpcli.commands.check_runner import Call, Results, judge_object, judge_spec
+    from bpcli.api.check_runner import Call, Results
+    from bpcli.api.method_selection import check_options
+    from bpcli.api.user_gradients import read, unknown
+    from bpcli.commands import python_targets as python
     from bpcli.commands.cluster_option import opened
-    from bpcli.commands.method_selection import from_project
-    from bpcli.commands.progress import progress
-    from bpcli.commands.specs import find, names
+    from bpcli.commands.specs import find
 
-    boxes, targets, refused = foreign.objects(target)
+    boxes, targets, refused = python.objects(target)
     given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference not in _OF_OBJECTS, "--power": power}
     named = ("dtype", "seed")
     others = {k: v for k, v in common.overrides.items() if k not in named}
     flags = {f"--{k}": k in common.overrides for k in named}
     alone = {} if targets else {"-m": method, "--set": others, **flags}
-    foreign.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
-    foreign.refuse_for_power({"--kernel": kernel, "--gradient": gradient} if power else {})
+    python.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
+    python.refuse_for_power({"--kernel": kernel, "--gradient": gradient} if power else {})
     paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
     refused += missing
-    asked = foreign.read(kernel, gradient, foreign.process(common, wanted=bool(kernel or boxes)))
+    asked = read(kernel, gradient, python.process(common, wanted=bool(kernel or boxes)))
     refused += asked.refused
-    foreign.refuse_for_several(gradient, paths)
-    options = CheckOptions(reference, mode)  # type: ignore[arg-type] # the command line lets nothing else pass
+    python.refuse_for_several(gradient, paths)
+    options = check_options(reference, mode)
     if power:
         from bpcli.commands.fault_power import plant
 
@@ -93,23 +110,17 @@ def check(
     methods, unread = _methods(method)
     refused += unread
     paths, boxes = ([], []) if unread else (paths, boxes)
-    call = Call(methods, from_project(), asked, options, common, names(paths), len(paths) == 1 and not refused + boxes)
+    call = Call(methods, asked, options, from_project(), alone=len(paths) == 1 and not refused + boxes)
     results = Results(errors=list(refused))
-    with opened(common) as cluster, progress(common) as say:
-        call = replace(call, cluster=cluster)
-        for number, path in enumerate(paths, start=1):
-            say(f"{path} ({number} of {len(paths)})")
-            judge_spec(path, call, results)
-        for box in boxes:
-            say(box)
-            judge_object(box, call, results)
-    results.errors += foreign.unknown(asked, results.declared)
-    return _show(results, call, paths, boxes) or results.exit_code(common.strict)
+    with opened(common) as cluster:
+        _judge(paths, boxes, hooked(call, common, cluster), common, results)
+    results.errors += unknown(asked, results.declared)
+    return _show(results, call, common, paths, boxes)
 
 
 def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Diagnostic]]:
     """The methods of `-m`, or why one of them is none."""
-    from bpcli.commands.method_selection import read
+    from bpcli.api.method_selection import read
     from bpcli.errors import BpError
 
     try:
@@ -118,22 +129,47 @@ def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Dia
         return (), error.diagnostics
 
 
-def _show(results: Results, call: Call, paths: Sequence[Path], boxes: Sequence[str]) -> int:
-    """Print and write what was found; 0, or 2 where a file could not be written."""
-    from bpcli.commands.check_document import brief_document, findings_document, with_cases
+def hooked(call: Call, common: Common, cluster: Cluster | None) -> Call:
+    """The call with remarks and compiling told on stderr, and losses computed by the cluster where there is one."""
+    from bpcli.commands.cluster_option import executor
+    from bpcli.commands.output import note
+    from bpcli.commands.progress import prepare
+
+    told = replace(call, note=lambda text: note(text, common), prepare=lambda: prepare(common))
+    if cluster is None:
+        return told
+    return replace(told, executor=lambda file, setup: executor(cluster, file, setup, common))
+
+
+def _judge(paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Common, results: Results) -> None:
+    """Judge specs and objects one after the other; a refusal of one hides no other."""
+    from bpcli.api.check_runner import judge_spec
+    from bpcli.api.user_gradients import judge
+    from bpcli.commands.failures import translate
+    from bpcli.commands.progress import progress
+    from bpcli.commands.specs import names, open_spec
+
+    with progress(common) as say:
+        for number, (path, name) in enumerate(names(paths).items(), start=1):
+            say(f"{path} ({number} of {len(paths)})")
+            try:
+                problem = open_spec(path, common, name)
+                judge_spec(problem.file, problem.setup, call, results)
+            except Exception as error:
+                results.errors += [d if call.alone else d.about(str(path)) for d in translate(error).diagnostics]
+        for box in boxes:
+            say(box)
+            try:
+                found = judge(box, call.foreign.process, common.wrt, common.limits(), call.options.mode)
+                results.add_object(box, found)
+            except Exception as error:
+                results.errors += translate(error).diagnostics
+
+
+def _show(results: Results, call: Call, common: Common, paths: Sequence[Path], boxes: Sequence[str]) -> int:
+    """Print and write what was found; the exit code, 2 where a file could not be written."""
     from bpcli.commands.output import describe, emit
 
-    context = describe(
-        "check",
-        call.common,
-        specs=[str(p) for p in paths],
-        objects=list(boxes),
-        foreign=[*(f.text for f in call.foreign.given), *(f"kernel:{n}" for n in call.foreign.names)],
-        reference=call.options.reference,
-        mode=call.options.mode,
-        spec_sha256=results.digests,
-        notes=results.notes(),
-    )
-    notes = () if call.common.quiet else results.notes()
-    document = with_cases(findings_document(results.findings, results.errors, context, notes), results.places)
-    return emit(document, call.common, brief_document(results.findings, document, call.common.quiet))
+    context = describe("check", common, specs=[str(p) for p in paths], objects=list(boxes))
+    report = results.report(call.options, context, call.foreign.texts)
+    return emit(report.document(common.quiet), common, report.brief(common.quiet)) or report.exit_code

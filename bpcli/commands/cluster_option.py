@@ -6,7 +6,6 @@ import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bpcli.commands.common import Common
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from bpcli.bench.measurement import BenchResults
     from bpcli.cluster.connect import Cluster
     from bpcli.problem.definition import Setup
+    from bpcli.problem.spec_file import SpecFile
     from bpcli.references.perturbation.executor import Executor
 
 
@@ -72,16 +72,12 @@ def machine_of(cluster: Cluster, results: BenchResults) -> dict[str, Any]:
     return {"machine": whole, "machines": known}
 
 
-def executor(cluster: Cluster | None, path: Path, setup: Setup, common: Common) -> Executor | None:
-    """The cluster as executor of the losses of a check of the spec at `path`; None to compute them here."""
-    if cluster is None:
-        return None
+def executor(cluster: Cluster, file: SpecFile, setup: Setup, common: Common) -> Executor:
+    """The cluster as executor of the losses of a check of a spec."""
     from bpcli.cluster.losses import Farm
-    from bpcli.commands.specs import said_over
-    from bpcli.problem.spec_file import SpecFile, digest
+    from bpcli.problem.spec_file import digest
 
-    spec = SpecFile(str(path), setup.spec.name, *said_over(path, common), common.limits())
-    return Farm(cluster, spec, digest(setup, str(path)), common.threads or cluster.threads)
+    return Farm(cluster, file, digest(setup, file.path), common.threads or cluster.threads)
 
 
 def described(cluster: Cluster) -> Mapping[str, Any]:

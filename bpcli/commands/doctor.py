@@ -102,18 +102,14 @@ def _memory() -> Lines:
 
 
 def _self_check() -> Lines:
-    from bpcli.checking.check_options import CheckOptions
-    from bpcli.checking.checker import check
+    from bpcli.api.loaded import load
     from bpcli.commands.common import Common
-    from bpcli.commands.method_selection import read
     from bpcli.commands.progress import prepare
-    from bpcli.commands.specs import open_spec, packaged_spec
-    from bpcli.methods import default_methods
+    from bpcli.commands.specs import packaged_spec
 
     prepare(Common())
     start = time.perf_counter()
-    setup = open_spec(packaged_spec(_SPEC), Common())
-    findings = check(setup, read(default_methods(setup.graph)), CheckOptions())
+    findings = load(packaged_spec(_SPEC)).check().findings
     passed = sum(f.verdict == "pass" for f in findings)
     good = passed == len(findings) > 0
     seconds = time.perf_counter() - start

@@ -22,7 +22,7 @@ def export(spec: str, out: str, common: Common) -> int:
 
     path = single(spec)
     test_out(out, path, common)
-    problem = draw(open_spec(path, common))
+    problem = draw(open_spec(path, common).setup)
     declared = problem.setup.spec
     write_npz(out, export_arrays(problem))
     note(f"wrote {out}", common)

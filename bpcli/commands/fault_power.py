@@ -55,7 +55,7 @@ def _planted(path: Path, options: CheckOptions, common: Common) -> tuple[list[Pl
     from bpcli.problem.limits import check_cost
 
     try:
-        setup = open_spec(path, common)
+        setup = open_spec(path, common).setup
         call = as_method("power", RIGHT)
         flops = cost_of_check(setup, [call], options) + power_cost(setup)
         check_cost(setup, "planting faults", check_bytes(setup, [call], options), flops, common.limits())

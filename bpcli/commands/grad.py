@@ -90,29 +90,23 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
 
     The loss is the whole loss, for truncated methods too. Gradients are dense, zero where a density leaves entries out.
     """
-    from bpcli.commands.method_selection import applying
     from bpcli.commands.output import note
     from bpcli.commands.progress import announce, progress
     from bpcli.commands.specs import open_spec, single, test_out
     from bpcli.methods import parse
     from bpcli.problem.array_writer import write_npz
-    from bpcli.problem.draw import draw
-    from bpcli.problem.limits import PASSES, check_cost
 
     call = parse(method)
     path = single(spec)
     test_out(out, path, common)
-    setup = open_spec(path, common)
-    applying(setup, (call,), alone=True)
-    cost = call.cost(setup)
-    check_cost(setup, call.text, cost.bytes, cost.flops, common.limits(), PASSES * cost.forward_steps)
+    problem = open_spec(path, common)
     announce(common)
     with progress(common) as say:
-        say(f"{setup.spec.name}: {call.text}")
-        gradient = call.gradient(draw(setup))
+        say(f"{problem.setup.spec.name}: {call.text}")
+        gradient = problem.gradient(call)
     write_npz(out, arrays(gradient))
     note(f"wrote {out}", common)
-    return _show(setup, gradient, call.text, common)
+    return _show(problem.setup, gradient, call.text, common)
 
 
 def arrays(gradient: Gradient) -> dict[str, Any]:

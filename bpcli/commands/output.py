@@ -9,12 +9,11 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli import __version__
 from bpcli.commands.streams import silence, tell
 from bpcli.errors import USAGE, BpError, printable
 
@@ -26,19 +25,10 @@ if TYPE_CHECKING:
 
 def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
     """Version, machine and settings; the same call on the same machine gives the same mapping."""
-    from bpcli.runtime import machine
+    from bpcli.api.provenance import describe as described
 
-    return {
-        "program": "bp",
-        "version": __version__,
-        "command": command,
-        "machine": asdict(machine.describe()),
-        "threads": common.threads,
-        "strict": common.strict,
-        "set": dict(common.overrides),
-        "wrt": list(common.wrt),
-        **more,
-    }
+    options = {"threads": common.threads, "strict": common.strict}
+    return described(command, **{**options, "set": dict(common.overrides), "wrt": list(common.wrt), **more})
 
 
 def wanted_format(args: Sequence[str]) -> str:

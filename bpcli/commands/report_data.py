@@ -107,8 +107,8 @@ def _check(
     rows: Sequence[Mapping[str, Any]], errors: Sequence[Diagnostic], context: Mapping[str, Any]
 ) -> tuple[Document, frozenset[str]]:
     """A row a finding; columns without a word in them come last."""
+    from bpcli.api.check_document import findings_document
     from bpcli.checking.findings import Finding, Kink, Worst
-    from bpcli.commands.check_document import findings_document
 
     names = list(Finding.__dataclass_fields__)
     findings = []
@@ -282,7 +282,7 @@ def curve(path: Path, common: Common) -> Figure:
     from bpcli.render.page import curve as figure
     from bpcli.runtime.evaluation import check_finite
 
-    setup = open_spec(path, common)
+    setup = open_spec(path, common).setup
     held = check_bytes(setup, [], CheckOptions("central"))
     check_cost(setup, "the V-curve", held, curve_flops(setup), common.limits())
     prepare(common)

@@ -141,8 +141,7 @@ def shared(*names: str) -> Callable[[Command], Command]:
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def run(**values: Any) -> Any:
-            given = {name: values.pop(_parameter(name)) for name in names}
-            common = _bundle(given)
+            common = bundle({_parameter(name): values.pop(_parameter(name)) for name in names})
             if common.outputs:
                 from bpcli.commands.specs import test_spare
 
@@ -161,8 +160,10 @@ def _parameter(name: str) -> str:
     return "set_" if name == "set" else name
 
 
-def _bundle(given: dict[str, Any]) -> Common:
+def bundle(values: Mapping[str, Any]) -> Common:
+    """The shared ones among the parameters of the current command, as their values are."""
     source = click.get_current_context().get_parameter_source
+    given = {name: values[_parameter(name)] for name in OPTIONS if _parameter(name) in values}
     weak = {n for n in given if source(n) is ParameterSource.DEFAULT_MAP}
     settings = {n: given[n] for n in ("dtype", "seed", "wrt") if given.get(n) not in (None, ())}
     strong = {n: v for n, v in settings.items() if n not in weak and n != "wrt"}
@@ -209,3 +210,9 @@ def _test(outputs: tuple[tuple[str, str], ...]) -> None:
         fail("usage", f"two outputs go to {repeated[0]}", help="give each --output a path of its own")
     for path in paths:
         test_writable(path)
+
+
+def from_project() -> bool:
+    """Whether the methods of this call come from `[tool.bp]`, so that a spec's own count more."""
+    source = click.get_current_context().get_parameter_source("method")
+    return source is ParameterSource.DEFAULT_MAP

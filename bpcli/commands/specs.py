@@ -5,7 +5,6 @@ The specs that ship with the package.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import tomllib
@@ -18,8 +17,8 @@ from bpcli.commands.common import Common
 from bpcli.errors import Diagnostic, fail, nearest
 
 if TYPE_CHECKING:
-    from bpcli.commands.common import Common
-    from bpcli.problem.definition import Setup
+    from bpcli.api.loaded import LoadedProblem
+    from bpcli.problem.spec_file import SpecFile
 
 
 _HOME = "specs"
@@ -71,16 +70,18 @@ def names(paths: Sequence[Path]) -> Mapping[Path, str]:
     return {path: _shortest(path, [p for p in paths if p != path and p.stem == path.stem]) for path in paths}
 
 
-def open_spec(path: Path, common: Common, name: str = "") -> Setup:
-    """The Setup of a spec under the shared options, the spec called `name`, or by its stem where that is empty.
+def spec_file(path: Path, common: Common, name: str = "") -> SpecFile:
+    """A spec under the shared options, called `name`, or by its stem where that is empty."""
+    from bpcli.problem.spec_file import SpecFile
 
-    Raises BpError with all that is wrong.
-    """
-    from bpcli.problem.setup import open_setup
+    return SpecFile(str(path), name or path.stem, *said_over(path, common), common.limits())
 
-    overrides, wrt = said_over(path, common)
-    setup = open_setup(path, overrides, wrt, common.limits())
-    return dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, name=name)) if name else setup
+
+def open_spec(path: Path, common: Common, name: str = "") -> LoadedProblem:
+    """The problem of a spec under the shared options; raises BpError with all that is wrong."""
+    from bpcli.api.loaded import open_file
+
+    return open_file(spec_file(path, common, name))
 
 
 def said_over(path: Path, common: Common) -> tuple[dict[str, Any], tuple[str, ...]]:

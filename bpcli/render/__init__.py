@@ -22,6 +22,7 @@ class Look:
 
 
 PLAIN = Look()
+_NOT_FORMATS = frozenset({"document", "frame"})
 
 
 class Renderer(Protocol):
@@ -36,7 +37,7 @@ class Renderer(Protocol):
 
 def known_formats() -> tuple[str, ...]:
     """The names of all formats, sorted; read off the file names."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "document"))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name not in _NOT_FORMATS))
 
 
 def renderer(name: str) -> Renderer:

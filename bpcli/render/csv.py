@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from bpcli.render import Look
 from bpcli.render.document import Document
+from bpcli.render.frame import frame
 from bpcli.render.json import plain
 
 SUMMARY = "a line of column names, then a row a line"
@@ -18,12 +17,8 @@ MACHINE = True
 
 def render(document: Document, look: Look) -> str:
     """Every column of the document; lists and mappings are JSON inside a field."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([c.key for c in document.columns])
-    for row in document.rows:
-        writer.writerow([_field(c.get(row)) for c in document.columns])
-    return out.getvalue()
+    text: str = frame(document, _field, object).to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def _field(value: Any) -> Any:

@@ -93,7 +93,7 @@ class Kinks:
         return max((float(b.met(values(n).reshape(1, 1, -1))[0, 0]) for n, b in self.static.items()), default=FREE)
 
 
-NONE = Kinks({}, {})
+NONE: Kinks = Kinks({}, {})
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,7 +1,4 @@
-"""Findings as tests: what a test report says of each, and where in the spec to look.
-
-The findings of a check as rows: one a finding for programs; for people, a method's passing tensors in one.
-"""
+"""Findings as rows: one each for programs; for people, a method's passing tensors in one. And as tests of a report."""
 
 from __future__ import annotations
 
@@ -9,18 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpcli.checking.blame.wording import kinked, place
-from bpcli.checking.findings import Finding
+from bpcli.checking.findings import Finding, Worst
 from bpcli.errors import Diagnostic, Place
 from bpcli.render.document import Case, Column, Document
-
-if TYPE_CHECKING:
-    from bpcli.spec.specification import Spec
-if TYPE_CHECKING:
-    from bpcli.checking.findings import Worst
-
+from bpcli.spec.specification import Spec
 
 # By spec, and a tensor or a user's function: where it is written; under "" what to show where there is neither. Of a
 # finding on a user's function that is the place to mend.

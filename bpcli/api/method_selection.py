@@ -1,32 +1,23 @@
-"""Which methods a command runs on a spec."""
+"""Which methods run on a spec, and what judges them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import cast, get_args
 
-import click
-from click.core import ParameterSource
+from bpcli import backends, references
+from bpcli.checking.check_options import CheckOptions, Mode, unjudged
+from bpcli.checking.reference_cache import AUTO
+from bpcli.errors import BpError, Collector, Place, fail, nearest
+from bpcli.methods import MethodCall, advice, parse
+from bpcli.problem.definition import Setup
 
-from bpcli.commands.shared_options import Refused, one_of
-from bpcli.errors import BpError, Collector
-
-if TYPE_CHECKING:
-    from bpcli.checking.check_options import CheckOptions
-    from bpcli.errors import Place
-    from bpcli.methods import MethodCall
-    from bpcli.problem.definition import Setup
+MODES: tuple[str, ...] = get_args(Mode)
 
 
 def read(texts: Sequence[str]) -> tuple[MethodCall, ...]:
-    """The methods of `-m`, each once; raises BpError."""
+    """The methods written as `texts`, each once; raises BpError."""
     return _distinct(_parsed([(text, None) for text in texts]))
-
-
-def from_project() -> bool:
-    """Whether the methods of this call come from `[tool.bp]`, so that a spec's own count more."""
-    source = click.get_current_context().get_parameter_source("method")
-    return source is ParameterSource.DEFAULT_MAP
 
 
 def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tuple[MethodCall, ...]:
@@ -42,18 +33,19 @@ def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tup
     return read(default_methods(setup.graph))
 
 
-def reference(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """A callback that lets pass what can judge here: "auto", a reference, or a peer that is installed."""
-    from bpcli import backends, references
+def known_references() -> tuple[str, ...]:
+    """What can judge: "auto", the references, and the programs that run the same graphs, installed or not."""
+    return (AUTO, *references.known(), *backends.known_names())
 
-    outside = backends.known_names()
-    one_of(lambda: ("auto", *references.known(), *outside))(context, parameter, value)
-    if value in outside:
-        try:
-            backends.get(value)
-        except BpError as error:
-            raise Refused(error.diagnostics[0].what, error.diagnostics[0].help) from None
-    return value
+
+def check_options(reference: str, mode: str) -> CheckOptions:
+    """The options of a check; raises BpError for an unknown word, or a program that is not installed."""
+    for what, word, known in (("reference", reference, known_references()), ("mode", mode, MODES)):
+        if word not in known:
+            fail("usage", f'{what}: unknown value "{word}"', help=nearest(word, known))
+    if reference in backends.known_names():
+        backends.get(reference)
+    return CheckOptions(reference, cast("Mode", mode))
 
 
 def judged(
@@ -63,14 +55,12 @@ def judged(
 
     Raises BpError where one of them is `given`, or none is left.
     """
-    from bpcli.checking.check_options import unjudged
-
     reasons = unjudged(setup, calls, options)
     collector = Collector()
     for call in calls:
         if call.text in reasons and (call in given or len(reasons) == len(calls)):
-            advice = "the reference complex-step judges every method"
-            collector.add("reference-refused", f"{call.text}: {reasons[call.text]}", _place(setup, call), help=advice)
+            remedy = "the reference complex-step judges every method"
+            collector.add("reference-refused", f"{call.text}: {reasons[call.text]}", _place(setup, call), help=remedy)
     collector.finish()
     return tuple(c for c in calls if c.text not in reasons), reasons
 
@@ -79,8 +69,6 @@ def applying(
     setup: Setup, calls: Sequence[MethodCall], alone: bool
 ) -> tuple[tuple[MethodCall, ...], Mapping[str, str]]:
     """The methods that apply to the graph, and the reasons of those skipped; when `alone` these are refused instead."""
-    from bpcli.methods import advice
-
     reasons = {call: reason for call in calls if (reason := call.refusal(setup.graph))}
     collector = Collector()
     for call, reason in reasons.items():
@@ -100,9 +88,6 @@ def _place(setup: Setup, call: MethodCall) -> Place | None:
 
 def _parsed(texts: Iterable[tuple[str, Place | None]]) -> list[MethodCall]:
     """Methods and where they are named; raises BpError with all that are none."""
-    from bpcli import references
-    from bpcli.methods import parse
-
     found, collector = [], Collector()
     for text, place in texts:
         try:

@@ -1,0 +1,165 @@
+"""Targets of a check judged one after the other, and all there is to say about them kept until it is reported."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bpcli.api.check_document import places_of
+from bpcli.api.check_report import Report
+from bpcli.api.method_selection import applying, choose, judged
+from bpcli.api.user_gradients import Asked, of_spec
+from bpcli.checking import check_options
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.findings import Finding
+from bpcli.checking.sources.gradient_source import Foreign
+from bpcli.errors import Diagnostic, Place
+from bpcli.methods import MethodCall
+from bpcli.problem.definition import Setup
+from bpcli.problem.limits import PASSES, check_cost
+from bpcli.problem.spec_file import SpecFile, digest
+from bpcli.references.perturbation.executor import Executor
+from bpcli.runtime import kernel_loader
+
+if TYPE_CHECKING:
+    from bpcli.checking.blame.explain import Again
+
+# Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
+_SWEEPS = 16
+_MANY = 4
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked of every spec: methods (`weak` ones give way to the spec's own), gradients from elsewhere (in
+    place of the spec's own methods) and how to judge them.
+
+    A spec that is judged `alone` refuses methods that are not for it, where others skip them. Before the first
+    gradient, `note` is told what will be judged in part and `prepare` compiles; `executor` says who computes the losses
+    of a spec, None for this process.
+    """
+
+    methods: tuple[MethodCall, ...]
+    foreign: Asked
+    options: CheckOptions
+    weak: bool = False
+    alone: bool = True
+    note: Callable[[str], None] = lambda text: None
+    prepare: Callable[[], None] = lambda: kernel_loader.prepare(kernel_loader.CHECKING)
+    executor: Callable[[SpecFile, Setup], Executor | None] = lambda file, setup: None
+
+
+@dataclass
+class Results:
+    """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
+
+    `chosen` takes what a check came down to, in words, to the specs, `declared` names their kernels; `places` are those
+    of their tensors and of users' functions, `digests` those of what the specs say.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    errors: list[Diagnostic] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    chosen: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    declared: list[str] = field(default_factory=list)
+    places: dict[tuple[str, str], Place] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """What a reader should know besides the verdicts."""
+        skipped = [f"skipped {m} of {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
+        chosen = [f"judged {words}: {self._named(specs)}" for words, specs in self.chosen.items()]
+        return [*self.unused, *chosen, *skipped]
+
+    def _named(self, specs: Sequence[str]) -> str:
+        """The names of specs; how many where they are all, and many."""
+        every = len(specs) >= _MANY and set(specs) == {f.spec for f in self.findings}
+        return f"all {len(specs)} specs" if every else ", ".join(specs)
+
+    def add_object(self, name: str, found: Sequence[tuple[Finding, Place | None]]) -> None:
+        """Add the findings on an object called `name`, each with where to mend it."""
+        self.findings += [finding for finding, _ in found]
+        self.places |= {(f.spec, f.tensor): place for f, place in found if place}
+        if any(f.worst is not None and f.worst.index is None for f, _ in found):
+            self.chosen.setdefault("along directions by central", []).append(name)
+
+    def report(self, options: CheckOptions, context: Mapping[str, Any], foreign: Sequence[str] = ()) -> Report:
+        """All of it, judged by `options`; `context` is what the call says of itself, `foreign` its users' gradients."""
+        notes = self.notes()
+        asked = {
+            "foreign": list(foreign),
+            "reference": options.reference,
+            "mode": options.mode,
+            "spec_sha256": self.digests,
+            "notes": notes,
+        }
+        errors, places = tuple(self.errors), dict(self.places)
+        return Report(tuple(self.findings), {**context, **asked}, tuple(notes), errors, places)
+
+
+def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> None:
+    """Add what there is to say about a spec that is open; raises BpError where it is refused.
+
+    A kernel that is refused among others is an error of the `results`.
+    """
+    # Looked up when called: the check is what tests and tools put something of theirs in place of.
+    from bpcli.checking import checker
+
+    spec, name = setup.spec, setup.spec.name
+    results.declared += spec.kernels
+    results.digests[name] = digest(setup, file.path)
+    results.places |= places_of(spec)
+    idle = [kernel for kernel in spec.kernels if kernel not in call.foreign.names]
+    results.unused += [f"{name}: the kernel {kernel} was not run; --kernel {kernel} judges it" for kernel in idle]
+    methods = _chosen(file, setup, call, results)
+    if setup.graph.unused:
+        results.unused.append(f"{name}: the loss does not depend on {', '.join(setup.graph.unused)}")
+    for method in methods:
+        cost = method.cost(setup)
+        check_cost(setup, method.text, cost.bytes, cost.flops, file.limits, PASSES * cost.forward_steps)
+    if not methods:
+        return
+    held = check_options.check_bytes(setup, methods, call.options)
+    taken = check_options.choose(setup, methods, call.options)
+    check_cost(setup, "the check", held, taken.flops, file.limits, _SWEEPS * len(setup.wrt) * setup.T)
+    if taken.mode != "full":
+        call.note(f"{name}: {taken}")
+    call.prepare()  # not sooner: nobody waits for a compiler to be told of a typing error
+    findings = checker.check(setup, methods, call.options, call.executor(file, setup))
+    if any(f.verdict == "wrong" for f in findings):  # there alone, as much has to be imported for it
+        from bpcli.checking.blame.explain import explain
+
+        findings = explain(findings, setup, methods, again(file, call.foreign))
+    results.findings += findings
+    results.chosen.setdefault(str(taken), []).append(name)
+
+
+def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple[MethodCall | Foreign, ...]:
+    """The methods and the gradients from elsewhere to judge on a spec; the skipped and refused are noted."""
+    elsewhere = bool(call.foreign) and (call.weak or not call.methods)
+    chosen = () if elsewhere else choose(setup, call.methods, call.weak)
+    own, skipped = applying(setup, chosen, call.alone)
+    own, beyond = judged(setup, own, call.methods, call.options)
+    others, refused = of_spec(setup, Path(file.path), call.foreign, file.limits)
+    results.errors += refused if call.alone else [d.about(file.path) for d in refused]
+    results.places |= {(setup.spec.name, o.text): o.place for o in others if o.place}
+    for name, reason in {**skipped, **beyond}.items():
+        results.skipped.setdefault((name, reason), []).append(setup.spec.name)
+    return (*own, *others)
+
+
+def again(file: SpecFile, foreign: Asked) -> Again:
+    """How to run a spec again with other settings: as a Setup, and as the command line that a user would type."""
+    from bpcli.checking.blame.explain import Again
+
+    def command(method: str, settings: Mapping[str, object]) -> str:
+        words = ["bp", "check", file.path, *foreign.option(method)]
+        merged = {**file.overrides, **settings}
+        words += [w for key, value in merged.items() for w in ("--set", f"{key}={value}")]
+        return shlex.join([*words, *(w for x in file.wrt for w in ("--wrt", x))])
+
+    return Again(file.open, command)

@@ -1,0 +1,183 @@
+"""Gradients of users' code: functions in Python files, saved gradients, and objects that hold a loss of their own."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bpcli.checking.check_options import Mode
+from bpcli.checking.findings import Finding
+from bpcli.checking.sources.black_box import check_box, open_box
+from bpcli.checking.sources.gradient_source import Foreign
+from bpcli.checking.sources.saved_gradient import captured
+from bpcli.checking.sources.user_file import UserFile, load
+from bpcli.checking.sources.user_function import supplied
+from bpcli.checking.sources.user_process import USER_TIME_OPTION, Process
+from bpcli.errors import BpError, Collector, Diagnostic, Place, nearest, printable
+from bpcli.problem.definition import Setup
+from bpcli.problem.limits import Limits, default_memory
+from bpcli.spec.paths import resolve
+
+USER_TIME = 60.0
+"""Seconds that a call of user code may take."""
+IN_FILE = re.compile(r"(?P<file>.+\.pyw?):(?P<name>[^:/\\]*)", re.DOTALL | re.IGNORECASE)
+"""`FILE.py:NAME`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`given` is judged on every spec; `names` are those of kernels that specs declare. All run in `process`.
+
+    `refused` says why others cannot be judged; `kernels` and `gradients` are the texts that all of it was read from.
+    """
+
+    given: tuple[Foreign, ...]
+    names: tuple[str, ...]
+    process: Process
+    refused: tuple[Diagnostic, ...] = ()
+    kernels: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.given or self.names)
+
+    @property
+    def texts(self) -> list[str]:
+        """The names of all in reports."""
+        return [*(f.text for f in self.given), *(f"kernel:{name}" for name in self.names)]
+
+    def option(self, method: str) -> tuple[str, str]:
+        """The option of `bp check`, with its value, that asks for what reports call `method`."""
+        for text in self.kernels:
+            if method in (f"kernel:{text}", f"kernel:{text.rpartition(':')[2]}"):
+                return "--kernel", text
+        for text in self.gradients:
+            if method == f"gradient:{Path(text).name}":
+                return "--gradient", text
+        return "-m", method
+
+
+def user_process(limits: Limits, user_time: float | None = None) -> Process:
+    """A process for user code, not started yet; `user_time` is the limit of a call in seconds, None for `USER_TIME`.
+
+    Whoever asks for it closes it.
+    """
+    seconds = {USER_TIME_OPTION: user_time or USER_TIME, "--max-time": limits.max_time}
+    # What a framework needs by itself nobody has counted: a small limit of memory is for bp's own arrays.
+    return Process(seconds, lambda: max(default_memory(), limits.max_memory))
+
+
+def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> Asked:
+    """The `kernels`, as `FILE.py:FUNC` or names that specs declare, and files of saved `gradients`.
+
+    Raises BpError where none of them can be judged.
+    """
+    collector = Collector()
+    given: list[Foreign] = []
+    parts = {text: IN_FILE.fullmatch(text) for text in dict.fromkeys(kernels)}
+    used = [found["name"] for found in parts.values() if found]
+    for text, found in parts.items():
+        if not found:
+            if re.search(r"[:/\\]|\.py$", text):
+                advice = "write FILE.py:FUNC, or the NAME of a [kernel.NAME] of the spec"
+                collector.add("usage", f'--kernel "{printable(text)}" names no function in a Python file', help=advice)
+            continue
+        called = found["name"] if used.count(found["name"]) == 1 else text
+        try:
+            given.append(supplied(_file(found["file"], process), found["name"], f"kernel:{called}", process))
+        except BpError as error:
+            collector.diagnostics += error.diagnostics
+    for path in dict.fromkeys(gradients):
+        try:
+            given.append(captured(Path(path), f"gradient:{Path(path).name}"))
+        except BpError as error:
+            collector.diagnostics += error.diagnostics
+    names = tuple(text for text, found in parts.items() if not found)
+    if not given:
+        collector.finish()
+    return Asked(tuple(given), names, process, tuple(collector.diagnostics), tuple(kernels), tuple(gradients))
+
+
+def of_spec(
+    setup: Setup, path: Path, asked: Asked, limits: Limits
+) -> tuple[tuple[Foreign, ...], tuple[Diagnostic, ...]]:
+    """What of `asked` is judged on one spec: everything given, and the kernels that it declares under those names.
+
+    And why others are not: a declared file or function is missing, or may not be read. Raises BpError where all are.
+    """
+    if not asked.names:
+        return asked.given, ()
+    collector = Collector()
+    own: list[Foreign] = []
+    for name in (n for n in asked.names if n in setup.spec.kernels):
+        kernel, source = setup.spec.kernels[name], setup.spec.source
+        place = source.value("kernel", name, "file")
+        file = resolve(path, kernel.file, place, limits.allow_outside, collector, (".py",))
+        if file is not None:
+            shown = str(path.parent / kernel.file)
+            where = source.value("kernel", name, "function")
+            try:
+                loaded = load(file, shown, asked.process, place)
+                own.append(supplied(loaded, kernel.function, f"kernel:{name}", asked.process, where))
+            except BpError as error:
+                collector.diagnostics += error.diagnostics
+    if not own and not asked.given:
+        collector.finish()
+    return (*asked.given, *own), tuple(collector.diagnostics)
+
+
+def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
+    """A refusal of each name that none of the specs declares."""
+    return [
+        Diagnostic(
+            "unknown-name",
+            f'no spec declares a kernel "{printable(name)}"',
+            help=nearest(name, declared, "declare [kernel.NAME] in the spec, or write FILE.py:FUNC"),
+        )
+        for name in asked.names
+        if name not in declared
+    ]
+
+
+def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mode: Mode) -> list[tuple[Finding, Place]]:
+    """The findings on one object `FILE.py:NAME`, and where to mend it; raises BpError where there is none.
+
+    `wrt` names arrays of its params, all where it is empty.
+    """
+    parts = IN_FILE.fullmatch(target)
+    assert parts is not None
+    path, name = _absolute(parts["file"]), parts["name"]
+
+    def judged() -> list[tuple[Finding, Place]]:
+        box = open_box(_file(parts["file"], process), name)
+        found = check_box(box, wrt, limits, mode)
+        return [(_again(f, target, mode), box.place(f.tensor)) for f in found]
+
+    try:
+        found = judged()
+    except BpError:
+        if process.afresh(str(path), name):
+            return judged()
+        raise
+    wrong = any(f.verdict == "wrong" for f, _ in found)
+    return judged() if wrong and process.afresh(str(path), name) else found
+
+
+def _again(finding: Finding, target: str, mode: Mode) -> Finding:
+    """With the command line that judges its tensor again."""
+    if finding.blame is None:
+        return finding
+    words = ["bp", "check", target, *(("--wrt", finding.tensor) if finding.checked else ())]
+    words += ["--mode", mode] if mode != "auto" else []
+    return replace(finding, blame={**finding.blame, "reproduce": shlex.join(words)})
+
+
+def _file(text: str, process: Process) -> UserFile:
+    return load(_absolute(text), text, process)
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
