@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cli_cases import FORWARD, RECURRENT
 
+from bpcli.commands.as_tests import plan
 from bpcli.runtime.kernel_cache import cache_folder
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +58,12 @@ def test_random(bp_check):
         return loss(params) + np.random.random()
     bp_check(noisy, lambda params: {"w": 2 * params["w"]}, {"w": np.array([0.5, -1.5])})
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """The modules that collecting takes: `pytester` would take back those that are imported in a test."""
+    plan(ROOT / "specs" / "vanilla_rnn.toml", [])
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +169,29 @@ def test_a_kernel_that_is_not_there_fails_alone(pytester: pytest.Pytester) -> No
     result.stdout.re_match_lines_random([r"specs/square.toml::kernel:gone FAILED.*", r".*no file .*x\.py.*"])
 
 
+@pytest.mark.parametrize(
+    ("variable", "table", "words"),
+    [
+        ({}, "wrt = ['inputs']", "wrong bptt x: wrong"),
+        ({"BP_WRT": "W"}, "wrt = ['inputs']", "wrong bptt W: wrong"),
+        ({}, "max-memory = '1kB'", "error[[]too-large[]]: *"),
+        ({}, "reference = 'centre'", 'error[[]usage[]]: *unknown value "centre"'),
+        ({}, "strict = 1", "error[[]wrong-type[]]: strict must be true or false"),
+    ],
+)
+def test_the_options_of_the_project(
+    variable: dict[str, str], table: str, words: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables and `[tool.bp]` say how specs are checked, as for bp check; a bad one fails the spec in words."""
+    project(pytester, f"bp_specs = ['specs/*.toml']\n[tool.bp]\n{table}", wrong=RECURRENT)
+    pytester.makeconftest(VERDICTS)
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    result = run(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"{words}*"])
+
+
 def test_a_setting_that_is_none(pytester: pytest.Pytester) -> None:
     """It is named, before any test is run."""
     project(pytester, "bp_strict = 'maybe'", right=RECURRENT)
@@ -240,7 +270,6 @@ def test_what_is_collected(
     pytester: pytest.Pytester, settings: str, args: tuple[str, ...], expected: list[str]
 ) -> None:
     """The specs that match, once each, also beside testpaths; of these, what the command line asks for."""
-    importlib.import_module("bpcli.checking.checker")  # a run in this process takes back the modules that it imports
     project(pytester, settings, a=RECURRENT, b=FORWARD)
     pytester.mkdir("tests").joinpath("test_one.py").write_text("def test_one():\n    pass\n")
     result = pytester.runpytest_inprocess(*WITH_PLUGIN, "--collect-only", "-q", "-W", "ignore", *args)

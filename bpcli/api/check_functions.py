@@ -12,6 +12,7 @@ from typing import Any
 
 from bpcli.api.check_report import Report
 from bpcli.api.check_runner import Results
+from bpcli.api.loaded import Words, several
 from bpcli.api.method_selection import check_options
 from bpcli.api.provenance import describe
 from bpcli.checking.sources.black_box import Box, check_box, open_box
@@ -27,7 +28,7 @@ def check_gradient(
     grad: Callable[[Params], Any],
     params: Mapping[str, Any],
     *,
-    wrt: str | tuple[str, ...] = (),
+    wrt: Words = (),
     mode: str = "auto",
     limits: Limits | None = None,
 ) -> Report:
@@ -70,7 +71,7 @@ def check_gradient(
     >>> report.verdict
     'pass'
     """
-    options, names = check_options("auto", mode), (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    options, names = check_options("auto", mode), several(wrt)
     box = _box_of(loss, grad, params)
     findings = check_box(box, names, limits or Limits(), options.mode)
     results = Results()

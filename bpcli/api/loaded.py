@@ -33,7 +33,7 @@ Words = str | Sequence[str]
 """One, or several."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadedProblem:
     """A spec at given sizes; `load` makes one.
 
@@ -42,12 +42,20 @@ class LoadedProblem:
     written to. `setup` has the sizes, `T`, `batch`, `dtype`, and the tensors that are differentiated, `wrt`.
 
     >>> net = load("specs/vanilla_rnn.toml", n=16, T=5)
+    >>> net
+    <LoadedProblem vanilla_rnn: n=16, n_in=2, n_out=2, T=5, batch=3, float64>
     >>> net.params["W"].shape, net.forward("a")["a"].shape
     ((16, 16), (5, 3, 16))
     """
 
     file: SpecFile
     setup: Setup
+
+    def __repr__(self) -> str:
+        setup = self.setup
+        sizes = {**setup.spec.dims, "T": setup.T, "batch": setup.batch}
+        listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        return f"<LoadedProblem {setup.spec.name}: {listed}, {setup.dtype}>"
 
     @property
     def params(self) -> Mapping[str, Array]:
