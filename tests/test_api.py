@@ -94,6 +94,9 @@ def test_what_is_loaded(spec: str) -> None:
     assert not np.allclose(a, values["a"][2])
     np.testing.assert_allclose(values["loss"].sum() / 2, net.loss(), rtol=1e-14)
     assert ["a"] == list(net.forward("a"))
+    more = RECURRENT.replace('loss = "sum(a)"', 'before = "a[t-1]"\ndata = "x"\nloss = "sum(before * data + a)"')
+    values = bpcli.load(write(Path("more.toml"), more)).forward()
+    assert (values["before"][1:] == values["a"][:-1]).all() and (values["before"][1:] != values["a"][1:]).any()
     assert {"loss": ()} == {name: array.shape for name, array in bpcli.load("forward.toml").forward().items()}
 
 

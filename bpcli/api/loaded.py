@@ -85,16 +85,17 @@ class LoadedProblem:
         return whole_loss(self._problem)
 
     def forward(self, *names: str) -> dict[str, Array]:
-        """The values of the equations `names`, of all equations where none is named.
+        """The values of the equations `names`, of all where none is named, as far as the loss depends on them.
 
         Each is `(T, batch, *shape)`, T being 1 when feed-forward, or `(*shape)` where it depends on no input and no
-        state, in the problem's dtype. The equation `loss` is the loss of each step and sample. Raises BpError for a
-        name that no equation has.
+        state, in the problem's dtype. The equation `loss` is the loss of each step and sample. Raises BpError for any
+        other name.
         """
         equations = self.setup.graph.equation
         for name in names:
             if canonical(name) not in equations:
-                fail("unknown-name", f'no equation is called "{printable(name)}"', help=nearest(name, equations))
+                what = f'no equation that the loss depends on is called "{printable(name)}"'
+                fail("unknown-name", what, help=nearest(name, equations))
         chosen = {name: equations[canonical(name)] for name in names or equations}
         values = node_values(self._problem, tuple(dict.fromkeys(chosen.values())))
         shapes = {node.index: node.shape for node in self.setup.graph.nodes}
