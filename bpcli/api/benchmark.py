@@ -47,10 +47,8 @@ def bench(
     grid
         Key to values: dims, constants, `T`, `batch`, `dtype`, `seed`, `threads` or an option of methods. It adds to the
         grid of the spec, or replaces keys of it.
-    peers, budget
-        `jax` and `torch`, measured beside; seconds of timed blocks for each cell.
-    limits
-        What a cell may cost, in bytes and seconds.
+    peers, budget, limits
+        `jax` and `torch`, measured beside; seconds of timed blocks a cell; what a cell may cost, in bytes and seconds.
     **settings
         Settings of every cell: dims, constants, `T`, `batch`, `dtype`, `seed`.
 

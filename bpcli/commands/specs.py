@@ -74,7 +74,7 @@ def spec_file(path: Path, common: Common, name: str = "") -> SpecFile:
     """A spec under the shared options, called `name`, or by its stem where that is empty."""
     from bpcli.problem.spec_file import SpecFile
 
-    return SpecFile(str(path), name or path.stem, *said_over(path, common), common.limits())
+    return SpecFile(str(path), name or path.stem, *_said_over(path, common), common.limits())
 
 
 def open_spec(path: Path, common: Common, name: str = "") -> LoadedProblem:
@@ -84,7 +84,7 @@ def open_spec(path: Path, common: Common, name: str = "") -> LoadedProblem:
     return open_file(spec_file(path, common, name))
 
 
-def said_over(path: Path, common: Common) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _said_over(path: Path, common: Common) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the shared options say over a spec: settings, and what to differentiate (() where the spec decides)."""
     missing = {n: v for n, v in common.fallbacks.items() if not _says(path, _IN_SPEC[n])}
     wrt = common.wrt or tuple(missing.pop("wrt", ()))
