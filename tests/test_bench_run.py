@@ -72,7 +72,7 @@ class Ones:
 
     name: ClassVar[str] = "bptt"
     summary: ClassVar[str] = "ones"
-    tags: ClassVar[frozenset[str]] = frozenset()
+    tags: ClassVar[frozenset[str]] = frozenset({"default", "exact", "reverse"})
     Options: ClassVar[type[Any]] = NoOptions
 
     def refusal(self, graph: Any) -> str | None:
@@ -92,6 +92,7 @@ class Tilted(Ones):
     """Ones, but for the first entry, which comes right only as k2 grows."""
 
     name: ClassVar[str] = "tbptt"
+    tags: ClassVar[frozenset[str]] = frozenset({"biased"})
     Options: ClassVar[type[Any]] = Lags
 
     def gradient(self, problem: Any, options: Any) -> Gradient:
@@ -105,6 +106,7 @@ class Stopped(Ones):
     """A method during which the user presses Ctrl-C."""
 
     name: ClassVar[str] = "rtrl"
+    tags: ClassVar[frozenset[str]] = frozenset({"exact"})
 
     def gradient(self, problem: Any, options: Any) -> Gradient:
         raise KeyboardInterrupt
