@@ -65,3 +65,15 @@ def test_an_exact_cancellation_rounds_as_its_terms_do(tmp_path: Path, p: float) 
     (bounds,) = rounding(draw(setup), (Window(0, 0, 1),), F64).gradient.values()
     assert np.all(bounds > 2.0**-52 / p)
     assert np.all(bounds < 1e-3 / p)
+
+
+def test_an_edge_of_a_domain_leaves_other_tensors_their_bounds(tmp_path: Path) -> None:
+    """sqrt(1 - cos(p)²) is 0 where cos(p) rounds to 1; disturbed it is not a number, which is no rounding of w."""
+    spec = tmp_path / "edge.toml"
+    spec.write_text(
+        "bp = 1\nparams = { p = { shape = [], value = 1e-20 }, w = { shape = [], value = 3 } }\nequations = "
+        '{ loss = "w**2 * (1 + sqrt(1 - cos(p)**2))" }\n[data]\nbatch = 1\n',
+        encoding="utf-8",
+    )
+    bounds = rounding(draw(open_setup(spec, {}, (), LIMITS)), (Window(0, 0, 1),), F64).gradient
+    assert 0 < bounds["w"] < 1e-13

@@ -124,15 +124,19 @@ def leave(views: Views) -> None:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Simulated rounding: every result and every cotangent is multiplied by 1 + e, e uniform in ±`size`."""
+    """Simulated rounding: every result and every cotangent is multiplied by 1 + e, e uniform in ±`size`.
+
+    With `cotangents` alone the forward pass stays as it is.
+    """
 
     size: float
     seed: int
+    cotangents: bool = False
 
     def of(self, call: Call, dtype: np.dtype, number: int) -> Call:
         """The call, disturbed; another `number` gives other factors."""
         fields = {"forward": forward_kernel, "reverse": reverse_kernel}.get(call.name)
-        if fields is None:
+        if fields is None or (self.cotangents and fields is forward_kernel):
             return call
         jobs, size = call.jobs.copy(), np.array([self.size], dtype)
         jobs[:, fields.DISTURBANCE] = size.ctypes.data

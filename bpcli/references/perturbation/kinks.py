@@ -123,9 +123,10 @@ def find_kinks(problem: Problem) -> Kinks:
 def _spread(exact: FloatArray, others: Sequence[FloatArray]) -> FloatArray:
     """The root mean square difference of `others` from `exact`, of each step by itself: values may grow."""
     each = (1, 2) if exact.ndim == 3 else (0,)
-    count = np.maximum(np.isfinite(exact).sum(axis=each, keepdims=True), 1) * len(others)
-    squares = sum(np.where(np.isfinite(exact), other - exact, 0.0) ** 2 for other in others)
-    return np.asarray(np.sqrt(np.sum(squares, axis=each, keepdims=True) / count))
+    off = np.stack([other - exact for other in others])
+    count = np.maximum(np.isfinite(off).sum(axis=0).sum(axis=each, keepdims=True), 1)
+    squares = np.where(np.isfinite(off), off, 0.0) ** 2
+    return np.asarray(np.sqrt(squares.sum(axis=0).sum(axis=each, keepdims=True) / count))
 
 
 def analytic(graph: Graph) -> bool:
