@@ -83,7 +83,7 @@ ELSEWHERE: dict[Site, str] = {
     ("render.__init__.renderer", "usage"): GUARD,
     ("render.page.figure.need_matplotlib", "missing-extra"): "test_report.py",
     ("spec.equations._Reader.too_deep", "too-deep"): GUARD,
-    ("spec.integers.evaluate", "not-whole"): GUARD,
+    ("spec.equations.evaluate", "not-whole"): GUARD,
 }
 """Places that no call in a folder with a few files comes through, and what does or why nothing can."""
 

@@ -11,8 +11,7 @@ import pytest
 from spec_cases import MARK, unmarked, written
 
 from bpcli.errors import Collector, Place
-from bpcli.spec.equations import parse
-from bpcli.spec.integers import evaluate
+from bpcli.spec.equations import evaluate, parse
 from bpcli.spec.specification import Binary, Call, Expr, Negate, Number, Ref
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -264,7 +263,7 @@ def test_the_recursion_limit_is_left_as_it_was():
 )
 def test_integer_expressions(text, expected):
     """Dims and integers with + - * //."""
-    expression, refused = read(text, "whole")
+    expression, refused = read(text, "integer")
     assert [] == refused
     assert expected == evaluate(expression, {"n": 4, "m": 5}, Collector())
 
@@ -281,7 +280,7 @@ def test_integer_expressions(text, expected):
 def test_integer_expressions_without_a_value(text, code, column):
     """Unknown dims, divisions by zero and integers that no size reaches are refused."""
     collector = Collector()
-    assert evaluate(read(text, "whole")[0], {"n": 4, "m": 5}, collector) is None
+    assert evaluate(read(text, "integer")[0], {"n": 4, "m": 5}, collector) is None
     assert code == collector.diagnostics[0].code
     assert column in (None, collector.diagnostics[0].place.column)
 
@@ -289,7 +288,7 @@ def test_integer_expressions_without_a_value(text, code, column):
 def test_refused_dims_are_not_refused_again():
     """A dim that is in error itself makes no second error."""
     collector = Collector()
-    assert evaluate(read("n + k", "whole")[0], {"n": 4}, collector, {"k"}) is None
+    assert evaluate(read("n + k", "integer")[0], {"n": 4}, collector, {"k"}) is None
     assert [] == collector.diagnostics
 
 

@@ -14,8 +14,19 @@ from bpcli.graph.drafts import Drafts
 from bpcli.graph.expressions import Scope, translate
 from bpcli.graph.nodes import Graph, Node, Phase, ancestors, assign_phases
 from bpcli.graph.operations import describe
-from bpcli.spec.declarations import FLOAT32_MAX
-from bpcli.spec.specification import Binary, Call, Equation, Expr, Item, Negate, Ref, Slice, Spec, Transpose
+from bpcli.spec.specification import (
+    FLOAT32_MAX,
+    Binary,
+    Call,
+    Equation,
+    Expr,
+    Item,
+    Negate,
+    Ref,
+    Slice,
+    Spec,
+    Transpose,
+)
 
 
 def references(expr: Expr) -> Iterator[Ref]:

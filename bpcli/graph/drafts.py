@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from bpcli.errors import Collector, Place
 from bpcli.graph.nodes import LEAF_PHASE, Phase, dependence
 from bpcli.graph.operations import BRACKETS, OPERATIONS, Misfit, Shape, describe
-from bpcli.spec.integers import MAX_SIZE
+from bpcli.spec.specification import MAX_SIZE
 
 
 def _sigmoid(v: float) -> float:

@@ -13,7 +13,7 @@ from bpcli.errors import Collector, Place, nearest
 from bpcli.graph import algebra
 from bpcli.graph.algebra import Term, add_terms, multiply
 from bpcli.graph.drafts import Drafts, Kind
-from bpcli.spec.integers import evaluate
+from bpcli.spec.equations import evaluate
 from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
 
 COMPOSED: Mapping[str, str] = {

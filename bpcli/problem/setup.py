@@ -25,8 +25,7 @@ from bpcli.problem.sizes import Sizes, find_sizes
 from bpcli.spec.language import canonical
 from bpcli.spec.load import load
 from bpcli.spec.paths import resolve
-from bpcli.spec.sections import KINDS
-from bpcli.spec.specification import ArrayDecl, Spec
+from bpcli.spec.specification import WRT_KINDS, ArrayDecl, Spec
 
 
 def choose(spec: Spec, wrt: Sequence[str], collector: Collector) -> tuple[ArrayDecl, ...]:
@@ -45,7 +44,7 @@ def choose(spec: Spec, wrt: Sequence[str], collector: Collector) -> tuple[ArrayD
     if entries == 0 and not collector.diagnostics:
         place = spec.source.key("check", "wrt") if not wrt else None
         asked = ", ".join(printable(word) for word, _ in words)
-        options = [kind for kind in KINDS if _members(spec, kind, None, collector)]
+        options = [kind for kind in WRT_KINDS if _members(spec, kind, None, collector)]
         remedy = f"this spec has {', '.join(options)}: choose with --wrt or [check] wrt" if options else ""
         what = f"nothing to differentiate: {asked} has no entries in this spec"
         remedy = remedy or "declare an array in [params], [inputs] or [state]"
@@ -74,7 +73,7 @@ def _members(spec: Spec, word: str, place: Place | None, collector: Collector) -
     if decl is None and word in spec.refused:
         return set()
     if decl is None:
-        known = (*KINDS, *_all(spec))
+        known = (*WRT_KINDS, *_all(spec))
         what = f'cannot differentiate with respect to "{printable(word)}"'
         collector.add("unknown-wrt", what, place, help=nearest(word, known))
         return set()

@@ -116,7 +116,7 @@ def _settled(
 
 def _written(spec: Spec, axis: str, given: int) -> Place:
     """Where the number stands; the data file's line when it comes from an option, whatever the spec says."""
-    place = spec.source.values.get(("data", axis))
+    place = spec.source.written("data", axis)
     if place is not None and place.quote[place.column - 1 :][: place.width] == str(given):
         return place
     return data_place(spec)
