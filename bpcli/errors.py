@@ -7,7 +7,8 @@ A `Collector` gathers diagnostics so that a refusal reports all that can be foun
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -72,6 +73,14 @@ class Collector:
         diagnostic = Diagnostic(code, what, place, help=help)
         if diagnostic not in self.diagnostics:
             self.diagnostics.append(diagnostic)
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Note the refusals of a `BpError` raised in the block, and go on after it."""
+        try:
+            yield
+        except BpError as error:
+            self.diagnostics.extend(error.diagnostics)
 
     def finish(self) -> None:
         """Raise `BpError` when anything was noted, ordered by place."""

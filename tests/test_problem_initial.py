@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bpcli.errors import Place
-from bpcli.problem.initial import generator, initial, outside, pattern
+from bpcli.problem.draw import generator, initial, outside, pattern
 from bpcli.spec.specification import ArrayDecl
 
 FLOAT64, FLOAT32 = np.dtype(np.float64), np.dtype(np.float32)

@@ -76,7 +76,7 @@ ELSEWHERE: dict[Site, str] = {
     ("backends.torch_programs.gradcheck_function.gradient", "gradcheck"): "takes PyTorch",
     ("problem.draw._by_task", "unknown-name"): "test_problem_draw.py",
     ("problem.draw._by_task", "shape-mismatch"): "test_problem_draw.py",
-    ("problem.array_files.Report.guard", "unreadable-file"): "root may read everything",
+    ("problem.array_files.FileErrors.guard", "unreadable-file"): "root may read everything",
     ("problem.array_files.read_as", "shape-mismatch"): "takes a file that changes: test_problem_draw.py",
     ("runtime.evaluation._refuse", "not-finite 2"): GUARD,
     ("references.__init__.get", "unknown-reference"): "test_references_registry.py",
