@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph
-from bpcli.spec.specification import Kind, Spec
+from bpcli.spec.specification import ArrayDecl, Kind, Spec
 
 Array = NDArray[np.floating]
 FloatArray = NDArray[np.float64]
@@ -55,6 +55,15 @@ class Setup:
     dtype: np.dtype[np.floating]
     wrt: tuple[Tensor, ...]
     shared: frozenset[str]
+
+    def array_shape(self, decl: ArrayDecl) -> tuple[int, ...]:
+        """The shape of an array in a `Problem`, with the axes of steps and samples that it has there."""
+        lead: tuple[int, ...] = ()
+        if decl.kind == "input":
+            lead = (self.T, self.batch) if self.graph.recurrent else (self.batch,)
+        elif decl.kind == "state" and decl.name not in self.shared:
+            lead = (self.batch,)
+        return (*lead, *decl.shape)
 
 
 @dataclass(frozen=True, eq=False)

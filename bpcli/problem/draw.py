@@ -43,16 +43,6 @@ def draw(setup: Setup) -> Problem:
     return Problem(setup, params, _draw_inputs(setup), state)
 
 
-def array_shape(setup: Setup, decl: ArrayDecl) -> tuple[int, ...]:
-    """The shape of an array in a `Problem`, with the axes of steps and samples that it has there."""
-    lead: tuple[int, ...] = ()
-    if decl.kind == "input":
-        lead = (setup.T, setup.batch) if setup.graph.recurrent else (setup.batch,)
-    elif decl.kind == "state" and decl.name not in setup.shared:
-        lead = (setup.batch,)
-    return (*lead, *decl.shape)
-
-
 def check_task(spec: Spec, collector: Collector) -> None:
     """Report a task that does not exist."""
     if spec.data.task is not None:
@@ -115,13 +105,13 @@ def _read_states(setup: Setup) -> dict[str, Array]:
         return {}
     file, place = found
     states = [decl for decl in setup.spec.states.values() if decl.name in file.names()]
-    return {d.name: read_as(file, d.name, array_shape(setup, d), setup.dtype, place) for d in states}
+    return {d.name: read_as(file, d.name, setup.array_shape(d), setup.dtype, place) for d in states}
 
 
 def _draw_inputs(setup: Setup) -> dict[str, Array]:
     """Every input, from the data file, the inline values or the task."""
     data = setup.spec.data
-    shapes = {decl.name: array_shape(setup, decl) for decl in setup.spec.inputs.values()}
+    shapes = {decl.name: setup.array_shape(decl) for decl in setup.spec.inputs.values()}
     if found := _data_file(setup.spec):
         file, place = found
         return {name: read_as(file, name, shape, setup.dtype, place) for name, shape in shapes.items()}

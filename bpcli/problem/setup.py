@@ -16,7 +16,7 @@ from bpcli.errors import Collector, Place, nearest, printable
 from bpcli.graph.build import build
 from bpcli.problem.array_files import ArrayFile, open_arrays
 from bpcli.problem.definition import Setup, Tensor
-from bpcli.problem.draw import array_shape, check_task, check_weights, pattern
+from bpcli.problem.draw import check_task, check_weights, pattern
 from bpcli.problem.limits import Limits, check_arrays
 from bpcli.spec.language import canonical
 from bpcli.spec.load import load
@@ -52,7 +52,7 @@ def open_setup(path: str | Path, overrides: Mapping[str, object], wrt: Sequence[
     setup = Setup(spec, graph, sizes.T, sizes.batch, dtype, (), sizes.shared)
     check_arrays(setup, limits)
     # Density patterns are drawn once their sizes are known to be allowed.
-    tensors = (Tensor(d.name, d.kind, array_shape(setup, d), pattern(d, spec.data.seed)) for d in chosen)
+    tensors = (Tensor(d.name, d.kind, setup.array_shape(d), pattern(d, spec.data.seed)) for d in chosen)
     return dataclasses.replace(setup, wrt=tuple(tensors))
 
 
