@@ -224,9 +224,8 @@ class Declarer:
         if init in _DRAWN_INITS and given < 0:
             what = f'the scale of init "{init}" is {given}; a spread is at least 0'
             self.context.refuse("out-of-range", what, (*path, "scale"), "leave out the minus")
-        elif self.dtype == "float32" and abs(given) > FLOAT32_MAX:
-            what = "this number is not finite in float32"
-            self.context.refuse("not-finite", what, (*path, "scale"), "write a finite number")
+        else:
+            number(given, (*path, "scale"), self.dtype, self.context)
         return float(given)
 
     def density(self, path: KeyPath, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bpcli.errors import Collector, Place, nearest
-from bpcli.spec.language import CONTENTS, FUNCTIONS, MAX_CHARACTERS, TIME, Locate, Token, canonical, scan
+from bpcli.spec.language import CONTENTS, FUNCTIONS, MAX_CHARACTERS, TIME, VARIADIC, Locate, Token, canonical, scan
 from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Transpose
 
 MAX_NESTING = 100
@@ -187,12 +187,13 @@ class _Reader:
         if name in _CONVOLUTIONS:
             what = "convolutions are a known limit of version 1"
             return self.refuse("known-limit", what, token, "write it as a product with a matrix")
-        arity = FUNCTIONS.get(name)
-        if arity is None:
+        if name not in FUNCTIONS:
             remedy = nearest(name, FUNCTIONS) + ". A product is written with * or @"
             return self.refuse("unknown-function", f'unknown function "{name}"', token, remedy)
-        if len(arguments) < arity.least or len(arguments) > (arity.most or len(arguments)):
-            what = f"{name} takes {arity}, not {len(arguments)}"
+        count = FUNCTIONS[name]
+        if len(arguments) < count or (len(arguments) > count and name not in VARIADIC):
+            wanted = f"{count} or more arguments" if name in VARIADIC else f"{count} argument{'s'[: count - 1]}"
+            what = f"{name} takes {wanted}, not {len(arguments)}"
             return self.refuse("arity", what, token, "see `bp list operations`")
         return Call(name, arguments, self.place(token))
 

@@ -1,4 +1,4 @@
-"""The lexical level of the equation language: names, functions with their arities, and tokens.
+"""The lexical level of the equation language: names, functions and tokens.
 
 The scan precedes Python's parser and leaves nothing that it could fail on: brackets are balanced and at most
 `MAX_BRACKETS` deep, numbers are finite, operands and operators alternate, and there is no keyword, string or comment.
@@ -17,27 +17,14 @@ from typing import Literal
 
 from bpcli.errors import Collector, Place
 
-
-@dataclass(frozen=True)
-class Arity:
-    """The number of arguments that a function takes; `most` is None where there is no upper bound."""
-
-    least: int
-    most: int | None
-
-    def __str__(self) -> str:
-        if self.most is None:
-            return f"{self.least} or more arguments"
-        return f"{self.least} argument{'' if self.least == 1 else 's'}"
-
-
-_ONE, _TWO = Arity(1, 1), Arity(2, 2)
-FUNCTIONS: Mapping[str, Arity] = MappingProxyType(
-    dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs"), _ONE)
-    | dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax"), _ONE)
-    | dict.fromkeys(("leaky_relu", "dot", "cross_entropy"), _TWO)
-    | {"concat": Arity(2, None)}
+FUNCTIONS: Mapping[str, int] = MappingProxyType(
+    dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs"), 1)
+    | dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax"), 1)
+    | dict.fromkeys(("leaky_relu", "dot", "cross_entropy", "concat"), 2)
 )
+"""The functions of the language with their numbers of arguments."""
+VARIADIC = ("concat",)
+"""Functions that take more arguments too."""
 TIME = "t"
 """The step index."""
 

@@ -5,6 +5,7 @@ Positions survive decoding: a token of an equation is found in the file, whateve
 
 from __future__ import annotations
 
+import re
 import stat
 from bisect import bisect_right
 from collections.abc import Callable
@@ -192,8 +193,8 @@ class Context:
         return place
 
 
+_CHARACTER = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[ \t\r\n]+|.)|.", re.DOTALL)
 _ESCAPES = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b", '"': '"', "\\": "\\"}
-_HEX = {"x": 2, "u": 4, "U": 8}
 
 
 def decode(raw: str) -> tuple[str, list[int]]:
@@ -201,42 +202,22 @@ def decode(raw: str) -> tuple[str, list[int]]:
 
     Returns the content and the offset in `raw` of each character, and of the end.
     """
-    mark, at, end = _extent(raw)
-    if mark != '"':
-        return raw[at:end], list(range(at, end + 1))
-    characters: list[str] = []
-    offsets: list[int] = []
-    while at < end:
-        character, after = _escape(raw, at, end) if raw[at] == "\\" else (raw[at], at + 1)
-        if character:
-            characters.append(character)
-            offsets.append(at)
-        at = after
-    offsets.append(end)
-    return "".join(characters), offsets
-
-
-def _extent(raw: str) -> tuple[str, int, int]:
-    """The quote mark of `raw` ("" for a bare key), and where its content starts and ends."""
     mark = raw[:1] if raw[:1] in ('"', "'") else ""
-    if not mark:
-        return "", 0, len(raw)
-    if len(raw) >= 6 and raw.startswith(mark * 3):
-        return mark, 4 if raw[3:4] == "\n" else 3, len(raw) - 3
-    return mark, 1, max(1, len(raw) - 1)
+    start, end = len(mark), max(len(mark), len(raw) - len(mark))
+    if mark and len(raw) >= 6 and raw.startswith(mark * 3):
+        start, end = 4 if raw[3:4] == "\n" else 3, len(raw) - 3
+    if mark != '"':
+        return raw[start:end], list(range(start, end + 1))
+    found = [(_unescaped(match[0]), match.start()) for match in _CHARACTER.finditer(raw, start, end)]
+    characters, offsets = zip(*(pair for pair in found if pair[0]), ("", end), strict=True)
+    return "".join(characters), list(offsets)
 
 
-def _escape(raw: str, at: int, end: int) -> tuple[str, int]:
-    """The character that the escape at `at` stands for ("" for a line continuation), and the offset after it."""
-    letter = raw[at + 1 : at + 2]
-    if letter in _HEX:
-        stop = at + 2 + _HEX[letter]
-        digits = raw[at + 2 : stop]
-        code = int(digits, 16) if digits and all(c in "0123456789abcdefABCDEF" for c in digits) else 0xFFFD
-        return chr(code) if code <= 0x10FFFF else "\ufffd", min(stop, end)
-    if letter in _ESCAPES:
-        return _ESCAPES[letter], at + 2
-    at += 1
-    while at < end and raw[at] in " \t\r\n":
-        at += 1
-    return "", at
+def _unescaped(token: str) -> str:
+    """The character that `token` stands for, "" for a line continuation."""
+    if token[0] != "\\":
+        return token
+    if len(token) > 2 and token[1] in "xuU":
+        code = int(token[2:], 16)
+        return chr(code) if code <= 0x10FFFF else "\ufffd"
+    return _ESCAPES.get(token[1:], "")

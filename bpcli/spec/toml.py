@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import tree_sitter_toml
@@ -37,7 +36,9 @@ class _Reader:
 
     def __init__(self, content: str) -> None:
         self.content = content
-        self.characters = None if content.isascii() else _character_offsets(content)
+        self.characters: list[int] | None = None
+        if not content.isascii():  # tree-sitter counts bytes of UTF-8
+            self.characters = [at for at, c in enumerate(content) for _ in c.encode("utf-8")] + [len(content)]
         self.found = Outline()
         self.defined: dict[KeyPath, Span] = {}
 
@@ -123,15 +124,6 @@ class _Reader:
 
     def offset(self, byte: int) -> int:
         return byte if self.characters is None else self.characters[byte]
-
-
-def _character_offsets(content: str) -> list[int]:
-    """The offset in characters of every byte that begins one, and of the end."""
-    widths = [len(c.encode("utf-8")) for c in content]
-    offsets = [0] * (sum(widths) + 1)
-    for index, start in enumerate(accumulate(widths, initial=0)):
-        offsets[start] = index
-    return offsets
 
 
 def _add_canonical_paths(spans: dict[KeyPath, Span]) -> None:
