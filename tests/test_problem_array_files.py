@@ -1,4 +1,4 @@
-"""The readers of `.npz` and `.safetensors`: what they read, and what they refuse without believing or running it."""
+"""The readers of `.npz` and `.safetensors`: every real type is read; damage, lies and pickles are refused."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_npz_header_is_data_alone():
 
 
 def damaged(path: Path, **change: object) -> Path:
-    """An archive with one thing wrong with it."""
+    """An archive with one kind of damage."""
     archive(path, {"W.npy": GOOD}, zipfile.ZIP_DEFLATED if change.get("deflate") else zipfile.ZIP_STORED)
     raw = bytearray(path.read_bytes())
     if "cut" in change:
@@ -228,7 +228,7 @@ def test_npz_refuses_rare_packings(compression, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_npz_refuses_a_name_that_occurs_twice(tmp_path):
-    """Which of two members of one name is meant can't be known."""
+    """Two members of one name are ambiguous."""
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as stream:
         stream.writestr("W.npy", GOOD)
         stream.writestr("W.npy", GOOD)

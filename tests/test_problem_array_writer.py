@@ -24,7 +24,7 @@ def test_written_files_are_whole_and_reproducible(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    """An error on the way neither harms what was there nor leaves anything behind."""
+    """An error during the write leaves the old file and nothing else."""
     target = tmp_path / "out.npz"
     target.write_bytes(b"old")
     with pytest.raises(KeyError):
@@ -56,7 +56,7 @@ def test_a_link_is_written_through_and_permissions_stay(tmp_path):
     ],
 )
 def test_unwritable_paths_are_refused(path, says, tmp_path):
-    """Before anything is computed and when it is written, with the reason."""
+    """An unwritable path is refused with the reason, by the early check and by the write."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "loop").symlink_to("loop")

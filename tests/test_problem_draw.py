@@ -139,7 +139,7 @@ def test_a_state_for_each_sample_is_exported_as_such(tmp_path):
     ("weights", "data", "expected"), [(False, False, 9.0), (True, False, 1.0), (True, True, 2.0), (False, True, 2.0)]
 )
 def test_a_trainable_state_comes_from_data_then_weights_then_value(weights, data, expected, tmp_path):
-    """The nearest source wins; a weights file without the state leaves it as declared."""
+    """Data precede weights, and weights the declaration; a weights file without the state leaves it as declared."""
     text = RNN.replace('a = ["n"]', 'a = { shape = ["n"], value = [9, 9, 9], trainable = true }')
     params = {"W": np.ones((3, 3)), "U": np.ones((3, 2)), "w": np.ones(3)}
     np.savez(tmp_path / "w.npz", **params, **({"a": np.ones(3)} if weights else {}))
@@ -189,7 +189,7 @@ def test_values_that_cannot_be_used_are_refused(change, dtype, expected, tmp_pat
     ],
 )
 def test_contents_of_files_are_refused_at_the_line_that_names_them(bad, line, code, tmp_path):
-    """What only reading shows points at the file's line."""
+    """Errors in the content of a file are refused at the line that names it."""
     good = {
         "W": np.zeros((3, 3)),
         "U": np.ones((3, 2)),
@@ -215,7 +215,7 @@ def test_a_file_that_changed_since_is_refused(tmp_path):
 
 
 def test_every_task_can_be_found():
-    """A module a task: its name is the module's, its summary one line."""
+    """A task has its module's name and a summary of one line."""
     assert "random" in known_tasks()
     for name in known_tasks():
         task = find_task(name, None)
@@ -346,7 +346,7 @@ FIRST = 0.9206428812833373
     [((10, 10), 0.1, 10), ((3, 3), 0.5, 4), ((100, 100), 0.001, 10), ((7, 5), 0.99, 35), ((2, 2), 0.01, 0)],
 )
 def test_density_keeps_the_rounded_count(shape, density, count):
-    """round(density * size) distinct entries, sorted; the mask is what is left."""
+    """round(density * size) distinct entries, sorted; the mask holds the others."""
     decl = param(shape, init="normal", density=density)
     kept = pattern(decl, 0)
     assert np.dtype(np.int64) == kept.dtype

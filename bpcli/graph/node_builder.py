@@ -18,7 +18,7 @@ from bpcli.spec.specification import MAX_SIZE
 
 @dataclass(frozen=True)
 class AbstractValue:
-    """What is known of a value before it is computed: its shape and its phase."""
+    """The shape and phase of a value, known before it is computed."""
 
     shape: Shape
     phase: Phase
