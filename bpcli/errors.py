@@ -1,27 +1,24 @@
-"""What goes wrong, where, and what to do about it: the one error type that reaches a user.
+"""Refusals of the user's input: diagnostics with a place and a remedy, and the one exception that carries them.
 
-A `Diagnostic` is one finding about the user's input; a `BpError` carries one or more of them and the exit code.
-A `Collector` gathers diagnostics so that a refusal reports all that can be found, not only the first.
+A `Collector` gathers diagnostics, so that a user sees all that can be found wrong and not only the first.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 USAGE = 2
 UNADVISED = "run it again with this version of bp"
-"""Help for a refusal that another version of bp wrote without any."""
+"""Help for a refusal that an older version of bp saved without any."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A token in a text file: line and column count from 1, the column and width in characters.
-
-    `quote` is the whole line.
-    """
+    """A token in a text file; line and column count from 1, column and width are in characters, `quote` is the line."""
 
     file: str
     line: int
@@ -32,9 +29,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One refusal: `code` is a short kebab-case name (`unknown-name`), `what` a sentence without a full stop.
+    """One refusal: a short code in kebab case (`unknown-name`), a sentence without a full stop, and a remedy.
 
-    `help` says what to do about it, and is never empty.
+    `help`, the remedy, is never empty.
     """
 
     code: str
@@ -43,7 +40,7 @@ class Diagnostic:
     help: str = field(kw_only=True)
 
     def about(self, subject: str) -> Diagnostic:
-        """The same, which says by its place or in words what it is about: one of several specs."""
+        """The same with its subject, one of several specs, named in its sentence where no place names it."""
         return self if self.place else replace(self, what=f"{subject}: {self.what}")
 
 
@@ -63,18 +60,26 @@ def fail(code: str, what: str, place: Place | None = None, *, help: str) -> NoRe
 
 @dataclass
 class Collector:
-    """Diagnostics gathered on the way; `finish` raises them together."""
+    """A list of diagnostics that `finish` raises together."""
 
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
     def add(self, code: str, what: str, place: Place | None = None, *, help: str) -> None:
-        """Note one refusal and go on."""
+        """Note a refusal, once, without raising it."""
         diagnostic = Diagnostic(code, what, place, help=help)
         if diagnostic not in self.diagnostics:
             self.diagnostics.append(diagnostic)
 
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Note the refusals of a `BpError` that ends the block, instead of raising it."""
+        try:
+            yield
+        except BpError as error:
+            self.diagnostics.extend(error.diagnostics)
+
     def finish(self) -> None:
-        """Raise `BpError` when anything was noted, ordered by place."""
+        """Raise `BpError` with the refusals in the order of their places, where there are any."""
         if self.diagnostics:
             raise BpError(sorted(self.diagnostics, key=_order))
 
@@ -85,10 +90,7 @@ def _order(diagnostic: Diagnostic) -> tuple[str, int, int]:
 
 
 def nearest(name: str, known: Iterable[str], none: str = "there is none that could be named here") -> str:
-    """Help for an unknown name: the nearest known one if any is near, and all of them while they are few.
-
-    `none` is said where nothing is known.
-    """
+    """Help for an unknown name: the nearest known one if any is near, and the first twenty; `none` where none is."""
     names = sorted(set(known))
     if not names:
         return none
@@ -101,7 +103,7 @@ def nearest(name: str, known: Iterable[str], none: str = "there is none that cou
 
 
 def printable(text: str, limit: int = 120) -> str:
-    """`text` with control characters escaped and long text cut, safe to print on a terminal."""
+    """`text` safe to print on a terminal: control characters escaped, cut to `limit` characters."""
     clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 

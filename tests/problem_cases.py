@@ -1,8 +1,10 @@
-"""What the tests of the problem room share: a small recurrent spec and a way to open variants of it."""
+"""Small specs for the tests of the problem room, and helpers to open variants of them and compare arrays."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
 
 from bpcli.errors import BpError
 from bpcli.problem.definition import Setup
@@ -49,3 +51,11 @@ def open_text(folder: Path, text: str, wrt: tuple[str, ...] = (), **overrides: o
 def refusals(error: BpError) -> list[tuple[str, int]]:
     """The code and line of each diagnostic; line 0 where there is no place."""
     return [(d.code, d.place.line if d.place else 0) for d in error.diagnostics]
+
+
+def assert_same(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> None:
+    """Equal bits, names, types and shapes."""
+    assert list(expected) == list(actual)
+    for name, array in expected.items():
+        assert (array.dtype, array.shape) == (actual[name].dtype, actual[name].shape)
+        assert array.tobytes() == actual[name].tobytes(), name

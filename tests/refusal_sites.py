@@ -21,7 +21,7 @@ PACKAGE = Path(bpcli.__file__).parent
 MAKERS = frozenset({"Diagnostic", "Misfit", "Refused", "fail", "refuse", "refuse_key", "bad"})
 """Functions and classes that are given what is wrong; `add` of a collector is one too."""
 HELPERS = frozenset(
-    {"errors.fail", "errors.Collector.add", "spec.context.Context.refuse", "spec.tokens.Scanner.refuse"}
+    {"errors.fail", "errors.Collector.add", "spec.source.Context.refuse", "spec.language._Scanner.refuse"}
 )
 """Functions that hand on what they are given: their callers are the places."""
 

@@ -114,7 +114,7 @@ def test_numbers(tmp_path: Path, text: str, numbers: tuple[float, ...]) -> None:
     ],
 )
 def test_values(tmp_path: Path, text: str) -> None:
-    """The nodes compute what the equation says, however they were regrouped."""
+    """The nodes have the value of the equation, however they were regrouped."""
     graph = built(tmp_path, with_arrays(f'y = "{text}"\nloss = "sum(y)"'))
     rng = np.random.default_rng(3)
     arrays = {name: np.asarray(rng.normal(size=shape)) for name, shape in SHAPES.items()}
@@ -148,7 +148,7 @@ def _scalar(rng: np.random.Generator, depth: int) -> str:
 
 
 def test_random_expressions(tmp_path: Path) -> None:
-    """200 random expressions in one spec compute what they say."""
+    """The nodes of 200 random expressions in one spec have their values."""
     rng = np.random.default_rng(11)
     texts = [_vector(rng, depth) for depth in range(1, 6) for _ in range(40)]
     equations = "\n".join(f'y{i} = "{text}"' for i, text in enumerate(texts))
@@ -253,7 +253,7 @@ def test_loss_is_a_node_outside_the_loop(tmp_path: Path, equations: str, op: str
 
 
 def test_arguments_come_first(tmp_path: Path) -> None:
-    """Nodes are numbered by their position, arguments before what uses them, phases in order."""
+    """Nodes are numbered by their position, arguments before their uses, phases in order."""
     graph = built(tmp_path, with_arrays('y = "W @ a + b"\na = "tanh(W @ a[t-1] + U @ z)"\nloss = "sum(y**2) + g"'))
     assert list(range(len(graph.nodes))) == [node.index for node in graph.nodes]
     assert all(arg < node.index for node in graph.nodes for arg in node.args)

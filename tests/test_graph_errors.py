@@ -11,7 +11,7 @@ MARK = "¦"
 
 
 def _refused(tmp_path: Path, marked: str) -> tuple[list[str], list[tuple[int, int]], list[str]]:
-    """Codes, places and texts of what is refused, after the marks were taken out."""
+    """Codes, places and texts of the refusals of a spec, with the marks taken out."""
     graph, refused = graph_of(tmp_path, marked.replace(MARK, ""))
     assert graph is None
     places = [(d.place.line, d.place.column) for d in refused if d.place]
@@ -106,7 +106,7 @@ def test_expression(tmp_path: Path, equation: str, code: str, words: str) -> Non
     ],
 )
 def test_equations(tmp_path: Path, equations: str, code: str, words: str) -> None:
-    """Cycles, states and errors of equations that nothing reads; what follows from a mistake is not another."""
+    """Cycles, states and errors of unused equations; the consequence of a mistake is not another."""
     marked = with_arrays(equations)
     codes, places, texts = _refused(tmp_path, marked)
     assert ([code], _marks(marked)) == (codes, places)

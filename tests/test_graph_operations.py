@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bpcli.graph.drafts import fold, foldable
-from bpcli.graph.operations import OPERATIONS, Misfit, describe
+from bpcli.graph.operations import OPERATIONS, Misfit, describe, fold
 
 SCALAR, V1, V3, V4, M34, M43 = (), (1,), (3,), (4,), (3, 4), (4, 3)
 ELEMENTWISE_1 = ["copy", "negate", "power", "tanh", "sigmoid", "relu", "leaky_relu", "softplus"]
@@ -85,7 +84,7 @@ def test_binary_shapes(
 def test_other_shapes(
     name: str, shapes: tuple[tuple[int, ...], ...], numbers: tuple[float, ...], expected: tuple[int, ...] | str
 ) -> None:
-    """Products, reductions and the operations on vectors give their shape or say what does not fit."""
+    """Products, reductions and the operations on vectors give their shape or a Misfit."""
     code = expected if isinstance(expected, str) else ""
     _compare(None if code else expected, code, OPERATIONS[name].shape(shapes, numbers))
 
@@ -127,7 +126,7 @@ def test_rows() -> None:
     ("shape", "expected"), [((), "a scalar"), ((3,), "a vector of 3"), ((3, 4), "a 3 by 4 matrix")]
 )
 def test_describe(shape: tuple[int, ...], expected: str) -> None:
-    """Shapes are told in words."""
+    """Shapes in words."""
     assert expected == describe(shape)
 
 
@@ -158,11 +157,11 @@ def test_describe(shape: tuple[int, ...], expected: str) -> None:
     ],
 )
 def test_fold(op: str, values: list[float], expected: float | None) -> None:
-    """Constants combine in float64; what is not a finite real number is None."""
+    """Constants combine in float64; a result that is no finite real number is None."""
     assert expected == fold(op, values)
 
 
 def test_foldable_operations_exist() -> None:
-    """Everything folds but copies, joins, slices and what takes a matrix."""
+    """Every operation folds except copies, joins, slices and those on matrices."""
     kept = ["copy", "matmul", "matmat", "transpose", "concat", "slice"]
-    assert kept == [name for name in OPERATIONS if not foldable(name)]
+    assert kept == [name for name, row in OPERATIONS.items() if row.fold is None]

@@ -1,4 +1,4 @@
-"""When each value is computed, what is dropped, and what is reported as unused."""
+"""The phases of values, dropped nodes and unused names."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_phases(tmp_path: Path, text: str, expected: dict[str, str]) -> None:
     ("text", "before", "inside"), [(VANILLA, ["add", "matmul"], ["add", "matmul", "tanh"]), (LSTM, ["matmul"], None)]
 )
 def test_inputs_are_hoisted(tmp_path: Path, text: str, before: list[str], inside: list[str] | None) -> None:
-    """What the inputs add to the state is computed before the loop; inside is only the product with the state."""
+    """The inputs' part of the new state is computed before the loop, which holds only the product with the state."""
     graph = built(tmp_path, text)
     operations = [node for node in graph.nodes if node.args]
     assert before == sorted(node.op for node in operations if node.phase is Phase.INPUT)
@@ -120,7 +120,7 @@ def test_inputs_are_hoisted(tmp_path: Path, text: str, before: list[str], inside
 
 @pytest.mark.parametrize("text", [VANILLA, LSTM, FEED_FORWARD, ENDS])
 def test_phases_only_look_back(tmp_path: Path, text: str) -> None:
-    """No node reads what is computed in a later phase, and a network without a state has no loop."""
+    """No node reads a node of a later phase, and a network without a state has no loop."""
     graph = built(tmp_path, text)
     assert all(graph.nodes[arg].phase <= node.phase for node in graph.nodes for arg in node.args)
     if not graph.recurrent:
@@ -128,7 +128,7 @@ def test_phases_only_look_back(tmp_path: Path, text: str) -> None:
 
 
 def test_unused(tmp_path: Path) -> None:
-    """What no step's loss depends on is named; what only passes through other states is used."""
+    """Names that the loss of no step depends on are unused; those that it depends on through other states are used."""
     graph = built(tmp_path, ENDS)
     assert ("lone", "seen", "dead", "twice", "unread", "alias") == graph.unused
     assert () == built(tmp_path, VANILLA).unused

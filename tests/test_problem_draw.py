@@ -1,33 +1,27 @@
-"""From a Setup to a Problem and out to a file: where every array comes from, and that it comes back bit for bit."""
+"""The source of every array of a Problem, bitwise equal after a round trip through a file, and seeded draws."""
 
 from __future__ import annotations
 
-import stat
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from problem_cases import FEED_FORWARD, RNN, open_text, refusals
+from problem_cases import FEED_FORWARD, RNN, assert_same, open_text, refusals
 
 from bpcli import tasks
-from bpcli.errors import BpError
-from bpcli.problem.array_writer import check_writable, export_arrays, replace_file, write_npz
+from bpcli.errors import BpError, Place
+from bpcli.problem.array_writer import export_arrays, write_npz
 from bpcli.problem.definition import Problem
-from bpcli.problem.draw import draw
+from bpcli.problem.draw import draw, generator, initial, outside, pattern
+from bpcli.spec.specification import ArrayDecl
 from bpcli.tasks import find_task, known_tasks
+
+FLOAT64, FLOAT32 = np.dtype(np.float64), np.dtype(np.float32)
 
 
 def arrays_of(problem: Problem) -> dict[str, np.ndarray]:
     """All arrays by name."""
     return {**problem.params, **problem.inputs, **problem.state}
-
-
-def assert_same(expected: dict[str, np.ndarray], actual: dict[str, np.ndarray]) -> None:
-    """Equal bits, names, types and shapes."""
-    assert list(expected) == list(actual)
-    for name, array in expected.items():
-        assert (array.dtype, array.shape) == (actual[name].dtype, actual[name].shape)
-        assert array.tobytes() == actual[name].tobytes(), name
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -145,7 +139,7 @@ def test_a_state_for_each_sample_is_exported_as_such(tmp_path):
     ("weights", "data", "expected"), [(False, False, 9.0), (True, False, 1.0), (True, True, 2.0), (False, True, 2.0)]
 )
 def test_a_trainable_state_comes_from_data_then_weights_then_value(weights, data, expected, tmp_path):
-    """The nearest source wins; a weights file without the state leaves it as declared."""
+    """Data precede weights, and weights the declaration; a weights file without the state leaves it as declared."""
     text = RNN.replace('a = ["n"]', 'a = { shape = ["n"], value = [9, 9, 9], trainable = true }')
     params = {"W": np.ones((3, 3)), "U": np.ones((3, 2)), "w": np.ones(3)}
     np.savez(tmp_path / "w.npz", **params, **({"a": np.ones(3)} if weights else {}))
@@ -195,7 +189,7 @@ def test_values_that_cannot_be_used_are_refused(change, dtype, expected, tmp_pat
     ],
 )
 def test_contents_of_files_are_refused_at_the_line_that_names_them(bad, line, code, tmp_path):
-    """What only reading shows points at the file's line."""
+    """Errors in the content of a file are refused at the line that names it."""
     good = {
         "W": np.zeros((3, 3)),
         "U": np.ones((3, 2)),
@@ -221,7 +215,7 @@ def test_a_file_that_changed_since_is_refused(tmp_path):
 
 
 def test_every_task_can_be_found():
-    """A module a task: its name is the module's, its summary one line."""
+    """A task has its module's name and a summary of one line."""
     assert "random" in known_tasks()
     for name in known_tasks():
         task = find_task(name, None)
@@ -264,73 +258,114 @@ def test_a_task_that_does_not_fit_is_refused(text, shape, code, monkeypatch, tmp
     assert [(code, 18)] == refusals(caught.value)
 
 
-def test_written_files_are_whole_and_reproducible(tmp_path):
-    """The same arrays give the same bytes, readable by numpy; nothing else is left in the folder."""
-    arrays = {"α": np.arange(6.0).reshape(2, 3), "loss": np.array(1.5)}
-    for name in ("one.npz", "two"):
-        write_npz(tmp_path / name, arrays)
-    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two").read_bytes()
-    with np.load(tmp_path / "one.npz") as stored:
-        assert_same(arrays, dict(stored))
-    assert ["one.npz", "two"] == sorted(p.name for p in tmp_path.iterdir())
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    """An error on the way neither harms what was there nor leaves anything behind."""
-    target = tmp_path / "out.npz"
-    target.write_bytes(b"old")
-    with pytest.raises(KeyError):
-        replace_file(target, lambda stream: {}["missing"])
-    assert b"old" == target.read_bytes()
-    assert ["out.npz"] == [p.name for p in tmp_path.iterdir()]
-
-
-def test_a_link_is_written_through_and_permissions_stay(tmp_path):
-    """The file behind a link is replaced, not the link, and keeps its mode."""
-    (tmp_path / "real").write_bytes(b"old")
-    (tmp_path / "real").chmod(0o640)
-    (tmp_path / "link").symlink_to("real")
-    replace_file(tmp_path / "link", lambda stream: stream.write(b"new"))
-    assert (tmp_path / "link").is_symlink()
-    assert b"new" == (tmp_path / "real").read_bytes()
-    assert 0o640 == stat.S_IMODE((tmp_path / "real").stat().st_mode)
+def param(shape: tuple[int, ...], **fields: object) -> ArrayDecl:
+    """A parameter called W."""
+    return ArrayDecl(name="W", kind="param", shape=shape, place=Place("s", 1, 1), **fields)
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("init", "shape", "expected"),
     [
-        ("none/out.npz", "its folder does not exist"),
-        ("folder", "it is a folder"),
-        ("file/out.npz", "its folder does not exist"),
-        ("x" * 300, "File name too long"),
-        ("nul\0", "null"),
-        ("loop", "Too many levels of symbolic links"),
+        ("zeros", (2, 3), np.zeros((2, 3))),
+        ("ones", (), np.array(0.5)),
+        ("ones", (3,), np.full(3, 0.5)),
+        ("identity", (2, 2), 0.5 * np.eye(2)),
+        ("identity", (2, 3), 0.5 * np.eye(2, 3)),
+        ("identity", (3, 2), 0.5 * np.eye(3, 2)),
     ],
 )
-def test_unwritable_paths_are_refused(path, says, tmp_path):
-    """Before anything is computed and when it is written, with the reason."""
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_bytes(b"")
-    (tmp_path / "loop").symlink_to("loop")
-    for attempt in (check_writable, lambda p: write_npz(p, {})):
-        with pytest.raises(BpError) as caught:
-            attempt(f"{tmp_path}/{path}")
-        assert [("unwritable", 0)] == refusals(caught.value)
-        assert says in caught.value.diagnostics[0].what
+def test_fixed_initialisers(init, shape, expected):
+    """Each is its matrix times the scale, in a writable array of the shape asked for."""
+    array = initial(param(shape, init=init, scale=0.5), 0, FLOAT64)
+    assert shape == array.shape
+    assert array.flags.writeable and array.flags.c_contiguous
+    np.testing.assert_array_equal(expected, array)
 
 
-@pytest.mark.parametrize("path", ["out.npz", "old.npz"])
-def test_writable_paths_pass_and_stay_as_they_are(path, tmp_path):
-    """The test of a path changes nothing."""
-    (tmp_path / "old.npz").write_bytes(b"old")
-    check_writable(tmp_path / path)
-    assert ["old.npz"] == [p.name for p in tmp_path.iterdir()]
-    assert b"old" == (tmp_path / "old.npz").read_bytes()
+@pytest.mark.parametrize("shape", [(5, 5), (7, 3), (3, 7), (1, 4), (4, 1), (1, 1)])
+@pytest.mark.parametrize("scale", [1.0, 0.9, -2.0])
+def test_orthogonal_has_orthonormal_rows_or_columns(shape, scale):
+    """The Gram matrix of the shorter side is the identity times scale squared."""
+    array = initial(param(shape, init="orthogonal", scale=scale), 3, FLOAT64)
+    gram = array @ array.T if shape[0] < shape[1] else array.T @ array
+    np.testing.assert_allclose(scale**2 * np.eye(min(shape)), gram, atol=1e-13)
 
 
-def test_a_device_is_written_and_not_replaced():
-    """`/dev/null` stays what it is."""
-    check_writable("/dev/null")
-    write_npz("/dev/null", {"a": np.zeros(3)})
-    with open("/dev/null", "rb") as stream:
-        assert b"" == stream.read()
+@pytest.mark.parametrize(
+    ("init", "scale", "deviation", "bound"),
+    [
+        ("normal", 0.3, 0.3, np.inf),
+        ("uniform", 0.3, 0.3 / np.sqrt(3), 0.3),
+        ("glorot", 2.0, 2.0 * np.sqrt(2 / 700), 2.0 * np.sqrt(6 / 700)),
+    ],
+)
+def test_drawn_initialisers_have_their_moments(init, scale, deviation, bound):
+    """Mean 0, the standard deviation of the definition, and entries within the bound."""
+    array = initial(param((300, 400), init=init, scale=scale), 0, FLOAT64)
+    assert abs(array.mean()) < 4 * deviation / np.sqrt(array.size)
+    assert abs(array.std() / deviation - 1) < 0.01
+    assert np.abs(array).max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("init", "shape"),
+    [("orthogonal", (7, 9)), ("glorot", (70, 1000)), ("normal", (70, 1000)), ("uniform", (70, 1000))],
+)
+def test_float32_is_float64_rounded(init, shape):
+    """The type changes the last rounding alone."""
+    wide = initial(param(shape, init=init), 0, FLOAT64)
+    narrow = initial(param(shape, init=init), 0, FLOAT32)
+    assert FLOAT32 == narrow.dtype
+    np.testing.assert_array_equal(wide.astype(np.float32), narrow)
+
+
+@pytest.mark.parametrize(
+    ("value", "shape"), [(2.5, ()), ((1.0, 2.0), (2,)), (((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)), (2, 3))]
+)
+def test_value_is_taken_as_it_is(value, shape):
+    """Numbers given in the spec are the array."""
+    array = initial(param(shape, init="value", value=value), 0, FLOAT64)
+    np.testing.assert_array_equal(np.array(value), array)
+    assert shape == array.shape
+
+
+def test_generators_depend_on_seed_kind_and_name_alone():
+    """Equal labels give equal numbers; any difference gives others. The first number is fixed for good."""
+    labels = [(s, k, n) for s in (0, 1, 2**70) for k in ("inputs", "params", "states") for n in ("a", "b", "α")]
+    draws = [generator(*label).random() for label in labels]
+    assert len(labels) == len(set(draws))
+    assert draws == [generator(*label).random() for label in reversed(labels)][::-1]
+    assert FIRST == generator(0, "params", "W").random()
+
+
+FIRST = 0.9206428812833373
+
+
+@pytest.mark.parametrize(
+    ("shape", "density", "count"),
+    [((10, 10), 0.1, 10), ((3, 3), 0.5, 4), ((100, 100), 0.001, 10), ((7, 5), 0.99, 35), ((2, 2), 0.01, 0)],
+)
+def test_density_keeps_the_rounded_count(shape, density, count):
+    """round(density * size) distinct entries, sorted; the mask holds the others."""
+    decl = param(shape, init="normal", density=density)
+    kept = pattern(decl, 0)
+    assert np.dtype(np.int64) == kept.dtype
+    assert count == len(kept) == len(set(kept.tolist()))
+    assert kept.tolist() == sorted(kept.tolist())
+    mask = outside(decl, 0)
+    np.testing.assert_array_equal(kept, np.flatnonzero(~mask))
+    assert shape == mask.shape
+
+
+def test_a_full_density_is_no_pattern():
+    """Density 1 is a dense array."""
+    assert pattern(param((3, 3), density=1.0), 0) is None
+    assert outside(param((3, 3)), 0) is None
+
+
+def test_patterns_are_spread_evenly_and_follow_the_seed():
+    """Every entry is kept about equally often over seeds, and seeds give different patterns."""
+    decl = param((4, 5), density=0.25)
+    counts = np.bincount(np.concatenate([pattern(decl, seed) for seed in range(800)]), minlength=20)
+    assert 800 * 5 == counts.sum()
+    assert np.abs(counts - 200).max() < 60

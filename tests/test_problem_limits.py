@@ -61,7 +61,7 @@ def test_format_bytes(size, text):
 
 
 def test_the_default_limit_is_most_of_free_memory():
-    """Between nothing and all of it."""
+    """The default is above zero and below all of it."""
     assert 0 < Limits().max_memory < 1 << 50
     assert 0 < free_memory()
     assert 3600.0 == Limits().max_time
@@ -79,7 +79,7 @@ def test_the_default_limit_is_most_of_free_memory():
     ],
 )
 def test_free_memory_is_what_the_control_group_has_left(monkeypatch, tmp_path, files, expected):
-    """Its limit less what is in use and can't be dropped, where that is less than the machine has."""
+    """The limit less the memory in use that can't be dropped, where that is less than the machine has."""
     for name, text in files.items():
         (tmp_path / f"memory.{name}").write_text(text)
     monkeypatch.setattr(limits, "_GROUP", tmp_path)
@@ -145,7 +145,7 @@ def test_costs_are_refused(nbytes, flops, code, says, tmp_path):
 
 
 def test_many_tiny_steps_take_time(tmp_path):
-    """A step costs some microseconds however little it computes."""
+    """A step costs some microseconds beside its arithmetic."""
     setup = open_text(tmp_path, RNN)
     allowed = Limits(max_memory=1 << 30, max_time=0.5)
     check_cost(setup, "rtrl", 0, 1.0, allowed, 20_000)
@@ -166,7 +166,7 @@ try:
 finally:
     print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), file=sys.stderr)
 """
-"""A call of `bp` that tells its highest resident memory: other counts begin with what the parent process held."""
+"""A call of `bp` that prints its highest resident memory; other counts include that of the parent process."""
 
 
 def wide(n: int, product: str, extra: str = "") -> str:
@@ -225,7 +225,7 @@ loss = "sum((u @ v) @ x)"
     ],
 )
 def test_memory_before_a_refusal(text, options, code, tmp_path):
-    """Nothing that grows with the sizes is there when they are refused, nor while they are looked at."""
+    """Memory in use at a refusal, and before it, does not grow with the sizes that are refused."""
     (tmp_path / "spec.toml").write_text(text)
     call = [sys.executable, "-c", MEASURED, "check", "spec.toml", "--max-memory", "400MB", *options]
     paths = os.pathsep.join(filter(None, (str(Path(limits.__file__).parents[2]), os.environ.get("PYTHONPATH"))))
@@ -241,7 +241,7 @@ def test_memory_before_a_refusal(text, options, code, tmp_path):
 @pytest.mark.parametrize("overrides", [{"n": 2**40}, {"T": 2**40, "batch": 2**40}, {"batch": 2**40}])
 @pytest.mark.parametrize("method", ["bptt", "rtrl"])
 def test_what_no_process_can_address(overrides, method, tmp_path):
-    """Is refused whatever is allowed, also where sizes go beyond integers of 64 bits."""
+    """Sizes beyond the address space are refused whatever the limit, also beyond integers of 64 bits."""
     text = 'bp = 1\nstate = { a = ["n"] }\nparams = { w = ["n"] }\ndims = { n = 4 }\n'
     (tmp_path / "spec.toml").write_text(text + '[equations]\na = "w * a[t-1]"\nloss = "sum(a)"\n')
     allowed = Limits(max_memory=1 << 90, max_time=1e300)

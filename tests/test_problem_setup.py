@@ -1,4 +1,4 @@
-"""From a spec to a Setup: sizes, what is differentiated, and each refusal with its line."""
+"""From a spec to a Setup: sizes, the arrays to differentiate with respect to, and each refusal with its line."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_sparse_tensors_carry_their_pattern(tmp_path):
     ],
 )
 def test_bad_wrt_is_refused(text, wrt, code, line, says, tmp_path):
-    """Unknown, constant or empty: refused where it stands, with what could be meant."""
+    """Unknown, constant or empty: refused at its place, with the known names."""
     with pytest.raises(BpError) as caught:
         open_text(tmp_path, text, wrt)
     assert [(code, line)] == refusals(caught.value)
@@ -218,7 +218,7 @@ def test_errors_of_the_spec_do_not_hide_those_of_its_files(tmp_path):
 
 @pytest.mark.parametrize("file", ["../w.npz", "/etc/passwd", "folder", "link.npz"])
 def test_files_outside_the_folder_and_no_files_are_refused(file, tmp_path):
-    """The refusal stands at the line that names the file, and nothing follows from it."""
+    """The refusal stands at the line that names the file, and has no consequences."""
     np.savez(tmp_path / "w.npz", **PARAMS)
     inner = tmp_path / "inner"
     (inner / "folder").mkdir(parents=True)

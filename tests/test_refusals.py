@@ -1,4 +1,4 @@
-"""Every refusal: a call, and its code, place, quoted line and help; and that none is missing here."""
+"""Every refusal of the sources: a call that makes it, and its code, place, quoted line and help."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ ELSEWHERE: dict[Site, str] = {
     ("backends.torch_programs.gradcheck_function.gradient", "gradcheck"): "takes PyTorch",
     ("problem.draw._by_task", "unknown-name"): "test_problem_draw.py",
     ("problem.draw._by_task", "shape-mismatch"): "test_problem_draw.py",
-    ("problem.array_files.Report.guard", "unreadable-file"): "root may read everything",
+    ("problem.array_files.FileErrors.guard", "unreadable-file"): "root may read everything",
     ("problem.array_files.read_as", "shape-mismatch"): "takes a file that changes: test_problem_draw.py",
     ("runtime.evaluation._refuse", "not-finite 2"): GUARD,
     ("references.__init__.get", "unknown-reference"): "test_references_registry.py",
     ("render.__init__.renderer", "usage"): GUARD,
     ("render.page.figure.need_matplotlib", "missing-extra"): "test_report.py",
     ("spec.equations._Reader.too_deep", "too-deep"): GUARD,
-    ("spec.integers.evaluate", "not-whole"): GUARD,
+    ("spec.equations.evaluate", "not-whole"): GUARD,
 }
-"""Places that no call in a folder with a few files comes through, and what does or why nothing can."""
+"""Places that no call in a folder with a few files reaches, with the test that does or the reason why none can."""
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_every_place_that_refuses_is_here(told):
 
 
 def test_no_place_leaves_the_help_out():
-    """The field is required, none is written as empty text, and a name that nothing is like gets a word too."""
+    """The field is required, none is written as empty text, and `nearest` has help for a name without neighbours."""
     with pytest.raises(TypeError, match="help"):
         Diagnostic("code", "what")
     calls = [
@@ -166,7 +166,7 @@ def _takes_help(call: ast.Call) -> bool:
 
 
 def _words(value: ast.expr) -> bool:
-    """Whether an expression is no empty text, in neither of its branches."""
+    """Whether an expression is non-empty text in each of its branches."""
     if isinstance(value, ast.IfExp):
         return _words(value.body) and _words(value.orelse)
     if isinstance(value, ast.BoolOp):

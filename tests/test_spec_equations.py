@@ -1,4 +1,4 @@
-"""The language of equations: what is read, how it groups, what is refused and where."""
+"""The language of equations: its grammar, the grouping of chains, and refusals at their tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 from spec_cases import MARK, unmarked, written
 
 from bpcli.errors import Collector, Place
-from bpcli.spec.equations import parse
-from bpcli.spec.integers import evaluate
+from bpcli.spec.equations import evaluate, parse
 from bpcli.spec.specification import Binary, Call, Expr, Negate, Number, Ref
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -193,7 +192,7 @@ def test_what_is_refused(text, codes):
     ],
 )
 def test_limits(text, legal):
-    """Equations have 10,000 characters and nest 100 deep at most; a long sum is not deep, nor is what it becomes."""
+    """Equations have 10,000 characters and nest 100 deep at most; a long sum is shallow, as read and as grouped."""
     expression, refused = read(text)
     assert legal == (expression is not None)
     assert legal == (not refused)
@@ -221,7 +220,7 @@ def depth(expression: Expr) -> int:
 @pytest.mark.parametrize("count", [2, 17, 18, 19, 300])
 @pytest.mark.parametrize("operators", ["+-", "*/"])
 def test_long_chains_keep_their_value(operators, count, seed):
-    """However a chain is grouped, it is the same number as Python's, in exact fractions."""
+    """A chain has the value that Python gives it, in exact fractions, however it is grouped."""
     rng = random.Random(seed)
     names = [f"v{i}" for i in range(count)]
     values = {name: Fraction(rng.randint(1, 9), rng.randint(1, 9)) for name in names}
@@ -264,7 +263,7 @@ def test_the_recursion_limit_is_left_as_it_was():
 )
 def test_integer_expressions(text, expected):
     """Dims and integers with + - * //."""
-    expression, refused = read(text, "whole")
+    expression, refused = read(text, "integer")
     assert [] == refused
     assert expected == evaluate(expression, {"n": 4, "m": 5}, Collector())
 
@@ -279,17 +278,17 @@ def test_integer_expressions(text, expected):
     ],
 )
 def test_integer_expressions_without_a_value(text, code, column):
-    """Unknown dims, divisions by zero and integers that no size reaches are refused."""
+    """Unknown dims, divisions by zero and integers beyond any size are refused."""
     collector = Collector()
-    assert evaluate(read(text, "whole")[0], {"n": 4, "m": 5}, collector) is None
+    assert evaluate(read(text, "integer")[0], {"n": 4, "m": 5}, collector) is None
     assert code == collector.diagnostics[0].code
     assert column in (None, collector.diagnostics[0].place.column)
 
 
 def test_refused_dims_are_not_refused_again():
-    """A dim that is in error itself makes no second error."""
+    """A use of a refused dim is no second error."""
     collector = Collector()
-    assert evaluate(read("n + k", "whole")[0], {"n": 4}, collector, {"k"}) is None
+    assert evaluate(read("n + k", "integer")[0], {"n": 4}, collector, {"k"}) is None
     assert [] == collector.diagnostics
 
 

@@ -1,4 +1,4 @@
-"""Whatever is done to a spec, the loader returns a Spec or says what is wrong; `BP_FUZZ` is the number of examples."""
+"""The loader returns a Spec or refusals for damaged specs of every kind; `BP_FUZZ` is the number of examples."""
 
 from __future__ import annotations
 
@@ -112,13 +112,13 @@ def test_damaged_specs(text, overrides, tmp_path_factory):
 @settings(max_examples=max(20, EXAMPLES // 10), deadline=None, derandomize=True, database=None)
 @given(head=st.sampled_from(TEXTS), at=st.integers(0, 2000), piece=st.binary(min_size=1, max_size=20))
 def test_damaged_bytes(head, at, piece, tmp_path_factory):
-    """Nor do bytes that are no text."""
+    """Bytes that are no text are refused too."""
     data = head.encode("utf-8")
     check(data[:at] + piece + data[at:], {}, tmp_path_factory)
 
 
 def check(data, overrides, factory):
-    """Load `data` and look at what comes back."""
+    """Load `data` and check the Spec or the refusals."""
     path = factory.getbasetemp() / "fuzz.toml"
     path.write_bytes(data)
     collector = Collector()
@@ -140,5 +140,5 @@ def check(data, overrides, factory):
     "text", ["[" * 200_000, "a." * 200_000, "x = " + "{a=" * 50_000, '"' * 100_000, "=\n" * 100_000]
 )
 def test_large_nonsense_is_refused_quickly(text, tmp_path_factory):
-    """A file of the largest size that is no spec takes no longer than a spec of that size may."""
+    """A file of the largest size that is no spec is refused within the time that a spec of that size may take."""
     check(text.encode("utf-8"), {}, tmp_path_factory)

@@ -27,7 +27,7 @@ def test_the_specs_of_the_project(path):
 
 
 def test_a_whole_spec(tmp_path):
-    """What stands in the file stands in the Spec, in the file's order."""
+    """The Spec holds the content of the file, in the file's order."""
     spec = loaded(tmp_path, RECURRENT)
     assert ("spec", "A net", "", "float64") == (spec.name, spec.title, spec.description, spec.dtype)
     assert {"n": 4, "m": 2} == spec.dims
@@ -165,13 +165,13 @@ def test_one_of_task_file_and_values(tmp_path):
 
 
 def test_weights(tmp_path):
-    """A map takes our names to those of the file."""
+    """A map takes names of parameters to those in the file."""
     weights = loaded(tmp_path, FEED_FORWARD + "[weights]\nfile = 'w.npz'\nmap.W = 'rnn.w'\n").weights
     assert ("w.npz", {"W": "rnn.w"}) == (weights.file, weights.map)
 
 
 def test_grids_may_name_options_of_methods(tmp_path):
-    """What is no dim, constant or setting is left to the methods."""
+    """Keys of the grid that are no dim, constant or setting are left to the methods."""
     grid = loaded(tmp_path, changed(RECURRENT, "n = [4, 8]", 'k2 = [1, 2]\nT = [5]\ndtype = ["float32"]')).bench.grid
     assert {"k2": (1, 2), "T": (5,), "dtype": ("float32",)} == grid
 
@@ -194,7 +194,7 @@ def test_options_over_the_file(overrides, expected, tmp_path):
 
 
 def test_a_dim_may_be_called_t(tmp_path):
-    """Where nothing has steps, T is whatever the spec calls so; where something has, it is the number of steps."""
+    """T is the number of steps in a recurrent network, and may be a dim or constant of any other."""
     assert 5 == loaded(tmp_path, changed(FEED_FORWARD, "n = 3", "n = 3\nT = 2"), {"T": 5}).dims["T"]
     spec = loaded(tmp_path, changed(RECURRENT, "m = 2", "m = 2\nT = 2"), {"T": 5})
     assert (2, 5) == (spec.dims["T"], spec.data.T)
@@ -219,7 +219,7 @@ def test_assignments(text, expected):
 
 @pytest.mark.parametrize("text", ["n", "=3", "n=", "", "n:3"])
 def test_what_is_no_assignment(text):
-    """What is not KEY=VALUE is a usage error."""
+    """Text other than KEY=VALUE is a usage error."""
     with pytest.raises(BpError) as caught:
         parse_assignment(text)
     assert ["usage"] == [d.code for d in caught.value.diagnostics]
@@ -264,6 +264,6 @@ def test_places_of_tokens_are_as_wide_as_they_are_written(tmp_path):
 
 @pytest.mark.parametrize("module", ["bpcli.spec.load", "bpcli.spec.equations", "bpcli.spec.specification"])
 def test_pydantic_is_imported_only_to_load(module):
-    """Importing the loader leaves out what takes long to import."""
+    """Importing the loader imports neither pydantic nor Numba."""
     code = f"import sys, {module}; sys.exit('pydantic' in sys.modules or 'numba' in sys.modules)"
     assert 0 == subprocess.run([sys.executable, "-c", code], check=False).returncode

@@ -1,4 +1,4 @@
-"""Files that a spec names: none outside its folder, none that is no regular file."""
+"""Files that a spec names: only regular files inside its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLACE = Place("spec.toml", 4, 8)
 
 @pytest.fixture
 def folder(tmp_path):
-    """A spec's folder with files, links and worse in it, and a file next to it."""
+    """A spec's folder with files, links, pipes and folders in it, and a file next to it."""
     home = tmp_path / "specs"
     (home / "sub").mkdir(parents=True)
     for path in (home / "a.npz", home / "sub" / "b.npz", tmp_path / "secret.npz"):
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def found(folder, file, allow_outside=False):
-    """What is resolved, relative to the folder above the spec's, and the codes of refusals."""
+    """The resolved path, relative to the folder above the spec's, and the codes of refusals."""
     collector = Collector()
     path = resolve(folder / "spec.toml", file, PLACE, allow_outside, collector)
     assert all(d.place == PLACE for d in collector.diagnostics)

@@ -329,7 +329,7 @@ ONE_CHANGE = [
 
 @pytest.mark.parametrize(("old", "new", "codes", "help_"), ONE_CHANGE)
 def test_one_mistake_in_a_recurrent_spec(old, new, codes, help_, tmp_path):
-    """Each mistake is refused alone, at its token, with its line quoted and a word on what to do."""
+    """Each mistake is refused alone, at its token, with its line quoted and a remedy."""
     text, places = unmarked(changed(RECURRENT, old, new))
     if codes == "missing-equation":
         places = [(17, 1)]
@@ -450,7 +450,7 @@ def test_what_refusals_quote(tmp_path):
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "nul"])
 def test_what_is_no_regular_file(kind, tmp_path):
-    """A spec that can't be opened is refused without being waited for."""
+    """A spec that can't be opened is refused at once."""
     path = tmp_path / "spec.toml"
     if kind == "folder":
         path.mkdir()
@@ -477,7 +477,7 @@ def test_what_is_no_regular_file(kind, tmp_path):
     ],
 )
 def test_options_that_do_not_fit(overrides, code, says, tmp_path):
-    """What comes from an option has no place in the file, and its refusal names the option."""
+    """The refusal of a value that an option gives has no place in the file and names the option."""
     _, refused = load_text(tmp_path, RECURRENT, overrides)
     assert [(code, None)] == [(d.code, d.place) for d in refused]
     assert says in refused[0].help

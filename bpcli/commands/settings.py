@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from bpcli.errors import BpError, Collector, Place, fail, nearest
 
 if TYPE_CHECKING:
-    from bpcli.spec.text import Text
+    from bpcli.spec.source import Text
 
 # What belongs to one run alone, as required options do: a default for these would surprise.
 _PERSONAL = frozenset({"set", "out", "help", "version"})
@@ -130,7 +130,7 @@ def _nearest_project() -> Path | None:
 
 
 def _read(path: Path) -> Text:
-    from bpcli.spec.text import Text
+    from bpcli.spec.source import Text
 
     try:
         return Text(str(path), path.read_text(encoding="utf-8-sig"))

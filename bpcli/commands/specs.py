@@ -103,7 +103,7 @@ def single(target: str) -> Path:
 
 def assignment(text: str) -> tuple[str, Any]:
     """`KEY=VALUE` of `--set`."""
-    from bpcli.spec.overrides import parse_assignment
+    from bpcli.spec.load import parse_assignment
 
     return parse_assignment(text)
 

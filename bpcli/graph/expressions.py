@@ -1,6 +1,8 @@
-"""The language's functions in terms of operations.
+"""Expressions to nodes: names looked up, functions composed of operations, identities applied, sums regrouped.
 
-One expression to nodes: names looked up, functions put together from operations, every mistake reported.
+The terms of a sum are regrouped so that those that do not change from step to step are added before the time loop:
+`W @ a[t-1] + W_in @ x + b` becomes `W @ a[t-1] + (W_in @ x + b)`, with the bracket computed for all steps at once.
+A function returns None where an argument is in error, which has been reported.
 """
 
 from __future__ import annotations
@@ -8,65 +10,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from bpcli.errors import Collector, Place, nearest
-from bpcli.graph import algebra
-from bpcli.graph.algebra import Term, add_terms, multiply
-from bpcli.graph.drafts import Drafts, Kind
-from bpcli.spec.integers import evaluate
+from bpcli.graph.node_builder import AbstractValue, NodeBuilder
+from bpcli.graph.nodes import Phase
+from bpcli.spec.equations import evaluate
 from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
 
 COMPOSED: Mapping[str, str] = {
     "mean": "sum of all entries over how many there are",
     "cross_entropy": "cross_entropy(z, p) = -dot(p, log_softmax(z))",
 }
-"""The functions that are no operation, with what each stands for."""
-
-
-def call(drafts: Drafts, expr: Call, args: Sequence[int | None]) -> int | None:
-    """The node of a call on the nodes of its arguments; None where an argument is in error."""
-    given = [arg for arg in args if arg is not None]
-    if len(given) < len(args):
-        return None
-    match expr.function:
-        case "sum":
-            return _sum(drafts, given[0], expr.place)
-        case "mean":
-            scale = drafts.constant(1.0 / math.prod(drafts.nodes[given[0]].shape), expr.place)
-            return multiply(drafts, scale, _sum(drafts, given[0], expr.place), expr.place)
-        case "cross_entropy":
-            log_q = drafts.apply("log_softmax", (given[0],), expr.place)
-            return drafts.apply("negate", (drafts.apply("dot", (given[1], log_q), expr.place),), expr.place)
-        case "leaky_relu":
-            return _leaky_relu(drafts, expr, given)
-        case name:
-            return drafts.apply(name, given, expr.place)
-
-
-def _sum(drafts: Drafts, value: int, place: Place) -> int | None:
-    return value if drafts.nodes[value].shape == () else drafts.apply("sum", (value,), place)
-
-
-def _leaky_relu(drafts: Drafts, expr: Call, args: Sequence[int]) -> int | None:
-    slope = drafts.value(args[1])
-    if slope is None:
-        what = "the slope of leaky_relu is an expression of numbers, constants and dims alone"
-        help_ = "for a slope that is learned write `relu(v) - s * relu(-v)`"
-        drafts.collector.add("not-constant", what, expr.args[1].place, help=help_)
-        return None
-    return drafts.apply("leaky_relu", (args[0],), expr.place, (slope,))
+"""The functions without an operation of their own, with their definitions."""
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What names mean.
+    """The meaning of names.
 
     `leaf` holds the nodes of parameters and inputs, `previous` those of states at t-1, `defined` those of equations.
     `defined` fills as equations are read, each after those that it uses; None stands for an equation in error.
     """
 
     spec: Spec
-    drafts: Drafts
+    builder: NodeBuilder
     leaf: Mapping[str, int]
     previous: Mapping[str, int]
     defined: dict[str, int | None]
@@ -74,7 +42,7 @@ class Scope:
     @property
     def collector(self) -> Collector:
         """Where mistakes are reported."""
-        return self.drafts.collector
+        return self.builder.collector
 
     def names(self) -> list[str]:
         """Every name that an equation can use."""
@@ -85,37 +53,36 @@ class Scope:
 
 def translate(scope: Scope, expr: Expr) -> int | None:
     """The node of an expression; None where it is in error, which is then reported."""
-    drafts = scope.drafts
+    builder = scope.builder
     match expr:
         case Number(value, place):
-            return drafts.constant(float(value), place)
+            return builder.constant(float(value), place)
         case Ref():
             return _look_up(scope, expr)
         case Negate() | Binary("+" | "-"):
             found = _terms(scope, expr, negative=False)
-            return add_terms(drafts, found[0]) if found else None
-        case Binary("**"):
-            return _power(scope, expr)
-        case Binary():
-            return _binary(scope, expr)
+            return _add_terms(builder, found[0]) if found else None
+        case Binary(op, left, right):
+            return _binary(scope, op, translate(scope, left), translate(scope, right), expr)
         case Transpose(operand, place):
-            return algebra.transpose(drafts, translate(scope, operand), place)
+            return _transpose(builder, translate(scope, operand), place)
         case Call(_, args):
-            return call(drafts, expr, [translate(scope, arg) for arg in args])
+            return _call(builder, expr, [translate(scope, arg) for arg in args])
         case Item() | Slice():
             return _cut(scope, expr)
 
 
 def _look_up(scope: Scope, ref: Ref) -> int | None:
-    name, spec, drafts = ref.name, scope.spec, scope.drafts
+    name, spec = ref.name, scope.spec
     if ref.lag:
-        return _look_up_previous(scope, ref)
+        return _look_up_previous(scope, name, ref.place)
     if name in spec.dims or name in spec.constants:
-        return drafts.constant(float(spec.dims[name] if name in spec.dims else spec.constants[name]), ref.place)
+        value = spec.dims[name] if name in spec.dims else spec.constants[name]
+        return scope.builder.constant(float(value), ref.place)
     if name in scope.leaf:
         return scope.leaf[name]
     if name in spec.equations or name in spec.states:
-        # A state in error still has its declared shape, so what uses it can be checked.
+        # A state in error still has its declared shape, so that its uses can be checked.
         node = scope.defined.get(name)
         return scope.previous.get(name) if node is None else node
     if name not in spec.refused:
@@ -123,62 +90,115 @@ def _look_up(scope: Scope, ref: Ref) -> int | None:
     return None
 
 
-def _look_up_previous(scope: Scope, ref: Ref) -> int | None:
-    if ref.name in scope.previous:
-        return scope.previous[ref.name]
-    if ref.name in scope.spec.refused:
+def _look_up_previous(scope: Scope, name: str, place: Place) -> int | None:
+    if name in scope.previous:
+        return scope.previous[name]
+    if name in scope.spec.refused:
         return None
-    if ref.name in scope.names():
-        what = f'only states have an earlier value, "{ref.name}" is none'
+    if name in scope.names():
+        what = f'only states have an earlier value, "{name}" is none'
         states = ", ".join(scope.spec.states)
         help_ = f"states: {states}" if states else "declare it in [state] to make it one"
-        scope.collector.add("lag", what, ref.place, help=help_)
+        scope.collector.add("lag", what, place, help=help_)
     else:
-        help_ = nearest(ref.name, scope.spec.states or scope.names())
-        scope.collector.add("unknown-name", f'unknown name "{ref.name}"', ref.place, help=help_)
+        help_ = nearest(name, scope.spec.states or scope.names())
+        scope.collector.add("unknown-name", f'unknown name "{name}"', place, help=help_)
     return None
 
 
-def _terms(scope: Scope, expr: Expr, negative: bool) -> tuple[list[Term], Kind] | None:
-    """The signed terms of a sum, brackets opened, and the sum's kind; shapes are checked at each operator."""
-    chain: list[Binary] = []
-    while isinstance(expr, Binary) and expr.op in ("+", "-"):
-        chain.append(expr)
-        expr = expr.left
-    if isinstance(expr, Negate):
-        found = _terms(scope, expr.operand, not negative)
-    else:
-        node = translate(scope, expr)
-        found = None if node is None else ([Term(node, negative, expr.place)], scope.drafts.kind(node))
-    for operator in reversed(chain):
-        right = _terms(scope, operator.right, negative != (operator.op == "-"))
-        if found is None or right is None:
-            found = None
-            continue
-        kind = scope.drafts.check("add", [found[1], right[1]], operator.place)
-        joined = [*found[0], Term(right[0][0].node, right[0][0].negative, operator.place), *right[0][1:]]
-        found = None if kind is None else (joined, kind)
-    return found
+def _binary(scope: Scope, op: str, left: int | None, right: int | None, expr: Binary) -> int | None:
+    builder, place = scope.builder, expr.place
+    match op:
+        case "*":
+            return _multiply(builder, left, right, place)
+        case "/":
+            return _divide(builder, left, right, place)
+        case "**":
+            return _power(builder, left, right, expr)
+    matrices = right is not None and len(builder.nodes[right].shape) > 1
+    return builder.apply("matmat" if matrices else "matmul", (left, right), place)
 
 
-def _power(scope: Scope, expr: Binary) -> int | None:
-    base, exponent = translate(scope, expr.left), translate(scope, expr.right)
+def _multiply(builder: NodeBuilder, left: int | None, right: int | None, place: Place) -> int | None:
+    """left * right: a constant comes first, 1 is dropped, and constants of nested products are multiplied."""
+    if left is None or right is None:
+        return None
+    if builder.value(left) is None and builder.value(right) is not None:
+        left, right = right, left
+    value = builder.value(left)
+    if value is None or builder.value(right) is not None:
+        return builder.apply("multiply", (left, right), place)
+    inner = builder.nodes[right]
+    if inner.op == "multiply" and not builder.names[right]:
+        scale = builder.value(inner.args[0])
+        product = value * scale if scale is not None else 0.0
+        # An underflow or overflow of the constants alone must not change the result.
+        if product and math.isfinite(product):
+            return _multiply(builder, builder.constant(product, place), inner.args[1], place)
+    return right if value == 1 else builder.apply("multiply", (left, right), place)
+
+
+def _divide(builder: NodeBuilder, left: int | None, right: int | None, place: Place) -> int | None:
+    """left / right; a division by 1 is dropped, one by the constant 0 refused."""
+    value = None if left is None or right is None else builder.value(right)
+    if value == 0:
+        builder.collector.add("not-finite", "division by zero", place, help="divide by a number that is not zero")
+        return None
+    return left if value == 1 else builder.apply("divide", (left, right), place)
+
+
+def _power(builder: NodeBuilder, base: int | None, exponent: int | None, expr: Binary) -> int | None:
+    """base ** exponent; the exponent is a constant, and 1 is dropped."""
     if exponent is None:
         return None
-    value = scope.drafts.value(exponent)
+    value = builder.value(exponent)
     if value is None:
         what = "an exponent is an expression of numbers, constants and dims alone"
-        scope.collector.add(
-            "not-constant", what, expr.right.place, help="where both vary write `exp(v * log(u))` for u**v"
-        )
+        help_ = "where both vary write `exp(v * log(u))` for u**v"
+        builder.collector.add("not-constant", what, expr.right.place, help=help_)
         return None
-    return algebra.power(scope.drafts, base, value, expr.place)
+    return base if value == 1 else builder.apply("power", (base,), expr.place, (value,))
 
 
-def _binary(scope: Scope, expr: Binary) -> int | None:
-    rules = {"*": algebra.multiply, "/": algebra.divide, "@": algebra.product}
-    left, right = translate(scope, expr.left), translate(scope, expr.right)
-    return rules[expr.op](scope.drafts, left, right, expr.place)
+def _transpose(builder: NodeBuilder, matrix: int | None, place: Place) -> int | None:
+    """matrix.T; the transpose of a transpose is the matrix itself."""
+    if matrix is not None and builder.nodes[matrix].op == "transpose":
+        return builder.nodes[matrix].args[0]
+    return builder.apply("transpose", (matrix,), place)
+
+
+def _call(builder: NodeBuilder, expr: Call, args: Sequence[int | None]) -> int | None:
+    given = [arg for arg in args if arg is not None]
+    if len(given) < len(args):
+        return None
+    place = expr.place
+    match expr.function:
+        case "sum":
+            return _sum(builder, given[0], place)
+        case "mean":
+            scale = builder.constant(1.0 / math.prod(builder.nodes[given[0]].shape), place)
+            return _multiply(builder, scale, _sum(builder, given[0], place), place)
+        case "cross_entropy":
+            log_q = builder.apply("log_softmax", (given[0],), place)
+            return builder.apply("negate", (builder.apply("dot", (given[1], log_q), place),), place)
+        case "leaky_relu":
+            return _leaky_relu(builder, expr, given)
+        case name:
+            return builder.apply(name, given, place)
+
+
+def _sum(builder: NodeBuilder, value: int, place: Place) -> int | None:
+    return value if builder.nodes[value].shape == () else builder.apply("sum", (value,), place)
+
+
+def _leaky_relu(builder: NodeBuilder, expr: Call, args: Sequence[int]) -> int | None:
+    slope = builder.value(args[1])
+    if slope is None:
+        what = "the slope of leaky_relu is an expression of numbers, constants and dims alone"
+        help_ = "for a slope that is learned write `relu(v) - s * relu(-v)`"
+        builder.collector.add("not-constant", what, expr.args[1].place, help=help_)
+        return None
+    return builder.apply("leaky_relu", (args[0],), expr.place, (slope,))
 
 
 def _cut(scope: Scope, expr: Item | Slice) -> int | None:
@@ -188,11 +208,96 @@ def _cut(scope: Scope, expr: Item | Slice) -> int | None:
         index = evaluate(expr.index, dims, collector, refused)
         if vector is None or index is None:
             return None
-        return algebra.cut(scope.drafts, vector, (index, index + 1), expr.index.place, element=True)
+        return _slice(scope.builder, vector, (index, index + 1), expr.index.place, element=True)
     start = 0 if expr.start is None else evaluate(expr.start, dims, collector, refused)
     stop = None if expr.stop is None else evaluate(expr.stop, dims, collector, refused)
     if vector is None or start is None or (stop is None and expr.stop is not None):
         return None
     if stop is None:
-        stop = next(iter(scope.drafts.nodes[vector].shape), 1)
-    return algebra.cut(scope.drafts, vector, (start, stop), (expr.start or expr.stop or expr).place)
+        stop = next(iter(scope.builder.nodes[vector].shape), 1)
+    return _slice(scope.builder, vector, (start, stop), (expr.start or expr.stop or expr).place)
+
+
+def _slice(
+    builder: NodeBuilder, vector: int, bounds: tuple[int, int], place: Place, element: bool = False
+) -> int | None:
+    """vector[start:stop], or the scalar vector[start]; a slice of a slice is one slice, all of a vector the vector."""
+    start, stop = bounds
+    node = builder.nodes[vector]
+    if builder.check("slice", [builder.abstract(vector)], place, (start, stop)) is None:
+        return None
+    if start == 0 and stop == node.shape[0] and not element:
+        return vector
+    if node.op == "slice" and not builder.names[vector]:
+        offset = int(node.numbers[0])
+        vector, start, stop = node.args[0], start + offset, stop + offset
+    return builder.apply("slice", (vector,), place, (float(start), float(stop)), element)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A node that is added, or subtracted where `negative`; the place is that of the operator in front of it."""
+
+    node: int
+    negative: bool
+    place: Place
+
+
+def _terms(scope: Scope, expr: Expr, negative: bool) -> tuple[list[_Term], AbstractValue] | None:
+    """The signed terms of a sum, brackets opened, and its shape and phase; shapes are checked at each operator."""
+    chain: list[Binary] = []
+    while isinstance(expr, Binary) and expr.op in ("+", "-"):
+        chain.append(expr)
+        expr = expr.left
+    if isinstance(expr, Negate):
+        found = _terms(scope, expr.operand, not negative)
+    else:
+        node = translate(scope, expr)
+        found = None if node is None else ([_Term(node, negative, expr.place)], scope.builder.abstract(node))
+    for operator in reversed(chain):
+        right = _terms(scope, operator.right, negative != (operator.op == "-"))
+        if found is None or right is None:
+            found = None
+            continue
+        total = scope.builder.check("add", [found[1], right[1]], operator.place)
+        first, *others = right[0]
+        terms = [*found[0], _Term(first.node, first.negative, operator.place), *others]
+        found = None if total is None else (terms, total)
+    return found
+
+
+def _add_terms(builder: NodeBuilder, terms: Sequence[_Term]) -> int | None:
+    """The node of a sum whose terms are known to fit each other.
+
+    Constants are added to one; then static terms, input terms and the rest are added, each group to the sum of the
+    last, within a group scalars before vectors and positive terms before negative ones.
+    """
+    total, groups = 0.0, dict[Phase, list[_Term]]()
+    for term in terms:
+        value = builder.value(term.node)
+        if value is None:
+            groups.setdefault(builder.nodes[term.node].phase, []).append(term)
+        else:
+            total += -value if term.negative else value
+    if not groups or not math.isfinite(total):
+        return builder.constant(total, terms[-1].place)
+    if total and (node := builder.constant(abs(total), terms[0].place)) is not None:
+        groups.setdefault(Phase.STATIC, []).append(_Term(node, total < 0, terms[-1].place))
+    sums = []
+    for _, group in sorted(groups.items()):
+        group.sort(key=lambda term: (builder.nodes[term.node].shape != (), term.negative))
+        sums.append(reduce(lambda left, right: _join(builder, left, right), group))
+    result = reduce(lambda earlier, later: _join(builder, later, earlier), sums)
+    return builder.apply("negate", (result.node,), result.place) if result.negative else result.node
+
+
+def _join(builder: NodeBuilder, left: _Term, right: _Term) -> _Term:
+    """left + right with their signs; the sign of the result is kept apart, so that -u - v is one addition."""
+    place = max(left.place, right.place, key=lambda place: (place.line, place.column))
+    op, negative = "add", left.negative
+    if left.negative != right.negative:
+        op, negative = "subtract", False
+        left, right = (right, left) if left.negative else (left, right)
+    node = builder.apply(op, (left.node, right.node), place)
+    assert node is not None, "terms of a sum fit each other"
+    return _Term(node, negative, place)

@@ -1,13 +1,11 @@
-"""The Graph: every value of one step as a node with a shape and a phase, in an order that can be evaluated.
+"""The Graph: every value of one step as a node with a shape and a phase, in an order of evaluation.
 
-When each node is computed: once, before the time loop, inside it, or after it.
-
-What a node depends on is known as it is made (`dependence`); whether the loop needs it only once the whole graph
-stands (`assign_phases`).
+A node's phase is the time of its computation: once, for all steps before the time loop, inside the loop, or after it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -16,7 +14,7 @@ from bpcli.errors import Place
 
 
 class Phase(IntEnum):
-    """When a node is computed (see `bpcli.graph.nodes`)."""
+    """STATIC once; INPUT for all steps before the loop; RECURRENT in the loop; OUTPUT for all steps after it."""
 
     STATIC = 0
     INPUT = 1
@@ -30,8 +28,8 @@ class Node:
 
     `op` is a leaf ("param", "constant", "input", "previous") or a name in `bpcli.graph.operations.OPERATIONS`; `args`
     are indices of earlier nodes. `numbers` are the operation's fixed numbers: (value,) of a constant, (exponent,) of
-    power, (slope,) of leaky_relu, (start, stop) of slice. `name` is the array's or equation's name where it has one
-    (the root of an equation carries the equation's name), else "". `place` is the token in the spec.
+    power, (slope,) of leaky_relu, (start, stop) of slice. `name` is that of the array, or of the equation whose root
+    the node is, else "". `place` is the token in the spec.
     """
 
     index: int
@@ -46,10 +44,7 @@ class Node:
     @property
     def size(self) -> int:
         """Number of entries of one value (per step and sample where it varies)."""
-        size = 1
-        for d in self.shape:
-            size *= d
-        return size
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,30 +72,12 @@ class Graph:
 LEAF_PHASE = {"param": Phase.STATIC, "constant": Phase.STATIC, "input": Phase.INPUT, "previous": Phase.RECURRENT}
 
 
-def dependence(args: Iterable[Phase]) -> Phase:
-    """STATIC, INPUT or RECURRENT for a node whose arguments are that: RECURRENT means that it depends on a state."""
-    return max(args, default=Phase.STATIC)
-
-
 def ancestors(roots: Iterable[int], args: Sequence[tuple[int, ...]]) -> set[int]:
     """The nodes that `roots` are computed from within one step, themselves included; `args[i]` are node i's."""
     found = set(roots)
     todo = list(found)
     while todo:
-        for arg in args[todo.pop()]:
-            if arg not in found:
-                found.add(arg)
-                todo.append(arg)
+        new = set(args[todo.pop()]) - found
+        found |= new
+        todo += new
     return found
-
-
-def assign_phases(dependences: Sequence[Phase], feeding: set[int]) -> list[Phase]:
-    """The phase of every node.
-
-    `feeding` are the nodes that some state's new value is computed from: what depends on a state and is none of them
-    waits until after the loop.
-    """
-    return [
-        Phase.OUTPUT if phase is Phase.RECURRENT and index not in feeding else phase
-        for index, phase in enumerate(dependences)
-    ]

@@ -1,19 +1,17 @@
-"""The table of operations: one row for each thing that a node can do, in the order of their opcodes.
+"""The table of operations: a row holds the shape rule, cost and value on constants of one, and its position the opcode.
 
-The language's functions that are missing here (`mean`, `cross_entropy`) are put together from these rows by
-`bpcli.graph.expressions`. A row's position is its opcode, so new rows go to the end.
+Functions of the language without a row (`mean`, `cross_entropy`) are composed of these in `bpcli.graph.expressions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 Shape = tuple[int, ...]
 Numbers = tuple[float, ...]
-
-
 _TO_A_VECTOR = "make a vector of it with `W @ v`, or a scalar with `sum` or `mean`"
 _NO_PARTS = "leave the brackets out, or take the part of a vector before it is multiplied or summed"
 BRACKETS = "to multiply the result of `@` write brackets: `u * (W @ v)`"
@@ -21,7 +19,7 @@ BRACKETS = "to multiply the result of `@` write brackets: `u * (W @ v)`"
 
 @dataclass(frozen=True)
 class Misfit:
-    """Why an operation does not take these shapes: a code, a sentence without a full stop, and the remedy."""
+    """The refusal of an operation whose arguments have the wrong shapes; fields as in `Diagnostic`."""
 
     code: str
     what: str
@@ -30,24 +28,26 @@ class Misfit:
 
 ShapeRule = Callable[[tuple[Shape, ...], Numbers], "Shape | Misfit"]
 FlopsRule = Callable[[tuple[Shape, ...], Shape], float]
+FoldRule = Callable[..., "float | complex"]
 
 
 @dataclass(frozen=True)
 class Operation:
     """One row.
 
-    `arity` is the number of arguments, None for two or more. `shape(shapes, numbers)` gives the result's shape or a
-    `Misfit`. `analytic` is False where the complex step does not apply. `saves` names what the reverse rule reads:
-    "args" (the arguments' values), "out" (its own value), both or nothing. `flops(shapes, out)` counts floating-point
-    operations of one evaluation: 1 an entry, 10 an entry for a transcendental function, 2mnk for a product.
+    `shape(shapes, numbers)` gives the result's shape or a `Misfit`. `flops(shapes, out)` counts the floating-point
+    operations of one evaluation: 1 an entry, 10 an entry for a transcendental function, 2mnk for a product. `saves`
+    names what the reverse rule reads: "args" (the arguments' values), "out" (its own value), both or nothing.
+    `fold(*values, *numbers)` is the value on scalar constants; None keeps the node. `analytic` is False where the
+    complex step does not apply.
     """
 
     name: str
-    arity: int | None
     shape: ShapeRule
     flops: FlopsRule
     saves: frozenset[str]
     description: str
+    fold: FoldRule | None = None
     analytic: bool = True
     opcode: int = -1
 
@@ -108,7 +108,7 @@ def _transpose(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
     return shape[::-1]
 
 
-def _total(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
+def _scalar(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
     return ()
 
 
@@ -163,47 +163,68 @@ def _product(shapes: tuple[Shape, ...], out: Shape) -> float:
     return 2.0 * prod(shapes[0]) * prod(shapes[1][1:])
 
 
+def _sigmoid(v: float) -> float:
+    return 1.0 / (1.0 + math.exp(-v)) if v >= 0 else math.exp(v) / (1.0 + math.exp(v))
+
+
+def _softplus(v: float) -> float:
+    return max(v, 0.0) + math.log1p(math.exp(-abs(v)))
+
+
+def _leaky_relu(v: float, slope: float) -> float:
+    return v if v > 0 else slope * v
+
+
+def _identity(v: float) -> float:
+    return v
+
+
 NOTHING, ARGS, OUT = frozenset[str](), frozenset({"args"}), frozenset({"out"})
 BOTH = ARGS | OUT
 ONE, TWO, TEN = _entries(1.0), _entries(2.0), _entries(10.0)
+_LEAKY = "leaky_relu(v, s) = v if v > 0 else s * v, s a constant; its derivative at 0 is s"
 
 _ROWS = (
-    Operation("copy", 1, _same, ONE, NOTHING, "the same value under a name of its own"),
-    Operation("negate", 1, _same, ONE, NOTHING, "-v"),
-    Operation("add", 2, _elementwise, ONE, NOTHING, "u + v"),
-    Operation("subtract", 2, _elementwise, ONE, NOTHING, "u - v"),
-    Operation("multiply", 2, _elementwise, ONE, ARGS, "u * v"),
-    Operation("divide", 2, _elementwise, ONE, ARGS, "u / v"),
-    Operation("power", 1, _same, TEN, ARGS, "v ** p, p a constant"),
-    Operation("tanh", 1, _same, TEN, OUT, "hyperbolic tangent"),
-    Operation("sigmoid", 1, _same, TEN, OUT, "logistic function 1 / (1 + exp(-v))"),
-    Operation("relu", 1, _same, ONE, ARGS, "max(v, 0); its derivative at 0 is 0", analytic=False),
-    Operation(
-        "leaky_relu",
-        1,
-        _same,
-        ONE,
-        ARGS,
-        "leaky_relu(v, s) = v if v > 0 else s * v, s a constant; its derivative at 0 is s",
-        analytic=False,
-    ),
-    Operation("softplus", 1, _same, TEN, ARGS, "log(1 + exp(v))"),
-    Operation("exp", 1, _same, TEN, OUT, "exponential"),
-    Operation("log", 1, _same, TEN, ARGS, "natural logarithm"),
-    Operation("sqrt", 1, _same, TEN, OUT, "square root"),
-    Operation("sin", 1, _same, TEN, ARGS, "sine, radians"),
-    Operation("cos", 1, _same, TEN, ARGS, "cosine, radians"),
-    Operation("abs", 1, _same, ONE, ARGS, "absolute value; its derivative at 0 is 0", analytic=False),
-    Operation("matmul", 2, _matmul, _product, ARGS, "W @ v, a matrix of parameters and constants times a vector"),
-    Operation("matmat", 2, _matmul, _product, ARGS, "U @ V, two matrices of parameters and constants"),
-    Operation("transpose", 1, _transpose, ONE, NOTHING, "W.T"),
-    Operation("sum", 1, _total, ONE, NOTHING, "sum of all entries"),
-    Operation("dot", 2, _dot, TWO, ARGS, "sum of u * v"),
-    Operation("logsumexp", 1, _reduction, _entries(12.0), BOTH, "log(sum(exp(v)))"),
-    Operation("softmax", 1, _vector, _entries(13.0), OUT, "exp(v) / sum(exp(v))"),
-    Operation("log_softmax", 1, _vector, _entries(13.0), OUT, "v - logsumexp(v)"),
-    Operation("concat", None, _concat, ONE, NOTHING, "vectors and scalars joined into one vector"),
-    Operation("slice", 1, _slice, ONE, NOTHING, "v[start:stop], or the element v[i]"),
+    Operation("copy", _same, ONE, NOTHING, "the same value under a name of its own"),
+    Operation("negate", _same, ONE, NOTHING, "-v", lambda v: -v),
+    Operation("add", _elementwise, ONE, NOTHING, "u + v", lambda u, v: u + v),
+    Operation("subtract", _elementwise, ONE, NOTHING, "u - v", lambda u, v: u - v),
+    Operation("multiply", _elementwise, ONE, ARGS, "u * v", lambda u, v: u * v),
+    Operation("divide", _elementwise, ONE, ARGS, "u / v", lambda u, v: u / v),
+    Operation("power", _same, TEN, ARGS, "v ** p, p a constant", lambda v, p: v**p),
+    Operation("tanh", _same, TEN, OUT, "hyperbolic tangent", math.tanh),
+    Operation("sigmoid", _same, TEN, OUT, "logistic function 1 / (1 + exp(-v))", _sigmoid),
+    Operation("relu", _same, ONE, ARGS, "max(v, 0); its derivative at 0 is 0", lambda v: max(v, 0.0), analytic=False),
+    Operation("leaky_relu", _same, ONE, ARGS, _LEAKY, _leaky_relu, analytic=False),
+    Operation("softplus", _same, TEN, ARGS, "log(1 + exp(v))", _softplus),
+    Operation("exp", _same, TEN, OUT, "exponential", math.exp),
+    Operation("log", _same, TEN, ARGS, "natural logarithm", math.log),
+    Operation("sqrt", _same, TEN, OUT, "square root", math.sqrt),
+    Operation("sin", _same, TEN, ARGS, "sine, radians", math.sin),
+    Operation("cos", _same, TEN, ARGS, "cosine, radians", math.cos),
+    Operation("abs", _same, ONE, ARGS, "absolute value; its derivative at 0 is 0", abs, analytic=False),
+    Operation("matmul", _matmul, _product, ARGS, "W @ v, a matrix of parameters and constants times a vector"),
+    Operation("matmat", _matmul, _product, ARGS, "U @ V, two matrices of parameters and constants"),
+    Operation("transpose", _transpose, ONE, NOTHING, "W.T"),
+    Operation("sum", _scalar, ONE, NOTHING, "sum of all entries", _identity),
+    Operation("dot", _dot, TWO, ARGS, "sum of u * v", lambda u, v: u * v),
+    Operation("logsumexp", _reduction, _entries(12.0), BOTH, "log(sum(exp(v)))", _identity),
+    Operation("softmax", _vector, _entries(13.0), OUT, "exp(v) / sum(exp(v))", lambda v: 1.0),
+    Operation("log_softmax", _vector, _entries(13.0), OUT, "v - logsumexp(v)", lambda v: 0.0),
+    Operation("concat", _concat, ONE, NOTHING, "vectors and scalars joined into one vector"),
+    Operation("slice", _slice, ONE, NOTHING, "v[start:stop], or the element v[i]"),
 )
+"""In the order of opcodes, which compiled kernels know: new rows go to the end."""
 
 OPERATIONS: dict[str, Operation] = {row.name: replace(row, opcode=opcode) for opcode, row in enumerate(_ROWS)}
+
+
+def fold(op: str, values: Sequence[float]) -> float | None:
+    """The value of `op` on scalar constants, fixed numbers last, in float64; None where it is no finite real number."""
+    rule = OPERATIONS[op].fold
+    assert rule is not None, f"{op} is not folded"
+    try:
+        value = rule(*values)
+    except (ArithmeticError, ValueError):
+        return None
+    return value if isinstance(value, float) and math.isfinite(value) else None

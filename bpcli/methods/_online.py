@@ -11,7 +11,7 @@ import numpy as np
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods.base import Cost, Definition, Gradient, OnlineRule, Recursion
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
-from bpcli.problem.initial import generator
+from bpcli.problem.draw import generator
 from bpcli.runtime.forward_mode import online_plan
 from bpcli.runtime.local_derivatives import LocalDerivatives, LocalSteps, influence_layout
 from bpcli.tape.plan import phase_flops

@@ -1,1 +1,1 @@
-"""From a spec to the arrays that it runs on: sizes and limits first, then seeded draws, files and inline values."""
+"""From a spec to the arrays that a network runs on: sizes, limits, seeded draws, files and inline values."""

@@ -1,12 +1,10 @@
-"""Array files: one safe reader behind two formats. Nothing is executed, no size is believed before it is checked.
+"""Array files, `.npz` and `.safetensors`, read without executing anything or allocating what a header merely claims.
 
-`.npz`: a zip archive of `.npy` members. Headers are parsed as literals; nothing is ever unpickled.
+Headers are parsed as literals and checked against the size of the file; nothing is unpickled. numpy's own reader of
+`.npy` headers would read one of any length, and `safetensors` knows neither bfloat16 in numpy nor repeated names.
 
-The format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-
-`.safetensors`: a length, a JSON header, and the arrays' bytes, little-endian and in C order.
-
-The format: https://github.com/huggingface/safetensors#format
+Formats: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html and
+https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -18,11 +16,12 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +29,43 @@ from numpy.typing import NDArray
 from bpcli.errors import Place, fail, nearest, printable
 from bpcli.problem.definition import Array
 
-PIECE = 1 << 20
-_FINITE = "write the file again without nan and inf, or with smaller numbers"
-_CHANGED = "the file changed while it was read: run it again"
+CHUNK_BYTES = 1 << 20
+NPY_HEADER_LIMIT = 10_000
+SAFETENSORS_HEADER_LIMIT = 100_000_000
 Decode = Callable[[bytes], NDArray[Any]]
-# What zipfile, zlib, json and the parsers beside this file raise on bytes that are not what they should be.
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, LookupError, RuntimeError, OverflowError)
+_MOST_AXES = 32
+_MAGIC = b"\x93NUMPY"
+_ENCRYPTED = 0x1
+_REAL = re.compile(r"[<>|=]?(f(2|4|8|12|16)|[iu][1248])")
+# What zipfile, zlib, json and the parsers below raise on damaged bytes.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, LookupError, RuntimeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class FileErrors:
+    """Refuses a file: messages begin with its name, the place is the line of the spec that names it."""
+
+    file: str
+    place: Place | None
+
+    def bad(self, what: str, advice: str, code: str = "bad-file") -> NoReturn:
+        """Raise `BpError`."""
+        fail(code, f"{printable(self.file)}: {what}", self.place, help=advice)
+
+    @contextmanager
+    def guard(self, doing: str) -> Iterator[None]:
+        """Turn the exceptions that damaged files cause in the standard library into a refusal."""
+        try:
+            yield
+        except OSError as error:
+            self.bad(f"cannot be read: {error.strerror or error}", "check its name and its rights", "unreadable-file")
+        except _DAMAGE as error:
+            self.bad(f"{doing}: {printable(str(error)) or type(error).__name__}", "write or copy the file again")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one array lies in a file: shape, bytes of an entry, what turns bytes into numbers, Fortran or C order."""
+    """The layout of one array in a file: shape, bytes of an entry, conversion of bytes to numbers, memory order."""
 
     shape: tuple[int, ...]
     itemsize: int
@@ -53,83 +78,93 @@ class Layout:
         return self.itemsize * math.prod(self.shape)
 
 
-class ArrayFile(Protocol):
-    """Arrays by name. Every method raises `BpError`, at the line of the spec that names the file."""
+class ArrayFile(ABC):
+    """Arrays by name. The file is opened for each access; every method raises `BpError` at the place of the file."""
+
+    def __init__(self, path: Path, errors: FileErrors, entries: Mapping[str, Any]) -> None:
+        self._path = path
+        self._errors = errors
+        self._entries = entries
+
+    @abstractmethod
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], Layout]]:
+        """Yield a stream at the start of the data of an array, and the layout, checked against the file's size."""
 
     def names(self) -> tuple[str, ...]:
-        """What the file holds, in its order."""
+        """The names of the arrays, in the file's order."""
+        return tuple(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one array, from its header alone."""
+        with self._data(name) as (_, layout):
+            return layout.shape
 
     def read(self, name: str, dtype: np.dtype[np.floating]) -> Array:
         """One array, C-contiguous, in `dtype`, every entry finite."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Refuses a file: the messages begin with its name, the place is the line that names it."""
-
-    file: str
-    place: Place | None
-
-    def bad(self, what: str, advice: str, code: str = "bad-file") -> NoReturn:
-        """Raise `BpError`."""
-        fail(code, f"{printable(self.file)}: {what}", self.place, help=advice)
-
-    def missing(self, name: str, names: tuple[str, ...]) -> NoReturn:
-        """Refuse a look-up; the help lists what the file holds."""
-        held = nearest(name, names, "the file holds no arrays: write it anew").replace("known: ", "the file holds: ")
-        self.bad(f'no array "{printable(name)}"', held, "missing-array")
+        with self._data(name) as (stream, layout):
+            array = _read_data(stream, layout, dtype)
+        finite = np.isfinite(array)
+        if not finite.all():
+            what = f'"{printable(name)}" is not finite{first_index(~finite)} in {array.dtype}'
+            self._errors.bad(what, "write the file again without nan and inf, or with smaller numbers", "not-finite")
+        return array
 
     @contextmanager
-    def guard(self, doing: str) -> Iterator[None]:
-        """Turn what the readers of the standard library raise on a damaged file into a refusal."""
-        try:
-            yield
-        except OSError as error:
-            self.bad(f"cannot be read: {error.strerror or error}", "check its name and its rights", "unreadable-file")
-        except DAMAGE as error:
-            self.bad(f"{doing}: {printable(str(error)) or type(error).__name__}", "write or copy the file again")
+    def _data(self, name: str) -> Iterator[tuple[IO[bytes], Layout]]:
+        if name not in self._entries:
+            held = nearest(name, self._entries, "the file holds no arrays: write it anew")
+            advice = held.replace("known: ", "the file holds: ")
+            self._errors.bad(f'no array "{printable(name)}"', advice, "missing-array")
+        with self._errors.guard(f'array "{printable(name)}" is damaged'):
+            yield from self._open(name)
 
 
 def open_arrays(path: Path, place: Place | None) -> ArrayFile:
     """The file behind `path`, its directory of arrays read; `BpError` at `place` when it is no array file."""
-    report = Report(path.name, place)
+    errors = FileErrors(path.name, place)
     if not path.is_file():
-        report.bad("not a regular file", "name an .npz or .safetensors file", "unreadable-file")
+        errors.bad("not a regular file", "name an .npz or .safetensors file", "unreadable-file")
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return NpzFile(path, report)
+        return _NpzFile(path, errors, _npz_members(path, errors))
     if suffix == ".safetensors":
-        return SafetensorsFile(path, report)
-    report.bad("not an array file", "known: .npz, .safetensors", "unknown-format")
+        with errors.guard("not a readable .safetensors file"):
+            return _SafetensorsFile(path, errors, *_safetensors_header(path))
+    errors.bad("not an array file", "known: .npz, .safetensors", "unknown-format")
 
 
 def read_as(
     file: ArrayFile, name: str, shape: tuple[int, ...], dtype: np.dtype[np.floating], place: Place | None
 ) -> Array:
-    """An array whose shape is known already; `BpError` when the file has another one by now."""
+    """An array whose shape was read before; `BpError` when the file has another one by now."""
     found = file.shape(name)
     if found != shape:
-        fail("shape-mismatch", f'"{printable(name)}" has the shape {found}, expected {shape}', place, help=_CHANGED)
+        what = f'"{printable(name)}" has the shape {found}, expected {shape}'
+        fail("shape-mismatch", what, place, help="the file changed while it was read: run it again")
     return file.read(name, dtype)
 
 
-def pour(stream: IO[bytes], layout: Layout, dtype: np.dtype[np.floating]) -> Array:
-    """Read `layout.nbytes` bytes, piece by piece, into an array of `dtype`; `EOFError` when they are not there."""
+def first_index(mask: NDArray[np.bool_]) -> str:
+    """ " at [i, j]" for the first true entry of a mask; nothing for a scalar."""
+    if not mask.shape:
+        return ""
+    return " at [" + ", ".join(str(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape)) + "]"
+
+
+def _read_data(stream: IO[bytes], layout: Layout, dtype: np.dtype[np.floating]) -> Array:
+    """Read `layout.nbytes` bytes in chunks into an array of `dtype`; `EOFError` when the data ends before."""
     flat = np.empty(math.prod(layout.shape), dtype=dtype)
-    step = PIECE // layout.itemsize
+    step = CHUNK_BYTES // layout.itemsize
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, flat.size, step):
             stop = min(start + step, flat.size)
-            flat[start:stop] = layout.decode(_exactly(stream, (stop - start) * layout.itemsize))
+            flat[start:stop] = layout.decode(_read_exactly(stream, (stop - start) * layout.itemsize))
     if layout.fortran:
         return np.ascontiguousarray(flat.reshape(layout.shape[::-1]).T).reshape(layout.shape)
     return flat.reshape(layout.shape)
 
 
-def _exactly(stream: IO[bytes], count: int) -> bytes:
+def _read_exactly(stream: IO[bytes], count: int) -> bytes:
     parts = []
     while count > 0:
         part = stream.read(count)
@@ -140,144 +175,83 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
     return b"".join(parts)
 
 
-def checked_finite(array: Array, name: str, report: Report) -> Array:
-    """`array`, every entry of which is finite; else `BpError` that names the first one that is not."""
-    finite = np.isfinite(array)
-    if not finite.all():
-        report.bad(f'"{printable(name)}" is not finite{where(~finite)} in {array.dtype}', _FINITE, "not-finite")
-    return array
+def _npz_members(path: Path, errors: FileErrors) -> dict[str, zipfile.ZipInfo]:
+    """The `.npy` members of a zip archive by name."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    with errors.guard("not a readable .npz archive"), zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name, suffix = info.filename[:-4], info.filename[-4:]
+            if suffix == ".npy" and name in members:
+                advice = "keep one of the two: numpy.savez writes each name once"
+                errors.bad(f'holds "{printable(name)}" twice', advice)
+            if suffix == ".npy":
+                members[name] = info
+    return members
 
 
-def where(mask: NDArray[np.bool_]) -> str:
-    """ " at [i, j]" for the first true entry of a mask; nothing for a scalar."""
-    if not mask.shape:
-        return ""
-    return " at [" + ", ".join(str(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape)) + "]"
+class _NpzFile(ArrayFile):
+    """A zip archive of `.npy` members; the entries are their records in its directory."""
 
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], Layout]]:
+        info: zipfile.ZipInfo = self._entries[name]
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & _ENCRYPTED:
+            advice = "numpy.savez and numpy.savez_compressed write arrays that can be read"
+            self._errors.bad(f'"{printable(name)}" has an unsupported compression or encryption', advice)
+        with zipfile.ZipFile(self._path) as archive, archive.open(info) as stream:
+            yield stream, self._layout(name, stream, info.file_size)
 
-MAGIC = b"\x93NUMPY"
-NPZ_HEADER_LIMIT = 10_000
-ENCRYPTED = 0x1
-REAL = re.compile(r"[<>|=]?(f(2|4|8|12|16)|[iu][1248])")
-
-
-class NpzFile:
-    """An `ArrayFile`; the archive is opened anew for each look at it, so nothing is left open."""
-
-    def __init__(self, path: Path, report: Report) -> None:
-        self._path = path
-        self._report = report
-        self._members: dict[str, zipfile.ZipInfo] = {}
-        with report.guard("not a readable .npz archive"), zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                self._note(info)
-
-    def _note(self, info: zipfile.ZipInfo) -> None:
-        if not info.filename.endswith(".npy"):
-            return
-        name = info.filename.removesuffix(".npy")
-        if name in self._members:
-            self._report.bad(
-                f'holds "{printable(name)}" twice', "keep one of the two: numpy.savez writes each name once"
-            )
-        self._members[name] = info
-
-    def names(self) -> tuple[str, ...]:
-        """What the file holds, in its order."""
-        return tuple(self._members)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one array, from its header alone."""
-        info = self._member(name)
-        with self._guard(name), zipfile.ZipFile(self._path) as archive, archive.open(info) as stream:
-            return self._layout(stream, info).shape
-
-    def read(self, name: str, dtype: np.dtype[np.floating]) -> Array:
-        """One array, C-contiguous, in `dtype`, every entry finite."""
-        info = self._member(name)
-        with self._guard(name), zipfile.ZipFile(self._path) as archive, archive.open(info) as stream:
-            array = pour(stream, self._layout(stream, info), dtype)
-            # Reading past the end makes zipfile compare the checksum.
-            if stream.read(1):
-                raise ValueError("the data is longer than its header says")
-        return checked_finite(array, name, self._report)
-
-    def _guard(self, name: str) -> AbstractContextManager[None]:
-        return self._report.guard(f'array "{printable(name)}" is damaged')
-
-    def _member(self, name: str) -> zipfile.ZipInfo:
-        if name not in self._members:
-            self._report.missing(name, self.names())
-        info = self._members[name]
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & ENCRYPTED:
-            what = f'"{printable(name)}" is packed in a way that is not read'
-            self._report.bad(what, "numpy.savez and numpy.savez_compressed write what is read")
-        return info
-
-    def _layout(self, stream: IO[bytes], info: zipfile.ZipInfo) -> Layout:
-        """The header of a member; its declared size must be that of the member before anything is allocated."""
-        name = printable(info.filename.removesuffix(".npy"))
-        header, offset = _header(stream)
-        descr, shape, fortran = _npz_fields(header)
-        if not isinstance(descr, str) or not REAL.fullmatch(descr):
-            self._refuse(name, descr)
-        try:
-            dtype = np.dtype(descr)
-        except TypeError:  # a long double of another platform
-            self._refuse(name, descr)
+    def _layout(self, name: str, stream: IO[bytes], size: int) -> Layout:
+        """The layout in a header, whose data must fill the rest of the member's `size` bytes."""
+        descr, shape, fortran, length = _npy_header(stream)
+        dtype = None
+        if isinstance(descr, str) and _REAL.fullmatch(descr):
+            try:
+                dtype = np.dtype(descr)
+            except TypeError:  # a long double of another platform
+                dtype = None
+        if dtype is None:
+            pickled = isinstance(descr, str) and descr.endswith("O")
+            kind = "pickled objects" if pickled else f"numbers of type {printable(str(descr), 80)}"
+            advice = "write it as real floats or integers: array.astype(float)"
+            self._errors.bad(f'"{printable(name)}" holds {kind}', advice, "bad-dtype")
         layout = Layout(shape, dtype.itemsize, lambda data: np.frombuffer(data, dtype=dtype), fortran)
-        if offset + layout.nbytes != info.file_size:
-            raise ValueError(f"its header asks for {layout.nbytes} bytes of data, it has {info.file_size - offset}")
+        if length + layout.nbytes != size:
+            raise ValueError(f"its header asks for {layout.nbytes} bytes of data, it has {size - length}")
         return layout
 
-    def _refuse(self, name: str, descr: object) -> NoReturn:
-        pickled = isinstance(descr, str) and descr.endswith("O")
-        kind = "pickled objects" if pickled else f"numbers of type {printable(str(descr), 80)}"
-        self._report.bad(
-            f'"{name}" holds {kind}', "write it as real floats or integers: array.astype(float)", "bad-dtype"
-        )
 
-
-def _header(stream: IO[bytes]) -> tuple[str, int]:
-    """The header's text and the offset at which the data begins."""
+def _npy_header(stream: IO[bytes]) -> tuple[object, tuple[int, ...], bool, int]:
+    """`descr`, `shape` and `fortran_order` of a header, and its length in bytes."""
     start = stream.read(8)
-    if len(start) != 8 or not start.startswith(MAGIC):
+    if len(start) != 8 or not start.startswith(_MAGIC):
         raise ValueError("not an .npy member")
     major = start[6]
     if major not in (1, 2, 3):
         raise ValueError(f"unknown .npy version {major}")
     width = 2 if major == 1 else 4
     length = int.from_bytes(stream.read(width), "little")
-    if length > NPZ_HEADER_LIMIT:
+    if length > NPY_HEADER_LIMIT:
         raise ValueError(f"a header of {length} bytes is too long")
-    text = stream.read(length)
-    if len(text) != length:
+    raw = stream.read(length)
+    if len(raw) != length:
         raise EOFError("the header ends too early")
-    return text.decode("utf-8" if major == 3 else "latin-1"), 8 + width + length
-
-
-def _npz_fields(header: str) -> tuple[object, tuple[int, ...], bool]:
-    """`descr`, `shape` and `fortran_order` of a header."""
+    text = raw.decode("utf-8" if major == 3 else "latin-1")
     try:
-        fields = ast.literal_eval(header.strip())
+        fields = ast.literal_eval(text.strip())
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("the header is not a dictionary of literals") from error
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
         raise ValueError("the header lacks descr, fortran_order or shape")
     shape, fortran = fields["shape"], fields["fortran_order"]
-    if not isinstance(shape, tuple) or not all(type(d) is int and d >= 0 for d in shape) or len(shape) > 32:
+    if not isinstance(shape, tuple) or not _are_sizes(shape) or len(shape) > _MOST_AXES:
         raise ValueError("the header's shape is not a tuple of sizes")
     if not isinstance(fortran, bool):
         raise ValueError("the header's fortran_order is not a truth value")
-    return fields["descr"], shape, fortran
+    return fields["descr"], shape, fortran, 8 + width + length
 
 
-SAFETENSORS_HEADER_LIMIT = 100_000_000
-
-
-def _plain(code: str) -> tuple[int, Decode]:
-    dtype = np.dtype(code)
-    return dtype.itemsize, lambda data: np.frombuffer(data, dtype=dtype)
+def _are_sizes(values: tuple[object, ...] | list[object]) -> bool:
+    return all(type(d) is int and d >= 0 for d in values)
 
 
 def _bfloat16(data: bytes) -> NDArray[Any]:
@@ -285,63 +259,18 @@ def _bfloat16(data: bytes) -> NDArray[Any]:
     return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-DTYPES: dict[str, tuple[int, Decode]] = {
-    "BF16": (2, _bfloat16),
-    **{
-        f"{letter}{8 * size}": _plain(f"<{kind}{size}")
-        for letter, kind in zip("FIU", "fiu", strict=True)
-        for size in (1, 2, 4, 8)
-        if (letter, size) != ("F", 1)
-    },
-}
+def _decoder(code: str) -> tuple[int, Decode]:
+    dtype = np.dtype(code)
+    return dtype.itemsize, lambda data: np.frombuffer(data, dtype=dtype)
 
 
-class SafetensorsFile:
-    """An `ArrayFile`; the header is read once, the data when it is asked for."""
-
-    def __init__(self, path: Path, report: Report) -> None:
-        self._path = path
-        self._report = report
-        with report.guard("not a readable .safetensors file"):
-            self._start, self._length, self._entries = _directory(path)
-
-    def names(self) -> tuple[str, ...]:
-        """What the file holds, in its order."""
-        return tuple(self._entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one array, from its header alone."""
-        return self._layout(name)[0].shape
-
-    def read(self, name: str, dtype: np.dtype[np.floating]) -> Array:
-        """One array, C-contiguous, in `dtype`, every entry finite."""
-        layout, offset = self._layout(name)
-        with self._report.guard(f'array "{printable(name)}" is damaged'), self._path.open("rb") as stream:
-            stream.seek(self._start + offset)
-            array = pour(stream, layout, dtype)
-        return checked_finite(array, name, self._report)
-
-    def _layout(self, name: str) -> tuple[Layout, int]:
-        """How one array lies in the file, and its offset in the data; both checked against the file's length."""
-        if name not in self._entries:
-            self._report.missing(name, self.names())
-        shown = printable(name)
-        with self._report.guard(f'array "{shown}" is damaged'):
-            code, shape, (begin, end) = _safetensors_fields(self._entries[name])
-            if code not in DTYPES:
-                self._report.bad(
-                    f'"{shown}" holds numbers of type {printable(code, 80)}',
-                    "write it as real floats or integers",
-                    "bad-dtype",
-                )
-            layout = Layout(shape, *DTYPES[code])
-            if end > self._length or begin + layout.nbytes != end:
-                raise ValueError(f"{layout.nbytes} bytes at [{begin}, {end}] of {self._length} bytes of data")
-        return layout, begin
+_INTEGERS = {f"{kind}{8 * size}": _decoder(f"<{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)}
+_FLOATS = {f"F{8 * size}": _decoder(f"<f{size}") for size in (2, 4, 8)}
+_SAFETENSORS_DTYPES = {"BF16": (2, _bfloat16), **_FLOATS, **_INTEGERS}
 
 
-def _directory(path: Path) -> tuple[int, int, dict[str, Any]]:
-    """Where the data begins, its length in bytes, and the header's entries without the metadata."""
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header's entries without the metadata, and the offset and length of the data in bytes."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -355,7 +284,7 @@ def _directory(path: Path) -> tuple[int, int, dict[str, Any]]:
     if not isinstance(entries, dict):
         raise ValueError("the header is not a JSON object")
     entries.pop("__metadata__", None)
-    return 8 + length, size - 8 - length, entries
+    return entries, 8 + length, size - 8 - length
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -365,19 +294,29 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _safetensors_fields(entry: object) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    """`dtype`, `shape` and `data_offsets` of a header's entry."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
-        raise ValueError("its header lacks a dtype")
-    shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
-    if shape is None or len(shape) > 32:
-        raise ValueError("its header's shape is not a list of sizes")
-    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError("its header's data_offsets are not [begin, end]")
-    return entry["dtype"], shape, (offsets[0], offsets[1])
+class _SafetensorsFile(ArrayFile):
+    """A length, a JSON header, and the arrays' bytes, little-endian and in C order; the entries are the header's."""
 
+    def __init__(self, path: Path, errors: FileErrors, entries: Mapping[str, Any], start: int, length: int) -> None:
+        super().__init__(path, errors, entries)
+        self._start = start
+        self._length = length
 
-def _sizes(value: object) -> tuple[int, ...] | None:
-    if isinstance(value, list) and all(type(d) is int and d >= 0 for d in value):
-        return tuple(value)
-    return None
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], Layout]]:
+        entry = self._entries[name]
+        if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+            raise ValueError("its header lacks a dtype")
+        code, shape, offsets = entry["dtype"], entry.get("shape"), entry.get("data_offsets")
+        if not isinstance(shape, list) or not _are_sizes(shape) or len(shape) > _MOST_AXES:
+            raise ValueError("its header's shape is not a list of sizes")
+        if not isinstance(offsets, list) or len(offsets) != 2 or not _are_sizes(offsets) or offsets[0] > offsets[1]:
+            raise ValueError("its header's data_offsets are not [begin, end]")
+        if code not in _SAFETENSORS_DTYPES:
+            what = f'"{printable(name)}" holds numbers of type {printable(code, 80)}'
+            self._errors.bad(what, "write it as real floats or integers", "bad-dtype")
+        layout, (begin, end) = Layout(tuple(shape), *_SAFETENSORS_DTYPES[code]), offsets
+        if end > self._length or begin + layout.nbytes != end:
+            raise ValueError(f"{layout.nbytes} bytes at [{begin}, {end}] of {self._length} bytes of data")
+        with self._path.open("rb") as stream:
+            stream.seek(self._start + begin)
+            yield stream, layout

@@ -1,4 +1,4 @@
-"""Arrays out: what a spec runs on, under its names, and files that are whole or not there."""
+"""Output files that are written whole or not at all, and the arrays of a problem as an `.npz`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from bpcli.errors import fail, printable
 from bpcli.problem.definition import Array, Problem
 
-# The earliest date a zip archive can hold: equal arrays give equal bytes.
-EPOCH = (1980, 1, 1, 0, 0, 0)
+# The earliest date that a zip archive can hold: equal arrays give equal bytes.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def export_arrays(problem: Problem) -> dict[str, Array]:
@@ -27,16 +27,23 @@ def export_arrays(problem: Problem) -> dict[str, Array]:
 
 
 def write_npz(path: str | Path, arrays: Mapping[str, NDArray[np.floating]]) -> None:
-    """Write arrays as an `.npz` of that very name, the same bytes for the same arrays; `BpError` when it cannot be."""
-    replace_file(path, lambda stream: _pack(stream, arrays))
+    """Write an `.npz` at `path` exactly, the same bytes for the same arrays; `BpError` where it can't be written."""
+
+    def pack(stream: IO[bytes]) -> None:
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in arrays.items():
+                with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+    replace_file(path, pack)
 
 
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a new file which then takes the place of `path`, whole; a device is written as it is."""
+    """Let `write` fill a new file that then replaces `path`; a device is written directly."""
     target = _target(path)
     try:
         if target.exists() and not target.is_file():
-            # A device says that it can seek and does not, which confuses zipfile.
+            # A device claims that it can seek, on which zipfile relies.
             buffer = io.BytesIO()
             write(buffer)
             target.write_bytes(buffer.getvalue())
@@ -51,39 +58,39 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        _unwritable(path, error.strerror or str(error))
+        _refuse(path, error.strerror or str(error))
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse an output path that cannot be written, before anything is computed; leaves nothing behind."""
+    """Refuse an output path that can't be written, before anything is computed; leaves nothing behind."""
     target = _target(path)
     try:
         if not target.exists() or target.is_file():
             _temporary(target).unlink()
     except OSError as error:
-        _unwritable(path, error.strerror or str(error))
+        _refuse(path, error.strerror or str(error))
 
 
 def _target(path: str | Path) -> Path:
-    """What `path` stands for, links followed; refused where no file can be."""
+    """The file behind `path`, links followed; refused where no file can be."""
     try:
         target = Path(os.path.realpath(path))
-        mode = target.stat().st_mode  # not `exists`, which keeps more errors to itself in every new Python
+        mode = target.stat().st_mode  # `exists` ignores other errors in every version of Python
     except (FileNotFoundError, NotADirectoryError):
         mode = None
     except (OSError, ValueError) as error:
-        _unwritable(path, getattr(error, "strerror", None) or str(error))
+        _refuse(path, getattr(error, "strerror", None) or str(error))
     if mode is not None and stat.S_ISDIR(mode):
-        _unwritable(path, "it is a folder")
+        _refuse(path, "it is a folder")
     if mode is not None and not os.access(target, os.W_OK):
-        _unwritable(path, "permission denied")
+        _refuse(path, "permission denied")
     if not target.parent.is_dir():
-        _unwritable(path, "its folder does not exist")
+        _refuse(path, "its folder does not exist")
     return target
 
 
 def _temporary(target: Path) -> Path:
-    """A new empty file beside `target`, with the permissions of one that the user makes, or of the file it replaces."""
+    """A new empty file beside `target`, with the permissions of the file that it replaces, or the user's default."""
     temporary = target.parent / f".bp-{secrets.token_hex(8)}.tmp"
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     if target.exists():
@@ -91,13 +98,5 @@ def _temporary(target: Path) -> Path:
     return temporary
 
 
-def _pack(stream: IO[bytes], arrays: Mapping[str, NDArray[np.floating]]) -> None:
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            info = zipfile.ZipInfo(f"{name}.npy", EPOCH)
-            with archive.open(info, "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-
-
-def _unwritable(path: str | Path, why: str) -> NoReturn:
+def _refuse(path: str | Path, why: str) -> NoReturn:
     fail("unwritable", f"cannot write {printable(str(path))}: {why}", help="choose another output path")

@@ -1,7 +1,8 @@
-"""What a run may cost in memory and time; both are predicted from sizes alone, before anything is allocated."""
+"""Limits on the memory and time of a run, both predicted from sizes before anything is allocated."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -9,19 +10,21 @@ from pathlib import Path
 
 from bpcli.errors import Place, fail, printable
 from bpcli.problem.definition import Setup
+from bpcli.spec.specification import ArrayDecl
 
 FREE_SHARE = 0.8
 FALLBACK = 2 << 30
+"""Bytes taken as free where the system reports nothing."""
 FLOPS_PER_SECOND = 5e9
 SECONDS_PER_STEP = 2e-5
-"""What a step costs beside its arithmetic, each time that it is taken."""
+"""Overhead of a step beside its arithmetic, each time that it is taken."""
 PASSES = 2
-"""How often a method goes over its steps: forwards, and backwards or for the influence."""
+"""Passes of a method over its steps: forwards, and backwards or for the influence."""
 MOST_MEMORY = 1 << 47
-"""Bytes that a process can address, whatever is allowed."""
+"""Bytes that a process can address, whatever the limit."""
 _GROUP = Path("/sys/fs/cgroup")
-DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-UNITS = {**DECIMAL, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+_DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS = {**_DECIMAL, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
 def default_memory() -> int:
@@ -44,9 +47,9 @@ class Limits:
 
 
 def free_memory() -> int:
-    """Bytes that can be allocated without swapping, in the machine and in the control group; 2 GiB where nothing tells.
+    """Bytes that can be allocated without swapping, in the machine and in the control group.
 
-    Only the group (version 2) that is mounted as the root is seen, as in a container, not a limit of a group above.
+    Of control groups (version 2) only the one mounted as the root counts, as in a container, not a limit above it.
     """
     available = _meminfo()
     if available is None:
@@ -59,7 +62,7 @@ def free_memory() -> int:
 
 
 def _group_memory() -> int | None:
-    """What the control group has left: its limit less what it uses, caches that can be dropped not counted."""
+    """Bytes left in the control group: its limit less its use, without caches that can be dropped."""
     try:
         limit = int((_GROUP / "memory.max").read_text(encoding="ascii"))  # "max" is no number
         used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
@@ -82,7 +85,7 @@ def _meminfo() -> int | None:
 def parse_bytes(text: str) -> int:
     """`500MB`, `2GiB`, `1.5G` or a plain number of bytes; `BpError` for anything else and for less than one byte."""
     found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?)?b?\s*", text, re.ASCII | re.IGNORECASE)
-    size = int(float(found[1]) * UNITS[(found[2] or "").lower()]) if found else 0
+    size = int(float(found[1]) * _UNITS[(found[2] or "").lower()]) if found else 0
     if size < 1:
         what = f'"{printable(text)}" is no amount of memory'
         fail("bad-size", what, help="give bytes, or a number with a unit: 500MB, 2GiB")
@@ -90,7 +93,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """`size` in the largest decimal unit that leaves at least one."""
+    """`size` bytes in the largest decimal unit of which there is at least one."""
     for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
         if size < 999.5:  # three digits would round the rest up to 1e+03
             return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
@@ -99,38 +102,36 @@ def format_bytes(size: float) -> str:
 
 
 def array_bytes(setup: Setup) -> dict[str, int]:
-    """Bytes of each array while the problem is drawn, patterns and the work space of a factorisation with it."""
-    spec, item = setup.spec, setup.dtype.itemsize
-    steps = setup.T if setup.graph.recurrent else 1
+    """Bytes of each array while it is drawn, with its density pattern and the workspace of a factorisation."""
     sizes = {}
-    for decl in spec.params.values():
-        extra = 9 * decl.size if decl.density is not None else 0
-        extra += 24 * decl.size if decl.init == "orthogonal" else 0
-        sizes[decl.name] = item * decl.size + extra
-    for decl in spec.inputs.values():
-        sizes[decl.name] = item * decl.size * steps * setup.batch
-    for decl in spec.states.values():
-        sizes[decl.name] = item * decl.size * (1 if decl.name in setup.shared else setup.batch)
+    for name, decl in _declarations(setup).items():
+        sizes[name] = setup.dtype.itemsize * math.prod(setup.array_shape(decl))
+        if decl.kind == "param":
+            sizes[name] += decl.size * (9 * (decl.density is not None) + 24 * (decl.init == "orthogonal"))
     return sizes
 
 
+def _declarations(setup: Setup) -> dict[str, ArrayDecl]:
+    return {**setup.spec.params, **setup.spec.inputs, **setup.spec.states}
+
+
 def check_arrays(setup: Setup, limits: Limits) -> None:
-    """Refuse arrays beyond the memory limit, at the declaration of the largest; allocates nothing."""
+    """Refuse arrays beyond the memory limit, at the declaration of the largest."""
     total = sum(array_bytes(setup).values())
     if total > limits.most_memory:
-        largest = _largest(setup)
-        _too_large(f'the arrays need {_amount(total)}, most of it "{largest[0]}"', largest[1], limits)
+        name, place = _largest(setup)
+        _refuse_size(f'the arrays need {_amount(total)}, most of it "{name}"', place, limits)
 
 
 def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, limits: Limits, steps: int = 0) -> None:
-    """Refuse a method that needs more memory (with the arrays) or time than is allowed; at the largest array.
+    """Refuse a method that needs more memory (with the arrays) or time than is allowed, at the largest array.
 
-    `steps` are those of the recurrence in all passes over it: small ones take longer than their arithmetic.
+    `steps` counts those of the recurrence in all passes over it; small ones take longer than their arithmetic.
     """
     place = _largest(setup)[1]
     total = sum(array_bytes(setup).values()) + int(method_bytes)
     if total > limits.most_memory:
-        _too_large(f"{printable(method_text)} and the arrays need {_amount(total)}", place, limits)
+        _refuse_size(f"{printable(method_text)} and the arrays need {_amount(total)}", place, limits)
     seconds = flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP
     if seconds > limits.max_time:
         what = f"{printable(method_text)} would take about {format_duration(seconds)}"
@@ -139,14 +140,14 @@ def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, 
 
 
 def _largest(setup: Setup) -> tuple[str, Place]:
-    spec, sizes = setup.spec, array_bytes(setup)
+    sizes = array_bytes(setup)
     if not sizes:
-        return "", spec.source.key("data")
+        return "", setup.spec.source.key("data")
     name = max(sizes, key=lambda n: sizes[n])
-    return name, {**spec.inputs, **spec.params, **spec.states}[name].place
+    return name, _declarations(setup)[name].place
 
 
-def _too_large(what: str, place: Place, limits: Limits) -> None:
+def _refuse_size(what: str, place: Place, limits: Limits) -> None:
     advice = "make it smaller, or raise --max-memory"
     fail("too-large", f"{what}, the limit is {_amount(limits.most_memory)}", place, help=advice)
 
@@ -156,7 +157,7 @@ def _amount(size: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` in the largest unit that leaves at least two."""
+    """`seconds` in the largest unit of which there are at least two."""
     for unit, length in (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"

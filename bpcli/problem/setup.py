@@ -1,8 +1,6 @@
-"""What is differentiated: kinds and names to tensors, in the spec's order.
+"""From a spec's path to a Setup: sizes, limits, and the arrays to differentiate with respect to.
 
-From a spec and its graph to a Setup: sizes, limits, and what is differentiated. Reads headers of files alone.
-
-The way in: a spec's path to a Setup, with all that is wrong reported at once.
+All that is wrong with a spec and its files is reported at once. Of array files only headers are read.
 """
 
 from __future__ import annotations
@@ -16,21 +14,66 @@ import numpy as np
 
 from bpcli.errors import Collector, Place, nearest, printable
 from bpcli.graph.build import build
-from bpcli.graph.nodes import Graph
+from bpcli.problem.array_files import ArrayFile, open_arrays
 from bpcli.problem.definition import Setup, Tensor
-from bpcli.problem.draw import check_task, check_weights
-from bpcli.problem.initial import pattern
+from bpcli.problem.draw import check_task, check_weights, pattern
 from bpcli.problem.limits import Limits, check_arrays
-from bpcli.problem.sizes import Sizes, find_sizes
 from bpcli.spec.language import canonical
 from bpcli.spec.load import load
 from bpcli.spec.paths import resolve
-from bpcli.spec.sections import KINDS
-from bpcli.spec.specification import ArrayDecl, Spec
+from bpcli.spec.specification import WRT_KINDS, ArrayDecl, Spec
+
+DEFAULT_T = 20
+DEFAULT_BATCH = 4
 
 
-def choose(spec: Spec, wrt: Sequence[str], collector: Collector) -> tuple[ArrayDecl, ...]:
-    """The arrays that `wrt` (kinds or single names; `[check] wrt` when empty) stands for: params, inputs, states.
+def open_setup(path: str | Path, overrides: Mapping[str, object], wrt: Sequence[str], limits: Limits) -> Setup:
+    """The Setup of the spec at `path`.
+
+    `overrides` are as for `load`; `wrt` holds kinds or names, `[check] wrt` when empty. Raises `BpError` with
+    everything that is wrong with the spec, its equations, its files or its sizes, and for arrays beyond the memory
+    limit, before any of their size is allocated.
+    """
+    collector = Collector()
+    spec = load(path, overrides, collector)
+    if spec is None:
+        collector.finish()
+    assert spec is not None, "a loader that gives up says why"
+    graph = build(spec, collector)
+    spec = _with_resolved_files(spec, path, limits, collector)
+    check_task(spec, collector)
+    check_weights(spec, collector)
+    # An equation whose name is refused may be that of a state.
+    sizes = _find_sizes(spec, bool(spec.states or spec.refused & spec.equations.keys()), collector)
+    chosen = _choose(spec, wrt, collector)
+    collector.finish()
+    assert graph is not None, "a builder that gives up says why"
+    dtype: np.dtype[np.floating] = np.dtype(spec.dtype)
+    setup = Setup(spec, graph, sizes.T, sizes.batch, dtype, (), sizes.shared)
+    check_arrays(setup, limits)
+    # Density patterns are drawn once their sizes are known to be allowed.
+    tensors = (Tensor(d.name, d.kind, setup.array_shape(d), pattern(d, spec.data.seed)) for d in chosen)
+    return dataclasses.replace(setup, wrt=tuple(tensors))
+
+
+def _with_resolved_files(spec: Spec, path: str | Path, limits: Limits, collector: Collector) -> Spec:
+    """`spec` with the absolute paths of the files that it names, without those that are refused."""
+    weights, data = spec.weights, spec.data
+
+    def resolved(file: str, table: str) -> str | None:
+        found = resolve(path, file, spec.source.value(table, "file"), limits.allow_outside, collector)
+        return str(found) if found else None
+
+    if weights is not None:
+        file = resolved(weights.file, "weights")
+        weights = dataclasses.replace(weights, file=file) if file else None
+    if data.file is not None:
+        data = dataclasses.replace(data, file=resolved(data.file, "data"))
+    return dataclasses.replace(spec, weights=weights, data=data)
+
+
+def _choose(spec: Spec, wrt: Sequence[str], collector: Collector) -> tuple[ArrayDecl, ...]:
+    """The arrays that `wrt`, or `[check] wrt` when empty, stands for.
 
     An initial state with `trainable = true` is one of `params` too.
     """
@@ -40,25 +83,20 @@ def choose(spec: Spec, wrt: Sequence[str], collector: Collector) -> tuple[ArrayD
     chosen: set[str] = set()
     for word, place in words:
         chosen |= _members(spec, word, place, collector)
-    decls = tuple(d for d in _all(spec).values() if d.name in chosen)
+    decls = tuple(d for d in _declarations(spec).values() if d.name in chosen)
     entries = sum(d.size if d.density is None else round(d.density * d.size) for d in decls)
     if entries == 0 and not collector.diagnostics:
         place = spec.source.key("check", "wrt") if not wrt else None
         asked = ", ".join(printable(word) for word, _ in words)
-        options = [kind for kind in KINDS if _members(spec, kind, None, collector)]
-        remedy = f"this spec has {', '.join(options)}: choose with --wrt or [check] wrt" if options else ""
         what = f"nothing to differentiate: {asked} has no entries in this spec"
+        kinds = ", ".join(kind for kind in WRT_KINDS if _members(spec, kind, None, collector))
+        remedy = f"this spec has {kinds}: choose with --wrt or [check] wrt" if kinds else ""
         remedy = remedy or "declare an array in [params], [inputs] or [state]"
         collector.add("nothing-to-differentiate", what, place, help=remedy)
     return decls
 
 
-def tensors(setup: Setup, decls: Sequence[ArrayDecl]) -> tuple[Tensor, ...]:
-    """`decls` as tensors, density patterns drawn: to be called once the sizes are known to be allowed."""
-    return tuple(_tensor(setup, decl) for decl in decls)
-
-
-def _all(spec: Spec) -> dict[str, ArrayDecl]:
+def _declarations(spec: Spec) -> dict[str, ArrayDecl]:
     return {**spec.params, **spec.inputs, **spec.states}
 
 
@@ -70,13 +108,12 @@ def _members(spec: Spec, word: str, place: Place | None, collector: Collector) -
         return set(spec.inputs)
     if word == "state":
         return set(spec.states)
-    decl = _all(spec).get(word)
+    decl = _declarations(spec).get(word)
     if decl is None and word in spec.refused:
         return set()
     if decl is None:
-        known = (*KINDS, *_all(spec))
         what = f'cannot differentiate with respect to "{printable(word)}"'
-        collector.add("unknown-wrt", what, place, help=nearest(word, known))
+        collector.add("unknown-wrt", what, place, help=nearest(word, (*WRT_KINDS, *_declarations(spec))))
         return set()
     if decl.kind == "param" and not decl.trainable:
         what = f'"{word}" is declared with trainable = false'
@@ -85,69 +122,101 @@ def _members(spec: Spec, word: str, place: Place | None, collector: Collector) -
     return {word}
 
 
-def _tensor(setup: Setup, decl: ArrayDecl) -> Tensor:
-    lead: tuple[int, ...] = ()
-    if decl.kind == "input":
-        lead = (setup.T, setup.batch) if setup.graph.recurrent else (setup.batch,)
-    elif decl.kind == "state" and decl.name not in setup.shared:
-        lead = (setup.batch,)
-    return Tensor(decl.name, decl.kind, (*lead, *decl.shape), pattern(decl, setup.spec.data.seed))
+@dataclass(frozen=True)
+class _Sizes:
+    """`T` is 1 when feed-forward; `shared` names the states whose initial value is `(*shape)`."""
+
+    T: int
+    batch: int
+    shared: frozenset[str]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a Setup takes beside the graph."""
+class _Lead:
+    """An array of the data file with the sizes of the axes, "T" and "batch", before the shape that it declares."""
 
-    spec: Spec
-    sizes: Sizes
-    chosen: tuple[ArrayDecl, ...]
+    decl: ArrayDecl
+    axes: dict[str, int]
 
 
-def plan(spec: Spec, wrt: Sequence[str], collector: Collector) -> Plan:
-    """Look at `[data]`, `[weights]` and `wrt`, also of a spec that is refused already, and note all that is wrong.
+def _find_sizes(spec: Spec, recurrent: bool, collector: Collector) -> _Sizes:
+    """Sizes from the data file, else as given, else the defaults; contradictions and gaps are reported."""
+    found: dict[str, tuple[int, str]] = {}
+    shared = frozenset(spec.states)
+    if spec.data.file is not None:
+        with collector.gather():
+            leads = _leads(spec, open_arrays(Path(spec.data.file), _data_place(spec)), recurrent, collector)
+            found = _agreed(spec, leads, collector)
+            shared -= {lead.decl.name for lead in leads if lead.decl.kind == "state" and lead.axes}
+    T = _settled(spec, "T", spec.data.T, found, collector) or DEFAULT_T
+    batch = _settled(spec, "batch", spec.data.batch, found, collector) or DEFAULT_BATCH
+    return _Sizes(T if recurrent else 1, batch, shared)
 
-    The `file` names of the spec are resolved; `wrt` are kinds or names, `[check] wrt` when empty.
+
+def _data_place(spec: Spec) -> Place:
+    return spec.source.value("data", "file")
+
+
+def _leads(spec: Spec, file: ArrayFile, recurrent: bool, collector: Collector) -> list[_Lead]:
+    """The leading axes of each array that is read; arrays that do not fit are reported."""
+    held = set(file.names())
+    leads = []
+    for decl in (*spec.inputs.values(), *(d for d in spec.states.values() if d.name in held)):
+        choices: Sequence[tuple[str, ...]] = [("T", "batch") if recurrent else ("batch",)]
+        if decl.kind == "state":
+            choices = [(), ("batch",)]
+        with collector.gather():
+            shape = file.shape(decl.name)
+            axes = next((a for a in choices if len(a) <= len(shape) and shape[len(a) :] == decl.shape), None)
+            if axes is None or 0 in shape:
+                wanted = " or ".join(_lettered(axes, decl) for axes in choices)
+                what = f'the data file holds "{decl.name}" with shape {shape}, expected {wanted}'
+                collector.add("shape-mismatch", what, _data_place(spec), help=_layout(decl, recurrent))
+            else:
+                leads.append(_Lead(decl, dict(zip(axes, shape, strict=False))))
+    return leads
+
+
+def _layout(decl: ArrayDecl, recurrent: bool) -> str:
+    """The axes of an array in a data file, in words."""
+    if decl.kind == "state":
+        return "a state has its own shape, with an axis of samples before it where samples differ, and no axis is empty"
+    before = "steps and samples" if recurrent else "samples"
+    return f"axes of {before} come before the shape that the spec declares, and none of them is empty"
+
+
+def _lettered(axes: tuple[str, ...], decl: ArrayDecl) -> str:
+    parts = [*axes, *(str(d) for d in decl.shape)]
+    return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
+
+
+def _agreed(spec: Spec, leads: list[_Lead], collector: Collector) -> dict[str, tuple[int, str]]:
+    """The size of each axis with the first array that gives it; other arrays must give the same."""
+    found: dict[str, tuple[int, str]] = {}
+    for lead in leads:
+        for axis, size in lead.axes.items():
+            first, other = found.setdefault(axis, (size, lead.decl.name))
+            if first != size:
+                what = f'in the data file "{other}" has {axis} = {first} and "{lead.decl.name}" has {axis} = {size}'
+                remedy = f"write all arrays with the same {axis}"
+                collector.add("shape-mismatch", what, _data_place(spec), help=remedy)
+    return found
+
+
+def _settled(
+    spec: Spec, axis: str, given: int | None, found: dict[str, tuple[int, str]], collector: Collector
+) -> int | None:
+    """The size in the data file, with which a given one must agree; else the given one.
+
+    A contradiction is refused where the spec has the number, or at the data file where an option gives it.
     """
-    check_task(spec, collector)
-    check_weights(spec, collector)
-    # An equation of a refused name is that of a state whose declaration fell.
-    recurrent = bool(spec.states or spec.refused & spec.equations.keys())
-    sizes = find_sizes(spec, recurrent, collector)
-    return Plan(spec, sizes, choose(spec, wrt, collector))
-
-
-def assemble(parts: Plan, graph: Graph, limits: Limits) -> Setup:
-    """The Setup of a plan without errors; `BpError` for arrays beyond the limit, before any of their size is made."""
-    spec, sizes = parts.spec, parts.sizes
-    dtype: np.dtype[np.floating] = np.dtype(spec.dtype)
-    setup = Setup(spec, graph, sizes.T, sizes.batch, dtype, (), sizes.shared)
-    check_arrays(setup, limits)
-    return dataclasses.replace(setup, wrt=tensors(setup, parts.chosen))
-
-
-def open_setup(path: str | Path, overrides: Mapping[str, object], wrt: Sequence[str], limits: Limits) -> Setup:
-    """The Setup of the spec at `path`, `overrides` as for `load`, `wrt` kinds or names as for `plan`.
-
-    Raises `BpError` with everything that is wrong with the spec, its equations, its files or its sizes.
-    """
-    collector = Collector()
-    spec = load(path, overrides, collector)
-    graph = build(spec, collector) if spec is not None else None
-    parts = plan(_with_resolved_files(spec, path, limits, collector), wrt, collector) if spec is not None else None
-    collector.finish()
-    # A loader or builder that gives up says why, so nothing is None past this line.
-    assert graph is not None and parts is not None
-    return assemble(parts, graph, limits)
-
-
-def _with_resolved_files(spec: Spec, path: str | Path, limits: Limits, collector: Collector) -> Spec:
-    """`spec` with the absolute paths of the files that it names; refused ones are left out, for what follows."""
-    source, outside = spec.source, limits.allow_outside
-    weights, data = spec.weights, spec.data
-    if weights is not None:
-        file = resolve(path, weights.file, source.value("weights", "file"), outside, collector)
-        weights = dataclasses.replace(weights, file=str(file)) if file else None
-    if data.file is not None:
-        file = resolve(path, data.file, source.value("data", "file"), outside, collector)
-        data = dataclasses.replace(data, file=str(file) if file else None)
-    return dataclasses.replace(spec, weights=weights, data=data)
+    if axis not in found:
+        return given
+    size, name = found[axis]
+    if given is not None and given != size:
+        place = spec.source.written("data", axis)
+        if place is None or place.quote[place.column - 1 :][: place.width] != str(given):
+            place = _data_place(spec)
+        what = f'{axis} = {given} contradicts the data file, where "{name}" has {axis} = {size}'
+        collector.add("contradiction", what, place, help=f"leave {axis} out: it comes from the arrays")
+    return size

@@ -1,33 +1,88 @@
-"""Numbers written in a spec: a scalar, a list, or a list of rows.
+"""Declarations in a spec: names, and the shapes and initial values of inputs, parameters and states.
 
-Declarations of inputs, params and states.
+Dims, constants, arrays and equations share one name space.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bpcli.errors import printable
 from bpcli.spec import schema
-from bpcli.spec.context import Context
-from bpcli.spec.equations import parse
-from bpcli.spec.integers import MAX_SIZE, evaluate
-from bpcli.spec.specification import ArrayDecl, Kind, Nested
-from bpcli.spec.toml import KeyPath
-from bpcli.spec.validation import describe
+from bpcli.spec.equations import evaluate, parse
+from bpcli.spec.language import canonical, reserved
+from bpcli.spec.schema import describe
+from bpcli.spec.source import Context, KeyPath
+from bpcli.spec.specification import FLOAT32_MAX, MAX_SIZE, ArrayDecl, Kind, Nested
 
-FLOAT32_MAX = 3.4028234663852886e38
+_NOUNS = {
+    "dims": "a dim",
+    "constants": "a constant",
+    "inputs": "an input",
+    "params": "a param",
+    "state": "a state",
+    "equations": "an equation",
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """`of` takes the path of a declaration to its name in normal form; refused ones are not in it."""
+
+    of: dict[KeyPath, str]
+    refused: frozenset[str]
+
+
+def check_names(paths: Iterable[KeyPath], context: Context) -> Names:
+    """Refuse what is no name, is reserved, or is declared twice; `paths` are (table, name) in any order."""
+    places = {path: context.source.key(*path) for path in paths}
+    seen: dict[str, list[KeyPath]] = {}
+    refused: set[str] = set()
+    for path in sorted(places, key=lambda path: (places[path].line, places[path].column)):
+        name = canonical(path[1])
+        if context.full or not _is_name(name, path, context):
+            refused.add(name)
+            continue
+        others = [other for other in seen.setdefault(name, []) if {other[0], path[0]} != {"state", "equations"}]
+        if others:
+            refused.add(name)
+            _refuse_clash(name, path, others[0], context)
+        seen[name].append(path)
+    return Names({path: n for n, paths in seen.items() for path in paths if n not in refused}, frozenset(refused))
+
+
+def _is_name(name: str, path: KeyPath, context: Context) -> bool:
+    shown = printable(path[1], 60)
+    if not name.isidentifier():
+        remedy = "a name starts with a letter or _ and goes on with letters, digits and _"
+        context.refuse_key("bad-name", f'"{shown}" is no name', path, remedy)
+        return False
+    if reason := reserved(name):
+        remedy = f'use another name, such as "{name}_"'
+        context.refuse_key("reserved-name", f'"{shown}" is reserved: {reason}', path, remedy)
+        return False
+    return True
+
+
+def _refuse_clash(name: str, path: KeyPath, other: KeyPath, context: Context) -> None:
+    line = context.source.key(*other).line
+    what = f'"{printable(name)}" is {_NOUNS[path[0]]} and also {_NOUNS[other[0]]} (line {line})'
+    if path[1] != other[1]:
+        what += ": both are the same identifier in Unicode's normal form KC"
+    remedy = "rename one of the two: dims, constants, inputs, params, states and equations share one name space"
+    context.refuse_key("name-clash", what, path, remedy)
+
+
 _MAX_AXES = 2
 
 
 def number(value: object, path: KeyPath, dtype: str, context: Context) -> float | None:
     """`value` as a float that is finite in `dtype`; None where it is refused."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        context.refuse(
-            "wrong-type", f"a number is wanted here, not {describe(value)}", path, "write a number, without quotes"
-        )
+        what = f"a number is wanted here, not {describe(value)}"
+        context.refuse("wrong-type", what, path, "write a number, without quotes")
         return None
     try:
         result = float(value)
@@ -48,9 +103,13 @@ def nested(value: object, path: KeyPath, shape: tuple[int, ...], dtype: str, con
     if found == shape:
         return read
     has = "has rows of different lengths" if found is None else f"has the shape {list(found)}"
-    what = f'the value of "{printable(_owner(path))}" {has}, declared is {list(shape)}'
+    owner = path[-1] if path[0] == "data" else path[1]
+    what = f'the value of "{printable(owner)}" {has}, declared is {list(shape)}'
+    wanted = f"a list of {shape[0]} numbers" if shape else "one number"
+    if len(shape) == _MAX_AXES:
+        wanted = f"a list of {shape[0]} rows of {shape[1]} numbers each"
     alike = '; init = "ones" with a scale is one number in all entries' if found == () and path[0] != "data" else ""
-    context.refuse("shape-mismatch", what, path, f"write {_wanted(shape)}{alike}")
+    context.refuse("shape-mismatch", what, path, f"write {wanted}{alike}")
     return None
 
 
@@ -77,26 +136,21 @@ def _shape(value: Nested) -> tuple[int, ...] | None:
     return (len(value), *(inner.pop() or ())) if inner else (0,)
 
 
-def _wanted(shape: tuple[int, ...]) -> str:
-    """Numbers of a shape, in words."""
-    if len(shape) < _MAX_AXES:
-        return f"a list of {shape[0]} numbers" if shape else "one number"
-    return f"a list of {shape[0]} rows of {shape[1]} numbers each"
-
-
-def _owner(path: KeyPath) -> str:
-    return path[-1] if path[0] == "data" else path[1]
-
-
-KINDS: Mapping[str, Kind] = {"inputs": "input", "params": "param", "state": "state"}
-_MATRICES = ("identity", "orthogonal", "glorot")
-_DRAWN = ("normal", "uniform")
-_FLAT_SCALE = 0.1
+_KINDS: Mapping[str, Kind] = {"inputs": "input", "params": "param", "state": "state"}
+_MATRIX_INITS = ("identity", "orthogonal", "glorot")
+_DRAWN_INITS = ("normal", "uniform")
+_DEFAULT_SPREAD = 0.1
+_EXTENTS: Mapping[Kind, str] = {
+    "input": "an input is a scalar or a vector",
+    "param": "a parameter is a scalar, a vector or a matrix",
+    "state": "a state is a scalar or a vector",
+}
+_RANKS = ("a scalar", "a vector", "a matrix")
 
 
 @dataclass(frozen=True)
 class Declarer:
-    """What declarations refer to: the dims, the names refused so far, the dtype."""
+    """Reads declarations of arrays; `dims` and the names refused so far give their shapes a meaning."""
 
     context: Context
     dims: Mapping[str, int]
@@ -104,10 +158,10 @@ class Declarer:
     dtype: str
 
     def declare(self, path: KeyPath, name: str, table: schema.Input | schema.Param | schema.State) -> ArrayDecl | None:
-        """The array at `path`; None where its shape is refused, since nothing can be said of one without."""
+        """The array at `path`; None where its shape is refused."""
         if self.context.full:
             return None
-        kind = KINDS[path[0]]
+        kind = _KINDS[path[0]]
         shape = self.shape(path, table.shape, kind)
         if shape is None:
             return None
@@ -115,37 +169,33 @@ class Declarer:
         if isinstance(table, schema.Input):
             return ArrayDecl(name, kind, shape, place)
         density = self.density(path, table, shape)
-        init, scale = self.init(path, table, shape), self.scale(path, table, shape)
-        value: Nested | None = None
-        if table.value is not None:
-            value = nested(table.value, (*path, "value"), shape, self.dtype, self.context)
-        return ArrayDecl(name, kind, shape, place, init, scale, value, table.trainable, density)
+        init = table.init or ("zeros" if kind == "state" else "normal")
+        scale = self.scale(path, init, table.scale, shape)
+        value = None if table.value is None else nested(table.value, (*path, "value"), shape, self.dtype, self.context)
+        return ArrayDecl(
+            name, kind, shape, place, self.init(path, init, table, shape), scale, value, table.trainable, density
+        )
 
     def shape(self, path: KeyPath, entries: list[int | str], kind: Kind) -> tuple[int, ...] | None:
         """The sizes that a shape's entries stand for."""
-        inside = (*path, "shape") if (*path, "shape") in self.context.source.values else path
+        inside = (*path, "shape") if self.context.source.written(*path, "shape") else path
         most = 2 if kind == "param" else 1
-        sizes = [self.entry((*inside, str(i)), entry) for i, entry in enumerate(entries[: most + 1])]
+        sizes = [self.size((*inside, str(i)), entry) for i, entry in enumerate(entries[: most + 1])]
         if len(entries) > most:
-            noun = "a parameter" if kind == "param" else f"an {kind}" if kind == "input" else f"a {kind}"
-            extent = "a scalar, a vector or a matrix" if kind == "param" else "a scalar or a vector"
-            what = f"{noun} is {extent}; more axes are a known limit of version 1"
-            remedy = (
-                "declare several matrices"
-                if kind == "param"
-                else "declare a vector and cut it with slices, or several vectors"
-            )
+            vectors = "declare a vector and cut it with slices, or several vectors"
+            remedy = "declare several matrices" if kind == "param" else vectors
+            what = f"{_EXTENTS[kind]}; more axes are a known limit of version 1"
             self.context.refuse("known-limit", what, inside, remedy)
             return None
         known = tuple(size for size in sizes if size is not None)
         return known if len(known) == len(sizes) else None
 
-    def entry(self, path: KeyPath, entry: int | str) -> int | None:
-        """One size, evaluated where it is an expression; None where it has been refused."""
+    def size(self, path: KeyPath, entry: int | str) -> int | None:
+        """One size, evaluated where it is an expression; None where it is refused."""
         if isinstance(entry, int):
             return entry
         context = self.context
-        expression = parse(entry, context.where(path, entry), context.collector, "whole")
+        expression = parse(entry, context.token_places(path, entry), context.collector, "integer")
         size = None if expression is None else evaluate(expression, self.dims, context.collector, self.refused)
         if size is None or 1 <= size <= MAX_SIZE:
             return size
@@ -153,45 +203,36 @@ class Declarer:
         context.refuse("out-of-range", what, path, "change the dims in it")
         return None
 
-    def init(self, path: KeyPath, table: schema.Param | schema.State, shape: tuple[int, ...]) -> str:
-        """The name of the init, "value" included, with the default of the kind."""
+    def init(self, path: KeyPath, init: str, table: schema.Param | schema.State, shape: tuple[int, ...]) -> str:
+        """The name of the init, or "value" where the declaration has one."""
         if table.value is not None:
             for key in ("init", "scale"):
                 if key in table.model_fields_set:
                     what = f'"value" and "{key}" exclude each other'
                     self.context.refuse_key("conflict", what, (*path, key), "keep one of the two")
             return "value"
-        default = "zeros" if isinstance(table, schema.State) else "normal"
-        init = table.init or default
-        if init in _MATRICES and len(shape) != 2:
-            what = f'init "{init}" is for matrices, "{printable(path[1])}" is {_noun(shape)}'
+        if init in _MATRIX_INITS and len(shape) != 2:
+            what = f'init "{init}" is for matrices, "{printable(path[1])}" is {_RANKS[len(shape)]}'
             self.context.refuse("bad-init", what, (*path, "init"), "use zeros, ones, normal or uniform")
-            return default
         return init
 
-    def scale(self, path: KeyPath, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float:
+    def scale(self, path: KeyPath, init: str, given: float | None, shape: tuple[int, ...]) -> float:
         """The scale as given, or the default of the init: 1/sqrt(columns) or 0.1 where numbers are drawn, else 1."""
-        init = table.init or ("zeros" if isinstance(table, schema.State) else "normal")
-        if table.scale is None:
-            drawn = 1 / math.sqrt(shape[1]) if len(shape) == 2 else _FLAT_SCALE
-            return drawn if init in _DRAWN else 1.0
-        if init in _DRAWN and table.scale < 0:
-            what = f'the scale of init "{init}" is {table.scale}; a spread is at least 0'
+        if given is None:
+            spread = 1 / math.sqrt(shape[1]) if len(shape) == 2 else _DEFAULT_SPREAD
+            return spread if init in _DRAWN_INITS else 1.0
+        if init in _DRAWN_INITS and given < 0:
+            what = f'the scale of init "{init}" is {given}; a spread is at least 0'
             self.context.refuse("out-of-range", what, (*path, "scale"), "leave out the minus")
-        elif self.dtype == "float32" and abs(table.scale) > FLOAT32_MAX:
-            what = "this number is not finite in float32"
-            self.context.refuse("not-finite", what, (*path, "scale"), "write a finite number")
-        return float(table.scale)
+        else:
+            number(given, (*path, "scale"), self.dtype, self.context)
+        return float(given)
 
     def density(self, path: KeyPath, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:
-        """The density as given; None where there is none, or where it has been refused."""
+        """The density as given; None where there is none or it is refused."""
         density = table.density if isinstance(table, schema.Param) else None
         if density is None or len(shape) == 2:
             return density
-        what = f'"density" is for matrices, "{printable(path[1])}" is {_noun(shape)}'
+        what = f'"density" is for matrices, "{printable(path[1])}" is {_RANKS[len(shape)]}'
         self.context.refuse_key("bad-density", what, (*path, "density"), "leave it out")
         return None
-
-
-def _noun(shape: tuple[int, ...]) -> str:
-    return ("a scalar", "a vector", "a matrix")[len(shape)]

@@ -1,8 +1,8 @@
-"""Equation text to `Expr`, by Python's `ast` and a whitelist. Nothing is ever evaluated.
+"""Equation text to `Expr`, by Python's `ast` and a whitelist of its nodes; nothing is ever evaluated as Python.
 
-Chains of one precedence, `a + b - c + …` and `a * b / c * …`: read without recursion, and kept shallow.
-
-A sum of a thousand terms is not deep to its reader, so it must not become a tree a thousand deep.
+A chain of one precedence, such as a sum of a thousand terms, is read without recursion and grouped into a shallow tree,
+so that the depth of an expression is that which its reader sees. Integer expressions over dims, as in shapes and the
+bounds of slices, have a value at once.
 """
 
 from __future__ import annotations
@@ -10,49 +10,56 @@ from __future__ import annotations
 import ast
 import sys
 from bisect import bisect_left
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from bpcli.errors import Collector, Place, nearest
-from bpcli.spec.language import FUNCTIONS, TIME, canonical
+from bpcli.spec.language import CONTENTS, FUNCTIONS, MAX_CHARACTERS, TIME, VARIADIC, Locate, Token, canonical, scan
 from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Transpose
-from bpcli.spec.tokens import CONTENTS, MAX_CHARACTERS, Token, Where, scan
 
-_WHOLE = frozenset(("+", "-", "*", "//"))
+MAX_NESTING = 100
+MAX_DEPTH = 200
+STRAIGHT = 16
+"""Operations of the longest chain that is grouped from the left."""
+_MAX_INTEGER = 1 << 62
+_INTEGER_OPERATORS = ("+", "-", "*", "//")
 _CONVOLUTIONS = ("conv", "conv1d", "conv2d", "convolve", "convolution")
-Grammar = Literal["real", "whole"]
+_CHAINS = ((ast.Add, ast.Sub), (ast.Mult, ast.Div))
+_INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 
 
-def parse(text: str, where: Where, collector: Collector, grammar: Grammar = "real") -> Expr | None:
+def parse(text: str, locate: Locate, collector: Collector, grammar: Literal["real", "integer"] = "real") -> Expr | None:
     """The expression that `text` writes, or None where something was refused.
 
-    `where(start, end)` is the place of the characters start..end of `text`. The grammar "whole" is that of integer
-    expressions, as in shapes: `+ - * //`, integers, names and parentheses.
+    `locate(start, end)` is the place of the characters `start` to before `end`. The grammar "integer" has
+    `+ - * //`, integers, names and parentheses.
     """
-    tokens = scan(text, where, collector)
+    tokens = scan(text, locate, collector)
     if tokens is None:
         return None
-    # White space never matters here, so that one line serves, and a column of `ast` is an offset.
+    # White space has no meaning here; on one line, a column of `ast` is an offset.
     source = "(" + "".join(" " if c in "\t\n\r\f\v" else c for c in text) + ")"
-    reader = _Reader(tokens, source, where, collector)
+    reader = _Reader(tokens, source, locate, collector)
     try:
         tree = _tree(source)
     except SyntaxError as error:
         at = min(max((error.offset or 1) - 2, 0), len(text) - 1)
-        collector.add("equation-syntax", "the equation can't be read from here on", where(at, at + 1), help=CONTENTS)
+        what = "the equation can't be read from here on"
+        collector.add("equation-syntax", what, locate(at, at + 1), help=CONTENTS)
         return None
     except (RecursionError, MemoryError):
         reader.too_deep(tokens[0])
         return None
-    if deep := too_deep(tree):
+    if deep := _too_deep(tree):
         reader.too_deep(reader.first(deep))
         return None
-    expression = reader.real(tree) if grammar == "real" else reader.whole(tree)
+    expression = reader.real(tree) if grammar == "real" else reader.integer(tree)
     return None if reader.refused else expression
 
 
 def _tree(source: str) -> ast.expr:
-    """Python's tree of `source`; a sum of thousands of terms is thousands deep there."""
+    """Python's tree of `source`, in which a sum of thousands of terms is thousands deep."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, MAX_CHARACTERS))
     try:
@@ -62,12 +69,12 @@ def _tree(source: str) -> ast.expr:
 
 
 class _Reader:
-    """From `ast` nodes to expressions; a refused part stands as a zero until all of the text was seen."""
+    """From `ast` nodes to expressions; a refused part becomes a zero, so that the rest is checked too."""
 
-    def __init__(self, tokens: list[Token], source: str, where: Where, collector: Collector) -> None:
+    def __init__(self, tokens: list[Token], source: str, locate: Locate, collector: Collector) -> None:
         self.tokens = tokens
         self.starts = [token.start for token in tokens]
-        self.where = where
+        self.locate = locate
         self.collector = collector
         self.refused = False
         # ast counts columns in bytes of UTF-8, and the opening parenthesis is not part of the text.
@@ -92,7 +99,7 @@ class _Reader:
         return self.tokens[index]
 
     def place(self, token: Token) -> Place:
-        return self.where(token.start, token.end)
+        return self.locate(token.start, token.end)
 
     def refuse(self, code: str, what: str, token: Token, remedy: str) -> Expr:
         self.refused = True
@@ -113,16 +120,16 @@ class _Reader:
             case ast.UnaryOp(op=ast.USub()):
                 return Negate(self.real(node.operand), self.place(self.first(node)))
             case ast.BinOp():
-                return self.chain(node)
+                return self.chain(node, integers=False)
             case ast.Attribute():
                 return self.transpose(node)
             case ast.Call():
                 return self.call(node)
             case ast.Subscript():
                 return self.subscript(node)
-        return self.foreign(node)
+        return self.alien(node)
 
-    def foreign(self, node: ast.expr) -> Expr:
+    def alien(self, node: ast.expr) -> Expr:
         what, remedy = "this is not in the language of equations", CONTENTS
         if isinstance(node, ast.Tuple):
             what, remedy = "a comma stands outside a call", "join vectors with concat(u, v)"
@@ -140,17 +147,22 @@ class _Reader:
             return self.refuse("not-a-value", f'"{name}" is a function', token, f"call it: {name}(…)")
         return Ref(name, lag, self.place(token))
 
-    def chain(self, node: ast.BinOp) -> Expr:
-        operations = spine(node)
+    def chain(self, node: ast.BinOp, integers: bool) -> Expr:
+        """A chain of operations, of integer expressions or of real ones."""
+        read = self.integer if integers else self.real
+        operations = _operations(node)
         first = operations[0].left
-        terms = [Term("", self.real(first), self.place(self.first(first)))]
+        terms = [_Term("", read(first), self.place(self.first(first)))]
         for operation in operations:
             token = self.after(operation.left)
-            if token.text == "//":
+            if integers and token.text not in _INTEGER_OPERATORS:
+                remedy = "integers are divided with //" if token.text == "/" else "use + - * //"
+                self.refuse("not-whole", f'"{token.text}" is not for integer expressions', token, remedy)
+            elif token.text == "//" and not integers:
                 remedy = "divide with /; // is for shapes and the bounds of slices"
                 self.refuse("not-in-language", '"//" is not in the language of equations', token, remedy)
-            terms.append(Term(token.text, self.real(operation.right), self.place(token)))
-        return joined(terms)
+            terms.append(_Term(token.text, read(operation.right), self.place(token)))
+        return _joined(terms)
 
     def transpose(self, node: ast.Attribute) -> Expr:
         token = self.tokens[self.index(node.end_col_offset) - 1]
@@ -175,12 +187,13 @@ class _Reader:
         if name in _CONVOLUTIONS:
             what = "convolutions are a known limit of version 1"
             return self.refuse("known-limit", what, token, "write it as a product with a matrix")
-        arity = FUNCTIONS.get(name)
-        if arity is None:
+        if name not in FUNCTIONS:
             remedy = nearest(name, FUNCTIONS) + ". A product is written with * or @"
             return self.refuse("unknown-function", f'unknown function "{name}"', token, remedy)
-        if len(arguments) < arity.least or len(arguments) > (arity.most or len(arguments)):
-            what = f"{name} takes {arity}, not {len(arguments)}"
+        count = FUNCTIONS[name]
+        if len(arguments) < count or (len(arguments) > count and name not in VARIADIC):
+            wanted = f"{count} or more arguments" if name in VARIADIC else f"{count} argument{'s'[: count - 1]}"
+            what = f"{name} takes {wanted}, not {len(arguments)}"
             return self.refuse("arity", what, token, "see `bp list operations`")
         return Call(name, arguments, self.place(token))
 
@@ -194,13 +207,13 @@ class _Reader:
         if isinstance(index, ast.Slice):
             if index.step is not None:
                 return self.refuse("not-in-language", "slices have no step", self.first(index.step), "leave it out")
-            start = self.whole(index.lower) if index.lower else None
-            stop = self.whole(index.upper) if index.upper else None
+            start = self.integer(index.lower) if index.lower else None
+            stop = self.integer(index.upper) if index.upper else None
             return Slice(vector, start, stop, self.place(bracket))
         if isinstance(index, ast.Tuple):
             what = "a vector has one index: only vectors can be sliced"
             return self.refuse("not-in-language", what, bracket, "write v[start:stop] or v[i]")
-        return Item(vector, self.whole(index), self.place(bracket))
+        return Item(vector, self.integer(index), self.place(bracket))
 
     def lagged(self, node: ast.Subscript, token: Token) -> Expr:
         """`name[t]` and `name[t-1]`; everything else with a t in brackets is refused."""
@@ -218,7 +231,7 @@ class _Reader:
                 return self.refuse("known-limit", what, token, remedy)
         return self.refuse("not-in-language", "a step index is t or t-1", token, "write a[t-1] or a")
 
-    def whole(self, node: ast.expr) -> Expr:
+    def integer(self, node: ast.expr) -> Expr:
         """An integer expression: `+ - * //` of integers and names."""
         match node:
             case ast.Constant(value=int() as value):
@@ -226,42 +239,24 @@ class _Reader:
             case ast.Name():
                 return self.name(node, 0)
             case ast.BinOp():
-                return self.whole_chain(node)
+                return self.chain(node, integers=True)
             case ast.UnaryOp():
                 remedy = "sizes are at least 1, and entries count from the start, from 0"
                 return self.refuse("not-whole", "nothing is negative here", self.first(node), remedy)
         what, remedy = "an integer expression is wanted here", "use + - * //, numbers and dims"
         return self.refuse("not-whole", what, self.first(node), remedy)
 
-    def whole_chain(self, node: ast.BinOp) -> Expr:
-        operations = spine(node)
-        terms = [Term("", self.whole(operations[0].left), self.place(self.first(operations[0].left)))]
-        for operation in operations:
-            token = self.after(operation.left)
-            if token.text not in _WHOLE:
-                remedy = "integers are divided with //" if token.text == "/" else "use + - * //"
-                self.refuse("not-whole", f'"{token.text}" is not for integer expressions', token, remedy)
-            terms.append(Term(token.text, self.whole(operation.right), self.place(token)))
-        return joined(terms)
-
-
-MAX_NESTING = 100
-MAX_DEPTH = 200
-STRAIGHT = 16
-_CHAINS = ((ast.Add, ast.Sub), (ast.Mult, ast.Div))
-_INVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
-
 
 @dataclass(frozen=True)
-class Term:
-    """One operand of a chain, with the operator before it ("" for the first)."""
+class _Term:
+    """An operand of a chain, with the operator before it ("" for the first)."""
 
     op: str
     operand: Expr
     place: Place
 
 
-def spine(node: ast.BinOp) -> list[ast.BinOp]:
+def _operations(node: ast.BinOp) -> list[ast.BinOp]:
     """The operations of the chain that ends in `node`, first to last; `node` alone where it is no chain."""
     kinds = next((kinds for kinds in _CHAINS if isinstance(node.op, kinds)), None)
     found = [node]
@@ -271,11 +266,10 @@ def spine(node: ast.BinOp) -> list[ast.BinOp]:
     return found[::-1]
 
 
-def too_deep(tree: ast.expr) -> ast.expr | None:
-    """The node where `tree` exceeds the limits; without one, recursion over it and what it becomes is safe.
+def _too_deep(tree: ast.expr) -> ast.expr | None:
+    """A node of `tree` beyond the limits on depth, within which recursion over the tree and its `Expr` is safe.
 
-    At most `MAX_NESTING` calls, subscripts, powers and signs stand in each other, and all expressions are at most
-    `MAX_DEPTH` deep.
+    At most `MAX_NESTING` calls, subscripts, powers and signs are nested, and expressions are at most `MAX_DEPTH` deep.
     """
     stack: list[tuple[ast.expr, int, int]] = [(tree, 0, 0)]
     while stack:
@@ -283,7 +277,7 @@ def too_deep(tree: ast.expr) -> ast.expr | None:
         if level > MAX_DEPTH or nesting > MAX_NESTING:
             return node
         if isinstance(node, ast.BinOp):
-            operations = spine(node)
+            operations = _operations(node)
             power = isinstance(node.op, ast.Pow)
             operands = [operations[0].left, *(operation.right for operation in operations)]
             stack += [(o, level + _depth(len(operations), i), nesting + power) for i, o in enumerate(operands)]
@@ -294,14 +288,12 @@ def too_deep(tree: ast.expr) -> ast.expr | None:
 
 
 def _depth(count: int, index: int) -> int:
-    """How deep operand `index` of a chain of `count` operations lies in what `joined` makes of it."""
-    if count > STRAIGHT:
-        return count.bit_length() + 1
-    return count - max(index - 1, 0)
+    """The depth of operand `index` of a chain of `count` operations in the tree that `_joined` makes."""
+    return count.bit_length() + 1 if count > STRAIGHT else count - max(index - 1, 0)
 
 
-def joined(terms: list[Term]) -> Expr:
-    """The chain as one expression: grouped from the left, or where it is long in halves (a - b + c = a - (b - c))."""
+def _joined(terms: list[_Term]) -> Expr:
+    """The chain as one expression, grouped from the left, or in halves where it is long: a - b + c = a - (b - c)."""
     if len(terms) - 1 > STRAIGHT:
         return _halved(terms)
     total = terms[0].operand
@@ -310,11 +302,47 @@ def joined(terms: list[Term]) -> Expr:
     return total
 
 
-def _halved(terms: list[Term]) -> Expr:
+def _halved(terms: list[_Term]) -> Expr:
     if len(terms) == 1:
         return terms[0].operand
     middle = len(terms) // 2
     left, first, right = terms[:middle], terms[middle], terms[middle:]
     if first.op in "-/":
-        right = [Term(_INVERSE[term.op], term.operand, term.place) for term in right]
+        right = [_Term(_INVERSE[term.op], term.operand, term.place) for term in right]
     return Binary(first.op, _halved(left), _halved(right), first.place)
+
+
+def evaluate(
+    expression: Expr, dims: Mapping[str, int], collector: Collector, refused: Collection[str] = ()
+) -> int | None:
+    """The value of an expression of the grammar "integer", or None where something was refused.
+
+    A name in `refused` gives None without a further refusal. Whether a result may be negative is for the caller.
+    """
+    place = expression.place
+    match expression:
+        case Number(value=int() as value):
+            pass
+        case Ref(name=name):
+            if name not in dims and name not in refused:
+                remedy = nearest(name, dims, "name it in [dims]")
+                collector.add("unknown-name", f'unknown dim "{name}"', place, help=remedy)
+            return dims.get(name)
+        case Binary(op=op):
+            left = evaluate(expression.left, dims, collector, refused)
+            right = evaluate(expression.right, dims, collector, refused)
+            if left is None or right is None:
+                return None
+            if op == "//" and right == 0:
+                remedy = "divide by a dim or a number of at least 1"
+                collector.add("out-of-range", "a division by zero", place, help=remedy)
+                return None
+            value = {"+": left + right, "-": left - right, "*": left * right, "//": left // (right or 1)}[op]
+        case _:
+            what = "an integer expression is wanted here"
+            collector.add("not-whole", what, place, help="use + - * //, numbers, dims")
+            return None
+    if abs(value) <= _MAX_INTEGER:
+        return value
+    collector.add("out-of-range", "an integer larger than any size can be", place, help="sizes are at most 2**40")
+    return None

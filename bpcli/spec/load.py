@@ -1,148 +1,75 @@
-"""The one name space of dims, constants, inputs, params, states and equations.
-
-TOML file to `Spec`: read, located, validated, its names and equations looked at. All refusals are collected.
-"""
+"""TOML file to `Spec`, with the values that options override; all refusals are collected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.errors import Collector, Place, printable
-from bpcli.spec.context import Context, make_source
+from bpcli.errors import Collector, fail, nearest, printable
 from bpcli.spec.equations import parse
-from bpcli.spec.language import canonical, reserved
-from bpcli.spec.overrides import apply, parse_assignment
-from bpcli.spec.specification import ArrayDecl, Equation, Kernel, Spec
-from bpcli.spec.text import read
-from bpcli.spec.toml import KeyPath, outline, tables
+from bpcli.spec.language import canonical
+from bpcli.spec.source import Context, KeyPath, Source, read_text
+from bpcli.spec.specification import SETTINGS, Equation, Kernel, Spec
+from bpcli.spec.toml import outline, tables
 
 if TYPE_CHECKING:
+    from bpcli.spec.declarations import Names
     from bpcli.spec.schema import Document
 
 
-_KINDS = {
-    "dims": "a dim",
-    "constants": "a constant",
-    "inputs": "an input",
-    "params": "a param",
-    "state": "a state",
-    "equations": "an equation",
-}
-
-
-@dataclass(frozen=True)
-class Names:
-    """`of` takes the path of a declaration to its name in normal form; refused ones are not in it."""
-
-    of: dict[KeyPath, str]
-    refused: frozenset[str]
-
-
-def check_names(paths: Iterable[KeyPath], context: Context) -> Names:
-    """Refuse what is no name, is reserved, or is declared twice; `paths` are (table, name) in any order."""
-    ordered = sorted(paths, key=lambda path: _order(context.source.key(*path)))
-    seen: dict[str, list[KeyPath]] = {}
-    refused: set[str] = set()
-    for path in ordered:
-        name = canonical(path[1])
-        if context.full:
-            refused.add(name)
-            continue
-        if not _is_name(name, path, context):
-            refused.add(name)
-            continue
-        others = [other for other in seen.setdefault(name, []) if {other[0], path[0]} != {"state", "equations"}]
-        if others:
-            refused.add(name)
-            _clash(name, path, others[0], context)
-        seen[name].append(path)
-    names = {path: name for name, paths in seen.items() for path in paths if name not in refused}
-    return Names(names, frozenset(refused))
-
-
-def _order(place: Place) -> tuple[int, int]:
-    return place.line, place.column
-
-
-def _is_name(name: str, path: KeyPath, context: Context) -> bool:
-    shown = printable(path[1], 60)
-    if not name.isidentifier():
-        remedy = "a name starts with a letter or _ and goes on with letters, digits and _"
-        context.refuse_key("bad-name", f'"{shown}" is no name', path, remedy)
-        return False
-    if reason := reserved(name):
-        remedy = f'use another name, such as "{name}_"'
-        context.refuse_key("reserved-name", f'"{shown}" is reserved: {reason}', path, remedy)
-        return False
-    return True
-
-
-def _clash(name: str, path: KeyPath, other: KeyPath, context: Context) -> None:
-    line = context.source.key(*other).line
-    what = f'"{printable(name)}" is {_KINDS[path[0]]} and also {_KINDS[other[0]]} (line {line})'
-    if path[1] != other[1]:
-        what += ": both are the same identifier in Unicode's normal form KC"
-    remedy = "rename one of the two: dims, constants, inputs, params, states and equations share one name space"
-    context.refuse_key("name-clash", what, path, remedy)
-
-
-__all__ = ["load", "parse_assignment"]
-
-_TABLES = ("dims", "constants", "inputs", "params", "state", "equations")
-
-
 def load(path: str | Path, overrides: Mapping[str, object], collector: Collector) -> Spec | None:
-    """The spec at `path`, with all that is wrong in it noted in `collector`.
+    """The spec at `path`; all that is wrong in it is noted in `collector`.
 
-    `overrides` takes a dim, constant, `T`, `batch`, `seed` or `dtype` to a value that replaces the file's. None where
-    the file is no table of the format at all; else what is intact, with the names of the rest in `Spec.refused`, so
-    that a graph can be tried and errors of shape are found as well. Files that the spec names are not looked at.
+    `overrides` takes a dim, constant, `T`, `batch`, `seed` or `dtype` to a value that replaces the file's. The result
+    is None where the file is no table of the format. Else it holds what is intact, with the names of the rest in
+    `Spec.refused`, so that a graph can be tried and errors of shape are found as well. Files that the spec names are
+    not looked at.
     """
-    # pydantic takes longer to import than a spec to load, so that only who loads one pays for it.
-    from bpcli.spec.validation import validate
+    # pydantic takes longer to import than a spec to load, so that only a process that loads one imports it.
+    from bpcli.spec.declarations import check_names
+    from bpcli.spec.schema import DECLARING, validate
 
-    text = read(path, collector)
+    text = read_text(path, collector)
     if text is None:
         return None
-    found = outline(text.content)
-    raw = tables(text, found, collector)
+    source = Source(text, outline(text.content))
+    raw = tables(text, source.outline, collector)
     if raw is None:
         return None
-    overridden = apply(raw, overrides, collector)
-    context = Context(text, found, make_source(text, found), collector, overridden)
+    context = Context(source, collector, _override(raw, overrides, collector))
     valid = validate(raw, context)
     if valid is None:
         return None
     document, refused = valid
-    paths = [(table, name) for table in _TABLES for name in getattr(document, table)]
-    names = check_names([*paths, *refused], context)
-    return _spec(Path(path).stem, document, names, context)
+    declared = [(table, name) for table in DECLARING for name in getattr(document, table)]
+    return _spec(Path(path).stem, document, check_names([*declared, *refused], context), context)
 
 
 def _spec(name: str, document: Document, names: Names, context: Context) -> Spec:
     from bpcli.spec import sections
     from bpcli.spec.declarations import Declarer
 
-    dims = _named(document, "dims", names)
-    constants = _named(document, "constants", names)
-    cut_dims = {n for (table, _), n in names.of.items() if table == "dims" and n not in dims}
-    declarer = Declarer(context, dims, names.refused | cut_dims, document.dtype)
-    arrays: dict[str, dict[str, ArrayDecl]] = {}
-    for table in ("inputs", "params", "state"):
-        declared = {n: declarer.declare((table, raw), n, a) for raw, n, a in _entries(document, table, names)}
-        arrays[table] = {n: a for n, a in declared.items() if a is not None}
+    dims, constants = ({n: v for _, n, v in _entries(document, t, names)} for t in ("dims", "constants"))
+    refused_dims = {n for (table, _), n in names.of.items() if table == "dims" and n not in dims}
+    declarer = Declarer(context, dims, names.refused | refused_dims, document.dtype)
+    arrays = {
+        table: {
+            name: array
+            for key, name, content in _entries(document, table, names)
+            if (array := declarer.declare((table, key), name, content)) is not None
+        }
+        for table in ("inputs", "params", "state")
+    }
     equations = _equations(document, names, context)
     _check_states(document, names, context)
     intact = {*dims, *constants, *equations, *(n for table in arrays.values() for n in table)}
-    # A state goes by the name of its equation too, which may stand where the declaration fell.
-    fallen = {n for (table, _), n in names.of.items() if table == "state" and n not in arrays["state"]}
-    lost = names.refused | (set(names.of.values()) - intact) | fallen
-    groups = arrays["inputs"], arrays["params"], arrays["state"]
-    recurrent = bool(document.state) or any(table == "state" for table, _ in names.of)
-    known = sections.Declared(dims, constants, *groups, lost, recurrent, document.dtype)
+    # A state shares its name with its equation, which may be intact where the declaration is refused.
+    states = {n for (table, _), n in names.of.items() if table == "state"}
+    refused = names.refused | (set(names.of.values()) - intact) | (states - arrays["state"].keys())
+    inputs, params, declared_states = arrays.values()
+    recurrent = bool(document.state or states)
+    known = sections.Declared(dims, constants, inputs, params, declared_states, refused, recurrent, document.dtype)
     return Spec(
         name=name,
         title=document.title,
@@ -160,19 +87,15 @@ def _spec(name: str, document: Document, names: Names, context: Context) -> Spec
         check=sections.check(document.check, known, context),
         bench=sections.bench(document.bench, known, context),
         source=context.source,
-        refused=lost,
+        refused=refused,
         kernels={n: Kernel(k.file, n if k.function is None else k.function) for n, k in document.kernel.items()},
     )
 
 
 def _entries(document: Document, table: str, names: Names) -> list[tuple[str, str, Any]]:
-    """The key, name and content of every declaration of a table whose name stands."""
+    """The key, name and content of every declaration of a table whose name is not refused."""
     entries = getattr(document, table).items()
     return [(key, names.of[table, key], content) for key, content in entries if (table, key) in names.of]
-
-
-def _named(document: Document, table: str, names: Names) -> dict[str, Any]:
-    return {name: content for _, name, content in _entries(document, table, names)}
 
 
 def _equations(document: Document, names: Names, context: Context) -> dict[str, Equation]:
@@ -180,7 +103,7 @@ def _equations(document: Document, names: Names, context: Context) -> dict[str, 
     equations = {}
     for key, content in document.equations.items():
         path = ("equations", key)
-        expression = None if context.full else parse(content, context.where(path, content), context.collector)
+        expression = None if context.full else parse(content, context.token_places(path, content), context.collector)
         if expression is not None and path in names.of:
             equations[names.of[path]] = Equation(names.of[path], expression, context.source.key(*path))
     return equations
@@ -188,7 +111,58 @@ def _equations(document: Document, names: Names, context: Context) -> dict[str, 
 
 def _check_states(document: Document, names: Names, context: Context) -> None:
     """Refuse states without an equation."""
+    equations = {name for (table, _), name in names.of.items() if table == "equations"}
     for key, name, _ in _entries(document, "state", names):
-        if ("equations", name) not in {(table, n) for (table, _), n in names.of.items()}:
+        if name not in equations:
             what = f'the state "{name}" has no equation'
             context.refuse_key("missing-equation", what, ("state", key), f'write {name} = "…" in [equations]')
+
+
+def parse_assignment(text: str) -> tuple[str, int | float | str]:
+    """The key and value of `KEY=VALUE`, the value as for `parse_value`.
+
+    Raises `BpError` where there is no key, value or equals sign.
+    """
+    key, sign, value = (part.strip() for part in text.partition("="))
+    if not (key and sign and value):
+        fail("usage", f'"{printable(text)}" is no KEY=VALUE', help="write --set n=64")
+    return canonical(key), parse_value(value)
+
+
+def parse_value(text: str) -> int | float | str:
+    """`text` as an integer, else a number, else as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _override(raw: dict[str, Any], overrides: Mapping[str, object], collector: Collector) -> dict[KeyPath, str]:
+    """Put `overrides` into the tables `raw`; returns the paths that they change, each with its option."""
+    changed: dict[KeyPath, str] = {}
+    declared = [(table, n) for table in ("dims", "constants") if isinstance(raw.get(table), dict) for n in raw[table]]
+    for key, value in overrides.items():
+        path = _overridden_path(raw, declared, canonical(key))
+        if path is None:
+            known = [*SETTINGS, *(name for _, name in declared)]
+            what = f'"{printable(key)}" is no dim, constant or setting of this spec'
+            collector.add("unknown-name", what, None, help=nearest(key, known))
+            continue
+        table = raw
+        for part in path[:-1]:
+            table = table.setdefault(part, {})
+        if isinstance(table, dict):
+            table[path[-1]] = value
+            flag = f"--{key}, --set" if key in ("dtype", "seed") else f"--set {printable(key)}"
+            changed[path] = f"{flag} or a sweep"
+    return changed
+
+
+def _overridden_path(raw: Mapping[str, Any], declared: list[tuple[str, str]], key: str) -> KeyPath | None:
+    """The path that `key` overrides. A setting precedes a dim of that name, except T where nothing has steps."""
+    path = next((path for path in declared if canonical(path[1]) == key), None)
+    if key in SETTINGS and not (key == "T" and path and not raw.get("state")):
+        return SETTINGS[key]
+    return path

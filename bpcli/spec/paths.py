@@ -1,4 +1,4 @@
-"""Files that a spec names: inside its own folder, and regular files."""
+"""Files that a spec names: regular files inside its own folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def resolve(
 ) -> Path | None:
     """The file that a spec names, links resolved; None where it is refused, at `place`.
 
-    It is relative to the spec's own folder and may not lead out of it unless `allow_outside`. `suffixes` are those of
-    the files that are meant, for advice.
+    The name is relative to the spec's folder and may not lead out of it unless `allow_outside`. Advice suggests files
+    that end in one of `suffixes`.
     """
     shown = printable(file)
     try:
@@ -34,7 +34,7 @@ def resolve(
             return None
         status = target.stat()
     except FileNotFoundError:
-        collector.add("no-such-file", f'there is no file "{shown}"', place, help=_alike(folder / file, suffixes))
+        collector.add("no-such-file", f'there is no file "{shown}"', place, help=_similar(folder / file, suffixes))
         return None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "this can't be the name of a file"
@@ -54,7 +54,7 @@ def _inside(file: str, target: Path, folder: Path) -> bool:
     return not (foreign.is_absolute() or foreign.drive or Path(file).is_absolute()) and target.is_relative_to(folder)
 
 
-def _alike(path: Path, suffixes: tuple[str, ...]) -> str:
+def _similar(path: Path, suffixes: tuple[str, ...]) -> str:
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.suffix in suffixes]
     except (OSError, ValueError):

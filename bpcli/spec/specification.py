@@ -1,17 +1,35 @@
-"""The Spec: one TOML file as frozen data, before any graph is built and before any array exists."""
+"""The Spec: one TOML file as frozen data, before any graph is built or any array allocated.
+
+Every `place` is that of the token in the file, for refusals that later layers make.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from bpcli.errors import Place
+from bpcli.spec.source import Source
+
+MAX_SIZE = 1 << 40
+"""The largest dim, and the most entries of an array."""
+FLOAT32_MAX = 3.4028234663852886e38
+WRT_KINDS = ("params", "inputs", "state")
+"""The kinds of arrays that `wrt` names, beside single arrays."""
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "T": ("data", "T"),
+    "batch": ("data", "batch"),
+    "seed": ("data", "seed"),
+    "dtype": ("dtype",),
+}
+"""The settings that `--set` and sweeps replace beside dims and constants, with their key paths."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """A literal, or a dim or constant once it is folded."""
+    """A literal."""
 
     value: float | int
     place: Place
@@ -87,11 +105,11 @@ Nested = float | tuple["Nested", ...]
 
 @dataclass(frozen=True)
 class ArrayDecl:
-    """An input, parameter or state as declared.
+    """An input, parameter or state as declared, defaults filled in; `place` is the key's.
 
-    `init` is None for inputs, else one of zeros ones identity orthogonal glorot normal uniform value; `scale` is the
-    resolved scale (defaults filled in); `value` holds the numbers when init is "value". `trainable` is False for
-    constant arrays, and True on a state whose initial value is a parameter. `place` is the key's.
+    `init` is None for inputs, else one of zeros ones identity orthogonal glorot normal uniform value; `value` holds the
+    numbers where it is "value". `trainable` is False for constant arrays, and True for a state whose initial value is
+    a parameter. `density` is the fraction of a matrix's entries that exist.
     """
 
     name: str
@@ -107,10 +125,7 @@ class ArrayDecl:
     @property
     def size(self) -> int:
         """Number of entries."""
-        size = 1
-        for d in self.shape:
-            size *= d
-        return size
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ class Equation:
 
 @dataclass(frozen=True)
 class Objective:
-    """Which scalar equation is the loss, and how it is reduced; `place` is the loss's name (or the table's header)."""
+    """The scalar equation that is the loss, and its reductions; `place` is that of the name, else of the equation."""
 
     loss: str
     over_time: Literal["sum", "mean", "last"]
@@ -134,7 +149,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of parameter values; `map` takes our name to the name in the file."""
+    """A file of parameter values; `map` takes a parameter's name to that of its array in the file."""
 
     file: str
     map: Mapping[str, str]
@@ -142,7 +157,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Data:
-    """Where inputs come from: exactly one of `task`, `file`, `values` is set. T and batch are None where not given."""
+    """The source of the inputs, one of `task`, `file` and `values`. T and batch are None where the spec has none.
+
+    `input` and `target` name the inputs that a task fills.
+    """
 
     task: str | None
     file: str | None
@@ -156,7 +174,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Check:
-    """Defaults of `bp check`; methods is empty when the spec gives none."""
+    """Defaults of `bp check`; `methods` is empty where the spec gives none."""
 
     methods: tuple[str, ...]
     wrt: tuple[str, ...]
@@ -172,43 +190,18 @@ class Bench:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A user's gradient: `function` of a Python file, relative to the spec. Loading a spec does not look at it."""
+    """A user's gradient: `function` of a Python file, whose path is relative to the spec. A load leaves it alone."""
 
     file: str
     function: str
 
 
 @dataclass(frozen=True)
-class Source:
-    """The spec's text and where each key and value stands in it."""
-
-    path: str
-    lines: tuple[str, ...]
-    keys: Mapping[tuple[str, ...], Place]
-    values: Mapping[tuple[str, ...], Place]
-
-    def key(self, *path: str) -> Place:
-        """The place of a key.
-
-        Of the nearest table that exists when the key is missing; line 1 where that is missing too.
-        """
-        while path:
-            if path in self.keys:
-                return self.keys[path]
-            path = path[:-1]
-        return Place(self.path, 1, 1, self.lines[0] if self.lines else "")
-
-    def value(self, *path: str) -> Place:
-        """The place of a value, or as `key` where it is missing. A list element's path ends in its index as text."""
-        return self.values.get(path) or self.key(*path)
-
-
-@dataclass(frozen=True)
 class Spec:
-    """A whole spec with overrides applied and dims resolved; mappings keep the file's order.
+    """A spec with overrides applied and dims resolved; mappings keep the file's order.
 
-    `refused` are the names whose declaration or equation was refused, and which are in no mapping: what uses them is
-    of unknown shape, without a further refusal. It is empty in a spec without errors.
+    `refused` holds the names whose declaration or equation was refused. They are in no mapping, and an expression that
+    uses one has an unknown shape, which is no further refusal. It is empty in a spec without errors.
     """
 
     name: str

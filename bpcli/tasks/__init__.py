@@ -1,4 +1,4 @@
-"""Sources of data: one module a task, each holding `TASK`; a new file here is a new task."""
+"""Tasks, the sources of data: every module of this package but this one holds a task, as `TASK`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Draw = Callable[[str], "np.random.Generator"]
 
 
 class Task(Protocol):
-    """One file of `bpcli.tasks` holds one of these, as `TASK`."""
+    """A source of the arrays that a network learns from."""
 
     @property
     def name(self) -> str:
-        """The name that `[data] task` gives; the module's own, with `-` for `_`."""
+        """The name in `[data] task`; the module's, with `-` for `_`."""
 
     @property
     def summary(self) -> str:
@@ -32,7 +32,7 @@ class Task(Protocol):
     def fill(self, setup: Setup, generator: Draw) -> Mapping[str, NDArray[np.floating[Any]]]:
         """Arrays by role: "input" and "target", each `(T, batch, *shape)`, or `(batch, *shape)` when feed-forward.
 
-        `generator(label)` is a generator of its own for each label. Inputs in no role are drawn standard normal.
+        `generator(label)` is an independent generator for each label. Inputs without a role are drawn standard normal.
         """
 
 

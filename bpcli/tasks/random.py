@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Random:
-    """Fills no role, so that every input is drawn normal."""
+    """A task without roles, which leaves every input to the standard normal."""
 
     name: str = "random"
     summary: str = "every input standard normal"
 
     def fill(self, setup: Setup, generator: Draw) -> Mapping[str, NDArray[np.floating[Any]]]:
-        """Nothing: what no task fills is drawn normal."""
+        """No arrays."""
         return {}
 
 

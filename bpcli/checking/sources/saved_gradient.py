@@ -12,7 +12,7 @@ import numpy as np
 from bpcli.checking.sources.gradient_source import Answer, Foreign
 from bpcli.checking.sources.validate_gradient import LOSS, take
 from bpcli.errors import fail, printable
-from bpcli.problem.array_files import ArrayFile, Report, open_arrays
+from bpcli.problem.array_files import ArrayFile, FileErrors, open_arrays
 from bpcli.problem.definition import Array, Problem
 
 _MARK = "d_"
@@ -42,7 +42,7 @@ class Captured(Foreign):
     def _array(self, name: str) -> Array:
         """As it is saved, finite or not. Its header was compared with its size before anything is allocated."""
         self.file.shape(name)
-        guard = Report(self.path.name, None).guard(f'array "{printable(name)}" is damaged')
+        guard = FileErrors(self.path.name, None).guard(f'array "{printable(name)}" is damaged')
         with guard, zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as member:
             array: Array = np.lib.format.read_array(member, allow_pickle=False)
         return array
