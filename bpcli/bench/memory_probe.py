@@ -12,7 +12,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-from bpcli.runtime import trace_memory as memory
+from bpcli.runtime.trace import MEMORY
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -25,7 +25,7 @@ def allocated_bytes(work: Callable[[], object]) -> int:
     Python's allocator counts: that covers NumPy's arrays and Numba's, not the buffers of a BLAS or of XLA. What is kept
     of an earlier call is let go first.
     """
-    memory.release()
+    MEMORY.clear()
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()
@@ -90,7 +90,7 @@ def _reset() -> bool:
 
 def _hand_back() -> None:
     """Let go what is kept of an earlier call, and give free memory back to the system, where the C library is glibc."""
-    memory.release()
+    MEMORY.clear()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -5,9 +5,9 @@ Numba makes LLVM code of a kernel; LLVM makes an object file of it, which any pr
 exports one function, `void bp_kernel(jobs, count, stride, values)`, which calls the kernel with each of `count` jobs,
 `stride` bytes apart.
 
-As it is, Numba optimises and translates every function on its own, with all that it calls, at every level of calls: a
-good part of its time. Here a function is left as it comes until the kernel that it becomes part of is optimised, once,
-and Numba does not look in it for what no kernel has.
+By default Numba optimises and translates every function on its own, with all that it calls, at every level of calls,
+which takes a good part of its time. Here a function is left alone until the kernel that it becomes part of is
+optimised, once, and passes over constructs that no kernel has are skipped.
 """
 
 from __future__ import annotations
