@@ -1,4 +1,4 @@
-"""Lockstep groups: threads that share steps compute the bits of one thread, whoever comes late or not at all."""
+"""Lockstep groups: threads that share steps compute the bits of one thread, even where one comes late or not at all."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def spec_of(name: str, folder: Path) -> Path:
 def test_a_group_takes_the_steps(
     spec: str, members: int, gaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, wherever its members come in; one who comes when all is over goes."""
+    """Bit for bit, wherever its members are admitted; a thread that arrives after the end is turned away."""
     if gaps:
         monkeypatch.setattr(matrices, "GAP_COLUMNS", 1)
         monkeypatch.setattr(matrices, "LEAST_MATRIX", 1)
@@ -232,7 +232,7 @@ def test_a_leader_that_waits_long_continues_alone(tmp_path: Path, monkeypatch: p
 
 
 def _owe(group: np.ndarray) -> None:
-    """Have the leader owed too much as soon as another has come to a barrier."""
+    """Let the leader be overdue as soon as another member has arrived at a barrier."""
     start, came = time.monotonic(), lockstep._arrival.py_func(1)
     while group[lockstep._CAPACITY] > 1 and time.monotonic() < start + 5:
         if group[came] > 0:

@@ -70,7 +70,7 @@ def test_members_begin_at_places_of_their_own(pool: Any, monkeypatch: pytest.Mon
 
 
 def test_a_late_thread_finds_nothing(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not of the call that is done, nor of the one that has taken its place, nor beside the members that are wanted."""
+    """Not of a call that is done, nor of the one that has replaced it, nor beyond the members that a call asks for."""
     board = Board(pool, monkeypatch, 4, 2)
     pool.take_part(board.numbers, 2, 2)  # there are members 0 and 1
     assert not board.done

@@ -9,19 +9,18 @@ import pytest
 from kernel_cases import RECURRENT, SMALL, SPECS, problem_of
 
 from bpcli.problem.definition import Problem
-from bpcli.runtime.trace import Disturbance, Snapshot, Trace
+from bpcli.runtime.trace import Snapshot, Trace
 from bpcli.tape.plan import make_plan
 
 T, MIDDLE, WINDOW = 9, 5, 6
-DISTURBANCE = Disturbance(1e-6, 3)
 
 
-def trace_of(problem: Problem, steps: int, disturbance: Disturbance | None = None) -> Trace:
+def trace_of(problem: Problem, steps: int) -> Trace:
     """A trace that holds so many steps, for a forward and a reverse pass."""
     setup, graph = problem.setup, problem.setup.graph
     leaves = [graph.leaf[x.name] for x in setup.wrt if x.name in graph.leaf and x.kind != "state"]
     plan = make_plan(graph, leaves, setup.batch, steps, [graph.loss, *graph.new.values()])
-    return Trace(plan, setup.dtype, problem.arrays, disturbance=disturbance)
+    return Trace(plan, setup.dtype, problem.arrays)
 
 
 def run(trace: Trace, first: int, last: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -40,33 +39,32 @@ def same(one: tuple[np.ndarray, dict[int, np.ndarray]], other: tuple[np.ndarray,
     return bool((one[0] == other[0]).all()) and all(np.array_equal(one[1][n], other[1][n]) for n in one[1])
 
 
-def taken(problem: Problem, step: int, disturbance: Disturbance | None = None) -> tuple[Trace, Snapshot]:
+def taken(problem: Problem, step: int) -> tuple[Trace, Snapshot]:
     """A trace after `step` steps, and its snapshot of the state that enters the next."""
-    trace = trace_of(problem, T, disturbance)
+    trace = trace_of(problem, T)
     trace.start()
     for t in range(step):
         trace.forward(t, t + 1)
     return trace, trace.snapshot(step)
 
 
-@pytest.mark.parametrize("disturbance", [None, DISTURBANCE], ids=["exact", "disturbed"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", RECURRENT)
-def test_a_restored_run_has_the_same_bits(name: str, dtype: str, batch: int, disturbance: Disturbance | None) -> None:
+def test_a_restored_run_has_the_same_bits(name: str, dtype: str, batch: int) -> None:
     """In a trace of its own, of fewer steps; not with the state of another step, nor with one state changed."""
     problem = problem_of(SPECS / f"{name}.toml", {**SMALL, "T": T, "batch": batch, "dtype": dtype}, ("params",))
-    trace, snapshot = taken(problem, MIDDLE, disturbance)
+    trace, snapshot = taken(problem, MIDDLE)
     assert (snapshot.step, set(snapshot.states)) == (MIDDLE, set(problem.setup.graph.previous))
     whole = run(trace, MIDDLE, T)
 
     def restored(state: Snapshot) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        fresh = trace_of(problem, WINDOW, disturbance)
+        fresh = trace_of(problem, WINDOW)
         fresh.restore(state)
         return run(fresh, MIDDLE, T)
 
     assert same(whole, restored(snapshot))
-    assert not same(whole, restored(replace(taken(problem, MIDDLE - 1, disturbance)[1], step=MIDDLE)))
+    assert not same(whole, restored(replace(taken(problem, MIDDLE - 1)[1], step=MIDDLE)))
     for state, values in snapshot.states.items():
         assert not same(whole, restored(replace(snapshot, states={**snapshot.states, state: values * 1.5}))), state
 

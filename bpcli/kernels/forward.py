@@ -107,11 +107,9 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
             if b >= 0:
                 pb, sb, ib = address(place, b, t, o0, i0, 0), place[b, OUTER], place[b, INNER_ROW]
             if shared:
-                bit, newcomer = 1 << (line - job[FIRST]), t == begin and line == at
+                bit, new = 1 << (line - job[FIRST]), t == begin and line == at
                 waits, alone = job[BARRIERS] & bit, job[LEADER_LINES] & bit
-                membership, low, entries = synchronise(
-                    group, waits, alone, newcomer, membership, t, line, n, V.itemsize
-                )
+                membership, low, entries = synchronise(group, waits, alone, new, membership, t, line, n, V.itemsize)
                 if membership[1] == 0:
                     return
                 if entries < 0:

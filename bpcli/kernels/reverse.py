@@ -103,11 +103,9 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
             row = code[line]
             op, out, a, n = row[OP], row[OUT], row[A], row[SIZE]
             if shared:
-                bit, newcomer = 1 << (line - job[FIRST]), t == begin and line == at
+                bit, new = 1 << (line - job[FIRST]), t == begin and line == at
                 waits, alone = job[BARRIERS] & bit, job[LEADER_LINES] & bit
-                membership, low, entries = synchronise(
-                    group, waits, alone, newcomer, membership, t, line, n, C.itemsize
-                )
+                membership, low, entries = synchronise(group, waits, alone, new, membership, t, line, n, C.itemsize)
                 if membership[1] == 0:
                     return
                 if entries < 0:

@@ -48,7 +48,7 @@ Jobs = NDArray[np.int64]
 _SINGLE, _DOUBLE, _COMPLEX = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.complex128)
 THREAD_POOL: Request = ("thread_pool", _DOUBLE)
 
-announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced by whoever has a terminal)
+announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced where there is a terminal)
 CHECKING: tuple[Request, ...] = (
     *((name, _DOUBLE) for name in ("reverse", "forward", "influence", "products", "pack")),
     *((name, _SINGLE) for name in ("reverse", "forward", "products", "pack")),
@@ -231,7 +231,7 @@ def thread_settings() -> ThreadSettings:
 @functools.cache
 def thread_pool() -> ThreadPool:
     """This process's thread pool; a forked process starts without one."""
-    from bpcli.kernels.thread_pool import ThreadPool  # a kernel: whoever compiles says so before it is imported
+    from bpcli.kernels.thread_pool import ThreadPool  # a kernel, so imported after mode.compiling is set
 
     return ThreadPool(code(THREAD_POOL).call)
 

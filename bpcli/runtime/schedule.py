@@ -130,12 +130,12 @@ def _slice(start: int, entries: int) -> slice:
 
 
 MOST_KEPT = 64
-"""TraceSlices of steps whose calls are kept; of so long a sequence the making of jobs is a small part."""
+"""Spans whose calls are kept; of a longer sequence, making jobs is a small part of the time."""
 LEAST_WOKEN = 1 << 25
-"""Operations of matrix gradients for which threads are woken that have had nothing to do so far: for fewer, waking
-takes as long as they save, and who stays awake after it is in the way."""
+"""Operations of matrix gradients from which sleeping threads are woken: for fewer, waking takes as long as it saves,
+and a thread that stays awake afterwards is in the way."""
 LEAST_PACKED = 1 << 16
-"""Entries of matrices that threads copy: for fewer it would take as long to wake them."""
+"""Entries of matrices from which several threads copy them: for fewer, waking takes as long as it saves."""
 Span = tuple[int, int, int]
 """First and last step of a chunk, and the first step of the window."""
 Calls = Sequence[Call]
@@ -296,14 +296,14 @@ class Schedule:
     def _barriers(
         self, find: Callable[..., tuple[int, int]], phases: tuple[Phase, Phase], code: Integers, places: Integers
     ) -> tuple[int, int]:
-        """What `forward_barriers` or `reverse_barriers` finds; it is the same for all slices."""
+        """The result of `forward_barriers` or `reverse_barriers`, which is the same for all spans."""
         key = find, phases
         if key not in self._found_barriers:
             self._found_barriers[key] = find(code, places, self.plan.extent.chunk if Phase.RECURRENT in phases else 1)
         return self._found_barriers[key]
 
     def _products(self, tables: tuple[Integers, Integers], first: int, last: int, awake: bool) -> Iterable[Call]:
-        """The gradients of all matrices, over the rows of the steps `first` to `last`; `awake`: threads are."""
+        """The gradients of all matrices over the rows of steps `first` to `last`; `awake`: threads have just worked."""
         plan, kernel, batch = self.plan, products_kernel, self.plan.extent.batch
         places, cplaces = tables
         matrix, delta, vector, turned, columns, r0, r1, turn, shard = plan.tasks.T

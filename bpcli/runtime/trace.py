@@ -141,7 +141,7 @@ class SpanViews:
             (n, views.V[base : base + rows * size].reshape(rows, size), first * batch, last * batch)
             for n, _, base, size in slices.inputs
         ]
-        """Of each input its node, its rows, and which of all rows they are."""
+        """Of each input its node, its rows, and their range among the rows of all steps."""
         self.losses: Array | None = None
         """Losses (steps, batch) and"""
         self.seeds: Array | None = None
@@ -187,15 +187,13 @@ class Disturbance:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Where a forward recurrence can restart.
+    """Where a forward recurrence can restart: the `states` by name, (batch, size) or one for all samples, at a `step`.
 
-    `states` by name, (batch, size) each or one for all samples, enter `step`. `disturbed_calls` have been disturbed so
-    far, which a disturbance's factors go by.
+    A restored run has the bits of the run it left, except under a `Disturbance`, whose factors go by place.
     """
 
     step: int
     states: Arrays
-    disturbed_calls: int
 
 
 class Trace:
@@ -270,7 +268,7 @@ class Trace:
 
     def start(self) -> None:
         """Put the state before step 0 in place."""
-        self.restore(Snapshot(0, self._state, self._disturbed_calls))
+        self.restore(Snapshot(0, self._state))
 
     def snapshot(self, step: int) -> Snapshot:
         """A copy of the states that enter `step`, a step of the window whose predecessors have run, or its end."""
@@ -278,11 +276,11 @@ class Trace:
         for name, n in graph.previous.items():
             size, start = graph.nodes[n].size, table[n, BASE] + (step - self.origin) * table[n, STEP]
             states[name] = self.V[start : start + self.plan.extent.batch * size].reshape(-1, size).copy()
-        return Snapshot(step, states, self._disturbed_calls)
+        return Snapshot(step, states)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Restart before a snapshot's step: the window begins there, and what it held is forgotten."""
-        self.origin, self._disturbed_calls = snapshot.step, snapshot.disturbed_calls
+        self.origin = snapshot.step
         for name, rows in self._views.states:
             rows[:] = snapshot.states[name].reshape(-1, rows.shape[1])
 
