@@ -20,7 +20,7 @@ pytest_plugins = ["pytester"]
 
 NAMES = ("reverse", "influence", "forward", "products", "pack")
 KERNELS = [(name, np.dtype(dtype)) for dtype in ("float64", "float32") for name in NAMES]
-KERNELS += [("forward", np.dtype(np.complex128)), ("crew", np.dtype(np.float64))]
+KERNELS += [("forward", np.dtype(np.complex128)), ("thread_pool", np.dtype(np.float64))]
 
 
 def pytest_configure(config: pytest.Config) -> None:

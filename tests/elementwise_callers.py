@@ -3,7 +3,7 @@
 import numba
 from numba import njit
 
-from bpcli.kernels import elementwise
+from bpcli.kernels import elementwise, scalar_functions
 from bpcli.runtime.kernel_cache import cache_folder
 
 CACHE = numba.config.CACHE_DIR = str(cache_folder())
@@ -12,46 +12,46 @@ CACHE = numba.config.CACHE_DIR = str(cache_folder())
 
 @njit(cache=True)
 def exp_into(x, y):
-    elementwise.exp_into(x, y)
+    elementwise.exp_into(x, y, 0.0)
 
 
 @njit(cache=True)
 def tanh_into(x, y):
-    elementwise.tanh_into(x, y)
+    elementwise.tanh_into(x, y, 0.0)
 
 
 @njit(cache=True)
 def sigmoid_into(x, y):
-    elementwise.sigmoid_into(x, y)
+    elementwise.sigmoid_into(x, y, 0.0)
 
 
 @njit(cache=True)
 def softplus_into(x, y):
-    elementwise.softplus_into(x, y)
+    elementwise.softplus_into(x, y, 0.0)
 
 
 @njit(cache=True)
 def log_into(x, y):
-    elementwise.log_into(x, y)
+    elementwise.log_into(x, y, 0.0)
 
 
 @njit(cache=True)
 def sin_into(x, y):
-    elementwise.sin_into(x, y)
+    elementwise.sin_into(x, y, 0.0)
 
 
 @njit(cache=True)
 def cos_into(x, y):
-    elementwise.cos_into(x, y)
+    elementwise.cos_into(x, y, 0.0)
 
 
 @njit(cache=True)
 def products_into(x, y, z):
     for k in range(len(z)):
-        z[k] = elementwise.times(x[k], y[k])
+        z[k] = scalar_functions.times(x[k], y[k])
 
 
 @njit(cache=True, error_model="numpy")
 def quotients_into(x, y, z):
     for k in range(len(z)):
-        z[k] = elementwise.over(x[k], y[k])
+        z[k] = scalar_functions.over(x[k], y[k])

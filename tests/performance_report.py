@@ -143,7 +143,7 @@ def windows(command: str) -> str:
     setup = open_setup(ROOT / "specs/vanilla_rnn.toml", {"n": 128, "T": 512, "batch": 1}, (), Limits())
     problem, call = draw(setup), parse("tbptt:k1=1,k2=16")
     apart = Unrolled(setup, call.definition(setup).over(setup))
-    apart.__dict__["side_by_side"] = None  # as where they do not fit
+    apart.__dict__["batched"] = None  # as where they do not fit
     beside, after = (seconds(work, 15) for work in (lambda: call.gradient(problem), lambda: apart.gradient(problem)))
     return f"{after / beside:.1f}x: {beside * 1e3:.1f} ms side by side, {after * 1e3:.1f} ms one after another"
 

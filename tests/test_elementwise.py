@@ -208,7 +208,7 @@ for name in {names}:
     for dtype in (np.float64, np.complex128):
         y = x.astype(dtype)
         with np.errstate(invalid="ignore", over="ignore"):
-            getattr(elementwise, name + "_into")(y, y)
+            getattr(elementwise, name + "_into")(y, y, 0.0)
         print(name, np.asarray(y.real).tolist())
 """
 

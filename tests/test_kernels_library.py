@@ -140,7 +140,7 @@ def test_the_folder_knows_all_sources() -> None:
     assert sorted({*found, "bpcli.kernels.__init__"}) == sorted(".".join(path.parts) for path in listed)
 
 
-@pytest.mark.parametrize("source", ["kernels/reverse.py", "kernels/real_functions.py", "graph/operations.py", ""])
+@pytest.mark.parametrize("source", ["kernels/reverse.py", "kernels/scalar_functions.py", "graph/operations.py", ""])
 def test_the_folder_changes_with_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     """Another line in any source is another folder; the same sources elsewhere are the same."""
     for room in ("kernels", "graph", "tape", "runtime"):
@@ -353,9 +353,9 @@ def test_how_many_threads(monkeypatch: pytest.MonkeyPatch, wish: str, count: int
     monkeypatch.setenv("NUMBA_NUM_THREADS", wish)
     if count is None:
         with pytest.raises(BpError, match="must be a number of threads"):
-            library._Threads()
+            library.ThreadSettings()
     else:
-        assert count == library._Threads().count
+        assert count == library.ThreadSettings().count
 
 
 def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +371,7 @@ PRODUCTS = [(m, n, k) for m in (1, 2, 5) for n in (1, 3) for k in (1, 4)]
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "complex128"])
 @pytest.mark.parametrize(("m", "n", "k"), PRODUCTS)
-def test_the_plain_product_at_offsets(m: int, n: int, k: int, dtype: str) -> None:
+def test_the_numpy_product_at_offsets(m: int, n: int, k: int, dtype: str) -> None:
     """The stand-in for BLAS: all transpositions, rows apart, offsets, with and without adding."""
     rng = np.random.default_rng(3)
     flat = [rng.normal(size=200).astype(dtype) for _ in range(3)]
@@ -382,7 +382,7 @@ def test_the_plain_product_at_offsets(m: int, n: int, k: int, dtype: str) -> Non
         right = B[5 : 5 + shape_b[0] * 6].reshape(-1, 6)[:, : shape_b[1]]
         want = (left.T if ta else left) @ (right.T if tb else right)
         want = want + (C[2 : 2 + m * 8].reshape(-1, 8)[:, :n] if add else 0)
-        blas.plain_gemm(bool(ta), bool(tb), m, n, k, A, 3, 7, B, 5, 6, bool(add), C, 2, 8)
+        blas.numpy_gemm(bool(ta), bool(tb), m, n, k, A, 3, 7, B, 5, 6, bool(add), C, 2, 8)
         got = C[2 : 2 + m * 8].reshape(-1, 8)
         assert np.allclose(want, got[:, :n], rtol=1e-5, atol=1e-6)
         assert np.array_equal(flat[2][2 : 2 + m * 8].reshape(-1, 8)[:, n:], got[:, n:])

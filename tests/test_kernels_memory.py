@@ -13,10 +13,9 @@ from bpcli.bench.profiling import allocated_bytes
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem
-from bpcli.runtime import forward_mode
+from bpcli.runtime import forward_mode, schedule, trace
 from bpcli.runtime import reverse_mode as unrolled
-from bpcli.runtime import schedule as stretches
-from bpcli.runtime import trace_memory as memory
+from bpcli.runtime.trace import MEMORY
 from bpcli.tape import instructions as rows
 from bpcli.tape import layout, plan
 from bpcli.tape import layout as matrices
@@ -103,8 +102,8 @@ def equal(first: Gradient, second: Gradient) -> bool:
     return all((values == second.arrays[name]).all() for name, values in first.arrays.items())
 
 
-def loaded_end_to_end(here: stretches.Stretches) -> list[tuple[str, slice, tuple[int, ...], int]]:
-    """What `Stretches.params` is where there are no gaps."""
+def loaded_end_to_end(here: schedule.TraceSlices) -> list[tuple[str, slice, tuple[int, ...], int]]:
+    """What `TraceSlices.params` is where there are no gaps."""
     nodes = ((n, int(here.places[n.index, rows.BASE])) for n in here.plan.graph.nodes if n.op == "param")
     return [(n.name, slice(base, base + n.size), n.shape, 0) for n, base in nodes]
 
@@ -125,8 +124,8 @@ def test_gaps_between_the_rows_of_matrices(monkeypatch: pytest.MonkeyPatch, spec
     assert with_gaps or spec in NO_MATRIX_FOR_ITSELF
     for method in METHODS:
         assert equal(gradient(apart, method), gradients[method]), method
-    monkeypatch.setattr(stretches.Stretches, "params", property(loaded_end_to_end))
-    memory.release()
+    monkeypatch.setattr(schedule.TraceSlices, "params", property(loaded_end_to_end))
+    MEMORY.clear()
     doubled = replace(apart, params={name: 2 * values for name, values in apart.params.items()})
     assert equal(gradient(doubled, "bptt"), gradient(replace(dense, params=doubled.params), "bptt")) == (not with_gaps)
 
@@ -173,15 +172,15 @@ def test_states_that_the_next_step_reads_in_part_or_not(
 def test_what_is_left_of_the_gradient_before(monkeypatch: pytest.MonkeyPatch, spec: str, ready: int, name: str) -> None:
     """A gradient in memory that another has left reads nothing of it: with NaNs there, it is the same to the bit."""
     cut(monkeypatch, name)
-    monkeypatch.setattr(memory, "LEAST_KEPT", 0)
-    monkeypatch.setattr(memory, "MOST_READY", ready)
+    monkeypatch.setattr(trace, "LEAST_REUSED", 0)
+    monkeypatch.setattr(trace, "MOST_VIEWED", ready)
     pieces = problem_of(SPECS / f"{spec}.toml", SMALL)
 
     def kept() -> list[np.ndarray]:
-        return [views.V.base for views in memory._ready.values()] if ready else memory._kept
+        return [views.V.base for views in MEMORY.views.values()] if ready else MEMORY.freed
 
     for method in ("bptt", "rtrl", "tbptt:k1=1,k2=2"):
-        memory.release()
+        MEMORY.clear()
         first = gradient(pieces, method).arrays
         (left,) = kept()
         left[:] = 255
@@ -193,39 +192,39 @@ def test_what_is_left_of_the_gradient_before(monkeypatch: pytest.MonkeyPatch, sp
 
 def test_views_are_kept_of_few_small_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that they hold counts, the influence of RTRL too."""
-    memory.release()
-    for n in range(4, 4 + memory.READY + 2):
+    MEMORY.clear()
+    for n in range(4, 4 + trace.VIEWED + 2):
         gradient(problem_of(SPECS / "vanilla_rnn.toml", {**SMALL, "n": n}), "bptt")
-    assert memory.READY == len(memory._ready)
-    memory.release()
+    assert trace.VIEWED == len(MEMORY.views)
+    MEMORY.clear()
     pieces = problem_of(SPECS / "vanilla_rnn.toml", {**SMALL, "n": 6})
     gradient(pieces, "rtrl")
-    ((_, views),) = memory._ready.items()
+    ((_, views),) = MEMORY.views.items()
     assert views.bytes > views.V.nbytes + views.C.nbytes
-    monkeypatch.setattr(memory, "MOST_READY", views.bytes - 1)
+    monkeypatch.setattr(trace, "MOST_VIEWED", views.bytes - 1)
     gradient(pieces, "rtrl")
-    assert not memory._ready
+    assert not MEMORY.views
 
 
 def test_memory_is_kept_for_the_next_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as many bytes only, and within limits."""
-    memory.release()
-    monkeypatch.setattr(memory, "LEAST_KEPT", 100)
-    lent, address = memory.lend(100, np.dtype(np.float64))
-    assert address == lent.ctypes.data
-    assert 0 == address % memory.LINES
-    memory.give_back(lent[3:])
-    assert address == memory.lend(100, np.dtype(np.float64))[1]
-    memory.give_back(lent)
-    assert address == memory.lend(200, np.dtype(np.float32))[1]  # as many bytes
-    memory.give_back(lent)
-    memory.lend(101, np.dtype(np.float64))
-    assert not memory._kept
-    for limits in ({"LEAST_KEPT": 100, "MOST_KEPT": 200}, {"LEAST_KEPT": 2000, "MOST_KEPT": 3000}):
+    MEMORY.clear()
+    monkeypatch.setattr(trace, "LEAST_REUSED", 100)
+    array, address = MEMORY.allocate(100, np.dtype(np.float64))
+    assert address == array.ctypes.data
+    assert 0 == address % trace.ALIGNMENT
+    MEMORY.free(array[3:])
+    assert address == MEMORY.allocate(100, np.dtype(np.float64))[1]
+    MEMORY.free(array)
+    assert address == MEMORY.allocate(200, np.dtype(np.float32))[1]  # as many bytes
+    MEMORY.free(array)
+    MEMORY.allocate(101, np.dtype(np.float64))
+    assert not MEMORY.freed
+    for limits in ({"LEAST_REUSED": 100, "MOST_REUSED": 200}, {"LEAST_REUSED": 2000, "MOST_REUSED": 3000}):
         for name, bytes_ in limits.items():
-            monkeypatch.setattr(memory, name, bytes_)
-        memory.give_back(lent)
-        assert not memory._kept
+            monkeypatch.setattr(trace, name, bytes_)
+        MEMORY.free(array)
+        assert not MEMORY.freed
 
 
 def test_more_samples_than_a_chunk_has_steps() -> None:

@@ -16,11 +16,11 @@ from bpcli.tape import dependency as structure
 
 def bands(problem: Problem) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Each parameter that reaches a state, with the rows low..high of its columns of M̄."""
-    plan = forward_mode.online_plan(problem.setup)
+    plan = forward_mode.rtrl_plan(problem.setup)
     columns, nodes = plan.structure.columns(0, plan.parameters), plan.graph.nodes
     return [
         (nodes[s.node].name, columns.low[s.start : s.start + s.columns], columns.high[s.start : s.start + s.columns])
-        for s in plan.stretches
+        for s in plan.column_spans
         if nodes[s.node].op == "param"
     ]
 
@@ -75,7 +75,7 @@ def test_products_that_are_left_out() -> None:
     and q J M for M(T-1)."""
     for steps, full, single, credits in ((1, 0, 0, 0), (2, 0, 0, 1), (3, 0, 0, 3), (4, 0, 1, 4), (20, 16, 1, 20)):
         setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": steps, "batch": 3}, ("params",)).setup
-        plan, N, P = forward_mode.online_plan(setup), 6, 6 * 6 + 6 * 2 + 6
+        plan, N, P = forward_mode.rtrl_plan(setup), 6, 6 * 6 + 6 * 2 + 6
         assert 3 * 2 * N * P * (full * N + single + credits) == plan.flops
 
 
@@ -84,7 +84,7 @@ def test_products_that_are_left_out() -> None:
 def test_columns_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, name: str, wrt: tuple[str, ...]) -> None:
     """However many are looked at at a time, panels and operations are the same; those of large nodes are a bound."""
     setup = problem_of(SPECS / f"{name}.toml", SMALL, wrt).setup
-    plan = forward_mode.online_plan(setup)
+    plan = forward_mode.rtrl_plan(setup)
     panels, flops = plan.structure.panels(8), plan.structure.flops(False)
     monkeypatch.setattr(structure, "BLOCK", 8)
     assert np.array_equal(panels, plan.structure.panels(8))
@@ -117,7 +117,7 @@ def test_products_where_the_last_step_is_a_chunk(monkeypatch: pytest.MonkeyPatch
     """Then M(T-1) stands there already."""
     monkeypatch.setattr(forward_mode, "MOST_STEPS", most)
     problem = problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": 4, "batch": 1}, ("params",))
-    plan, N, P = forward_mode.online_plan(problem.setup), 6, 6 * 6 + 6 * 2 + 6
+    plan, N, P = forward_mode.rtrl_plan(problem.setup), 6, 6 * 6 + 6 * 2 + 6
     assert most == plan.chunk
     assert 2 * N * P * (N + 1 + 3) == plan.flops
     assert distance(gradient(problem, "rtrl").arrays, gradient(problem, "bptt").arrays) < 1e-12
@@ -132,7 +132,7 @@ def test_products_where_the_last_step_is_a_chunk(monkeypatch: pytest.MonkeyPatch
 )
 def test_products_with_states_and_inputs(wrt: tuple[str, ...], births: list[int], per_column: int) -> None:
     """An initial state is there from the start; an input's columns begin with its step, and reach every row."""
-    plan = forward_mode.online_plan(
+    plan = forward_mode.rtrl_plan(
         problem_of(SPECS / "vanilla_rnn.toml", {"n": 6, "n_in": 2, "T": 4, "batch": 1}, wrt).setup
     )
     assert births == list(plan.structure.columns(0, plan.parameters).birth)

@@ -8,8 +8,7 @@ import pytest
 from bpcli.kernels import forward
 from bpcli.kernels import matrix_gradients as products
 from bpcli.kernels.tiles import pack, width
-from bpcli.runtime.jobs import Call, forward_job
-from bpcli.runtime.rank_one_updates import no_fixes
+from bpcli.runtime.jobs import Call, forward_job, no_updates
 from bpcli.tape.instructions import (
     ADDEND,
     BASE,
@@ -70,7 +69,7 @@ def product(
         code[0, field] = entry
     code[0, ADDEND] = -1 if first is None else RESULT if inside else FIRST
     numbers, bounds = np.zeros(4, W.dtype), np.array([0, 0, 0, 1, 1])
-    job = forward_job(Forward(code, bounds, numbers, {}), numbers, places, values.size, no_fixes(4, W.dtype))
+    job = forward_job(Forward(code, bounds, numbers, {}), numbers, places, values.size, no_updates(4, W.dtype))
     job[forward.LAST], job[forward.STEP1], job[forward.I1] = 1, 1, m
     Call("forward", job[None]).run(values, values.ctypes.data)
     return values[starts[2] : starts[3]].reshape(m, n)
@@ -103,7 +102,7 @@ def matrix_gradient(delta: np.ndarray, vector: np.ndarray, turned: bool, apart: 
     for start, span, each in zip(starts, spans, (delta, vector), strict=False):
         values[start : start + times * span].reshape(times, span)[:, : each[0].size] = each.reshape(times, -1)
     job = np.zeros(products.JOB, np.int64)
-    job[[products.LENGTH_V, products.LENGTH_C]], job[products.TURNED_] = values.size, turned
+    job[[products.LENGTH_V, products.LENGTH_C]], job[products.TRANSPOSED] = values.size, turned
     job[products.ROWS], job[products.COLUMNS] = shape
     job[products.DEPTH], job[products.TIMES], job[products.SUM] = k, times, starts[-1]
     job[[products.DELTA, products.VECTOR]], job[[products.DELTA_JUMP, products.VECTOR_JUMP]] = starts[:2], spans

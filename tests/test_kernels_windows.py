@@ -1,4 +1,4 @@
-"""Windows of truncated BPTT side by side: the same numbers as one after another, whatever the blocks."""
+"""Batched windows of truncated BPTT: the same numbers as one after another, whatever the blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def problem_of(name: str, wrt: tuple[str, ...], **dims: int) -> Problem:
 def one_after_another(problem: Problem, k1: int, k2: int, rounding: bool = False) -> tuple[float, dict]:
     """The gradient without blocks."""
     plan = Unrolled(problem.setup, staircase(problem.setup.T, k1, k2))
-    plan.__dict__["side_by_side"] = None
+    plan.__dict__["batched"] = None
     return plan.gradient(problem, rounding)
 
 
@@ -43,7 +43,7 @@ def test_side_by_side(name: str, k1: int, k2: int, wrt: tuple[str, ...]) -> None
     """Every recurrent spec, with a shorter last window, windows that reach the first step, and several blocks."""
     problem = problem_of(name, wrt)
     plan = Unrolled(problem.setup, staircase(70, k1, k2))
-    assert plan.side_by_side is not None
+    assert plan.batched is not None
     loss, found = plan.gradient(problem)
     want_loss, want = one_after_another(problem, k1, k2)
     assert distance(found, want) < 1e-12
@@ -74,4 +74,4 @@ def test_any_number_of_threads(method: str, threads) -> None:  # type: ignore[no
 def test_where_it_pays(batch: int, k2: int, blocks: bool) -> None:
     """Many samples fill products by themselves, and long windows are not held several at a time."""
     setup = open_setup(SPECS / "vanilla_rnn.toml", {"T": 3000, "batch": batch}, ("params",), Limits())
-    assert blocks == (Unrolled(setup, staircase(3000, 1, k2)).side_by_side is not None)
+    assert blocks == (Unrolled(setup, staircase(3000, 1, k2)).batched is not None)

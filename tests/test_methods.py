@@ -29,7 +29,7 @@ from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.reverse_mode import Unrolled
-from bpcli.runtime.schedule import stages
+from bpcli.runtime.schedule import schedule_of
 
 CASES = [
     *((name, method) for name in RECURRENT for method in (*EXACT, *TRUNCATED)),
@@ -110,7 +110,7 @@ batch = 40
     path.write_text(text, encoding="utf-8")
     problem = problem_of(path, {})
     plan = Unrolled(problem.setup, parse("bptt").definition(problem.setup).over(problem.setup)).plan
-    calls = [c for c in stages(plan, np.dtype(np.float64), False).reverse((0, 20, 0)) if c.name == "products"]
+    calls = [c for c in schedule_of(plan, np.dtype(np.float64), False).reverse((0, 20, 0)) if c.name == "products"]
     sums = [c.jobs[:, products.SUM].tolist() for c in calls]
     assert [len(set(each)) for each in sums] == [len(each) for each in sums] and calls[0].parallel
     assert 3 == len(sums) and sums[0] == sums[1]

@@ -68,7 +68,7 @@ def test_an_exact_cancellation_rounds_as_its_terms_do(tmp_path: Path, p: float) 
 
 
 def test_an_edge_of_a_domain_leaves_other_tensors_their_bounds(tmp_path: Path) -> None:
-    """sqrt(1 - cos(p)²) is 0 where cos(p) rounds to 1; disturbed it is about 1e-8, or not a number, which counts not."""
+    """sqrt(1 - cos(p)²) is 0 where cos(p) rounds to 1, and about 1e-8, or not a number, where it is disturbed."""
     spec = tmp_path / "edge.toml"
     spec.write_text(
         "bp = 1\nparams = { p = { shape = [], value = 1e-20 }, w = { shape = [], value = 3 } }\nequations = "

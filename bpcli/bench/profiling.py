@@ -16,7 +16,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-from bpcli.runtime import trace_memory
+from bpcli.runtime.trace import MEMORY
 
 BLOCK_SECONDS = 0.01
 MAX_BLOCKS = 1000
@@ -69,7 +69,7 @@ def allocated_bytes(work: Work) -> int:
 
     tracemalloc sees the arrays of NumPy and Numba, not the buffers of BLAS or XLA.
     """
-    trace_memory.release()
+    MEMORY.clear()
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()
@@ -134,7 +134,7 @@ def _reset_peak() -> bool:
 
 def _return_free_memory() -> None:
     """Release buffers kept from earlier calls and trim the heap, where the C library is glibc."""
-    trace_memory.release()
+    MEMORY.clear()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

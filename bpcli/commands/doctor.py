@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import click
@@ -25,7 +23,6 @@ Lines = Iterator[tuple[str, str, str]]
 
 _OLDEST_PYTHON = (3, 11)
 _PACKAGES = ("numpy", "scipy", "numba", "pydantic", "tree-sitter", "tree-sitter-toml", "rich", "click", "threadpoolctl")
-_LAYERS = ("tbb", "omp", "workqueue")
 _LITTLE_MEMORY = 500_000_000
 _SPEC = "vanilla_rnn"
 
@@ -56,10 +53,6 @@ def _threads() -> Lines:
     blas = os.environ.get("OPENBLAS_NUM_THREADS", "")
     advice = "" if blas == "1" else "; the kernels share work out themselves: unset OPENBLAS_NUM_THREADS"
     yield "BLAS threads", "warn" if advice else "ok", f"{blas}{advice}"
-    found = importlib.util.find_spec("numba")
-    folder = Path(*(found.submodule_search_locations or ["."])[:1], "np", "ufunc") if found else Path()
-    layers = [layer for layer in _LAYERS if any(folder.glob(f"{layer}pool*")) or any(folder.glob(f"{layer}.*"))]
-    yield "threading layers", "ok" if layers else "fail", ", ".join(layers) or "none"
 
 
 def _blas() -> Lines:

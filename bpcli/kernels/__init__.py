@@ -1,7 +1,1 @@
-"""Compiled code, and what drives it; the only room that imports Numba: to compile, and to run many jobs in parallel."""
-
-import os
-
-# A thread that waits spins for some tenths of a millisecond, which bridges the gap between two kernels, and then
-# sleeps: where cores are shared, spinning on would keep the thread that it waits for from running. (GNU's OpenMP.)
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+"""Compiled code: functions over flat arrays that any tape runs through; Numba is imported where they are compiled."""

@@ -1,4 +1,4 @@
-"""Numbers that several threads read and write: what one of them has written before, another that reads it can see."""
+"""Atomic operations on int64 arrays that threads share, and the pauses of a spin loop."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from bpcli.kernels import mode
 from bpcli.kernels.jit import inner
 
-RESTLESS = 64
-"""Pauses after which whoever waits lets others have its core: they may be those it waits for."""
+YIELD_EVERY = 64
+"""Pauses after which a waiting thread yields its core, which the thread that it waits for may need."""
 
 if mode.compiling:
     from llvmlite import ir
@@ -18,13 +18,12 @@ if mode.compiling:
     from numba.extending import intrinsic
 
     from bpcli.kernels.simd import at, data
-    from bpcli.kernels.symbols import REST
 
     _X86 = platform.machine() in ("x86_64", "AMD64")
 
     @intrinsic
     def read(typingctx, numbers, place):  # type: ignore[no-untyped-def]
-        """The number at a place; all that was written before it can be read after it."""
+        """Load the number at a place (acquire)."""
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             return builder.load_atomic(at(builder, data(context, builder, signature, args, 0), args[1]), "acquire", 8)
@@ -33,7 +32,7 @@ if mode.compiling:
 
     @intrinsic
     def write(typingctx, numbers, place, number):  # type: ignore[no-untyped-def]
-        """Put a number at a place: who reads it can read all that was written before it."""
+        """Store a number at a place (release)."""
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             where = at(builder, data(context, builder, signature, args, 0), args[1])
@@ -44,7 +43,7 @@ if mode.compiling:
 
     @intrinsic
     def advance(typingctx, numbers, place, number):  # type: ignore[no-untyped-def]
-        """Add to the number at a place; what it was before."""
+        """Add to the number at a place; return its previous value."""
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             where = at(builder, data(context, builder, signature, args, 0), args[1])
@@ -54,7 +53,7 @@ if mode.compiling:
 
     @intrinsic
     def exchange(typingctx, numbers, place, held, number):  # type: ignore[no-untyped-def]
-        """Put a number at a place if that holds `held`; whether it did."""
+        """Compare and swap: store a number at a place if that holds `held`; return whether it did."""
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             where = at(builder, data(context, builder, signature, args, 0), args[1])
@@ -65,7 +64,7 @@ if mode.compiling:
 
     @intrinsic
     def pause(typingctx):  # type: ignore[no-untyped-def]
-        """Tell the processor that this is a loop that waits; where it is none that can be told, nothing."""
+        """Tell an x86 processor that this is a spin loop; nothing on others."""
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             if _X86:
@@ -76,12 +75,12 @@ if mode.compiling:
         return types.void(), codegen
 
     @intrinsic
-    def rest(typingctx):  # type: ignore[no-untyped-def]
-        """Tell the system that others may have this core."""
+    def yield_core(typingctx):  # type: ignore[no-untyped-def]
+        """Yield the core to the operating system."""
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             kind = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, REST), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, mode.YIELD), [])
             return context.get_dummy_value()
 
         return types.void(), codegen
@@ -89,20 +88,20 @@ if mode.compiling:
 else:
 
     def read(numbers, place):  # type: ignore[no-untyped-def]
-        """The same where nothing is compiled."""
+        """As compiled."""
         return int(numbers[place])
 
     def write(numbers, place, number):  # type: ignore[no-untyped-def]
-        """The same where nothing is compiled."""
+        """As compiled."""
         numbers[place] = number
 
     def advance(numbers, place, number):  # type: ignore[no-untyped-def]
-        """The same where nothing is compiled, as long as one thread at a time does it."""
+        """As compiled, if one thread at a time calls it."""
         numbers[place] += number
         return int(numbers[place]) - number
 
     def exchange(numbers, place, held, number):  # type: ignore[no-untyped-def]
-        """The same where nothing is compiled, as long as one thread at a time does it."""
+        """As compiled, if one thread at a time calls it."""
         found = bool(numbers[place] == held)
         if found:
             numbers[place] = number
@@ -112,13 +111,13 @@ else:
         """Let other threads run."""
         time.sleep(0)
 
-    rest = pause
+    yield_core = pause
 
 
 @inner
 def wait(waited):
     """Pause for the `waited`th time."""
-    if waited % RESTLESS == 0:
-        rest()
+    if waited % YIELD_EVERY == 0:
+        yield_core()
     else:
         pause()

@@ -1,8 +1,7 @@
-"""Matrix products inside kernels.
+"""Matrix products inside kernels: SciPy's BLAS at offsets into flat arrays, single-threaded, without allocation.
 
-SciPy's BLAS called at an offset into a flat array, single-threaded, without allocation. Numba's `np.dot` takes whole
-contiguous arrays and cannot add to its output; values here live in one flat array, views have a row stride of their
-own, and products add to what is there.
+Numba's `np.dot` takes whole contiguous arrays and cannot add to its output; here factors are parts of one flat array,
+with a row stride of their own, and products add to what is there.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from bpcli.kernels import mode
-from bpcli.kernels.elementwise import times
 from bpcli.kernels.jit import inner
-from bpcli.kernels.symbols import symbol
+from bpcli.kernels.scalar_functions import times
 
 
-def plain_gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type: ignore[no-untyped-def]
-    """C = op(A) op(B), or C + op(A) op(B), where nothing is compiled."""
+def numpy_gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type: ignore[no-untyped-def]
+    """`gemm` in NumPy, where nothing is compiled."""
     dual = C.dtype.kind == "c"
     view = np.lib.stride_tricks.as_strided
     left = view(A[a:], (k, m) if ta else (m, k), (lda * A.itemsize, A.itemsize))
@@ -59,7 +57,7 @@ if mode.compiling:
     @intrinsic
     def _gemm(typingctx, ta, tb, m, n, k, A, a, lda, B, b, ldb, alpha, beta, C, c, ldc):  # type: ignore[no-untyped-def]
         index, flag, dtype = types.intp, types.boolean, C.dtype
-        name = symbol(str(dtype), "gemm")
+        name = mode.GEMM[str(dtype)]
         signature = types.void(
             flag, flag, index, index, index, A, index, index, B, index, index, dtype, dtype, C, index, index
         )
@@ -101,11 +99,11 @@ if mode.compiling:
         if _real(C):
             matvec(not tb, n, k, B, b, ldb, A, a, add, C, c, backwards)
         else:
-            _dual(tb, 1, n, k, A, a, k, B, b, ldb, add, C, c, n)
+            _dual_loops(tb, 1, n, k, A, a, k, B, b, ldb, add, C, c, n)
 
     @inner
-    def _dual(tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
-        """C = A op(B), or C + A op(B), of numbers with tangents, by loops."""
+    def _dual_loops(tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
+        """C = A op(B), or C + A op(B), of dual numbers, by loops."""
         for i in range(m):
             out = c + i * ldc
             if not add:
@@ -119,12 +117,12 @@ if mode.compiling:
                         C[out + e] += times(A[a + i * lda + j], B[b + j * ldb + e])
 
     @inner
-    def both_changed(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):
-        """C (m, n) = A (m, k) B (k, n), as of `gemm`, where A too may have tangents."""
+    def dual_gemm(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):
+        """C (m, n) = A (m, k) B (k, n), as of `gemm`, where both factors may have tangents."""
         if _real(C):
             gemm(False, False, m, n, k, A, a, lda, B, b, ldb, False, C, c, ldc)
         else:
-            _dual(False, m, n, k, A, a, lda, B, b, ldb, False, C, c, ldc)
+            _dual_loops(False, m, n, k, A, a, lda, B, b, ldb, False, C, c, ldc)
 
     @inner
     def gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):
@@ -141,12 +139,12 @@ if mode.compiling:
             _gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, one, beta, C, c, ldc)
 
 else:
-    gemm = plain_gemm
+    gemm = numpy_gemm
 
-    def both_changed(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):  # type: ignore[no-untyped-def]
-        """The same where nothing is compiled."""
-        plain_gemm(False, False, m, n, k, A, a, lda, B, b, ldb, False, C, c, ldc)
+    def dual_gemm(m, n, k, A, a, lda, B, b, ldb, C, c, ldc):  # type: ignore[no-untyped-def]
+        """As compiled."""
+        numpy_gemm(False, False, m, n, k, A, a, lda, B, b, ldb, False, C, c, ldc)
 
     def vector_product(tb, n, k, A, a, B, b, ldb, add, C, c, backwards):  # type: ignore[no-untyped-def]
-        """The same for one row."""
-        plain_gemm(False, tb, 1, n, k, A, a, k, B, b, ldb, add, C, c, n)
+        """As compiled."""
+        numpy_gemm(False, tb, 1, n, k, A, a, k, B, b, ldb, add, C, c, n)

@@ -1,17 +1,17 @@
-"""The forward kernel: runs a stretch of the tape on rows of values, step after step.
+"""The forward kernel: run lines of the tape on rows of values, step after step.
 
-Rows are counted by two indices, o (copies) and i (samples, or steps × samples); see `bpcli.kernels.jit`.
+Rows have two indices, o (copies) and i (samples, or steps × samples); see `bpcli.kernels.jit` for their addresses.
 """
 
 from __future__ import annotations
 
-from bpcli.kernels.blas import both_changed, gemm, vector_product
-from bpcli.kernels.disturbance import disturb_rows
-from bpcli.kernels.elementwise import times, unary_into
+from bpcli.kernels.blas import dual_gemm, gemm, vector_product
+from bpcli.kernels.elementwise import unary_into
 from bpcli.kernels.jit import address, along, inner, matrix_at, row_stride, vector, vector_at
-from bpcli.kernels.lockstep import DESK, attend, dismiss, join, part_of
-from bpcli.kernels.operators import binary_rows
+from bpcli.kernels.lockstep import GROUP_SIZE, dismiss, join, share_of_argument, synchronise
+from bpcli.kernels.operators import binary_rows, disturb_rows
 from bpcli.kernels.reductions import reduce_row, sum_rows
+from bpcli.kernels.scalar_functions import times
 from bpcli.kernels.tiles import packed_product
 from bpcli.tape.instructions import (
     ABS,
@@ -52,44 +52,40 @@ from bpcli.tape.instructions import (
 )
 
 (
-    CODE,
-    LINES,
-    FIRST,
-    LAST,
-    NUMBERS,
-    PLACES,
-    NODES,
-    LENGTH,
-    STEP0,
-    STEP1,
-    O0,
-    O1,
-    I0,
-    I1,
-    SLOTS,
-    ENDS,
-    SLOT_COUNT,
-    COPIES,
-    FIX_ROWS,
-    FIX_COLUMNS,
-    FIX_CHANGES,
-    FIX_COUNT,
-    TEAM,
-    MEETINGS,
-    WHOLE,
-    DISTURBANCE,
-    SEED,
+    CODE,  # address of the tape, int64 (LINES, FIELDS); forward_job
+    LINES,  # lines of the tape; forward_job
+    FIRST,  # first line to run; the schedule
+    LAST,  # line after the last one to run; the schedule
+    NUMBERS,  # address of the tape's numbers, `values` dtype (NODES,); forward_job
+    PLACES,  # address of the table of places, int64 (NODES, PLACE_FIELDS); forward_job
+    NODES,  # nodes of the graph; forward_job
+    LENGTH,  # length of `values`, numbers; forward_job
+    STEP0,  # first step; the schedule
+    STEP1,  # step after the last one; the schedule
+    O0,  # first row, by outer index; 0, or the part of a job in copies
+    O1,  # row after the last one, by outer index; likewise
+    I0,  # first row, by inner index; the part of a job in the schedule
+    I1,  # row after the last one, by inner index; likewise
+    SLOTS,  # address of each node's slot of rank-one updates (-1: none), int64 (NODES,); forward_job
+    ENDS,  # address of where each copy's updates in a slot begin, int64 (SLOT_COUNT, COPIES + 1); forward_job
+    SLOT_COUNT,  # slots; forward_job
+    COPIES,  # perturbed copies; forward_job
+    UPDATE_ROWS,  # address of the row of each updated matrix entry, int64 (UPDATE_COUNT,); forward_job
+    UPDATE_COLUMNS,  # address of its column, int64 (UPDATE_COUNT,); forward_job
+    UPDATE_CHANGES,  # address of its change, `values` dtype (UPDATE_COUNT,); forward_job
+    UPDATE_COUNT,  # updated matrix entries of all copies; forward_job
+    GROUP,  # address of the shared state of a lockstep group, 0: none; Call.run
+    BARRIERS,  # lines before which the group has a barrier, bit i for line FIRST + i; the schedule
+    LEADER_LINES,  # lines that the leader runs alone, bits likewise; the schedule
+    DISTURBANCE,  # address of the largest relative disturbance of a result, 0: none; Disturbance
+    SEED,  # seed of the random factors of disturbances; Disturbance
 ) = range(27)
-"""Fields of a job: the tape (address, lines, which lines), its numbers, the places, the length of the values, the
-steps and rows to run, the changes of matrix entries (see `bpcli.runtime.rank_one_updates`), the desk of the
-team that runs the job (see `bpcli.kernels.lockstep`), if any, with the lines before which it meets and those that
-its leader runs by itself, a bit each; and the address of the largest relative disturbance of every result (0: none),
-with the seed of their random factors."""
+"""Fields of a job, with unit and writer."""
 JOB = SEED + 1
 
 
 def forward_span(job, values):  # type: ignore[no-untyped-def]
-    """Run a stretch of the tape for steps STEP0 to STEP1 on one block of rows."""
+    """Run lines FIRST to LAST of the tape for steps STEP0 to STEP1 on one block of rows."""
     ints = job
     job = vector(job, JOB)
     V = vector(values, job[LENGTH])
@@ -97,9 +93,9 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
     numbers = vector_at(values, job[NUMBERS], job[NODES])
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     slots = vector_at(ints, job[SLOTS], job[NODES])
-    desk = vector_at(ints, job[TEAM], DESK if job[TEAM] else 0)
-    seat, begin, at = join(desk, job[STEP0], job[FIRST], job[STEP1])
-    shared, low = job[TEAM] != 0, 0
+    group = vector_at(ints, job[GROUP], GROUP_SIZE if job[GROUP] else 0)
+    membership, begin, at = join(group, job[STEP0], job[FIRST], job[STEP1])
+    shared, low = job[GROUP] != 0, 0
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(begin, job[STEP1]):
         for line in range(at, job[LAST]):
@@ -111,16 +107,16 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
             if b >= 0:
                 pb, sb, ib = address(place, b, t, o0, i0, 0), place[b, OUTER], place[b, INNER_ROW]
             if shared:
-                bit, newcomer = 1 << (line - job[FIRST]), t == begin and line == at
-                meets, whole = job[MEETINGS] & bit, job[WHOLE] & bit
-                seat, low, entries = attend(desk, meets, whole, newcomer, seat, t, line, n, V.itemsize)
-                if seat[1] == 0:
+                bit, new = 1 << (line - job[FIRST]), t == begin and line == at
+                waits, alone = job[BARRIERS] & bit, job[LEADER_LINES] & bit
+                membership, low, entries = synchronise(group, waits, alone, new, membership, t, line, n, V.itemsize)
+                if membership[1] == 0:
                     return
                 if entries < 0:
                     continue
                 if op != MATMUL:
-                    pa, na = part_of(pa, na, n, low, entries)
-                    pb, nb = part_of(pb, nb, n, low, entries)
+                    pa, na = share_of_argument(pa, na, n, low, entries)
+                    pb, nb = share_of_argument(pb, nb, n, low, entries)
                 po, n = po + low, entries
             if op == CONCAT:
                 copy_rows(V, pa, sa, ia, po + row[INNER], so, io, no, ni, na)
@@ -132,7 +128,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 where = place[a, BASE] + low * (1 if turned else ldw)
                 multiply_rows(V, where, packed, turned, pb, sb, ib, nb, ldw, add, pc, sc, ic, po, so, io, n, no, ni, t)
                 if slots[a] >= 0:
-                    fix_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
+                    update_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
             elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
                 ca, cb = along(na, n, ia), along(nb, n, ib)
                 binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n)
@@ -146,7 +142,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
             if job[DISTURBANCE] and rounds(op):
                 disturb_rows(values, job[DISTURBANCE], job[SEED] + t, V, po, so, io, no, ni, n)
         at = job[FIRST]
-    dismiss(desk, seat)
+    dismiss(group, membership)
 
 
 @inner
@@ -160,7 +156,7 @@ def matrix_of(op, inside, na, V, pa, pb, po, n):
     """Products of two static matrices, and transposes."""
     if op == MATMAT:
         columns = n // (na // inside)
-        both_changed(na // inside, columns, inside, V, pa, inside, V, pb, columns, V, po, columns)
+        dual_gemm(na // inside, columns, inside, V, pa, inside, V, pb, columns, V, po, columns)
     else:
         for e in range(n):
             V[po + e] = V[pa + e % (n // inside) * inside + e // (n // inside)]
@@ -216,12 +212,12 @@ def multiply_rows(V, pw, packed, turned, pb, sb, ib, k, ldw, add, pc, sc, ic, po
 
 
 @inner
-def fix_rows(ints, values, job, slot, V, turned, o0, pb, sb, ib, po, so, io, no, ni):
-    """Add each copy's own changes of matrix entries: out[row] += change · b[column]."""
+def update_rows(ints, values, job, slot, V, turned, o0, pb, sb, ib, po, so, io, no, ni):
+    """Rank-one updates of a product, copy by copy: out[row] += change · b[column]."""
     ends = matrix_at(ints, job[ENDS], job[SLOT_COUNT], job[COPIES] + 1)
-    rows = vector_at(ints, job[FIX_ROWS], job[FIX_COUNT])
-    columns = vector_at(ints, job[FIX_COLUMNS], job[FIX_COUNT])
-    changes = vector_at(values, job[FIX_CHANGES], job[FIX_COUNT])
+    rows = vector_at(ints, job[UPDATE_ROWS], job[UPDATE_COUNT])
+    columns = vector_at(ints, job[UPDATE_COLUMNS], job[UPDATE_COUNT])
+    changes = vector_at(values, job[UPDATE_CHANGES], job[UPDATE_COUNT])
     for o in range(no):
         for e in range(ends[slot, o0 + o], ends[slot, o0 + o + 1]):
             row, column = (columns[e], rows[e]) if turned else (rows[e], columns[e])

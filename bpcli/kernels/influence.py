@@ -1,11 +1,11 @@
-"""The influence kernel of RTRL: g += q M and M ← J M + M̄, block by block of parameters.
-
-Of the last M of all nothing is wanted but its product with q: in the middle of a chunk q (J M + M̄) is taken as
-(q J) M + q M̄.
+"""The influence kernel of RTRL: g += q M and M ← J M + M̄, block by block of columns.
 
 M (N, P) stands in panels of columns, (sample, panel, N, width): a panel is the packed factor of a product with J as it
 is (see `bpcli.kernels.tiles`). A block of panels, small enough for the cache, is taken through all steps of a chunk
 before the next one is touched. J(t), M̄(t) and q(t) depend on the forward pass alone.
+
+M is not needed after the final step, and of the M before it only the product with q: where that M lies within a chunk,
+q (J M + M̄) is taken as (q J) M + q M̄.
 """
 
 from __future__ import annotations
@@ -15,54 +15,78 @@ from bpcli.kernels.jit import inner, matrix_at, vector, vector_at, vector_from
 from bpcli.kernels.tiles import packed_product
 
 (
-    LENGTH,
-    PARTS,
+    LENGTH,  # length of the array that holds all numbers, from `values` on
+    PARTS,  # address of the table of parts of the state, int64 (PART_COUNT, PART)
     PART_COUNT,
-    SOURCES,
+    SOURCES,  # address of the table of sources of M̄, int64 (SOURCE_COUNT, SOURCE)
     SOURCE_COUNT,
-    ENTRIES,
+    ENTRIES,  # address of the lists of sparse entries and of shifts, int64 (ENTRY_COUNT,)
     ENTRY_COUNT,
-    PANELS,
+    PANELS,  # address of the table of panels, int64 (PANEL_COUNT, PANEL)
     PANEL_COUNT,
-    PIECES,
+    PIECES,  # address of the table of pieces of panels, int64 (PIECE_COUNT, PIECE)
     PIECE_COUNT,
-    WIDTH,
-    STATES,
-    BATCH,
-    STEP0,
-    STEPS,
-    ADVANCES,
-    INFLUENCE,
-    GRADIENT,
-    JACOBIANS,
-    SPARE,
-    BLOCK,
-    FIRST_ITEM,
-    LAST_ITEM,
+    WIDTH,  # columns of a panel
+    STATES,  # N, entries of the state
+    BATCH,  # samples
+    STEP0,  # first step of the chunk
+    STEPS,  # steps of the chunk
+    ADVANCES,  # steps of the chunk after which M is needed: all, or all but the final step
+    INFLUENCE,  # where M (sample, panel, N, width) begins, offset
+    GRADIENT,  # where g (sample, panel, width) begins, offset
+    JACOBIANS,  # where J (step, sample, N, N) begins, offset
+    SPARE,  # where the job's spare block, and after it room for q J, begins, offset
+    BLOCK,  # panels of a block
+    FIRST_ITEM,  # first (sample, block) pair of the job, counted sample by sample; cut
+    LAST_ITEM,  # pair after the last one; cut
 ) = range(24)
-"""Fields of a job: the length of the array that holds all numbers; tables (address, lines) of the state's parts, the
-sources, their entries, the panels and their pieces; sizes; the chunk's first step, its steps, and after how many of
-them M is wanted once more; where M, g, J (step, sample, N, N) and a spare block begin, behind which there is room for
-q J. Items number (sample, block of panels) pairs."""
+"""Fields of a job, with unit; written by `RtrlSchedule`."""
 JOB = LAST_ITEM + 1
 
-SIZE, CREDIT, CREDIT_ROW = range(3)
-"""Fields of a part of the state: its entries, and where the cotangents q that losses bring to it stand (row r)."""
+(
+    SIZE,  # entries
+    CREDIT,  # where its part of q begins, offset of row 0
+    CREDIT_ROW,  # from one row (step, sample) of q to the next, numbers
+) = range(3)
+"""Fields of a part of the state."""
 PART = CREDIT_ROW + 1
 
-BIRTH, LOW, HIGH, FIRST_PIECE, LAST_PIECE = range(5)
-"""Fields of a panel: the step before which M is zero, the rows that may differ from zero after it, and its pieces."""
+(
+    BIRTH,  # step before which its columns of M are zero
+    LOW,  # first row that may differ from zero after that step
+    HIGH,  # row after the last one that may
+    FIRST_PIECE,  # its first piece
+    LAST_PIECE,  # piece after its last one
+) = range(5)
+"""Fields of a panel."""
 PANEL = LAST_PIECE + 1
 
-FROM, TO, SOURCE_OF, STEP, ENTRY, ROW_OF, COLUMN_OF = range(7)
-"""Fields of a piece of a panel: its columns; their source, at which step (-1: all); the source's entry, which the first
-of them stands for, and that entry's row and column (not where entries are listed)."""
+(
+    FROM,  # its first column of the panel
+    TO,  # column after its last one
+    SOURCE_OF,  # line of its source in the table of sources
+    STEP,  # the step at which the source contributes, -1: every step
+    ENTRY,  # entry of the source that the first column stands for
+    ROW_OF,  # that entry's row, unless the source lists its entries
+    COLUMN_OF,  # that entry's column, unless the source lists its entries
+) = range(7)
+"""Fields of a piece of a panel: neighbouring columns with one source."""
 PIECE = COLUMN_OF + 1
 
-(KIND, DELTA, DELTA_ROW, DELTA_SEED, VECTOR, VECTOR_ROW, COLUMNS, TURNED, LISTED, SHIFTS, SHIFT_COUNT) = range(11)
-"""Fields of a source of immediate influence: the cotangents Δ (row r, seed i, entry) and, for a matrix, the vectors v
-(row r, entry), the matrix's columns, whether it is used transposed, where its entries are listed (-1: all), and where
-the shifts are: entry j of Δ is zero but for the seeds j + shift (no shifts: any seed)."""
+(
+    KIND,  # MATRIX or VECTOR_ITSELF
+    DELTA,  # where the cotangents Δ (row, seed, entry) begin, offset
+    DELTA_ROW,  # from one row (step, sample) of Δ to the next, numbers
+    DELTA_SEED,  # from one seed, an entry of the new state, to the next, numbers
+    VECTOR,  # of a matrix, where the vectors v (row, entry) that it multiplies begin, offset
+    VECTOR_ROW,  # from one row of v to the next, numbers
+    COLUMNS,  # columns of the matrix, entries of the vector
+    TRANSPOSED,  # 1: the network uses the matrix transposed
+    LISTED,  # where its existing entries are listed in ENTRIES, -1: all exist
+    SHIFTS,  # where its shifts begin in ENTRIES: entry j of Δ is zero but for the seeds j + shift
+    SHIFT_COUNT,  # 0: any seed
+) = range(11)
+"""Fields of a source of M̄."""
 SOURCE = SHIFT_COUNT + 1
 
 MATRIX, VECTOR_ITSELF = range(2)
@@ -70,7 +94,7 @@ MATRIX, VECTOR_ITSELF = range(2)
 
 
 def influence_span(job, values):  # type: ignore[no-untyped-def]
-    """Take some blocks of some samples' influence matrices through the steps of a chunk."""
+    """Take the blocks FIRST_ITEM to LAST_ITEM of the influence matrices through the steps of a chunk."""
     ints = job
     job = vector(job, JOB)
     V = vector_from(values, 0, job[LENGTH])
@@ -83,11 +107,11 @@ def influence_span(job, values):  # type: ignore[no-untyped-def]
     for item in range(job[FIRST_ITEM], job[LAST_ITEM]):
         first = item % blocks * job[BLOCK]
         last = min(job[PANEL_COUNT], first + job[BLOCK])
-        _take_through(job, V, parts, sources, entries, panels, pieces, item // blocks, first, last)
+        _advance_block(job, V, parts, sources, entries, panels, pieces, item // blocks, first, last)
 
 
 @inner
-def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, last):
+def _advance_block(job, V, parts, sources, entries, panels, pieces, b, first, last):
     """One block of one sample through all steps, to the spare block and back."""
     N, width = job[STATES], job[WIDTH]
     size, column = N * width, (b * job[PANEL_COUNT] + first) * width
@@ -97,7 +121,7 @@ def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, las
         r = t * job[BATCH] + b
         jacobian, closing = job[JACOBIANS] + r * N * N, ending and t == job[ADVANCES] - 1
         if closing:
-            _take_back(V, parts, r + job[BATCH], jacobian, N, through)
+            _credit_through_jacobian(V, parts, r + job[BATCH], jacobian, N, through)
         for k in range(first, last):
             age, here = job[STEP0] + t - panels[k, BIRTH], (k - first) * size
             g = job[GRADIENT] + column + (k - first) * width
@@ -130,7 +154,7 @@ def _take_through(job, V, parts, sources, entries, panels, pieces, b, first, las
 
 
 @inner
-def _take_back(V, parts, r, jacobian, N, out):
+def _credit_through_jacobian(V, parts, r, jacobian, N, out):
     """out (N) = q J, with the cotangents q of row r."""
     for i in range(out, out + N):
         V[i] = 0
@@ -164,7 +188,7 @@ def _add_immediate(V, m, N, width, source, entries, piece, r):
             most, run = min(end - c, columns - col), 1
             while run < most and entries[listed + entry + run] == here + run:
                 run += 1
-        if matrix and source[TURNED] == 0:
+        if matrix and source[TRANSPOSED] == 0:
             _add_outer(V, m + c, N, width, run, shifts, delta, source[DELTA_SEED], row, v + col)
         else:
             factor = V[v + row] if matrix else V.dtype.type(1)

@@ -1,17 +1,13 @@
-"""What kernels are written with.
+"""The language of kernels: how they are compiled, how they see arrays, and where the rows of a node stand.
 
 A kernel is a function `kernel(job, values)`: `job` points to integers (sizes, ranges, addresses of arrays), `values` to
-an array of the kernel's dtype. It is compiled once per dtype into machine code that one address and one calling
-convention serve (see `bpcli.runtime.compiling`), so that whoever calls it neither compiles it again nor depends on its
-type. Nothing in a kernel allocates, raises or counts references.
+an array of the kernel's dtype. The fields of a job are described where its kernel names them, with unit and writer; an
+offset is a place in `values`, in numbers from its first, unless an array is named. A kernel is compiled once per dtype
+into machine code with one address and one calling convention (see `bpcli.runtime.compiling`), so callers neither
+compile nor depend on its type. Nothing in a kernel allocates, raises or counts references.
 
-How kernels address rows.
-
-Node n's value at step t, copy o, row i begins at base + t·step + o·outer + i·inner + lane·lane. A table of places has
-one line of integers per node (see `bpcli.tape.layout`): base, step, outer, inner, lane, epoch. Shared values
-have strides of zero. Rows that lie end to end are treated as one long row. Of a matrix that many rows are multiplied
-with, packed copies may stand at PACKED, as it is, and at PACKED_T, transposed (see `bpcli.kernels.tiles`); else -1.
-The rows of a matrix are APART numbers from each other, or end to end where that is 0.
+Node n's value at step t, copy o, row i begins at base + t·step + o·outer + i·inner + lane·lane: its line in a table of
+places (see `bpcli.tape.instructions`). Rows that lie end to end are treated as one long row.
 """
 
 from __future__ import annotations
@@ -24,10 +20,10 @@ from bpcli.kernels import mode
 from bpcli.tape.instructions import APART, BASE, INNER_ROW, LANE, OUTER, STEP
 
 CHUNK = 128
-"""Entries of a chunk: what a kernel keeps of a row on its stack while it works through the row."""
+"""Entries of a row that a kernel holds on its stack at a time."""
 
 OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""How Numba compiles what only kernels call: no wrappers for Python."""
+"""Numba's options for functions that only kernels call: no wrappers for Python."""
 INLINED = {**OPTIONS, "forceinline": True}
 
 if mode.compiling:
@@ -49,8 +45,8 @@ if mode.compiling:
         return like(like, types.intp), codegen
 
     @intrinsic
-    def _moved(typingctx, pointer, entries):  # type: ignore[no-untyped-def]
-        """The pointer so many entries on."""
+    def _offset_pointer(typingctx, pointer, entries):  # type: ignore[no-untyped-def]
+        """`pointer + entries`."""
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             return builder.gep(args[0], [args[1]])
@@ -75,7 +71,7 @@ if mode.compiling:
     @inner
     def vector_from(pointer, offset, entries):
         """The array of `entries` numbers that begins `offset` of them after a pointer."""
-        return carray(_moved(pointer, offset), (entries,))
+        return carray(_offset_pointer(pointer, offset), (entries,))
 
     @inner
     def vector_at(like, address, entries):
@@ -90,14 +86,14 @@ if mode.compiling:
 else:
 
     def inner(function):  # type: ignore[no-untyped-def]
-        """Decorates what is only called from inside kernels, and compiled into them."""
+        """Decorate a function that only kernels call."""
         return function
 
     inline = inner
-    """Decorates what is called where a call would cost too much: it becomes part of its callers."""
+    """Decorate a function that is inlined in its callers."""
 
     def vector(pointer, entries):  # type: ignore[no-untyped-def]
-        """The first `entries` numbers of an array: uncompiled kernels take arrays in place of pointers."""
+        """The first `entries` numbers of an array, which stands for a pointer in uncompiled kernels."""
         return pointer[:entries]
 
     def vector_from(pointer, offset, entries):  # type: ignore[no-untyped-def]
@@ -106,8 +102,8 @@ else:
 
     def vector_at(like, address, entries):  # type: ignore[no-untyped-def]
         """The array of `entries` numbers at an address, of the dtype of the array `like`."""
-        stretch = (ctypes.c_byte * (int(entries) * like.itemsize)).from_address(int(address)) if entries else b""
-        return np.frombuffer(stretch, like.dtype)
+        raw = (ctypes.c_byte * (int(entries) * like.itemsize)).from_address(int(address)) if entries else b""
+        return np.frombuffer(raw, like.dtype)
 
     def matrix_at(like, address, rows, columns):  # type: ignore[no-untyped-def]
         """The C-ordered matrix at an address, of the dtype of the array `like`."""
@@ -122,21 +118,21 @@ else:
 def address(place, node, t, o, i, lane):
     """Offset of the first entry of a row."""
     where = place[node, BASE] + t * place[node, STEP]
-    if o | i | lane:  # of the first row, where there is but one, all this takes as long as finding the step
+    if o | i | lane:  # for the first row, often the only one, this would cost as much as finding the step
         where += o * place[node, OUTER] + i * place[node, INNER_ROW] + lane * place[node, LANE]
     return where
 
 
 @inner
 def along(size, n, apart):
-    """1 where an argument's rows have an entry for each of the result's n, 0 where they have one for all.
+    """1 if an argument's rows have an entry for each of the result's n, 0 if they have one for all (a broadcast).
 
-    A single number that all rows share counts as one for all: then rows are one long row.
+    A single number that all rows share is broadcast: the rows are one long row then.
     """
     return int(size == n and (n > 1 or apart != 0))
 
 
 @inner
 def row_stride(place, node, columns):
-    """How far the rows of a matrix with so many columns are from each other."""
+    """From one row of a matrix with so many columns to the next, numbers."""
     return place[node, APART] if place[node, APART] > 0 else columns

@@ -1,17 +1,16 @@
-"""Teams: threads that share every step of one sample's recurrence.
+"""Lockstep: a group of threads shares every step of one sample's recurrence.
 
-With one sample there is nothing in a recurrence to cut but its vectors, and a large matrix is read as fast as the
-caches of one core allow. So every member of a team runs the same instructions for the same steps, each for a share of
-the entries of what they write, and reads of a matrix only the rows or columns of its share, which stay in its core's
-caches from step to step. What reads a whole vector that members have written parts of is preceded by a meeting (see
-`bpcli.tape.barriers`), where nobody goes on before all have come. Who computes an entry makes no difference to its
-bits.
+With one sample, nothing in a recurrence can be cut but its vectors, and one core reads a large matrix no faster than
+its caches allow. So every member of a group runs the same instructions for the same steps, each for its share of the
+entries of the result, and reads only the rows or columns of a matrix that belong to its share, which stay in its core's
+caches from step to step. An instruction that reads entries written by other members is preceded by a barrier (see
+`bpcli.tape.barriers`). Which thread computes an entry does not change its bits.
 
-The first thread to come leads: it begins alone, and at every meeting takes in those who have come after it. Where it
-has had to wait long it goes on alone: threads that are not left in peace cost more than they bring.
+The first thread to arrive leads. It starts alone, and at each barrier admits the threads that have arrived since. After
+long waits it continues alone: on a busy machine the others cost more than they bring.
 
-Members speak through an array of integers, the desk. All of them count themselves on its first line; every other line
-is written by one of them.
+Members communicate through an array of integers, the group. Its first line counts arrivals and is written by all; every
+other line has one writer.
 """
 
 from __future__ import annotations
@@ -23,112 +22,117 @@ from bpcli.kernels.atomics import advance, read, wait, write
 from bpcli.kernels.jit import inner
 
 LEAST_STEP = 1 << 16
-"""Entries of matrices of `LEAST_MATRIX` entries or more at a step from which a team pays: a meeting, and what is read
-after it of what others wrote, take as long as reading two hundred thousand bytes that are in cache."""
+"""Entries of matrices of `LEAST_MATRIX` entries or more at a step from which a group pays: a barrier, and reading what
+others wrote before it, take as long as reading two hundred thousand bytes from cache."""
 LEAST_READ = 1 << 19
-"""Entries of matrices that a job reads, for a team to get it: waking threads takes some ten microseconds."""
+"""Entries of matrices that a job reads from which a group pays: waking threads takes some ten microseconds."""
 PIECE_BYTES = 256
-"""Shares are made of pieces of so many bytes: whole blocks of any product with one vector, see `bpcli.kernels.matvec`,
-and whole lines of cache."""
+"""Shares are whole pieces of so many bytes: whole blocks of any product with one vector (see `bpcli.kernels.matvec`),
+and whole cache lines."""
 MOST_MEMBERS = 8
 PATIENCE, DEBT = 2000, 40000
-"""Pauses, 20 to 50 ns each, that a leader waits at a meeting as a matter of course; and what longer waits may add up to
-in a call before it goes on alone. Who has just woken finds nothing in its cache."""
+"""Pauses, 20 to 50 ns each, that the leader waits at a barrier as a matter of course; and the sum of longer waits in a
+call after which it continues alone. A thread that has just woken has cold caches, so one long wait is forgiven."""
 _LINE = 8
 """Integers in a cache line."""
-_CAME, _MOST, _OWED, _AGREED, _MEMBERS = 0, _LINE, _LINE + 1, 2 * _LINE, 4 * _LINE
-_INVITED, _BEFORE, _AFTER, _STEP, _AT = range(5)
-"""What a thread that comes later is told: the number of the meeting from which it is a member, how many members there
-were before and are after that, and with which step and line they went on."""
+_ARRIVED = 0
+"""Place of the number of threads that have arrived."""
+_CAPACITY, _OVERDUE = _LINE, _LINE + 1
+"""Places of the most members that are admitted, and of the pauses that the leader has waited beyond its patience."""
+_RELEASED = 2 * _LINE
+"""Place, for odd and even barriers in turns, of the last barrier's number and the members from then on."""
+_MEMBERS = 4 * _LINE
+"""Place of two lines for each member: its admission, and the last barrier at which it has arrived."""
+_FROM_BARRIER, _BEFORE, _AFTER, _STEP, _AT = range(5)
+"""Fields of an admission: the barrier from which the thread is a member, the members before and after it, and the step
+and line that follow."""
 _NEVER = 1 << 60
-"""The number of no meeting: it is too late to become a member."""
-DESK = _MEMBERS + 2 * MOST_MEMBERS * _LINE
-"""Integers on a desk: how many threads have come; how many members there may be, and how much longer than it should the
-leader has waited; for a meeting and the one after it, in turns, its number and how many members there are from then on;
-for each member a line of what it is told and a line with the last meeting to which it came."""
+"""The barrier of a thread that arrived too late to be admitted."""
+GROUP_SIZE = _MEMBERS + 2 * MOST_MEMBERS * _LINE
+"""Integers of a group."""
 _SCALE = 1 << 4
-"""What numbers of meetings are multiplied by, so that a number of members can be added."""
+"""Factor of a barrier's number, so that a number of members can be added to it."""
 
 
-def desk_for(members: int) -> NDArray[np.int64]:
-    """An empty desk for a team of so many threads, at most MOST_MEMBERS."""
-    desk = np.zeros(DESK + _LINE, np.int64)
-    desk = desk[-desk.ctypes.data // desk.itemsize % _LINE :][:DESK]
-    desk[_MOST] = members
-    return desk
+def new_group(members: int) -> NDArray[np.int64]:
+    """The shared integers of a group of at most so many threads, themselves at most MOST_MEMBERS."""
+    group = np.zeros(GROUP_SIZE + _LINE, np.int64)
+    group = group[-group.ctypes.data // group.itemsize % _LINE :][:GROUP_SIZE]
+    group[_CAPACITY] = members
+    return group
 
 
 @inner
-def join(desk, step, line, over):
-    """A thread's seat (which member it is, 0 leads, of how many, after which meeting); the step and line to begin with.
+def join(group, step, line, end):
+    """A thread's membership and where it begins: `(member, members, barriers passed), step, line`; member 0 leads.
 
-    A job that a team may run begins with `step` and `line`; who comes too late begins with the step `over`, which is
-    none. Who has a desk without entries is alone.
+    A job begins with `step` and `line`. A thread that is not admitted begins with the step `end`, which is none. An
+    empty group has one member.
     """
-    member = advance(desk, _CAME, 1) if len(desk) > 0 else 0
+    member = advance(group, _ARRIVED, 1) if len(group) > 0 else 0
     if member == 0:
         return (0, 1, 0), step, line
-    told = _told(member)
-    _await(desk, told + _INVITED, 1)
-    meeting = read(desk, told + _INVITED)
-    if meeting == _NEVER:
-        return (member, 1, 0), over, line
-    _await_others(desk, member, desk[told + _BEFORE], meeting)
-    return (member, desk[told + _AFTER], meeting), desk[told + _STEP], desk[told + _AT]
+    admission = _admission(member)
+    _await(group, admission + _FROM_BARRIER, 1)
+    number = read(group, admission + _FROM_BARRIER)
+    if number == _NEVER:
+        return (member, 1, 0), end, line
+    _await_others(group, member, group[admission + _BEFORE], number)
+    return (member, group[admission + _AFTER], number), group[admission + _STEP], group[admission + _AT]
 
 
 @inner
-def attend(desk, meets, whole, newcomer, seat, step, line, n, itemsize):
-    """The seat after a meeting before `line`, if it `meets` there (no members: let go); which of the n entries that the
-    line writes this member takes: the first, and how many, -1 where it leaves it, as the leader alone runs a whole one.
+def synchronise(group, waits, alone, newcomer, membership, step, line, n, itemsize):
+    """The membership after the barrier before `line`, if there is one (`waits`); this member's share of n entries.
 
-    `newcomer`: a member that comes in with this line has been to the meeting before it.
+    No members are left where the thread is released. The share is its first entry and how many, -1 where a
+    line is run by the leader `alone`. A `newcomer`, admitted with this line, has passed its barrier.
     """
-    member, members, meeting = seat
-    if meets and not (newcomer and member > 0):
-        meeting += 1
-        members = meet(desk, member, members, meeting, step, line)
-    if member > 0 and (whole or members == 0):
-        return (member, members, meeting), 0, -1
-    low, entries = (0, n) if whole else share(n, member, members, itemsize)
-    return (member, members, meeting), low, entries
+    member, members, number = membership
+    if waits and not (newcomer and member > 0):
+        number += 1
+        members = barrier(group, member, members, number, step, line)
+    if member > 0 and (alone or members == 0):
+        return (member, members, number), 0, -1
+    low, entries = (0, n) if alone else share(n, member, members, itemsize)
+    return (member, members, number), low, entries
 
 
 @inner
-def meet(desk, member, members, meeting, step, line):
-    """Come to the meeting of this number, after which `step` goes on with `line`; how many members there are from then
-    on, none for a member who is let go.
+def barrier(group, member, members, number, step, line):
+    """Wait at a barrier, after which `step` continues with `line`; the members from then on, 0 for a released member.
 
-    What any member wrote before it all can read after it.
+    All that any member wrote before the barrier is visible to all after it.
     """
-    agreed = _AGREED + meeting % 2 * _LINE
+    released = _RELEASED + number % 2 * _LINE
     if member > 0:
-        write(desk, _came(member), meeting)
-        _await(desk, agreed, meeting * _SCALE)
-        _await_others(desk, member, members, meeting)
-        after = read(desk, agreed) % _SCALE
+        write(group, _arrival(member), number)
+        _await(group, released, number * _SCALE)
+        _await_others(group, member, members, number)
+        after = read(group, released) % _SCALE
         return after if member < after else 0
-    after = 1 if desk[_OWED] > DEBT else max(members, min(read(desk, _CAME), desk[_MOST]))
+    after = 1 if group[_OVERDUE] > DEBT else max(members, min(read(group, _ARRIVED), group[_CAPACITY]))
     if members > 1:
-        write(desk, agreed, meeting * _SCALE + after)
-    for guest in range(members, after):
-        told = _told(guest)
-        desk[told + _BEFORE], desk[told + _AFTER], desk[told + _STEP], desk[told + _AT] = members, after, step, line
-        write(desk, told + _INVITED, meeting)
+        write(group, released, number * _SCALE + after)
+    for new in range(members, after):
+        admission = _admission(new)
+        group[admission + _BEFORE], group[admission + _AFTER] = members, after
+        group[admission + _STEP], group[admission + _AT] = step, line
+        write(group, admission + _FROM_BARRIER, number)
     if members > 1:
-        desk[_OWED] += max(0, _await_others(desk, 0, members, meeting) - PATIENCE)
+        group[_OVERDUE] += max(0, _await_others(group, 0, members, number) - PATIENCE)
         if after == 1:
-            desk[_MOST] = 1
-            dismiss(desk, (0, members, meeting))
+            group[_CAPACITY] = 1
+            dismiss(group, (0, members, number))
     return after
 
 
 @inner
-def dismiss(desk, seat):
-    """Where the leader sits, let those go who have not become members; a desk without entries has none."""
-    if len(desk) > 0 and seat[0] == 0:
-        for guest in range(seat[1], MOST_MEMBERS):
-            write(desk, _told(guest) + _INVITED, _NEVER)
+def dismiss(group, membership):
+    """Let the leader turn away the threads that have not been admitted; an empty group has none."""
+    if len(group) > 0 and membership[0] == 0:
+        for late in range(membership[1], MOST_MEMBERS):
+            write(group, _admission(late) + _FROM_BARRIER, _NEVER)
 
 
 @inner
@@ -143,36 +147,36 @@ def share(n, member, members, itemsize):
 
 
 @inner
-def part_of(place, size, n, low, entries):
-    """Of an argument the entries that go with those from `low` on of a result of n: where they begin, and how many."""
+def share_of_argument(place, size, n, low, entries):
+    """Where the entries of an argument that belong to a share of a result of n begin, and how many they are."""
     return (place + low, entries) if size == n else (place, size)
 
 
 @inner
-def _told(member):
+def _admission(member):
     return _MEMBERS + 2 * _LINE * member
 
 
 @inner
-def _came(member):
+def _arrival(member):
     return _MEMBERS + 2 * _LINE * member + _LINE
 
 
 @inner
-def _await_others(desk, member, members, meeting):
-    """Wait for the members but the leader and this one; for how many pauses."""
+def _await_others(group, member, members, number):
+    """Wait for the members but the leader and this one; return the pauses taken."""
     waited = 0
     for other in range(1, members):
         if other != member:
-            waited += _await(desk, _came(other), meeting)
+            waited += _await(group, _arrival(other), number)
     return waited
 
 
 @inner
-def _await(desk, place, number):
-    """Wait until there is no less at a place; for how many pauses."""
+def _await(group, place, number):
+    """Wait until the number at a place is no smaller; return the pauses taken."""
     waited = 0
-    while read(desk, place) < number:
+    while read(group, place) < number:
         waited += 1
         wait(waited)
     return waited

@@ -1,7 +1,8 @@
-"""Whether this process compiles kernels.
+"""How kernels are built: whether this process compiles them, and the outside functions that compiled code calls.
 
-Only a process that compiles them has Numba decorate them. In every other the modules of kernels are plain Python, read
-for their constants: what runs is machine code from the disk, or, under NUMBA_DISABLE_JIT, the plain Python itself.
+Only the process that compiles has Numba decorate kernels. Everywhere else their modules are plain Python, read for
+their constants: what runs is machine code from disk or, under NUMBA_DISABLE_JIT, the plain Python itself. This module
+is set before any kernel is imported.
 """
 
 import os
@@ -11,3 +12,8 @@ plain = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 compiling = False
 """Set by the process that compiles, before it imports a kernel."""
+
+GEMM = {"float64": "bp_dgemm", "float32": "bp_sgemm", "complex128": "bp_zgemm"}
+"""By dtype the symbol by which compiled kernels call SciPy's gemm; the loader resolves it."""
+YIELD = "bp_yield"
+"""The symbol by which a waiting thread gives up its core."""

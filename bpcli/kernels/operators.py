@@ -1,15 +1,58 @@
-"""The four elementwise operators on rows.
+"""Operators on rows: the four elementwise operators of two arguments, their reverse rules, and simulated rounding.
 
-The reverse rules of the four elementwise operators.
-
-Target (+)= g times a factor, reduced where the target is shared.
+A reverse rule sets the target to the cotangent g times a factor, or adds that; where rows of the target coincide, or it
+has one entry for a whole row, it takes the sum.
 """
 
 from __future__ import annotations
 
-from bpcli.kernels.elementwise import over, times
-from bpcli.kernels.jit import along, inner
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bpcli.kernels.jit import along, inline, inner, vector_at
+from bpcli.kernels.scalar_functions import over, times
 from bpcli.tape.instructions import ADD, CONCAT, DIVIDE, MODE_A, MULTIPLY, NONE, OP, SUBTRACT, A, B
+
+
+@inline
+def _entry(u, k):
+    return u[k]
+
+
+@inline
+def _itself(u, k):
+    return u
+
+
+def _operator(left: Callable[..., Any], right: Callable[..., Any]) -> Callable[..., Any]:
+    """y = u op v, where u and v are rows (`_entry`) or a number for the whole row (`_itself`)."""
+
+    @inner
+    def into(op, u, v, y):
+        n = len(y)
+        if op == ADD:
+            for k in range(n):
+                y[k] = left(u, k) + right(v, k)
+        elif op == SUBTRACT:
+            for k in range(n):
+                y[k] = left(u, k) - right(v, k)
+        elif op == MULTIPLY:
+            for k in range(n):
+                y[k] = times(left(u, k), right(v, k))
+        else:
+            for k in range(n):
+                y[k] = over(left(u, k), right(v, k))
+
+    return into
+
+
+_vector_vector, _scalar_vector, _vector_scalar = (
+    _operator(_entry, _entry),
+    _operator(_itself, _entry),
+    _operator(_entry, _itself),
+)
 
 
 @inner
@@ -32,67 +75,13 @@ def binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n):
                 _vector_scalar(op, V[p : p + n], V[q], y)
 
 
-@inner
-def _vector_vector(op, u, v, y):
-    n = len(y)
-    if op == ADD:
-        for k in range(n):
-            y[k] = u[k] + v[k]
-    elif op == SUBTRACT:
-        for k in range(n):
-            y[k] = u[k] - v[k]
-    elif op == MULTIPLY:
-        for k in range(n):
-            y[k] = times(u[k], v[k])
-    else:
-        for k in range(n):
-            y[k] = over(u[k], v[k])
-
-
-@inner
-def _scalar_vector(op, s, v, y):
-    n = len(y)
-    if op == ADD:
-        for k in range(n):
-            y[k] = s + v[k]
-    elif op == SUBTRACT:
-        for k in range(n):
-            y[k] = s - v[k]
-    elif op == MULTIPLY:
-        for k in range(n):
-            y[k] = times(s, v[k])
-    else:
-        for k in range(n):
-            y[k] = over(s, v[k])
-
-
-@inner
-def _vector_scalar(op, u, s, y):
-    n = len(y)
-    if op == ADD:
-        for k in range(n):
-            y[k] = u[k] + s
-    elif op == SUBTRACT:
-        for k in range(n):
-            y[k] = u[k] - s
-    elif op == MULTIPLY:
-        for k in range(n):
-            y[k] = times(u[k], s)
-    else:
-        for k in range(n):
-            y[k] = over(u[k], s)
-
-
 PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE = range(6)
-"""Factors: 1, -1, f, 1/f, -h/f² and h/f²."""
+"""Kinds of factor: 1, -1, f, 1/f, -h/f² and h/f²."""
 
 
 @inner
 def factor(row, slot, rounding):
-    """With which factor an argument takes the cotangent, and that factor's field.
-
-    -1: not at all, or by another rule.
-    """
+    """The kind of factor of an argument's slot, -1 for none or another rule's, and the field of f."""
     op = row[OP]
     if row[MODE_A + slot] == NONE:
         return -1, A
@@ -209,6 +198,25 @@ def _quotient(kind, g, f, h):
     d = (g / f) * q
     if kind == OVER_SQUARE_SIZE:
         return d
-    if not (abs(d) > 0 and d - d == 0):  # what leaves the range one way may stay within it the other
+    if not (abs(d) > 0 and d - d == 0):  # out of range this way, perhaps not the other
         d = (g * q) / f if g != 0 else g
     return -d
+
+
+@inner
+def disturb_rows(values, size, seed, X, p, outer, stride, no, ni, n):
+    """Simulate rounding: multiply rows (no, ni, n) of X by 1 + e, e uniform in ± the number at the address `size`.
+
+    (Parker, "Monte Carlo arithmetic", 1997.) The factors are hashes of the seed and the place in X (Steele, Lea, Flood,
+    "SplitMix64", 2014), so they are the same for any number of threads. Rows that coincide are one row.
+    """
+    most = vector_at(values, size, 1)[0].real
+    for o in range(no if outer else 1):
+        for i in range(ni if stride else 1):
+            first = p + o * outer + i * stride
+            for k in range(first, first + n):
+                h = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(k)
+                h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                h ^= h >> np.uint64(31)
+                X[k] *= 1 + most * (np.int64(h >> np.uint64(11)) * 2.0**-52 - 1)

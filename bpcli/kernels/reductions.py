@@ -1,12 +1,13 @@
-"""Sums, dot, logsumexp and softmax of rows, in any dtype; the largest (real part) is taken out before exponentials.
+"""Reductions of rows and their reverse rules: sum, dot, logsumexp, softmax and log_softmax, in any dtype.
 
-The reverse rules of dot, logsumexp, softmax and log_softmax, one row at a time.
+The largest entry (by its real part) is subtracted before exponentials.
 """
 
 from __future__ import annotations
 
-from bpcli.kernels.elementwise import exp_into, log_into, over, times
+from bpcli.kernels.elementwise import exp_into, log_into
 from bpcli.kernels.jit import CHUNK, address, inner, stack, vector
+from bpcli.kernels.scalar_functions import over, times
 from bpcli.tape.instructions import DOT, LOG_SOFTMAX, LOGSUMEXP, MODE_A, MODE_B, NONE, OP, OUT, SIZE_A, STORE, A, B
 
 BLOCK = 64
@@ -64,10 +65,10 @@ def _log_sum(x, m):
         w = room[: j - i]
         for k in range(i, j):
             w[k - i] = x[k] - m
-        exp_into(w, w)
+        exp_into(w, w, 0.0)
         s += total(w)
     room[0] = s
-    log_into(room[:1], room[:1])
+    log_into(room[:1], room[:1], 0.0)
     return room[0]
 
 
@@ -82,7 +83,7 @@ def softmax_row(x, y, log):
     else:
         for k in range(len(x)):
             y[k] = x[k] - m
-        exp_into(y, y)
+        exp_into(y, y, 0.0)
         s = total(y)
         for k in range(len(x)):
             y[k] = over(y[k], s)
@@ -160,7 +161,7 @@ def _pull_logsumexp(g, x, y, c, mode):
         p = room[: j - i]
         for k in range(i, j):
             p[k - i] = x[k] - y
-        exp_into(p, p)
+        exp_into(p, p, 0.0)
         for k in range(i, j):
             d = g * p[k - i]
             c[k] = d if mode == STORE else c[k] + d
@@ -174,7 +175,7 @@ def _pull_log_softmax(g, y, c, mode, rounding):
     for i in range(0, len(y), CHUNK):
         j = min(i + CHUNK, len(y))
         p = room[: j - i]
-        exp_into(y[i:j], p)
+        exp_into(y[i:j], p, 0.0)
         for k in range(i, j):
             d = g[k] + p[k - i] * s if rounding else g[k] - p[k - i] * s
             c[k] = d if mode == STORE else c[k] + d

@@ -1,17 +1,16 @@
-"""The reverse kernel: runs a stretch of the reverse tape, taking cotangents from results to arguments.
+"""The reverse kernel: run lines of the reverse tape, which take cotangents from results to arguments.
 
-Values V, their factors F and cotangents C are flat arrays with places of their own. F is V, except where sums of
-absolute contributions are asked for (`rounding`): then F = |V| and every rule takes absolute values.
+Values V, their factors F and cotangents C are flat arrays; F has the places of V. F is V, except for sums of absolute
+contributions (`rounding`): then F = |V| and every rule takes absolute values.
 """
 
 from __future__ import annotations
 
 from bpcli.kernels.blas import gemm, vector_product
-from bpcli.kernels.disturbance import disturb_rows
 from bpcli.kernels.elementwise import pull_unary
 from bpcli.kernels.jit import address, inner, matrix_at, row_stride, vector, vector_at, vector_from
-from bpcli.kernels.lockstep import DESK, attend, dismiss, join, part_of, share
-from bpcli.kernels.operators import TIMES, factor, pull_rows, spread_rows
+from bpcli.kernels.lockstep import GROUP_SIZE, dismiss, join, share, share_of_argument, synchronise
+from bpcli.kernels.operators import TIMES, disturb_rows, factor, pull_rows, spread_rows
 from bpcli.kernels.reductions import pull_reduction
 from bpcli.kernels.tiles import packed_product
 from bpcli.tape.instructions import (
@@ -54,42 +53,38 @@ from bpcli.tape.instructions import (
 )
 
 (
-    CODE,
-    LINES,
-    FIRST,
-    LAST,
-    NUMBERS,
-    PLACES,
-    COTANGENT_PLACES,
-    NODES,
-    LENGTH_V,
-    FACTORS,
-    COTANGENTS,
-    LENGTH_C,
-    STEP0,
-    STEP1,
-    LANE,
-    O0,
-    O1,
-    I0,
-    I1,
-    ROUNDING,
-    TEAM,
-    MEETINGS,
-    WHOLE,
-    DISTURBANCE,
-    SEED,
+    CODE,  # address of the reverse tape, int64 (LINES, FIELDS); reverse_job
+    LINES,  # lines of the reverse tape; reverse_job
+    FIRST,  # first line to run; the schedule
+    LAST,  # line after the last one to run; the schedule
+    NUMBERS,  # address of the tape's numbers, `values` dtype (NODES,); reverse_job
+    PLACES,  # address of the table of places of values, int64 (NODES, PLACE_FIELDS); reverse_job
+    COTANGENT_PLACES,  # address of that of cotangents; reverse_job
+    NODES,  # nodes of the graph; reverse_job
+    LENGTH_V,  # length of V and of F, numbers; whoever owns the arrays (so for the next three)
+    FACTORS,  # where F begins, numbers from V; 0: F is V
+    COTANGENTS,  # where C begins, numbers from V
+    LENGTH_C,  # length of C, numbers
+    STEP0,  # first step, the last one taken; the schedule
+    STEP1,  # step after the first one taken; the schedule
+    LANE,  # lane that collects cotangents of static nodes; the schedule, the part of a job
+    O0,  # first row, by outer index; 0, or the part of a job in forward mode and batched windows
+    O1,  # row after the last one, by outer index; likewise
+    I0,  # first row, by inner index; the part of a job in the schedule
+    I1,  # row after the last one, by inner index; likewise
+    ROUNDING,  # 1: add up absolute contributions, 0: gradients; reverse_job
+    GROUP,  # address of the shared state of a lockstep group, 0: none; Call.run
+    BARRIERS,  # lines before which the group has a barrier, bit i for line FIRST + i; the schedule
+    LEADER_LINES,  # lines that the leader runs alone, bits likewise; the schedule
+    DISTURBANCE,  # address of the largest relative disturbance of a cotangent, 0: none; Disturbance
+    SEED,  # seed of the random factors of disturbances; Disturbance
 ) = range(25)
-"""Fields of a job: the reverse tape (address, lines, which lines), its numbers, the places, the arrays (how far F and C
-begin from V), the steps, the lane that collects static cotangents, the rows, whether to add up absolute
-contributions, the desk of the team that runs the job (see `bpcli.kernels.lockstep`), if any, with the lines before
-which it meets and those that its leader runs by itself, a bit each; and the address of the largest relative disturbance
-of every cotangent (0: none), with the seed of their random factors."""
+"""Fields of a job, with unit and writer."""
 JOB = SEED + 1
 
 
 def reverse_span(job, values):  # type: ignore[no-untyped-def]
-    """Run a stretch of the reverse tape for steps STEP1 - 1 down to STEP0 on one block of rows."""
+    """Run lines FIRST to LAST of the reverse tape for steps STEP1 - 1 down to STEP0 on one block of rows."""
     ints = job
     job = vector(job, JOB)
     V = vector(values, job[LENGTH_V])
@@ -99,23 +94,23 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
     numbers = vector_at(values, job[NUMBERS], job[NODES])
     place = matrix_at(ints, job[PLACES], job[NODES], PLACE_FIELDS)
     cplace = matrix_at(ints, job[COTANGENT_PLACES], job[NODES], PLACE_FIELDS)
-    desk = vector_at(ints, job[TEAM], DESK if job[TEAM] else 0)
-    seat, begin, at = join(desk, job[STEP1] - 1, job[FIRST], job[STEP0] - 1)
-    rounding, lane, shared = job[ROUNDING] == 1, job[LANE], job[TEAM] != 0
+    group = vector_at(ints, job[GROUP], GROUP_SIZE if job[GROUP] else 0)
+    membership, begin, at = join(group, job[STEP1] - 1, job[FIRST], job[STEP0] - 1)
+    rounding, lane, shared = job[ROUNDING] == 1, job[LANE], job[GROUP] != 0
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(begin, job[STEP0] - 1, -1):
         for line in range(at, job[LAST]):
             row = code[line]
             op, out, a, n = row[OP], row[OUT], row[A], row[SIZE]
             if shared:
-                bit, newcomer = 1 << (line - job[FIRST]), t == begin and line == at
-                meets, whole = job[MEETINGS] & bit, job[WHOLE] & bit
-                seat, low, entries = attend(desk, meets, whole, newcomer, seat, t, line, n, C.itemsize)
-                if seat[1] == 0:
+                bit, new = 1 << (line - job[FIRST]), t == begin and line == at
+                waits, alone = job[BARRIERS] & bit, job[LEADER_LINES] & bit
+                membership, low, entries = synchronise(group, waits, alone, new, membership, t, line, n, C.itemsize)
+                if membership[1] == 0:
                     return
                 if entries < 0:
                     continue
-                part, parts = (0, 1) if whole else (seat[0], seat[1])
+                part, parts = (0, 1) if alone else (membership[0], membership[1])
             else:
                 low, entries, part, parts = 0, n, 0, 1
             pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
@@ -137,9 +132,9 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                 ph, nh = address(place, h, t, o0, i0, lane), row[SIZE_A]
                 pq, nq = address(cplace, target, t, o0, i0, lane), n if slot == 2 else row[SIZE_A + slot]
                 if shared:
-                    pf, nf = part_of(pf, nf, n, low, entries)
-                    ph, nh = part_of(ph, nh, n, low, entries)
-                    pq, nq = part_of(pq, nq, n, low, entries)
+                    pf, nf = share_of_argument(pf, nf, n, low, entries)
+                    ph, nh = share_of_argument(ph, nh, n, low, entries)
+                    pq, nq = share_of_argument(pq, nq, n, low, entries)
                 shift, size = (row[INNER], nq) if op == CONCAT else (0, entries)
                 pull_rows(
                     kind, C, pg + shift, sg, ig, size, F, pf, place[f, OUTER], place[f, INNER_ROW], nf,
@@ -147,7 +142,7 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                     pq, cplace[target, OUTER], cplace[target, INNER_ROW], nq, row[MODE_A + slot] != STORE, no, ni,
                 )  # fmt: skip
         at = job[FIRST]
-    dismiss(desk, seat)
+    dismiss(group, membership)
 
 
 @inner

@@ -1,4 +1,4 @@
-"""Vectors of the processor in LLVM's terms, for the loops that a compiler does not find by itself."""
+"""Processor vectors in LLVM IR, for loops that LLVM does not vectorise by itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if mode.compiling:
 
     @intrinsic
     def lanes_of(typingctx, like):  # type: ignore[no-untyped-def]
-        """How many numbers of an array's dtype a vector holds."""
+        """Numbers of an array's dtype in a vector."""
         lanes = VECTOR_BYTES * 8 // like.dtype.bitwidth
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
@@ -41,18 +41,18 @@ if mode.compiling:
         return context.make_array(signature.args[i])(context, builder, args[i]).data
 
     def at(builder, pointer, entries):  # type: ignore[no-untyped-def]
-        """The pointer so many numbers on."""
+        """`pointer + entries`."""
         return builder.gep(pointer, [entries])
 
-    def everywhere(builder, kind, entry):  # type: ignore[no-untyped-def]
-        """The vector that has `entry` in every lane."""
+    def broadcast(builder, kind, entry):  # type: ignore[no-untyped-def]
+        """Broadcast: the vector with `entry` in every lane."""
         one = builder.insert_element(ir.Constant(kind, ir.Undefined), entry, ir.Constant(_NUMBER, 0))
         return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_NUMBER, kind.count), [0] * kind.count))
 
-    def first(builder, lanes, wanted):  # type: ignore[no-untyped-def]
+    def first_lanes(builder, lanes, wanted):  # type: ignore[no-untyped-def]
         """The mask of the first `wanted` lanes."""
         kind = ir.VectorType(_INDEX, lanes)
-        return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), everywhere(builder, kind, wanted))
+        return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), broadcast(builder, kind, wanted))
 
     def load(builder, kind, place, mask=None):  # type: ignore[no-untyped-def]
         """The vector at a pointer to a number; zeros where `mask` has none."""
@@ -76,17 +76,17 @@ if mode.compiling:
             with otherwise:
                 write(vectors)
 
-    def add_apart(builder, vectors, places, apart, mask):  # type: ignore[no-untyped-def]
-        """Add the lanes of `mask` to numbers that lie `apart` numbers from each other; all are read before one is
-        written: places may be the same."""
+    def scatter_add(builder, vectors, places, apart, mask):  # type: ignore[no-untyped-def]
+        """Gather, add and scatter the lanes of `mask`, `apart` numbers from each other; all are read before any is
+        written, so places may coincide."""
         kind, lanes = vectors[0].type, vectors[0].type.count
         bits = VECTOR_BYTES * 8 // lanes
-        step = everywhere(builder, ir.VectorType(_INDEX, lanes), builder.mul(apart, constant(bits // 8)))
+        step = broadcast(builder, ir.VectorType(_INDEX, lanes), builder.mul(apart, constant(bits // 8)))
         offsets = builder.mul(step, ir.Constant(ir.VectorType(_INDEX, lanes), list(range(lanes))))
         pointers = ir.VectorType(kind.element.as_pointer(), lanes)
         there = [
             builder.inttoptr(
-                builder.add(everywhere(builder, offsets.type, builder.ptrtoint(p, _INDEX)), offsets), pointers
+                builder.add(broadcast(builder, offsets.type, builder.ptrtoint(p, _INDEX)), offsets), pointers
             )
             for p in places
         ]
@@ -103,25 +103,25 @@ if mode.compiling:
         """a b + c, rounded once where the processor can."""
         return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
-    def totals(builder, vectors):  # type: ignore[no-untyped-def]
-        """The vector of the sums of as many vectors as each has lanes."""
+    def horizontal_sums(builder, vectors):  # type: ignore[no-untyped-def]
+        """The vector of the horizontal sums of as many vectors as each has lanes."""
         lanes, width = vectors[0].type.count, 1
         while len(vectors) > 1:
             low = [i + j + k for i in range(0, lanes, 2 * width) for j in (0, lanes) for k in range(width)]
             high = [i + width for i in low]
             vectors = [
-                builder.fadd(_chosen(builder, a, b, low), _chosen(builder, a, b, high))
+                builder.fadd(_shuffled(builder, a, b, low), _shuffled(builder, a, b, high))
                 for a, b in zip(vectors[::2], vectors[1::2], strict=True)
             ]
             width *= 2
         return vectors[0]
 
-    def _chosen(builder, a, b, lanes):  # type: ignore[no-untyped-def]
+    def _shuffled(builder, a, b, lanes):  # type: ignore[no-untyped-def]
         """Those lanes of a and b, which are counted on from a's."""
         return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_NUMBER, len(lanes)), lanes))
 
     def loop(builder, count, step, sums, body):  # type: ignore[no-untyped-def]
-        """Carry `sums` through `body(i, sums)` for i = 0, step, … below `count`; what they are in the end."""
+        """Emit a loop that carries `sums` through `body(i, sums)` for i = 0, step, … below `count`; the final sums."""
         before = builder.block
         inside, after = builder.append_basic_block("loop"), builder.append_basic_block("looped")
         builder.cbranch(builder.icmp_signed(">", count, constant(0)), inside, after)

@@ -1,9 +1,8 @@
-"""Products of few rows with a matrix that is used again and again, packed for it once.
+"""Register-tiled products of few rows with a matrix that is packed once and used many times; the packing kernel.
 
-A library packs a factor anew in every call, which for the 16 rows of a shard takes as long as a good part of the
-product. Here `op(W) (k, n)` stands in panels of columns, `(panels, k, width)`, the last one filled up with zeros,
-and a tile of ROWS × `width` sums, written in LLVM's terms, stays in registers while a panel passes by (Goto & van de
-Geijn 2008).
+A BLAS packs a factor anew in every call, which for the 16 rows of a shard takes a good part of the product's time. Here
+`op(W) (k, n)` stands in panels of columns, `(panels, k, width)`, the last one padded with zeros, and a tile of ROWS ×
+`width` sums stays in registers while a panel streams by (Goto & van de Geijn 2008).
 """
 
 from __future__ import annotations
@@ -13,40 +12,24 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.kernels import mode
-from bpcli.kernels.blas import gemm, plain_gemm
-from bpcli.kernels.jit import inner
-from bpcli.kernels.simd import VECTOR_BYTES, WIDE
+from bpcli.kernels import mode, simd
+from bpcli.kernels.blas import gemm, numpy_gemm
+from bpcli.kernels.jit import inner, vector
 from bpcli.tape.instructions import MOST_COLUMNS, VECTORS
 
-ROWS = 8 if WIDE else 4
+ROWS = 8 if simd.WIDE else 4
 """Rows of a tile of `VECTORS` vectors: 24 sums of AVX-512, or 12 of AVX2, with what they are made of, fill the
 registers."""
 FEW = 4
-"""Columns up to which a gradient is made turned: as rows of a tile they leave no lanes off."""
+"""Columns up to which a gradient is computed transposed: as rows of a tile they leave no lanes idle."""
 
 if mode.compiling:
     from numba import types
     from numba.extending import intrinsic
 
-    from bpcli.kernels.simd import (
-        add_apart,
-        at,
-        constant,
-        data,
-        everywhere,
-        first,
-        load,
-        loop,
-        multiply_add,
-        store,
-        vector_of,
-        zeros,
-    )
-
     @intrinsic
     def tile(typingctx, m, k, times, A, a, lda, step, ja, P, p, ldp, jp, columns, add, d, ldd, C, c, ldc):  # type: ignore[no-untyped-def]
-        """The tile of the first ROWS of m rows and one panel, of which `columns` are wanted; else as the products.
+        """The tile of the first ROWS of m rows and `columns` columns of one panel; other arguments as of the products.
 
         Rows of A are `lda` apart, the entries of a row `step`; k entries follow each other `times` times, `ja` and `jp`
         numbers from one time to the next. What C has at d, in rows `ldd` apart, is added where `add`.
@@ -56,55 +39,55 @@ if mode.compiling:
         signature = types.void(index, index, index, *left, *right, index, types.boolean, index, index, C, index, index)
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            if isinstance(dtype, types.Float):  # complex products go another way
+            if isinstance(dtype, types.Float):  # complex products do not come here
                 _emit_tile(context, builder, signature, args)
             return context.get_dummy_value()
 
         return signature, codegen
 
     @intrinsic
-    def turned_tile(typingctx, m, k, times, A, a, step, ja, P, p, ldp, jp, columns, C, c):  # type: ignore[no-untyped-def]
+    def transposed_tile(typingctx, m, k, times, A, a, step, ja, P, p, ldp, jp, columns, C, c):  # type: ignore[no-untyped-def]
         """Cᵀ += the tile of m <= FEW rows, which are neighbours in A, and one panel; C is (columns, m)."""
         index, dtype = types.intp, C.dtype
         signature = types.void(*[index] * 3, A, *[index] * 3, P, *[index] * 4, C, index)
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            if isinstance(dtype, types.Float):  # complex products go another way
-                _emit_turned(context, builder, signature, args)
+            if isinstance(dtype, types.Float):  # complex products do not come here
+                _emit_transposed(context, builder, signature, args)
             return context.get_dummy_value()
 
         return signature, codegen
 
-    def _emit_turned(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def _emit_transposed(context, builder, signature, args):  # type: ignore[no-untyped-def]
         m, k, times, _, a, step, ja, _, p, ldp, jp, columns, _, c = args
-        vector = vector_of(context, signature.args[3].dtype)
-        left, right, out = (data(context, builder, signature, args, i) for i in (3, 7, 12))
-        last = builder.sub(m, constant(1))
-        there = [builder.select(builder.icmp_signed("<", constant(r), last), constant(r), last) for r in range(FEW)]
-        rows = [at(builder, left, builder.add(a, r)) for r in there]
-        panel, depth, apart = at(builder, right, p), (k, times), (step, ja, ldp, jp)
+        vector = simd.vector_of(context, signature.args[3].dtype)
+        left, right, out = (simd.data(context, builder, signature, args, i) for i in (3, 7, 12))
+        last = builder.sub(m, simd.constant(1))
+        there = [builder.select(builder.icmp_signed("<", r, last), r, last) for r in map(simd.constant, range(FEW))]
+        rows = [simd.at(builder, left, builder.add(a, r)) for r in there]
+        panel, depth, apart = simd.at(builder, right, p), (k, times), (step, ja, ldp, jp)
 
         def emit(vectors):  # type: ignore[no-untyped-def]
             sums = _sums(builder, depth, apart, rows, panel, columns, vector, vectors)
             for v in range(vectors):
-                start = builder.add(c, builder.mul(constant(v * vector.count), m))
-                places = [at(builder, out, builder.add(start, r)) for r in there]
-                mask = first(builder, vector.count, builder.sub(columns, constant(v * vector.count)))
-                add_apart(builder, sums[v::vectors], places, m, mask)
+                start = builder.add(c, builder.mul(simd.constant(v * vector.count), m))
+                places = [simd.at(builder, out, builder.add(start, r)) for r in there]
+                mask = simd.first_lanes(builder, vector.count, builder.sub(columns, simd.constant(v * vector.count)))
+                simd.scatter_add(builder, sums[v::vectors], places, m, mask)
 
         _by_columns(builder, columns, vector.count, emit)
 
     def _emit_tile(context, builder, signature, args):  # type: ignore[no-untyped-def]
         m, k, times, _, a, lda, step, ja, _, p, ldp, jp, columns, add, d, ldd, _, c, ldc = args
-        vector = vector_of(context, signature.args[3].dtype)
-        left, right, out = (data(context, builder, signature, args, i) for i in (3, 8, 16))
-        panel, last = at(builder, right, p), builder.sub(m, constant(1))
+        vector = simd.vector_of(context, signature.args[3].dtype)
+        left, right, out = (simd.data(context, builder, signature, args, i) for i in (3, 8, 16))
+        panel, last = simd.at(builder, right, p), builder.sub(m, simd.constant(1))
         depth, apart = (k, times), (step, ja, ldp, jp)
 
         def row(base, start, apart, r):  # type: ignore[no-untyped-def]
             """Row r, or the last one that is there."""
-            there = builder.select(builder.icmp_signed("<", constant(r), last), constant(r), last)
-            return at(builder, base, builder.add(start, builder.mul(there, apart)))
+            there = builder.select(builder.icmp_signed("<", simd.constant(r), last), simd.constant(r), last)
+            return simd.at(builder, base, builder.add(start, builder.mul(there, apart)))
 
         def emit(rows):  # type: ignore[no-untyped-def]
             def emit_columns(vectors):  # type: ignore[no-untyped-def]
@@ -115,7 +98,7 @@ if mode.compiling:
 
             _by_columns(builder, columns, vector.count, emit_columns)
 
-        few = builder.icmp_signed("<=", m, constant(ROWS // 2))
+        few = builder.icmp_signed("<=", m, simd.constant(ROWS // 2))
         with builder.if_else(few) as (then, otherwise):
             with then:
                 emit(ROWS // 2)
@@ -123,8 +106,8 @@ if mode.compiling:
                 emit(ROWS)
 
     def _by_columns(builder, columns, lanes, emit, most=VECTORS):  # type: ignore[no-untyped-def]
-        """Make `emit(vectors)` run for as few vectors as have `columns` lanes, `most` at most."""
-        wanted = builder.icmp_signed(">", columns, constant((most - 1) * lanes))
+        """Emit code that branches to `emit(vectors)` for the fewest vectors with `columns` lanes, at most `most`."""
+        wanted = builder.icmp_signed(">", columns, simd.constant((most - 1) * lanes))
         with builder.if_else(wanted) as (then, otherwise):
             with then:
                 emit(most)
@@ -135,45 +118,45 @@ if mode.compiling:
     def _sums(builder, depth, apart, rows, panel, columns, vector, vectors):  # type: ignore[no-untyped-def]
         """Σ_i rows[r][i step] panel[i]: for each row the panel's first `vectors` vectors, one after the other."""
         (k, times), (step, ja, ldp, jp) = depth, apart
-        wanted = builder.sub(columns, constant((vectors - 1) * vector.count))
-        masks = [None] * (vectors - 1) + [first(builder, vector.count, wanted)]
+        wanted = builder.sub(columns, simd.constant((vectors - 1) * vector.count))
+        masks = [None] * (vectors - 1) + [simd.first_lanes(builder, vector.count, wanted)]
 
         def once(time, sums):  # type: ignore[no-untyped-def]
-            above, beside = builder.mul(time, ja), at(builder, panel, builder.mul(time, jp))
+            above, beside = builder.mul(time, ja), simd.at(builder, panel, builder.mul(time, jp))
 
             def body(i, sums):  # type: ignore[no-untyped-def]
-                line = at(builder, beside, builder.mul(i, ldp))
-                places = [at(builder, line, constant(v * vector.count)) for v in range(vectors)]
-                factors = [load(builder, vector, *there) for there in zip(places, masks, strict=True)]
+                line = simd.at(builder, beside, builder.mul(i, ldp))
+                places = [simd.at(builder, line, simd.constant(v * vector.count)) for v in range(vectors)]
+                factors = [simd.load(builder, vector, *there) for there in zip(places, masks, strict=True)]
                 there = builder.add(above, builder.mul(i, step))
-                entries = [everywhere(builder, vector, builder.load(at(builder, row, there))) for row in rows]
+                entries = [simd.broadcast(builder, vector, builder.load(simd.at(builder, row, there))) for row in rows]
                 pairs = ((entry, factor) for entry in entries for factor in factors)
-                return [multiply_add(builder, *pair, s) for pair, s in zip(pairs, sums, strict=True)]
+                return [simd.multiply_add(builder, *pair, s) for pair, s in zip(pairs, sums, strict=True)]
 
-            return loop(builder, k, 1, sums, body)
+            return simd.loop(builder, k, 1, sums, body)
 
-        return loop(builder, times, 1, [zeros(vector)] * (len(rows) * vectors), once)
+        return simd.loop(builder, times, 1, [simd.zeros(vector)] * (len(rows) * vectors), once)
 
     def _store(builder, sums, held, rows, add, columns):  # type: ignore[no-untyped-def]
-        """Write the tile's first `columns`, added to what rows hold that may be the same ones: all are read first."""
+        """Store the tile's first `columns`, added to the `held` rows, which may be the same: all are read first."""
         vectors, lanes = len(sums) // len(rows), sums[0].type.count
         for v in range(vectors):
-            old, new = ([at(builder, row, constant(v * lanes)) for row in each] for each in (held, rows))
-            mask = first(builder, lanes, builder.sub(columns, constant(v * lanes)))
-            store(builder, sums[v::vectors], new, mask, add, old)
+            old, new = ([simd.at(builder, row, simd.constant(v * lanes)) for row in each] for each in (held, rows))
+            mask = simd.first_lanes(builder, lanes, builder.sub(columns, simd.constant(v * lanes)))
+            simd.store(builder, sums[v::vectors], new, mask, add, old)
 
 
 DEPTH = 128
-"""Rows of a factor that is taken as it stands, so many at a time that they stay in cache."""
+"""Rows at a time of a factor that is not packed: they stay in cache."""
 
 
 def width(dtype: np.dtype) -> int:
     """Columns of a panel."""
-    return VECTORS * VECTOR_BYTES // dtype.itemsize
+    return VECTORS * simd.VECTOR_BYTES // dtype.itemsize
 
 
 def pack(matrices: NDArray, out: NDArray) -> int:
-    """Write matrices op(W) `(…, k, n)` to the flat array `out`, in panels; how far apart they stand there."""
+    """Pack matrices op(W) `(…, k, n)` into the flat array `out`; return the numbers that each takes."""
     *lead, k, n = matrices.shape
     columns = width(out.dtype)
     whole, each = n // columns, -(-n // columns) * columns * k
@@ -186,7 +169,6 @@ def pack(matrices: NDArray, out: NDArray) -> int:
 
 
 if mode.compiling:
-    from bpcli.kernels.simd import lanes_of
 
     @inner
     def packed_product(m, n, k, A, a, lda, P, p, add, d, ldd, C, c, ldc):
@@ -195,7 +177,7 @@ if mode.compiling:
         Rows of A are lda apart, those at d ldd (0: one for all), those of C ldc; what is at d may be C itself. Each
         row's sums are taken in the same order, whatever the rows beside it.
         """
-        columns = VECTORS * lanes_of(C)
+        columns = VECTORS * simd.lanes_of(C)
         for j in range(0, n, columns):
             panel, wanted = p + j * k, min(columns, n - j)
             for i in range(0, m, ROWS):
@@ -209,7 +191,7 @@ if mode.compiling:
             for time in range(times):
                 gemm(True, False, m, n, k, A, a + time * ja, lda, B, b + time * jb, ldb, True, C, c, n)
             return
-        columns = VECTORS * lanes_of(C)
+        columns = VECTORS * simd.lanes_of(C)
         together = max(1, DEPTH // k)
         for time in range(0, times, together):
             for start in range(0, k, DEPTH):
@@ -218,7 +200,7 @@ if mode.compiling:
                 if n <= FEW:
                     for i in range(0, m, columns):
                         wanted, left, out = min(columns, m - i), above + i, c + i * n
-                        turned_tile(n, depth, most, B, beside, ldb, jb, A, left, lda, ja, wanted, C, out)
+                        transposed_tile(n, depth, most, B, beside, ldb, jb, A, left, lda, ja, wanted, C, out)
                     continue
                 for j in range(0, n, columns):
                     wanted = min(columns, n - j)
@@ -231,12 +213,12 @@ if mode.compiling:
 else:
 
     def transposed_product(m, n, k, times, A, a, lda, ja, B, b, ldb, jb, C, c):  # type: ignore[no-untyped-def]
-        """The same where nothing is compiled."""
+        """As compiled."""
         for time in range(times):
-            plain_gemm(True, False, m, n, k, A, a + time * ja, lda, B, b + time * jb, ldb, True, C, c, n)
+            numpy_gemm(True, False, m, n, k, A, a + time * ja, lda, B, b + time * jb, ldb, True, C, c, n)
 
     def packed_product(m, n, k, A, a, lda, P, p, add, d, ldd, C, c, ldc):  # type: ignore[no-untyped-def]
-        """The same where nothing is compiled."""
+        """As compiled."""
         view = np.lib.stride_tricks.as_strided
         left = view(A[a:], (m, k), (lda * A.itemsize, A.itemsize))
         columns = width(P.dtype)
@@ -244,3 +226,36 @@ else:
         product = np.concatenate([left @ panel for panel in panels], axis=1)[:, :n]
         held, out = (view(C[i:], (m, n), (ld * C.itemsize, C.itemsize)) for i, ld in ((d, ldd), (c, ldc)))
         out[...] = held + product if add else product
+
+
+(
+    LENGTH,  # length of `values`, numbers
+    MATRIX,  # where a matrix (k, n) begins, offset
+    ROW_STRIDE,  # from one of its rows to the next, numbers
+    COLUMN_STRIDE,  # from one of its columns to the next, numbers
+    K,  # its rows
+    N,  # its columns
+    WIDTH,  # columns of a panel, see `width`
+    PANELS,  # where the panels (panel, k, width) begin, offset
+) = range(8)
+"""Fields of a job of the packing kernel; all written by `bpcli.runtime.schedule`."""
+JOB = PANELS + 1
+
+
+def pack_span(job, values):  # type: ignore[no-untyped-def]
+    """The packing kernel: write the panels of one matrix, the last one filled up with zeros."""
+    job = vector(job, JOB)
+    V = vector(values, job[LENGTH])
+    down, across, k, n, width = job[ROW_STRIDE], job[COLUMN_STRIDE], job[K], job[N], job[WIDTH]
+    for j in range(0, n, width):
+        wanted = min(width, n - j)
+        for i in range(k):
+            row, out = job[MATRIX] + i * down + j * across, job[PANELS] + j * k + i * width
+            if across == 1:
+                for c in range(wanted):
+                    V[out + c] = V[row + c]
+            else:
+                for c in range(wanted):
+                    V[out + c] = V[row + c * across]
+            for c in range(wanted, width):
+                V[out + c] = 0

@@ -12,7 +12,7 @@ from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods.base import Cost, Definition, Gradient, OnlineRule, Recursion
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.problem.draw import generator
-from bpcli.runtime.forward_mode import online_plan
+from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import LocalDerivatives, LocalSteps, influence_layout
 from bpcli.tape.plan import phase_flops
 
@@ -84,7 +84,7 @@ class Online:
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """The rule's own, and per step and sample N reverse passes of a step for J and M̄, one for q."""
-        plan, layout = online_plan(setup, False), influence_layout(setup)
+        plan, layout = rtrl_plan(setup, False), influence_layout(setup)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
         flops = setup.T * setup.batch * (plan.size * step + 3 * once + self.flops(layout.N, layout.P))

@@ -9,7 +9,7 @@ from typing import Any
 from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Definition, Exact, Gradient
 from bpcli.problem.definition import Problem, Setup
-from bpcli.runtime.reverse_mode import moved, unrolled
+from bpcli.runtime.reverse_mode import memory_traffic, unrolled
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Unrolling:
     def cost(self, setup: Setup, options: Any) -> Cost:
         """One pass forwards; backwards through every window; the longest window held."""
         plan = unrolled(setup, self.definition(setup, options).over(setup))
-        return Cost(plan.flops, plan.bytes, setup.T, moved(plan))
+        return Cost(plan.flops, plan.bytes, setup.T, memory_traffic(plan))
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """Forwards, and backwards from the end of each window."""

@@ -16,7 +16,7 @@ import numpy as np
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods.base import Cost, Exact, Gradient, NoOptions
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
-from bpcli.runtime.forward_mode import Online, online_plan
+from bpcli.runtime.forward_mode import RtrlRun, rtrl_plan
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.tape.plan import phase_flops
 
@@ -43,7 +43,7 @@ class RTRL:
         What M is known to be zero in takes no part in the first products, and the last steps have none. All
         that is held, the influence above all, is read and written once for every chunk of steps.
         """
-        plan = online_plan(setup)
+        plan = rtrl_plan(setup)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
         flops = plan.flops + setup.T * setup.batch * (plan.size * step + 3 * once)
@@ -54,9 +54,9 @@ class RTRL:
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Forwards, a chunk of steps at a time."""
-        setup, plan = problem.setup, online_plan(problem.setup)
-        online = Online(plan, setup.dtype, problem.arrays)
-        trace = online.trace
+        setup, plan = problem.setup, rtrl_plan(problem.setup)
+        run = RtrlRun(plan, setup.dtype, problem.arrays)
+        trace = run.trace
         weights = _weights(setup)
         direct = {n: list[Array]() for n in plan.leaves if setup.graph.nodes[n].op == "input"}
         trace.start()
@@ -68,11 +68,11 @@ class RTRL:
             trace.reverse(first, last, weights[first:last], later={})
             for n, parts in direct.items():
                 parts.append(trace.take_window(n, last - first))
-            online.advance(first, last)
+            run.advance(first, last)
             if last < setup.T:
                 trace.slide(last - first)
-        arrays = _collect(problem, online, direct)
-        online.close()
+        arrays = _collect(problem, run, direct)
+        run.close()
         return Gradient(loss, arrays)
 
 
@@ -80,35 +80,35 @@ _weights = lru_cache(maxsize=8)(loss_weights)
 """Read, never written: those of a gradient that is taken again are kept."""
 
 
-def _collect(problem: Problem, online: Online, direct: dict[int, list[Array]]) -> dict[str, Array]:
+def _collect(problem: Problem, run: RtrlRun, direct: dict[int, list[Array]]) -> dict[str, Array]:
     """What came through the influence and what the loss owes within its own step, by name and in shape."""
-    plan, graph, total = online.plan, online.plan.graph, online.G.sum(axis=0)
+    plan, graph, total = run.plan, run.plan.graph, run.G.sum(axis=0)
     extra = []
-    for stretch in plan.stretches:
-        if graph.nodes[stretch.node].phase is Phase.STATIC:
-            values = total[stretch.start : stretch.start + stretch.columns]
-            if stretch.node in plan.patterns:
-                whole = np.zeros(graph.nodes[stretch.node].size, values.dtype)
-                whole[plan.patterns[stretch.node]] = values
+    for span in plan.column_spans:
+        if graph.nodes[span.node].phase is Phase.STATIC:
+            values = total[span.start : span.start + span.columns]
+            if span.node in plan.patterns:
+                whole = np.zeros(graph.nodes[span.node].size, values.dtype)
+                whole[plan.patterns[span.node]] = values
                 values = whole
-            extra.append((stretch.node, values))
-    leaves = online.trace.finish(extra)
-    return {x.name: _shaped(problem.setup, x, leaves, online, direct) for x in problem.setup.wrt}
+            extra.append((span.node, values))
+    leaves = run.trace.finish(extra)
+    return {x.name: _shaped(problem.setup, x, leaves, run, direct) for x in problem.setup.wrt}
 
 
-def _shaped(setup: Setup, x: Tensor, leaves: dict[int, Array], online: Online, direct: dict[int, list[Array]]) -> Array:
+def _shaped(setup: Setup, x: Tensor, leaves: dict[int, Array], run: RtrlRun, direct: dict[int, list[Array]]) -> Array:
     """One tensor's gradient."""
     graph = setup.graph
     if x.kind == "state":
-        rows = online.gradient(graph.previous[x.name])
+        rows = run.gradient(graph.previous[x.name])
         values = rows.sum(axis=0) if x.name in setup.shared else rows.copy()
     elif x.name not in graph.leaf:
         values = np.zeros(x.shape, setup.dtype)
     elif x.kind == "input":
         n = graph.leaf[x.name]
         values = np.concatenate(direct[n])
-        if n in online.plan.step.touched:
-            values = values + online.gradient(n).reshape(setup.batch, setup.T, -1).swapaxes(0, 1)
+        if n in run.plan.step.touched:
+            values = values + run.gradient(n).reshape(setup.batch, setup.T, -1).swapaxes(0, 1)
     else:
         values = leaves[graph.leaf[x.name]]
         if x.pattern is not None:

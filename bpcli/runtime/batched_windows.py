@@ -1,9 +1,8 @@
-"""Many windows of truncated BPTT side by side: given the forward pass they do not depend on each other.
+"""Batched windows of truncated BPTT, which given the forward pass do not depend on each other.
 
 Window w takes the cotangent λ_w of the state back from its last step, lag by lag: λ_w(s-1) = J(s)ᵀ λ_w(s), and what its
-own losses add. The windows of a block are rows that go back together, each at its own step, so that one product serves
-all of them. What a step owes to parameters is linear in the state's cotangent after it; so it is taken at the end, for
-Σ_w λ_w(s), with all steps as rows.
+own losses add. The windows of a block are rows of one product, each at its own step. A step's parameter gradient is
+linear in the cotangent of the state after it, so it is taken once at the end, for Σ_w λ_w(s), with all steps as rows.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from bpcli.tape.plan import Plan, make_plan, phase_flops
 from bpcli.tape.reverse_lowering import active_nodes, lower_reverse
 
 BLOCK_ROWS = 64
-"""Windows × samples in a block: products of so many rows run at speed, and not many more steps are held."""
+"""Windows × samples in a block: enough rows for fast products, few enough to hold not many more steps."""
 PART_ROWS = 32
-"""Rows that a thread has at least,"""
+"""Least rows of a thread's part of a lag."""
 PART_FLOPS = 4e6
-"""and work: there is little between two lags, but threads have to meet after each."""
+"""Least flops of a thread's part: the work of a lag is small, and threads synchronise after each."""
 
 
 @dataclass(frozen=True, eq=False)
-class WindowsPlan:
+class BatchedWindowsPlan:
     """Blocks of `count` windows of `k2` steps whose ends are `k1` steps apart; `held` steps are held."""
 
     graph: Graph
@@ -45,12 +44,12 @@ class WindowsPlan:
     held: int
 
     @cached_property
-    def losing(self) -> Reverse:
+    def with_loss(self) -> Reverse:
         """The reverse program of a step from its loss and the state after it to the state before it."""
         return self._program([self.graph.loss])
 
     @cached_property
-    def chain(self) -> Reverse:
+    def without_loss(self) -> Reverse:
         """The same without the loss."""
         return self._program([])
 
@@ -62,7 +61,7 @@ class WindowsPlan:
     @cached_property
     def trace(self) -> Plan:
         """The plan of the forward pass, and of the reverse pass with all steps as rows."""
-        reads = self.losing.reads | self.chain.reads
+        reads = self.with_loss.reads | self.without_loss.reads
         seeds = [self.graph.loss, *self.graph.new.values()]
         return make_plan(self.graph, self.leaves, self.batch, self.held, seeds, reads=reads, apart=True)
 
@@ -71,7 +70,7 @@ class WindowsPlan:
         """Cotangents (window, sample, entry) of the two programs, in one array; states have the same places in both."""
         states = [*self.graph.previous.values(), *self.graph.new.values()]
         found = []
-        for program in (self.losing, self.chain):
+        for program in (self.with_loss, self.without_loss):
             allocator = Allocator(len(self.graph.nodes))
             for n in (*states, *sorted(program.touched - set(program.alias) - set(states))):
                 size = self.graph.nodes[n].size
@@ -87,21 +86,21 @@ class WindowsPlan:
 
     @property
     def sums(self) -> int:
-        """Numbers held while a block goes back: the states' cotangents, summed over windows."""
+        """Numbers held while a block goes back: the states' cotangents summed over windows."""
         return self.held * self.batch * sum(self.graph.nodes[n].size for n in self.graph.new.values())
 
 
 class BatchedWindows:
     """The windows of one problem, a block at a time, on a trace that has run forwards to the block's end."""
 
-    def __init__(self, plan: WindowsPlan, trace: Trace) -> None:
+    def __init__(self, plan: BatchedWindowsPlan, trace: Trace) -> None:
         self.plan, self.trace = plan, trace
         self.C = np.zeros(max(p.size for p in plan.places), trace.dtype)
         self._flops = phase_flops(plan.graph, Phase.RECURRENT)
         self.initial = {
             name: np.zeros((plan.batch, plan.graph.nodes[n].size)) for name, n in plan.graph.previous.items()
         }
-        """What the windows that reach step 0 bring to the initial states."""
+        """The gradient of the initial states, from the windows that reach step 0."""
 
     def back(self, stop: int, count: int, losses: int, weights: NDArray[np.float64]) -> None:
         """Take `count` windows back, the first of which ends at step `stop`; each has its last `losses` losses.
@@ -128,7 +127,7 @@ class BatchedWindows:
                     later[n][step - first :: plan.k1][: count - left] += new[left:count]
                 previous[left:count] = 0
             if lag < losses:
-                self._lose(weights[step :: plan.k1], left, count)
+                self._seed_losses(weights[step :: plan.k1], left, count)
             self._step(jobs[lag >= losses], left, count)
             if step == 0:
                 for name, n in plan.graph.previous.items():
@@ -150,15 +149,15 @@ class BatchedWindows:
         self.places[:, BASE] += (stop - 1) * self.places[:, STEP]
         self._strides = self.places[:, STEP].copy()
         self.places[:, OUTER], self.places[:, STEP] = plan.k1 * self._strides, 0
-        for program, places in zip((plan.losing, plan.chain), plan.places, strict=True):
+        for program, places in zip((plan.with_loss, plan.without_loss), plan.places, strict=True):
             job = trace.reverse_job(program.code, self.places, places.table, self.C)
             job[kernel.FIRST], job[kernel.LAST] = program.bounds[3 - Phase.OUTPUT], program.bounds[4 - Phase.RECURRENT]
             job[kernel.STEP1], job[kernel.I1] = 1, plan.batch
             found.append(job)
         return found[0], found[1]
 
-    def _lose(self, weights: NDArray[np.float64], left: int, count: int) -> None:
-        if self.plan.graph.loss in self.plan.losing.touched:
+    def _seed_losses(self, weights: NDArray[np.float64], left: int, count: int) -> None:
+        if self.plan.graph.loss in self.plan.with_loss.touched:
             self._rows(self.plan.graph.loss)[left:count, :, 0] = weights[: count - left]
 
     def _step(self, job: NDArray[np.int64], left: int, count: int) -> None:

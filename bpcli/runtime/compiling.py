@@ -5,9 +5,9 @@ Numba makes LLVM code of a kernel; LLVM makes an object file of it, which any pr
 exports one function, `void bp_kernel(jobs, count, stride, values)`, which calls the kernel with each of `count` jobs,
 `stride` bytes apart.
 
-As it is, Numba optimises and translates every function on its own, with all that it calls, at every level of calls: a
-good part of its time. Here a function is left as it comes until the kernel that it becomes part of is optimised, once,
-and Numba does not look in it for what no kernel has.
+By default Numba optimises and translates every function on its own, with all that it calls, at every level of calls,
+which takes a good part of its time. Here a function is left alone until the kernel that it becomes part of is
+optimised, once, and passes over constructs that no kernel has are skipped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _NEEDLESS = {  # by name, as Numba may move them; tests/test_kernels_library.py 
     "DumpParforDiagnostics",
 }
 """Numba's passes for closures, computed messages of exceptions, expressions of whole arrays, `literally` and the like,
-which are not in kernels; and `IRLegalization`, which marks where variables end: nobody counts references here (see
+which are not in kernels; and `IRLegalization`, which marks where variables end: references are not counted (see
 `_postpone_code`)."""
 
 _LOOP = """
@@ -87,7 +87,7 @@ def _postpone_code() -> None:
     CPUCodeLibrary.add_linking_library = add_linking_library
     CPUCodeLibrary._optimize_functions = lambda self, module: None
     CPUCodeLibrary._finalize_final_module = lambda self: setattr(self, "_finalized", True)  # nothing is run here
-    # Kernels allocate nothing: their arrays are views of what they are given, which nobody counts references to.
+    # Kernels allocate nothing: their arrays are views of their arguments, whose references are not counted.
     NRTContext._call_incref_decref = lambda self, builder, kind, value, name: None
     CPUContext.get_executable = lambda self, library, fndesc, env: [].append  # a key that Numba knows the code by
 
@@ -134,7 +134,7 @@ def main(requests: list[str]) -> None:
     if not os.environ.get("NUMBA_OPT"):
         numba.config.OPT = type(numba.config.OPT)(_OPTIMISED)
     if WIDE:
-        # What is left of a row is a vector with some lanes off, not entry after entry; two vectors hide each other's
+        # The rest of a row is a vector with some lanes off, not entry after entry; two vectors hide each other's
         # latency, more would leave short rows with lanes off alone; and by itself the compiler takes half the width.
         llvm.set_option("bp", "-prefer-predicate-over-epilogue=predicate-else-scalar-epilogue")
         llvm.set_option("bp", "-force-vector-interleave=2")

@@ -1,7 +1,7 @@
-"""Many perturbed copies of a network run side by side: finite differences at the speed of matrix products.
+"""Perturbed copies of a network, batched: finite differences at the speed of matrix products.
 
 Copies × rows are rows of a batch. Values that a perturbation cannot reach are computed once and shared. A changed
-matrix entry is a rank-one update of its copy's rows (see `bpcli.runtime.rank_one_updates`), a changed vector is stored
+matrix entry is a rank-one update of its copy's rows (see `bpcli.runtime.jobs`), a changed vector is stored
 once per copy. Copies do not wait for each other: each part of them goes through all steps by itself, while its values
 are in cache. Or all steps are rows too, each by itself from a state that is known (`Reach.single`). Plans and layouts
 are kept for the setups last worked on.
@@ -21,9 +21,8 @@ from bpcli.graph.nodes import Phase
 from bpcli.kernels import forward as kernel
 from bpcli.kernels.tiles import pack
 from bpcli.problem.definition import Setup
-from bpcli.runtime.jobs import cut, forward_job, run
+from bpcli.runtime.jobs import RankOneUpdates, cut, forward_job, no_updates, run
 from bpcli.runtime.kernel_loader import Jobs
-from bpcli.runtime.rank_one_updates import Fix, no_fixes
 from bpcli.tape.dependency import Reach
 from bpcli.tape.instructions import BASE, INNER_ROW, OUT, OUTER, PACKED, STEP, Forward
 from bpcli.tape.layout import Allocator, Places, without_packed
@@ -80,7 +79,7 @@ class Copies:
         self.layout = layout
         self.V = np.empty(layout.places.size, dtype)
         self.numbers = layout.reach.forward.numbers.astype(dtype)
-        self.fix = no_fixes(len(layout.reach.graph.nodes), dtype)
+        self.updates = no_updates(len(layout.reach.graph.nodes), dtype)
         self._places = without_packed(layout.places.table, dtype)
         for node, values in static.items():
             self.block(node)[..., :] = values.ravel()
@@ -88,15 +87,15 @@ class Copies:
         self.feed(inputs)
 
     def feed(self, inputs: Mapping[int, NDArray[Any]]) -> None:
-        """Put other inputs in the place of those that were there."""
+        """Replace the inputs."""
         self.inputs, layout = inputs, self.layout
         if not inputs:
-            return  # the static phase alone is wanted
+            return  # for the static phase alone
         for node, rows in inputs.items():
             if node not in layout.reach.reached:
                 self.block(node)[:] = rows.ravel()
         everything = (0, layout.steps * layout.rows)
-        self._run(layout.reach.before, cut(self._job(layout.reach.before, self.fix), kernel.I0, *everything, 1))
+        self._run(layout.reach.before, cut(self._job(layout.reach.before, self.updates), kernel.I0, *everything, 1))
 
     def _pack(self) -> None:
         """Matrices stay as they are from here on: what changes them is added to the products."""
@@ -105,8 +104,8 @@ class Copies:
                 matrix = self.block(n).reshape(self.layout.reach.graph.nodes[n].shape)
                 pack(matrix if field == PACKED else matrix.T, self.V[self._places[n, field] :])
 
-    def _job(self, code: Jobs, fix: Fix) -> Jobs:
-        job = forward_job(self.layout.reach.forward, self.numbers, self._places, self.V.size, fix)
+    def _job(self, code: Jobs, updates: RankOneUpdates) -> Jobs:
+        job = forward_job(self.layout.reach.forward, self.numbers, self._places, self.V.size, updates)
         job[kernel.CODE], job[kernel.LINES], job[kernel.LAST] = code.ctypes.data, len(code), len(code)
         job[kernel.STEP1] = 1
         return job
@@ -145,7 +144,7 @@ class Copies:
     @cached_property
     def _each(self) -> Jobs:
         """A job on all rows of copies."""
-        job = self._job(self.layout.reach.each, self.fix)
+        job = self._job(self.layout.reach.each, self.updates)
         job[kernel.I1] = self.layout.rows
         return job
 
@@ -158,7 +157,7 @@ class Copies:
         return np.lib.stride_tricks.as_strided(self.V[place[BASE] :], shape, strides, writeable=False)
 
     def values(self, node: int) -> NDArray[Any]:
-        """What a node comes to in each copy, a view (copies, rows, size); it may be part of another one."""
+        """A node's value in each copy, a view (copies, rows, size); it may be part of another node's."""
         layout, place = self.layout, self.layout.places.table[node]
         strides = [int(n) * self.V.itemsize for n in (place[OUTER], place[INNER_ROW], 1)]
         shape = (layout.copies, layout.rows, layout.reach.graph.nodes[node].size)
@@ -168,14 +167,14 @@ class Copies:
         """Compute the static nodes afresh, from leaves that are stored once."""
         layout = self.layout
         bounds = layout.reach.forward.bounds
-        job = self._job(layout.reach.forward.code, self.fix)
+        job = self._job(layout.reach.forward.code, self.updates)
         job[kernel.FIRST], job[kernel.LAST] = bounds[Phase.STATIC], bounds[Phase.INPUT]
         self._run(layout.reach.forward.code, cut(job, kernel.I0, 0, 1, 1))
 
 
 @lru_cache(maxsize=16)
 def plan_of(setup: Setup, steps: int, reads: tuple[int, ...] = ()) -> Plan:
-    """Of a pass forwards over so many steps, which holds the values of `reads`."""
+    """The plan of a forward pass over so many steps, which holds the values of `reads`."""
     return make_plan(setup.graph, [], setup.batch, steps, [], reads=reads)
 
 
@@ -186,7 +185,7 @@ def _forward(setup: Setup) -> Forward:
 
 @lru_cache(maxsize=64)
 def reach(setup: Setup, changed: frozenset[int], single: bool = False) -> Reach:
-    """What a change of some nodes reaches, in a `single` step or all that follow."""
+    """The nodes that a change of some nodes reaches, in a `single` step or all that follow."""
     return Reach(setup.graph, _forward(setup), changed, single)
 
 

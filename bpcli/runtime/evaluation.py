@@ -1,11 +1,4 @@
-"""Sums of losses over steps.
-
-The values of nodes at every step, as a pass forwards computes them.
-
-The whole loss of a problem, by a pass forwards.
-
-A check starts from finite values: the first node that is not is named.
-"""
+"""Forward passes: the loss of a problem, the values of nodes at every step, the first value that is not finite."""
 
 from __future__ import annotations
 
@@ -25,9 +18,9 @@ from bpcli.tape.instructions import BASE, INNER_ROW, STEP
 from bpcli.tape.lowering import LEAVES
 
 
-@np.errstate(all="ignore")  # a loss that is not finite is no loss, and found to be none by who asked
+@np.errstate(all="ignore")  # callers look for losses that are not finite
 def total_of(losses: Values, weights: FloatArray) -> Values:
-    """The sum (copies, rows) over steps (Kahan: the sum's own rounding is not to be taken for noise)."""
+    """The weighted sum (copies, rows) over steps, compensated (Kahan), so that it adds no noise of its own."""
     total, lost = np.zeros(losses.shape[1:], losses.dtype), np.zeros(losses.shape[1:], losses.dtype)
     for step, weight in zip(losses, weights, strict=True):
         term = step * weight - lost
@@ -44,9 +37,8 @@ def node_values(
     setup, graph = problem.setup, problem.setup.graph
     plan = plan_of(setup, setup.T, tuple(nodes))
     trace = Trace(plan, setup.dtype, problem.arrays, disturbance=disturbance)
-    trace.start()
-    for first in range(0, setup.T, plan.extent.chunk):
-        trace.forward(first, min(setup.T, first + plan.extent.chunk))
+    for _ in trace.chunks(setup.T):
+        pass
     values = {}
     for index in nodes:
         node, place = graph.nodes[index], plan.values.table[index]
@@ -61,17 +53,13 @@ def node_values(
     return values
 
 
-@np.errstate(all="ignore")  # what is not finite is for the check to tell
+@np.errstate(all="ignore")  # the check reports values that are not finite
 def whole_loss(problem: Problem) -> float:
     """The loss of all steps and samples, in float64."""
     double, steps = cast(problem, np.dtype(np.float64)), problem.setup.T
-    plan = plan_of(double.setup, steps)
-    trace, chunk = Trace(plan, double.setup.dtype, double.arrays), plan.extent.chunk
-    trace.start()
+    trace = Trace(plan_of(double.setup, steps), double.setup.dtype, double.arrays)
     losses = np.zeros((steps, problem.setup.batch))
-    for first in range(0, steps, chunk):
-        last = min(steps, first + chunk)
-        trace.forward(first, last)
+    for first, last in trace.chunks(steps):
         losses[first:last] = trace.losses(first, last)
     return float(total_of(losses[:, None], loss_weights(problem.setup)).sum())
 
@@ -82,18 +70,14 @@ _SMALLER = "scale the parameters or the inputs, or keep arguments in range"
 def check_finite(problem: Problem) -> None:
     """Raise `BpError` that names the first value that is not finite, if there is one, in a pass forwards."""
     setup = problem.setup
-    plan = plan_of(setup, setup.T)
-    trace, chunk = Trace(plan, setup.dtype, problem.arrays), plan.extent.chunk
-    trace.start()
-    for first in range(0, setup.T, chunk):
-        last = min(setup.T, first + chunk)
-        trace.forward(first, last)
+    trace = Trace(plan_of(setup, setup.T), setup.dtype, problem.arrays)
+    for first, last in trace.chunks(setup.T):
         if not np.isfinite(trace.losses(first, last)).all():
             _find(problem)
 
 
 def _find(problem: Problem) -> None:
-    """The same, one step at a time: what a step does not keep for others is looked at too."""
+    """Refuse the first value that is not finite, one step at a time: also those that only their step holds."""
     setup = problem.setup
     trace = Trace(plan_of(setup, 1), setup.dtype, problem.arrays)
     trace.start()

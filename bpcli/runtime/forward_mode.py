@@ -1,11 +1,11 @@
-"""Forward-mode gradients over time: the one-step ingredients J, M̄ and q of any graph, and the influence matrix.
+"""Forward-mode gradients over time (RTRL): J, M̄ and q of each step of any graph, and the influence matrix M.
 
 A chunk of steps is run forwards. The reverse program from the new states, seeded with one unit vector per state entry,
 gives J(t) = ∂a(t)/∂a(t-1) and, at every product and shared vector, the cotangents that M̄(t) is made of. The reverse
-program from the loss, every step by itself, gives q(t) = ∂l(t)/∂a(t-1) and what the loss owes to the parameters of its
-own step. The influence kernel then takes M ← J M + M̄ through the chunk.
+program from the loss, every step by itself, gives q(t) = ∂l(t)/∂a(t-1) and the loss's derivatives with respect to the
+parameters of its own step. The influence kernel then takes g += q M and M ← J M + M̄ through the chunk.
 
-All that follows from sizes, plans and jobs, is worked out once and kept for a gradient that is taken again.
+Everything that follows from sizes alone, plan and jobs, is worked out once and kept for the next gradient.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from bpcli.kernels.influence import BIRTH
 from bpcli.kernels.tiles import width
 from bpcli.problem.definition import Setup
 from bpcli.runtime.jobs import Call, cut, reverse_job
-from bpcli.runtime.schedule import MOST_KEPT, stages
+from bpcli.runtime.schedule import MOST_KEPT, schedule_of
 from bpcli.runtime.trace import Array, Arrays, Trace
-from bpcli.tape.dependency import Shifts, Stretch, Structure, shifts
+from bpcli.tape.dependency import ColumnSpan, Shifts, Structure, shifts
 from bpcli.tape.instructions import BASE, INNER_ROW, OUTER, Integers, Reverse
 from bpcli.tape.layout import Allocator, Places, owner, packed_entries, shared_arguments
 from bpcli.tape.lowering import fuse
@@ -50,7 +50,7 @@ JOB_FLOPS = 4e6
 
 @dataclass(frozen=True)
 class Room:
-    """What stands behind the numbers of the trace, and how many numbers that is in all.
+    """Offsets of what stands behind the numbers of the trace, and the `entries` in all.
 
     M (sample, panel, N, width), g (sample, panel, width), for each job a spare block and q J, and the seeds'
     cotangents.
@@ -64,11 +64,11 @@ class Room:
 
 
 @dataclass(frozen=True, eq=False)
-class OnlinePlan:
-    """What RTRL computes and holds, from sizes alone. `patterns[node]` lists the entries that exist of a matrix.
+class RtrlPlan:
+    """Programs, layout and sizes of RTRL. `patterns[node]` lists the entries that exist of a sparse matrix.
 
-    Without `advances` no M is held: J and M̄ are wanted by a rule that keeps one of its own, or what stands for it. What
-    the losses bring stops at the new states then: q(t) = ∂l(t)/∂a(t), and ∂l(t)/∂a(t-1) at fixed a(t).
+    Without `advances` no M is held: an online rule takes J and M̄, and keeps M itself or a stand-in for it. The losses'
+    cotangents stop at the new states then: q(t) = ∂l(t)/∂a(t), and ∂l(t)/∂a(t-1) at fixed a(t).
     """
 
     graph: Graph
@@ -91,7 +91,7 @@ class OnlinePlan:
         return sum(self.graph.nodes[n].size for n in self.graph.previous.values())
 
     @cached_property
-    def stretches(self) -> tuple[Stretch, ...]:
+    def column_spans(self) -> tuple[ColumnSpan, ...]:
         """The columns of the influence matrix.
 
         Parameters that reach a state, initial states, inputs that reach a state.
@@ -99,23 +99,23 @@ class OnlinePlan:
         matrices = {product.matrix for product in self.step.products}
         roots = sorted(matrices | shared_arguments(self.graph, self.step))
         inputs = sorted(n for n in self.leaves if self.graph.nodes[n].op == "input" and n in self.step.touched)
-        stretches, start = [], 0
+        column_spans, start = [], 0
         for n in (*roots, *(self.graph.previous.values() if self.states else ()), *inputs):
             node = self.graph.nodes[n]
             size = len(self.patterns[n]) if n in self.patterns else node.size
-            stretches.append(Stretch(n, start, size * (self.steps if node.op == "input" else 1)))
-            start += stretches[-1].columns
-        return tuple(stretches)
+            column_spans.append(ColumnSpan(n, start, size * (self.steps if node.op == "input" else 1)))
+            start += column_spans[-1].columns
+        return tuple(column_spans)
 
     @property
     def parameters(self) -> int:
         """P: columns of the influence matrix."""
-        return sum(stretch.columns for stretch in self.stretches)
+        return sum(span.columns for span in self.column_spans)
 
     @cached_property
     def structure(self) -> Structure:
-        """What is known of each column without its values."""
-        return Structure(self.graph, self.steps, self.stretches, tuple(self.step.products), self.patterns)
+        """The structural zeros of each column."""
+        return Structure(self.graph, self.steps, self.column_spans, tuple(self.step.products), self.patterns)
 
     @cached_property
     def flops(self) -> float:
@@ -142,7 +142,7 @@ class OnlinePlan:
     @cached_property
     def trace(self) -> Plan:
         """The plan of the forward pass and of the reverse program from the loss."""
-        static = [s.node for s in self.stretches if self.graph.nodes[s.node].phase is Phase.STATIC]
+        static = [s.node for s in self.column_spans if self.graph.nodes[s.node].phase is Phase.STATIC]
         seeds = [self.graph.loss, *static]
         stops = () if self.advances else self.graph.new.values()
         reads, leaves = self.step.reads, self.leaves
@@ -198,14 +198,14 @@ class OnlinePlan:
 
     @cached_property
     def block(self) -> int:
-        """Columns in a block: whole panels, so many that there is a block for each job."""
+        """Columns in a block: whole panels, few enough that each job has a block."""
         shared_out = -(-self.batch * self.parameters // JOBS)
         entries = max(BLOCK_ENTRIES, min(MOST_BLOCK_ENTRIES, self.size * self.size // 2))
         return packed_entries(1, max(1, min(self.parameters, entries // self.size, shared_out)))
 
     @cached_property
     def jobs(self) -> int:
-        """Jobs that the blocks of all samples are dealt out to."""
+        """Jobs that share out the blocks of all samples."""
         blocks = self.batch * -(-self.parameters // self.block)
         flops = 2.0 * self.size * self.size * self.parameters * self.batch * self.chunk
         return max(1, min(JOBS, blocks, int(flops / JOB_FLOPS)))
@@ -217,7 +217,7 @@ class OnlinePlan:
 
     @cached_property
     def room(self) -> Room:
-        """What stands where."""
+        """The layout behind the trace."""
         allocator = Allocator(0)
         collected, spare = self.batch * packed_entries(1, self.parameters), self.jobs * self.spare
         sizes = self.influence, collected * self.advances, spare * self.advances, self.seeds.size
@@ -231,23 +231,23 @@ class OnlinePlan:
 
 
 @lru_cache(maxsize=8)
-def online_plan(setup: Setup, advances: bool = True) -> OnlinePlan:
+def rtrl_plan(setup: Setup, advances: bool = True) -> RtrlPlan:
     """The plan of a setup's gradient; those of gradients that are taken again are kept."""
     graph = setup.graph
     leaves = frozenset(graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf)
     patterns = {graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf}
     states = any(x.kind == "state" for x in setup.wrt)
-    return OnlinePlan(graph, leaves, states, setup.batch, setup.T, patterns, advances)
+    return RtrlPlan(graph, leaves, states, setup.batch, setup.T, patterns, advances)
 
 
 @lru_cache(maxsize=8)
-def online_stages(plan: OnlinePlan, dtype: np.dtype) -> OnlineStages:
-    """The `OnlineStages` of a plan; those of the plans last used are kept."""
-    return OnlineStages(plan, dtype)
+def rtrl_schedule(plan: RtrlPlan, dtype: np.dtype) -> RtrlSchedule:
+    """The `RtrlSchedule` of a plan; those of the plans last used are kept."""
+    return RtrlSchedule(plan, dtype)
 
 
-class Span(NamedTuple):
-    """Columns of M that a source contributes to, at a step or (-1) at all; `wide`: entries in a row of the source."""
+class SourceSpan(NamedTuple):
+    """Columns of M that a source contributes to, at one `step` or (-1) at every one; `wide`: entries of its rows."""
 
     start: int
     columns: int
@@ -256,12 +256,12 @@ class Span(NamedTuple):
     wide: int
 
 
-class OnlineStages:
-    """The calls of one plan and dtype, on the array of the trace."""
+class RtrlSchedule:
+    """The calls of one RTRL plan and dtype, on the array of the trace."""
 
-    def __init__(self, plan: OnlinePlan, dtype: np.dtype) -> None:
+    def __init__(self, plan: RtrlPlan, dtype: np.dtype) -> None:
         self.plan, self.width = plan, width(dtype)
-        self.trace = stages(plan.trace, dtype, False)
+        self.trace = schedule_of(plan.trace, dtype, False)
         self.seeds = self.trace.entries + plan.room.seeds
         self.parts, self.units = self._parts(), self._units()
         self.sources, self.entries, self.spans = self._sources()
@@ -301,10 +301,10 @@ class OnlineStages:
             offset += entries.size
         return np.unique(np.concatenate(found))
 
-    def _sources(self) -> tuple[Integers, Integers, list[Span]]:
+    def _sources(self) -> tuple[Integers, Integers, list[SourceSpan]]:
         """The table of sources of M̄, the lists of entries of sparse matrices and of shifts, and the sources' spans."""
         plan, reach, lines, lists = self.plan, shifts(self.plan.graph), list[list[int]](), list[NDArray[np.int64]]()
-        spans = list[Span]()
+        spans = list[SourceSpan]()
 
         def listed(numbers: NDArray[np.int64]) -> int:
             lists.append(numbers)
@@ -316,21 +316,21 @@ class OnlineStages:
             base, row, seed = plan.seeds.table[delta, [BASE, OUTER, INNER_ROW]]
             return [kind, self.seeds + base, row, seed, 0, 0, columns, 0, -1, listed(own), own.size]
 
-        for stretch in plan.stretches:
-            node = plan.graph.nodes[stretch.node]
-            products = [p for p in plan.step.products if p.matrix == stretch.node]
+        for span in plan.column_spans:
+            node = plan.graph.nodes[span.node]
+            products = [p for p in plan.step.products if p.matrix == span.node]
             if node.op != "previous" and not products:
                 steps = range(plan.steps) if node.op == "input" else [-1]
                 for i, step in enumerate(steps):
-                    spans.append(Span(stretch.start + i * node.size, node.size, len(lines), step, node.size))
-                lines.append(line(kernel.VECTOR_ITSELF, stretch.node, node.size))
+                    spans.append(SourceSpan(span.start + i * node.size, node.size, len(lines), step, node.size))
+                lines.append(line(kernel.VECTOR_ITSELF, span.node, node.size))
             for product in products:
                 matrix = line(kernel.MATRIX, product.delta, node.shape[1])
                 matrix[kernel.VECTOR : kernel.COLUMNS] = plan.trace.values.table[product.vector, [BASE, INNER_ROW]]
-                matrix[kernel.TURNED] = int(product.turned)
-                if stretch.node in plan.patterns:
-                    matrix[kernel.LISTED] = listed(plan.patterns[stretch.node])
-                spans.append(Span(stretch.start, stretch.columns, len(lines), -1, node.shape[1]))
+                matrix[kernel.TRANSPOSED] = int(product.turned)
+                if span.node in plan.patterns:
+                    matrix[kernel.LISTED] = listed(plan.patterns[span.node])
+                spans.append(SourceSpan(span.start, span.columns, len(lines), -1, node.shape[1]))
                 lines.append(matrix)
         table = np.array(lines, np.int64).reshape(len(lines), kernel.SOURCE)
         return table, np.concatenate([np.zeros(0, np.int64), *lists]), spans
@@ -352,7 +352,7 @@ class OnlineStages:
         return Call("reverse", cut(job, reverse_kernel.O0, 0, rows, parts), keeps=(places,))
 
     def _influence(self, first: int, last: int) -> Call:
-        """The influence matrices through the steps `first` to `last`; after the last step of all nobody wants them."""
+        """g += q M and M ← J M + M̄ through the steps `first` to `last`; M is not needed after the final step."""
         plan, room, end = self.plan, self.plan.room, self.trace.entries
         job = np.zeros(kernel.JOB, np.int64)
         job[kernel.LENGTH] = end + room.entries
@@ -373,7 +373,7 @@ class OnlineStages:
         return Call("influence", jobs)
 
 
-def _pieces(spans: list[Span], panels: int, width: int) -> tuple[Integers, Integers]:
+def _pieces(spans: list[SourceSpan], panels: int, width: int) -> tuple[Integers, Integers]:
     """The table of pieces that panels cut spans into, panel by panel; and (panels, 2) each panel's first and last."""
     lines, owners = [np.zeros((0, kernel.PIECE), np.int64)], [np.zeros(0, np.int64)]
     for span in spans:
@@ -388,14 +388,14 @@ def _pieces(spans: list[Span], panels: int, width: int) -> tuple[Integers, Integ
     return np.concatenate(lines)[np.argsort(owner, kind="stable")], np.stack([bounds[:-1], bounds[1:]], axis=1)
 
 
-class Online:
+class RtrlRun:
     """A trace and the influence matrices of a problem, moving forwards a chunk of steps at a time."""
 
-    def __init__(self, plan: OnlinePlan, dtype: np.dtype, arrays: tuple[Arrays, Arrays, Arrays]) -> None:
-        self.plan, self.stages = plan, online_stages(plan, dtype)
+    def __init__(self, plan: RtrlPlan, dtype: np.dtype, arrays: tuple[Arrays, Arrays, Arrays]) -> None:
+        self.plan, self.schedule = plan, rtrl_schedule(plan, dtype)
         self.trace = Trace(plan.trace, dtype, arrays, room=plan.room.entries)
-        room, numbers, N, width = plan.room, self.trace.room, plan.size, self.stages.width
-        panels = len(self.stages.panels)
+        room, numbers, N, width = plan.room, self.trace.room, plan.size, self.schedule.width
+        panels = len(self.schedule.panels)
         self.M = numbers[room.influence :][: plan.batch * panels * N * width].reshape(plan.batch, panels, N, width)
         self.G = numbers[room.gradient :][: plan.batch * panels * width].reshape(plan.batch, panels * width)
         self.C = numbers[room.seeds :][: plan.seeds.size]
@@ -405,26 +405,26 @@ class Online:
 
     def _begin(self) -> None:
         """M(0): the identity where initial states are differentiated; elsewhere M begins with its first M̄."""
-        self.M[:, self.stages.panels[:, BIRTH] < 0] = 0
+        self.M[:, self.schedule.panels[:, BIRTH] < 0] = 0
         offset = 0
-        for stretch in self.plan.stretches:
-            if self.plan.graph.nodes[stretch.node].op == "previous":
-                panel, column = np.divmod(stretch.start + np.arange(stretch.columns), self.stages.width)
-                self.M[:, panel, offset + np.arange(stretch.columns), column] = 1
-                offset += stretch.columns
+        for span in self.plan.column_spans:
+            if self.plan.graph.nodes[span.node].op == "previous":
+                panel, column = np.divmod(span.start + np.arange(span.columns), self.schedule.width)
+                self.M[:, panel, offset + np.arange(span.columns), column] = 1
+                offset += span.columns
 
     def advance(self, first: int, last: int) -> None:
-        """Take the influence through steps `first` to `last`; the trace has just run them in both directions."""
+        """M ← J M + M̄ through steps `first` to `last`, which the trace has just run in both directions."""
         self.C[: self.plan.cleared] = 0
-        self.C[self.stages.units] = 1
-        self.trace.run((self.stages.jacobians(last - first), self.stages.influence(first, last)))
+        self.C[self.schedule.units] = 1
+        self.trace.run((self.schedule.jacobians(last - first), self.schedule.influence(first, last)))
 
     def gradient(self, node: int) -> Array:
-        """What has been collected for a stretch: (batch, columns)."""
-        stretch = next(s for s in self.plan.stretches if s.node == node)
-        return self.G[:, stretch.start : stretch.start + stretch.columns]
+        """g of a node's columns of M, (batch, columns)."""
+        span = next(s for s in self.plan.column_spans if s.node == node)
+        return self.G[:, span.start : span.start + span.columns]
 
     def close(self) -> None:
-        """Let the next trace have the memory; nothing can be read any more."""
+        """Release the memory to the next trace; nothing can be read any more."""
         del self.M, self.G, self.C
         self.trace.close()

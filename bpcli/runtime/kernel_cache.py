@@ -47,7 +47,7 @@ def cache_folder() -> Path:
                 refused.append(f"{folder.parents[1]}: {reason}")
                 continue
             _make(folder)
-            if os.access(folder, os.W_OK) and not exposed(folder):  # nobody was quicker
+            if os.access(folder, os.W_OK) and not exposed(folder):  # not replaced meanwhile
                 if refused:
                     _tell(refused, folder)
                 return folder
@@ -99,10 +99,10 @@ def _remove(home: Path, owner: int) -> None:
 
 
 def exposed(path: Path) -> str:
-    """Why somebody else could change what is read at `path`, "" where nobody but this user and root can.
+    """Why another user could change what is read at `path`, "" if only this user and root can.
 
     The path, every folder above it and every link on the way must be owned by one of the two and be writable by no one
-    else; in a sticky folder, such as /tmp, nobody replaces what is another's. What does not exist yet is no reason.
+    else; in a sticky folder, such as /tmp, users cannot replace each other's files. A missing path is no reason.
     """
     if not hasattr(os, "geteuid"):
         return ""  # Windows: rights are lists, and a user's folders are the user's own

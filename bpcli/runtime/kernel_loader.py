@@ -1,22 +1,25 @@
-"""The compiled kernels: how they are got, the threads that run them, and the message while they are made.
+"""Compiled kernels: loading them, having missing ones compiled, and the threads that run them.
 
 A kernel for one dtype is one object file. LLVM loads it in some milliseconds, without Numba, whose import alone takes
-longer than a small check. Numba is imported where there is something to compile, by processes of their own.
+longer than a small check. Numba is imported only by the processes that compile.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder
 from pathlib import Path
+from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
@@ -25,11 +28,10 @@ from numpy.typing import NDArray
 
 from bpcli.errors import fail
 from bpcli.kernels import mode
-from bpcli.kernels.symbols import REST, blas_symbols, rest_symbol
 from bpcli.runtime.kernel_cache import Request, read_object
 
 if TYPE_CHECKING:
-    from bpcli.kernels.thread_pool import Crew
+    from bpcli.kernels.thread_pool import ThreadPool
 
 
 KERNELS = {
@@ -37,21 +39,21 @@ KERNELS = {
     "reverse": "bpcli.kernels.reverse:reverse_span",
     "products": "bpcli.kernels.matrix_gradients:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
-    "pack": "bpcli.kernels.packing:pack_span",
-    "crew": "bpcli.kernels.thread_pool:crew_span",
+    "pack": "bpcli.kernels.tiles:pack_span",
+    "thread_pool": "bpcli.kernels.thread_pool:pool_span",
 }
 ENTRY = "bp_kernel"
 """The function that every object file exports: `void bp_kernel(jobs, count, stride, values)`."""
 Jobs = NDArray[np.int64]
 _SINGLE, _DOUBLE, _COMPLEX = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.complex128)
-CREW: Request = ("crew", _DOUBLE)
+THREAD_POOL: Request = ("thread_pool", _DOUBLE)
 
-announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced by whoever has a terminal)
+announce: Callable[[str], None] = lambda text: None  # noqa: E731 (replaced where there is a terminal)
 CHECKING: tuple[Request, ...] = (
     *((name, _DOUBLE) for name in ("reverse", "forward", "influence", "products", "pack")),
     *((name, _SINGLE) for name in ("reverse", "forward", "products", "pack")),
     ("forward", _COMPLEX),
-    CREW,
+    THREAD_POOL,
 )
 """The kernels that a check in float64 takes: float32 shows what rounding does."""
 
@@ -90,7 +92,7 @@ def prepare(requests: Iterable[Request]) -> None:
 
 
 def _wait(running: list[subprocess.Popen[bytes]], todo: list[Request]) -> None:
-    """Until all have ended, or one has failed; says how far they are."""
+    """Wait until all processes have ended, or one has failed, and announce progress."""
     left = len(todo)
     while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
         time.sleep(0.05)
@@ -100,7 +102,7 @@ def _wait(running: list[subprocess.Popen[bytes]], todo: list[Request]) -> None:
 
 
 def _compiling(names: list[str], said: IO[bytes]) -> subprocess.Popen[bytes]:
-    """A process that compiles; what it complains of goes to `said`."""
+    """A process that compiles; its stderr goes to `said`."""
     package_home = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_home, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
@@ -117,12 +119,61 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_SINGLE_THREADED = os.environ.setdefault("OPENBLAS_NUM_THREADS", "1") == "1"
+"""OpenBLAS reads this when it is loaded; where it says otherwise, each BLAS has to be told."""
+
+
+def single_threaded() -> None:
+    """Limit every BLAS of this process to one thread: kernels run in parallel, not their products."""
+    if not _SINGLE_THREADED:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(limits=1, user_api="blas")
+
+
+@functools.cache
+def _outside_functions() -> Mapping[str, int]:
+    """Address by symbol of every function that compiled kernels call: SciPy's gemm, and the system's yield."""
+    interface = _cython_blas().__pyx_capi__
+    library, function = ("kernel32", "SwitchToThread") if sys.platform == "win32" else (None, "sched_yield")
+    yields = ctypes.cast(getattr(ctypes.CDLL(library), function), ctypes.c_void_p).value
+    gemm = {name: _address_of(interface[name.removeprefix("bp_")]) for name in mode.GEMM.values()}
+    return {**gemm, mode.YIELD: int(yields or 0)}
+
+
+def _cython_blas() -> ModuleType:
+    """`scipy.linalg.cython_blas`, SciPy's public C interface to its BLAS, without the slow import of `scipy.linalg`."""
+    name = "scipy.linalg.cython_blas"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("scipy")
+    folder = str(Path(package.origin if package and package.origin else "").parent / "linalg")
+    spec = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES)).find_spec("cython_blas")
+    found = importlib.util.spec_from_file_location(name, spec.origin) if spec and spec.origin else None
+    if found is None or found.loader is None:
+        return importlib.import_module(name)
+    try:
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+    except ImportError:  # where SciPy first has to say where its libraries are
+        return importlib.import_module(name)
+    return module
+
+
+def _address_of(capsule: object) -> int:
+    """The pointer in a capsule, whatever the capsule's name, which is the function's signature."""
+    name_of, pointer_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return int(pointer_of(capsule, name_of(capsule)))
+
+
 class Code:
     """A kernel's machine code in memory, and the engine that owns it."""
 
     def __init__(self, request: Request) -> None:
         prepare([request])
-        for name, address in {**blas_symbols(), REST: rest_symbol()}.items():
+        for name, address in _outside_functions().items():
             llvm.add_symbol(name, address)
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
@@ -147,7 +198,7 @@ def code(request: Request) -> Code:
 
 
 def compiled() -> tuple[int, float]:
-    """How many kernels (with the parallel loop) this process has compiled or loaded so far, and the seconds it took."""
+    """The number of kernels that this process has compiled or loaded so far, and the seconds it took."""
     return len(_seconds), sum(_seconds)
 
 
@@ -155,11 +206,11 @@ def compiled() -> tuple[int, float]:
 def plain(name: str) -> Callable[[NDArray[Any], NDArray[Any]], None]:
     """The kernel as it is written, where nothing is compiled."""
     module, function = KERNELS[name].split(":")
-    python: Callable[[NDArray[Any], NDArray[Any]], None] = getattr(import_module(module), function)
+    python: Callable[[NDArray[Any], NDArray[Any]], None] = getattr(importlib.import_module(module), function)
     return python
 
 
-class _Threads:
+class ThreadSettings:
     """How many threads run kernels, and in which order they take jobs."""
 
     def __init__(self) -> None:
@@ -172,43 +223,43 @@ class _Threads:
 
 
 @functools.cache
-def pool() -> _Threads:
-    """The threads of this process."""
-    return _Threads()
+def thread_settings() -> ThreadSettings:
+    """The settings of this process."""
+    return ThreadSettings()
 
 
 @functools.cache
-def crew() -> Crew:
-    """Those that help the one that has jobs; a process that was forked off has none of them."""
-    from bpcli.kernels.thread_pool import Crew  # a kernel: whoever compiles says so before it is imported
+def thread_pool() -> ThreadPool:
+    """This process's thread pool; a forked process starts without one."""
+    from bpcli.kernels.thread_pool import ThreadPool  # a kernel, so imported after mode.compiling is set
 
-    return Crew(code(CREW).call)
+    return ThreadPool(code(THREAD_POOL).call)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=crew.cache_clear)
+    os.register_at_fork(after_in_child=thread_pool.cache_clear)
 
 
 def threads() -> int:
     """How many threads run kernels."""
-    return pool().count
+    return thread_settings().count
 
 
 def set_threads(count: int) -> None:
     """Let kernels run on `count` threads from now on."""
-    pool().count = count
+    thread_settings().count = count
     if count > 1 and not mode.plain:
-        crew()  # now, not while a clock runs
+        thread_pool()  # now, not while a clock runs
 
 
 @contextmanager
 def reordered() -> Iterator[None]:
-    """In here one thread takes the jobs, the last one first: what threads that overtake each other may come to.
+    """Run jobs on one thread, the last one first, as threads that overtake each other might.
 
     Jobs that share nothing, as they should, give the same bits in any order and on any number of threads.
     """
-    pool().backwards = True
+    thread_settings().backwards = True
     try:
         yield
     finally:
-        pool().backwards = False
+        thread_settings().backwards = False

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Node, Phase
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
-from bpcli.runtime.forward_mode import OnlinePlan, online_plan, online_stages
+from bpcli.runtime.forward_mode import RtrlPlan, rtrl_plan, rtrl_schedule
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Trace
-from bpcli.tape.dependency import Stretch
+from bpcli.tape.dependency import ColumnSpan
 from bpcli.tape.instructions import BASE, INNER_ROW, OUTER
 
 
@@ -56,11 +56,11 @@ class InfluenceLayout:
 @lru_cache(maxsize=8)
 def influence_layout(setup: Setup) -> InfluenceLayout:
     """The layout of a setup with a state; known before anything is computed."""
-    plan = online_plan(setup, False)
+    plan = rtrl_plan(setup, False)
     sizes = [plan.graph.nodes[n].size for n in plan.graph.previous.values()]
     ends = list(itertools.accumulate(sizes, initial=0))
     states = {name: slice(*ends[i : i + 2]) for i, name in enumerate(plan.graph.previous)}
-    columns = {_called(plan.graph.nodes[s.node]): _slice(s) for s in plan.stretches}
+    columns = {_called(plan.graph.nodes[s.node]): _slice(s) for s in plan.column_spans}
     return InfluenceLayout(plan.size, plan.parameters, states, columns)
 
 
@@ -69,8 +69,8 @@ def _called(node: Node) -> str:
     return node.name or f"{node.op} at {node.place.line}:{node.place.column}, node {node.index}"
 
 
-def _slice(stretch: Stretch) -> slice:
-    return slice(stretch.start, stretch.start + stretch.columns)
+def _slice(span: ColumnSpan) -> slice:
+    return slice(span.start, span.start + span.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +143,9 @@ class LocalSteps:
     def __init__(self, problem: Problem) -> None:
         if not problem.setup.graph.recurrent:
             raise ValueError("there is no state: no J, M̄ and q")
-        self.setup, self.plan = problem.setup, online_plan(problem.setup, False)
+        self.setup, self.plan = problem.setup, rtrl_plan(problem.setup, False)
         self.layout = influence_layout(problem.setup)
-        self._stages = online_stages(self.plan, self.setup.dtype)
+        self._schedule = rtrl_schedule(self.plan, self.setup.dtype)
         self._trace = Trace(self.plan.trace, self.setup.dtype, problem.arrays, room=self.plan.room.entries)
         self._seeded = self._trace.room[self.plan.room.seeds :][: self.plan.seeds.size]
         self._weights = loss_weights(self.setup)
@@ -173,8 +173,8 @@ class LocalSteps:
     def _differentiate(self, steps: int) -> None:
         """J, and the cotangents of M̄, of the chunk that has just been run forwards."""
         self._seeded[: self.plan.cleared] = 0
-        self._seeded[self._stages.units] = 1
-        self._trace.run((self._stages.jacobians(steps),))
+        self._seeded[self._schedule.units] = 1
+        self._trace.run((self._schedule.jacobians(steps),))
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
         """The gradient by tensor: what came through the influence, (batch, P), and what losses owe within their steps.
@@ -182,7 +182,7 @@ class LocalSteps:
         `direct` is as that of `LocalDerivatives`, summed over steps; of an input (T, batch, *shape).
         """
         plan, graph = self.plan, self.plan.graph
-        static = [s for s in plan.stretches if graph.nodes[s.node].phase is Phase.STATIC]
+        static = [s for s in plan.column_spans if graph.nodes[s.node].phase is Phase.STATIC]
         self._trace.clear()
         total = influence.sum(axis=0)
         leaves = self._trace.finish([(s.node, _scattered(plan, s, total[_slice(s)])) for s in static])
@@ -235,17 +235,17 @@ class LocalSteps:
     def _factors(self, t: int, rows: int) -> Iterator[Factor]:
         """The terms of M̄ at step t, whose rows in the chunk begin at `rows`."""
         plan = self.plan
-        for stretch in plan.stretches:
-            node, entries = plan.graph.nodes[stretch.node], plan.patterns.get(stretch.node)
-            products = [p for p in plan.step.products if p.matrix == stretch.node]
+        for span in plan.column_spans:
+            node, entries = plan.graph.nodes[span.node], plan.patterns.get(span.node)
+            products = [p for p in plan.step.products if p.matrix == span.node]
             for p in products:
                 vector = self._vectors(p.vector, rows)
-                yield Factor(_slice(stretch), self._deltas(p.delta, rows), vector, p.turned, entries)
+                yield Factor(_slice(span), self._deltas(p.delta, rows), vector, p.turned, entries)
             if node.op == "input":
-                own = slice(stretch.start + t * node.size, stretch.start + (t + 1) * node.size)
-                yield Factor(own, self._deltas(stretch.node, rows), None, False, None)
+                own = slice(span.start + t * node.size, span.start + (t + 1) * node.size)
+                yield Factor(own, self._deltas(span.node, rows), None, False, None)
             elif node.op != "previous" and not products:
-                yield Factor(_slice(stretch), self._deltas(stretch.node, rows), None, False, None)
+                yield Factor(_slice(span), self._deltas(span.node, rows), None, False, None)
 
     def _deltas(self, n: int, rows: int) -> Array:
         """Cotangents (batch, N, size) of a node, for unit seeds at the entries of the new states."""
@@ -288,12 +288,12 @@ def _strided(numbers: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -
     return np.array(views)
 
 
-def _scattered(plan: OnlinePlan, stretch: Stretch, values: Array) -> Array:
+def _scattered(plan: RtrlPlan, span: ColumnSpan, values: Array) -> Array:
     """A static node's columns in their places, zero where a density leaves entries out."""
-    if stretch.node not in plan.patterns:
+    if span.node not in plan.patterns:
         return values
-    whole = np.zeros(plan.graph.nodes[stretch.node].size, values.dtype)
-    whole[plan.patterns[stretch.node]] = values
+    whole = np.zeros(plan.graph.nodes[span.node].size, values.dtype)
+    whole[plan.patterns[span.node]] = values
     return whole
 
 

@@ -1,9 +1,7 @@
-"""Bytes that a pass over windows of the unrolled graph reads and writes, from sizes alone.
+"""Reverse mode over windows of the unrolled graph: BPTT is one window, truncated BPTT is many.
 
-Reverse mode over windows of the unrolled graph: BPTT is one window, truncated BPTT is many.
-
-A window (start, loss_from, stop) takes the losses of steps loss_from..stop back to step start. Only so many steps are
-held as the longest window needs, and some more so that moving on costs little.
+A window (start, loss_from, stop) takes the losses of steps loss_from..stop back to step start. The trace holds the
+steps of the longest window, and some more so that it slides seldom.
 """
 
 from __future__ import annotations
@@ -17,19 +15,19 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.problem.definition import Array, Problem, Setup
-from bpcli.runtime.batched_windows import BLOCK_ROWS, BatchedWindows, WindowsPlan
+from bpcli.runtime.batched_windows import BLOCK_ROWS, BatchedWindows, BatchedWindowsPlan
 from bpcli.runtime.trace import Disturbance, Trace
 from bpcli.tape.plan import Plan, chunk_steps, make_plan, phase_flops
 
 
-def moved(unrolled: Unrolled) -> float:
-    """Bytes read and written.
+def memory_traffic(unrolled: Unrolled) -> float:
+    """Bytes that a gradient reads and writes, from sizes alone.
 
-    Of what is held, a step's part is written on the way forwards and read on the way back; and every step of the time
-    loop reads its matrices anew, once for each shard of the batch. Windows side by side go back as one.
+    A step's part of the trace is written forwards and read backwards, and every step of the time loop reads its
+    matrices anew, once for each shard of the batch. Batched windows go back as one.
     """
     T, plan = unrolled.setup.T, unrolled.plan
-    blocks = list(unrolled.blocks()) if unrolled.side_by_side else [[window] for window in unrolled.windows]
+    blocks = list(unrolled.blocks()) if unrolled.batched else [[window] for window in unrolled.windows]
     spans = sum(block[-1].stop - block[0].start for block in blocks)
     lags = sum(max(w.stop - w.start for w in block) for block in blocks)
     held = plan.entries * (T + spans) / plan.extent.window
@@ -47,7 +45,7 @@ def _loop_matrices(unrolled: Unrolled) -> int:
 
 Disturb = Callable[[Array], None]
 SLACK = 32
-"""Steps held beyond the longest window (or as many as that has, if fewer), so that the window seldom moves."""
+"""Steps held beyond the longest window, at most as many as that has, so that the trace slides seldom."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def staircase(T: int, k1: int, k2: int) -> tuple[Window, ...]:
 
 
 def merged(windows: Sequence[Window]) -> list[Window]:
-    """Windows that start together, and the losses of one follow on those of the other, as one; others stay apart."""
+    """Merge windows with one start if the losses of one follow on those of the other; keep the others."""
     joined: list[Window] = []
     ends: dict[tuple[int, int], int] = {}
     for w in windows:
@@ -113,8 +111,8 @@ class Unrolled:
     windows: Sequence[Window]
 
     @cached_property
-    def side_by_side(self) -> WindowsPlan | None:
-        """How the windows go back side by side: where there are several, as far apart as long, and they are short."""
+    def batched(self) -> BatchedWindowsPlan | None:
+        """The plan of batched windows: None unless there are several short ones, evenly spaced, with few samples."""
         setup, longest = self.setup, max(w.stop - w.start for w in self.windows)
         apart = self.windows[0].stop
         count = min(len(self.windows), -(-BLOCK_ROWS // setup.batch))
@@ -123,7 +121,7 @@ class Unrolled:
             held = setup.T
         if count == 1 or held > chunk_steps(held, setup.batch) or self.windows != staircase(setup.T, apart, longest):
             return None
-        return WindowsPlan(setup.graph, frozenset(self._leaves), setup.batch, apart, longest, count, held)
+        return BatchedWindowsPlan(setup.graph, frozenset(self._leaves), setup.batch, apart, longest, count, held)
 
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
@@ -137,8 +135,8 @@ class Unrolled:
     @cached_property
     def plan(self) -> Plan:
         """Tapes and layout."""
-        if self.side_by_side:
-            return self.side_by_side.trace
+        if self.batched:
+            return self.batched.trace
         setup, graph = self.setup, self.setup.graph
         longest = max(w.stop - w.start for w in self.windows)
         held = min(setup.T, longest + min(longest, SLACK))
@@ -151,27 +149,26 @@ class Unrolled:
         """Bytes held while it runs: values, cotangents, and the gradient itself, which is collected at the end."""
         last = sum(int(np.prod(x.shape)) for x in self.setup.wrt)
         entries = self.plan.entries
-        if self.side_by_side:
-            entries, last = self.side_by_side.entries, max(last, self.side_by_side.sums)
+        if self.batched:
+            entries, last = self.batched.entries, max(last, self.batched.sums)
         return (entries + last) * self.setup.dtype.itemsize
 
     @cached_property
     def flops(self) -> float:
         """Floating-point operations: a step backwards does the products of a step forwards twice.
 
-        Where windows go back side by side, what they share is done once a block, and what they don't, the way from
-        state to state, is one product.
+        Batched windows share all of a block but the way from state to state, which is one product for all of them.
         """
         once = sum(phase_flops(self.setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         back = 2.0 * once * sum(w.stop - w.start for w in self.windows)
-        if self.side_by_side:
+        if self.batched:
             back = 2.0 * once * sum(part[-1].stop - part[0].start for part in self.blocks())
             back += phase_flops(self.setup.graph, Phase.RECURRENT) * sum(w.stop - w.start for w in self.windows)
         return self.setup.batch * (once * self.setup.T + back) + 3 * phase_flops(self.setup.graph, Phase.STATIC)
 
     def blocks(self) -> Iterator[Sequence[Window]]:
-        """The windows that go back side by side; the last one by itself where it has fewer losses."""
-        plan = self.side_by_side
+        """The blocks of batched windows; the last window by itself where it has fewer losses."""
+        plan = self.batched
         regular = self.setup.T // plan.k1 if plan else 0
         for first in range(0, regular, plan.count if plan else 1):
             yield self.windows[first : min(first + plan.count, regular)] if plan else ()
@@ -197,8 +194,8 @@ class Unrolled:
             x.name: np.zeros((self.setup.batch, self._size(x.name))) for x in self.setup.wrt if x.kind == "state"
         }
         trace.start()
-        if self.side_by_side:
-            return self._side_by_side(trace, weights, self.side_by_side, disturb, seed)
+        if self.batched:
+            return self._batched_gradient(trace, weights, self.batched, disturb, seed)
         loss, done = 0.0, 0
         for window in self.windows:
             loss += self._advance(trace, done, window, weights)
@@ -212,8 +209,8 @@ class Unrolled:
             loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
         return loss, self._collect(trace, initial, disturb)
 
-    def _side_by_side(
-        self, trace: Trace, weights: NDArray[np.float64], plan: WindowsPlan, disturb: Disturb | None, seed: float
+    def _batched_gradient(
+        self, trace: Trace, weights: NDArray[np.float64], plan: BatchedWindowsPlan, disturb: Disturb | None, seed: float
     ) -> tuple[float, dict[str, Array]]:
         """The same, a block of windows at a time."""
         windows, loss, done = BatchedWindows(plan, trace), 0.0, 0

@@ -1,6 +1,9 @@
-"""One array for all numbers of a trace, and the views of it that every trace of a plan takes.
+"""A trace: the values of a window of steps, and the passes forwards and backwards over them.
 
-A Trace: the values of a window of steps, with the passes over them that make a gradient.
+Values V, cotangents C and factors F of a trace stand in one array. Fresh memory from the system is zeroed page by page
+as it is first written, which takes as long as many a pass, and the allocator returns a large freed array to the system
+at once. So the last large array is kept for the next trace; and of small ones a few, with their views, as making views
+takes as long as their kernels.
 """
 
 from __future__ import annotations
@@ -16,110 +19,152 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import forward as forward_kernel
 from bpcli.kernels import reverse as reverse_kernel
-from bpcli.kernels.symbols import single_threaded
-from bpcli.runtime import trace_memory as memory
 from bpcli.runtime.jobs import Call, reverse_job
-from bpcli.runtime.kernel_loader import Jobs
-from bpcli.runtime.schedule import Stages, Stretch, stages
+from bpcli.runtime.kernel_loader import Jobs, single_threaded
+from bpcli.runtime.schedule import Schedule, Span, schedule_of
 from bpcli.tape.instructions import APART, BASE, EPOCH, INNER_ROW, STEP
 from bpcli.tape.layout import WINDOW, Places
 from bpcli.tape.plan import Plan
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
-KEPT = 4
-"""Stretches whose views are kept: of many, their own memory would be more than what they save in time."""
+LEAST_REUSED, MOST_REUSED = 1 << 25, 1 << 28
+"""Bytes of an array that is kept: no fewer than glibc's allocator returns to the system, no more than is negligible."""
+MOST_VIEWED, VIEWED = 1 << 22, 4
+"""Bytes of an array that is kept with its views, and how many of these are kept."""
+ALIGNMENT = 128
+"""Bytes: two cache lines, which processors fetch together. A vector across lines takes twice as long, and lines that
+two threads write should not be neighbours."""
+SPANS = 4
+"""Spans of steps whose views are kept: those of many would take more memory than they save time."""
+
+
+class Memory:
+    """Arrays of traces that are done, kept for the next trace."""
+
+    def __init__(self) -> None:
+        self.freed: list[NDArray[np.uint8]] = []
+        self.views: dict[object, Views] = {}
+
+    def allocate(self, entries: int, dtype: np.dtype) -> tuple[NDArray[Any], int]:
+        """An uninitialised array and its address, in a freed array if that has as many bytes."""
+        size = entries * dtype.itemsize + ALIGNMENT
+        try:
+            held = self.freed.pop()
+        except IndexError:
+            held = np.empty(0, np.uint8)
+        if held.size != size:
+            del held  # before there is another
+            held = np.empty(size, np.uint8)
+        address = held.ctypes.data
+        start = -address % ALIGNMENT
+        return held[start : start + entries * dtype.itemsize].view(dtype), address + start
+
+    def free(self, numbers: NDArray[Any]) -> None:
+        """Keep the memory of an array that was allocated here; nothing reads or writes any part of it from now on."""
+        held = numbers.base
+        if held is not None and LEAST_REUSED <= held.nbytes <= MOST_REUSED:
+            self.freed[:] = [held]
+
+    def acquire(self, schedule: Schedule, dtype: np.dtype, room: int) -> Views:
+        """The views that an earlier trace has released, or new ones; the numbers may be anything."""
+        return self.views.pop((schedule, room), None) or Views(self, schedule, dtype, room)
+
+    def release(self, views: Views) -> None:
+        """Keep views for the next trace, or their memory; nothing reads or writes any part of it from now on."""
+        if views.bytes > MOST_VIEWED:
+            self.free(views.V)
+            return
+        self.views[views.key] = views
+        for old in list(self.views)[:-VIEWED]:  # other Python threads may release views at any time
+            self.views.pop(old, None)
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self.freed.clear()
+        self.views.clear()
+
+
+MEMORY = Memory()
+"""This process's."""
 
 
 class Views:
     """Values V, cotangents C, factors F, and `room` for so many more numbers, in one array at `address`."""
 
-    def __init__(self, stages: Stages, dtype: np.dtype, room: int) -> None:
-        numbers, self.address = memory.lend(stages.entries + room, dtype)
-        plan, stretches = stages.plan, stages.stretches
-        self.key, self.bytes = (stages, room), numbers.nbytes
+    def __init__(self, memory: Memory, schedule: Schedule, dtype: np.dtype, room: int) -> None:
+        numbers, self.address = memory.allocate(schedule.entries + room, dtype)
+        plan, slices = schedule.plan, schedule.slices
+        self.key, self.bytes = (schedule, room), numbers.nbytes
         self.V = numbers[: plan.values.size]
-        self.C = numbers[stages.cotangents :][: plan.cotangents.size]
-        self.F = numbers[stages.factors :][: plan.values.size]
-        self.room = numbers[stages.entries :]
-        self.sums: Sequence[Array] = [self.C[stretch] for stretch in stretches.sums]
+        self.C = numbers[schedule.cotangents :][: plan.cotangents.size]
+        self.F = numbers[schedule.factors :][: plan.values.size]
+        self.room = numbers[schedule.entries :]
+        self.sums: Sequence[Array] = [self.C[part] for part in slices.sums]
         """Cotangents that have to be cleared."""
         self.params: Sequence[tuple[str, Array]] = [
-            (name, self.V[stretch].reshape(shape[0], apart)[:, : shape[1]] if apart else self.V[stretch].reshape(shape))
-            for name, stretch, shape, apart in stretches.params
+            (name, self.V[part].reshape(shape[0], apart)[:, : shape[1]] if apart else self.V[part].reshape(shape))
+            for name, part, shape, apart in slices.params
         ]
         self.states: Sequence[tuple[str, Array]] = [
-            (name, self.V[stretch].reshape(-1, size)) for name, stretch, size in stretches.states
+            (name, self.V[part].reshape(-1, size)) for name, part, size in slices.states
         ]
         """Of each state the rows before the first step of the window."""
-        self._stages, self._kept = stages, dict[Stretch, StretchViews]()
         self.lanes: Sequence[tuple[Array, Sequence[Array]]] = [
-            (self.C[first], [self.C[other] for other in others]) for first, others in stretches.lanes
+            (self.C[first], [self.C[other] for other in others]) for first, others in slices.lanes
         ]
         """Shares of cotangents of static nodes: the first, where their sum ends up, and the others."""
         self.leaves: Sequence[tuple[int, Array | None, int]] = [
-            (n, None if place is None else self.C[place], entries) for n, place, entries in stretches.leaves
+            (n, None if part is None else self.C[part], entries) for n, part, entries in slices.leaves
         ]
         """Of each leaf's node the gradient, if it has one, and the entries of that."""
+        self._schedule, self._kept = schedule, dict[Span, SpanViews]()
 
-    def over(self, stretch: Stretch) -> StretchViews:
-        """Those of a stretch of steps, which are kept."""
-        if stretch not in self._kept:
-            if len(self._kept) >= KEPT:
+    def over(self, span: Span) -> SpanViews:
+        """The views of a span of steps; those of the last few are kept."""
+        if span not in self._kept:
+            if len(self._kept) >= SPANS:
                 self._kept.clear()
-            self._kept[stretch] = StretchViews(self, self._stages, stretch)
-        return self._kept[stretch]
+            self._kept[span] = SpanViews(self, self._schedule, span)
+        return self._kept[span]
 
 
-class StretchViews:
-    """Views of what a stretch of steps reads and writes."""
+class SpanViews:
+    """Views of what a span of steps reads and writes."""
 
-    def __init__(self, views: Views, stages: Stages, stretch: Stretch) -> None:
-        first, last, _ = stretch
-        stretches, plan, batch = stages.stretches, stages.plan, stages.plan.extent.batch
+    def __init__(self, views: Views, schedule: Schedule, span: Span) -> None:
+        first, last, _ = span
+        slices, plan, batch = schedule.slices, schedule.plan, schedule.plan.extent.batch
         steps, loss = last - first, plan.graph.nodes[plan.graph.loss]
         rows = steps * batch
         self.inputs: Sequence[tuple[int, Array, int, int]] = [
             (n, views.V[base : base + rows * size].reshape(rows, size), first * batch, last * batch)
-            for n, _, base, size in stretches.inputs
+            for n, _, base, size in slices.inputs
         ]
-        """Of each input its node, its rows, and which of all rows they are."""
+        """Of each input its node, its rows, and their range among the rows of all steps."""
         self.losses: Array | None = None
         """Losses (steps, batch) and"""
         self.seeds: Array | None = None
         """their cotangents; None where the loss is the same at all steps."""
         if loss.phase is not Phase.STATIC:
             apart = int(plan.values.table[loss.index, INNER_ROW])
-            values = views.V[_first(plan.values, loss.index, stretch) :][: rows * apart]
+            values = views.V[_first(plan.values, loss.index, span) :][: rows * apart]
             self.losses = values[::apart].reshape(steps, batch)
             if loss.index in plan.reverse.touched:
-                start = _first(plan.cotangents, loss.index, stretch)
+                start = _first(plan.cotangents, loss.index, span)
                 self.seeds = views.C[start : start + rows].reshape(steps, batch)
         self.carried: Sequence[tuple[Array, Array, Array]] = [
             (views.C[base + steps * size :][:size], views.C[base:][:size], views.C[base:][: steps * size])
-            for base, size in stretches.carried
+            for base, size in slices.carried
         ]
         """Of each state its cotangents after the last step, before the first one of the chunk, and before each step."""
 
 
-def _first(places: Places, node: int, stretch: Stretch) -> int:
+def _first(places: Places, node: int, span: Span) -> int:
     """Where a node's rows of the first step of a chunk begin."""
-    first, _, origin = stretch
+    first, _, origin = span
     line = places.table[node].tolist()
     return int(line[BASE] + (first - origin) * line[STEP] if line[EPOCH] == WINDOW else line[BASE])
-
-
-def views_of(stages: Stages, dtype: np.dtype, room: int) -> Views:
-    """Those that a trace before this has left, or new ones; the numbers may be anything."""
-    return memory.borrow((stages, room)) or Views(stages, dtype, room)
-
-
-def leave(views: Views) -> None:
-    """Let the next trace have them, or their memory; nobody reads or writes any part of it from now on."""
-    if views.bytes <= memory.MOST_READY:
-        memory.leave(views.key, views)
-    else:
-        memory.give_back(views.V)
 
 
 @dataclass(frozen=True)
@@ -144,6 +189,17 @@ class Disturbance:
         return replace(call, jobs=jobs, keeps=(*call.keeps, size))
 
 
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Where a forward recurrence can restart: the `states` by name, (batch, size) or one for all samples, at a `step`.
+
+    A restored run has the bits of the run it left, except under a `Disturbance`, whose factors go by place.
+    """
+
+    step: int
+    states: Arrays
+
+
 class Trace:
     """Values, cotangents and sums of one plan; steps count from 0, and those from `origin` on are held.
 
@@ -166,19 +222,19 @@ class Trace:
         params, inputs, self._state = arrays
         self.plan, self.dtype, self.rounding, self.origin = plan, dtype, rounding, 0
         self._disturbance, self._disturbed_calls = disturbance, 0
-        self.stages = stages(plan, dtype, rounding)
-        self._stretches = self.stages.stretches
-        self._views = views_of(self.stages, self.dtype, room)
+        self.schedule = schedule_of(plan, dtype, rounding)
+        self._slices = self.schedule.slices
+        self._views = MEMORY.acquire(self.schedule, self.dtype, room)
         views, self._address = self._views, self._views.address
         self.V, self.C, self.F, self.room = views.V, views.C, views.F, views.room
         self.clear()
         self._loaded = (0, 0)
-        self.inputs = {n: inputs[name].reshape(-1, size) for n, name, _, size in self._stretches.inputs}
+        self.inputs = {n: inputs[name].reshape(-1, size) for n, name, _, size in self._slices.inputs}
         for name, rows in views.params:
             rows[...] = params[name]
-        for place, number in self._stretches.constants:
+        for place, number in self._slices.constants:
             self.V[place] = number
-        self.run(self.stages.static_forward)
+        self.run(self.schedule.static_forward)
 
     def run(self, calls: Sequence[Call]) -> None:
         """Run kernels on the trace's numbers."""
@@ -189,7 +245,7 @@ class Trace:
             call.run(self.V, self._address)
 
     def disturbed(self, change: Callable[[Array], None] | None) -> AbstractContextManager[None]:
-        """The values changed by `change`, if any, but for inputs that are loaded again, and as they were in the end."""
+        """A context in which `change` has changed the values, if given, except for inputs, which are loaded again."""
         return self._disturbed(change) if change else nullcontext()
 
     @contextmanager
@@ -216,17 +272,37 @@ class Trace:
 
     def start(self) -> None:
         """Put the state before step 0 in place."""
-        self.origin = 0
+        self.restore(Snapshot(0, self._state))
+
+    def snapshot(self, step: int) -> Snapshot:
+        """A copy of the states that enter `step`, a step of the window whose predecessors have run, or its end."""
+        graph, table, states = self.plan.graph, self.plan.values.table, {}
+        for name, n in graph.previous.items():
+            size, start = graph.nodes[n].size, table[n, BASE] + (step - self.origin) * table[n, STEP]
+            states[name] = self.V[start : start + self.plan.extent.batch * size].reshape(-1, size).copy()
+        return Snapshot(step, states)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Restart before a snapshot's step: the window begins there, and what it held is forgotten."""
+        self.origin = snapshot.step
         for name, rows in self._views.states:
-            rows[:] = self._state[name].reshape(-1, rows.shape[1])
+            rows[:] = snapshot.states[name].reshape(-1, rows.shape[1])
 
     def forward(self, first: int, last: int) -> None:
         """Steps `first` to `last`, at most a chunk of them; they must lie in the window."""
         self._load_inputs(first, last)
-        self.run(self.stages.forward((first, last, self.origin)))
+        self.run(self.schedule.forward((first, last, self.origin)))
+
+    def chunks(self, steps: int) -> Iterator[tuple[int, int]]:
+        """Start, and run that many steps forwards, which the window must hold; yield (first, last) after each chunk."""
+        self.start()
+        for first in range(0, steps, self.plan.extent.chunk):
+            last = min(steps, first + self.plan.extent.chunk)
+            self.forward(first, last)
+            yield first, last
 
     def load(self, first: int, last: int) -> None:
-        """Have everything in place that the reverse pass of some steps reads, at most a chunk of them."""
+        """Load what the reverse pass of some steps, at most a chunk of them, reads."""
         self._load_inputs(first, last)
         if self.rounding:
             np.abs(self.V, out=self.F)
@@ -261,17 +337,17 @@ class Trace:
         else:
             self._bring(last - first, later)
         self._seed(first, weights)
-        self.run(self.stages.reverse((first, last, self.origin)))
+        self.run(self.schedule.reverse((first, last, self.origin)))
 
     def _carry(self, first: int, last: int, fresh: bool) -> None:
-        """The states' cotangents: what entered the first step of the later chunk leaves the last step of this one."""
+        """The states' cotangents after the last step: those before the first step of the later chunk, or zero."""
         for after, entered, before in self._over(first, last).carried:
             after[:] = 0 if fresh else entered
             if not self.plan.extent.stepwise:
                 before[:] = 0
 
     def _bring(self, steps: int, later: Mapping[int, Array]) -> None:
-        """Put the new states' cotangents in place; those of the states before have nothing yet."""
+        """The new states' cotangents from `later`; those of the previous states begin at zero."""
         graph = self.plan.graph
         for name, new in graph.new.items():
             entries = steps * self.plan.extent.batch * graph.nodes[new].size
@@ -287,13 +363,13 @@ class Trace:
         elif views.losses is None and loss in self.plan.reverse.touched:
             self.C[self.plan.cotangents.table[loss, BASE]] += weights.sum()
 
-    def _over(self, first: int, last: int) -> StretchViews:
+    def _over(self, first: int, last: int) -> SpanViews:
         return self._views.over((first, last, self.origin))
 
     def reverse_job(self, code: Jobs, places: Jobs, cplaces: Jobs, C: Array) -> Jobs:
         """A job of the reverse kernel on this trace's values, and cotangents `C`, but for lines, steps and rows."""
-        job = reverse_job(code, self.stages.numbers, places, cplaces, self.rounding)
-        job[reverse_kernel.LENGTH_V], job[reverse_kernel.FACTORS] = self.V.size, self.stages.factors
+        job = reverse_job(code, self.schedule.numbers, places, cplaces, self.rounding)
+        job[reverse_kernel.LENGTH_V], job[reverse_kernel.FACTORS] = self.V.size, self.schedule.factors
         job[reverse_kernel.COTANGENTS] = (C.ctypes.data - self._address) // C.itemsize
         job[reverse_kernel.LENGTH_C] = C.size
         return job
@@ -308,7 +384,7 @@ class Trace:
             self.C[base : base + values.size] += values
         if self.rounding:
             np.abs(self.V, out=self.F)
-        self.run(self.stages.static_reverse)
+        self.run(self.schedule.static_reverse)
         leaves = self._views.leaves
         return {n: np.zeros(entries, self.dtype) if part is None else part.copy() for n, part, entries in leaves}
 
@@ -327,12 +403,12 @@ class Trace:
         return self.C[base : base + self.plan.extent.batch * node.size].reshape(-1, node.size).copy()
 
     def close(self) -> None:
-        """Let the next trace have the memory; nothing can be read any more."""
-        leave(self._views)
+        """Release the memory to the next trace; nothing can be read any more."""
+        MEMORY.release(self._views)
         del self._views, self.V, self.C, self.F, self.room
 
     def slide(self, steps: int) -> None:
-        """Forget the first `steps` steps of the window: what follows moves to its front."""
+        """Drop the first `steps` steps of the window; the rest moves to its front."""
         table, graph = self.plan.values.table, self.plan.graph
         owners = set(range(len(graph.nodes))) - set(self.plan.forward.alias) - set(graph.new.values())
         for n in owners:

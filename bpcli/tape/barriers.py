@@ -1,7 +1,7 @@
-"""Which lines of a tape a team meets before, and which its leader runs by itself (see `bpcli.kernels.lockstep`).
+"""The lines of a tape with a barrier before them, and those that only the leader runs (see `bpcli.kernels.lockstep`).
 
-Read off what each instruction reads and writes, a step after the other, as stretches of the trace: two members may be
-anywhere between two meetings, so there one must not write what the other writes or reads.
+Both follow from what each instruction reads and writes, step after step, as ranges of the trace: two members may be
+anywhere between two barriers, so there one must not write what the other writes or reads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bpcli.tape.instructions import (
 )
 
 MOST_LINES = 62
-"""Lines of a tape that a team can run: each has a bit."""
+"""Most lines of a tape that a group can run: each has a bit."""
 _WHOLE = frozenset(OPERATIONS[name].opcode for name in (*DENSE, "concat"))
 """Operations of which an entry of the result is not made of the entries at its place."""
 _STEPS = 3
@@ -66,17 +66,17 @@ class _Stretch(NamedTuple):
     written: bool
 
 
-def forward_meetings(code: Integers, places: Integers, steps: int) -> tuple[int, int]:
-    """The lines before which a team meets, and those that the leader runs by itself, a bit each, of a tape's lines.
+def forward_barriers(code: Integers, places: Integers, steps: int) -> tuple[int, int]:
+    """The lines with a barrier before them, and those that only the leader runs, a bit each, of a tape's lines.
 
     They are run for at most so many steps in a row.
     """
-    return _meetings([_forward_line(row) for row in code.tolist()], places, range(min(steps, _STEPS)))
+    return _barriers([_forward_line(row) for row in code.tolist()], places, range(min(steps, _STEPS)))
 
 
-def reverse_meetings(code: Integers, cotangent_places: Integers, steps: int) -> tuple[int, int]:
+def reverse_barriers(code: Integers, cotangent_places: Integers, steps: int) -> tuple[int, int]:
     """The same of lines of the reverse tape."""
-    return _meetings([_reverse_line(row) for row in code.tolist()], cotangent_places, range(min(steps, _STEPS))[::-1])
+    return _barriers([_reverse_line(row) for row in code.tolist()], cotangent_places, range(min(steps, _STEPS))[::-1])
 
 
 def _forward_line(row: Sequence[int]) -> _Line:
@@ -103,8 +103,8 @@ def _reverse_line(row: Sequence[int]) -> _Line:
     return _Line(shared, uses)
 
 
-def _meetings(found: Sequence[_Line], places: Integers, steps: Sequence[int]) -> tuple[int, int]:
-    """As many meetings as it takes for no two uses between them to be in each other's way.
+def _barriers(found: Sequence[_Line], places: Integers, steps: Sequence[int]) -> tuple[int, int]:
+    """As many barriers as it takes for no two uses between them to conflict.
 
     An instruction of which members would be in each other's way is the leader's.
     """
@@ -117,7 +117,7 @@ def _meetings(found: Sequence[_Line], places: Integers, steps: Sequence[int]) ->
 
 
 def _first_missing(lines: Sequence[_Line], before: set[int], places: Integers, steps: Iterable[int]) -> int | None:
-    """The first line before which there has to be a meeting that is not among those there are."""
+    """The first line that lacks a barrier, if any."""
     since: list[_Stretch] = []
     for t in steps:
         for number, line in enumerate(lines):

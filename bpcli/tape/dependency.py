@@ -46,7 +46,7 @@ of all steps too dear, and no second is lost on what may be beyond all memory.""
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ColumnSpan:
     """Columns of the influence matrix: those of a static node, of an initial state or of an input at every step."""
 
     node: int
@@ -79,14 +79,14 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """The columns of M, from the ways in which each stretch's node enters a step.
+    """The columns of M, from the ways in which each span's node enters a step.
 
     There are as many columns as parameters, and M may be beyond all memory: they are worked out `BLOCK` at a time.
     """
 
     graph: Graph
     steps: int
-    stretches: tuple[Stretch, ...]
+    column_spans: tuple[ColumnSpan, ...]
     products: tuple[Product, ...]
     patterns: Mapping[int, NDArray[np.int64]]
 
@@ -100,22 +100,22 @@ class Structure:
 
     @property
     def _count(self) -> int:
-        return sum(stretch.columns for stretch in self.stretches)
+        return sum(span.columns for span in self.column_spans)
 
     def columns(self, start: int, stop: int) -> Columns:
         """The columns start..stop."""
         births, lows, highs = ([np.zeros(0, np.int64)] for _ in range(3))
-        for stretch in self.stretches:
+        for span in self.column_spans:
             node, own = (
-                self.graph.nodes[stretch.node],
+                self.graph.nodes[span.node],
                 np.arange(
-                    max(start, stretch.start) - stretch.start,
-                    min(stop, stretch.start + stretch.columns) - stretch.start,
+                    max(start, span.start) - span.start,
+                    min(stop, span.start + span.columns) - span.start,
                 ),
             )
-            pattern = self.patterns.get(stretch.node)
-            low, high = self._rows(stretch, own % node.size if pattern is None else pattern[own])
-            births.append(own // node.size if node.op == "input" else np.full(len(own), self._births(stretch)[0]))
+            pattern = self.patterns.get(span.node)
+            low, high = self._rows(span, own % node.size if pattern is None else pattern[own])
+            births.append(own // node.size if node.op == "input" else np.full(len(own), self._births(span)[0]))
             lows.append(low)
             highs.append(high)
         return Columns(*(np.concatenate(each) for each in (births, lows, highs)))
@@ -130,27 +130,27 @@ class Structure:
         """Floating-point operations of all q M and J M of one sample: M is not advanced after the last step, and where
         `closing` q J and q M̄ are taken for that step."""
         total, steps = 0.0, self.steps
-        for stretch in self.stretches:
-            birth = self._births(stretch)
+        for span in self.column_spans:
+            birth = self._births(span)
             credits = np.maximum(0, steps - 1 - birth) + closing * np.minimum(1, np.maximum(0, steps - 2 - birth))
             first = np.minimum(1, np.maximum(0, steps - 2 - closing - birth))
             later = np.maximum(0, steps - 3 - closing - birth)
-            entries, rows = self._bands(stretch)
+            entries, rows = self._bands(span)
             total += entries * float(credits.sum() + self._states * float(later.sum())) + rows * float(first.sum())
         return 2.0 * self._states * total
 
-    def _births(self, stretch: Stretch) -> Integers:
-        """The step before which a stretch's columns are zero; of an input one for each of its steps."""
-        op = self.graph.nodes[stretch.node].op
+    def _births(self, span: ColumnSpan) -> Integers:
+        """The step before which a span's columns are zero; of an input one for each of its steps."""
+        op = self.graph.nodes[span.node].op
         return np.arange(self.steps) if op == "input" else np.array([-1 if op == "previous" else 0])
 
-    def _bands(self, stretch: Stretch) -> tuple[float, float]:
-        """Entries of a stretch's node, and the rows that these reach in all.
+    def _bands(self, span: ColumnSpan) -> tuple[float, float]:
+        """Entries of a span's node, and the rows that these reach in all.
 
         Entries of a matrix that reach the same rows are counted together.
         """
-        node, pattern = self.graph.nodes[stretch.node], self.patterns.get(stretch.node)
-        turned = {p.turned for p in self.products if p.matrix == stretch.node}
+        node, pattern = self.graph.nodes[span.node], self.patterns.get(span.node)
+        turned = {p.turned for p in self.products if p.matrix == span.node}
         size, apart, times = node.size, 1, 1
         if pattern is not None:
             size = len(pattern)
@@ -163,22 +163,22 @@ class Structure:
         rows = 0.0
         for start in range(0, size, BLOCK):
             own = np.arange(start, min(start + BLOCK, size)) * apart
-            low, high = self._rows(stretch, own if pattern is None else pattern[own])
+            low, high = self._rows(span, own if pattern is None else pattern[own])
             rows += float(np.maximum(0, high - low).sum())
         return float(size * times), rows * times
 
-    def _rows(self, stretch: Stretch, entries: Integers) -> tuple[Integers, Integers]:
-        """The rows that some entries of a stretch's node reach: from, to."""
-        node = self.graph.nodes[stretch.node]
+    def _rows(self, span: ColumnSpan, entries: Integers) -> tuple[Integers, Integers]:
+        """The rows that some entries of a span's node reach: from, to."""
+        node = self.graph.nodes[span.node]
         if node.op == "previous":
-            before = sum(s.columns for s in self.stretches if self._is_state(s) and s.start < stretch.start)
+            before = sum(s.columns for s in self.column_spans if self._is_state(s) and s.start < span.start)
             return before + entries, before + entries + 1
-        own = [p for p in self.products if p.matrix == stretch.node]
+        own = [p for p in self.products if p.matrix == span.node]
         ways = [(p.delta, entries // node.shape[1] if not p.turned else entries % node.shape[1]) for p in own]
-        return _rows(self._reach, ways or [(stretch.node, entries)], self._states)
+        return _rows(self._reach, ways or [(span.node, entries)], self._states)
 
-    def _is_state(self, stretch: Stretch) -> bool:
-        return self.graph.nodes[stretch.node].op == "previous"
+    def _is_state(self, span: ColumnSpan) -> bool:
+        return self.graph.nodes[span.node].op == "previous"
 
 
 def shifts(graph: Graph) -> Mapping[int, Shifts]:

@@ -19,7 +19,7 @@ from bpcli.references.base import Estimate
 from bpcli.references.numerics.rounding import FACTOR, Rounding, bound, rounding, unit_roundoff
 from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.references.perturbation.measured_steps import MeasuredSteps, measured_flops
-from bpcli.runtime.forward_mode import online_plan
+from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import LocalDerivatives, LocalSteps
 
 _DOUBLE, _SINGLE = np.dtype(np.float64), np.dtype(np.float32)
@@ -93,7 +93,7 @@ def recursion_rounding(
 def recursion_flops(recursion: Recursion) -> float:
     """Predicted floating-point operations of an estimate and of the bounds on rounding, but for the rule's own."""
     setup = recursion.setup
-    plan = online_plan(setup, False)
+    plan = rtrl_plan(setup, False)
     once = 2.0 * plan.size * plan.size * plan.parameters * setup.T * setup.batch
     return measured_flops(setup) + (1 + 2 * (2 * len(_SHIFTS) + _DISTURBED + 1)) * once
 

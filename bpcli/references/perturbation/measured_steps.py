@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Graph, Node, Phase, ancestors
 from bpcli.problem.definition import Array, FloatArray, Problem, Setup, Tensor, Values, cast
 from bpcli.runtime.evaluation import node_values
-from bpcli.runtime.forward_mode import online_plan
+from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import Factor, LocalDerivatives, by_tensor, influence_layout
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.tape.plan import node_flops
@@ -100,10 +100,10 @@ class MeasuredSteps:
 
     def __init__(self, problem: Problem) -> None:
         self._double = cast(problem, _DOUBLE)
-        self.setup, self.plan = self._double.setup, online_plan(self._double.setup, False)
+        self.setup, self.plan = self._double.setup, rtrl_plan(self._double.setup, False)
         graph = self.setup.graph
         self._previous, self._new = tuple(graph.previous.values()), tuple(graph.new.values())
-        self._static = [s for s in self.plan.stretches if graph.nodes[s.node].phase is Phase.STATIC]
+        self._static = [s for s in self.plan.column_spans if graph.nodes[s.node].phase is Phase.STATIC]
         values = node_values(self._double, {*self._previous, *self._new, graph.loss, *(s.node for s in self._static)})
         every = self.setup.T * self.setup.batch
         rows = {n: self._rows(values[n]) for n in self._previous}
@@ -126,10 +126,10 @@ class MeasuredSteps:
         graph = self.setup.graph
         self.J = np.concatenate([self._states(cut, n, np.arange(graph.nodes[n].size)) for n in self._previous], axis=3)
         self.parts: dict[int, FloatArray] = {}
-        for stretch in self.plan.stretches:
-            if graph.nodes[stretch.node].op != "previous":
-                entries = self.plan.patterns.get(stretch.node, np.arange(graph.nodes[stretch.node].size))
-                self.parts[stretch.start] = self._states(cut, stretch.node, entries)
+        for span in self.plan.column_spans:
+            if graph.nodes[span.node].op != "previous":
+                entries = self.plan.patterns.get(span.node, np.arange(graph.nodes[span.node].size))
+                self.parts[span.start] = self._states(cut, span.node, entries)
 
     def _states(self, cut: Cut, leaf: int, entries: NDArray[np.int64]) -> FloatArray:
         """The slopes of the new states by entries of a leaf, (T, batch, N, entries)."""
@@ -183,11 +183,11 @@ class MeasuredSteps:
             )
 
     def _factors(self, t: int) -> Iterator[Factor]:
-        for stretch in self.plan.stretches:
-            if stretch.start in self.parts and stretch.columns:
-                part = self.parts[stretch.start][t]
-                is_input = self.setup.graph.nodes[stretch.node].op == "input"
-                start = stretch.start + (t * part.shape[-1] if is_input else 0)
+        for span in self.plan.column_spans:
+            if span.start in self.parts and span.columns:
+                part = self.parts[span.start][t]
+                is_input = self.setup.graph.nodes[span.node].op == "input"
+                start = span.start + (t * part.shape[-1] if is_input else 0)
                 yield Factor(slice(start, start + part.shape[-1]), part, None, False, None)
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
@@ -226,7 +226,7 @@ def measured_bytes(setup: Setup) -> int:
     rows, moving = setup.T * setup.batch, sum(n.size for n in graph.nodes if n.phase is not Phase.STATIC)
     inputs = sum(n.size for n in graph.nodes if n.op == "input")
     static = layout.P - (setup.T - 1) * sum(
-        graph.nodes[s.node].size for s in online_plan(setup, False).stretches if graph.nodes[s.node].op == "input"
+        graph.nodes[s.node].size for s in rtrl_plan(setup, False).column_spans if graph.nodes[s.node].op == "input"
     )
     real = rows * layout.N * (layout.N + static + 2) + 2 * setup.batch * layout.N * layout.P
     direct = setup.T * sum(int(np.prod(x.shape)) for x in setup.wrt if x.kind == "param")
@@ -235,6 +235,6 @@ def measured_bytes(setup: Setup) -> int:
 
 def _numbers(setup: Setup) -> int:
     """How many numbers are perturbed, one after the other."""
-    graph, plan = setup.graph, online_plan(setup, False)
-    met = sum(graph.nodes[s.node].size for s in plan.stretches)
+    graph, plan = setup.graph, rtrl_plan(setup, False)
+    met = sum(graph.nodes[s.node].size for s in plan.column_spans)
     return 3 * plan.size + met + sum(x.entries if x.kind == "param" else 1 for x in setup.wrt if x.kind != "state")

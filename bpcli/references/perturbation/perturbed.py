@@ -20,7 +20,7 @@ from bpcli.references.perturbation.executor import FAR_FLOPS, Asked, Executor, F
 from bpcli.references.perturbation.kinks import FREE, NONE, Kinks, find_kinks
 from bpcli.runtime.copies import Copies, Layout, layout_of, plan_of, reach
 from bpcli.runtime.evaluation import total_of
-from bpcli.runtime.rank_one_updates import Entries, joined, make_fixes
+from bpcli.runtime.jobs import EntryChanges, joined, rank_one_updates
 from bpcli.runtime.reverse_mode import Window, loss_weights, merged
 from bpcli.runtime.trace import Trace
 from bpcli.tape.dependency import Reach
@@ -34,8 +34,8 @@ def marked(total: Values, met: FloatArray) -> Values:
 
 
 def change_parameters(own: Perturbed, copies: Copies, piece: Piece, met: FloatArray) -> None:
-    """Change parameters, copy by copy: entries of matrices by fixes, vectors where they stand."""
-    layout, changed = copies.layout, dict[int, list[Entries]]()
+    """Change parameters, copy by copy: entries of matrices by rank-one updates, vectors where they stand."""
+    layout, changed = copies.layout, dict[int, list[EntryChanges]]()
     for leaf in dict.fromkeys(piece.nodes.tolist()):
         if leaf < 0 or own.graph.nodes[leaf].op != "param":
             continue
@@ -45,11 +45,11 @@ def change_parameters(own: Perturbed, copies: Copies, piece: Piece, met: FloatAr
         if static != {leaf}:
             _through_static(own, copies, leaf, (index, entries, deltas), changed, met)
         elif len(shape) == 2:
-            changed.setdefault(leaf, []).append((index, entries // shape[1], entries % shape[1], deltas))
+            changed.setdefault(leaf, []).append(EntryChanges(index, entries // shape[1], entries % shape[1], deltas))
         elif leaf in layout.reach.crossing:
             copies.block(leaf)[index, entries] += deltas
-    fixes = {n: joined(lists) for n, lists in changed.items()}
-    copies.fix = make_fixes(len(own.graph.nodes), layout.copies, fixes, copies.V.dtype)
+    updates = {n: joined(lists) for n, lists in changed.items()}
+    copies.updates = rank_one_updates(len(own.graph.nodes), layout.copies, updates, copies.V.dtype)
 
 
 def _through_static(
@@ -57,7 +57,7 @@ def _through_static(
     copies: Copies,
     leaf: int,
     change: tuple[NDArray[np.int64], NDArray[np.int64], Values],
-    changed: dict[int, list[Entries]],
+    changed: dict[int, list[EntryChanges]],
     met: FloatArray,
 ) -> None:
     """Run the static phase for each copy (copies, entries, deltas): vectors that the loop reads are kept, matrices as
@@ -75,8 +75,8 @@ def _through_static(
             if len(nodes[n].shape) == 2:
                 where = np.flatnonzero(found != base)
                 columns = nodes[n].shape[1]
-                entries = (np.full(len(where), c), where // columns, where % columns, found[where] - base[where])
-                changed.setdefault(n, []).append(entries)
+                copy, delta = np.full(len(where), c), found[where] - base[where]
+                changed.setdefault(n, []).append(EntryChanges(copy, where // columns, where % columns, delta))
             else:
                 copies.block(n)[c] = found
         single.block(leaf)[0, entry] = own.trace.value(leaf, nodes[leaf].size)[entry]
@@ -155,9 +155,8 @@ class Perturbed:
         self.weighted: dict[int, tuple[NDArray[np.int64], FloatArray]] = {}
         plan = plan_of(self.setup, self.setup.T)
         self.trace = Trace(plan, np.dtype(dtype), self.problem.arrays)
-        self.trace.start()
-        for first in range(0, self.setup.T, plan.extent.chunk):
-            self.trace.forward(first, min(self.setup.T, first + plan.extent.chunk))
+        for _ in self.trace.chunks(self.setup.T):
+            pass
         self.met = FREE
         self.held = {node: self._held(node) for node in self.graph.previous.values()}
 

@@ -1,18 +1,29 @@
-"""Branch-free float64 scalar functions, written so that LLVM vectorises a loop over them.
+"""Scalar functions, float64 and complex128, written so that LLVM vectorises a loop over them.
 
-Each is within 2 ulp of the mathematical value over the whole range, including subnormal numbers, overflow and
-saturation, and returns the IEEE value for NaN, infinities and signed zeros. There are no calls, no tables and no
+Each real function is within 2 ulp of the mathematical value over the whole range, including subnormal numbers, overflow
+and saturation, and returns the IEEE value for NaN, infinities and signed zeros. There are no calls, no tables and no
 branches: special cases are selected at the end, and 2^k is assembled from the bits of a float.
+
+A complex argument a + i h stands for the dual number of a value and its tangent: f(a + i h) = f(a) + i h f'(a).
+Products of imaginary parts are dropped, so there is no truncation error however large h is, and derivatives have the
+range of floats. The real function gives the real part; a slope without cancellation gives the imaginary part, accurate
+in deep saturation too (Squire and Trapp, "Using complex variables to estimate derivatives of real functions", 1998,
+with h towards zero).
 
 Sources: the range reductions are those of Cody and Waite, "Software Manual for the Elementary Functions" (1980); the
 polynomials of `log`, `sin` and `cos` are those of fdlibm (Sun Microsystems, 1993); that of `exp` is a Chebyshev fit of
 (e^r - 1 - r) / r^2 on |r| <= 0.347 with an error below 0.003 ulp of e^r.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from bpcli.kernels import mode
-from bpcli.kernels.jit import inline
+from bpcli.kernels.jit import INLINED, inline
 
 LOG2_E = 1.4426950408889634
 LN2_HI = 6.93147180369123816490e-01  # 32 significant bits: k * LN2_HI is exact for every exponent k
@@ -43,7 +54,7 @@ def _fma(a, b, c):
 if mode.compiling:
     from llvmlite import ir
     from numba import types
-    from numba.extending import lower_builtin, type_callable
+    from numba.extending import lower_builtin, overload, type_callable
 
     @type_callable(_fma)
     def _type_fma(_context):
@@ -225,6 +236,174 @@ def cos_real(x):
 
 
 @inline
-def power_real(x, exponent):
-    """x ** exponent, by the mathematics library."""
-    return np.float64(x) ** exponent
+def power_real(x, y):
+    """x ** y, by the mathematics library."""
+    return np.float64(x) ** y
+
+
+@inline
+def times_real(x, y):
+    """x y."""
+    return x * y
+
+
+@inline
+def over_real(x, y):
+    """x / y."""
+    return x / y
+
+
+@inline
+def sqrt_real(x):
+    """The root of x."""
+    return np.sqrt(x)
+
+
+@inline
+def trig_in_range(x):
+    """Whether `sin_in_range` and `cos_in_range` hold."""
+    return np.abs(x.real) <= TRIG_MAX
+
+
+@inline
+def sin_anywhere(x):
+    """sin x; beyond TRIG_MAX by the mathematics library."""
+    return sin_real(x) if trig_in_range(x) else np.sin(np.float64(x))
+
+
+@inline
+def cos_anywhere(x):
+    """cos x; beyond TRIG_MAX by the mathematics library."""
+    return cos_real(x) if trig_in_range(x) else np.cos(np.float64(x))
+
+
+@inline
+def _first_order(slope, h):
+    """h slope; a zero h stays the zero it is even where the slope is infinite."""
+    return h * slope if h != 0.0 else h
+
+
+@inline
+def times_complex(x, y):
+    """x y."""
+    return complex(x.real * y.real, _first_order(y.real, x.imag) + _first_order(x.real, y.imag))
+
+
+@inline
+def over_complex(x, y):
+    """x / y."""
+    value = x.real / y.real
+    return complex(value, (x.imag - _first_order(value, y.imag)) / y.real)
+
+
+@inline
+def sqrt_complex(x):
+    """The root of x."""
+    value = np.sqrt(x.real)
+    return complex(value, _first_order(0.5 / value, x.imag))
+
+
+@inline
+def exp_complex(x):
+    """e^x."""
+    value = exp_real(x.real)
+    return complex(value, _first_order(value, x.imag))
+
+
+@inline
+def tanh_complex(x):
+    """tanh x; its slope is sech^2 a = 4 e / (1 + e)^2 with e = e^-2|a|."""
+    e = exp_real(-2.0 * np.abs(x.real))
+    return complex(tanh_real(x.real), _first_order(4.0 * e / ((1.0 + e) * (1.0 + e)), x.imag))
+
+
+@inline
+def sigmoid_complex(x):
+    """1 / (1 + e^-x); its slope is e / (1 + e)^2 with e = e^-|a|."""
+    e = exp_real(-np.abs(x.real))
+    return complex(sigmoid_real(x.real), _first_order(e / ((1.0 + e) * (1.0 + e)), x.imag))
+
+
+@inline
+def softplus_complex(x):
+    """log(1 + e^x); its slope is the sigmoid."""
+    return complex(softplus_real(x.real), _first_order(sigmoid_real(x.real), x.imag))
+
+
+@inline
+def log_complex(x):
+    """log x."""
+    return complex(log_real(x.real), _first_order(1.0 / x.real, x.imag))
+
+
+@inline
+def sin_in_range_complex(x):
+    """sin x for |x| <= TRIG_MAX."""
+    return complex(sin_real(x.real), _first_order(cos_real(x.real), x.imag))
+
+
+@inline
+def sin_complex(x):
+    """sin x; beyond TRIG_MAX by the mathematics library."""
+    return complex(sin_anywhere(x.real), _first_order(cos_anywhere(x.real), x.imag))
+
+
+@inline
+def cos_in_range_complex(x):
+    """cos x for |x| <= TRIG_MAX."""
+    return complex(cos_real(x.real), _first_order(-sin_real(x.real), x.imag))
+
+
+@inline
+def cos_complex(x):
+    """cos x; beyond TRIG_MAX by the mathematics library."""
+    return complex(cos_anywhere(x.real), _first_order(-sin_anywhere(x.real), x.imag))
+
+
+@inline
+def power_complex(x, y):
+    """x ** y for a real y; a base below zero has none."""
+    return complex(x.real**y, _first_order(y * x.real ** (y - 1.0), x.imag))
+
+
+def _by_type(real: Callable[..., Any], dual: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of one number that is `real` or `dual` by the number's type, chosen at compile time."""
+
+    def function(x):
+        return dual(x) if isinstance(x, complex) else real(x)
+
+    if mode.compiling:
+
+        @overload(function, jit_options=INLINED)
+        def choose(x):
+            return dual.py_func if isinstance(x, types.Complex) else real.py_func
+
+    return function
+
+
+def _by_first_type(real: Callable[..., Any], dual: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a function of two numbers; the first one's type counts."""
+
+    def function(x, y):
+        return dual(x, y) if isinstance(x, complex) else real(x, y)
+
+    if mode.compiling:
+
+        @overload(function, jit_options=INLINED)
+        def choose(x, y):
+            return dual.py_func if isinstance(x, types.Complex) else real.py_func
+
+    return function
+
+
+times = _by_first_type(times_real, times_complex)
+over = _by_first_type(over_real, over_complex)
+power = _by_first_type(power_real, power_complex)
+sqrt = _by_type(sqrt_real, sqrt_complex)
+exp = _by_type(exp_real, exp_complex)
+tanh = _by_type(tanh_real, tanh_complex)
+sigmoid = _by_type(sigmoid_real, sigmoid_complex)
+softplus = _by_type(softplus_real, softplus_complex)
+log = _by_type(log_real, log_complex)
+sin_in_range, sin = _by_type(sin_real, sin_in_range_complex), _by_type(sin_anywhere, sin_complex)
+cos_in_range, cos = _by_type(cos_real, cos_in_range_complex), _by_type(cos_anywhere, cos_complex)

@@ -1,4 +1,4 @@
-"""Teams: steps that threads share are those that one thread takes, whoever comes, comes late or not at all."""
+"""Lockstep groups: threads that share steps compute the bits of one thread, even where one comes late or not at all."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpcli.kernels import lockstep as team
-from bpcli.kernels import mode
-from bpcli.kernels.lockstep import desk_for
+from bpcli.kernels import lockstep, mode
+from bpcli.kernels.lockstep import new_group
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
 from bpcli.runtime import jobs as calls
 from bpcli.runtime import schedule
-from bpcli.runtime import schedule as stages
 from bpcli.runtime.copies import plan_of
 from bpcli.runtime.kernel_loader import code, reordered
-from bpcli.runtime.schedule import Stages
+from bpcli.runtime.schedule import Schedule
 from bpcli.runtime.trace import Trace
-from bpcli.tape import barriers as meetings
+from bpcli.tape import barriers
 from bpcli.tape import layout as matrices
 from bpcli.tape.instructions import (
     ACCUMULATE,
@@ -113,11 +111,11 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
 
 
 class Recurrence:
-    """The calls of a small trace that teams may run, and all of its numbers."""
+    """The calls of a small trace that groups may run, and all of its numbers."""
 
     def __init__(self, path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         for bound in ("LEAST_STEP", "LEAST_READ"):
-            monkeypatch.setattr(team, bound, 1)
+            monkeypatch.setattr(lockstep, bound, 1)
         monkeypatch.setattr(schedule, "LEAST_MATRIX", 1)
         sizes = {"n": 150} if path.stem == "gru" else {}
         setup = open_setup(path, {"T": steps, "batch": 1, **sizes}, (), Limits())
@@ -125,15 +123,17 @@ class Recurrence:
         leaves = [graph.leaf[x.name] for x in setup.wrt]
         plan = make_plan(graph, leaves, 1, steps, [graph.loss, *graph.new.values()])
         self.trace = Trace(plan, np.dtype("float64"), draw(setup).arrays)
-        self.trace.stages = Stages(plan, self.trace.dtype, False)  # not those that are kept, which know of no team
+        self.trace.schedule = Schedule(
+            plan, self.trace.dtype, False
+        )  # not those that are kept, which were made without groups
         self.trace.start()
         self.trace.forward(0, steps)
         self.trace.reverse(0, steps, np.ones((steps, 1)), fresh=True)
         self.trace.finish()
-        here, stretch = self.trace.stages, (0, steps, 0)
-        found = [*here.static_forward, *here.forward(stretch), *here.reverse(stretch), *here.static_reverse]
-        self.calls = [call for call in found if call.desk is not None]
-        length = self.trace.stages.entries * self.trace.dtype.itemsize
+        here, span = self.trace.schedule, (0, steps, 0)
+        found = [*here.static_forward, *here.forward(span), *here.reverse(span), *here.static_reverse]
+        self.calls = [call for call in found if call.group is not None]
+        length = self.trace.schedule.entries * self.trace.dtype.itemsize
         self.numbers = np.frombuffer((ctypes.c_byte * length).from_address(self.trace._address), self.trace.dtype)
         self.numbers[~np.isfinite(self.numbers)] = 0  # what nothing has written may be anything
         self.numbers *= 0.9  # so that what is written again is not what is there
@@ -152,11 +152,11 @@ class Recurrence:
         job = call.jobs[0]
         return self.after(lambda: kernel.call(job.ctypes.data, 1, 0, self.trace._address))
 
-    def together(self, call: calls.Call, desk: np.ndarray, waits: Sequence[float]) -> np.ndarray:
+    def together(self, call: calls.Call, group: np.ndarray, waits: Sequence[float]) -> np.ndarray:
         """The same after threads have, each of which comes so many seconds after the one before."""
         kernel, job = code((call.name, self.trace.dtype)), call.jobs[0].copy()
-        assert call.desk is not None
-        job[call.desk] = desk.ctypes.data
+        assert call.group is not None
+        job[call.group] = group.ctypes.data
 
         def run() -> None:
             threads = []
@@ -182,10 +182,10 @@ def spec_of(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("gaps", [False, True], ids=["dense", "gaps"])
 @pytest.mark.parametrize("members", [2, 3, 8])
 @pytest.mark.parametrize("spec", ["mixed", "gru"])
-def test_a_team_takes_the_steps(
+def test_a_group_takes_the_steps(
     spec: str, members: int, gaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, wherever its members come in; one who comes when all is over goes."""
+    """Bit for bit, wherever its members are admitted; a thread that arrives after the end is turned away."""
     if gaps:
         monkeypatch.setattr(matrices, "GAP_COLUMNS", 1)
         monkeypatch.setattr(matrices, "LEAST_MATRIX", 1)
@@ -197,32 +197,32 @@ def test_a_team_takes_the_steps(
         alone = recurrence.alone(call)
         assert (alone != recurrence.numbers).any()
         for waits in ([0.0] * members, [0.0] + [0.001] * (members - 1), [0.0] * (members - 1) + [0.3]):
-            desk = desk_for(members)
-            assert (recurrence.together(call, desk, waits) == alone).all()
-            assert desk[team._CAME] == members
+            group = new_group(members)
+            assert (recurrence.together(call, group, waits) == alone).all()
+            assert group[lockstep._ARRIVED] == members
     middle = recurrence.calls[len(recurrence.calls) // 2]  # of all steps
     assert any(_meets(recurrence, middle, members) for _ in range(TRIES))
 
 
 def _meets(recurrence: Recurrence, call: calls.Call, members: int) -> bool:
-    """Whether a second thread came to a meeting: it may be started when the first has finished."""
-    desk = desk_for(members)
-    recurrence.together(call, desk, [0.0] * members)
-    return bool(desk[team._came.py_func(1)] > 0)
+    """Whether a second thread came to a barrier: it may be started when the first has finished."""
+    group = new_group(members)
+    recurrence.together(call, group, [0.0] * members)
+    return bool(group[lockstep._arrival.py_func(1)] > 0)
 
 
-def test_who_waits_long_goes_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leader_that_waits_long_continues_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recurrence = Recurrence(spec_of("mixed", tmp_path), 2000, monkeypatch)
     for call in recurrence.calls[1:3]:  # those of 2000 steps
         alone = recurrence.alone(call)
         for _ in range(TRIES):
-            desk = desk_for(2)
-            watch = threading.Thread(target=_owe, args=(desk,))
+            group = new_group(2)
+            watch = threading.Thread(target=_owe, args=(group,))
             watch.start()
-            together = recurrence.together(call, desk, [0.0, 0.0])
-            met = bool(desk[team._came.py_func(1)] > 0)
-            alone_again = desk[team._MOST] == 1
-            desk[team._MOST] = 1
+            together = recurrence.together(call, group, [0.0, 0.0])
+            met = bool(group[lockstep._arrival.py_func(1)] > 0)
+            alone_again = group[lockstep._CAPACITY] == 1
+            group[lockstep._CAPACITY] = 1
             watch.join(10)
             assert (together == alone).all()
             if met and alone_again:
@@ -231,31 +231,31 @@ def test_who_waits_long_goes_on_alone(tmp_path: Path, monkeypatch: pytest.Monkey
             pytest.fail("no leader was left waiting")
 
 
-def _owe(desk: np.ndarray) -> None:
-    """Have the leader owed too much as soon as another has come to a meeting."""
-    start, came = time.monotonic(), team._came.py_func(1)
-    while desk[team._MOST] > 1 and time.monotonic() < start + 5:
-        if desk[came] > 0:
-            desk[team._OWED] = 1 << 40
+def _owe(group: np.ndarray) -> None:
+    """Let the leader be overdue as soon as another member has arrived at a barrier."""
+    start, came = time.monotonic(), lockstep._arrival.py_func(1)
+    while group[lockstep._CAPACITY] > 1 and time.monotonic() < start + 5:
+        if group[came] > 0:
+            group[lockstep._OVERDUE] = 1 << 40
         time.sleep(1e-5)
 
 
 @pytest.mark.parametrize("spec", ["mixed", "vanilla_rnn", "lstm"])
-def test_there_are_as_many_meetings_as_it_takes(
+def test_no_barrier_is_missing_or_superfluous(
     spec: str, plain: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever of two members runs ahead from meeting to meeting; and not with any one meeting fewer."""
+    """Whichever of two members runs ahead from barrier to barrier; with any one barrier fewer, some bits differ."""
     recurrence = Recurrence(spec_of(spec, tmp_path), 4, monkeypatch)
     for call in recurrence.calls:
         module = plain(call.name)
         monkeypatch.setattr(plain("lockstep"), "PIECE_BYTES", 8)
-        job, alone, desk = call.jobs[0].copy(), recurrence.alone(call), desk_for(2)
-        job[call.desk] = desk.ctypes.data
-        planned = int(job[module.MEETINGS])
-        lines = [line for line in range(meetings.MOST_LINES) if planned >> line & 1]
+        job, alone, group = call.jobs[0].copy(), recurrence.alone(call), new_group(2)
+        job[call.group] = group.ctypes.data
+        planned = int(job[module.BARRIERS])
+        lines = [line for line in range(barriers.MOST_LINES) if planned >> line & 1]
 
         def by_two(there: int, first: int, job: Any = job, module: Any = module) -> np.ndarray:
-            job[module.MEETINGS] = there
+            job[module.BARRIERS] = there
             return recurrence.after(lambda: _in_turns(module, plain("lockstep"), job, recurrence.numbers, first))
 
         right = [by_two(planned, first) for first in (0, 1)]
@@ -265,8 +265,8 @@ def test_there_are_as_many_meetings_as_it_takes(
             assert any((numbers != there).any() for numbers, there in zip(fewer, right, strict=True)), line
 
 
-def _in_turns(module: Any, team_module: Any, job: np.ndarray, numbers: np.ndarray, first: int) -> None:
-    """Run a job by two members, one at a time, from meeting to meeting; `first` goes ahead."""
+def _in_turns(module: Any, lockstep_module: Any, job: np.ndarray, numbers: np.ndarray, first: int) -> None:
+    """Run a job by two members, one at a time, from barrier to barrier; `first` goes ahead."""
     turn, done = threading.Condition(), [False, False]
     whose, members = [first], threading.local()
 
@@ -274,11 +274,11 @@ def _in_turns(module: Any, team_module: Any, job: np.ndarray, numbers: np.ndarra
         whose[0] = 1 - members.me if not done[1 - members.me] else members.me
         turn.notify_all()
 
-    def join(desk: Any, step: int, line: int, over: int) -> tuple[tuple[int, int, int], int, int]:
+    def join(group: Any, step: int, line: int, end: int) -> tuple[tuple[int, int, int], int, int]:
         members.began = step, line
         return (members.me, 2, 0), step, line
 
-    def meet(desk: Any, member: int, count: int, meeting: int, step: int, line: int) -> int:
+    def barrier(group: Any, member: int, count: int, number: int, step: int, line: int) -> int:
         if (step, line) == members.began:  # as if the other had come in there
             return count
         with turn:
@@ -297,7 +297,7 @@ def _in_turns(module: Any, team_module: Any, job: np.ndarray, numbers: np.ndarra
                 done[member] = True
                 give()
 
-    module.join, module.dismiss, team_module.meet = join, lambda desk, seat: None, meet
+    module.join, module.dismiss, lockstep_module.barrier = join, lambda group, membership: None, barrier
     threads = [threading.Thread(target=run, args=(member,)) for member in (0, 1)]
     for thread in threads:
         thread.start()
@@ -306,7 +306,7 @@ def _in_turns(module: Any, team_module: Any, job: np.ndarray, numbers: np.ndarra
         assert not thread.is_alive()
 
 
-def test_who_adds_to_an_entry_twice_adds_alone() -> None:
+def test_the_leader_alone_adds_to_an_entry_twice() -> None:
     """Two slices of one vector that overlap, multiplied; a product of a vector to which a slice of it is added."""
     places = np.zeros((5, PLACE_FIELDS), np.int64)
     places[:, BASE] = (0, 100, 101, 300, 400)
@@ -314,42 +314,44 @@ def test_who_adds_to_an_entry_twice_adds_alone() -> None:
     for field, entry in ((OP, MULTIPLY), (OUT, 0), (A, 1), (B, 2), (SIZE, 70), (SIZE_A, 70), (SIZE_B, 70)):
         product[0, field] = entry
     product[0, [MODE_A, MODE_B]] = ACCUMULATE
-    assert meetings.reverse_meetings(product, places, 1) == (0, 1)
+    assert barriers.reverse_barriers(product, places, 1) == (0, 1)
     places[2, BASE] = 170
-    assert meetings.reverse_meetings(product, places, 1) == (0, 0)
+    assert barriers.reverse_barriers(product, places, 1) == (0, 0)
     row = np.zeros((1, FIELDS), np.int64)
     for field, entry in ((OP, MATMUL), (OUT, 0), (A, 4), (B, 1), (ADDEND, 3), (SIZE, 60), (SIZE_B, 70)):
         row[0, field] = entry
     row[0, [MODE_B, MODE_ADDEND]] = ACCUMULATE
-    assert meetings.reverse_meetings(row, places, 1) == (0, 0)
+    assert barriers.reverse_barriers(row, places, 1) == (0, 0)
     places[3, BASE] = 110
-    assert meetings.reverse_meetings(row, places, 1) == (0, 1)
+    assert barriers.reverse_barriers(row, places, 1) == (0, 1)
 
 
 @pytest.mark.parametrize("members", [1, 2, 5, 8])
 def test_shares(members: int) -> None:
     """Whole pieces that follow each other, and nothing else."""
     for n in (0, 1, 31, 32, 33, 100, 401):
-        shares = [team.share.py_func(n, member, members, 8) for member in range(members)]
+        shares = [lockstep.share.py_func(n, member, members, 8) for member in range(members)]
         assert [low for low, _ in shares[1:]] == [min(low + size, -(-n // 32) * 32) for low, size in shares[:-1]]
         assert sum(size for _, size in shares) == n
         assert all(low % 32 == 0 for low, _ in shares)
 
 
-def test_too_many_lines_for_a_team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_lines_for_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = spec_of("mixed", tmp_path)
     assert Recurrence(path, 3, monkeypatch).calls
-    monkeypatch.setattr(stages, "MOST_LINES", 2)
+    monkeypatch.setattr(schedule, "MOST_LINES", 2)
     assert not Recurrence(path, 3, monkeypatch).calls
 
 
 @pytest.mark.parametrize("spec", ["vanilla_rnn", "gru"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_gradients_are_the_same_by_a_team(spec: str, dtype: str, threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_the_same_by_a_group(
+    spec: str, dtype: str, threads: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setup = open_setup(SPECS / f"{spec}.toml", {"n": 401, "T": 6, "batch": 1, "dtype": dtype}, (), Limits())
     problem, call = draw(setup), parse("bptt")
     members: list[int] = []
-    monkeypatch.setattr(calls, "desk_for", lambda count: members.append(count) or desk_for(count))
+    monkeypatch.setattr(calls, "new_group", lambda count: members.append(count) or new_group(count))
     threads(1)
     alone = call.gradient(problem)
     assert not members
@@ -371,7 +373,7 @@ def test_complex_products_are_not_shared(
     """They are the BLAS's, whose bits may depend on how a product is cut."""
     setup = open_setup(SPECS / "vanilla_rnn.toml", {"n": 401, "T": 6, "batch": 1}, (), Limits())
     problem, members = draw(setup), []
-    monkeypatch.setattr(calls, "desk_for", lambda count: members.append(count) or desk_for(count))
+    monkeypatch.setattr(calls, "new_group", lambda count: members.append(count) or new_group(count))
     threads(2)
     trace = Trace(plan_of(setup, setup.T), np.dtype(dtype), problem.arrays)
     trace.start()
