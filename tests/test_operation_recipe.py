@@ -20,7 +20,7 @@ EDITS = (
         '    Operation("slice"',
         '    Operation("atan", _same, TEN, ARGS, "arc tangent", math.atan),\n',
     ),
-    ("bpcli/spec/language.py", "FUNCTIONS:", '^ELEMENTWISE = (*ELEMENTWISE, "atan")\n'),
+    ("bpcli/spec/language.py", '    dict.fromkeys(("tanh"', '    | {"atan": 1}\n'),
     ("bpcli/tape/instructions.py", "MATMUL,", '^ATAN = OPERATIONS["atan"].opcode\n'),
     (
         "bpcli/kernels/scalar_functions.py",
