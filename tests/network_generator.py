@@ -144,7 +144,7 @@ class Writer:
             return None
         if name == "slice":
             return self.sliced(shape, most, depth)
-        if operation.arity is None:
+        if name == "concat":
             return self.concat(shape, most, depth)
         numbers = self.rng.choice(NUMBERS.get(name, ((),)))
         given = tuple(float(str(n).strip("()")) for n in numbers)
@@ -192,6 +192,7 @@ def _any(shapes: tuple[Shape, ...]) -> bool:
     return True
 
 
+BINARY = frozenset({"add", "subtract", "multiply", "divide", "matmul", "matmat", "dot"})
 FITS = {"matmul": lambda shapes: len(shapes[1]) == 1, "matmat": lambda shapes: len(shapes[1]) == 2}
 ROWS: tuple[tuple[str, Operation], ...] = (*OPERATIONS.items(), *COMPOSED.items())
 assert set(FUNCTIONS) <= {name for name, _ in ROWS}, "a function that no row writes"
@@ -209,7 +210,7 @@ def signatures(
     usable = [s for s in shapes if len(s) < 2 or s in static]
     return [
         args
-        for args in product(usable, repeat=operation.arity or 2)
+        for args in product(usable, repeat=2 if operation.name in BINARY else 1)
         if not isinstance(found := operation.shape(args, numbers), Misfit) and found == result
     ]
 
