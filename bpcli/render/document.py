@@ -78,7 +78,8 @@ class Document:
 
     def cases(self) -> list[Case]:
         """Every row as a test."""
-        first = self.columns[0] if self.columns else None
-        if self.case is None and first is not None:
-            return [Case(self.title, first.show(first.get(row))) for row in self.rows]
-        return [self.case(row) for row in self.rows] if self.case else []
+        case = self.case or self._plain_case
+        return [case(row) for row in self.rows]
+
+    def _plain_case(self, row: Mapping[str, Any]) -> Case:
+        return Case(self.title, self.columns[0].show(self.columns[0].get(row)))

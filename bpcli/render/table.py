@@ -1,6 +1,6 @@
 """Tables for people: columns under headings, with sentences above, notes and then refusals below.
 
-A table too wide for the terminal is cut between columns, and every part repeats the labels. Numbers are never broken.
+A table too wide for the terminal is cut between columns, and every part repeats the labels. Numbers are folded last.
 """
 
 from __future__ import annotations
