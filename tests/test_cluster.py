@@ -22,7 +22,7 @@ pytest.importorskip("distributed")
 
 from bpcli.cluster.connect import Cluster
 from bpcli.cluster.dask_worker import Facts, differences, together
-from bpcli.cluster.losses import LEAST_FLOPS, batches
+from bpcli.cluster.remote_work import LEAST_FLOPS, batches
 from bpcli.problem.definition import Values
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits

@@ -16,10 +16,8 @@ from report_cases import EVIL, bench, cell, check, finding, save
 
 pytest.importorskip("matplotlib")
 
-from bpcli.render.page.growth import growths, slope
-from bpcli.render.page.heat import errors_by_step
-from bpcli.render.page.labels import short, ticks, tidy
-from bpcli.render.page.trade import Dot, frontier
+from bpcli.render.page.figure import short, ticks, tidy
+from bpcli.render.page.plots import Dot, errors_by_step, frontier, growths, slope
 
 
 class Elements(HTMLParser):

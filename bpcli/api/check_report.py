@@ -103,7 +103,7 @@ class Report:
 
         `shape` and `index` are tuples; figures that a finding does not have are NaN.
         """
-        from bpcli.render.frame import frame
+        from bpcli.render.csv import frame
 
         return frame(self.document())
 
@@ -124,7 +124,7 @@ class Report:
         return f"<Report: {' '.join(self.document().sentences)}>"
 
     def _repr_html_(self) -> str:
-        from bpcli.render.page.fragment import fragment
+        from bpcli.render.page import fragment
 
         return fragment(self.brief())
 

@@ -1,4 +1,7 @@
-"""Other programs that run the same Graph, for comparison: one module each, which holds a `PEER`."""
+"""Peers: other programs that run the same Graph, as rivals in a bench and as oracles in a check.
+
+A peer is a module of this package that holds a `PEER`; importing it does not import the program.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,13 @@ from bpcli.errors import fail, nearest
 if TYPE_CHECKING:
     from bpcli.backends.base import Peer
 
-
-# What belongs to a peer has its name and an underscore in front, what several share `array_`: `jax_programs`.
-_NOT_PEERS = frozenset({"base", "oracle"})
+_SHARED = frozenset({"base", "array_graph", "oracle"})
+"""Modules that are no peers."""
 
 
 def known_names() -> tuple[str, ...]:
     """The names of all peers, sorted; read off the file names, so that nothing is imported."""
-    files = {m.name for m in pkgutil.iter_modules(__path__)} - _NOT_PEERS
-    return tuple(sorted(f for f in files if "_" not in f))
+    return tuple(sorted({m.name for m in pkgutil.iter_modules(__path__)} - _SHARED))
 
 
 def get(name: str) -> Peer:

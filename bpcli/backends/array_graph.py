@@ -1,17 +1,19 @@
-"""The nodes of a Graph as functions over a library of arrays.
+"""A Graph over a library of arrays: its loss, as reverse mode goes through it, and real-time recurrent learning.
 
 A value is an array `(…, *shape)`: static ones have no leading axes, those of a step `(batch,)`, those of all steps
-`(T, batch)`. Products are written for rows, `v @ M.T`, so that a batch is one GEMM and not a batch of matrix-vector
-products.
+`(T, batch)`. Products are written for rows, `v @ M.T`, so that a batch is one GEMM. The phases of the graph are kept:
+static values and those of inputs alone are computed before the scan, for all steps at once; those that no state depends
+on after it.
 
-The loss of a Graph in a library of arrays, as reverse mode goes through it.
-
-The phases of the graph are kept: what is static or depends on inputs alone is computed before the scan over all steps
-at once, what no state depends on after it.
+Real-time recurrent learning (Williams & Zipser 1989) is a scan that carries the influence M. For each step and sample,
+one vmapped vjp of the step gives J = ∂a(t)/∂a(t-1) and M̄ = ∂a(t)/∂θ; then M ← J M + M̄. The loss of the step goes
+back to a(t-1) and to θ directly: g += ∂l(t)/∂a(t-1) · M(t-1) + ∂l(t)/∂θ.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,17 +22,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.backends.base import Arrays, Function, Library
+from bpcli.backends.base import Arrays, Function, Library, Program
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.definition import Setup
 
 Values = dict[int, Any]
 Rule = Callable[[Library, Node, tuple[Node, ...]], Function]
+_WEIGHT = ""
+"""Key of the weights of steps, beside the names of inputs."""
 
 
 @dataclass(frozen=True)
-class Program:
-    """Nodes to compute, in order: the index of each, what computes it, and the indices of its arguments."""
+class Evaluation:
+    """Nodes to compute, in order: the index of each, its function, and the indices of its arguments."""
 
     lines: tuple[tuple[int, Function, tuple[int, ...]], ...]
 
@@ -42,8 +46,8 @@ class Program:
         return known
 
 
-def program(library: Library, graph: Graph, indices: Iterable[int], read: Iterable[int] = ()) -> Program:
-    """What computes the nodes `indices`; those of `read` are wanted later.
+def _evaluation(library: Library, graph: Graph, indices: Iterable[int], read: Iterable[int]) -> Evaluation:
+    """How to compute the nodes `indices`, of which those in `read` are read later.
 
     A product that is only added to something is one call with the sum.
     """
@@ -60,21 +64,22 @@ def program(library: Library, graph: Graph, indices: Iterable[int], read: Iterab
             lines[index] = (index, library.product_sum, (*graph.nodes[one].args, other))
         else:
             lines[index] = (index, _RULES[node.op](library, node, tuple(graph.nodes[a] for a in node.args)), node.args)
-    return Program(tuple(lines.values()))
+    return Evaluation(tuple(lines.values()))
 
 
 def _elementwise(function: Function) -> Rule:
-    """A rule that lines up scalars with vectors and matrices: leading axes stay in front, the shape's go to the end."""
+    """A rule that broadcasts scalars to vectors and matrices: the axes of a shape come last, behind leading ones."""
 
     def rule(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
         axes = [len(node.shape) - len(a.shape) for a in args]
-        return lambda *values: function(*map(_widen, values, axes)) if any(axes) else function(*values)
+
+        def widened(*values: Any) -> Any:
+            wide = (v.reshape((*v.shape, *(1,) * n)) if n else v for v, n in zip(values, axes, strict=True))
+            return function(*wide)
+
+        return widened if any(axes) else function
 
     return rule
-
-
-def _widen(value: Any, axes: int) -> Any:
-    return value if axes == 0 else value.reshape((*value.shape, *(1,) * axes))
 
 
 def _of_one(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
@@ -84,24 +89,16 @@ def _of_one(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
 
 
 def _flat(node: Node, value: Any) -> Any:
-    """A scalar as a vector of one, a vector as it is, a static matrix in a row."""
+    """A scalar as a vector of one entry, a vector as it is, a static matrix as its rows end to end."""
     return value.reshape((*value.shape[: value.ndim - len(node.shape)], -1))
 
 
-def _sum(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
-    return lambda v: _flat(args[0], v).sum(-1)
-
-
-def _dot(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
-    return lambda u, v: (_flat(args[0], u) * _flat(args[1], v)).sum(-1)
-
-
-def _logsumexp(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
-    return lambda v: library.special[node.op](_flat(args[0], v))
-
-
-def _normalised(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
-    return lambda v: library.special[node.op](_flat(args[0], v)).reshape(v.shape)
+def _along_entries(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
+    """A reduction of all entries to one, or a normalisation, which keeps the shape."""
+    function = library.special[node.op]
+    if node.op == "logsumexp":
+        return lambda v: function(_flat(args[0], v))
+    return lambda v: function(_flat(args[0], v)).reshape(v.shape)
 
 
 def _power(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
@@ -144,11 +141,9 @@ _RULES: Mapping[str, Rule] = {
     "matmul": lambda library, node, args: library.product,
     "matmat": lambda library, node, args: lambda A, B: A @ B,
     "transpose": lambda library, node, args: lambda M: M.T,
-    "sum": _sum,
-    "dot": _dot,
-    "logsumexp": _logsumexp,
-    "softmax": _normalised,
-    "log_softmax": _normalised,
+    "sum": lambda library, node, args: lambda v: _flat(args[0], v).sum(-1),
+    "dot": lambda library, node, args: lambda u, v: (_flat(args[0], u) * _flat(args[1], v)).sum(-1),
+    **dict.fromkeys(("logsumexp", "softmax", "log_softmax"), _along_entries),
     "concat": _concat,
     "slice": _slice,
 }
@@ -169,7 +164,7 @@ def loss(library: Library, setup: Setup) -> Callable[[Arrays], Any]:
 
 
 def masks(setup: Setup) -> dict[str, NDArray[np.bool_]]:
-    """For each tensor that a density thins out, which of its entries exist."""
+    """For each tensor with a density, which of its entries exist."""
     found = {}
     for tensor in setup.wrt:
         if tensor.pattern is not None:
@@ -178,8 +173,8 @@ def masks(setup: Setup) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
-def leaves(library: Library, setup: Setup, arrays: Arrays) -> Values:
-    """The values of a step that are given: arrays and constants."""
+def _leaves(library: Library, setup: Setup, arrays: Arrays) -> Values:
+    """The values that are given: arrays and constants."""
     graph = setup.graph
     constants = {n.index: library.constant(setup.dtype.type(n.numbers[0])) for n in graph.nodes if n.op == "constant"}
     return constants | {i: arrays[name] for name, i in graph.leaf.items()}
@@ -188,12 +183,12 @@ def leaves(library: Library, setup: Setup, arrays: Arrays) -> Values:
 def _losses(library: Library, setup: Setup) -> Callable[[Arrays], Any]:
     """The loss of every step and sample, `(T, batch)`, or `(batch,)` when feed-forward."""
     graph = setup.graph
-    lines = {phase: program(library, graph, _phase(graph, phase), _wanted(graph, phase)) for phase in Phase}
+    lines = {phase: _evaluation(library, graph, _phase(graph, phase), _wanted(graph, phase)) for phase in Phase}
     scan = _scan(library, setup, lines[Phase.RECURRENT])
     lead = (setup.T, setup.batch) if graph.recurrent else (setup.batch,)
 
     def losses(arrays: Arrays) -> Any:
-        values = lines[Phase.STATIC].run(leaves(library, setup, arrays))
+        values = lines[Phase.STATIC].run(_leaves(library, setup, arrays))
         values = lines[Phase.INPUT].run(values)
         if graph.recurrent:
             values = lines[Phase.OUTPUT].run(scan(arrays, values))
@@ -202,13 +197,13 @@ def _losses(library: Library, setup: Setup) -> Callable[[Arrays], Any]:
     return losses
 
 
-def _scan(library: Library, setup: Setup, lines: Program) -> Callable[[Arrays, Values], Values]:
-    """The recurrent phase: `values` and, for all steps, what the output phase reads of states and recurrent values."""
+def _scan(library: Library, setup: Setup, lines: Evaluation) -> Callable[[Arrays, Values], Values]:
+    """The recurrent phase: `values`, and for all steps what the output phase reads of states and recurrent values."""
     graph, xp = setup.graph, library.xp
     inside, after = _phase(graph, Phase.RECURRENT), _phase(graph, Phase.OUTPUT)
     feeding = _read(graph, inside, Phase.INPUT) | {i for i in graph.new.values() if graph.nodes[i].phase is Phase.INPUT}
     wanted = _read(graph, after, Phase.RECURRENT) | ({graph.loss} & set(inside))
-    # A state that no state is computed from is read after the scan alone.
+    # States whose earlier values are read after the scan: a state that none is computed from is read there alone.
     earlier = {name: i for name, i in graph.previous.items() if any(i in graph.nodes[n].args for n in after)}
     kept = sorted(wanted - set(earlier.values()))
 
@@ -248,3 +243,126 @@ def _wanted(graph: Graph, phase: Phase) -> set[int]:
 def _read(graph: Graph, readers: list[int], phase: Phase) -> set[int]:
     """The nodes of `phase` that `readers` take as arguments."""
     return {a for i in readers for a in graph.nodes[i].args if graph.nodes[a].phase is phase}
+
+
+def rtrl(library: Library, setup: Setup) -> Program:
+    """Real-time recurrent learning with respect to parameters and initial states."""
+    graph, batch, xp = setup.graph, setup.batch, library.xp
+    params = [t.name for t in setup.wrt if t.kind == "param"]
+    states = [t.name for t in setup.wrt if t.kind == "state"]
+    reaching = [name for name in params if name in _reaching(graph)]
+    weights = library.constant(_step_weights(setup))
+
+    def program(wrt: Arrays, rest: Arrays) -> tuple[Any, Arrays]:
+        arrays = {**wrt, **rest}
+        theta = {name: wrt[name] for name in params}
+        first = _pack(xp, {name: _rows(xp, graph, name, arrays[name], batch) for name in graph.previous}, 1)
+        influence = {
+            name: xp.zeros((batch, first.shape[1], math.prod(theta[name].shape)), dtype=first.dtype)
+            for name in reaching
+        }
+        influence |= {name: _identity(xp, graph, name, batch, first) for name in states}
+        inputs = {name: arrays[name] for name in setup.spec.inputs if name in graph.leaf}
+        step = library.vmap(_sample_step(library, setup, arrays), (0, None, 0, None))
+
+        def advance(carry: Any, now: Arrays) -> tuple[Any, Arrays]:
+            state, influence, total, gradient = carry
+            x = {name: now[name] for name in inputs}
+            new, cost, jacobian, immediate, q, direct = step(state, theta, x, now[_WEIGHT])
+            for name in gradient:
+                gradient = gradient | {name: gradient[name] + _credit(xp, name, q, influence, direct, states)}
+            influence = {
+                name: jacobian @ m + (immediate[name].reshape(m.shape) if name in reaching else 0.0)
+                for name, m in influence.items()
+            }
+            return (new, influence, total + cost.sum(), gradient), {}
+
+        gradient = {name: xp.zeros(math.prod(wrt[name].shape), dtype=first.dtype) for name in params}
+        gradient |= {name: xp.zeros(influence[name].shape[::2], dtype=first.dtype) for name in states}
+        start = (first, influence, xp.zeros((), dtype=first.dtype), gradient)
+        (_, _, total, gradient), _ = library.scan(advance, start, {**inputs, _WEIGHT: weights}, setup.T)
+        summed = {n: g.sum(0) if n in setup.shared else g for n, g in gradient.items()}
+        return total, {t.name: summed[t.name].reshape(t.shape) for t in setup.wrt}
+
+    return program
+
+
+def _credit(xp: Any, name: str, q: Any, influence: Arrays, direct: Arrays, states: list[str]) -> Any:
+    """What one step adds to a gradient: summed over samples for a parameter, one row a sample for an initial state."""
+    if name in states:
+        return xp.einsum("bi,bip->bp", q, influence[name])
+    own = direct[name].sum(0).reshape(-1)
+    if name not in influence:
+        return own
+    m = influence[name]
+    return own + q.reshape(-1) @ m.reshape(-1, m.shape[-1])
+
+
+def _sample_step(library: Library, setup: Setup, arrays: Arrays) -> Callable[..., Any]:
+    """One step of one sample: new state, weighted loss, J (N, N), M̄ (N, *shape), ∂l/∂a(t-1) (N,), ∂l/∂θ (*shape)."""
+    graph = setup.graph
+    lines = _evaluation(library, graph, [n.index for n in graph.nodes if n.args], {graph.loss, *graph.new.values()})
+    xp = library.xp
+
+    def step(state: Any, theta: Arrays, inputs: Arrays, weight: Any) -> Any:
+        def forward(state: Any, theta: Arrays) -> tuple[Any, Any]:
+            values = _leaves(library, setup, {**arrays, **theta, **inputs})
+            values |= {graph.previous[name]: v for name, v in _unpack(graph, state).items()}
+            values = lines.run(values)
+            new = {name: _rows(xp, graph, name, values[i]) for name, i in graph.new.items()}
+            return _pack(xp, new, 0), values[graph.loss] * weight
+
+        (new, cost), pullback = library.vjp(forward, state, theta)
+        basis = xp.eye(state.shape[0], dtype=state.dtype)
+        jacobian, immediate = library.vmap(lambda row: pullback((row, xp.zeros_like(cost))), 0)(basis)
+        q, direct = pullback((xp.zeros_like(new), xp.ones_like(cost)))
+        return new, cost, jacobian, immediate, q, direct
+
+    return step
+
+
+def _step_weights(setup: Setup) -> Any:
+    """The weight of the loss of each step, `(T,)`, so that the objective is their sum over steps and samples."""
+    objective = setup.spec.objective
+    weights = np.ones(setup.T, dtype=setup.dtype)
+    if objective.over_time == "last":
+        weights[:-1] = 0.0
+    if objective.over_time == "mean":
+        weights /= setup.T
+    return weights / setup.dtype.type(setup.batch) if objective.over_batch == "mean" else weights
+
+
+def _reaching(graph: Graph) -> set[str]:
+    """The parameters that some state's new value is computed from within a step."""
+    found = set(graph.new.values())
+    for node in reversed(graph.nodes):
+        if node.index in found:
+            found |= set(node.args)
+    return {name for name, index in graph.leaf.items() if index in found}
+
+
+def _rows(xp: Any, graph: Graph, name: str, value: Any, *lead: int) -> Any:
+    """A state's value with its full shape, behind the leading axes `lead`."""
+    return xp.broadcast_to(value, (*lead, *graph.nodes[graph.previous[name]].shape))
+
+
+def _pack(xp: Any, states: Arrays, lead: int) -> Any:
+    """All states side by side in one vector, behind `lead` leading axes."""
+    return xp.concatenate([v.reshape((*v.shape[:lead], -1)) for v in states.values()], lead)
+
+
+def _spans(graph: Graph) -> dict[str, slice]:
+    """Where each state stands in the vector of all."""
+    sizes = [graph.nodes[n].size for n in graph.previous.values()]
+    stops = itertools.accumulate(sizes)
+    return {name: slice(stop - size, stop) for name, size, stop in zip(graph.previous, sizes, stops, strict=True)}
+
+
+def _unpack(graph: Graph, vector: Any) -> dict[str, Any]:
+    return {n: vector[span].reshape(graph.nodes[graph.previous[n]].shape) for n, span in _spans(graph).items()}
+
+
+def _identity(xp: Any, graph: Graph, name: str, batch: int, packed: Any) -> Any:
+    """∂a(0)/∂a_name(0) (batch, N, size): the columns of the identity that belong to the state called `name`."""
+    block = xp.eye(packed.shape[1], dtype=packed.dtype)[:, _spans(graph)[name]]
+    return xp.broadcast_to(block, (batch, *block.shape))

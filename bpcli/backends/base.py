@@ -1,7 +1,4 @@
-"""The protocol of a peer: another program that computes the gradients of a Problem.
-
-What the programs of peers take from a library of arrays: the same equations run with JAX's and with PyTorch's.
-"""
+"""The protocol of a peer, and what the programs of peers take from a library of arrays."""
 
 from __future__ import annotations
 
@@ -11,6 +8,11 @@ from typing import Any, ClassVar, Protocol
 
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup
+
+Arrays = Mapping[str, Any]
+Function = Callable[..., Any]
+Program = Callable[[Arrays, Arrays], tuple[Any, Arrays]]
+"""The loss and its gradient, from the arrays that are differentiated and from all others."""
 
 
 class Peer(Protocol):
@@ -24,9 +26,9 @@ class Peer(Protocol):
         """Why the program can't run here; None when it can."""
 
     def prepare(self, threads: int) -> int | None:
-        """Let the program use that many threads; called before its first gradient.
+        """Limit the program to so many threads; called before its first gradient.
 
-        Returns how many it is held to; None where it can't be told and takes what it likes.
+        Returns the number of threads that it keeps to, None where it can't be limited and takes as many as it likes.
         """
 
     def refusal(self, setup: Setup, method: str) -> str | None:
@@ -36,20 +38,26 @@ class Peer(Protocol):
         """A function that computes the gradient and waits for it; its first call compiles."""
 
 
-Arrays = Mapping[str, Any]
-Function = Callable[..., Any]
+def peer_refusal(peer: Peer, setup: Setup, method: str) -> str | None:
+    """Why no peer runs this method on this setup: it has no such method, or RTRL is with respect to inputs."""
+    if method not in peer.methods:
+        return f"{peer.name} runs {', '.join(peer.methods)}"
+    if method == "rtrl" and any(t.kind == "input" for t in setup.wrt):
+        return "rtrl of a peer differentiates parameters and states, not inputs"
+    return None
 
 
 @dataclass(frozen=True)
 class Library:
     """A library of arrays.
 
-    `xp` is a module whose functions have NumPy's names and arguments where both do the same. `special` takes an
-    operation of the graph to a function; those of vectors work along the last axis. `product(M, v)` are the rows `v`
-    times the transpose of M, `product_sum(M, v, u)` the same and `u`. `constant` makes a number (in NumPy's dtype) one
-    of the library's. `scan(step, first, fed, length)` calls `step(carry, now) -> (carry, kept)` for every step, `now`
-    and `kept` being dicts of what `fed` and the second result hold for all steps. `vjp(function, *arguments)` gives the
-    result and its pullback, and `vmap(function, axes)` runs over leading axes where `axes` says 0.
+    `xp` is a module whose functions have NumPy's names and arguments where both do the same. `special` has the
+    functions of operations that `xp` lacks or names otherwise; those of vectors work along the last axis.
+    `product(M, v)` multiplies the rows `v` by the transpose of M, `product_sum(M, v, u)` adds `u` to that. `constant`
+    makes a NumPy array one of the library's. `scan(step, first, fed, length)` calls `step(carry, now) -> (carry,
+    kept)` for every step; `now` and `kept` are dicts of the slices, at that step, of `fed` and of the second result.
+    `vjp(function, *arguments)` gives the result and its pullback; `vmap(function, axes)` maps over the leading axes of
+    arguments whose entry in `axes` is 0.
     """
 
     xp: Any

@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+
+from bpcli.backends.array_graph import loss, masks, rtrl
+from bpcli.backends.base import Arrays, Library, Program, peer_refusal
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup
 
@@ -19,11 +23,11 @@ class Jax:
     methods: ClassVar[tuple[str, ...]] = ("backprop", "bptt", "rtrl")
 
     def available(self) -> str | None:
-        """Why JAX can't run here; None when it is installed."""
+        """See `Peer`."""
         return None if importlib.util.find_spec("jax") else "JAX is not installed"
 
     def prepare(self, threads: int) -> int | None:
-        """One thread, or None: as many as XLA takes by itself; it reads its flags once, at its start."""
+        """See `Peer`; XLA can be limited to one thread alone, by flags that it reads once, when it starts."""
         if threads != 1:
             return None
         flags = os.environ.get("XLA_FLAGS", "")
@@ -31,18 +35,71 @@ class Jax:
         return 1
 
     def refusal(self, setup: Setup, method: str) -> str | None:
-        """Why the method is not run: it is no peer's method, or RTRL with respect to inputs."""
-        if method not in self.methods:
-            return f"{self.name} runs {', '.join(self.methods)}"
-        if method == "rtrl" and any(t.kind == "input" for t in setup.wrt):
-            return "rtrl of a peer differentiates parameters and states, not inputs"
-        return None
+        """See `Peer`."""
+        return peer_refusal(self, setup, method)
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
-        """A function that computes the gradient and waits for it; its first call compiles."""
-        from bpcli.backends.jax_programs import gradient_function
+        """See `Peer`."""
+        import jax
+        import jax.numpy as jnp
 
-        return gradient_function(problem, method)
+        jax.config.update("jax_enable_x64", True)
+        setup, library = problem.setup, _library()
+        arrays = {name: jnp.asarray(a) for group in problem.arrays for name, a in group.items()}
+        wrt = {t.name: arrays.pop(t.name) for t in setup.wrt}
+        program = rtrl(library, setup) if method == "rtrl" else _reverse(library, setup)
+        compiled = jax.jit(_masked(library, setup, program))
+
+        def gradient() -> Gradient:
+            total, gradients = jax.block_until_ready(compiled(wrt, arrays))
+            return Gradient(float(total), {name: np.asarray(g) for name, g in gradients.items()})
+
+        return gradient
+
+
+def _library() -> Library:
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+    from jax.scipy.special import logsumexp
+
+    return Library(
+        xp=jnp,
+        special={
+            "relu": jax.nn.relu,
+            "sigmoid": jax.nn.sigmoid,
+            "softplus": jax.nn.softplus,
+            "logsumexp": lambda v: logsumexp(v, axis=-1),
+            "softmax": jax.nn.softmax,
+            "log_softmax": jax.nn.log_softmax,
+        },
+        product=lambda M, v: v @ M.T,
+        product_sum=lambda M, v, u: v @ M.T + u,
+        constant=lambda number: number,
+        scan=lambda step, first, fed, length: lax.scan(step, first, fed, length=length),
+        vjp=jax.vjp,
+        vmap=jax.vmap,
+    )
+
+
+def _reverse(library: Library, setup: Setup) -> Program:
+    """Reverse mode through the whole loss: BPTT, or backprop when feed-forward."""
+    import jax
+
+    objective = loss(library, setup)
+    program: Program = jax.value_and_grad(lambda wrt, rest: objective({**wrt, **rest}))
+    return program
+
+
+def _masked(library: Library, setup: Setup, program: Program) -> Program:
+    """`program` with zeros in its gradients where a density leaves entries out."""
+    kept = masks(setup)
+
+    def masked(wrt: Arrays, rest: Arrays) -> tuple[Any, Arrays]:
+        total, gradients = program(wrt, rest)
+        return total, {n: library.xp.where(kept[n], g, 0.0) if n in kept else g for n, g in gradients.items()}
+
+    return masked
 
 
 PEER = Jax()

@@ -1,8 +1,8 @@
-"""An oracle from outside: the gradient that another program computes, in float64, as a reference like any other.
+"""Peers as references: the gradient of another program, in float64, with a bound on its rounding.
 
-It shares no code with the methods that it judges beyond the reading of the spec. Its bound is the rounding that any
-correct reverse pass may show in float64. As it is a derivative rule too, what it rejects is wrong only where
-differences reject it as well: at a kink both have their choice.
+An oracle shares no code with the methods that it judges but the reader of the spec. Its bound is the rounding that any
+correct reverse pass may show. As it is a derivative rule too, what it rejects is wrong only where differences reject it
+as well: at a kink either may choose.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from bpcli.references.perturbation.executor import Executor
 from bpcli.runtime.reverse_mode import Window, unrolled
 
 _DOUBLE = np.dtype(np.float64)
-# An autograd holds every node's value and cotangent, and copies of some.
 _HELD = 4
+"""Numbers that an autograd holds for each of ours: every node's value and cotangent, and copies of some."""
 
 
 @dataclass(frozen=True)
 class Outside:
-    """A peer as a reference. It differentiates the whole loss: what truncation means, it does not know."""
+    """A peer as a reference. It differentiates the whole loss and knows no truncation."""
 
     name: str
     summary: str
@@ -44,17 +44,14 @@ class Outside:
         executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
         """See `Reference`."""
-        bounds = rounding(problem, tuple(windows), _DOUBLE).gradient
-        values = _gradient(self.name, problem)
+        values, bounds = _gradient(self.name, problem), rounding(problem, tuple(windows), _DOUBLE).gradient
         return {t.name: _known(values[t.name], bounds[t.name]) for t in tensors}
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`. Rounding errors of entries are independent of each other and of the directions."""
-        bounds = rounding(problem, tuple(windows), _DOUBLE).gradient
-        values = _gradient(self.name, problem)
-        return {
-            t.name: _known(dot(rows, values[t.name]), norms(rows, bounds[t.name])) for t, rows in directions.items()
-        }
+        values, bounds = _gradient(self.name, problem), rounding(problem, tuple(windows), _DOUBLE).gradient
+        ends = ((t.name, rows) for t, rows in directions.items())
+        return {n: _known(dot(rows, values[n]), norms(rows, bounds[n])) for n, rows in ends}
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
@@ -65,14 +62,14 @@ class Outside:
         return self.cost(setup, windows)
 
     def bytes(self, setup: Setup) -> int:
-        """What the other program may hold, at a guess."""
+        """A guess at the memory that the other program holds."""
         entries = unrolled(setup, Exact().over(setup)).bytes // setup.dtype.itemsize
         return _HELD * _DOUBLE.itemsize * entries
 
 
 @functools.lru_cache(maxsize=2)
 def _gradient(name: str, problem: Problem) -> Mapping[str, FloatArray]:
-    """The whole gradient in float64, by tensor; computed once for all that is asked about a problem."""
+    """The gradient in float64, by tensor; computed once for all questions about a problem."""
     method = exact_method(problem.setup.graph)
     found = backends.get(name).gradient_function(cast(problem, _DOUBLE), method)()
     return {tensor: np.asarray(a, dtype=np.float64) for tensor, a in found.arrays.items()}
@@ -84,7 +81,7 @@ def known() -> tuple[str, ...]:
 
 
 def describe(name: str) -> str:
-    """What there is to say about an oracle that need not be installed."""
+    """One line about an oracle, which need not be installed."""
     return f"the gradient by {name}, in float64, with its rounding as the bound (extra `peers`)"
 
 
@@ -103,7 +100,7 @@ def get(name: str) -> Reference:
 
 
 def _known(value: FloatArray, bound: FloatArray) -> Estimate:
-    """Nothing is known where value or bound are not finite."""
+    """An estimate; where its value or bound is not finite, the bound is infinite."""
     finite = np.isfinite(value) & np.isfinite(bound)
     none = np.zeros(value.shape)
     return Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)

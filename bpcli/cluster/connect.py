@@ -1,4 +1,4 @@
-"""A cluster from the side of the command: found or started, its workers asked whether they are fit, and given work."""
+"""A cluster from the side of the command: found or started, its workers tested for fitness and given work."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from bpcli.problem.spec_file import SpecFile
 
 PATIENCE = 15.0
 """Seconds that a scheduler has to answer, and that a cluster may be without a worker."""
-_START = 120.0
-_LOOK = 2.0
-_CLOSE = 5.0
-# Dask's own beside these gives memory back at every turn, which makes the kernels slower by a tenth and more.
+_START, _LOOK, _CLOSE = 120.0, 2.0, 5.0
+"""Seconds that a local cluster may take to start, between looks at a cluster, and that closing may take."""
+# Without Dask's MALLOC_TRIM_THRESHOLD_, which returns memory at every turn and slows kernels by a tenth and more.
 _ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1)
-# Three processes that look at themselves a hundred times a second take a tenth of a core from what is measured.
+# Processes that profile themselves a hundred times a second take a tenth of a core from measurements.
 _CALM: Mapping[str, Any] = {
     "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
     "distributed.worker.profile.enabled": False,
@@ -39,9 +38,9 @@ _CALM: Mapping[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Cluster:
-    """Workers that are fit for work; `workers` takes addresses to what they said of themselves.
+    """Workers that are fit for work, by address; `local`: they run on this machine.
 
-    `threads` is how many each has: of the smallest, so that all give the same rows. `local`: they are of this machine.
+    `threads` is the number that the smallest of them has, so that all give the same rows.
     """
 
     client: Client
@@ -50,19 +49,20 @@ class Cluster:
     local: bool
 
     def require(self, spec: SpecFile, sha256: str) -> None:
-        """Raise BpError unless every worker finds the same spec at the same path, and the same files that it names."""
+        """Raise BpError unless every worker finds the same spec at the same path, with the same files that it names."""
         collector = Collector()
         for address, told in self.client.run(same_spec, spec, sha256).items():
             for d in told:
-                collector.add(d.code, f"worker {address} on {self._host(address)}: {d.what}", help=d.help)
+                host = self.workers[address].host if address in self.workers else "a host that joined later"
+                collector.add(d.code, f"worker {address} on {host}: {d.what}", help=d.help)
         collector.finish()
 
     def results(self, work: Callable[[Any], Any], orders: Sequence[Any], each: int = 1) -> Iterator[tuple[int, Any]]:
-        """The number of each order with what `work` made of it, as they come; what a lost worker had is done again.
+        """The number of each order with the result of `work`, as they finish; orders of a lost worker are done again.
 
-        Orders are handed out in their order, `each` at a time to a worker: who is done gets the next, and none waits at
-        a worker that is busy while another has nothing to do. An answer is a tuple of diagnostics where something stood
-        in the way. Raises BpError when the cluster is lost.
+        Orders are handed out in sequence, `each` at a time to a worker, so that none waits at a busy worker while
+        another is idle. Where an order failed, its result is a tuple of diagnostics. Raises BpError when the cluster is
+        lost.
         """
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
         waiting: dict[str, tuple[int, Future]] = {}
@@ -85,15 +85,12 @@ class Cluster:
                         fail("no-workers", what, help="start one with `dask worker ADDRESS` where bp is installed")
                     continue
                 yield number, self._answer(future)
-                del waiting[future.key], future  # the worker may forget it
+                del waiting[future.key], future  # lets the worker forget it
         finally:
             self.client.cancel([future for _, future in waiting.values()])
 
-    def _host(self, address: str) -> str:
-        return self.workers[address].host if address in self.workers else "a host that joined later"
-
     def _places(self) -> int:
-        """How many workers are there to work now, those that joined later too."""
+        """The number of fit workers now, with those that joined later."""
         if self.client.status != "running":
             return 0
         known = self.client.scheduler_info(n_workers=-1)["workers"].values()
@@ -103,7 +100,7 @@ class Cluster:
         while True:
             try:
                 return future.result(timeout=_LOOK)
-            except TimeoutError:  # its worker was lost before it could tell: another one does it again
+            except TimeoutError:  # its worker was lost before it answered: another one does it again
                 if self._places():
                     continue
             except KilledWorker:
@@ -118,15 +115,15 @@ class Cluster:
 
 @contextmanager
 def connect(address: str, packages: tuple[str, ...] = ()) -> Iterator[Cluster]:
-    """The cluster whose scheduler is at `address`; `packages` must be of the same version everywhere, as bp must.
+    """The cluster whose scheduler is at `address`; bp and `packages` must have the same version everywhere.
 
-    Raises BpError where nobody answers, no worker is there, or one has other versions.
+    Raises BpError where none answers, it has no worker, or one has other versions.
     """
     _quiet()
     try:
         get_address_host_port(address)  # a client of no address takes half a minute to end
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of versions: those that matter are compared below
+            warnings.simplefilter("ignore")  # about versions: those that matter are compared below
             client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         what = f'no Dask scheduler answers at "{address}"'
@@ -138,7 +135,7 @@ def connect(address: str, packages: tuple[str, ...] = ()) -> Iterator[Cluster]:
 
 @contextmanager
 def start(count: int, threads: int, packages: tuple[str, ...] = ()) -> Iterator[Cluster]:
-    """A cluster of `count` worker processes on this machine, with `threads` threads each, ended afterwards."""
+    """A cluster of `count` worker processes on this machine, with `threads` threads each, closed afterwards."""
     _quiet()
     with dask.config.set(_CALM):
         cluster = LocalCluster(
@@ -158,7 +155,7 @@ def start(count: int, threads: int, packages: tuple[str, ...] = ()) -> Iterator[
 
 
 def _ready(client: Client, wanted: tuple[int, float], packages: tuple[str, ...], local: bool) -> Cluster:
-    """The cluster behind `client` once its workers are there, that have been found fit."""
+    """The cluster behind `client` once so many workers have joined, within so many seconds; BpError if one is unfit."""
     count, patience = wanted
     try:
         client.wait_for_workers(count, timeout=patience)
@@ -167,18 +164,18 @@ def _ready(client: Client, wanted: tuple[int, float], packages: tuple[str, ...],
         fail("no-workers", what, help="start one with `dask worker ADDRESS` where bp is installed")
     workers = client.run(facts, packages, on_error="return")
     try:
-        scheduler = client.run_on_scheduler(facts, packages)  # it reads the work that it hands out
+        scheduler = client.run_on_scheduler(facts, packages)  # it unpickles the work that it hands out
     except Exception as error:
         scheduler = error
-    told = {f"worker {address}": there for address, there in workers.items()}
-    _refuse_unfit({"the scheduler": scheduler, **told}, facts(packages))
-    client.register_plugin(Reserve(facts(packages), packages))
+    here = facts(packages)
+    _refuse_unfit({"the scheduler": scheduler, **{f"worker {a}": there for a, there in workers.items()}}, here)
+    client.register_plugin(Reserve(here, packages))
     threads = min(w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
     return Cluster(client, workers, threads, local)
 
 
 def _refuse_unfit(told: Mapping[str, Any], here: Facts) -> None:
-    """Raise BpError with every process that can't work for this one; `told` is what each said of itself."""
+    """Raise BpError that names every process unfit to work for this one; `told` has the facts of each, or its error."""
     unfit = []
     for name, there in told.items():
         if not isinstance(there, Facts):
@@ -192,7 +189,7 @@ def _refuse_unfit(told: Mapping[str, Any], here: Facts) -> None:
 
 
 def _quiet() -> None:
-    """Dask tells of lost workers in its own words; what they come to is told by us."""
+    """Silence Dask's messages about lost workers: bp reports the consequences."""
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 

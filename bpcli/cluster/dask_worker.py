@@ -1,6 +1,6 @@
-"""What a process says of itself, and whether another one may work with it: results must not depend on the worker.
+"""The side of the workers: the facts that make one fit for work, and the checks that run there before any work.
 
-What runs in a worker: the reservation of its one place, and the questions that are put to it before any work.
+A worker is fit if it has the same versions and the same sources of bp: results must not depend on the worker.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from bpcli.errors import BpError, Diagnostic, fail
 from bpcli.problem.spec_file import SpecFile, digest
 from bpcli.runtime.machine import Machine, describe
 
-_ENOUGH = 16
-
 
 @dataclass(frozen=True)
 class Facts:
@@ -34,12 +32,12 @@ class Facts:
 
 
 def facts(packages: tuple[str, ...] = ()) -> Facts:
-    """Those of this process, with the versions of `packages` beside the usual ones."""
+    """The facts of this process, with the versions of `packages` beside the usual ones."""
     return Facts(platform.node(), describe(packages), _sources())
 
 
 def differences(here: Facts, there: Facts) -> list[str]:
-    """What makes a process unfit to work for another: `numba 0.68.1 (0.69.0 here)`, an item for each package."""
+    """Reasons why a process is unfit to work for another: `numba 0.68.1 (0.69.0 here)`, one for each package."""
     own, other = ({"python": f.machine.python, **f.machine.versions} for f in (here, there))
     names = dict.fromkeys((*own, *other))
     found = [f"{n} {other.get(n, 'missing')} ({own.get(n, 'none')} here)" for n in names if own.get(n) != other.get(n)]
@@ -49,7 +47,7 @@ def differences(here: Facts, there: Facts) -> list[str]:
 
 
 def together(machines: Sequence[Machine]) -> Machine:
-    """One description of several machines: what differs is listed, as `2 or 64` cores."""
+    """One description of several machines, in which values that differ are listed: `2 or 64` cores."""
     first = machines[0]
 
     def listed(name: str) -> str:
@@ -61,22 +59,22 @@ def together(machines: Sequence[Machine]) -> Machine:
 
 @functools.cache
 def _sources() -> str:
-    """A digest of all modules of bp: versions do not tell two checkouts apart."""
+    """A digest of all modules of bp, as two checkouts may have one version."""
     home = Path(bpcli.__file__).parent
     total = hashlib.sha256()
     for path in sorted(home.rglob("*.py")):
         total.update(path.relative_to(home).as_posix().encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()[:_ENOUGH]
+    return total.hexdigest()[:16]
 
 
 PLACE: Mapping[str, float] = {"bp": 1}
-"""What a piece of work takes of a worker's resources: all there is, so that no two run side by side."""
+"""The resources that an order takes of a worker: all of them, so that no two run side by side."""
 
 Answer = TypeVar("Answer")
 
 
 class Reserve(WorkerPlugin):  # type: ignore[misc] # its sources are not read
-    """Gives every worker one place for work, those that join later too; a worker that is unfit gets none."""
+    """Gives every worker, however late it joins, the resources for one order; an unfit worker gets none."""
 
     name = "bp"
 
@@ -93,13 +91,13 @@ _SAME_FILES = "workers read specs, and the files these name, at the same paths a
 
 
 def same_spec(spec: SpecFile, sha256: str) -> tuple[Diagnostic, ...]:
-    """What stands in the way of this worker's opening a spec that is to be the very same; nothing where it can."""
+    """Why this worker cannot open the very same spec; empty where it can."""
     found = answered(lambda: require_same(spec, sha256))
     return found if isinstance(found, tuple) else ()
 
 
 def require_same(spec: SpecFile, sha256: str) -> None:
-    """Raise BpError where the spec, or a file that it names, is not here or holds something else."""
+    """Raise BpError where the spec, or a file that it names, is missing here or has other contents."""
     if not os.path.exists(spec.path):
         fail("other-files", f'there is no "{spec.path}"', help=_SAME_FILES)
     if digest(spec.open({}), spec.path) != sha256:
@@ -107,7 +105,7 @@ def require_same(spec: SpecFile, sha256: str) -> None:
 
 
 def answered(work: Callable[[], Answer]) -> Answer | tuple[Diagnostic, ...]:
-    """What `work` gives, or what stood in its way: exceptions lose their parts on the way to another process."""
+    """The result of `work`, or its diagnostics: exceptions lose their parts on the way to another process."""
     try:
         return work()
     except BpError as error:

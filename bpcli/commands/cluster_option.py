@@ -53,7 +53,7 @@ def measuring(cluster: Cluster | None) -> Measure:
         from bpcli.bench.bench_run import measure_cells
 
         return measure_cells
-    from bpcli.cluster.remote_cells import measure_remotely
+    from bpcli.cluster.remote_work import measure_remotely
 
     return functools.partial(measure_remotely, cluster=cluster)
 
@@ -74,7 +74,7 @@ def machine_of(cluster: Cluster, results: BenchResults) -> dict[str, Any]:
 
 def executor(cluster: Cluster, file: SpecFile, setup: Setup, common: Common) -> Executor:
     """The cluster as executor of the losses of a check of a spec."""
-    from bpcli.cluster.losses import Farm
+    from bpcli.cluster.remote_work import Farm
     from bpcli.problem.spec_file import digest
 
     return Farm(cluster, file, digest(setup, file.path), common.threads or cluster.threads)

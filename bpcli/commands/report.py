@@ -14,8 +14,8 @@ from bpcli.commands.shared_options import shared
 
 if TYPE_CHECKING:
     from bpcli.commands.report_data import Run
+    from bpcli.render.page import Group, Section
     from bpcli.render.page.figure import Figure
-    from bpcli.render.page.html import Group, Section
 
 # Of the specs that a check judged, so many get a V-curve without being asked for.
 CURVES_AT_MOST = 4
@@ -37,8 +37,8 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
     from bpcli.commands.report_data import read_run
     from bpcli.errors import fail
     from bpcli.problem.array_writer import replace_file
+    from bpcli.render.page import page
     from bpcli.render.page.figure import need_matplotlib, picture
-    from bpcli.render.page.html import page
 
     need_matplotlib()
     kinds = _test(run, out, plot)
@@ -83,7 +83,7 @@ def _test(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) -> dict[
 def _section(run: Run, common: Common) -> Section:
     """A run with its figures, and with the V-curves of its specs where it is a check."""
     from bpcli.commands.report_data import groups
-    from bpcli.render.page.html import Group, Section
+    from bpcli.render.page import Group, Section
 
     found = groups(run)
     if run.kind == "findings" and (curves := _of_specs(run, common)):
@@ -112,7 +112,7 @@ def _curves(specs: list[str], common: Common) -> list[Section]:
     from bpcli.commands.report_data import curve
     from bpcli.commands.specs import single
     from bpcli.render.document import Document
-    from bpcli.render.page.html import Group, Section
+    from bpcli.render.page import Group, Section
 
     if not specs:
         return []

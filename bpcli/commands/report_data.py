@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from bpcli.render.document import Document
 if TYPE_CHECKING:
+    from bpcli.render.page import Group
     from bpcli.render.page.figure import Figure
-    from bpcli.render.page.html import Group
 
 
 _MAX_BYTES = 1 << 28
@@ -238,9 +238,8 @@ POINTS_AT_MOST = 6
 def groups(run: Run) -> list[Group]:
     """The groups of figures of a run; of the points of a sweep the most expensive come first."""
     from bpcli.bench.measurement import by_spec
-    from bpcli.render.page.growth import growths
-    from bpcli.render.page.heat import heat_maps
-    from bpcli.render.page.html import Group
+    from bpcli.render.page import Group
+    from bpcli.render.page.plots import growths, heat_maps
 
     if run.kind == "findings":
         maps = heat_maps(run.rows)
@@ -257,7 +256,7 @@ def groups(run: Run) -> list[Group]:
 
 
 def _points(rows: Sequence[Row], before: str) -> list[tuple[str, list[Figure]]]:
-    from bpcli.render.page.trade import trades
+    from bpcli.render.page.plots import trades
 
     points: dict[str, list[Row]] = {}
     for row in rows:
@@ -279,7 +278,7 @@ def curve(path: Path, common: Common) -> Figure:
     from bpcli.commands.specs import open_spec
     from bpcli.problem.draw import draw
     from bpcli.problem.limits import check_cost
-    from bpcli.render.page import curve as figure
+    from bpcli.render.page import plots
     from bpcli.runtime.evaluation import check_finite
 
     setup = open_spec(path, common).setup
@@ -290,4 +289,4 @@ def curve(path: Path, common: Common) -> Figure:
     check_finite(problem)
     found = v_curve(problem)
     errors = {name: values.tolist() for name, values in found.errors.items()}
-    return figure.v_curve(setup.spec.name, found.steps.tolist(), errors, found.overall.tolist(), found.judge)
+    return plots.v_curve(setup.spec.name, found.steps.tolist(), errors, found.overall.tolist(), found.judge)

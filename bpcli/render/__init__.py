@@ -1,4 +1,4 @@
-"""Output formats, one module each: `SUMMARY` says what it is, `MACHINE` whether programs read it."""
+"""Output formats, one module each, which turns a `Document` into text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bpcli.render.document import Document
 
 @dataclass(frozen=True)
 class Look:
-    """How a table looks: all columns or the main ones, how wide at most (None: what it needs), in colour or not."""
+    """The look of a table: all columns (`verbose`) or the main ones, `width` in characters at most (None: any)."""
 
     verbose: bool = False
     width: int | None = None
@@ -22,11 +22,10 @@ class Look:
 
 
 PLAIN = Look()
-_NOT_FORMATS = frozenset({"document", "frame"})
 
 
 class Renderer(Protocol):
-    """A module of this package."""
+    """A module of this package: a line about the format, and whether programs are meant to read it."""
 
     SUMMARY: str
     MACHINE: bool
@@ -36,8 +35,8 @@ class Renderer(Protocol):
 
 
 def known_formats() -> tuple[str, ...]:
-    """The names of all formats, sorted; read off the file names."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name not in _NOT_FORMATS))
+    """The names of all formats, sorted; they are the names of the files."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "document"))
 
 
 def renderer(name: str) -> Renderer:
@@ -53,7 +52,7 @@ def render(document: Document, name: str, look: Look = PLAIN) -> str:
 
 
 def write(document: Document, name: str, path: str | Path) -> None:
-    """Write every row and column of `document` to `path`, whole or not at all; BpError where that can't be."""
+    """Write every row and column of `document` to `path`, whole or not at all; raises BpError where that fails."""
     from bpcli.problem.array_writer import replace_file
 
     text = render(document, name, Look(verbose=True)).encode("utf-8", errors="backslashreplace")

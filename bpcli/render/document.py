@@ -1,7 +1,4 @@
-"""What every output format renders.
-
-Rows under columns, with sentences above and the context, errors and notes beside.
-"""
+"""The document that every output format renders: rows under columns, sentences, notes, errors and the context."""
 
 from __future__ import annotations
 
@@ -16,11 +13,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """A column: its `key` in CSV and `heading` in tables, `get` takes its value from a row, `show` formats it.
 
-    `key` names it in CSV; `heading` in tables; `get` takes the value from a row; `show` formats it for people. `wide`
-    columns are left out of tables unless verbose; every format for programs has them. A `label` says what its row is
-    about, and stands in every part of a table that is cut.
+    Tables leave out `wide` columns unless verbose; formats for programs have them all. A `label` names the subject of
+    its row, and is repeated in every part of a table that is cut. `right` aligns numbers.
     """
 
     key: str
@@ -34,10 +30,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Case:
-    """What a row says where rows are tests: the test `name` of `suite` with its verdict, as `bp check` has them.
+    """A row as a test: `name` of `suite`, with a verdict as of `bp check`.
 
-    `message` is one line, `lines` are all there is to know of what does not pass. `badness` ranks: a z, larger is
-    worse. `seconds` is what the row measured, `place` the line to look at; both None where there is none. `said` is the
+    Of what does not pass, `message` is one line and `lines` are the details. `badness` ranks, a z: larger is worse.
+    `seconds` is the time that the row measured and `place` the line to look at, None where there is none. `said` is the
     verdict in the row's own word, where it has one.
     """
 
@@ -52,20 +48,20 @@ class Case:
     said: str = ""
 
     def text(self) -> list[str]:
-        """The message and all lines, for whoever shows them together."""
+        """The message and all lines."""
         return [*([self.message] if self.message else []), *self.lines]
 
     def where(self) -> list[str]:
-        """The place in a line, as refusals have it; no line where there is none."""
+        """The place as a line, in the form of refusals; no line where there is none."""
         return [f" --> {self.place.file}:{self.place.line}:{self.place.column}"] if self.place else []
 
 
 @dataclass(frozen=True)
 class Document:
-    """One command's result. `rows_key` is the rows' name in JSON ("findings", "cells"); `rows` are JSON-ready mappings.
+    """The result of a command. `rows_key` names the rows in JSON ("findings", "cells"); `rows` are JSON-ready mappings.
 
-    `sentences` stand above a table, `notes` below it; `summary` is a mapping for programs. `style` takes a row to a
-    rich style for its line ("" for none), `case` to what it says as a test; without it every row is one that passes.
+    `sentences` stand above a table, `notes` below it; `summary` is for programs. `style` takes a row to the rich style
+    of its line, "" for none, and `case` to a test; without `case` every row is a test that passes.
     """
 
     title: str
@@ -82,7 +78,8 @@ class Document:
 
     def cases(self) -> list[Case]:
         """Every row as a test."""
-        return [self.case(row) if self.case else self._plain_case(row) for row in self.rows]
+        case = self.case or self._plain_case
+        return [case(row) for row in self.rows]
 
     def _plain_case(self, row: Mapping[str, Any]) -> Case:
         return Case(self.title, self.columns[0].show(self.columns[0].get(row)))

@@ -1,4 +1,7 @@
-"""Workflow commands of GitHub Actions: annotations of what is wrong, and all rows in a folded group of the log."""
+"""Workflow commands of GitHub Actions: annotations of what is wrong, and all rows in a folded group of the log.
+
+A command is one line, so its text is escaped. The log itself is Markdown, no line of which can be taken for a command.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from bpcli.render.document import Case, Document
 SUMMARY = "annotations for GitHub Actions, the worst ten first"
 MACHINE = True
 
-_SHOWN = 10  # GitHub shows ten errors and ten warnings of a step
+_SHOWN = 10
+"""Errors, and warnings, of a step that GitHub shows."""
 _LONG = 10_000
 
 
@@ -26,11 +30,7 @@ class _Annotation:
 
 
 def render(document: Document, look: Look) -> str:
-    """Refusals and the worst of what is wrong as errors, of what is inconclusive as warnings, the rest counted.
-
-    A command is a line: what stands in one is escaped. Lines of the log are Markdown, which none is that can be taken
-    for a command.
-    """
+    """Refusals and the worst wrong rows as errors, the worst inconclusive ones as warnings; the rest is counted."""
     cases = document.cases()
     errors = [*map(_refused, document.errors), *_worst(cases, "wrong")]
     warnings = _worst(cases, "inconclusive")
@@ -39,13 +39,15 @@ def render(document: Document, look: Look) -> str:
     if counted := [f"{number} more {noun}" for noun, number in rest.items() if number]:
         lines.append(f"::notice title=bp::{_data(' and '.join(counted))}, in the log of this step")
     if document.rows:
-        lines += [f"::group::{_data(_clean(' '.join(document.sentences) or document.title))}", *_log(document)]
-        lines.append("::endgroup::")
+        table = replace(document, sentences=(), notes=(), errors=())
+        lines.append(f"::group::{_data(_clean(' '.join(document.sentences) or document.title))}")
+        lines += markdown.render(table, Look(verbose=True)).splitlines()
+        lines += [*(f"- {markdown.escape(note)}" for note in document.notes), "::endgroup::"]
     return "".join(f"{line}\n" for line in lines)
 
 
 def _worst(cases: Sequence[Case], verdict: str) -> list[_Annotation]:
-    """The cases of a verdict, worst first; NaN is as bad as anything can be."""
+    """The cases of a verdict, worst first; NaN ranks as infinite."""
     found = [c for c in cases if c.verdict == verdict]
     found.sort(key=lambda c: c.badness if c.badness == c.badness else float("inf"), reverse=True)
     return [_Annotation(f"{c.suite} {c.name} is {c.said or verdict}", c.text(), c.place) for c in found]
@@ -56,12 +58,6 @@ def _refused(diagnostic: Diagnostic) -> _Annotation:
     return _Annotation(f"error[{diagnostic.code}]", lines, diagnostic.place)
 
 
-def _log(document: Document) -> list[str]:
-    table = replace(document, sentences=(), notes=(), errors=())
-    notes = [f"- {markdown.escape(note)}" for note in document.notes]
-    return [*markdown.render(table, Look(verbose=True)).splitlines(), *notes]
-
-
 def _command(name: str, annotation: _Annotation) -> str:
     place = annotation.place
     where = {"file": _relative(place.file), "line": place.line, "col": place.column} if place else {}
@@ -70,7 +66,7 @@ def _command(name: str, annotation: _Annotation) -> str:
 
 
 def _relative(file: str) -> str:
-    """The path from the root of the checkout, as annotations have it; as it is where there is none."""
+    """The path from the root of the checkout, which annotations take; unchanged where there is none."""
     try:
         path = os.path.relpath(file, os.environ.get("GITHUB_WORKSPACE") or os.curdir)
     except ValueError:  # another drive, or no path at all
@@ -83,10 +79,10 @@ def _clean(text: str) -> str:
 
 
 def _data(text: str) -> str:
-    """`text` as the message of a command: the runner undoes these three escapes."""
+    """`text` as the message of a command, in which the runner decodes these three escapes."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:
-    """`text` as the value of a property, which ends at a comma or a colon."""
+    """`text` as the value of a property, which would end at a comma or a colon."""
     return _data(text).replace(":", "%3A").replace(",", "%2C")

@@ -33,19 +33,12 @@ def whole(document: Document) -> dict[str, Any]:
 
 def refusal(diagnostic: Diagnostic) -> dict[str, Any]:
     """A refusal as a mapping; its place is null where it has none."""
-    place = diagnostic.place
-    return {
-        "code": diagnostic.code,
-        "message": diagnostic.what,
-        "file": place.file if place else None,
-        "line": place.line if place else None,
-        "column": place.column if place else None,
-        "help": diagnostic.help,
-    }
+    where = {key: getattr(diagnostic.place, key, None) for key in ("file", "line", "column")}
+    return {"code": diagnostic.code, "message": diagnostic.what, **where, "help": diagnostic.help}
 
 
 def plain(value: Any) -> Any:
-    """`value` with mappings as dicts, sequences as lists, NumPy's scalars as numbers, non-finite ones as strings."""
+    """`value` with mappings as dicts, sequences as lists, NumPy scalars as numbers, non-finite numbers as strings."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if value is None or isinstance(value, str | bool | int):

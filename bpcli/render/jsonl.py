@@ -1,4 +1,4 @@
-"""JSON lines: a row a line, then a line `{"error": …}` for each refusal."""
+"""JSON lines: one line a row, then a line `{"error": …}` for each refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JUnit XML: a suite a spec, a test a row, an error a refusal; valid by the schema that Jenkins publishes, junit-10."""
+"""JUnit XML: a suite for each spec, a test for each row, an error for each refusal; valid by Jenkins' junit-10.xsd."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SUMMARY = "JUnit XML, a test a row, for test reports"
 MACHINE = True
 
 _LONG = 10_000
-# The element that says what became of a test, by the count of it that a suite carries.
 _COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+"""Counts that a suite carries, and the element of a test that each of them counts."""
 
 
 def render(document: Document, look: Look) -> str:
-    """Every row and column of the document; what is inconclusive is skipped, under `--strict` a failure.
+    """Every row and column of the document; an inconclusive row is skipped, or fails under `--strict`.
 
-    In ASCII with character references, so that no encoding of a terminal or a log can spoil it.
+    ASCII with character references, so that no encoding of a terminal or a log can spoil it.
     """
     strict = bool(document.context.get("strict"))
     root = Element("testsuites", name=_clean(document.title or "bp"))
@@ -41,7 +41,7 @@ def render(document: Document, look: Look) -> str:
 
 
 def _add(suite: Element, case: Case, columns: Iterable[str], strict: bool) -> None:
-    """A test with what became of it, and the row's columns as its output."""
+    """A test with its result, and the row's columns as its output."""
     test = SubElement(suite, "testcase", classname=_clean(case.suite), name=_clean(case.name))
     if case.seconds is not None:
         test.set("time", f"{case.seconds:.9f}")
@@ -52,7 +52,7 @@ def _add(suite: Element, case: Case, columns: Iterable[str], strict: bool) -> No
 
 
 def _refuse(root: Element, diagnostic: Diagnostic) -> None:
-    """A suite of one test for what could not be judged at all."""
+    """A suite of one test for an input that could not be judged at all."""
     suite = SubElement(root, "testsuite", name=_clean(diagnostic.place.file if diagnostic.place else "bp"))
     test = SubElement(suite, "testcase", classname=suite.attrib["name"], name=_clean(diagnostic.code))
     _say(test, "error", diagnostic.code, diagnostic.what, format_diagnostic(diagnostic).splitlines())
@@ -63,20 +63,20 @@ def _say(test: Element, tag: str, kind: str, message: str, lines: Iterable[str])
 
 
 def _columns(document: Document, row: object) -> list[str]:
-    """The columns that say anything in a row, a line each."""
+    """The columns of a row that are not empty, one line each."""
     shown = ((c.heading, c.show(c.get(row))) for c in document.columns)  # type: ignore[arg-type]
     return [f"{heading}: {value}" for heading, value in shown if value]
 
 
 def _count(element: Element, counts: Iterable[str]) -> None:
-    """How many tests there are below an element, and what became of them."""
+    """Set the counts of tests below an element, and of their results."""
     element.set("tests", str(sum(1 for _ in element.iter("testcase"))))
     for count in counts:
         element.set(count, str(sum(1 for _ in element.iter(_COUNTED[count]))))
 
 
 def _clean(text: str) -> str:
-    """`text` on one line and without the characters that XML has no way to write."""
+    """`text` on one line, without the characters that XML cannot represent."""
     return printable(text, _LONG)
 
 

@@ -1,4 +1,4 @@
-"""Markdown: a pipe table with its sentences above and its notes and refusals below."""
+"""Markdown: a pipe table, with sentences above, notes and refusals below."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def render(document: Document, look: Look) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` without meaning to Markdown, on one line."""
+    """`text` on one line, escaped so that Markdown reads it as plain text."""
     return _SPECIAL.sub(r"\\\1", printable(text, 2000))
 
 

@@ -1,4 +1,7 @@
-"""Tables for people: columns under headings, the sentences above, notes below, refusals last."""
+"""Tables for people: columns under headings, with sentences above, notes and then refusals below.
+
+A table too wide for the terminal is cut between columns, and every part repeats the labels. Numbers are folded last.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ from bpcli.render.document import Column, Document
 SUMMARY = "columns for people, in colour on a terminal"
 MACHINE = False
 
-# A line of dashes under the headings and nothing else; ASCII, so that any terminal and any log shows it.
 _BOX = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
+"""A line of dashes under the headings and nothing else; ASCII, which any terminal and any log can show."""
 _GAP = 3
-"""Columns of the screen between two of a table."""
+"""Characters between two columns."""
 _REMARK = 24
-"""How narrow a column of remarks may become, whose words go on in the next line."""
+"""Least width of a column of remarks, which wrap."""
 _LABEL = 8
-"""How narrow a label may become where labels would leave no room for a number."""
+"""Least width of a label where labels would leave no room for a number."""
 
 
 def render(document: Document, look: Look) -> str:
@@ -49,7 +52,7 @@ def _columns(document: Document, look: Look) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Shown:
-    """A column's cells as text; how wide it is, and how narrow it may become; no number is cut."""
+    """A column's cells as text, with its natural and its least width in characters."""
 
     column: Column
     cells: Sequence[str]
@@ -66,7 +69,7 @@ def _shown(column: Column, document: Document) -> _Shown:
 
 
 def _parts(shown: Sequence[_Shown], width: int) -> list[list[_Shown]]:
-    """The columns in as few tables as fit, each with those that say what a row is about; empty ones go first."""
+    """The columns in as few tables as fit, each with the labels; empty columns are dropped first."""
     if _room([s.natural for s in shown]) > width:
         shown = [s for s in shown if any(s.cells)]
     named = [s for s in shown if s.column.label] or list(shown[:1])
@@ -91,7 +94,7 @@ def _room(widths: Sequence[int]) -> int:
 
 
 def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """The widest columns made narrower, down to `least`, until all fit, if they do."""
+    """The widths with the widest reduced, down to `least`, until all fit or none can be reduced."""
     found = list(widths)
     while _room(found) > room and found != list(least):
         found[max((w, i) for i, w in enumerate(found) if w > least[i])[1]] -= 1
@@ -102,7 +105,7 @@ def _drawn(shown: Sequence[_Shown], styles: Sequence[str], look: Look) -> str:
     widths = [s.natural for s in shown]
     if look.width is not None:
         widths = _narrowed(widths, [s.least for s in shown], look.width)
-        # Where even that is too wide, remarks give way, then labels, then numbers: nothing is lost, but cut.
+        # Where even that is too wide, remarks fold, then labels, then numbers; no character is lost.
         order = [2 if s.column.right else 1 if s.column.label else 0 for s in shown]
         for turn in range(3):
             least = [1 if place <= turn else w for place, w in zip(order, widths, strict=True)]
@@ -122,7 +125,7 @@ def _drawn(shown: Sequence[_Shown], styles: Sequence[str], look: Look) -> str:
 
 
 def _console(look: Look, width: int) -> Console:
-    """Rich takes `width` at its word only when it is given a height too."""
+    """A console that writes to a string. Rich honours `width` only when it is given a height too."""
     return Console(
         file=io.StringIO(),
         width=max(width, 1),

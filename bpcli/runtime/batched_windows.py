@@ -19,9 +19,8 @@ from bpcli.runtime.jobs import cut, run
 from bpcli.runtime.trace import Array, Trace
 from bpcli.tape.instructions import BASE, OUTER, STEP, Reverse
 from bpcli.tape.layout import Allocator, Places, settle
-from bpcli.tape.lowering import fuse
+from bpcli.tape.lowering import active_nodes, fuse, lower_reverse
 from bpcli.tape.plan import Plan, make_plan, phase_flops
-from bpcli.tape.reverse_lowering import active_nodes, lower_reverse
 
 BLOCK_ROWS = 64
 """Windows × samples in a block: enough rows for fast products, few enough to hold not many more steps."""

@@ -30,9 +30,8 @@ from bpcli.runtime.trace import Array, Arrays, Trace
 from bpcli.tape.dependency import ColumnSpan, Shifts, Structure, shifts
 from bpcli.tape.instructions import BASE, INNER_ROW, OUTER, Integers, Reverse
 from bpcli.tape.layout import Allocator, Places, owner, packed_entries, shared_arguments
-from bpcli.tape.lowering import fuse
+from bpcli.tape.lowering import SLOTS, active_nodes, fuse, lower_reverse
 from bpcli.tape.plan import LANE_FLOPS, Plan, chunk_steps, make_plan, phase_flops
-from bpcli.tape.reverse_lowering import SLOTS, active_nodes, lower_reverse
 
 SEED_ENTRIES = 1 << 19
 """Numbers that the cotangents of one chunk's unit seeds may take: a few megabytes,"""

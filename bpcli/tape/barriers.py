@@ -1,7 +1,8 @@
-"""The lines of a tape with a barrier before them, and those that only the leader runs (see `bpcli.kernels.lockstep`).
+"""The lines of a tape with a barrier before them, and those that only the leader of a group runs.
 
-Both follow from what each instruction reads and writes, step after step, as ranges of the trace: two members may be
-anywhere between two barriers, so there one must not write what the other writes or reads.
+A group shares every step of one sample's recurrence (see `bpcli.kernels.lockstep`). Between two barriers its members
+may be at any two lines, so neither may write there what the other reads or writes. Which entries a line reads and
+writes follows from the tape and the places, over as many steps as it takes for every order of two lines to occur.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from bpcli.tape.instructions import (
     BASE,
     MATMUL,
     MODE_A,
-    MODE_ADDEND,
-    MODE_B,
     NONE,
     OP,
     OUT,
@@ -31,17 +30,18 @@ from bpcli.tape.instructions import (
     B,
     Integers,
 )
+from bpcli.tape.lowering import SLOTS
 
 MOST_LINES = 62
-"""Most lines of a tape that a group can run: each has a bit."""
+"""Lines of a tape that a group can run: each has a bit of an integer."""
 _WHOLE = frozenset(OPERATIONS[name].opcode for name in (*DENSE, "concat"))
-"""Operations of which an entry of the result is not made of the entries at its place."""
+"""Operations whose results are not made entry by entry from the entries at the same place."""
 _STEPS = 3
-"""Steps in which every way that instructions follow each other occurs."""
+"""Steps in which every order of two lines occurs."""
 
 
 class _Use(NamedTuple):
-    """The entries of a node that an instruction reads or writes: each member its share, or all of them."""
+    """The entries of a node that a line reads or writes: each member its share (`shared`), or all of them."""
 
     node: int
     entries: int
@@ -50,37 +50,36 @@ class _Use(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """An instruction: whether members share it, and what it reads and writes."""
+    """A line of a tape: whether members share its work, and what it reads and writes."""
 
     shared: bool
     uses: Sequence[_Use]
 
 
-class _Stretch(NamedTuple):
-    """A use at some step: the entries of the trace from `start` to before `stop`; `leaders`: the leader's alone."""
+class _Access(NamedTuple):
+    """A use at some step: entries `start` to `stop` of the trace; `alone`: by the leader alone."""
 
     start: int
     stop: int
     shared: bool
-    leaders: bool
+    alone: bool
     written: bool
 
 
 def forward_barriers(code: Integers, places: Integers, steps: int) -> tuple[int, int]:
-    """The lines with a barrier before them, and those that only the leader runs, a bit each, of a tape's lines.
+    """The lines of a forward tape with a barrier before them, and those that only the leader runs, one bit each.
 
-    They are run for at most so many steps in a row.
+    `steps` is the most that are run in a row.
     """
     return _barriers([_forward_line(row) for row in code.tolist()], places, range(min(steps, _STEPS)))
 
 
 def reverse_barriers(code: Integers, cotangent_places: Integers, steps: int) -> tuple[int, int]:
-    """The same of lines of the reverse tape."""
+    """The same of a reverse tape."""
     return _barriers([_reverse_line(row) for row in code.tolist()], cotangent_places, range(min(steps, _STEPS))[::-1])
 
 
 def _forward_line(row: Sequence[int]) -> _Line:
-    """An instruction of the tape."""
     op, n = row[OP], row[SIZE]
     if op == MATMUL:
         uses = [_Use(row[B], row[SIZE_B], False, False), _Use(row[OUT], n, True, True)]
@@ -92,10 +91,10 @@ def _forward_line(row: Sequence[int]) -> _Line:
 
 
 def _reverse_line(row: Sequence[int]) -> _Line:
-    """An instruction of the reverse tape, which uses cotangents."""
+    """What a line of the reverse tape does to cotangents; the values that it reads are written by nobody."""
     op, n = row[OP], row[SIZE]
-    taken = [(row[A], row[SIZE_A], MODE_A), (row[B], row[SIZE_B], MODE_B), (row[ADDEND], n, MODE_ADDEND)]
-    targets = [(node, size) for node, size, mode in taken if row[mode] != NONE]
+    sizes = {A: row[SIZE_A], B: row[SIZE_B], ADDEND: n}
+    targets = [(row[slot], sizes[slot]) for slot, mode in SLOTS if row[mode] != NONE]
     if op == MATMUL and row[MODE_A] == NONE:
         return _Line(True, [_Use(row[OUT], n, False, False), *(_Use(*target, True, True) for target in targets)])
     shared = op not in _WHOLE and all(size == n for _, size in targets)
@@ -103,55 +102,53 @@ def _reverse_line(row: Sequence[int]) -> _Line:
     return _Line(shared, uses)
 
 
-def _barriers(found: Sequence[_Line], places: Integers, steps: Sequence[int]) -> tuple[int, int]:
-    """As many barriers as it takes for no two uses between them to conflict.
+def _barriers(lines: Sequence[_Line], places: Integers, steps: Sequence[int]) -> tuple[int, int]:
+    """As many barriers as it takes for no two accesses between them to conflict.
 
-    An instruction of which members would be in each other's way is the leader's.
+    A line of which members would conflict with each other is the leader's.
     """
-    lines = [line if _shareable(line, places, steps) else _leaders(line) for line in found]
+    lines = [
+        line if _shareable(line, places, steps) else _Line(False, [use._replace(shared=False) for use in line.uses])
+        for line in lines
+    ]
     before: set[int] = set()
     while (missing := _first_missing(lines, before, places, steps)) is not None:
         before.add(missing)
-    whole = sum(1 << number for number, line in enumerate(lines) if not line.shared)
-    return sum(1 << number for number in before), whole
+    alone = sum(1 << number for number, line in enumerate(lines) if not line.shared)
+    return sum(1 << number for number in before), alone
 
 
 def _first_missing(lines: Sequence[_Line], before: set[int], places: Integers, steps: Iterable[int]) -> int | None:
-    """The first line that lacks a barrier, if any."""
-    since: list[_Stretch] = []
+    """The first line that conflicts with one since the last barrier, given barriers `before` some lines."""
+    since: list[_Access] = []
     for t in steps:
         for number, line in enumerate(lines):
             if number in before:
                 since.clear()
-            here = _stretches(line, places, t)
-            if any(_in_the_way(one, other) for one in here for other in since):
+            here = _accesses(line, places, t)
+            if any(_conflict(one, other) for one in here for other in since):
                 return number
             since += here
     return None
 
 
 def _shareable(line: _Line, places: Integers, steps: Iterable[int]) -> bool:
-    """Whether no member writes what another writes or reads while they run an instruction together."""
-    pairs = (pair for t in steps for pair in combinations(_stretches(line, places, t), 2))
-    return line.shared and not any(_in_the_way(*pair) for pair in pairs)
+    """Whether no member writes what another reads or writes while they run a line together."""
+    pairs = (pair for t in steps for pair in combinations(_accesses(line, places, t), 2))
+    return line.shared and not any(_conflict(*pair) for pair in pairs)
 
 
-def _leaders(line: _Line) -> _Line:
-    """The instruction run by the leader alone."""
-    return _Line(False, [use._replace(shared=False) for use in line.uses])
+def _accesses(line: _Line, places: Integers, t: int) -> list[_Access]:
+    """What a line reads and writes at step t."""
+    starts = [int(places[use.node, BASE] + t * places[use.node, STEP]) for use in line.uses]
+    return [
+        _Access(start, start + use.entries, use.shared, not line.shared, use.written)
+        for start, use in zip(starts, line.uses, strict=True)
+    ]
 
 
-def _stretches(line: _Line, places: Integers, t: int) -> list[_Stretch]:
-    """What an instruction uses at step t."""
-    found = []
-    for use in line.uses:
-        start = int(places[use.node, BASE] + t * places[use.node, STEP])
-        found.append(_Stretch(start, start + use.entries, use.shared, not line.shared, use.written))
-    return found
-
-
-def _in_the_way(one: _Stretch, other: _Stretch) -> bool:
-    """Whether two uses by two members may meet: not if both keep to the same shares, or the leader is alone in both."""
+def _conflict(one: _Access, other: _Access) -> bool:
+    """Whether one of two members may write what the other uses: not in equal shares, nor if the leader runs both."""
     overlap = one.start < other.stop and other.start < one.stop
     shares = one.shared and other.shared and one[:2] == other[:2]
-    return overlap and (one.written or other.written) and not shares and not (one.leaders and other.leaders)
+    return overlap and (one.written or other.written) and not shares and not (one.alone and other.alone)

@@ -1,11 +1,12 @@
-"""Where the immediate influence of a graph's step can differ from zero, read off its operations, never off values.
+"""Dependency within a step, read off a graph's operations and never off values.
 
-What a change of one node reaches, and the instructions that follow: what copies share and what they do not.
+`Structure` says which entries of the immediate influence can differ from zero, and from which step on: RTRL leaves the
+rest out. `Reach` says which nodes differ between perturbed copies, and which instructions all copies share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,24 +31,25 @@ from bpcli.tape.instructions import (
     Product,
 )
 from bpcli.tape.layout import packed_copies
+from bpcli.tape.lowering import active_nodes
 from bpcli.tape.plan import node_flops
-from bpcli.tape.reverse_lowering import active_nodes
 
 DENSE = frozenset({"matmul", "matmat", "transpose", "sum", "dot", "logsumexp", "softmax", "log_softmax"})
-"""Operations of which an entry of the result may depend on any entry of an argument."""
+"""Operations whose results may depend, in each entry, on every entry of an argument."""
 Shifts = frozenset[int] | None
-"""Entry j of a node reaches the entries j + shift of the state alone; None: any."""
+"""Entry j of a node reaches only the entries j + shift of the state; None: any entry."""
 MOST_SHIFTS = 64
+"""Shifts that a node may have; a node with more may reach any entry."""
 BLOCK = 1 << 16
-"""Columns that are looked at at a time."""
+"""Columns worked on at a time."""
 MOST_LOOKED_AT = 1 << 22
-"""Entries of a node whose rows are counted; those of a larger one are taken to reach every row. That makes one product
-of all steps too dear, and no second is lost on what may be beyond all memory."""
+"""Entries of a node up to which the rows they reach are counted; those of a larger node are taken to reach every row.
+That bounds the time of an estimate for an influence matrix that may not fit in any memory."""
 
 
 @dataclass(frozen=True)
 class ColumnSpan:
-    """Columns of the influence matrix: those of a static node, of an initial state or of an input at every step."""
+    """Columns of the influence matrix M that belong to a node: static, an initial state, or an input at every step."""
 
     node: int
     start: int
@@ -56,9 +58,9 @@ class ColumnSpan:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Of each column of M: the step before which it is zero, and the rows low..high that are not zero after it.
+    """For each column of M: the step before which it is zero (`birth`), and its band `low`..`high` of rows after it.
 
-    Where an entry reaches no row, `high` is less than `low`.
+    A column that reaches no row has `high` below `low`.
     """
 
     birth: Integers
@@ -66,7 +68,7 @@ class Columns:
     high: Integers
 
     def panels(self, width: int) -> Integers:
-        """(panels, 3): the same of panels of so many columns."""
+        """Birth, low and high of panels of `width` columns, (panels, 3)."""
 
         def folded(values: Integers, nothing: int) -> Integers:
             filler = np.full(-len(values) % width, nothing, np.int64)
@@ -79,9 +81,10 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """The columns of M, from the ways in which each span's node enters a step.
+    """The structure of M over some steps, from the ways in which the node of each span enters a step.
 
-    There are as many columns as parameters, and M may be beyond all memory: they are worked out `BLOCK` at a time.
+    `patterns` has the entries that exist of nodes with a density. M has a column for each parameter and may exceed all
+    memory, so columns are computed `BLOCK` at a time.
     """
 
     graph: Graph
@@ -98,22 +101,12 @@ class Structure:
     def _states(self) -> int:
         return sum(self.graph.nodes[n].size for n in self.graph.new.values())
 
-    @property
-    def _count(self) -> int:
-        return sum(span.columns for span in self.column_spans)
-
     def columns(self, start: int, stop: int) -> Columns:
         """The columns start..stop."""
         births, lows, highs = ([np.zeros(0, np.int64)] for _ in range(3))
         for span in self.column_spans:
-            node, own = (
-                self.graph.nodes[span.node],
-                np.arange(
-                    max(start, span.start) - span.start,
-                    min(stop, span.start + span.columns) - span.start,
-                ),
-            )
-            pattern = self.patterns.get(span.node)
+            node, pattern = self.graph.nodes[span.node], self.patterns.get(span.node)
+            own = np.arange(max(start - span.start, 0), min(stop - span.start, span.columns))
             low, high = self._rows(span, own % node.size if pattern is None else pattern[own])
             births.append(own // node.size if node.op == "input" else np.full(len(own), self._births(span)[0]))
             lows.append(low)
@@ -121,14 +114,16 @@ class Structure:
         return Columns(*(np.concatenate(each) for each in (births, lows, highs)))
 
     def panels(self, width: int) -> Integers:
-        """(panels, 3): what is known of panels of so many columns."""
-        most = BLOCK // width * width
-        ends = range(0, max(1, self._count), most)
-        return np.concatenate([self.columns(start, min(start + most, self._count)).panels(width) for start in ends])
+        """Birth, low and high of panels of `width` columns, (panels, 3)."""
+        most, count = BLOCK // width * width, sum(span.columns for span in self.column_spans)
+        starts = range(0, max(1, count), most)
+        return np.concatenate([self.columns(start, min(start + most, count)).panels(width) for start in starts])
 
     def flops(self, closing: bool) -> float:
-        """Floating-point operations of all q M and J M of one sample: M is not advanced after the last step, and where
-        `closing` q J and q M̄ are taken for that step."""
+        """Floating-point operations of all q M and J M of one sample.
+
+        M is not advanced after the last step; with `closing`, that step takes (q J) M + q M̄ instead.
+        """
         total, steps = 0.0, self.steps
         for span in self.column_spans:
             birth = self._births(span)
@@ -140,14 +135,14 @@ class Structure:
         return 2.0 * self._states * total
 
     def _births(self, span: ColumnSpan) -> Integers:
-        """The step before which a span's columns are zero; of an input one for each of its steps."""
+        """The step before which a span's columns are zero; for an input, of the columns of each step."""
         op = self.graph.nodes[span.node].op
         return np.arange(self.steps) if op == "input" else np.array([-1 if op == "previous" else 0])
 
     def _bands(self, span: ColumnSpan) -> tuple[float, float]:
-        """Entries of a span's node, and the rows that these reach in all.
+        """Entries of a span's node, and the rows that they reach, summed over entries.
 
-        Entries of a matrix that reach the same rows are counted together.
+        Entries of a matrix that reach the same rows are looked at once.
         """
         node, pattern = self.graph.nodes[span.node], self.patterns.get(span.node)
         turned = {p.turned for p in self.products if p.matrix == span.node}
@@ -168,24 +163,21 @@ class Structure:
         return float(size * times), rows * times
 
     def _rows(self, span: ColumnSpan, entries: Integers) -> tuple[Integers, Integers]:
-        """The rows that some entries of a span's node reach: from, to."""
+        """The rows low..high that some entries of a span's node reach."""
         node = self.graph.nodes[span.node]
         if node.op == "previous":
-            before = sum(s.columns for s in self.column_spans if self._is_state(s) and s.start < span.start)
+            states = (s for s in self.column_spans if self.graph.nodes[s.node].op == "previous")
+            before = sum(s.columns for s in states if s.start < span.start)
             return before + entries, before + entries + 1
         own = [p for p in self.products if p.matrix == span.node]
         ways = [(p.delta, entries // node.shape[1] if not p.turned else entries % node.shape[1]) for p in own]
         return _rows(self._reach, ways or [(span.node, entries)], self._states)
 
-    def _is_state(self, span: ColumnSpan) -> bool:
-        return self.graph.nodes[span.node].op == "previous"
-
 
 def shifts(graph: Graph) -> Mapping[int, Shifts]:
-    """How the nodes that reach the state within a step reach it; the states stand one after another.
+    """The shifts of every node that reaches the state within a step; the states stand one after another.
 
-    Joins and slices may give a node any number of shifts: those that lead beyond the state count for nothing, and
-    more than `MOST_SHIFTS` for any.
+    Concatenations and slices may give a node many shifts. Those that lead beyond the state are left out.
     """
     found: dict[int, Shifts] = {}
     offset, states = 0, sum(graph.nodes[n].size for n in graph.new.values())
@@ -215,13 +207,12 @@ def shifts(graph: Graph) -> Mapping[int, Shifts]:
 
 
 def _rows(reach: Mapping[int, Shifts], ways: Iterable[tuple[int, Integers]], states: int) -> tuple[Integers, Integers]:
-    """The stretch of rows that entries of cotangents, of a node each, reach: from, to."""
+    """The rows low..high that entries reach by any of several `ways`: by a node, with its entry for each of them."""
     low, high = np.int64(states), np.int64(0)
     for node, entries in ways:
         by = reach[node]
-        rows = (
-            np.array([[0], [states - 1]]) + 0 * entries if by is None else np.array(sorted(by), int)[:, None] + entries
-        )
+        ends = np.array([[0], [states - 1]]) + 0 * entries
+        rows = ends if by is None else np.array(sorted(by), int)[:, None] + entries
         there = (rows >= 0) & (rows < states)
         low = np.minimum(low, np.where(there, rows, states).min(axis=0, initial=states))
         high = np.maximum(high, np.where(there, rows + 1, 0).max(axis=0, initial=0))
@@ -230,10 +221,9 @@ def _rows(reach: Mapping[int, Shifts], ways: Iterable[tuple[int, Integers]], sta
 
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """A graph of which some nodes differ from copy to copy: leaves, or any whose values are given.
+    """A graph of which the nodes `changed` differ from copy to copy: leaves, or any nodes whose values are given.
 
-    `single`: every step is taken by itself, from states that are known, so that a copy is one from where it is changed
-    on alone.
+    `single`: every step starts from known states, so that copies differ only in what follows from the change in it.
     """
 
     graph: Graph
@@ -243,33 +233,31 @@ class Reach:
 
     @cached_property
     def reached(self) -> frozenset[int]:
-        """Nodes that differ between copies: what is changed and what follows, and all of a time loop."""
+        """Nodes that differ between copies: the changed ones, what follows from them, and all of a time loop."""
         late = (Phase.RECURRENT, Phase.OUTPUT) if not self.single else ()
         return active_nodes(self.graph, self.changed) | {n.index for n in self.graph.nodes if n.phase in late}
 
     @cached_property
     def before(self) -> Integers:
         """The instructions that all copies share."""
-        return self._select(lambda out: out not in self.reached and self.graph.nodes[out].phase is not Phase.STATIC)
+        return self._select(frozenset(range(len(self.graph.nodes))) - self.reached)
 
     @cached_property
     def each(self) -> Integers:
-        """The instructions of one step that every copy runs for itself; at its end the state moves on."""
-        given = self.changed if self.single else frozenset()
-        own = self._select(lambda out: out in self.reached - given and self.graph.nodes[out].phase is not Phase.STATIC)
+        """The instructions of one step that every copy runs for itself; copies that advance the state come last."""
         if self.single:
-            return own
+            return self._select(self.reached - self.changed)
         moves = np.zeros((len(self.graph.previous), FIELDS), np.int64)
         moves[:, [B, ADDEND]] = -1
         for row, (name, previous) in zip(moves, self.graph.previous.items(), strict=True):
             row[[OP, OUT, A, NUMBER]] = COPY, previous, self.graph.new[name], previous
             row[[SIZE, SIZE_A]] = self.graph.nodes[previous].size
-        return np.concatenate([own, moves])
+        return np.concatenate([self._select(self.reached), moves])
 
-    def _select(self, wanted) -> Integers:  # type: ignore[no-untyped-def]
-        code = self.forward.code
-        chosen = np.array([bool(wanted(int(out))) for out in code[:, OUT]], dtype=bool)
-        return np.ascontiguousarray(code[chosen])
+    def _select(self, nodes: Collection[int]) -> Integers:
+        """The instructions that compute some nodes of the phases that take steps."""
+        chosen = [n in nodes and self.graph.nodes[n].phase is not Phase.STATIC for n in self.forward.code[:, OUT]]
+        return np.ascontiguousarray(self.forward.code[np.array(chosen, dtype=bool)])
 
     @cached_property
     def crossing(self) -> tuple[int, ...]:
@@ -280,23 +268,23 @@ class Reach:
 
     @cached_property
     def slices(self) -> Mapping[int, Alias]:
-        """Nodes without storage of their own, and where their values are."""
+        """Slices, and where their values are."""
         return {n: a for n, a in self.forward.alias.items() if self.graph.nodes[n].op == "slice"}
 
     @cached_property
     def packed(self) -> tuple[tuple[int, int], ...]:
-        """The matrices that every copy's rows are multiplied with, each with the field of the packed copy it takes."""
+        """The matrices that every copy's rows are multiplied with, each with the field of the packed copy it reads."""
         return tuple(sorted((n, field) for n, field in packed_copies(self.each) if n not in self.slices))
 
     @cached_property
     def flops(self) -> float:
-        """Floating-point operations of a row's step."""
+        """Floating-point operations of one step of one row."""
         own = self.reached - self.changed if self.single else range(len(self.graph.nodes))
         nodes = (self.graph.nodes[n] for n in own)
         return sum(node_flops(self.graph, node) for node in nodes if node.phase is not Phase.STATIC)
 
     def entries(self, rows: int, steps: int) -> int:
-        """Numbers that a copy takes; of a matrix that is computed as many as may change, else one."""
+        """Entries of a copy of so many rows and steps; a changed matrix is shared and counts for nothing."""
         late = [n for n in self.graph.nodes if n.index in self.reached and n.phase is not Phase.STATIC]
         crossing = (self.graph.nodes[n] for n in self.crossing)
         static = [n for n in crossing if n.index not in self.changed or len(n.shape) < 2]

@@ -1,4 +1,4 @@
-"""A plan: a graph lowered and laid out for a reverse-mode gradient over a window of steps; no array exists yet."""
+"""A plan: a graph lowered and laid out for a reverse-mode gradient over a window of steps. No array exists yet."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.tape.instructions import LANE, Forward, Integers, Reverse
 from bpcli.tape.layout import Extent, Places, cotangent_places, owner, value_places
-from bpcli.tape.lowering import fuse, lower_forward
-from bpcli.tape.reverse_lowering import active_nodes, lower_reverse
+from bpcli.tape.lowering import active_nodes, fuse, lower_forward, lower_reverse
 
 CHUNK_ROWS = 2048
-"""Rows (steps × samples) worked on at a time outside the recurrent phase: their cotangents should stay in cache."""
+"""Rows (steps × samples) worked on at a time outside the recurrent phase, so that their cotangents stay in cache."""
 CHUNK_ENTRIES = 3 << 18
-"""Where each shard takes all phases of a step together: entries of all factors of matrix gradients in the rows that are
-worked on at a time, 6 MB of float64, so that they are still in the shared cache when gradients are made of them."""
+"""The same where shards run all phases of a step together: entries of all factors of matrix gradients, 6 MB of float64,
+so that they are still in the shared cache when the gradients are formed."""
 LEAST_CHUNK_ROWS = 128
-"""Rows of them in any case: for each chunk all of a matrix's gradient is read and written."""
+"""Least rows of them: every chunk reads and writes the whole of a matrix's gradient."""
 SHARD_ROWS = 16
-"""Samples in a shard of the recurrent phase: fewer make slow products, more leave threads idle."""
-LANE_FLOPS = 1e6
-"""Work below which a phase is not cut: starting threads costs some ten microseconds."""
-TASK_ROWS, LEAST_TASK_ROWS = 64, 16
-"""Rows of a matrix gradient in one task, as every task packs the other factor anew; in one of two, at least."""
+"""Samples in a shard of the recurrent phase: fewer make products slow, more leave threads idle."""
 STEPWISE_ROWS = 8
-"""Samples in a shard from which a step's rows are worked on by themselves in every phase."""
+"""Samples in a shard from which its steps run all phases together."""
+LANE_FLOPS = 1e6
+"""Operations below which a phase is not cut into lanes: starting threads takes some ten microseconds."""
 LANE_ROWS = 64
-"""Rows that a lane has at least."""
+"""Least rows of a lane."""
 MOST_LANES = 16
-"""Parts that any work but that of shards is cut into at most; a fixed number, whatever the machine."""
+"""Most parts that any work but that of shards is cut into; fixed, so that results do not depend on the machine."""
+TASK_ROWS, LEAST_TASK_ROWS = 64, 16
+"""Rows of a matrix gradient in a task, as every task packs the other factor anew; and the least, in one of two."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Tapes and places; `leaves` are differentiated."""
+    """Both programs and the places of values and cotangents; `leaves` are the nodes differentiated."""
 
     graph: Graph
     forward: Forward
@@ -55,19 +54,19 @@ class Plan:
         return {phase: phase_flops(self.graph, phase) for phase in Phase}
 
     def lanes(self, phase: Phase, steps: int) -> int:
-        """Into how many lanes the rows of some steps are cut."""
-        return lanes_for(self._flops[phase], steps * self.extent.batch)
+        """Lanes that the rows of some steps of a phase are cut into."""
+        return _lanes(self._flops[phase], steps * self.extent.batch)
 
     @property
     def entries(self) -> int:
-        """Numbers held by a trace of this plan."""
+        """Entries of a trace of this plan."""
         return self.values.size + self.cotangents.size
 
     @cached_property
     def tasks(self) -> Integers:
-        """Stretches of matrix gradients: matrix, delta, vector, turned, columns, first and last row, whose turn, shard.
+        """Parts of matrix gradients, (tasks, 9): matrix, delta, vector, turned, columns, rows from and to, turn, shard.
 
-        A matrix in several products takes their gradients in turns; -1 stands for all shards at once.
+        A matrix in several products takes their gradients in turns; shard -1 stands for all shards at once.
         """
         tasks, shares, turns = [], [], Counter[int]()
         for product in self.reverse.products:
@@ -81,11 +80,10 @@ class Plan:
             flops = 2.0 * rows * columns * self.extent.chunk * self.extent.batch
             pieces = max(rows // TASK_ROWS, min(2, rows // LEAST_TASK_ROWS))
             parts = max(1, min(MOST_LANES, pieces, int(flops / LANE_FLOPS)))
-            stretches = ((rows * part // parts, rows * (part + 1) // parts) for part in range(parts))
-            tasks += [(*ends, *stretch, turn, -1) for stretch in stretches]
+            tasks += [(*ends, rows * part // parts, rows * (part + 1) // parts, turn, -1) for part in range(parts)]
         tasks.sort(key=lambda task: -task[4] * (task[6] - task[5]))
         shares.sort(key=lambda task: task[-1])
-        # Threads take even stretches of the list: large tasks stand at both ends, and a shard's with each other.
+        # Each thread takes an equal part of the list: large tasks stand at both ends, those of a shard side by side.
         return np.array([*tasks[::2], *shares, *tasks[1::2][::-1]], dtype=np.int64).reshape(-1, 9)
 
 
@@ -99,16 +97,16 @@ def make_plan(
     apart: bool = False,
     stops: Collection[int] = (),
 ) -> Plan:
-    """Lower `graph` for the gradient with respect to `leaves` (node indices) of cotangents entering at `seeds`.
+    """Lower `graph` for the gradient with respect to the nodes `leaves`, with cotangents entering at `seeds`.
 
-    The values of `reads` are held too; `apart` as in `Extent`. Cotangents go no further than the nodes of `stops`.
+    The values of `reads` are held for the window too; `apart` as in `Extent`. Cotangents go no further than `stops`.
     """
     fusion = fuse(graph)
     forward = lower_forward(graph, fusion)
     active = active_nodes(graph, {*leaves, *graph.previous.values(), *stops})
     shards = max(1, -(-batch // SHARD_ROWS))
     stepwise = graph.recurrent and batch // shards >= STEPWISE_ROWS
-    # What a state brings to the step before it comes first where a step's phases are taken together.
+    # Where a step's phases run together, what a state passes to the step before is its first contribution.
     fresh = graph.previous.values() if stepwise and not apart else ()
     reverse = lower_reverse(_ending_at(graph, stops), fusion, active, [n for n in seeds if n in active], fresh=fresh)
     chunk = chunk_steps(window, batch)
@@ -118,7 +116,7 @@ def make_plan(
     lanes = shards
     if apart or not stepwise:
         phases = tuple(Phase) if apart else (Phase.INPUT, Phase.OUTPUT)
-        lanes = max(shards, *(lanes_for(phase_flops(graph, phase), chunk * batch) for phase in phases))
+        lanes = max(shards, *(_lanes(phase_flops(graph, phase), chunk * batch) for phase in phases))
     extent = Extent(window, chunk, batch, lanes, stepwise, apart)
     inputs = [n for n in leaves if graph.nodes[n].op == "input"]
     values = value_places(graph, forward, reverse, reads, extent)
@@ -127,36 +125,36 @@ def make_plan(
 
 
 def _ending_at(graph: Graph, stops: Collection[int]) -> Graph:
-    """The graph with leaves in place of some nodes, as the reverse program is to see it."""
+    """The graph with leaves in place of the nodes `stops`, for the reverse program."""
     if not stops:
         return graph
     return replace(graph, nodes=tuple(replace(n, op="previous") if n.index in stops else n for n in graph.nodes))
 
 
 def factor_entries(graph: Graph, forward: Forward, reverse: Reverse) -> int:
-    """Entries of the vectors, of one step and sample, that all matrix gradients are made of, each counted once."""
+    """Entries of all vectors that matrix gradients are made of, for one step and sample; shared ones count once."""
     deltas = {owner(reverse.alias, product.delta) for product in reverse.products}
     vectors = {owner(forward.alias, product.vector) for product in reverse.products}
-    return sum(graph.nodes[n].size for owners in (deltas, vectors) for n in owners)
+    return sum(graph.nodes[n].size for n in (*deltas, *vectors))
 
 
 def chunk_steps(window: int, batch: int) -> int:
-    """Steps that are worked on at a time."""
+    """Steps worked on at a time."""
     return max(1, min(window, -(-CHUNK_ROWS // batch)))
 
 
-def lanes_for(flops: float, rows: int) -> int:
-    """Into how many lanes `rows` rows are cut of a phase that takes `flops` for one."""
+def _lanes(flops: float, rows: int) -> int:
+    """Lanes that rows of a phase are cut into, each of which takes `flops`."""
     return max(1, min(MOST_LANES, rows // LANE_ROWS, int(flops * rows / LANE_FLOPS)))
 
 
 def phase_flops(graph: Graph, phase: Phase) -> float:
-    """Floating-point operations of one row of a phase, forwards."""
+    """Floating-point operations of the forward pass of a phase, for one step and sample."""
     return sum(node_flops(graph, node) for node in graph.nodes if node.phase is phase)
 
 
 def node_flops(graph: Graph, node: Node) -> float:
-    """Floating-point operations of one value of a node, forwards."""
+    """Floating-point operations of one value of a node."""
     if node.op not in OPERATIONS:
         return 0.0
     return OPERATIONS[node.op].flops(tuple(graph.nodes[a].shape for a in node.args), node.shape)

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.definition import Setup, Tensor
-from bpcli.tape.lowering import Fusion, fuse, matrix_of
-from bpcli.tape.reverse_lowering import active_nodes
+from bpcli.tape.lowering import Fusion, active_nodes, fuse, matrix_of
 
 FloatArray = NDArray[np.float64]
 

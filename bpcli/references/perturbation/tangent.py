@@ -26,7 +26,7 @@ from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.preactivations import terms
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window
-from bpcli.tape.reverse_lowering import active_nodes
+from bpcli.tape.lowering import active_nodes
 
 STEP = 1.0
 """The imaginary step. Kernels drop products of imaginary parts, so that any size will do: this one leaves derivatives

@@ -1,11 +1,15 @@
-"""A figure: drawn on axes by matplotlib, put on the page as SVG that takes its colours from the page."""
+"""Figures: drawn on axes by matplotlib, put on a page as SVG that takes its colours from the page.
+
+Shared by all plots: axes with ticks as people write them, and labels beside points and lines that do not overlap.
+"""
 
 from __future__ import annotations
 
 import io
+import math
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +17,14 @@ from bpcli.errors import fail, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.transforms import Bbox
 
 SIZE = (4.6, 3.3)
 """Inches; on the page an inch has 100 pixels, so that text keeps its size in two columns and on a phone."""
 
-# The roles of colour. The page redefines them in the dark; files have them as they stand here.
 INK, MUTED, FAINT, ACCENT, PAPER = "#1c2126", "#5f6872", "#c9ced4", "#b3470f", "#fefefd"
 ROLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", ACCENT: "--accent", PAPER: "--paper"}
+"""Colours by their roles. The page redefines these in its dark theme; image files have the colours as they are here."""
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _STYLE: Any = {
     "svg.fonttype": "none", "text.parse_math": False,
@@ -31,13 +35,24 @@ _STYLE: Any = {
     "xtick.minor.visible": False, "ytick.minor.visible": False, "lines.linewidth": 1.3, "lines.markersize": 5.0,
     "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
+LABEL_AT_MOST = 32
+_TICKS_AT_LEAST, _TICKS_AT_MOST = 3, 8
+_STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+"""Leading digits of ticks, from the roundest."""
+Place = tuple[int, int, str, str]
+_PLACES: tuple[Place, ...] = (
+    (4, 4, "left", "bottom"), (7, 0, "left", "center"), (5, -6, "left", "top"), (-6, 0, "right", "center"),
+    (-5, 6, "right", "bottom"), (-5, -6, "right", "top"), (0, 8, "center", "bottom"), (0, -8, "center", "top"),
+    (8, 17, "left", "bottom"), (8, -17, "left", "top"), (-8, 17, "right", "bottom"), (-8, -17, "right", "top"),
+)  # fmt: skip
+"""Where a label may stand around its point: offset in points, and its alignment there."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: `alt` tells in words what it shows, `draw` puts it on axes.
+    """One figure: `alt` describes it in words, `draw` puts it on axes.
 
-    Artists whose gid starts with "tip:" get the rest of it as their tooltip.
+    An artist whose gid is "tip:TEXT:NUMBER" gets TEXT as its tooltip.
     """
 
     title: str
@@ -51,9 +66,8 @@ def need_matplotlib() -> None:
     import importlib.util
 
     if importlib.util.find_spec("matplotlib") is None:
-        fail(
-            "missing-extra", "bp report draws with matplotlib, which is not installed", help='pip install "bp[report]"'
-        )
+        what = "bp report draws with matplotlib, which is not installed"
+        fail("missing-extra", what, help='pip install "bp[report]"')
 
 
 def svg(figure: Figure, number: int) -> str:
@@ -78,21 +92,15 @@ def picture(figures: Sequence[Figure], kind: str) -> bytes:
 
 
 def _drawn(figures: Sequence[Figure], kind: str, titled: bool) -> bytes:
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        # A letter that the font lacks, a name too long for the layout: the page has the words elsewhere too.
-        warnings.simplefilter("ignore", UserWarning)
-        _save(_canvas(figures, titled), stream, kind, "none" if kind == "svg" and not titled else PAPER)
-    return stream.getvalue()
-
-
-def _canvas(figures: Sequence[Figure], titled: bool) -> Canvas:
+    """All figures in one image, two in a row, free of dates and versions."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    columns = min(2, len(figures))
+    stream, columns = io.BytesIO(), min(2, len(figures))
     rows = -(-len(figures) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
+        # A letter that the font lacks, a name too long for the layout: the page has the words elsewhere too.
+        warnings.simplefilter("ignore", UserWarning)
         canvas = Canvas(figsize=(SIZE[0] * columns, (SIZE[1] + 0.3 * titled) * rows), layout="constrained")
         cells = canvas.subplots(rows, columns, squeeze=False).reshape(-1)
         for axes in cells[len(figures) :]:
@@ -101,19 +109,13 @@ def _canvas(figures: Sequence[Figure], titled: bool) -> Canvas:
             if titled:
                 axes.set_title(figure.title, loc="left", fontsize=9.5, color=INK)
             figure.draw(axes)
-    return canvas
-
-
-def _save(canvas: Canvas, stream: io.BytesIO, kind: str, ground: str) -> None:
-    import matplotlib
-
-    about: Mapping[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-    with matplotlib.rc_context(_STYLE):
-        canvas.savefig(stream, format=kind, metadata=dict(about), facecolor=ground, dpi=160)
+        about, ground = ({"Date": None}, "none") if kind == "svg" else ({"Software": None}, PAPER)
+        canvas.savefig(stream, format=kind, metadata=about, facecolor=PAPER if titled else ground, dpi=160)
+    return stream.getvalue()
 
 
 def _tidy(root: ET.Element, number: int) -> None:
-    """Leave out what a page must not have, and let it choose the colours."""
+    """Drop what a page must not have, make ids unique, and leave colours and fonts to the page."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.rpartition("}")[2] in ("metadata", "style"):
@@ -142,9 +144,143 @@ def _references(element: ET.Element) -> list[str]:
 
 
 def _themed(style: str) -> str:
-    """Colours by their roles, and the fonts of the page."""
+    """A style with colours by their roles and the fonts of the page."""
     for color, role in ROLES.items():
         style = style.replace(color, f"var({role})")
-    return ";".join(p for p in style.split(";") if not p.strip().startswith("font-family")).replace(
-        "'DejaVu Sans', sans-serif", "inherit"
-    )
+    parts = (p for p in style.split(";") if not p.strip().startswith("font-family"))
+    return ";".join(parts).replace("'DejaVu Sans', sans-serif", "inherit")
+
+
+def place(axes: Axes, spots: Sequence[tuple[float, float, str, bool]]) -> None:
+    """Label points `(x, y, text, must)`; a label that finds no free place is left out, unless it `must` stand."""
+    canvas: Any = axes.figure
+    canvas.draw_without_rendering()
+    taken = _around(axes.transData.transform([spot[:2] for spot in spots]), 3.5)
+    for x, y, text, must in sorted(spots, key=lambda s: not s[3]):
+        tried = []
+        for where in _PLACES:
+            note = _write(axes, (x, y), text, where, must)
+            box = note.get_window_extent()
+            clash = sum(box.overlaps(other) for other in taken) + (0 if _inside(box, axes) else 2)
+            tried.append((clash, where, box))
+            note.remove()
+            if not clash:
+                break
+        clash, where, box = min(tried, key=lambda t: t[0])
+        if must or not clash:
+            _write(axes, (x, y), text, where, must)
+            taken.append(box)
+
+
+def _write(axes: Axes, point: tuple[float, float], text: str, where: Place, must: bool) -> Any:
+    (*offset, ha, va), color = where, INK if must else MUTED
+    return axes.annotate(text, point, offset, textcoords="offset points", ha=ha, va=va, color=color, fontsize=8.5)  # type: ignore[arg-type]
+
+
+def _inside(box: Bbox, axes: Axes) -> bool:
+    frame = axes.bbox
+    return bool(frame.x0 <= box.x0 and box.x1 <= frame.x1 + 2 and frame.y0 + 2 <= box.y0 and box.y1 <= frame.y1 + 8)
+
+
+def _around(points: Any, radius: float) -> list[Bbox]:
+    """The squares around points."""
+    from matplotlib.transforms import Bbox
+
+    return [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in points]
+
+
+def at_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Label lines `(x, y, text, colour)` right of the axes, pushed apart where they would touch."""
+    canvas: Any = axes.figure
+    canvas.draw_without_rendering()
+    height = 11.5 / 72 * canvas.dpi
+    order = sorted(ends, key=lambda e: e[1])
+    heights = [float(axes.transData.transform((e[0], e[1]))[1]) for e in order]
+    low, high = axes.bbox.y0, axes.bbox.y1
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + height)
+    if heights and heights[-1] > high:
+        heights[-1] = high
+        for i in range(len(heights) - 2, -1, -1):
+            heights[i] = min(heights[i], heights[i + 1] - height)
+    for (_, _, text, color), y in zip(order, heights, strict=True):
+        at = (y - low) / (high - low)
+        axes.text(1.02, at, text, transform=axes.transAxes, va="center", color=color, fontsize=8.5)
+
+
+def log_axes(axes: Axes, x: str, y: str) -> None:
+    """Logarithmic axes with names."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def set_ticks(axis: Any, where: Sequence[float] | Any, show: Callable[[float], str]) -> None:
+    """Major ticks at some values, or where a locator puts them, and no minor ones."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axis.set_major_locator(FixedLocator(where) if isinstance(where, Sequence) else where)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def round_ticks(axis: Any, unit: str) -> None:
+    """Ticks of a logarithmic axis whose limits are set, at the roundest numbers of which there are enough."""
+    from matplotlib.ticker import EngFormatter
+
+    set_ticks(axis, ticks(*axis.get_view_interval()), EngFormatter(unit=unit))
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to eight numbers between two positive ones: powers of ten where they suffice, else finer steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _STEPS:
+        found = [float(f"{step}e{k}") for k in decades for step in steps if low <= float(f"{step}e{k}") <= high]
+        if len(found) >= _TICKS_AT_LEAST:
+            return found[:: math.ceil(len(found) / _TICKS_AT_MOST)]
+    return [float(value) for value in MaxNLocator(4).tick_values(low, high) if low <= value <= high]
+
+
+def tidy(value: float) -> str:
+    """A number on an axis: as it is down to a thousandth, with a power of ten below."""
+    if 1e-3 <= abs(value) < 1e5 or value == 0:
+        return f"{value:g}"
+    digits, _, power = f"{value:.0e}".partition("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
+
+
+def measured_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Ticks of a logarithmic axis at the values that were measured, as far as there is room to read them."""
+    found = sorted(set(values))
+    shown: list[float] = []
+    for value in found:
+        if not shown or math.log(value / shown[-1]) > 0.09 * math.log(found[-1] / found[0]):
+            shown.append(value)
+    set_ticks(axis, shown, lambda v: f"{v:g}")
+
+
+def grid(axes: Axes) -> None:
+    """Faint lines at the ticks of y."""
+    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=3, width=0.8)
+
+
+def brief(text: str) -> str:
+    """A name from a document, short enough to be drawn."""
+    return printable(text, LABEL_AT_MOST)
+
+
+def short(methods: Sequence[str]) -> dict[str, str]:
+    """Methods without the options that all of one name share: `tbptt:k1=1,k2=4` is `tbptt k2=4` beside `k1=1,k2=8`."""
+    parts = {m: (m.partition(":")[0], [p for p in m.partition(":")[2].split(",") if p]) for m in methods}
+    said = {}
+    for method, (name, options) in parts.items():
+        like = [set(o) for n, o in parts.values() if n == name]
+        own = [o for o in options if len(like) > 1 and not all(o in other for other in like)]
+        said[method] = brief(" ".join([name, *own]))
+    return said

@@ -11,7 +11,7 @@ from kernel_cases import RECURRENT, SMALL, SPECS, distance, gradient, loops, pro
 
 from bpcli.problem.definition import Problem
 from bpcli.runtime import forward_mode
-from bpcli.tape import dependency as structure
+from bpcli.tape import dependency
 
 
 def bands(problem: Problem) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -86,10 +86,10 @@ def test_columns_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, name: str, wrt
     setup = problem_of(SPECS / f"{name}.toml", SMALL, wrt).setup
     plan = forward_mode.rtrl_plan(setup)
     panels, flops = plan.structure.panels(8), plan.structure.flops(False)
-    monkeypatch.setattr(structure, "BLOCK", 8)
+    monkeypatch.setattr(dependency, "BLOCK", 8)
     assert np.array_equal(panels, plan.structure.panels(8))
     assert flops == plan.structure.flops(False)
-    monkeypatch.setattr(structure, "MOST_LOOKED_AT", 1)
+    monkeypatch.setattr(dependency, "MOST_LOOKED_AT", 1)
     assert flops <= plan.structure.flops(False)
 
 
@@ -106,7 +106,7 @@ a = "concat({joins}) + concat(x, a[t-1], c)[0:{count}]"
 loss = "sum(a)"
 """
     graph = written(tmp_path, text).setup.graph
-    reach = structure.shifts(graph)
+    reach = dependency.shifts(graph)
     shifts = {graph.nodes[n].name: by for n, by in reach.items()}
     assert kept == (None if shifts["b"] is None else len(shifts["b"]))
     assert not shifts["c"], "c stands behind the end of the slice"

@@ -108,7 +108,7 @@ def truth(problem: Problem) -> tuple[float, dict[str, np.ndarray]]:
 
 
 def assert_equal(peer, setup: Setup, method: str) -> None:
-    """The peer's loss and gradient equal the truth, relative to the largest entry of each tensor."""
+    """The peer's loss and gradient equal those of the twin, relative to the largest entry of each tensor."""
     problem, tolerance = draw(setup), TOLERANCE[setup.dtype.name]
     expected, gradients = truth(cast(problem, np.dtype(np.float64)))
     found = peer.gradient_function(problem, method)()
@@ -202,13 +202,13 @@ def test_a_gradient_of_nothing_is_zero(peer, tmp_path):
 
 @needs_torch
 def test_gradcheck_gives_the_gradient_that_it_has_checked():
-    """What is timed is the check; what is told is the gradient."""
+    """The call that is timed checks; it returns the gradient."""
     assert_equal(TORCH, opened(VANILLA, SMALL), "central")
 
 
 @needs_torch
 def test_a_gradient_that_gradcheck_rejects_is_no_row(tmp_path):
-    """Its step goes over the kink of |1e-9|."""
+    """The step of gradcheck straddles the kink of |w| at w = 1e-9."""
     path = tmp_path / "kink.toml"
     path.write_text('bp = 1\n[params]\nw = { shape = [], value = 1e-9 }\n[equations]\nloss = "abs(w)"\n')
     with pytest.raises(BpError, match="gradcheck rejects the gradient"):
@@ -216,7 +216,7 @@ def test_a_gradient_that_gradcheck_rejects_is_no_row(tmp_path):
 
 
 def test_peers_are_found_by_their_files():
-    """Modules that belong to a peer are no peers."""
+    """Shared modules of the package are no peers."""
     assert ("jax", "torch") == backends.known_names()
 
 

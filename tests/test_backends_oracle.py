@@ -1,4 +1,4 @@
-"""Peers as oracles: right gradients pass by them, wrong ones don't, and an oracle that errs accuses nobody."""
+"""Peers as oracles: right gradients pass, wrong ones fail, and an oracle that errs condemns none by itself."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, oracle: Spoil) -> None:
     ],
 )
 def test_who_differs_from_an_oracle_is_wrong_where_differences_say_so_too(monkeypatch, mode, oracle, method, expected):
-    """Two witnesses condemn: an oracle that errs accuses nobody, and one without an answer passes nobody."""
+    """`wrong` needs differences to agree with the oracle; an oracle without a finite gradient lets none pass."""
     ask(monkeypatch, oracle)
     fake = FakeMethod(lambda arrays, method_, problem: method(arrays))
     findings = check(small_setup("vanilla_rnn"), [call(fake)], CheckOptions("oracle", mode))
