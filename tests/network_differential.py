@@ -26,9 +26,9 @@ from bpcli.backends.jax import PEER as JAX
 from bpcli.bench.profiling import allocated_bytes
 from bpcli.checking import checker as run
 from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
-from bpcli.checking.escalation import decide
+from bpcli.checking.checker import decide
 from bpcli.checking.findings import Finding
-from bpcli.checking.reference_cache import Truth
+from bpcli.checking.reference_cache import ReferenceCache
 from bpcli.checking.verdict import PASS
 from bpcli.errors import BpError
 from bpcli.methods import MethodCall, parse
@@ -196,12 +196,12 @@ def _examine(problem: Problem, extras: Sequence[str], judged: bool, outcome: Out
         _spoiled(truth, found["bptt"], outcome)
 
 
-def _check(problem: Problem, calls: Sequence[MethodCall], outcome: Outcome) -> Truth | None:
+def _check(problem: Problem, calls: Sequence[MethodCall], outcome: Outcome) -> ReferenceCache | None:
     """The whole check, its predictions and its document; returns what it compared with."""
-    kept: list[Truth] = []
+    kept: list[ReferenceCache] = []
 
-    def keep(*args: Any) -> Truth:
-        kept.append(Truth(*args))
+    def keep(*args: Any) -> ReferenceCache:
+        kept.append(ReferenceCache(*args))
         return kept[-1]
 
     def check() -> list[Finding]:
@@ -211,7 +211,7 @@ def _check(problem: Problem, calls: Sequence[MethodCall], outcome: Outcome) -> T
         findings_document(findings, [], {}, [])
         return findings
 
-    with mock.patch.object(run, "Truth", keep):
+    with mock.patch.object(run, "ReferenceCache", keep):
         findings = _attempt(outcome, "check", check) or []
     outcome.judged = len(findings)
     for finding in findings:
@@ -271,7 +271,7 @@ def _truncation(problem: Problem, method: str, outcome: Outcome) -> None:
         _compare(setup, {method: answer.arrays, "the twin": twin}, unsure, outcome)
 
 
-def _references(truth: Truth, used: Sequence[Reference], twin: Arrays | None, outcome: Outcome) -> None:
+def _references(truth: ReferenceCache, used: Sequence[Reference], twin: Arrays | None, outcome: Outcome) -> None:
     """Estimates within the bounds of each other, and the twin's gradient within each."""
     problem, setup = truth.problem, truth.problem.setup
     known: dict[str, Mapping[str, Estimate]] = {}
@@ -336,7 +336,7 @@ def _memory(problem: Problem, calls: Sequence[MethodCall], outcome: Outcome) -> 
     outcome.fail("memory", f"the check holds {'more' if held > predicted else 'less'} than predicted")
 
 
-def _spoiled(truth: Truth, arrays: Arrays, outcome: Outcome) -> None:
+def _spoiled(truth: ReferenceCache, arrays: Arrays, outcome: Outcome) -> None:
     """A gradient that is off by a quarter never passes in its largest entry, unless that is zero or at a kink."""
     setup = truth.problem.setup
     sizes = {t: float(np.abs(arrays[t.name]).max(initial=0.0)) for t in setup.wrt if t.entries}

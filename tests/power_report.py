@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from bpcli.checking.blame.explain import Again, explain
+from bpcli.checking.blame.explain import Reproducer, explain
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check
-from bpcli.checking.faults.catalogue import CATALOGUE
+from bpcli.checking.faults import CATALOGUE
 from bpcli.checking.faults.fault import as_method
 from bpcli.checking.power import Planted, power
 from bpcli.errors import fail
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 LIMITS = Limits(max_memory=1 << 30)
 
 
-def again(path: Path) -> Again:
+def again(path: Path) -> Reproducer:
     """A spec in the other case that tells causes apart; the search for the smallest case is refused, to save time."""
 
     def reopen(settings: Mapping[str, object]) -> Setup:
@@ -35,7 +35,7 @@ def again(path: Path) -> Again:
             fail("usage", "no smallest case is looked for", help="leave it out")
         return open_setup(path, settings, ("params",), LIMITS)
 
-    return Again(
+    return Reproducer(
         reopen,
         lambda method, settings: shlex.join(
             ["bp", "check", path.name, "-m", method, *(f"--set {k}={v}" for k, v in settings.items())]

@@ -1,4 +1,4 @@
-"""Blame of kernels that a user might write: sizes written into them, one product that is wrong, noise, float32."""
+"""Blame of users' kernels: hard-coded sizes, one wrong product, noise, float32."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def wrong(function: str, *args: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_smaller_case_fails_for_the_same() -> None:
-    """A size that is written into a kernel is kept: at another one it raises, which was not what was wrong."""
+    """A hard-coded size is kept: another one raises, which is another failure."""
     assert {} == wrong("both")
     (finding,) = wrong("fixed").values()
     assert "n=" not in finding["blame"]["reproduce"] and "T=1" in finding["blame"]["reproduce"]
@@ -63,7 +63,7 @@ def test_a_smaller_case_fails_for_the_same() -> None:
 
 
 def test_what_alone_is_wrong_is_wrong_where_it_is_used() -> None:
-    """Not at the state, whose cotangent comes to W too, which is right."""
+    """The node is the product, not the state, whose cotangent reaches W too, which is right."""
     (finding,) = wrong("turned").values()
     assert "is transposed" in finding["blame"]["text"]
     assert finding["blame"]["node"].startswith("matmul at line 12, column 26")
@@ -71,14 +71,14 @@ def test_what_alone_is_wrong_is_wrong_where_it_is_used() -> None:
 
 
 def test_noise_is_not_taken_for_an_error_of_some_kind() -> None:
-    """What one call gives is no multiple of what is right: the next gives another."""
+    """A gradient that changes from call to call is not explained as a multiple of the right one."""
     (finding,) = wrong("noisy").values()
     assert finding["cause"].startswith("not deterministic")
     assert "gives other numbers" in finding["blame"]["text"] and "times the right one" not in finding["blame"]["text"]
 
 
 def test_what_is_rounded_to_float32_is_said_of_every_tensor() -> None:
-    """Also where that is less than what sums in float32 are off by."""
+    """Rounding to float32 is recognised in every tensor, also where it is below the error of float32 sums."""
     found = wrong("rounded")
     assert {"W", "V"} == set(found)
     assert all("the accuracy of float32" in f["blame"]["text"] for f in found.values())

@@ -1,4 +1,4 @@
-"""What a user reads of gradients that are wrong, and of those at a kink: `bp check` on kernels and objects in files."""
+"""The text of `bp check` on wrong gradients and on those at a kink, for functions and objects in files."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from checking_cases import SPECS
 from cli_cases import RECURRENT, run, write
 from foreign_cases import GOOD
 
-from bpcli.checking.blame.signatures import extent, multiple, proportional, single_precision
-from bpcli.checking.blame.wording import apart
+from bpcli.checking.blame.signatures import constant_factor, extent, proportional, single_precision
+from bpcli.checking.findings import distinct_digits
 from bpcli.references.numerics.rounding import FACTOR
 
 OWN = Path(__file__).parent
@@ -166,13 +166,13 @@ def test_what_is_true_of_all_tensors_is_said_once() -> None:
 
 @pytest.mark.parametrize(("function", "what"), [("lists", "list, not an array"), ("nothing", "None, not an array")])
 def test_what_is_no_array_is_called_what_it_is(function: str, what: str) -> None:
-    """Its dtype is not the matter."""
+    """The dtype is not blamed."""
     texts = set(blames(kernel(function)[1]).values())
     assert 1 == len(texts) and what in texts.pop()
 
 
 def test_numbers_that_are_right_are_not_shown_as_wrong() -> None:
-    """What is wrong with a kernel that writes into its arguments is that."""
+    """The cause of a kernel that writes into its arguments."""
     table, findings = kernel("writes", "--wrt", "W")
     assert "should be" not in table and "changes its arguments: W" in table
     assert [(None, None, None, None)] == [(f["worst"], f["kernel_error"], f["bias"], f["cosine"]) for f in findings]
@@ -188,7 +188,7 @@ def test_numbers_that_are_right_are_not_shown_as_wrong() -> None:
     ],
 )
 def test_black_boxes_are_blamed(name: str, tensor: str, words: str) -> None:
-    """With what the numbers look like, and a command that fails again."""
+    """Blame of an object: the pattern of its error and its worst entry."""
     table, findings = box(name)
     assert words in blames(findings)[tensor]
     found = next(f for f in findings if f["tensor"] == tensor)
@@ -199,7 +199,7 @@ def test_black_boxes_are_blamed(name: str, tensor: str, words: str) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "full"])
 def test_a_kink_is_an_interval(mode: str) -> None:
-    """What is right there is said, of a value that passes and of one that does not; and nothing of a bias."""
+    """The one-sided derivatives are shown for values that pass and that do not, without a bias."""
     table, (found,) = box("Kinked", "--mode", mode)
     assert ("pass", "kink", None, None) == tuple(found[k] for k in ("verdict", "cause", "bias", "cosine"))
     assert {"index": [1], "value": 0.25, "low": 0.0, "high": 1.0} == {
@@ -236,7 +236,7 @@ loss = "0.5 * sum(relu(w))**2"
     ],
 )
 def test_a_slope_at_a_kink_is_no_part_of_what_is_wrong(gradient: str, words: str) -> None:
-    """Beside it an error is counted by itself."""
+    """An error beside a kink is counted separately."""
     spec = write(Path("kinked.toml"), KINKED)
     code = f"import numpy as np\ndef gradient(*groups):\n    return {{'w': np.array({gradient})}}\n"
     write(Path("slope.py"), code)
@@ -258,8 +258,8 @@ def test_signatures() -> None:
     """Each on numbers that show it, and on numbers that do not."""
     generator = np.random.default_rng(5)
     right, slack = generator.normal(size=(4, 4)), np.full((4, 4), 1e-14)
-    assert "2 times" in multiple(2 * right, right, slack, {"2": 2.0})
-    assert "" == multiple(2 * right + np.eye(4), right, slack, {"2": 2.0})
+    assert "2 times" in constant_factor(2 * right, right, slack, {"2": 2.0})
+    assert "" == constant_factor(2 * right + np.eye(4), right, slack, {"2": 2.0})
     assert "0.3 times W" in proportional(right + 0.3 * np.eye(4), right, slack, np.eye(4), "W")
     assert "" == proportional(right + 0.3, right, slack, np.eye(4), "W")
     spread = np.full((4, 4), 1e-7)
@@ -288,4 +288,4 @@ def test_signatures() -> None:
 )
 def test_numbers_are_told_apart(one: float, other: float, texts: tuple[str, str]) -> None:
     """By as many digits as it takes."""
-    assert texts == apart(one, other)
+    assert texts == distinct_digits(one, other)

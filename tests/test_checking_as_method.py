@@ -1,4 +1,4 @@
-"""Checking as something that a bench measures: sweeps of references and whole checks, gradcheck beside them."""
+"""Checks as methods of a bench: one reference over every entry, whole checks, and gradcheck for comparison."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def small(dtype: str = "float64") -> Problem:
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_check_is_a_method_with_a_gradient_and_a_cost(name, dtype):
-    """Its gradient is the true one, in the spec's dtype; it is vouched for by what it says of reverse mode."""
+    """The gradient is exact, in the spec's dtype, and the precheck judges it by its verdict on reverse mode."""
     problem, call = small(dtype), parse_measurable(f" {name} ")
     found, expected = call.gradient(problem), parse("bptt").gradient(problem)
     assert name == call.text
@@ -48,14 +48,14 @@ def test_a_check_is_a_method_with_a_gradient_and_a_cost(name, dtype):
 
 
 def test_a_whole_check_costs_more_than_its_references():
-    """Both of them, the rounding, and the gradient twice."""
+    """The cost includes both references, the rounding, and two gradients."""
     setup = small().setup
     cost = {name: parse_measurable(name).cost(setup).flops for name in NAMES}
     assert cost["check"] > cost["central"] + cost["complex-step"]
 
 
 def test_a_reference_that_is_wrong_is_not_timed(monkeypatch):
-    """What it says of a right gradient gives it away."""
+    """A wrong reference is detected by its verdict on a right gradient, and not timed."""
     kind = type(references.get("complex-step"))
     estimate = kind.estimate
 
@@ -69,7 +69,7 @@ def test_a_reference_that_is_wrong_is_not_timed(monkeypatch):
 
 
 def test_methods_are_parsed_as_ever():
-    """And vouched for as ever."""
+    """The precheck judges methods as before."""
     assert "tbptt" == parse_measurable("tbptt:k1=1,k2=2").method.name
     assert not isinstance(parse_measurable("bptt").method, Checking)
     with pytest.raises(BpError, match='unknown method "centrall"'):
@@ -77,7 +77,7 @@ def test_methods_are_parsed_as_ever():
 
 
 def test_nothing_is_remembered_between_calls(monkeypatch):
-    """A reference computes its bounds anew each time, or it would be measured without them."""
+    """A reference recomputes its bounds in each call, so that their cost is measured."""
     seen = []
     estimate = type(references.get("central")).estimate
     monkeypatch.setattr(

@@ -48,14 +48,14 @@ def judge(text: str, target: str = "box.py:box", *args: str) -> tuple[int, dict[
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_gradient_that_forks() -> None:
-    """A child ends where it wants to end, and judges nothing."""
+    """A child process that grad forks exits by itself and judges nothing."""
     text = BOX.replace("import numpy as np", "import os\nimport numpy as np")
     code, document = judge(text.replace("return g", "os.fork() or os._exit(0)\n        return g"))
     assert (0, 3) == (code, len(document["findings"]))
 
 
 def test_an_annotation_is_at_the_gradient() -> None:
-    """A pull request shows it in the file that is to be mended."""
+    """The annotation of a pull request is in the file that defines the gradient."""
     write(Path("box.py"), BOX.replace("2 * t", "3 * t"))
     lines = run("check", "box.py:box", "--format", "github").stdout.splitlines()
     assert lines[0].startswith(f"::error file=box.py,line={GRAD},")
@@ -63,7 +63,7 @@ def test_an_annotation_is_at_the_gradient() -> None:
 
 @pytest.mark.parametrize("target", ["box.py:box", "box.py:Box"])
 def test_a_right_gradient_passes(target: str) -> None:
-    """Of an object, or of a class that makes one; nothing that moves nothing has gradient zero."""
+    """An object, or a class whose instance is one; a parameter that the loss ignores has gradient zero."""
     code, document = judge(BOX, target)
     assert (0, dict.fromkeys("wbu", ("pass", ""))) == (code, outcomes(document))
     assert {(target, "grad")} == {(f["spec"], f["method"]) for f in document["findings"]}
@@ -116,7 +116,7 @@ def test_a_grad_that_gives_nothing(line: str, cause: str) -> None:
 
 
 def test_a_grad_that_changes_its_arguments() -> None:
-    """All of its answers are wrong, right as they may be."""
+    """Every tensor is wrong, even those with right numbers."""
     code, document = judge(BOX.replace("return g", "p['w'][0] = 0; return g"))
     assert (1, {("wrong", f"changes its arguments: w (box.py:{GRAD})")}) == (code, set(outcomes(document).values()))
 
@@ -139,13 +139,13 @@ def test_a_grad_that_changes_its_arguments() -> None:
     ],
 )
 def test_a_loss_that_nothing_can_be_judged_by(line: str, cause: str) -> None:
-    """It is the one finding."""
+    """The loss is the only finding."""
     code, document = judge(BOX.replace('return np.sum(np.tanh(p["w"]) ** 2) * p["b"]', line))
     assert (1, {"loss": ("wrong", cause)}) == (code, outcomes(document))
 
 
 def test_a_slope_below_the_noise_is_not_accused() -> None:
-    """Differences that can't see a gradient neither pass nor condemn it."""
+    """Differences that cannot resolve a gradient leave it undecided."""
     text = "import numpy as np\nclass Box:\n    params = {'w': np.array(1.0)}\n"
     text += "    def loss(self, p): return 1.0 + 1e-200 * float(p['w'])\n    def grad(self, p): return {'w': 1e-200}\n"
     code, document = judge(text, "box.py:Box")
@@ -155,7 +155,7 @@ def test_a_slope_below_the_noise_is_not_accused() -> None:
 
 @pytest.mark.parametrize(("slope", "code"), [("1.0", 1), ("0.0", 0), ("0.5", 0)])
 def test_a_kink(slope: str, code: int) -> None:
-    """At one, every derivative between those of the two sides will do."""
+    """At a kink every value between the one-sided derivatives is right."""
     text = "import numpy as np\nclass Box:\n    params = {'w': np.array([0.0, 1.0])}\n"
     text += "    def loss(self, p): return 0.5 * np.maximum(p['w'], 0).sum()\n"
     text += f"    def grad(self, p): return {{'w': np.array([{slope}, 0.5])}}\n"
@@ -163,7 +163,7 @@ def test_a_kink(slope: str, code: int) -> None:
 
 
 def test_float32() -> None:
-    """The loss sees float32, shifted to numbers of float32: right gradients aren't accused, wrong ones are found."""
+    """Parameters are perturbed by float32 steps: right gradients pass, wrong ones are found."""
     text = (
         BOX.replace("1e-3])", "0.3], 'f4')")
         .replace("np.array(0.5)", "np.array(0.5, 'f4')")
@@ -175,7 +175,7 @@ def test_float32() -> None:
 
 
 def test_a_loss_that_raises_near_by() -> None:
-    """A domain that ends there makes steps smaller, and accuses nobody."""
+    """The end of the loss's domain makes steps smaller and no right gradient wrong."""
     text = "import numpy as np, math\nclass Box:\n    params = {'w': np.array([1e-3, 2.0])}\n"
     text += "    def loss(self, p): return sum(math.log(v) for v in p['w'])\n"
     text += "    def grad(self, p): return {'w': 1 / p['w']}\n"
@@ -212,7 +212,7 @@ def test_what_is_no_black_box(text: str, target: str, code: str) -> None:
 
 
 def test_options() -> None:
-    """Names are chosen with --wrt; what means nothing to an object, or takes too long, is refused."""
+    """--wrt chooses names; options without a meaning for objects, and checks that take too long, are refused."""
     assert {"b"} == set(outcomes(judge(BOX, "box.py:box", "--wrt", "b")[1]))
     for args in (
         ["--wrt", "c"],
@@ -257,7 +257,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_directions(monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[str, tuple[str, int]]) -> None:
-    """Eight of each tensor, whatever its size; where one does not pass, its entries, all or the last halves of some."""
+    """Eight directions a tensor; where one does not pass, all of its entries or the last of a bisection."""
     steady(monkeypatch)
     code, document = judge(text, "box.py:Large", "--mode", "directional")
     assert expected == {f["tensor"]: (f["verdict"], f["checked"]) for f in document["findings"]}
@@ -276,7 +276,7 @@ def test_directions(monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[s
 def test_a_wrong_entry_is_found_by_halves(
     monkeypatch: pytest.MonkeyPatch, wrong: str, index: list[int], cause: str
 ) -> None:
-    """Of 22,500, where to judge all would take too long; without the time for that the direction is told."""
+    """Bisection of 22,500 entries, too many to judge; without time for it the finding is on the direction."""
     box = LARGE.replace("return {", "g = {").replace('2 * p["b"]}', f"2 * p['b']}}; {wrong}; return g")
     steady(monkeypatch)
     code, document = judge(box, "box.py:Large", "--wrt", "W", "--mode", "directional")
@@ -290,13 +290,13 @@ def test_a_wrong_entry_is_found_by_halves(
 
 @pytest.mark.parametrize("mode", ["full", "auto"])
 def test_entries_where_they_are_affordable(mode: str) -> None:
-    """The default, and whatever they take when that is asked for."""
+    """Every entry by default where affordable, and always with --mode full."""
     _, document = judge(BOX, "box.py:Box", "--mode", mode)
     assert {"w": 3, "b": 1, "u": 2} == {f["tensor"]: f["checked"] for f in document["findings"]}
 
 
 def test_auto_takes_directions_where_entries_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And says so; every entry is judged where that is affordable."""
+    """Directions are noted; every entry is judged where that is affordable."""
     monkeypatch.setattr("bpcli.checking.sources.black_box.AFFORDABLE", 0.0)
     _, document = judge(LARGE, "box.py:Large", "--wrt", "W")
     assert [8] == [f["checked"] for f in document["findings"]]

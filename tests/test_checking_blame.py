@@ -13,7 +13,7 @@ import pytest
 from checking_cases import LIMITS, SPECS, Arrays, FakeMethod, call, small_setup
 from click.testing import CliRunner
 
-from bpcli.checking.blame.explain import Again, explain
+from bpcli.checking.blame.explain import Reproducer, explain
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check
 from bpcli.checking.findings import Finding
@@ -92,7 +92,7 @@ def blames(name: str) -> list[Finding]:
     def reopen(settings: Mapping[str, object]) -> Any:
         return open_setup(SPECS / "leaky_rnn.toml", {"n": 3, "T": 6, "batch": 2, **settings}, ("params",), LIMITS)
 
-    again = Again(reopen, lambda text, settings: " ".join([text, *(f"{k}={v}" for k, v in settings.items())]))
+    again = Reproducer(reopen, lambda text, settings: " ".join([text, *(f"{k}={v}" for k, v in settings.items())]))
     return explain(check(setup, [method], CheckOptions()), setup, [method], again)
 
 
@@ -160,7 +160,7 @@ def test_errors_by_step_are_those_of_each_step() -> None:
 
 
 def test_errors_by_step_are_told_where_they_are_known() -> None:
-    """Of a loss that is dropped at the end all steps suffer, of a first step left out that one alone."""
+    """A dropped last loss makes all steps wrong, an omitted first step that one alone."""
     errors = shares("final-loss-dropped")
     assert 6 == len(errors) and min(errors) > 0
     errors = shares("first-step-missing")

@@ -1,4 +1,4 @@
-"""Gradients that another program saved."""
+"""Gradients saved in .npz files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_is_wrong_with_a_file(spoil: Callable[[Arrays], Arrays], expected: 
 
 
 def test_a_file_fails_again_as_it_is() -> None:
-    """It holds the gradient of one case: with other sizes it would be wrong for another reason."""
+    """The reproducing command keeps all sizes, as the file holds the gradient of one case."""
     with np.load("g.npz") as held:
         np.savez("g.npz", **{**held, "d_W": held["d_W"].T})
     (finding,) = (f for f in check("--gradient", "g.npz")[1]["findings"] if f["verdict"] == "wrong")
@@ -62,7 +62,7 @@ def test_a_file_fails_again_as_it_is() -> None:
 
 
 def test_files_that_cannot_be_used() -> None:
-    """They are usage errors, and so is one file for two specs."""
+    """Unusable files are usage errors, and so is one file for two specs."""
     np.savez("empty.npz", W=np.zeros(2))
     np.savez("pickled.npz", d_W=np.array([None]))
     Path("cut.npz").write_bytes(Path("g.npz").read_bytes()[:200])

@@ -1,4 +1,4 @@
-"""Networks in which rounding grows from step to step: bounds stay as small as the gradient is right, and no smaller."""
+"""Networks in which rounding grows from step to step: bounds follow the accuracy of the gradient."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from kernel_cases import gradient, written
 
-from bpcli.checking.escalation import decide, decide_along
-from bpcli.checking.reference_cache import Truth
+from bpcli.checking.checker import decide, decide_along
+from bpcli.checking.reference_cache import ReferenceCache
 from bpcli.checking.verdict import INCONCLUSIVE, PASS, WRONG
 from bpcli.methods.base import Exact
 from bpcli.references import complex_step
@@ -28,7 +28,7 @@ batch = 1
 """
 
 
-def worst(truth: Truth, factor: float, along: bool) -> int:
+def worst(truth: ReferenceCache, factor: float, along: bool) -> int:
     """The verdict on W where its gradient is `factor` times that of BPTT."""
     setup = truth.problem.setup
     tensor = next(t for t in setup.wrt if t.name == "W")
@@ -43,8 +43,8 @@ def worst(truth: Truth, factor: float, along: bool) -> int:
 @pytest.mark.parametrize("along", [False, True], ids=["entries", "directions"])
 @pytest.mark.parametrize(("steps", "right"), [(30, PASS), (60, PASS), (400, INCONCLUSIVE)])
 def test_rounding_that_grows(tmp_path: Path, steps: int, right: int, along: bool) -> None:
-    """A gradient of the wrong sign never passes; a right one does as long as it has digits, and then is left open."""
-    truth = Truth(written(tmp_path, CHAOTIC.replace("STEPS", str(steps))), (complex_step.REFERENCE,))
+    """A gradient of the wrong sign never passes; a right one passes while it has digits, and is inconclusive after."""
+    truth = ReferenceCache(written(tmp_path, CHAOTIC.replace("STEPS", str(steps))), (complex_step.REFERENCE,))
     assert worst(truth, 1.0, along) == right
     assert worst(truth, -1.0, along) == (WRONG if right == PASS else INCONCLUSIVE)
 
@@ -52,9 +52,9 @@ def test_rounding_that_grows(tmp_path: Path, steps: int, right: int, along: bool
 @pytest.mark.parametrize("steps", [200, 400])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_wrong_sign_never_passes(tmp_path: Path, seed: int, steps: int) -> None:
-    """However large the gradients are that rounding leads to."""
+    """A wrong sign never passes, however large the gradients that rounding makes."""
     problem = written(tmp_path, CHAOTIC.replace("STEPS", str(steps)), {"seed": seed})
-    assert worst(Truth(problem, (complex_step.REFERENCE,)), -1.0, along=False) != PASS
+    assert worst(ReferenceCache(problem, (complex_step.REFERENCE,)), -1.0, along=False) != PASS
 
 
 CANCELLING = """bp = 1
@@ -69,10 +69,10 @@ batch = 2
 
 @pytest.mark.parametrize(("off", "expected"), [(0.0, PASS), (1e-9, WRONG)])
 def test_a_gradient_that_cancels_is_told(tmp_path: Path, off: float, expected: int) -> None:
-    """At a minimum, where nothing but rounding is left of it."""
+    """A gradient at a minimum, which is rounding alone."""
     problem = written(tmp_path, CANCELLING)
     (tensor,) = (t for t in problem.setup.wrt if t.name == "b")
-    truth = Truth(problem, (complex_step.REFERENCE,))
+    truth = ReferenceCache(problem, (complex_step.REFERENCE,))
     value = gradient(problem, "backprop").arrays["b"] + off
     assert np.abs(value - off).max() < 1e-15
     assert int(np.max(decide(truth, Exact(), tensor, value).verdict)) == expected

@@ -1,4 +1,4 @@
-"""Checks along directions: as strict as those of every entry, and they find the entry that is wrong."""
+"""Checks along directions: as strict as those of every entry, with the wrong entry located."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from checking_cases import SMALL, Arrays, FakeMethod, call, small_setup
 
-from bpcli.checking import escalation as decide
+from bpcli.checking import checker
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check
 from bpcli.methods import parse
@@ -21,7 +21,7 @@ DIRECTIONAL = CheckOptions(mode="directional")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", SMALL)
 def test_right_gradients_pass_along_directions(name: str, dtype: str, reference: str) -> None:
-    """With eight of them a tensor, and no index: there is no entry to point at."""
+    """Eight directions a tensor, and no index."""
     setup = small_setup(name, dtype=dtype)
     options = replace(DIRECTIONAL, reference=reference)  # type: ignore[arg-type]
     for finding in check(setup, [call(FakeMethod())], options):
@@ -43,13 +43,13 @@ def not_finite(arrays: Arrays, method: FakeMethod, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("affordable", [decide.AFFORDABLE, 0.0], ids=["every entry", "halving"])
+@pytest.mark.parametrize("affordable", [checker.AFFORDABLE, 0.0], ids=["every entry", "halving"])
 @pytest.mark.parametrize(("fault", "where"), [(permille, None), (one_entry, (1, 2)), (not_finite, (2, 0))])
 def test_a_suspect_tensor_is_looked_at_entry_by_entry(
     monkeypatch: pytest.MonkeyPatch, fault: object, where: tuple[int, int] | None, affordable: float, dtype: str
 ) -> None:
-    """In full where that is affordable; else halves are compared until the wrong entry is found."""
-    monkeypatch.setattr(decide, "AFFORDABLE", affordable)
+    """Every entry is judged where that is affordable; else bisection finds the wrong one."""
+    monkeypatch.setattr(checker, "AFFORDABLE", affordable)
     setup = small_setup("vanilla_rnn", ("params",), dtype=dtype)
     findings = check(setup, [call(FakeMethod(fault))], DIRECTIONAL)  # type: ignore[arg-type]
     assert {t.name: "pass" for t in setup.wrt} | {"W": "wrong"} == {f.tensor: f.verdict for f in findings}
@@ -60,7 +60,7 @@ def test_a_suspect_tensor_is_looked_at_entry_by_entry(
 
 
 def test_errors_and_biases_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a truncated gradient, to within what eight directions allow; a cosine is not."""
+    """The bias of a truncated gradient is estimated from eight directions; a cosine is not."""
     setup, truncated = small_setup("leaky_rnn", ("params",)), FakeMethod(k1=1, k2=2)
     full, along = (check(setup, [call(truncated)], o) for o in (CheckOptions(), DIRECTIONAL))
     for one, other in zip(full, along, strict=True):
@@ -70,6 +70,6 @@ def test_errors_and_biases_are_estimated(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_direction_over_a_kink_is_decided_by_entries() -> None:
-    """A direction says nothing of an interval; the entries pass, one of them with that cause."""
+    """Directions at a kink are followed by entries, which pass, one of them with that cause."""
     findings = check(small_setup("kink", ("params",)), [parse("backprop")], DIRECTIONAL)
     assert {"pass"} == {f.verdict for f in findings}

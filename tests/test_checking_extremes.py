@@ -1,4 +1,4 @@
-"""Numbers at the ends of the range of floats, and choices at kinks: told where they can be, with a reason where not."""
+"""Numbers at the ends of the range of floats, and slopes at kinks: judged where possible, else with a reason."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def verdicts(loss: str, slope: str, first: str) -> list[str]:
 
 @pytest.mark.parametrize("power", [200, 270, 285, 292, 300])
 def test_tiny_losses(power: int) -> None:
-    """Where imaginary parts would be lost, differences judge."""
+    """Differences judge where imaginary parts would underflow."""
     loss, slope = (text.format(power=power) for text in SQUARES)
     assert ["pass", "wrong"] == verdicts(loss, slope, "0.5")
 
@@ -81,7 +81,7 @@ def test_tiny_losses(power: int) -> None:
     + [(SQRT, first) for first in ("1e-8", "1e-20", "1e-28")],
 )
 def test_tiny_entries_beside_the_edge_of_the_domain(function: tuple[str, str], first: str) -> None:
-    """Neither imaginary steps nor real ones may be large beside them."""
+    """Steps must be small relative to tiny parameters."""
     loss, slope = function
     assert ["pass", "wrong"] == verdicts(f"sum({loss})", slope, first)
 
@@ -106,7 +106,7 @@ POWERS = [
 @pytest.mark.parametrize("first", ["0.0", "1e-130", "1e-100", "1e-45", "1e-9"])
 @pytest.mark.parametrize(("loss", "slope"), POWERS)
 def test_powers_at_nothing(loss: str, slope: str, first: str) -> None:
-    """No step is large beside a number, and none leaves a truncation where a derivative vanishes."""
+    """Steps are small relative to their entry, without truncation error where a derivative vanishes."""
     found = verdicts(loss, slope, first)
     assert "pass" == found[0] and found[1] in ("wrong", "pass" if first == "0.0" else "wrong")
 
@@ -157,7 +157,7 @@ LOST = [
 
 @pytest.mark.parametrize(("loss", "first", "slope", "cause"), LOST)
 def test_what_the_range_takes(loss: str, first: str, slope: str, cause: str) -> None:
-    """No gradient is right or wrong where a number on the way to it is no float; the reason is said."""
+    """A gradient is inconclusive, with the reason, where an intermediate number leaves the range."""
     spec = write(Path("net.toml"), SPEC.format(first=first, loss=loss))
     write(Path("mine.py"), KERNEL.format(slope=slope).replace("np.asarray(", "1.0 * np.array("))
     for args in ((), ("--kernel", "mine.py:right")):
@@ -169,7 +169,7 @@ def test_what_the_range_takes(loss: str, first: str, slope: str, cause: str) -> 
     ("scale", "expected"), [("2.5e6", ("inconclusive", "overflow")), ("1.0", ("wrong", "not finite"))]
 )
 def test_influences_that_overflow(scale: str, expected: tuple[str, str]) -> None:
-    """Forward accumulation multiplies an infinite influence with nothing, reverse mode sees none of it."""
+    """RTRL multiplies an infinite influence by zero; reverse mode does not."""
     text = """bp = 1
 dtype = "float32"
 params.W = {{ shape = [2, 2], init = "ones", scale = {scale} }}
@@ -189,7 +189,7 @@ T = 8
 
 
 def test_what_is_not_finite_within_the_range_is_wrong() -> None:
-    """Where no number on the way leaves the range."""
+    """A gradient that is not finite is wrong if no intermediate number leaves the range."""
     assert ["wrong", "wrong"] == verdicts("sum(w**2)", "2 * w * [1, np.nan, 1]", "0.5")
 
 
@@ -211,7 +211,7 @@ def test_black_boxes_beside_the_edge_of_their_domain(function: tuple[str, str], 
 
 
 def test_what_is_left_open_has_a_reason() -> None:
-    """A sentence, with the entry that it is about: the sine of 1e300 is anything after one rounding."""
+    """The note names the entry: the sine of 1e300 is arbitrary after one rounding."""
     loss, slope = "sin(w[0])", "np.cos(w) * [1, 0, 0]"
     spec = write(Path("net.toml"), SPEC.format(first="1e300", loss=loss))
     assert "inconclusive" == verdicts(loss, slope, "1e300")[0]
@@ -236,7 +236,7 @@ def estimate(value: float, bound: float, kink: float) -> Estimate:
 def test_an_oracle_has_its_own_choice_at_a_kink(
     given: float, oracle: float, kink: float, expected: tuple[str, str]
 ) -> None:
-    """Differences say that anything from 0 to 1 is right; an oracle beyond that is no witness."""
+    """Differences accept 0 to 1; an oracle outside of that interval confirms nothing."""
     references = References(central=estimate(oracle, 1e-12, 0.0), second=estimate(0.5, 1e-9, kink))
     entries = judge(np.array([given]), references, np.full(1, 1e-14), np.dtype(np.float64))
     verdict, cause, worst = summarise(entries)

@@ -17,7 +17,7 @@ NAMES = [*sorted(p.stem for p in SPECS.glob("*.toml")), *OURS]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_equals_the_kernels(name: str) -> None:
-    """Within rounding, for parameters, inputs and initial states; the loss too."""
+    """Loss and gradients of parameters, inputs and initial states equal those of the kernels to within rounding."""
     setup = small_setup(name)
     problem, method = draw(setup), parse("bptt" if setup.graph.recurrent else "backprop")
     expected, found = method.gradient(problem), as_method("right", RIGHT).gradient(problem)
@@ -43,7 +43,7 @@ def test_it_follows_windows(method: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_it_equals_the_loops(name: str) -> None:
-    """The twin that is written from the equations says the same."""
+    """The interpreter equals the loop-only twin."""
     problem = draw(small_setup(name))
     found = as_method("right", RIGHT).gradient(problem).arrays
     for name, array in naive_gradient(problem).items():
@@ -54,5 +54,5 @@ def test_a_replaced_rule_shows() -> None:
     """A hook changes the gradient."""
     problem = draw(small_setup("vanilla_rnn"))
     right = as_method("right", RIGHT).gradient(problem).arrays["W"]
-    other = as_method("wrong", Hooks(edge=lambda e: 2 * e.pull())).gradient(problem).arrays["W"]
+    other = as_method("wrong", Hooks(edge=lambda e: 2 * e.vjp())).gradient(problem).arrays["W"]
     assert not np.allclose(right, other)

@@ -1,4 +1,4 @@
-"""Kinks in time: whatever slope a program takes where an argument is zero is right, and follows through later steps."""
+"""Kinks over time: any slope at an argument of zero is right, with its consequences for later steps."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def slopes_taken(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
 
 
 def gradient(monkeypatch: pytest.MonkeyPatch, problem: Problem, share: float) -> Arrays:
-    """What a program computes that takes this slope at every kink."""
+    """The gradient with this slope at every kink."""
     with monkeypatch.context() as patch:
         slopes_taken(patch, share)
         return naive_gradient(problem)
@@ -137,7 +137,7 @@ def test_the_slope_at_a_kink_is_the_programs_own(
 def test_entries_off_the_kink_keep_their_power(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: Case, mode: str, reference: str
 ) -> None:
-    """Half a permille in any entry that no slope moves is wrong, beside others that are at the kink."""
+    """An error of 0.05% is wrong in entries that no slope affects, beside others at the kink."""
     problem = case.problem(tmp_path)
     left, mean, right = (gradient(monkeypatch, problem, share) for share in (0.0, 0.5, 1.0))
     spoiled = set()
@@ -192,7 +192,7 @@ T = {T}
 def test_kinks_that_follow_on_each_other(
     tmp_path: Path, w: float, T: int, value: float, expected: tuple[str, str], mode: str
 ) -> None:
-    """Products of slopes: few are tried in all patterns; of many, no pattern that could be is called wrong."""
+    """Patterns of slopes: all are tried if there are few; if there are many, none is called wrong."""
     path = tmp_path / "zeros.toml"
     path.write_text(ZEROS.format(w=w, T=T), encoding="utf-8")
     problem = draw(open_setup(path, {}, ("params",), LIMITS))

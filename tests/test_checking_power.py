@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check
-from bpcli.checking.faults.catalogue import CATALOGUE
+from bpcli.checking.faults import CATALOGUE
 from bpcli.checking.faults.fault import as_method
 from bpcli.checking.power import power
 from bpcli.cli import main
@@ -30,7 +30,7 @@ def test_there_are_enough_faults() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_fault_is_missed(name: str) -> None:
-    """What changes the gradient is wrong, in the tensors that it changes and no other; what does not is void."""
+    """A fault is caught in the tensors that it changes and no other, or is void."""
     found = power(small_setup(name), AUTO)
     assert [] == [p.fault.name for p in found if p.outcome == "missed"]
     assert [] == [p.fault.name for p in found if p.wrong != p.changed]
@@ -54,7 +54,7 @@ def test_harmless_rewrites_pass(name: str) -> None:
     ],
 )
 def test_void_faults_come_with_advice(settings: dict[str, object], fault: str, advice: str) -> None:
-    """What a spec cannot reveal is void and says what to change; with that changed it is caught."""
+    """A fault that a spec cannot reveal is void with advice, and caught when the advice is followed."""
     rows = [f for f in CATALOGUE if f.name == fault]
     (void,) = power(small_setup("leaky_rnn", ("params",), **settings), AUTO, rows)
     assert "void" == void.outcome
@@ -64,7 +64,7 @@ def test_void_faults_come_with_advice(settings: dict[str, object], fault: str, a
 
 
 def test_where_the_gradient_is_zero_nothing_is_tested() -> None:
-    """That is the reason then, whatever else a fault would need."""
+    """A zero gradient is the reason for every void fault."""
     rows = [f for f in CATALOGUE if f.name in ("leak-missing-in-J", "batch-average-missing")]
     found = power(small_setup("leaky_rnn", ("W", "W_in"), alpha=0.0), AUTO, rows)
     assert [("void", True)] * 2 == [(p.outcome, p.advice.startswith("the gradient is zero")) for p in found]
@@ -72,7 +72,7 @@ def test_where_the_gradient_is_zero_nothing_is_tested() -> None:
 
 @pytest.mark.parametrize("option", ["--kernel", "--gradient"])
 def test_power_takes_no_gradient(option: str) -> None:
-    """Nobody would look at it."""
+    """A gradient given beside --power is refused, as it would not be judged."""
     result = CliRunner().invoke(main, ["check", str(SPECS / "square.toml"), "--power", option, "any.file"])
     assert 2 == result.exit_code
     assert f"{option} does not go with --power" in result.stderr

@@ -1,4 +1,4 @@
-"""User code in a process of its own: whatever it does there is one finding, and right code beside it passes."""
+"""User code in a process of its own: whatever it does is a finding on it alone, and right code beside it passes."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_black_box_before_a_right_one(kind: str, part: str) -> None:
 
 @pytest.mark.parametrize("code", [CRASH, HANG])
 def test_a_loss_that_ends_where_it_is_shifted(code: str) -> None:
-    """It is the finding, and is not asked again a thousand times."""
+    """A crash of the loss is the finding; the loss is not called again for differences."""
     write(Path("box.py"), BOX.replace("pass\n        return", f"p['b'] == 0.5 or {code}\n        return"))
     document = json.loads(run("check", "box.py:Box", "--user-time", "0.5", "--format", "json").stdout)
     ((tensor, (verdict, cause)),) = outcomes(document).items()
@@ -147,7 +147,7 @@ def test_a_loss_that_ends_where_it_is_shifted(code: str) -> None:
 )
 @pytest.mark.parametrize("declared", [False, True])
 def test_a_file_that_does_not_load(code: str, cause: str, declared: bool) -> None:
-    """It has no function to judge: a refusal at its line. What else was asked for is judged."""
+    """A file that crashes at import is refused at its line, and other targets are judged."""
     write(Path("bad.py"), KERNEL.replace("from", f"{code}\nfrom", 1).format(code="pass"))
     kernels = "".join(
         f'[kernel.{f}]\nfile = "{f}.py"\nfunction = "{g}"\n' for f, g in (("bad", "bad"), ("good", "grad"))
@@ -165,7 +165,7 @@ def test_a_file_that_does_not_load(code: str, cause: str, declared: bool) -> Non
 
 
 def test_what_a_file_leaves_behind() -> None:
-    """Right code is not accused of what other code did to the process: it is asked again in a fresh one."""
+    """Right code that other code's leavings make wrong is called again in a fresh process."""
     write(Path("bad.py"), HEAD + "np.tanh = None\ndef bad(params, inputs, state):\n    return {}\n")
     write(Path("box.py"), BOX)
     write(Path("made.py"), BOX.replace("class", "np.tanh(1)\nclass"))
@@ -179,7 +179,7 @@ def test_what_a_file_leaves_behind() -> None:
 
 
 def test_a_thread_that_crashes_later() -> None:
-    """In the call of another function, which is not to blame; in a call of its own it is."""
+    """A crash by a thread that another function left behind is blamed on neither; in its own call it is a finding."""
     later = f"threading.Timer(0.2, lambda: {CRASH}).start()"
     write(Path("bad.py"), KERNEL.format(code=later))
     write(Path("slow.py"), KERNEL.format(code="time.sleep(0.5)").replace("bad(", "slow("))
@@ -189,7 +189,7 @@ def test_a_thread_that_crashes_later() -> None:
 
 
 def test_one_process_for_all() -> None:
-    """Two right kernels share one, which imports each file once; a process is started only where there is user code."""
+    """Two kernels share a process that imports each file once; without user code none is started."""
     text = "import os, pathlib\nwith open('log', 'a') as log:\n    print(os.getpid(), __name__[4:8], file=log)\n"
     for name in ("mine", "late"):
         write(Path(f"{name}.py"), text + GOOD)
@@ -274,7 +274,7 @@ def test_arrays_come_back_as_they_went() -> None:
 
 
 def test_an_interpreter_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not user code that is to blame."""
+    """A process that does not start is an error of its own, not of user code."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
     code, document = check("--kernel", "good.py:grad")
     assert (2, ["process-lost"]) == (code, [error["code"] for error in document["errors"]])

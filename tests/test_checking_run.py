@@ -15,7 +15,7 @@ from bpcli.api.check_runner import Results
 from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost, choose
 from bpcli.checking.checker import check
 from bpcli.checking.findings import Finding
-from bpcli.checking.reference_cache import Truth
+from bpcli.checking.reference_cache import ReferenceCache
 from bpcli.checking.verdict import cosine, relative_error
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem, Setup
@@ -130,7 +130,7 @@ def test_planted_faults_are_wrong(fault: object, name: str, reference: str) -> N
 
 
 def test_a_method_that_writes_to_its_arguments_is_wrong() -> None:
-    """All its tensors are, and the arrays are put back for the next method."""
+    """Every tensor is wrong, and the arrays are restored for the next method."""
 
     def writes(arrays: Arrays, method: FakeMethod, problem: Problem) -> None:
         problem.params["W"][0, 0] += 1
@@ -165,7 +165,7 @@ def test_truncated_gradients_are_judged_by_their_own_definition() -> None:
 
 
 def test_the_complex_step_follows_the_branches_of_kinked_operations() -> None:
-    """Away from kinks it is as sharp as anywhere: a part in 10¹⁰ is seen in a network of relu and abs."""
+    """Away from kinks an error of 1e-10 is found in a network of relu and abs."""
     setup, options = small_setup("relu"), CheckOptions("complex-step")
     assert {"pass"} == {f.verdict for f in check(setup, [call(FakeMethod())], options)}
 
@@ -176,7 +176,7 @@ def test_the_complex_step_follows_the_branches_of_kinked_operations() -> None:
 
 
 def test_at_a_kink_the_complex_step_knows_nothing() -> None:
-    """Alone it leaves open what moves an argument at a kink, and nothing else."""
+    """The complex step alone leaves open the entries at a kink, and nothing else."""
     (b, v) = check(small_setup("kink", ("params",)), [call(FakeMethod())], CheckOptions("complex-step"))
     assert ("inconclusive", "no power") == (b.verdict, b.cause)
     assert "pass" == v.verdict
@@ -241,7 +241,7 @@ def opened(folder: Path, text: str, wrt: tuple[str, ...] = ("params",)) -> Setup
 
 @pytest.mark.parametrize("reference", ["auto", "central"])
 def test_a_tensor_without_entries_gives_no_finding(tmp_path: Path, reference: str) -> None:
-    """Beside others; alone it says that nothing was compared."""
+    """A tensor without entries is skipped beside others; alone it is inconclusive."""
     options = CheckOptions(reference)  # type: ignore[arg-type]
     setup = opened(tmp_path, TINY.format(more="b = [2]", loss="sum(tanh(W @ x + b))"))
     assert {"b": ("pass", "")} == verdicts(check(setup, [parse("backprop")], options))
@@ -251,7 +251,7 @@ def test_a_tensor_without_entries_gives_no_finding(tmp_path: Path, reference: st
 
 @pytest.mark.parametrize(("init", "vanishes"), [("zeros", True), ("normal", False)])
 def test_a_gradient_that_vanishes_is_told(tmp_path: Path, init: str, vanishes: bool) -> None:
-    """It passes, without a distance over what is rounding alone; a note says that this tells little."""
+    """A gradient that is rounding alone passes without relative errors and with a note."""
     text = TINY.format(more="", loss="sum(tanh(W @ x)**2)")
     text = text.replace("density = 0.1", f'init = "{init}"')
     found = check(opened(tmp_path, text), [parse("backprop")], AUTO)
@@ -271,8 +271,8 @@ def test_at_a_kink_errors_are_from_the_nearest_derivative(tmp_path: Path) -> Non
 
 
 def test_the_loss_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many methods are judged by it."""
-    truth = Truth(draw(small_setup("exercise", ("params",))), ())
+    """The loss is evaluated once for any number of methods."""
+    truth = ReferenceCache(draw(small_setup("exercise", ("params",))), ())
     first = truth.loss
     monkeypatch.setattr("bpcli.checking.reference_cache.whole_loss", None)
     assert first == truth.loss
@@ -290,7 +290,7 @@ def test_the_loss_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_memory_of_a_check_is_foreseen(
     name: str, sizes: dict[str, object], methods: tuple[str, ...], reference: str
 ) -> None:
-    """What is predicted is at least what is held, and not much more."""
+    """The predicted memory is an upper bound on that allocated, and not much more."""
     setup, options = small_setup(name, ("params",), **sizes), CheckOptions(reference)  # type: ignore[arg-type]
     calls = [parse(text) for text in methods]
     check(small_setup(name, ("params",)), calls, options)  # what is imported and compiled is not the check's

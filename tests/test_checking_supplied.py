@@ -37,7 +37,7 @@ def test_a_right_gradient_passes(dtype: str, wrt: list[str]) -> None:
 
 
 def test_an_annotation_is_at_the_function() -> None:
-    """A pull request shows it in the file that is to be mended, not at the spec's declaration."""
+    """The annotation of a pull request is in the function's file, not at the spec's declaration."""
     write(Path("bad.py"), HEAD + "def bad(*arrays):\n    return {'W': 2 * grad(*arrays)['W']}\n")
     write(Path("good.py"), GOOD)
     write(Path("net.toml"), RECURRENT)
@@ -76,7 +76,7 @@ def test_a_fourth_parameter() -> None:
 
 
 def test_entries_that_a_density_leaves_out() -> None:
-    """What stands there is ignored, NaN or another number in every call."""
+    """Values outside a density's pattern are ignored, also NaN and values that change from call to call."""
     spec = RECURRENT.replace('W = ["n", "n"]', 'W = { shape = ["n", "n"], density = 0.5 }')
     junk = "    g['W'] = np.where(params['W'] == 0, [np.nan, 1.0][len(calls) % 2], g['W'])\n    return g\n"
     write(Path("bad.py"), BAD + junk)
@@ -140,7 +140,7 @@ def test_what_a_function_does_wrong(code: str) -> None:
     ],
 )
 def test_unknown_keys(key: str, tensor: str, cause: str) -> None:
-    """They are wrong beside tensors that are right."""
+    """Unknown keys are wrong beside tensors that are right."""
     write(Path("bad.py"), f"{BAD}    return {{**g, {key}: g['W']}}\n")
     code, document = check("--kernel", "bad.py:bad")
     assert (1, {"W": ("pass", ""), tensor: ("wrong", f"{cause} (bad.py:{FIRST})")}) == (code, outcomes(document))
@@ -269,7 +269,7 @@ def test_declarations_that_are_refused(old: str, new: str, code: str, line: int)
 
 
 def test_a_declared_file_outside() -> None:
-    """It is read where that is allowed."""
+    """A file outside of the spec's folder is read where that is allowed."""
     write(Path("../outside.py"), GOOD)
     spec = RECURRENT + KERNEL.replace("good.py", "../outside.py")
     assert [2, 0] == [check("--kernel", "mine", *more, spec=spec)[0] for more in ([], ["--allow-outside"])]

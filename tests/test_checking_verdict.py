@@ -1,4 +1,4 @@
-"""The verdict on entries: what passes, what is wrong, and what can't be decided."""
+"""Verdicts on entries and tensors: pass, wrong and inconclusive, with their causes."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_noise_never_accuses() -> None:
     ids=["analytic", "differences"],
 )
 def test_exactly_nothing_has_no_rounding(references: References, value: float, expected: str) -> None:
-    """Without any contribution 0 passes and nothing else does, however small."""
+    """Where no term contributes only an exact zero passes."""
     assert expected == summarise(judge(np.full(3, value), references, np.zeros(3), F64))[0]
 
 
@@ -205,7 +205,7 @@ def test_any_one_sided_value_passes_at_a_kink(value: float, expected: tuple[str,
     ],
 )
 def test_what_unlike_slopes_may_come_to_is_not_accused(value: float, expected: tuple[str, str]) -> None:
-    """Beside the interval, as far as a program may be that takes other slopes at some kinks than at others."""
+    """Values outside the interval that different slopes at different kinks may reach are inconclusive."""
     mean = replace(estimate(np.array([1.0]), 1e-9, kink=0.5), beyond=np.array([0.2]))
     for references in (References(None, mean, mean), References(None, mean)):
         verdict, cause, _ = summarise(judge(np.array([value]), references, np.array([1e-15]), F64))
@@ -222,7 +222,7 @@ def test_float32_is_judged_by_its_own_rounding(references: References, relative:
 
 
 def test_flushed_products_are_underflow() -> None:
-    """A float32 gradient of 0 where 1e-38 is true can't be told from a flushed product."""
+    """A float32 gradient of 0 in place of 1e-38 may be a flushed product and is inconclusive."""
     exact = estimate(TINY, 1e-50)
     found = judge(np.array([1.0, 0.0]), References(exact), rounding_bound(TINY, 1e-7 * TINY, TINY, F32), F32)
     assert summarise(found)[:2] == ("inconclusive", "underflow")
@@ -239,7 +239,7 @@ def test_the_worst_entry_is_named() -> None:
 
 
 def test_only_entries_that_exist_are_summarised() -> None:
-    """Outside the places given anything goes; with no place at all nothing was compared."""
+    """Entries outside of the given places are ignored; without any place nothing was compared."""
     entries = judge(one_off(TRUE, 3.0), ANALYTIC, U_G, F64)
     assert summarise(entries, np.array([0, 1, 7]))[0] == "pass"
     assert summarise(entries, np.array([], dtype=np.int64)) == ("inconclusive", "nothing compared", None)
@@ -271,7 +271,7 @@ def test_a_verdict_needs_a_reference() -> None:
     ids=["complex step", "differences"],
 )
 def test_what_nothing_was_learnt_of_does_not_pass(references: References) -> None:
-    """A zero without rounding is not vouched for by an estimate with an infinite bound."""
+    """An estimate with an infinite bound does not confirm an exact zero."""
     assert summarise(judge(np.zeros(3), references, np.zeros(3), F64))[0] == "inconclusive"
 
 
@@ -297,7 +297,7 @@ def test_distances_at_a_kink_are_from_the_nearest_derivative(value: float, z: fl
     ],
 )
 def test_the_taylor_rate_breaks_ties(g: float, rate: str, expected: tuple[int, str]) -> None:
-    """It sides with a reference; alone it neither passes nor condemns."""
+    """The Taylor rate decides together with a reference, never alone."""
     weak, other = estimate(np.array([1.0]), 1e-1), estimate(np.array([1.2]), 1e-1)
     entries = judge(np.array([g]), References(None, weak, other), np.array([1e-15]), F64)
     found = settle(entries, np.array([rate == "right"]), np.array([rate == "wrong"]))

@@ -12,7 +12,7 @@ import pytest
 from kernel_cases import RECURRENT, distance, gradient, small, written
 from test_local_derivatives import ODD, SPOILED, Planted
 
-from bpcli.checking.blame.explain import Again, explain
+from bpcli.checking.blame.explain import Reproducer, explain
 from bpcli.checking.check_options import CheckOptions, Mode, check_bytes, choose, unjudged
 from bpcli.checking.checker import check_problem
 from bpcli.checking.findings import Finding
@@ -140,7 +140,7 @@ def test_the_blame_of_a_recursion() -> None:
     """No cause is made up: the interpreter knows exact gradients and windows alone."""
     problem, call = small("lstm"), approximate(SPOILED["no M̄"])
     findings = check_problem(problem, [call], CheckOptions())
-    again = Again(open=lambda settings: problem.setup, command=lambda method, settings: "again")
+    again = Reproducer(open=lambda settings: problem.setup, command=lambda method, settings: "again")
     blames = [f.blame for f in explain(findings, problem.setup, [call], again) if f.blame is not None]
     assert blames and all("by the complex step" in str(b["cause"]) and b["node"] is None for b in blames)
 

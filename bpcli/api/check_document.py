@@ -8,8 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from bpcli.checking.blame.wording import kinked, place
-from bpcli.checking.findings import Finding, Worst
+from bpcli.checking.findings import Finding, Worst, kinked, position
 from bpcli.errors import Diagnostic, Place
 from bpcli.render.document import Case, Column, Document
 from bpcli.spec.specification import Spec
@@ -32,7 +31,7 @@ def case(row: Mapping[str, Any], places: Places) -> Case:
     spec, tensor, worst = row["spec"], row["tensor"], row["worst"]
     own = [row["method"]] if ":" in row["method"] else []  # no tensor's name
     why = f": {row['cause']}" if row["cause"] else ""
-    at = "" if worst is None else f"{tensor}{place(worst['index'], worst.get('direction'))}"
+    at = "" if worst is None else f"{tensor}{position(worst['index'], worst.get('direction'))}"
     how = f"{why or ':'}{',' if why else ''} {at} has z {_digits(worst['z'], 3)}" if worst else why
     return Case(
         suite=spec,
@@ -245,7 +244,7 @@ def _open(findings: Sequence[Finding]) -> list[str]:
         together = list(group)
         worst, name = together[0].worst, together[0].tensor
         assert worst is not None
-        at = f"{name}{place(worst.index, worst.direction)}"
+        at = f"{name}{position(worst.index, worst.direction)}"
         blind = cause in ("no power", "noise") and worst.bound == float("inf")
         why = _BLIND if blind else _WHY[cause]
         notes.append(f"{spec} {method} {', '.join(f.tensor for f in together)}: {why.format(at=at, bound=worst.bound)}")

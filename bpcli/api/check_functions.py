@@ -15,9 +15,9 @@ from bpcli.api.check_runner import Results
 from bpcli.api.loaded import Words, several
 from bpcli.api.method_selection import check_options
 from bpcli.api.provenance import describe
-from bpcli.checking.sources.black_box import Box, check_box, open_box
+from bpcli.checking.sources.black_box import BlackBox, check_box, open_box
+from bpcli.checking.sources.user_child import Workshop
 from bpcli.checking.sources.user_file import Host, UserFile
-from bpcli.checking.sources.user_workshop import Workshop
 from bpcli.problem.limits import Limits
 
 Params = dict[str, Any]
@@ -80,7 +80,7 @@ def check_gradient(
     return results.report(options, describe("check", threads=None, strict=False, **said))
 
 
-def _box_of(loss: Callable[[Params], Any], grad: Callable[[Params], Any], params: Mapping[str, Any]) -> Box:
+def _box_of(loss: Callable[[Params], Any], grad: Callable[[Params], Any], params: Mapping[str, Any]) -> BlackBox:
     """The black box of the three, called as the gradient is in its file."""
     name = getattr(grad, "__qualname__", type(grad).__name__).replace(".<locals>", "")
     # They are part of the caller's program, and run where it does, which Ctrl-C interrupts.

@@ -15,7 +15,7 @@ from bpcli.api.user_gradients import Asked, of_spec
 from bpcli.checking import check_options
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.findings import Finding
-from bpcli.checking.sources.gradient_source import Foreign
+from bpcli.checking.sources.gradient_source import GradientSource
 from bpcli.errors import Diagnostic, Place
 from bpcli.methods import MethodCall
 from bpcli.problem.definition import Setup
@@ -25,7 +25,7 @@ from bpcli.references.perturbation.executor import Executor
 from bpcli.runtime import kernel_loader
 
 if TYPE_CHECKING:
-    from bpcli.checking.blame.explain import Again
+    from bpcli.checking.blame.explain import Reproducer
 
 # Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
 _SWEEPS = 16
@@ -138,7 +138,7 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
     results.chosen.setdefault(str(taken), []).append(name)
 
 
-def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple[MethodCall | Foreign, ...]:
+def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple[MethodCall | GradientSource, ...]:
     """The methods and the gradients from elsewhere to judge on a spec; the skipped and refused are noted."""
     elsewhere = bool(call.foreign) and (call.weak or not call.methods)
     chosen = () if elsewhere else choose(setup, call.methods, call.weak)
@@ -152,9 +152,9 @@ def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple
     return (*own, *others)
 
 
-def again(file: SpecFile, foreign: Asked) -> Again:
+def again(file: SpecFile, foreign: Asked) -> Reproducer:
     """How to run a spec again with other settings: as a Setup, and as the command line that a user would type."""
-    from bpcli.checking.blame.explain import Again
+    from bpcli.checking.blame.explain import Reproducer
 
     def command(method: str, settings: Mapping[str, object]) -> str:
         words = ["bp", "check", file.path, *foreign.option(method)]
@@ -162,4 +162,4 @@ def again(file: SpecFile, foreign: Asked) -> Again:
         words += [w for key, value in merged.items() for w in ("--set", f"{key}={value}")]
         return shlex.join([*words, *(w for x in file.wrt for w in ("--wrt", x))])
 
-    return Again(file.open, command)
+    return Reproducer(file.open, command)

@@ -11,10 +11,8 @@ from pathlib import Path
 from bpcli.checking.check_options import Mode
 from bpcli.checking.findings import Finding
 from bpcli.checking.sources.black_box import check_box, open_box
-from bpcli.checking.sources.gradient_source import Foreign
-from bpcli.checking.sources.saved_gradient import captured
+from bpcli.checking.sources.gradient_source import GradientSource, saved_gradient, user_function
 from bpcli.checking.sources.user_file import UserFile, load
-from bpcli.checking.sources.user_function import supplied
 from bpcli.checking.sources.user_process import USER_TIME_OPTION, Process
 from bpcli.errors import BpError, Collector, Diagnostic, Place, nearest, printable
 from bpcli.problem.definition import Setup
@@ -34,7 +32,7 @@ class Asked:
     `refused` says why others cannot be judged; `kernels` and `gradients` are the texts that all of it was read from.
     """
 
-    given: tuple[Foreign, ...]
+    given: tuple[GradientSource, ...]
     names: tuple[str, ...]
     process: Process
     refused: tuple[Diagnostic, ...] = ()
@@ -76,7 +74,7 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> 
     Raises BpError where none of them can be judged.
     """
     collector = Collector()
-    given: list[Foreign] = []
+    given: list[GradientSource] = []
     parts = {text: IN_FILE.fullmatch(text) for text in dict.fromkeys(kernels)}
     used = [found["name"] for found in parts.values() if found]
     for text, found in parts.items():
@@ -87,12 +85,12 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> 
             continue
         called = found["name"] if used.count(found["name"]) == 1 else text
         try:
-            given.append(supplied(_file(found["file"], process), found["name"], f"kernel:{called}", process))
+            given.append(user_function(_file(found["file"], process), found["name"], f"kernel:{called}", process))
         except BpError as error:
             collector.diagnostics += error.diagnostics
     for path in dict.fromkeys(gradients):
         try:
-            given.append(captured(Path(path), f"gradient:{Path(path).name}"))
+            given.append(saved_gradient(Path(path), f"gradient:{Path(path).name}"))
         except BpError as error:
             collector.diagnostics += error.diagnostics
     names = tuple(text for text, found in parts.items() if not found)
@@ -103,7 +101,7 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> 
 
 def of_spec(
     setup: Setup, path: Path, asked: Asked, limits: Limits
-) -> tuple[tuple[Foreign, ...], tuple[Diagnostic, ...]]:
+) -> tuple[tuple[GradientSource, ...], tuple[Diagnostic, ...]]:
     """What of `asked` is judged on one spec: everything given, and the kernels that it declares under those names.
 
     And why others are not: a declared file or function is missing, or may not be read. Raises BpError where all are.
@@ -111,7 +109,7 @@ def of_spec(
     if not asked.names:
         return asked.given, ()
     collector = Collector()
-    own: list[Foreign] = []
+    own: list[GradientSource] = []
     for name in (n for n in asked.names if n in setup.spec.kernels):
         kernel, source = setup.spec.kernels[name], setup.spec.source
         place = source.value("kernel", name, "file")
@@ -121,7 +119,7 @@ def of_spec(
             where = source.value("kernel", name, "function")
             try:
                 loaded = load(file, shown, asked.process, place)
-                own.append(supplied(loaded, kernel.function, f"kernel:{name}", asked.process, where))
+                own.append(user_function(loaded, kernel.function, f"kernel:{name}", asked.process, where))
             except BpError as error:
                 collector.diagnostics += error.diagnostics
     if not own and not asked.given:
@@ -159,11 +157,11 @@ def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mod
     try:
         found = judged()
     except BpError:
-        if process.afresh(str(path), name):
+        if process.restart(str(path), name):
             return judged()
         raise
     wrong = any(f.verdict == "wrong" for f, _ in found)
-    return judged() if wrong and process.afresh(str(path), name) else found
+    return judged() if wrong and process.restart(str(path), name) else found
 
 
 def _again(finding: Finding, target: str, mode: Mode) -> Finding:

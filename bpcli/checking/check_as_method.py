@@ -1,4 +1,4 @@
-"""A check, or one reference's sweep over every entry, as a method, so that its cost can be measured."""
+"""A check, or one reference's estimate of every entry, as a method of a bench, so that its cost can be measured."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bpcli.problem.definition import Problem, Setup
 from bpcli.runtime.evaluation import whole_loss
 
 CHECK = "check"
-_SWEEPS = 16  # passes over time for each tensor: references run perturbed copies in batches
+_SWEEPS = 16  # passes over time per tensor: references run perturbed copies in batches
 
 
 @dataclass(frozen=True)
 class Checking:
-    """`bp check --mode full` of reverse mode as a method: "check" does all of it, a reference's name its part alone."""
+    """`bp check --mode full` of reverse mode as a method: all of it as "check", one estimate as a reference's name."""
 
     name: str
     summary: str = "cost of checking"
@@ -37,7 +37,7 @@ class Checking:
         return CheckOptions(AUTO if self.name == CHECK else self.name, "full")
 
     def refusal(self, graph: Graph) -> str | None:
-        """None: checks apply to every graph."""
+        """None: a check applies to every graph."""
         return None
 
     def definition(self, setup: Setup, options: Any) -> Definition:
@@ -45,7 +45,7 @@ class Checking:
         return Exact()
 
     def cost(self, setup: Setup, options: Any) -> Cost:
-        """Predicted cost for every entry, with the most evaluations that the references may take."""
+        """Predicted cost for every entry, with the largest number of evaluations that the references may take."""
         call = parse(exact_method(setup.graph))
         flops = check_cost(setup, [call], self.options)
         if self.name != CHECK:
@@ -58,8 +58,8 @@ class Checking:
         return exact, check_problem(dataclasses.replace(problem), [exact], self.options)
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
-        """The reference's estimate in the spec's dtype, or the gradient that the whole check has judged."""
-        fresh = dataclasses.replace(problem)  # without cached estimates, which would be measured only once
+        """The reference's estimate in the spec's dtype, or the gradient that the check judged."""
+        fresh = dataclasses.replace(problem)  # without cached estimates, which would be computed only once
         setup = problem.setup
         if self.name == CHECK:
             call = parse(exact_method(setup.graph))

@@ -1,10 +1,8 @@
-"""What a check is asked to do, and what it does about it: which references, every entry or directions.
-
-What a check will hold in memory, told before anything runs.
-"""
+"""Options of a check, the choice of references and mode that follows from them, and its predicted cost in memory."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Literal
 from bpcli.backends import oracle as outside
 from bpcli.backends.oracle import Outside
 from bpcli.checking.reference_cache import AUTO, references_for
-from bpcli.checking.sources.gradient_source import Foreign
+from bpcli.checking.sources.gradient_source import GradientSource
 from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Definition, Exact, Recursion
@@ -41,16 +39,16 @@ from bpcli.tape.plan import make_plan
 Mode = Literal["auto", "full", "directional"]
 
 AFFORDABLE = 2e11
-"""Predicted flops up to which "auto" judges every entry: some ten seconds' worth."""
-_ASKED = 2
+"""Predicted flops up to which "auto" judges every entry, about ten seconds' worth."""
+_CALLS = 2  # of every method
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """`reference` judges, or the peer of that name: "auto" takes the sharpest that applies, and differences beside it.
+    """`reference` is the name of the reference or backend that judges; "auto" takes the complex step and differences.
 
-    The mode "full" judges every entry and puts differences beside each, "directional" judges directions first, and
-    "auto" judges every entry where that is affordable, with differences beside as many as are.
+    The mode "full" judges every entry and checks each by differences, "directional" judges directions first, and "auto"
+    judges every entry if that is affordable, and checks as many by differences as are.
     """
 
     reference: str = AUTO
@@ -59,7 +57,7 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """What "auto" comes down to. `flops` are predicted for the mode taken, `full_flops` for every entry."""
+    """The references and mode chosen. `flops` are predicted for that mode, `full_flops` for every entry."""
 
     mode: Literal["full", "directional"]
     references: tuple[Reference, ...]
@@ -68,7 +66,7 @@ class Choice:
     full_flops: float
 
     def __str__(self) -> str:
-        """In words."""
+        """The choice in words."""
         judge, *beside = (r.name for r in self.references)
         what = "in every entry" if self.mode == "full" else f"along {COUNT} directions a tensor"
         seen = " at a sample of the entries" if self.sampled else ""
@@ -78,14 +76,17 @@ class Choice:
         return words
 
 
-def choose(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> Choice:
-    """The references and the mode that `options` come to for these sizes, and what that costs."""
+def choose(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions) -> Choice:
+    """Choose references and mode by `options` and the sizes of the problem, and predict the cost."""
     used = references_for(setup, options.reference, options.mode)
     definitions = {call.definition(setup) for call in calls}
     recursions = {d for d in definitions if isinstance(d, Recursion)}
-    asked = sum(_ASKED * call.cost(setup).flops for call in calls) + _rounding(setup, definitions)
+    asked = sum(_CALLS * call.cost(setup).flops for call in calls)
+    asked += sum(rounding_flops(setup, d.over(setup)) for d in definitions)
     asked += sum(recursion_flops(d) for d in recursions)
-    full = asked + _cost(setup, definitions - recursions, used)
+    full = asked + sum(r.cost(setup, d.over(setup)) for r in used for d in definitions - recursions)
+    # The judging reference estimates the true gradient too, for the bias.
+    full += 0.0 if Exact() in definitions else used[0].cost(setup, Exact().over(setup))
     windowed = (definitions - recursions) | {Exact()}
     along = asked + sum(r.cost_along(setup, d.over(setup), COUNT) for r in used for d in windowed)
     dear = options.mode == AUTO and full > max(AFFORDABLE, along)
@@ -95,14 +96,14 @@ def choose(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOp
     return Choice("full", used, sampled, full, full)
 
 
-def unjudged(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> dict[str, str]:
-    """The methods, by text, that the reference can't judge, and why."""
+def unjudged(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions) -> dict[str, str]:
+    """The methods, by text, that the reference cannot judge, and why."""
     reasons = {call.text: _refusal(options.reference, call.definition(setup)) for call in calls}
     return {text: reason for text, reason in reasons.items() if reason}
 
 
 def _refusal(reference: str, definition: Definition) -> str | None:
-    """Why a reference can't judge by a definition; None when it can."""
+    """Why a reference cannot judge by a definition; None if it can."""
     if reference in outside.known():
         return outside.refusal(reference, definition)
     if isinstance(definition, Recursion) and reference not in (AUTO, ComplexStep.name):
@@ -110,50 +111,40 @@ def _refusal(reference: str, definition: Definition) -> str | None:
     return None
 
 
-def check_cost(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> float:
-    """Predicted floating-point operations of a check, without what wrong gradients cause."""
+def check_cost(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions) -> float:
+    """Predicted floating-point operations of a check of right gradients."""
     return choose(setup, calls, options).flops
 
 
-def _cost(setup: Setup, definitions: set[Definition], used: tuple[Reference, ...]) -> float:
-    """Of all estimates: for every definition, and of the true gradient by the reference that judges."""
-    each = sum(r.cost(setup, d.over(setup)) for r in used for d in definitions)
-    return each + (0.0 if Exact() in definitions else used[0].cost(setup, Exact().over(setup)))
-
-
-def _rounding(setup: Setup, definitions: set[Definition]) -> float:
-    return sum(rounding_flops(setup, d.over(setup)) for d in definitions)
-
-
 _COMPLEX, _DOUBLE, _SINGLE = 16, 8, 4
-# A ladder shifts every entry six times at once. Of copies the losses of every sample and the kinks that they met are
-# there, once in blocks and once joined, and sums; of a block those of its rows too, and their sums over steps.
+# Shifts of an entry in one step ladder; arrays per copy, for its losses and kinks in blocks and joined, and their sums;
+# and arrays per row of a block, with their sums over steps.
 _LADDER, _OF_LOSSES, _OF_ROWS = 6, 5, 3
-# What is known of nodes at every step: values and, by differences, the shifts of four copies, twice; by tangents the
-# factors, and complex values with the passes that they are from.
+# Arrays per node and step: by differences the values and the shifts of four copies, twice; by tangents the factors and
+# the complex passes that they come from.
 _OF_SHIFTS, _OF_FACTORS = 10, 12
-# What a step's changes come to, what states are worth, and gradients that are put together, in copies of what they are.
-_OF_WORTH, _OF_CREDIT, _OF_MADE = 3, 6, 3
-# An estimate's arrays; the bound on rounding, and the sums it is made of.
+# Arrays for one-step sensitivities, for the cotangents of states, and for gradients as they are assembled.
+_OF_SENSITIVITIES, _OF_CREDIT, _OF_ASSEMBLED = 3, 6, 3
+# Arrays of an estimate; arrays of the rounding bound and the sums it is made of.
 _OF_ESTIMATE, _OF_ROUNDING = 4, 4
-# Plans and layouts that are kept for the next pass, in bytes, whatever a network's size: as measured of small ones.
+# Bytes of plans and layouts kept for the next pass, measured on small networks; large ones need no more.
 _TABLES = 1 << 18
-# A change to a static matrix: row, column, copy and the number, once in parts and once joined.
+# A perturbed entry of a static matrix: row, column, copy and number, in parts and joined.
 _OF_FIX = 2 * (3 * 8 + _COMPLEX)
 
 
-def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions) -> int:
-    """About the bytes that `check` holds at its peak besides the problem's own arrays: predicted from sizes alone.
+def check_bytes(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions) -> int:
+    """Predict the peak memory of `check` in bytes, without the problem's own arrays, from sizes alone.
 
-    Estimates and bounds are kept for every definition; references, rounding and methods come one after the other.
+    Estimates and bounds are kept for every definition; references, rounding and methods run in sequence.
     """
     chosen = choose(setup, calls, options)
     used = chosen.references
     definitions = {call.definition(setup) for call in calls} | {Exact()}
     windows = [d.over(setup) for d in definitions]
-    results = sum(_size(t.shape) for t in setup.wrt)
+    results = sum(math.prod(t.shape) for t in setup.wrt)
     kept = _DOUBLE * results * len(windows) * (_OF_ESTIMATE * len(used) + _OF_ROUNDING)
-    # Second ladders, where a gradient looks wrong, are one more estimate at a time.
+    # A second step ladder, where a gradient looks wrong, is one more estimate at a time.
     kept += _DOUBLE * results * _OF_ESTIMATE
     numbers = sum(array_bytes(setup).values()) // setup.dtype.itemsize
     passes = [_perturbed(setup, w, r, numbers) for w in windows for r in used]
@@ -164,7 +155,7 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | Foreign], options: Ch
 
 
 def _perturbed(setup: Setup, windows: Sequence[Window], reference: Reference, numbers: int) -> int:
-    """A trace of all steps, and the larger of what the two kinds of copies take; what another program holds."""
+    """The bytes of a trace and of perturbed copies, of all steps or of single ones; or those of a backend."""
     if isinstance(reference, Outside):
         return reference.bytes(setup)
     exact = isinstance(reference, ComplexStep)
@@ -175,7 +166,7 @@ def _perturbed(setup: Setup, windows: Sequence[Window], reference: Reference, nu
         by = reference.by_chain(setup, windows)
     elif isinstance(reference, Central):
         sample = reference.sample
-    # A few entries of all that comes by the chain rule together, all of the others; and what tells the noise.
+    # A few entries of all tensors that come by the chain rule, every entry of the others, and copies for the noise.
     each, noise = (1, 0) if exact else (_LADDER, NOISE_EVALUATIONS * ROWS)
     shifted = [(by.tensors, each * COMPARED * len(by.tensors)), *(((t,), noise) for t in by.tensors)]
     shifted += [
@@ -186,7 +177,7 @@ def _perturbed(setup: Setup, windows: Sequence[Window], reference: Reference, nu
 
 
 def _copies(setup: Setup, windows: Sequence[Window], tensors: Sequence[Tensor], count: int, item: int) -> int:
-    """So many copies with changes of tensors: a block of them, and the losses of all."""
+    """The bytes of `count` copies in which tensors are perturbed: a block of them, and the losses of all."""
     graph = setup.graph
     nodes = (graph.previous.get(t.name) if t.kind == "state" else graph.leaf.get(t.name) for t in tensors)
     leaves = frozenset(n for n in nodes if n is not None)
@@ -203,7 +194,7 @@ def _copies(setup: Setup, windows: Sequence[Window], tensors: Sequence[Tensor], 
 
 
 def _chain(setup: Setup, windows: Sequence[Window], by: ByChain, exact: bool) -> int:
-    """Steps by themselves: their copies, what is known at every step, and what goes along from step to step."""
+    """The bytes of single steps: their copies, values at every step, and cotangents passed from step to step."""
     nodes, size = step_by_step(setup.graph, by.zs), {n.index: n.size for n in setup.graph.nodes}
     real = exact and possible(setup.graph, by.zs)
     shifts, columns = (1, 1) if exact else (len(SIGNED), 2 + SAMPLES)
@@ -218,21 +209,16 @@ def _chain(setup: Setup, windows: Sequence[Window], by: ByChain, exact: bool) ->
     known = every * (2 * moving + (_OF_SHIFTS * units if not exact else _OF_FACTORS * moving if real else 0))
     open_ = max(sum(1 for w in windows if w.start <= t < w.stop) for t in range(setup.T))
     states = sum(size[n] for n in setup.graph.previous.values())
-    along = setup.batch * open_ * columns * (_OF_WORTH * (shifts + 1) * units + _OF_CREDIT * states)
+    along = setup.batch * open_ * columns * (_OF_SENSITIVITIES * (shifts + 1) * units + _OF_CREDIT * states)
     slopes = every * columns * sum(size[z] for z in by.zs)
     results = max(t.entries for t in by.tensors)
-    made = _OF_MADE * min(columns * results, max(results, AT_ONCE)) + _OF_ESTIMATE * sum(t.entries for t in by.tensors)
+    made = _OF_ASSEMBLED * min(columns * results, max(results, AT_ONCE)) + _OF_ESTIMATE * sum(
+        t.entries for t in by.tensors
+    )
     return held + _DOUBLE * (known + along + slopes + made)
 
 
 def _rounding_bytes(setup: Setup, windows: Sequence[Window], numbers: int) -> int:
-    """The passes in float32 and float64, with the arrays in both, shifted and not."""
+    """The bytes of passes in float32 and float64, with the arrays in both, perturbed and not."""
     entries = unrolled(setup, tuple(windows)).bytes // setup.dtype.itemsize
     return (entries + 2 * numbers) * (_SINGLE + _DOUBLE)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

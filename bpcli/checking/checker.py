@@ -1,6 +1,7 @@
-"""The finding on one tensor of one answer: entry by entry, or along directions first.
+"""A check: each method's gradient judged against references that carry their own error bounds.
 
-A check: every method's gradient against references that carry their own error bounds.
+A tensor is judged entry by entry, or along random directions first where there are too many entries. Sharper and more
+expensive references are used only where the first ones leave entries undecided.
 """
 
 from __future__ import annotations
@@ -9,178 +10,136 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.checking.check_options import CheckOptions, choose
-from bpcli.checking.escalation import affordable, decide, decide_along, narrow
-from bpcli.checking.findings import Finding, Verdict, Worst, spoiled
-from bpcli.checking.reference_cache import AUTO, Truth
-from bpcli.checking.sources.gradient_source import Answer, Foreign, ask
+from bpcli.checking.findings import Finding, Verdict, Worst, overrule
+from bpcli.checking.reference_cache import AUTO, ReferenceCache, mask_of
+from bpcli.checking.sources.gradient_source import Answer, GradientSource, ask
 from bpcli.checking.sources.validate_gradient import LOSS, on_pattern
-from bpcli.checking.verdict import Entries, as_direction, at_kink, cosine, kernel_error, relative_error, summarise
+from bpcli.checking.verdict import (
+    WRONG,
+    Entries,
+    as_direction,
+    at_kink,
+    cosine,
+    judge,
+    kernel_error,
+    relative_error,
+    require_power,
+    select,
+    settle,
+    summarise,
+    undecided,
+)
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Definition, Exact
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
-from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.numerics.probe import directions, dot
+from bpcli.references import complex_step
+from bpcli.references.base import Estimate, FloatArray, forward_flops
+from bpcli.references.numerics.probe import directions, dot, norms
 from bpcli.references.perturbation.executor import Executor
 from bpcli.runtime.evaluation import check_finite
 
-Judged = Callable[[Truth, Definition, Tensor, FloatArray, Finding], Finding]
+AFFORDABLE = 2e10
+"""Predicted flops to spend on entries that the first references leave open, or on the search for a wrong entry."""
+_COMPLEX_FLOPS, _REAL_FLOPS = 4, 24
+# Directions in each half of the entries during the search for wrong ones.
+_PROBES = 2
+
+Judge = Callable[[ReferenceCache, Definition, Tensor, FloatArray, Finding], Finding]
 """Takes the gradient of a tensor, in float64 and zero outside its pattern, and fills in a blank finding."""
 
 
-def judge_entries(truth: Truth, definition: Definition, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
-    """Every entry."""
-    entries = decide(truth, definition, tensor, value)
-    verdict, cause, worst = summarise(entries, tensor.pattern)
-    true = truth.best(Exact(), tensor)
-    one_truth = not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
-    if verdict == "pass" and one_truth and _vanishes(true, entries):
-        return replace(blank, checked=tensor.entries, verdict=verdict, cause=cause, worst=worst)
-    return replace(
-        blank,
-        checked=tensor.entries,
-        verdict=verdict,
-        cause=cause,
-        worst=worst,
-        kernel_error=kernel_error(value, truth.best(definition, tensor)),
-        bias=relative_error(value, true.value) if one_truth else None,
-        cosine=cosine(value, true.value) if one_truth else None,
-        kink=at_kink(entries, worst, tensor.pattern),
-    )
-
-
-def judge_along(truth: Truth, definition: Definition, tensor: Tensor, value: FloatArray, blank: Finding) -> Finding:
-    """Directions; where these do not pass, every entry, or as many as are affordable of those that look wrong.
-
-    Where directions are at a kink every entry is judged too, if that is affordable. Errors are estimated: the norm
-    of a tensor is that of its components along Gaussian directions, on average.
-    """
-    rows = directions(tensor)
-    entries = decide_along(truth, definition, tensor, value, rows)
-    verdict, cause, worst = summarise(entries)
-    true = truth.along(Exact(), tensor, rows).judge
-    one_truth = not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
-    if verdict == "pass" and one_truth and _vanishes(true, entries):
-        return replace(blank, checked=len(rows), verdict=verdict, cause=cause, worst=as_direction(worst))
-    found = replace(
-        blank,
-        checked=len(rows),
-        verdict=verdict,
-        cause=cause,
-        worst=as_direction(worst),
-        kernel_error=kernel_error(entries.value, truth.along(definition, tensor, rows).judge),
-        bias=relative_error(dot(rows, value), true.value) if one_truth else None,
-    )
-    # What lies between the slopes at a kink along a direction may do so by an error in any of its entries.
-    if verdict == "pass" and not (cause == "kink" and affordable(truth, definition, tensor.entries)):
-        return found
-    part = narrow(truth, definition, tensor, value)
-    looked = judge_entries(truth.part(part), definition, part, value, blank)
-    if part is tensor:
-        return looked
-    if looked.verdict != "wrong":  # that a part of it passes says nothing about the tensor
-        return found
-    return replace(looked, kernel_error=found.kernel_error, bias=found.bias, cosine=None)
-
-
-def _vanishes(true: Estimate, entries: Entries) -> bool:
-    """Whether a gradient is rounding alone, over which a distance would be anything."""
-    largest = np.maximum(np.abs(true.value), np.abs(entries.reference))
-    return bool((largest <= entries.bound).all())
-
-
 def check(
-    setup: Setup, calls: Sequence[MethodCall | Foreign], options: CheckOptions, executor: Executor | None = None
+    setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions, executor: Executor | None = None
 ) -> list[Finding]:
     """Judge the gradients of `calls`: a finding per method and tensor with entries, and one for a loss that is wrong.
 
-    A gradient from outside has findings for unknown keys too, and one for its loss if it gives one. Methods must apply
-    to the graph. Losses are computed by the `executor` where that pays. Raises BpError when the loss is not finite, or
-    the reference does not apply.
+    A gradient source other than a method has findings for unknown keys too, and one for its loss if it gives one.
+    Methods must apply to the graph. The `executor` computes losses where that pays. Raises BpError when the loss is not
+    finite, or the reference does not apply.
     """
     return check_problem(draw(setup), calls, options, executor)
 
 
 def check_problem(
-    problem: Problem, calls: Sequence[MethodCall | Foreign], options: CheckOptions, executor: Executor | None = None
+    problem: Problem,
+    calls: Sequence[MethodCall | GradientSource],
+    options: CheckOptions,
+    executor: Executor | None = None,
 ) -> list[Finding]:
-    """`check` on arrays that are there already."""
+    """`check` on arrays that exist already."""
     setup = problem.setup
     check_finite(problem)
     chosen = choose(setup, calls, options)
-    truth = Truth(problem, chosen.references, options.reference == AUTO, executor)
-    judged = judge_along if chosen.mode == "directional" else judge_entries
+    cache = ReferenceCache(problem, chosen.references, options.reference == AUTO, executor)
+    judge_tensor = judge_along if chosen.mode == "directional" else judge_entries
     findings: list[Finding] = []
-    # A density may leave a tensor without entries: nothing exists to compare, and the others decide if there are any.
+    # A density may leave a tensor without entries to compare; it is judged only if all are like that.
     tensors = [t for t in setup.wrt if t.entries] or setup.wrt
     for call in calls:
-        found = _findings(truth, call, tensors, judged)
+        found = _check_call(cache, call, tensors, judge_tensor)
         wrong = any(f.verdict == "wrong" for f in found)
-        if wrong and isinstance(call, Foreign) and call.afresh():
-            found = _findings(truth, call, tensors, judged)
+        if wrong and isinstance(call, GradientSource) and call.restart():
+            found = _check_call(cache, call, tensors, judge_tensor)
         findings += found
     return findings
 
 
-def _findings(truth: Truth, call: MethodCall | Foreign, tensors: Sequence[Tensor], judged: Judged) -> list[Finding]:
-    """What one call comes to."""
-    setup = truth.problem.setup
-    answer = ask(call, truth.problem)
-    found = [_finding(truth, call, answer, tensor, judged) for tensor in tensors]
-    found += _loss_findings(truth, call, call.definition(setup), answer)
+def _check_call(
+    cache: ReferenceCache, call: MethodCall | GradientSource, tensors: Sequence[Tensor], judge_tensor: Judge
+) -> list[Finding]:
+    """All findings on one method or source."""
+    setup = cache.problem.setup
+    answer = ask(call, cache.problem)
+    found = [_check_tensor(cache, call, answer, tensor, judge_tensor) for tensor in tensors]
+    found += _check_loss(cache, call, answer)
     unknown = [name for name in answer.faults if name not in {LOSS, *(t.name for t in setup.wrt)}]
-    return found + [_faulty(truth, call, answer, name) for name in unknown]
+    return found + [Finding(setup.spec.name, call.text, n, (), 0, "wrong", answer.faults[n]) for n in unknown]
 
 
-def _finding(truth: Truth, call: MethodCall | Foreign, answer: Answer, tensor: Tensor, judged: Judged) -> Finding:
+def _check_tensor(
+    cache: ReferenceCache, call: MethodCall | GradientSource, answer: Answer, tensor: Tensor, judge_tensor: Judge
+) -> Finding:
+    setup, given = cache.problem.setup, answer.arrays.get(tensor.name)
+    blank = Finding(setup.spec.name, call.text, tensor.name, tensor.shape, 0, "wrong", "")
     if tensor.name in answer.faults:
-        return _faulty(truth, call, answer, tensor.name, tensor.shape)
-    given = answer.arrays.get(tensor.name)
-    blank = Finding(
-        truth.problem.setup.spec.name, call.text, tensor.name, tensor.shape, 0, "wrong", "", None, None, None, None
-    )
+        return replace(blank, cause=answer.faults[tensor.name])
     if given is None:
         return replace(blank, cause="missing")
     if given.shape != tensor.shape:
         return replace(blank, cause="wrong shape")
-    if given.dtype != truth.problem.setup.dtype:
+    if given.dtype != setup.dtype:
         return replace(blank, cause="wrong type")
-    definition = call.definition(truth.problem.setup)
-    found = judged(truth, definition, tensor, on_pattern(given, tensor).astype(np.float64), blank)
+    value = on_pattern(given, tensor).astype(np.float64)
+    found = judge_tensor(cache, call.definition(setup), tensor, value, blank)
     if answer.changed:
         named = f": {', '.join(answer.changed)}" if answer.where else ""
-        return spoiled(found, f"changes its arguments{named}{answer.where}")
+        return overrule(found, f"changes its arguments{named}{answer.where}")
     if tensor.name in answer.unsteady:
-        return spoiled(found, f"not deterministic{answer.where}")
+        return overrule(found, f"not deterministic{answer.where}")
     if tensor.name in answer.threaded:
-        return spoiled(found, "depends on the order of parallel jobs")
+        return overrule(found, "depends on the order of parallel jobs")
     if found.verdict == "wrong" and found.cause:
         return replace(found, cause=found.cause + answer.where)
     return found
 
 
-def _faulty(
-    truth: Truth, call: MethodCall | Foreign, answer: Answer, name: str, shape: tuple[int, ...] = ()
-) -> Finding:
-    """The finding on what can't be compared."""
-    cause, spec = answer.faults[name], truth.problem.setup.spec.name
-    return Finding(spec, call.text, name, shape, 0, "wrong", cause, None, None, None, None)
-
-
-def _loss_findings(truth: Truth, call: MethodCall | Foreign, definition: Definition, answer: Answer) -> list[Finding]:
-    """A finding when the loss that came with the gradient is wrong, or came from elsewhere."""
+def _check_loss(cache: ReferenceCache, call: MethodCall | GradientSource, answer: Answer) -> list[Finding]:
+    """A finding if the loss that came with the gradient is wrong, or is not that of one of bp's methods."""
+    spec = cache.problem.setup.spec.name
     if LOSS in answer.faults:
-        return [_faulty(truth, call, answer, LOSS)]
+        return [Finding(spec, call.text, LOSS, (), 0, "wrong", answer.faults[LOSS])]
     if answer.loss is None:
         return []
-    reference, bound = truth.loss, truth.rounding(definition).loss
+    reference, bound = cache.loss, cache.rounding(call.definition(cache.problem.setup)).loss
     error = abs(answer.loss - reference)
     steady = LOSS not in answer.unsteady | answer.threaded
     good = bool(error <= bound) and steady
-    blind = steady and not np.isfinite(bound)  # as where rounding alone takes a root out of its domain
-    if (good or blind) and not isinstance(call, Foreign):
+    blind = steady and not np.isfinite(bound)  # e.g. where rounding alone takes a root out of its domain
+    if (good or blind) and not isinstance(call, GradientSource):
         return []
     cause = "no power" if blind else "" if steady else f"not deterministic{answer.where}"
     if not blind and not np.isfinite(answer.loss):
@@ -188,6 +147,131 @@ def _loss_findings(truth: Truth, call: MethodCall | Foreign, definition: Definit
     z = float(error / bound) if bound > 0 else (0.0 if error == 0 else float("inf"))
     worst = Worst((), answer.loss, reference, bound, z)
     relative = error / abs(reference) if reference else None
-    spec = truth.problem.setup.spec.name
     verdict: Verdict = "pass" if good else "inconclusive" if blind else "wrong"
-    return [Finding(spec, call.text, LOSS, (), 1, verdict, cause, worst, relative, None, None)]
+    return [Finding(spec, call.text, LOSS, (), 1, verdict, cause, worst, relative)]
+
+
+def judge_entries(
+    cache: ReferenceCache, definition: Definition, tensor: Tensor, value: FloatArray, blank: Finding
+) -> Finding:
+    """Judge every entry."""
+    entries = decide(cache, definition, tensor, value)
+    verdict, cause, worst = summarise(entries, tensor.pattern)
+    found = replace(blank, checked=tensor.entries, verdict=verdict, cause=cause, worst=worst)
+    true = cache.estimates(Exact(), tensor).judge
+    if verdict == "pass" and _unique(true) and _vanishes(true, entries):
+        return found
+    return replace(
+        found,
+        kernel_error=kernel_error(value, cache.estimates(definition, tensor).judge),
+        bias=relative_error(value, true.value) if _unique(true) else None,
+        cosine=cosine(value, true.value) if _unique(true) else None,
+        kink=at_kink(entries, worst, tensor.pattern),
+    )
+
+
+def judge_along(
+    cache: ReferenceCache, definition: Definition, tensor: Tensor, value: FloatArray, blank: Finding
+) -> Finding:
+    """Judge directions; if they do not pass, every entry, or as many of those that look wrong as are affordable.
+
+    Every entry is judged too where directions are at a kink, if that is affordable. Errors are estimates: the mean
+    square of a tensor's components along Gaussian directions is that of its norm.
+    """
+    rows = directions(tensor)
+    entries = decide_along(cache, definition, tensor, value, rows)
+    verdict, cause, worst = summarise(entries)
+    found = replace(blank, checked=len(rows), verdict=verdict, cause=cause, worst=as_direction(worst))
+    true = cache.along(Exact(), tensor, rows).judge
+    if verdict == "pass" and _unique(true) and _vanishes(true, entries):
+        return found
+    found = replace(
+        found,
+        kernel_error=kernel_error(entries.value, cache.along(definition, tensor, rows).judge),
+        bias=relative_error(dot(rows, value), true.value) if _unique(true) else None,
+    )
+    # A value between the one-sided derivatives along a direction may be due to an error in any of its entries.
+    if verdict == "pass" and not (cause == "kink" and affordable(cache, definition, tensor.entries)):
+        return found
+    part = _search(cache, definition, tensor, value)
+    looked = judge_entries(cache.restricted(part), definition, part, value, blank)
+    if part is tensor:
+        return looked
+    if looked.verdict != "wrong":  # that a part passes says nothing about the whole tensor
+        return found
+    return replace(looked, kernel_error=found.kernel_error, bias=found.bias, cosine=None)
+
+
+def _unique(true: Estimate) -> bool:
+    """Whether the true gradient is known and has no kink."""
+    return not (true.kink > 0).any() and bool(np.isfinite(true.bound).all())
+
+
+def _vanishes(true: Estimate, entries: Entries) -> bool:
+    """Whether a gradient is rounding alone, so that relative errors mean nothing."""
+    largest = np.maximum(np.abs(true.value), np.abs(entries.reference))
+    return bool((largest <= entries.bound).all())
+
+
+def decide(cache: ReferenceCache, definition: Definition, tensor: Tensor, value: FloatArray) -> Entries:
+    """The verdict on each entry of a gradient `value`, in float64, by as sharp references as are needed."""
+    known = cache.rounding(definition)
+    rounding = cache.allow_overflow(definition, value, known.gradient[tensor.name])
+    dtype = cache.problem.setup.dtype
+    entries = judge(value, cache.estimates(definition, tensor), rounding, dtype)
+    if entries.suspect.any():
+        entries = judge(value, cache.estimates(definition, tensor, second=True), rounding, dtype)
+    places = _open(entries, tensor)
+    if len(places) and cache.can_sharpen(definition) and affordable(cache, definition, len(places)):
+        sharper = judge(value, cache.sharper(definition, tensor, places), rounding, dtype)
+        entries = select(mask_of(places, value.shape), sharper, entries)
+        if len(places := _open(entries, tensor)):
+            entries = settle(entries, *cache.taylor_verdicts(definition, tensor, places, value, entries.reference))
+    return require_power(entries, known.scale, known.lost[tensor.name])
+
+
+def decide_along(
+    cache: ReferenceCache, definition: Definition, tensor: Tensor, value: FloatArray, rows: FloatArray
+) -> Entries:
+    """The verdict on `value` along each of the directions `rows (K, size)`."""
+    known = cache.rounding(definition)
+    rounding, lost = (norms(rows, part[tensor.name]) for part in (known.gradient, known.lost))
+    along, dtype = dot(rows, value), cache.problem.setup.dtype
+    rounding = cache.allow_overflow(definition, along, rounding)
+    entries = judge(along, cache.along(definition, tensor, rows), rounding, dtype)
+    if entries.suspect.any():
+        entries = judge(along, cache.along(definition, tensor, rows, second=True), rounding, dtype)
+    return require_power(entries, known.scale * np.sqrt((rows**2).sum(axis=1)), lost)
+
+
+def _search(cache: ReferenceCache, definition: Definition, tensor: Tensor, value: FloatArray) -> Tensor:
+    """The tensor, or a part of it that is affordable to judge entry by entry, where directions say that it is wrong.
+
+    Bisection of the entries: of two halves the one with the larger error along directions is kept.
+    """
+    places = tensor.pattern if tensor.pattern is not None else np.arange(tensor.entries, dtype=np.int64)
+    part = tensor
+    while len(places) > 1 and not affordable(cache, definition, len(places)):
+        halves = np.array_split(places, 2)
+        parts = [replace(tensor, pattern=half) for half in halves]
+        larger = int(np.argmax([_error_along(cache, definition, half, value) for half in parts]))
+        part, places = parts[larger], halves[larger]
+    return part
+
+
+def _error_along(cache: ReferenceCache, definition: Definition, tensor: Tensor, value: FloatArray) -> float:
+    """The largest z of wrong directions among the entries of the tensor's pattern, infinite for NaN."""
+    entries = decide_along(cache, definition, tensor, value, directions(tensor, _PROBES))
+    return float(np.where(entries.verdict == WRONG, np.nan_to_num(entries.z, nan=np.inf), 0.0).max())
+
+
+def _open(entries: Entries, tensor: Tensor) -> NDArray[np.int64]:
+    places = np.flatnonzero(undecided(entries))
+    return places if tensor.pattern is None else np.intersect1d(places, tensor.pattern)
+
+
+def affordable(cache: ReferenceCache, definition: Definition, count: int) -> bool:
+    """Whether the judging reference can estimate so many entries."""
+    exact = cache.references[0].name == complex_step.REFERENCE.name
+    each = _COMPLEX_FLOPS if exact else _REAL_FLOPS
+    return each * count * forward_flops(cache.problem.setup, cache.windows(definition)) <= AFFORDABLE

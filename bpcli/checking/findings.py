@@ -1,4 +1,4 @@
-"""What a check found: one Finding per spec, method and tensor."""
+"""The results of a check, one Finding per spec, method and tensor, and how their numbers read in a sentence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Verdict = Literal["pass", "wrong", "inconclusive"]
+_DIGITS, _ALL_DIGITS = 6, 17
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class Kink:
-    """An entry at a kink and its `value`: anything from `low` to `high`, the slopes on its sides, is right."""
+    """An entry at a kink and its `value`: anything between the one-sided derivatives, `low` and `high`, is right."""
 
     index: tuple[int, ...]
     value: float
@@ -38,12 +39,11 @@ class Kink:
 class Finding:
     """The verdict on one tensor of one method on one spec.
 
-    `checked` counts entries (or directions) compared. `kernel_error` is ‖g − ref‖ / ‖ref‖ against what the method is
-    meant to compute, at a kink the distance from the nearest derivative over the largest; `bias` is ‖g − g*‖ / ‖g*‖
-    against the true gradient and `cosine` the cosine with it: None where the truth was not computed or has norm zero,
-    and where entries are at a `kink`, so that there is no one truth. None too where a reference knows nothing, and all
-    three where a gradient that passes is rounding alone.
-    `cause` is "" or a word such as "noise", "not finite". `blame` comes with a wrong verdict where it is known.
+    `checked` counts the entries (or directions) compared. `kernel_error` is ‖g − ref‖ / ‖ref‖ against the method's
+    definition, at a kink the distance from the nearest derivative over the largest; `bias` is ‖g − g*‖ / ‖g*‖ against
+    the true gradient g*, and `cosine` the cosine with it. Both are None where g* is unknown or zero, and at a `kink`,
+    where g* is not unique. All three are None where a gradient that passes is rounding alone.
+    `cause` is "" or a word such as "noise", "not finite". `blame` explains a wrong verdict where that is possible.
     """
 
     spec: str
@@ -53,23 +53,66 @@ class Finding:
     checked: int
     verdict: Verdict
     cause: str
-    worst: Worst | None
-    kernel_error: float | None
-    bias: float | None
-    cosine: float | None
+    worst: Worst | None = None
+    kernel_error: float | None = None
+    bias: float | None = None
+    cosine: float | None = None
     blame: dict[str, object] | None = None
     kink: Kink | None = None
 
     @property
     def vanishes(self) -> bool:
-        """Whether it passes and is zero in every entry, as far as rounding can tell: nothing to be off from."""
+        """Whether it passes and every entry is zero to within rounding, so that no relative error exists."""
         if self.verdict != "pass" or self.cause or self.kernel_error is not None or self.worst is None:
             return False
         return abs(self.worst.value) <= self.worst.bound < math.inf
 
 
-def spoiled(found: Finding, cause: str) -> Finding:
-    """Wrong for a `cause` that has nothing to do with its numbers; these are left out where they are right."""
+def overrule(found: Finding, cause: str) -> Finding:
+    """`found` made wrong for a `cause` other than its numbers, which are dropped if they were right."""
     if found.verdict == "pass":
         found = replace(found, worst=None, kernel_error=None, bias=None, cosine=None, kink=None)
     return replace(found, verdict="wrong", cause=cause, blame=None)
+
+
+def worst_index(finding: Finding) -> list[int] | None:
+    """The index of the worst entry; None where nothing, or directions alone, were compared."""
+    return list(finding.worst.index) if finding.worst is not None and finding.worst.index is not None else None
+
+
+def worst_entry(finding: Finding) -> str:
+    """The worst value, the reference (at a kink, the one-sided derivatives) and z; "" where nothing was compared."""
+    worst, kink = finding.worst, finding.kink
+    if worst is None:
+        return ""
+    value, reference = distinct_digits(worst.value, worst.reference)
+    right = f"should be {reference}"
+    if kink is not None and (kink.index, kink.value) == (worst.index, worst.value):
+        value, right = f"{worst.value:.6g}", f"should be {_one_sided(kink)}"
+    return f"{finding.tensor}{position(worst.index, worst.direction)} = {value}, {right} (z = {worst.z:.2g})"
+
+
+def kinked(tensor: str, kink: Kink) -> str:
+    """A value at a kink and the interval of right values."""
+    return f"{tensor}{position(kink.index)} = {kink.value:.6g}, right is anything {_one_sided(kink)}"
+
+
+def _one_sided(kink: Kink) -> str:
+    low, high = distinct_digits(kink.low, kink.high)
+    return f"from {low} to {high}, the slopes at the sides of a kink"
+
+
+def position(index: tuple[int, ...] | None, direction: int | None = None) -> str:
+    """`[3, 1]` for an entry, "" for a scalar, or the number of a direction."""
+    if index is None:
+        return f" along direction {direction}" if direction else " along a direction"
+    return f"[{', '.join(map(str, index))}]" if index else ""
+
+
+def distinct_digits(one: float, other: float) -> tuple[str, str]:
+    """Two numbers with enough digits to tell them apart, at least six."""
+    for digits in range(_DIGITS, _ALL_DIGITS):
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1]:
+            return texts
+    return f"{one:.{_ALL_DIGITS}g}", f"{other:.{_ALL_DIGITS}g}"

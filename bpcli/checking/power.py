@@ -1,4 +1,4 @@
-"""What a check of this spec could reveal: faults are planted one by one, and judged like any method."""
+"""The power of a check on a spec: faults planted one by one in the reference interpreter, and judged like methods."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check
-from bpcli.checking.faults.catalogue import CATALOGUE
+from bpcli.checking.faults import CATALOGUE
 from bpcli.checking.faults.fault import Fault, as_method, separate
 from bpcli.checking.findings import Finding
-from bpcli.checking.interpreter import RIGHT, work
+from bpcli.checking.interpreter import RIGHT, interpreter_cost
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Exact
 from bpcli.problem.definition import Array, Problem, Setup
@@ -22,19 +22,19 @@ from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 
 Outcome = Literal["caught", "void", "missed"]
-# Forwards, and three passes backwards; twice each, and once more to see what changes.
+# A forward and three reverse passes for each of the two gradients that the check asks for, and again for one by itself.
 _PASSES = 12
-# Both gradients may be off by their rounding.
+# Two gradients are compared, each with its rounding.
 _BOTH = 2.0
 _ZERO = "the gradient is zero or rounding alone: nothing is tested; take other parameters, data or another seed"
 
 
 @dataclass(frozen=True)
 class Planted:
-    """What became of one fault: "void" where it changes no entry beyond rounding, and nothing else that shows.
+    """The outcome for one fault: "void" if it changes no entry beyond rounding and writes to no argument.
 
     `wrong` and `changed` name the tensors that the check found wrong, and those that the fault changes. `z` is the
-    largest of the check. `advice` says what to change in the spec that a void fault could show.
+    largest of the check. `advice` says how to change the spec so that a void fault has an effect.
     """
 
     spec: str
@@ -47,11 +47,11 @@ class Planted:
 
 
 def power(setup: Setup, options: CheckOptions, faults: Sequence[Fault] = CATALOGUE) -> list[Planted]:
-    """Plant every fault in the reference interpreter, on this spec, and judge what comes out.
+    """Plant every fault in the reference interpreter, on this spec, and judge its gradient.
 
-    Estimates are computed once. `BpError` as for `check`.
+    Estimates are computed once. Raises BpError as `check` does.
     """
-    # A method that is asked for the gradient with other bits each time must not meet what an earlier one left behind.
+    # New methods here and below, because some faults depend on the number of earlier calls.
     calls = [as_method(fault.name, fault.wrong) for fault in faults]
     findings = check(setup, calls, options)
     problem = draw(setup)
@@ -68,14 +68,14 @@ def power(setup: Setup, options: CheckOptions, faults: Sequence[Fault] = CATALOG
 
 
 def power_cost(setup: Setup) -> float:
-    """Predicted operations of planting all faults, besides those of the check itself."""
-    return _PASSES * len(CATALOGUE) * work(setup)
+    """Predicted operations of planting all faults, without those of the check itself."""
+    return _PASSES * len(CATALOGUE) * interpreter_cost(setup)
 
 
 def _changed(
     problem: Problem, call: MethodCall, right: Mapping[str, Array], slack: Mapping[str, FloatArray]
 ) -> tuple[str, ...]:
-    """The tensors that two calls of a method change beyond rounding, or whose arguments they write to."""
+    """The tensors whose gradient differs beyond rounding in two calls of a method; all if it writes to arguments."""
     own = separate(problem)
     answers = [call.gradient(own).arrays for _ in range(2)]
     kept = all(np.array_equal(own.array(x), problem.array(x)) for x in problem.setup.wrt)
@@ -88,7 +88,7 @@ def _changed(
 
 
 def _outcome(spec: str, fault: Fault, findings: Sequence[Finding], changed: tuple[str, ...], advice: str) -> Planted:
-    """`advice` is for a void fault."""
+    """The outcome from findings and changes; `advice` is kept for a void fault."""
     wrong = tuple(f.tensor for f in findings if f.verdict == "wrong")
     outcome: Outcome = "caught" if wrong else "missed" if changed else "void"
     z = max((f.worst.z for f in findings if f.worst is not None), default=None)

@@ -1,4 +1,4 @@
-"""The references' estimates of a definition, each computed once for a problem."""
+"""Reference estimates of a problem's gradients, each computed once and kept by definition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.backends import oracle as outside
-from bpcli.checking.verdict import POWER, Mask, References, small, where
+from bpcli.checking.verdict import POWER, Mask, References, select, small
 from bpcli.methods.base import Definition, Recursion
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references import central, complex_step, get, ladder
@@ -26,15 +26,15 @@ from bpcli.runtime.evaluation import whole_loss
 from bpcli.runtime.reverse_mode import Window
 
 AUTO = "auto"
-# Predicted flops of the differences that stand beside the complex step, some seconds' worth.
+# Predicted flops that differences beside the complex step may take, some seconds' worth.
 _AFFORDABLE = 2e10
 
 
 def references_for(setup: Setup, wanted: str, mode: str) -> tuple[Reference, ...]:
-    """The references that `wanted` ("auto" or a name, that of a peer too) means, the judge first.
+    """The references for `wanted`, "auto" or the name of a reference or backend; the first one judges.
 
-    "auto" is the complex step with central differences beside it. Where these are expensive, the mode "auto" takes them
-    on a sample of the entries.
+    "auto" is the complex step, checked by central differences, in the mode "auto" on a sample of the entries where all
+    are too expensive.
     """
     if wanted != AUTO:
         return (outside.get(wanted) if wanted in outside.known() else get(wanted),)
@@ -43,10 +43,11 @@ def references_for(setup: Setup, wanted: str, mode: str) -> tuple[Reference, ...
 
 
 @dataclass
-class Truth:
-    """The references' answers on one problem, kept by definition.
+class ReferenceCache:
+    """Estimates by `references` on one problem, kept by definition.
 
-    `sharpens`: what they can't decide goes to the ladder and to the Taylor rate. `executor` computes losses for them.
+    `sharpens` allows Richardson extrapolation and the Taylor rate where the references do not decide. `executor`
+    computes the perturbed losses.
     """
 
     problem: Problem
@@ -59,63 +60,55 @@ class Truth:
     _recursions: dict[Recursion, Mapping[str, Estimate]] = field(default_factory=dict)
 
     def estimates(self, definition: Definition, tensor: Tensor, second: bool = False) -> References:
-        """The estimates of one tensor's gradient; with `second`, differences on other points too.
+        """Estimates of one tensor's gradient; with `second`, by differences on an independent step ladder too.
 
-        Of a recursion there is one, by the complex step of single steps.
+        A recursion has a single estimate, from the complex step of single steps.
         """
         if isinstance(definition, Recursion):
             return References(self._recursion(definition)[tensor.name])
-        found = {r.name: self._all(r, definition)[tensor.name] for r in self.references}
-        other = self._estimate(self._second(), definition, (tensor,))[tensor.name] if second else None
-        exact = found.pop(complex_step.REFERENCE.name, None)
-        return References(exact, next(iter(found.values()), None), other)
+        found = [self._all(r, definition)[tensor.name] for r in self.references]
+        return self._by_kind(found, self._estimate(self._second(), definition, tensor) if second else None)
 
     def along(self, definition: Definition, tensor: Tensor, rows: FloatArray, second: bool = False) -> References:
-        """The same along directions `rows (K, size)`, which are always the same for one tensor."""
+        """The same along directions `rows (K, size)`; a tensor must always come with the same ones."""
         if isinstance(definition, Recursion):
             known = self._recursion(definition)[tensor.name]
             none = np.zeros(len(rows))
             return References(Estimate(dot(rows, known.value), norms(rows, known.bound), none, none))
-        used = (*self.references, *((self._second(),) if second else ()))
-        found = []
-        for reference in used:
+
+        def estimate(reference: Reference) -> Estimate:
             key = (reference, definition, tensor)
             if key not in self._alongs:
                 self._alongs[key] = reference.along(self.problem, self.windows(definition), {tensor: rows})[tensor.name]
-            found.append(self._alongs[key])
-        other = found.pop() if second else None
+            return self._alongs[key]
+
+        return self._by_kind([estimate(r) for r in self.references], estimate(self._second()) if second else None)
+
+    def _by_kind(self, found: Sequence[Estimate], second: Estimate | None) -> References:
+        """Estimates in the order of `references`, sorted into the complex step and differences."""
         named = {r.name: e for r, e in zip(self.references, found, strict=True)}
         exact = named.pop(complex_step.REFERENCE.name, None)
-        return References(exact, next(iter(named.values()), None), other)
+        return References(exact, next(iter(named.values()), None), second)
 
     def sharper(self, definition: Definition, tensor: Tensor, places: NDArray[np.int64]) -> References:
-        """The estimates sharpened by the ladder at `places`, flat, where it agrees with other differences."""
+        """The estimates with Richardson extrapolation at the flat `places`, where it agrees with the differences."""
         known = self.estimates(definition, tensor)
         if known.central is None:
             return known
         part = replace(tensor, pattern=places)
-        one, other = (
-            self._laddered(definition, part, known.central, differences, steps)
-            for differences, steps in (
-                (central.REFERENCE, ladder.REFERENCE),
-                (central.REFERENCE.on_other_points(), ladder.REFERENCE.on_other_points()),
-            )
-        )
-        return References(known.complex_step, one, other)
+        mask = mask_of(places, known.central.value.shape)
+        found = []
+        for pair in (
+            (central.REFERENCE, ladder.REFERENCE),
+            (central.REFERENCE.on_other_points(), ladder.REFERENCE.on_other_points()),
+        ):
+            differences, extrapolated = (self._estimate(r, definition, part) for r in pair)
+            # Differences on a sample of the entries may not have covered these.
+            first = select(mask & ~np.isfinite(known.central.bound), differences, known.central)
+            found.append(_sharpened(first, extrapolated, mask))
+        return References(known.complex_step, *found)
 
-    def _laddered(
-        self, definition: Definition, part: Tensor, known: Estimate, differences: Reference, steps: Reference
-    ) -> Estimate:
-        assert part.pattern is not None
-        first, sharp = (self._estimate(r, definition, (part,))[part.name] for r in (differences, steps))
-        there = np.zeros(known.value.size, dtype=np.bool_)
-        there[part.pattern] = True
-        mask = there.reshape(known.value.shape)
-        # A sample may have passed them by.
-        found = where(mask & ~np.isfinite(known.bound), first, known)
-        return _merged(found, sharp, mask)
-
-    def rates(
+    def taylor_verdicts(
         self,
         definition: Definition,
         tensor: Tensor,
@@ -123,42 +116,37 @@ class Truth:
         value: FloatArray,
         reference: FloatArray,
     ) -> tuple[Mask, Mask]:
-        """Which entries of the gradient `value` the Taylor rate calls right, and which wrong, at `places` alone."""
+        """The entries of the gradient `value`, among `places`, that the Taylor rate accepts, and those it rejects."""
         around = probe(self.problem, replace(tensor, pattern=places))
         sampler = Around(self.problem, self.windows(definition)).entries(tensor, around)
         size = np.abs(reference)
         tolerance = POWER * np.maximum(size, small(self.problem.setup.dtype) * size.max())
         each = (a.reshape(-1)[around.places] for a in (value, tolerance))
-        kept = np.zeros(value.size, dtype=np.bool_)
-        kept[places] = True
+        kept = mask_of(places, value.shape)
         right, wrong = (around.scatter(mask.astype(np.float64), value.shape) > 0 for mask in rates(sampler, *each))
-        return right & kept.reshape(value.shape), wrong & kept.reshape(value.shape)
+        return right & kept, wrong & kept
 
     def windows(self, definition: Definition) -> tuple[Window, ...]:
         """The windows whose losses the references differentiate."""
         return definition.over(self.problem.setup)
 
-    def sharpened(self, definition: Definition) -> bool:
-        """Whether there are sharper references for what the first leave open; of a recursion there are none."""
+    def can_sharpen(self, definition: Definition) -> bool:
+        """Whether sharper references exist; a recursion has none."""
         return self.sharpens and not isinstance(definition, Recursion)
 
-    def best(self, definition: Definition, tensor: Tensor) -> Estimate:
-        """The sharpest estimate; what stands beside it where that knows nothing."""
-        return self.estimates(definition, tensor).judge
-
     def rounding(self, definition: Definition) -> Rounding:
-        """U_g: what a correct gradient, and the loss that comes with it, may be off by in the spec's dtype."""
+        """U_g, the rounding error of a correct gradient and of its loss in the spec's dtype."""
         if definition not in self._roundings:
             dtype = self.problem.setup.dtype
-            self._roundings[definition] = (
-                recursion_rounding(self.problem, definition, dtype, self._measured(definition))
-                if isinstance(definition, Recursion)
-                else rounding(self.problem, self.windows(definition), dtype)
-            )
+            if isinstance(definition, Recursion):
+                measured = {name: estimate.value for name, estimate in self._recursion(definition).items()}
+                self._roundings[definition] = recursion_rounding(self.problem, definition, dtype, measured)
+            else:
+                self._roundings[definition] = rounding(self.problem, self.windows(definition), dtype)
         return self._roundings[definition]
 
-    def excused(self, definition: Definition, value: FloatArray, rounding: FloatArray) -> FloatArray:
-        """`rounding`, infinite where a gradient `value` is not finite as right rules may have it here."""
+    def allow_overflow(self, definition: Definition, value: FloatArray, rounding: FloatArray) -> FloatArray:
+        """`rounding`, made infinite where `value` is not finite and correct rules may overflow too."""
         finite = np.isfinite(value)
         if finite.all() or isinstance(definition, Recursion) or not overflows(self.problem, self.windows(definition)):
             return rounding
@@ -166,47 +154,49 @@ class Truth:
 
     @cached_property
     def loss(self) -> float:
-        """The whole loss in float64."""
+        """The total loss in float64."""
         return whole_loss(self.problem)
 
-    def part(self, tensor: Tensor) -> Truth:
-        """The truth about one tensor, or the part of it that its pattern leaves."""
+    def restricted(self, tensor: Tensor) -> ReferenceCache:
+        """A cache for one tensor, or for the part of it in its pattern; what is known of recursions is shared."""
         setup = replace(self.problem.setup, wrt=(tensor,))
-        own = Truth(replace(self.problem, setup=setup), self.references, self.sharpens, self.executor)
+        own = ReferenceCache(replace(self.problem, setup=setup), self.references, self.sharpens, self.executor)
         own._recursions.update(self._recursions)
         own._roundings.update({d: found for d, found in self._roundings.items() if isinstance(d, Recursion)})
         return own
 
     def _second(self) -> Reference:
-        """Differences on points that the others do not share."""
+        """Differences on a step ladder that shares no points with the others."""
         for reference in self.references:
             if isinstance(reference, central.Central | ladder.Ladder):
                 return reference.on_other_points()
         return central.REFERENCE.on_other_points()
 
     def _recursion(self, definition: Recursion) -> Mapping[str, Estimate]:
-        """What a rule comes to, of all tensors that its setup asks for."""
+        """Estimates of a recursion's gradient for all tensors of its setup."""
         if definition not in self._recursions:
             self._recursions[definition] = recursion_estimates(self.problem, definition)
         return self._recursions[definition]
 
-    def _measured(self, definition: Recursion) -> dict[str, FloatArray]:
-        return {name: estimate.value for name, estimate in self._recursion(definition).items()}
-
     def _all(self, reference: Reference, definition: Definition) -> Mapping[str, Estimate]:
-        key = (reference.name, definition)
+        key, tensors = (reference.name, definition), self.problem.setup.wrt
         if key not in self._estimates:
-            self._estimates[key] = self._estimate(reference, definition, self.problem.setup.wrt)
+            self._estimates[key] = reference.estimate(self.problem, self.windows(definition), tensors, self.executor)
         return self._estimates[key]
 
-    def _estimate(
-        self, reference: Reference, definition: Definition, tensors: Sequence[Tensor]
-    ) -> Mapping[str, Estimate]:
-        return reference.estimate(self.problem, self.windows(definition), tensors, self.executor)
+    def _estimate(self, reference: Reference, definition: Definition, tensor: Tensor) -> Estimate:
+        return reference.estimate(self.problem, self.windows(definition), (tensor,), self.executor)[tensor.name]
 
 
-def _merged(known: Estimate, new: Estimate, there: Mask) -> Estimate:
-    """`new` where it is sharper and within the bounds of what is known, `there` and away from kinks; else `known`."""
+def mask_of(places: NDArray[np.int64], shape: tuple[int, ...]) -> Mask:
+    """A mask of `shape` that is true at flat indices."""
+    mask = np.zeros(shape, dtype=np.bool_)
+    mask.reshape(-1)[places] = True
+    return mask
+
+
+def _sharpened(known: Estimate, new: Estimate, mask: Mask) -> Estimate:
+    """`new` where it is sharper than `known` and agrees with it, within `mask` and away from kinks; else `known`."""
     with np.errstate(all="ignore"):
         agrees = np.abs(known.value - new.value) <= known.bound + new.bound
-    return where(there & agrees & (new.bound < known.bound) & (known.kink == 0), new, known)
+    return select(mask & agrees & (new.bound < known.bound) & (known.kink == 0), new, known)

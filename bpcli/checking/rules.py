@@ -1,7 +1,7 @@
-"""The derivative rules of every operation once more, in NumPy, for a batch of samples: a twin of the kernels' rules.
+"""The forward and reverse rules of every operation in NumPy, independent of the kernels, for a batch of samples.
 
-Every value has a leading axis, `(B, *shape)`, or `(1, *shape)` where it is the same for all samples. A cotangent has
-that of the value, and a rule answers with a contribution `(B or 1, *argument's shape)` that is summed over no sample.
+Values and cotangents have a leading axis, `(B, *shape)`, or `(1, *shape)` if they are the same for all samples. A
+contribution to an argument is `(B or 1, *argument's shape)`, not summed over samples.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _flat(v: FloatArray) -> FloatArray:
 
 
 def _raised(v: FloatArray, like: FloatArray) -> FloatArray:
-    """A scalar with axes of length one for those of a vector or matrix."""
+    """A scalar with as many axes, of length one, as a vector or matrix has."""
     return v.reshape(v.shape + (1,) * (like.ndim - v.ndim))
 
 
@@ -105,16 +105,16 @@ SLOPES: dict[str, Slope] = {
 }
 """The derivative of each elementwise function of one argument, from its argument v and its value y."""
 
-# From (cotangent c, arguments a, value y, numbers n) to the contribution to each argument, before it takes its shape.
-Pull = Callable[[FloatArray, Args, FloatArray, Numbers], FloatArray]
+# From (cotangent c, arguments a, value y, numbers n) to the contribution to an argument, before it is reshaped.
+Vjp = Callable[[FloatArray, Args, FloatArray, Numbers], FloatArray]
 
 
-def _softmax_pull(c: FloatArray, y: FloatArray) -> FloatArray:
+def _softmax_vjp(c: FloatArray, y: FloatArray) -> FloatArray:
     c, y = _flat(c), _flat(y)
     return np.asarray(y * (c - (c * y).sum(axis=1, keepdims=True)))
 
 
-def _log_softmax_pull(c: FloatArray, y: FloatArray) -> FloatArray:
+def _log_softmax_vjp(c: FloatArray, y: FloatArray) -> FloatArray:
     c, y = _flat(c), _flat(y)
     return np.asarray(c - np.exp(y) * c.sum(axis=1, keepdims=True))
 
@@ -125,7 +125,7 @@ def _placed(c: FloatArray, v: FloatArray, start: float, stop: float) -> FloatArr
     return out
 
 
-_PULLS: dict[tuple[str, int], Pull] = {
+_VJPS: dict[tuple[str, int], Vjp] = {
     ("copy", 0): lambda c, a, y, n: c,
     ("negate", 0): lambda c, a, y, n: -c,
     ("add", 0): lambda c, a, y, n: c,
@@ -145,14 +145,14 @@ _PULLS: dict[tuple[str, int], Pull] = {
     ("dot", 0): lambda c, a, y, n: c[:, None] * _flat(a[1]),
     ("dot", 1): lambda c, a, y, n: c[:, None] * _flat(a[0]),
     ("logsumexp", 0): lambda c, a, y, n: c[:, None] * np.exp(_flat(a[0]) - y[:, None]),
-    ("softmax", 0): lambda c, a, y, n: _softmax_pull(c, y),
-    ("log_softmax", 0): lambda c, a, y, n: _log_softmax_pull(c, y),
+    ("softmax", 0): lambda c, a, y, n: _softmax_vjp(c, y),
+    ("log_softmax", 0): lambda c, a, y, n: _log_softmax_vjp(c, y),
     ("slice", 0): lambda c, a, y, n: _placed(c, a[0], *n),
 }
 
 
-def pull(op: str, slot: int, cotangent: FloatArray, args: Args, value: FloatArray, numbers: Numbers) -> FloatArray:
-    """What the cotangent (L, *shape) of an operation's `value` contributes to argument `slot`."""
+def vjp(op: str, slot: int, cotangent: FloatArray, args: Args, value: FloatArray, numbers: Numbers) -> FloatArray:
+    """The contribution of the cotangent (L, *shape) of an operation's `value` to argument `slot`."""
     target = args[slot]
     if op in SLOPES:
         return cotangent * SLOPES[op](args[0], value, numbers)
@@ -160,7 +160,7 @@ def pull(op: str, slot: int, cotangent: FloatArray, args: Args, value: FloatArra
         first = sum(a[0].size for a in args[:slot])
         found = cotangent[:, first : first + target[0].size]
     else:
-        found = _PULLS[op, slot](cotangent, args, value, numbers)
-        if target.ndim == 1 and found.ndim > 1:  # a scalar that went with every entry
+        found = _VJPS[op, slot](cotangent, args, value, numbers)
+        if target.ndim == 1 and found.ndim > 1:  # a scalar that was broadcast
             found = _flat(found).sum(axis=1)
     return found.reshape(len(found), *target.shape[1:])

@@ -1,4 +1,4 @@
-"""The V-curve of a problem: the error of the plain central difference at every step, from too small to too large."""
+"""The V-curve of a problem: the error of the central difference as a function of its step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.tangent import STEP
 
 STEPS: FloatArray = np.exp2(np.arange(-50, 1, dtype=np.float64))
-"""Relative to the size of the entry; powers of two, so that to shift and to shift back is exact."""
+"""Steps relative to the size of the entry; powers of two, so that shifts are exact."""
 ENTRIES = 8
+"""The number of entries sampled from a tensor, with a seed from its name."""
 _NO_CURVE = "plot a spec whose loss depends on what is differentiated, or choose it with --wrt"
-"""How many entries of a tensor stand for it, chosen at random with a seed of the tensor's name."""
 _COMPLEX_FLOPS = 4
 
 
@@ -29,7 +29,7 @@ _COMPLEX_FLOPS = 4
 class VCurve:
     """`steps (H,)` relative to the entry; relative `errors (H,)` of each tensor, the median over its entries.
 
-    `overall (H,)` is the median over all entries; `judge` says what the differences were compared with.
+    `overall (H,)` is the median over all entries; `judge` names the reference.
     """
 
     steps: FloatArray
@@ -39,9 +39,9 @@ class VCurve:
 
 
 def v_curve(problem: Problem) -> VCurve:
-    """Central differences at `STEPS`, against the complex step, which at a kink follows one branch.
+    """Central differences at `STEPS` against the complex step, which at a kink follows one branch.
 
-    Raises BpError where no entry has a derivative other than zero: there is nothing to be relative to.
+    Raises BpError if every derivative is zero, so that no relative error exists.
     """
     setup = problem.setup
     windows = Exact().over(setup)
@@ -59,11 +59,8 @@ def v_curve(problem: Problem) -> VCurve:
         if known.any():
             errors[tensor.name] = apart[:, known] / size[known]
     if not errors:
-        fail(
-            "no-curve",
-            f"{setup.spec.name}: all derivatives are zero, so that no error is relative to them",
-            help=_NO_CURVE,
-        )
+        what = f"{setup.spec.name}: all derivatives are zero, so that no error is relative to them"
+        fail("no-curve", what, help=_NO_CURVE)
     together = np.concatenate(list(errors.values()), axis=1)
     return VCurve(STEPS, {n: _median(e) for n, e in errors.items()}, _median(together), "the complex step")
 
@@ -87,7 +84,7 @@ def _differences(perturbed: Perturbed, tensor: Tensor, around: Probe) -> FloatAr
     count = len(rows)
     with np.errstate(all="ignore"):
         slope = (change[:count] - change[count:]) / (shift[:count] - shift[count:])
-    # A step that is lost in the addition sees no slope at all.
+    # A step below the spacing of the entry is lost in the addition and gives a slope of 0 / 0.
     found = np.where(np.isfinite(slope), slope, 0.0)
     return np.asarray(found.reshape(len(STEPS), len(around.entries), -1), dtype=np.float64)
 

@@ -1,16 +1,13 @@
-"""The verdict on a gradient, entry by entry: pure functions of arrays of one shape.
+"""Verdicts as pure functions of arrays: on each entry of a gradient, and from these on the tensor.
 
-z = |g - reference| / (U_ref + U_g), with U_ref the reference's error bound and U_g the rounding that a correct gradient
-may show. Every comparison is written so that NaN fails it.
-
-How far one gradient is from another.
-
-What the verdicts on entries come to: one for the tensor, its worst entry, and where it is at a kink.
+z = |g - reference| / (U_ref + U_g), with U_ref the reference's error bound and U_g the rounding error of a correct
+gradient. Every comparison is written so that NaN fails it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,21 +24,21 @@ VERDICTS: tuple[Verdict, ...] = ("pass", "inconclusive", "wrong")
 CAUSES = ("", "not finite", "kink", "underflow", "noise", "no power", "references disagree", "overflow")
 _CAUSE = {cause: code for code, cause in enumerate(CAUSES)}
 
-# The relative error that differences alone must be able to see, in entries down to 1e-6 of the largest.
+# The relative error that differences alone must resolve, in entries down to 1e-6 of the largest.
 POWER = 1e-3
 SMALL = 1e-6
-# The part of the largest gradient of all that no bound may exceed where something passes.
-TELLING = 0.1
+# The largest bound with which an entry may pass, relative to the largest gradient of all tensors.
+_TELLING = 0.1
 # Below this multiple of the smallest normal number, intermediate products may have been flushed to zero.
 _NEAR_UNDERFLOW = 1e3
 
 
 @dataclass(frozen=True, eq=False)
 class Entries:
-    """One tensor's entries: verdict and cause as codes of `VERDICTS` and `CAUSES`, and what they were compared with.
+    """The verdicts on one tensor's entries, as codes of `VERDICTS` and `CAUSES`, with the numbers compared.
 
-    `suspect` marks the entries for which a second ladder of differences would be decisive and was not given. At a kink
-    `low` and `high` are the one-sided derivatives; elsewhere both are the reference.
+    `suspect` marks the entries that need a second, independent step ladder, which was not given. `low` and `high` are
+    the one-sided derivatives at a kink, elsewhere both are the reference.
     """
 
     verdict: Codes
@@ -57,7 +54,7 @@ class Entries:
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """The estimates at hand: the complex step, differences, differences on other points."""
+    """Estimates by the complex step, by differences, and by differences on an independent step ladder."""
 
     complex_step: Estimate | None = None
     central: Estimate | None = None
@@ -65,21 +62,21 @@ class References:
 
     @property
     def judge(self) -> Estimate:
-        """The sharpest estimate; what stands beside it where that knows nothing. ValueError without a reference."""
+        """The complex step where its bound is finite, else differences. Raises ValueError without a reference."""
         one, other = self.complex_step, self.central
-        if one is None or other is None:
-            found = one or other
-            if found is None:
-                raise ValueError("a verdict needs a reference")
-            return found
-        return where(np.isfinite(one.bound), one, other)
+        if one is not None and other is not None:
+            return select(np.isfinite(one.bound), one, other)
+        found = one or other
+        if found is None:
+            raise ValueError("a verdict needs a reference")
+        return found
 
 
 @dataclass(frozen=True, eq=False)
 class _Gap:
-    """How a gradient stands to one reference: distances are from the nearest derivative where there is a kink.
+    """The distance of a gradient from one reference; at a kink, from the nearest derivative.
 
-    `unlike`: beyond these, where a program comes to that treats kinks unlike each other.
+    `unlike` marks entries outside the bound that a program may reach by taking different slopes at different kinks.
     """
 
     reference: FloatArray
@@ -88,44 +85,41 @@ class _Gap:
     within: Mask
     unlike: Mask
 
-    @property
-    def parts(self) -> tuple[FloatArray, FloatArray, FloatArray, Mask, Mask]:
-        """All of it."""
-        return self.reference, self.bound, self.z, self.within, self.unlike
+
+T = TypeVar("T", Estimate, Entries, _Gap)
+
+
+def select(mask: Mask, one: T, other: T) -> T:
+    """`one` where `mask` is true, else `other`, in every field."""
+    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    return type(one)(*(np.where(mask, a, b) for a, b in pairs))
 
 
 def judge(value: FloatArray, references: References, rounding: FloatArray, dtype: np.dtype[np.floating]) -> Entries:
-    """The verdict on each entry of a gradient `value` computed in `dtype`; all arrays have one shape.
+    """Judge each entry of a gradient `value` computed in `dtype`; all arrays have one shape.
 
-    `rounding` is U_g: zero exactly where nothing contributes, infinite where correct kernels overflow, or NaN. Raises
-    ValueError without a reference.
+    `rounding` is U_g: zero exactly where no term contributes, infinite where correct kernels overflow, NaN where it is
+    unknown. Raises ValueError without a reference.
     """
     tiny = float(np.finfo(dtype).tiny)
     with np.errstate(all="ignore"):
         value = np.asarray(value, dtype=np.float64)
-        found = _found(value, references, rounding, small(dtype))
+        found = _compared(value, references, rounding, small(dtype))
         finite = np.isfinite(value)
         near = (found.verdict == WRONG) & (rounding > 0) & (np.abs(value - found.reference) <= _NEAR_UNDERFLOW * tiny)
         cases = (np.isposinf(rounding), ~finite, np.isnan(rounding), near)
         causes = [_CAUSE[name] for name in ("overflow", "not finite", "no power", "underflow")]
-        verdict = np.select(cases, (INCONCLUSIVE, WRONG, INCONCLUSIVE, INCONCLUSIVE), found.verdict)
-        cause = np.select(cases, causes, found.cause)
-        z = np.where(finite, found.z, np.nan)
-        return Entries(
-            verdict.astype(np.int8),
-            cause.astype(np.int8),
-            value,
-            found.reference,
-            found.bound,
-            z,
-            found.suspect & ~np.any(cases, axis=0),
-            found.low,
-            found.high,
+        return replace(
+            found,
+            verdict=np.select(cases, (INCONCLUSIVE, WRONG, INCONCLUSIVE, INCONCLUSIVE), found.verdict).astype(np.int8),
+            cause=np.select(cases, causes, found.cause).astype(np.int8),
+            z=np.where(finite, found.z, np.nan),
+            suspect=found.suspect & ~np.any(cases, axis=0),
         )
 
 
-def _found(value: FloatArray, references: References, rounding: FloatArray, part: float) -> Entries:
-    """The complex step judges where it knows something, differences elsewhere."""
+def _compared(value: FloatArray, references: References, rounding: FloatArray, part: float) -> Entries:
+    """Judge by the complex step where its bound is finite, by differences elsewhere."""
     exact = references.complex_step
     if exact is None:
         return _by_differences(value, references, rounding, part)
@@ -133,29 +127,17 @@ def _found(value: FloatArray, references: References, rounding: FloatArray, part
     known = np.isfinite(exact.bound)
     if references.central is None or known.all():
         return found
-    return merge(known, found, _by_differences(value, references, rounding, part))
-
-
-def where(mask: Mask, one: Estimate, other: Estimate) -> Estimate:
-    """`one` where `mask` says so, else `other`."""
-    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(Estimate))
-    return Estimate(*(np.where(mask, a, b) for a, b in pairs))
-
-
-def merge(mask: Mask, one: Entries, other: Entries) -> Entries:
-    """`one` where `mask` says so, else `other`."""
-    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(Entries))
-    return Entries(*(np.where(mask, a, b) for a, b in pairs))
+    return select(known, found, _by_differences(value, references, rounding, part))
 
 
 def nearest(value: FloatArray, estimate: Estimate) -> FloatArray:
-    """What `value` is compared with: the estimate, or at a kink the nearest of all derivatives there."""
+    """The derivative to compare `value` with; at a kink, the nearest in the interval of slopes there."""
     between = np.clip(value, estimate.value - estimate.kink, estimate.value + estimate.kink)
     return np.where((estimate.kink > 0) & ~np.isnan(value), between, estimate.value)
 
 
 def _gap(value: FloatArray, estimate: Estimate, rounding: FloatArray) -> _Gap:
-    # Exactly nothing has no rounding, and a difference of exactly nothing has no error, if there was one at all.
+    # A gradient of exactly zero has no rounding error, and a finite difference of exactly zero has no error either.
     nothing = (rounding == 0) & (estimate.value == 0) & np.isfinite(estimate.bound)
     bound = np.where(nothing, 0.0, estimate.bound + rounding)
     reference = nearest(value, estimate)
@@ -165,7 +147,7 @@ def _gap(value: FloatArray, estimate: Estimate, rounding: FloatArray) -> _Gap:
 
 
 def _by_complex_step(value: FloatArray, exact: Estimate, references: References, rounding: FloatArray) -> Entries:
-    """Where the program is analytic: the complex step judges, and a real difference stands beside it."""
+    """Analytic programs: the complex step judges, and differences check it."""
     gap = _gap(value, exact, rounding)
     known = np.isfinite(exact.bound)
     accepts = gap.within & known
@@ -185,19 +167,25 @@ def _by_complex_step(value: FloatArray, exact: Estimate, references: References,
 
 
 def _contradicts(value: FloatArray, exact: Estimate, real: Estimate, rounding: FloatArray, accepts: Mask) -> Mask:
-    """Where the real difference rejects what the complex step accepts, or sides with a gradient that it rejects."""
+    """Where the difference rejects a value that the complex step accepts, or supports one that it rejects."""
     real_accepts = _gap(value, real, rounding).within
     agree = np.abs(exact.value - real.value) <= exact.bound + real.bound + real.kink
     return np.where(accepts, ~real_accepts, real_accepts & ~agree)
 
 
 def small(dtype: np.dtype[np.floating]) -> float:
-    """Entries below this part of the largest one are judged by its size: 1e-6, or what the dtype's rounding allows."""
+    """The size, relative to the largest entry, below which entries are judged by an absolute tolerance.
+
+    1e-6, or more where the rounding of `dtype` requires it.
+    """
     return max(SMALL, 8 * FACTOR * unit_roundoff(dtype) / POWER)
 
 
 def _by_differences(value: FloatArray, references: References, rounding: FloatArray, part: float) -> Entries:
-    """Black boxes and programs with kinks: differences judge, with power to pass and on two ladders to condemn."""
+    """Black boxes and programs with kinks: differences judge.
+
+    `pass` needs a bound that resolves a relative error of `POWER`, `wrong` two independent step ladders that reject.
+    """
     central, second = references.central, references.second
     if central is None:
         raise ValueError("a verdict needs a reference")
@@ -217,24 +205,24 @@ def _by_differences(value: FloatArray, references: References, rounding: FloatAr
         both = rejected & ~other.within
         verdict = np.where(both, WRONG, verdict)
         cause = np.where(rejected, np.where(both, _CAUSE[""], _CAUSE["references disagree"]), cause)
-        # An oracle has its own choice at a kink: both are right.
+        # The second reference may be an oracle, which takes a slope of its own at a kink: both are right.
         apart = np.abs(central.value - second.value)
         choice = rejected & other.within & (second.kink > 0) & (apart <= second.kink + central.bound + second.bound)
         verdict, cause = np.where(choice, PASS, verdict), np.where(choice, _CAUSE["kink"], cause)
-        gap = _Gap(*(np.where(choice, a, b) for a, b in zip(other.parts, gap.parts, strict=True)))
-        central = where(choice, second, central)
+        gap, central = select(choice, other, gap), select(choice, second, central)
     verdict, cause = np.where(unlike, INCONCLUSIVE, verdict), np.where(unlike, _CAUSE["kink"], cause)
     codes = verdict.astype(np.int8), cause.astype(np.int8)
     sides = central.value - central.kink, central.value + central.kink
     return Entries(*codes, value, gap.reference, gap.bound, gap.z, suspect, *sides)
 
 
-def powered(entries: Entries, scale: FloatArray | float, lost: FloatArray | float = 0.0) -> Entries:
-    """The same, but nothing passes within a bound of the size of the largest gradient, `scale`: that tells nothing.
+def require_power(entries: Entries, scale: FloatArray | float, lost: FloatArray | float = 0.0) -> Entries:
+    """Make inconclusive the entries that pass only because their bound is comparable to the largest gradient, `scale`.
 
-    A kink is told by the slopes on its sides. What underflow takes, `lost`, is the cause where it makes up the bound.
+    Entries at kinks are exempt: they were compared with one-sided derivatives. The cause is "underflow" where the error
+    that underflow makes, `lost`, dominates the bound.
     """
-    weak = (entries.verdict == PASS) & ~(entries.bound <= TELLING * scale) & (entries.cause != _CAUSE["kink"])
+    weak = (entries.verdict == PASS) & ~(entries.bound <= _TELLING * scale) & (entries.cause != _CAUSE["kink"])
     verdict = np.where(weak, INCONCLUSIVE, entries.verdict).astype(np.int8)
     cause = np.where(weak, _CAUSE["no power"], entries.cause)
     little = (scale <= _NEAR_UNDERFLOW * float(np.finfo(np.float64).tiny)) | (lost > entries.bound / 4)
@@ -243,15 +231,15 @@ def powered(entries: Entries, scale: FloatArray | float, lost: FloatArray | floa
 
 
 def undecided(entries: Entries) -> Mask:
-    """Entries that a sharper reference might decide."""
+    """The inconclusive entries that a sharper reference might decide."""
     causes = [_CAUSE[c] for c in ("noise", "no power", "references disagree")]
     return np.asarray((entries.verdict == INCONCLUSIVE) & np.isin(entries.cause, causes))
 
 
 def settle(entries: Entries, right: Mask, wrong: Mask) -> Entries:
-    """The verdict on what references leave open and the Taylor rate calls right or wrong, where z doesn't contradict.
+    """Decide entries that the references leave open and the Taylor rate calls right or wrong, where z agrees.
 
-    Only what a reference rejects is wrong: the rate is the second witness.
+    An entry is wrong only if a reference rejects it too: `wrong` needs two independent tests.
     """
     open_ = undecided(entries)
     passes, fails = open_ & right & (entries.z <= 1), open_ & wrong & (entries.z > 1)
@@ -261,10 +249,7 @@ def settle(entries: Entries, right: Mask, wrong: Mask) -> Entries:
 
 
 def kernel_error(value: FloatArray, intended: Estimate) -> float | None:
-    """Distance from the nearest derivative, relative to the largest: away from kinks there is only one.
-
-    None where no derivative is known.
-    """
+    """‖value − derivative‖ / ‖derivative‖, at kinks the nearest over the largest; None where no derivative is known."""
     known = np.isfinite(intended.bound)
     if not known.any():
         return None
@@ -282,7 +267,7 @@ def relative_error(value: FloatArray, reference: FloatArray) -> float | None:
 
 
 def cosine(value: FloatArray, reference: FloatArray) -> float | None:
-    """Cosine of the angle between two gradients; None where one of them is zero or not finite."""
+    """The cosine of the angle between two gradients; None where one of them is zero or not finite."""
     sizes = _norm(value), _norm(reference)
     if not all(0 < size < np.inf for size in sizes):
         return None
@@ -290,7 +275,7 @@ def cosine(value: FloatArray, reference: FloatArray) -> float | None:
 
 
 def _norm(array: FloatArray) -> float:
-    """Euclidean norm, scaled so that it neither overflows nor underflows."""
+    """The Euclidean norm, scaled so that it neither overflows nor underflows."""
     largest = float(np.abs(array).max())
     if not 0 < largest < np.inf:
         return largest
@@ -298,10 +283,10 @@ def _norm(array: FloatArray) -> float:
 
 
 def summarise(entries: Entries, places: NDArray[np.int64] | None = None) -> tuple[Verdict, str, Worst | None]:
-    """The tensor's verdict, its cause and its worst entry; `places` are the flat indices of the entries that exist.
+    """Aggregate entry verdicts into the tensor's verdict, its cause and its worst entry.
 
-    One wrong entry makes a tensor wrong, one inconclusive entry keeps it from passing. The worst entry is the one with
-    the largest z among those that decided.
+    `places` are the flat indices of the entries that exist, None for all. One wrong entry makes a tensor wrong, one
+    inconclusive entry keeps it from passing. The worst entry has the largest z among those with the tensor's verdict.
     """
     if places is None:
         places = np.arange(entries.verdict.size)
@@ -322,7 +307,7 @@ def summarise(entries: Entries, places: NDArray[np.int64] | None = None) -> tupl
 
 
 def at_kink(entries: Entries, worst: Worst | None, places: NDArray[np.int64] | None = None) -> Kink | None:
-    """The worst entry where it is at a kink, else the one with the widest interval of slopes; None where none is."""
+    """The worst entry if it is at a kink, else the one with the widest interval of slopes; None without kinks."""
     width = (entries.high - entries.low).reshape(-1)
     if places is None:
         places = np.arange(width.size)
@@ -336,5 +321,5 @@ def at_kink(entries: Entries, worst: Worst | None, places: NDArray[np.int64] | N
 
 
 def as_direction(worst: Worst | None) -> Worst | None:
-    """`worst` of directions, whose index is the number of one: it counts from 1 and is no entry's."""
+    """`worst` with its index turned into the number of a direction, from 1."""
     return worst and replace(worst, index=None, direction=worst.index[0] + 1 if worst.index else None)

@@ -1,40 +1,44 @@
-"""What a wrong answer is compared with: the right gradient, entry by entry, from the reference interpreter.
+"""Evidence about a wrong gradient, and where it points: the node, step and sample at fault.
 
-Where a wrong gradient comes from: the node whose cotangent is the first that can be wrong, the step, the sample.
+A method's gradient is compared with the right one by the reference interpreter, and with those that the interpreter
+gives with some of its rules replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bpcli.checking.blame.signatures import LEFT, explained
-from bpcli.checking.faults.fault import as_method, separate
-from bpcli.checking.interpreter import RIGHT, Edge, Hooks, Walk
-from bpcli.checking.sources.gradient_source import Foreign, ask
+from bpcli.checking.faults.fault import Fault, as_method, separate
+from bpcli.checking.interpreter import RIGHT, Edge, ForwardPass, Hooks
+from bpcli.checking.sources.gradient_source import GradientSource, ask
+from bpcli.checking.sources.validate_gradient import on_pattern
 from bpcli.graph.nodes import Graph, Node
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Definition
-from bpcli.problem.definition import Array, Problem, Setup, Tensor
+from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
 from bpcli.references.perturbation.kink_slopes import ALIKE, slopes_of
 
-# Two gradients, each with its rounding.
+# Two gradients are compared, each with its rounding.
 _BOTH = 2.0
 _SINGLE = np.dtype(np.float32)
+# Each step costs two gradients.
+_MAX_STEPS = 200
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A method's answers on a problem, the right gradient by its `definition`, and rounding as a slack.
+    """A method's gradients on a problem, the right gradient by its `definition`, and its rounding as `slack`.
 
-    It was asked four times: `answers` are the first and the third, `unsteady` names what differed from call to call.
-
-    `wrong` names the tensors that are off by more, in the spec's order; answers of the wrong shape are left out.
+    The method was called at least four times: `answers` are the first and the third, `unsteady` names the tensors that
+    differed from call to call. `wrong` names those that are off by more than rounding, in the spec's order, without
+    those of the wrong shape.
     """
 
     problem: Problem
@@ -43,8 +47,8 @@ class Evidence:
     right: Mapping[str, FloatArray]
     slack: Mapping[str, FloatArray]
     unsteady: frozenset[str]
-    wrong: tuple[str, ...]
-    _made: dict[tuple[object, ...], Mapping[str, FloatArray]] = field(default_factory=dict)
+    wrong: tuple[str, ...] = ()
+    _planted: dict[tuple[object, ...], Mapping[str, FloatArray]] = field(default_factory=dict)
 
     def accumulates(self, name: str) -> bool:
         """Whether the right gradient was added twice between the first answer and the third."""
@@ -53,88 +57,85 @@ class Evidence:
         return bool((np.abs(third[name] - first[name] - 2 * self.right[name]) <= left).all())
 
     def planted(self, key: tuple[object, ...], hooks: Hooks, calls: int = 1) -> Mapping[str, FloatArray]:
-        """As `planted` on this problem, kept under `key` and the number of calls."""
-        if (*key, calls) not in self._made:
-            self._made[*key, calls] = planted(self.problem, hooks, self.definition, calls)
-        return self._made[*key, calls]
+        """`planted` on this problem, kept under `key` and the number of calls."""
+        if (*key, calls) not in self._planted:
+            self._planted[*key, calls] = planted(self.problem, hooks, self.definition, calls)
+        return self._planted[*key, calls]
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""
         return next(x for x in self.problem.setup.wrt if x.name == name)
 
     def error(self, name: str) -> FloatArray:
-        """What the first answer has too much."""
+        """The first answer minus the right gradient."""
         return self.answers[0][name] - self.right[name]
 
     def explained(self, name: str, value: FloatArray, call: int = 0) -> bool:
-        """Whether `value` is what the answer is, but for rounding or next to nothing of the error."""
-        return explained(self.answers[call][name], self.right[name], self.both(name), value)
+        """Whether `value` is the answer, to within rounding or a negligible part of its error."""
+        return explained(self.answers[call][name], self.right[name], self.tolerance(name), value)
 
-    def both(self, name: str) -> FloatArray:
-        """What the rounding of two gradients comes to."""
+    def tolerance(self, name: str) -> FloatArray:
+        """The rounding of two gradients."""
         return np.asarray(_BOTH * self.slack[name])
 
-    def single(self, name: str) -> FloatArray:
-        """What the rounding of a gradient in float32 comes to; nothing where it is in float32 by rights."""
+    def float32_rounding(self, name: str) -> FloatArray:
+        """The rounding of a gradient in float32; zero if that is the spec's dtype."""
         if self.problem.setup.dtype == _SINGLE:
             return np.zeros_like(self.slack[name])
         return rounding(self.problem, self.definition.over(self.problem.setup), _SINGLE).gradient[name]
 
 
-def gather(setup: Setup, call: MethodCall | Foreign) -> Evidence:
+def gather(setup: Setup, call: MethodCall | GradientSource) -> Evidence:
     """Ask a method, on copies of the problem's arrays."""
     problem = draw(setup)
     definition = call.definition(setup)
     asked = [ask(call, separate(problem)) for _ in range(2)]
-    first, second = ({x.name: _dense(a.arrays[x.name], x) for x in setup.wrt if x.name in a.arrays} for a in asked)
-    unsteady = asked[0].unsteady | asked[1].unsteady
-    right = _right(problem, definition, first)
+    answers: list[dict[str, FloatArray]] = []
+    for answer in asked:
+        given = [(x, answer.arrays[x.name]) for x in setup.wrt if x.name in answer.arrays]
+        kept = {x.name: on_pattern(a, x) if a.shape == x.shape else a for x, a in given}
+        answers.append({name: np.array(a, dtype=np.float64) for name, a in kept.items()})
     slack = rounding(problem, definition.over(setup), setup.dtype).gradient
-    comparable = {x.name: x for x in setup.wrt if x.name in first and first[x.name].shape == x.shape}
-    found = Evidence(problem, definition, (first, second), right, slack, unsteady, ())
-    return replace(found, wrong=tuple(n for n in comparable if not all(_near(found, n, i) for i in range(2))))
+    right = _right(problem, definition, answers[0], slack)
+    unsteady = asked[0].unsteady | asked[1].unsteady
+    found = Evidence(problem, definition, (answers[0], answers[1]), right, slack, unsteady)
+
+    def is_wrong(x: Tensor) -> bool:
+        off = [np.abs(a.get(x.name, np.full(1, np.nan)) - right[x.name]) for a in answers]
+        return not all(bool((error <= found.tolerance(x.name)).all()) for error in off)
+
+    comparable = [x for x in setup.wrt if x.name in answers[0] and answers[0][x.name].shape == x.shape]
+    return replace(found, wrong=tuple(x.name for x in comparable if is_wrong(x)))
 
 
-def _right(problem: Problem, definition: Definition, answer: Mapping[str, FloatArray]) -> Mapping[str, FloatArray]:
-    """The right gradient: at kinks by slopes that programs take there, those with which most entries are `answer`'s."""
+def _right(
+    problem: Problem, definition: Definition, answer: Mapping[str, FloatArray], slack: Mapping[str, FloatArray]
+) -> Mapping[str, FloatArray]:
+    """The right gradient; at kinks, with the slopes, among those that programs take, that agree best with `answer`."""
     slopes = slopes_of(problem)
     if slopes is None:
         return planted(problem, RIGHT, definition)
-    slack = rounding(problem, definition.over(problem.setup), problem.setup.dtype).gradient
 
-    def alike(right: Mapping[str, FloatArray]) -> int:
+    def agreeing(right: Mapping[str, FloatArray]) -> int:
         pairs = [(right[n], value, _BOTH * slack[n]) for n, value in answer.items() if n in right]
         return sum(int((np.abs(a - b) <= room).sum()) for a, b, room in pairs if a.shape == b.shape)
 
-    return max((planted(slopes.chosen(share), RIGHT, definition) for share in ALIKE), key=alike)
+    return max((planted(slopes.chosen(share), RIGHT, definition) for share in ALIKE), key=agreeing)
 
 
 def planted(problem: Problem, hooks: Hooks, definition: Definition, calls: int = 1) -> Mapping[str, FloatArray]:
-    """The interpreter's gradient with some rules replaced; the last of `calls` calls."""
+    """The interpreter's gradient with some rules replaced, that of the last of `calls` calls."""
     method = as_method("planted", hooks, definition)
     own = separate(problem)
     found = [method.gradient(own).arrays for _ in range(calls)][-1]
     return {name: np.asarray(a, float) for name, a in found.items()}
 
 
-def _near(evidence: Evidence, name: str, call: int) -> bool:
-    off = np.abs(evidence.answers[call].get(name, np.full(1, np.nan)) - evidence.right[name])
-    return bool((off <= evidence.both(name)).all())
+def faulty_node(evidence: Evidence) -> Node | None:
+    """The node from which a cotangent reaches everything wrong, and as little else as possible, through all steps.
 
-
-def _dense(given: Array, x: Tensor) -> FloatArray:
-    """In float64, nothing where a density leaves entries out: what stands there is ignored."""
-    value = np.array(given, dtype=np.float64)
-    if x.pattern is not None and value.shape == x.shape:
-        value.reshape(-1)[np.setdiff1d(np.arange(value.size), x.pattern)] = 0.0
-    return value
-
-
-def node(evidence: Evidence) -> Node | None:
-    """The node from which everything wrong, and as little else as can be, is reached backwards through all steps.
-
-    Of several such nodes the first one backwards; None where there is none, as with a fault in several places. What
-    alone is wrong, though others are reached from wherever it is, is wrong where it is used.
+    Of several such nodes the first one backwards; None where there is none, as with faults in several places. If a
+    single tensor is wrong that every such node shares with others, the fault is where that tensor is used.
     """
     graph = evidence.problem.setup.graph
     wrong, best, fewest = set(evidence.wrong), None, 0
@@ -151,13 +152,30 @@ def node(evidence: Evidence) -> Node | None:
     return best
 
 
-def called(node: Node) -> str:
-    """A node in words: its name, or its operation with its place in the spec."""
+def _reached(graph: Graph, start: int) -> set[str]:
+    """The names of parameters, inputs and states that a cotangent at `start` reaches, through all earlier steps."""
+    seen, todo = {start}, [start]
+    while todo:
+        for other in _sources(graph, graph.nodes[todo.pop()]):
+            if other not in seen:
+                seen.add(other)
+                todo.append(other)
+    return {graph.nodes[i].name for i in seen if graph.nodes[i].op in ("param", "input", "previous")}
+
+
+def _sources(graph: Graph, node: Node) -> Iterator[int]:
+    yield from node.args
+    if node.op == "previous":
+        yield graph.new[node.name]
+
+
+def node_label(node: Node) -> str:
+    """The name of a node, or its operation with its place in the spec."""
     return node.name or f"{node.op} at line {node.place.line}, column {node.place.column}"
 
 
 def step_and_sample(evidence: Evidence, name: str, index: tuple[int, ...] | None) -> tuple[int | None, int | None]:
-    """The one step and the one sample, counted from 1, whose contributions alone are wrong; None for several."""
+    """The one step and the one sample, from 1, whose contributions alone are wrong; None where several are."""
     x, setup = evidence.tensor(name), evidence.problem.setup
     if x.kind == "input" and index is not None:
         return (index[0] + 1, index[1] + 1) if setup.graph.recurrent else (None, index[0] + 1)
@@ -165,13 +183,13 @@ def step_and_sample(evidence: Evidence, name: str, index: tuple[int, ...] | None
         return None, index[0] + 1
     if not np.isfinite(evidence.answers[0][name]).all():
         return None, None
-    step = _single(evidence, name, "step", [_at_step(t) for t in range(setup.T)]) if setup.T > 1 else None
-    sample = _single(evidence, name, "sample", [_of_sample(b) for b in range(setup.batch)]) if setup.batch > 1 else None
-    return step, sample
+    steps = [at_step(RIGHT, t) for t in range(setup.T)] if setup.T > 1 else []
+    samples = [_of_sample(b) for b in range(setup.batch)] if setup.batch > 1 else []
+    return _only_part(evidence, name, "step", steps), _only_part(evidence, name, "sample", samples)
 
 
-def _single(evidence: Evidence, name: str, kind: str, parts: list[Hooks]) -> int | None:
-    """Which one of several contributions, taken more or less often than once, makes the right answer the given one."""
+def _only_part(evidence: Evidence, name: str, kind: str, parts: list[Hooks]) -> int | None:
+    """The number, from 1, of the one part of the gradient whose rescaling turns the right one into the answer."""
     for number, hooks in enumerate(parts, start=1):
         part: FloatArray = evidence.planted((kind, number), hooks)[name]
         size = float((part * part).sum())
@@ -182,37 +200,49 @@ def _single(evidence: Evidence, name: str, kind: str, parts: list[Hooks]) -> int
     return None
 
 
-def _at_step(wanted: int) -> Hooks:
-    """What one step gives to the parameters."""
+def at_step(hooks: Hooks, wanted: int) -> Hooks:
+    """The same rules for the contribution of step `wanted` alone to what all steps share."""
+    gather = hooks.gather
 
-    def gather(e: Edge, given: FloatArray) -> FloatArray:
-        total: FloatArray = given.sum(axis=0, keepdims=True)
+    def gather_at_step(e: Edge, given: FloatArray) -> FloatArray:
+        total: FloatArray = gather(e, given) if gather else given.sum(axis=0, keepdims=True)
         return total * float(e.t == wanted)
 
-    return Hooks(gather=gather)
+    return replace(hooks, gather=gather_at_step)
 
 
 def _of_sample(wanted: int) -> Hooks:
-    def weights(walk: Walk) -> FloatArray:
-        kept = np.zeros_like(walk.weights)
-        kept[:, wanted] = walk.weights[:, wanted]
+    """The right rules for the loss of one sample alone."""
+
+    def weights(forward: ForwardPass) -> FloatArray:
+        kept = np.zeros_like(forward.weights)
+        kept[:, wanted] = forward.weights[:, wanted]
         return kept
 
     return Hooks(weights=weights)
 
 
-def _reached(graph: Graph, start: int) -> set[str]:
-    """The names of parameters, inputs and states that a cotangent at `start` comes to, through all earlier steps."""
-    seen, todo = {start}, [start]
-    while todo:
-        for other in _behind(graph, graph.nodes[todo.pop()]):
-            if other not in seen:
-                seen.add(other)
-                todo.append(other)
-    return {graph.nodes[i].name for i in seen if graph.nodes[i].op in ("param", "input", "previous")}
+def errors_by_step(
+    evidence: Evidence, name: str, fault: Fault | None, in_time: Callable[[], bool]
+) -> list[float] | None:
+    """The error of each step's share of tensor `name`'s gradient, relative to the whole.
 
-
-def _behind(graph: Graph, node: Node) -> Iterator[int]:
-    yield from node.args
-    if node.op == "previous":
-        yield graph.new[node.name]
+    An input has a gradient of its own at each step. The shares of a parameter are those of the `fault` that explains
+    the answer, if they add up to it; None where they do not, without a fault, or when time is up.
+    """
+    setup, size = evidence.problem.setup, float(np.linalg.norm(evidence.right[name]))
+    if not setup.graph.recurrent or size == 0 or not 1 < setup.T <= _MAX_STEPS:
+        return None
+    if evidence.tensor(name).kind == "input":
+        return [float(np.linalg.norm(error)) / size for error in evidence.error(name)]
+    if fault is None or evidence.tensor(name).kind != "param":
+        return None
+    errors, total = [], np.zeros_like(evidence.right[name])
+    for t in range(setup.T):
+        if not in_time():
+            return None
+        wrong = evidence.planted((f"step of {fault.name}", t + 1), at_step(fault.wrong, t))[name]
+        right = evidence.planted(("step", t + 1), at_step(RIGHT, t))[name]
+        errors.append(float(np.linalg.norm(wrong - right)) / size)
+        total += wrong
+    return errors if evidence.explained(name, total) else None

@@ -1,4 +1,4 @@
-"""What an error looks like, from the numbers alone: given gradient, right gradient, and the slack between them."""
+"""Patterns of an error, recognised from the given gradient, the right one, and the tolerance `slack` between them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking.blame.wording import apart
+from bpcli.checking.findings import distinct_digits
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import FACTOR
 
-# The part of an error that an explanation may leave unexplained.
+# The fraction of an error that an explanation may leave over.
 LEFT = 1e-6
 _SAME = 1e-9
 PLAIN = {"-1": -1.0, "2": 2.0, "1/2": 0.5, "0": 0.0}
-"""Ratios that are told in words."""
-# Nearly all entries; and the error that half of them exceed, over the standard deviation of rounding.
+"""Ratios with a name of their own."""
+# The fraction of entries that counts as nearly all, and the least median error over the standard deviation of rounding.
 _NEARLY_ALL, _TYPICAL = 0.8, 1 / 30
 _HALF_ULP = 2.0**-24  # the relative error of a number that was rounded to float32 once
 
 
 def explained(given: FloatArray, right: FloatArray, slack: FloatArray, value: FloatArray) -> bool:
-    """Whether `given` is `value`, but for the slack or next to nothing of its error."""
+    """Whether `given` equals `value` to within the slack or a negligible part of its error."""
     finite = np.isfinite(given)
     if not np.array_equal(finite, np.isfinite(value)):
         return False
@@ -31,49 +31,49 @@ def explained(given: FloatArray, right: FloatArray, slack: FloatArray, value: Fl
 
 
 def not_finite(given: FloatArray) -> str:
-    """How many entries are not finite, "" where all are."""
+    """How many entries are not finite; "" if all are."""
     lost = int((~np.isfinite(given)).sum())
     return f"{lost} of {given.size} entries are not finite" if lost else ""
 
 
-def multiple(given: FloatArray, right: FloatArray, slack: FloatArray, known: Mapping[str, float]) -> str:
-    """One number by which the whole tensor is off, in the words of `known` numbers, "" where there is none."""
-    ratio = _share(given, right)
+def constant_factor(given: FloatArray, right: FloatArray, slack: FloatArray, known: Mapping[str, float]) -> str:
+    """The factor by which the whole tensor is off, by the names of `known` numbers; "" if there is none."""
+    ratio = _projection(given, right)
     if ratio is None or not explained(given, right, slack, ratio * right):
         return ""
     words = [word for word, value in known.items() if abs(ratio - value) <= _SAME * abs(value)]
-    return f"the gradient is {' = '.join(words) or apart(ratio, 1.0)[0]} times the right one"
+    return f"the gradient is {' = '.join(words) or distinct_digits(ratio, 1.0)[0]} times the right one"
 
 
 def proportional(given: FloatArray, right: FloatArray, slack: FloatArray, theta: FloatArray, name: str) -> str:
-    """Whether the error is a multiple of the array itself, called `name`; "" where it is not."""
-    share = _share(given - right, theta) if theta.shape == given.shape else None
+    """The factor by which the error is proportional to the array `theta`, called `name`; "" if it is not."""
+    share = _projection(given - right, theta) if theta.shape == given.shape else None
     if share is None or not explained(given, right, slack, right + share * theta):
         return ""
     return f"the error is {share:.6g} times {name} itself, as of a decay that does not fit"
 
 
-def _share(given: FloatArray, of: FloatArray) -> float | None:
-    """By how much of another array an array is approximated best; None where that says nothing."""
-    largest = float(np.abs(of).max(initial=0.0))
+def _projection(given: FloatArray, on: FloatArray) -> float | None:
+    """The least-squares coefficient of one array on another; None where it is undefined."""
+    largest = float(np.abs(on).max(initial=0.0))
     if not 0 < largest < np.inf or not np.isfinite(given).all():
         return None
-    unit = of / largest  # squares of what is huge or tiny would leave the range
+    unit = on / largest  # else the squares could overflow or underflow
     return float((given * unit).sum() / (unit * unit).sum()) / largest
 
 
 def single_precision(given: FloatArray, right: FloatArray, slack: FloatArray, rounding: FloatArray) -> bool:
-    """Whether nearly all errors are those of float32, whose `rounding` may be as large in each entry.
+    """Whether the errors are those of arithmetic in float32, whose bound is `rounding` in each entry.
 
-    One wrong entry, or a few, may be off as little by something else, unless all entries are numbers of float32.
+    Unless all entries are float32 numbers, nearly all must be off: a few may have a small error of another kind.
     """
-    moved, error = rounding > 0, np.abs(given - right)
-    size, bound = error[moved], rounding[moved]
+    inexact, error = rounding > 0, np.abs(given - right)
+    size, bound = error[inexact], rounding[inexact]
     if not size.size or not (error <= rounding + _HALF_ULP * np.abs(right) + slack).all():
         return False
     if _are_single(given) and not _are_single(right):
         return True
-    nearly_all = (size > slack[moved]).mean() >= _NEARLY_ALL
+    nearly_all = (size > slack[inexact]).mean() >= _NEARLY_ALL
     return bool(nearly_all and np.median(size / bound) >= _TYPICAL / FACTOR)
 
 
@@ -82,7 +82,7 @@ def _are_single(numbers: FloatArray) -> bool:
 
 
 def extent(off: NDArray[np.bool_]) -> str:
-    """Which entries are wrong: one, a block of rows, or how many."""
+    """The wrong entries in words: one, a block of rows, or their number."""
     if off.sum() == 1:
         return "a single entry is wrong"
     rows = np.flatnonzero(off.reshape(len(off), -1).any(axis=1)) if off.ndim else np.zeros(1, int)

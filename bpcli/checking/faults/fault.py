@@ -1,4 +1,4 @@
-"""What a planted fault is: rules of the interpreter replaced by wrong ones, with a harmless rewrite beside it."""
+"""A planted fault: rules of the reference interpreter replaced by wrong ones, and the interpreter as a method."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bpcli.checking.interpreter import Hooks, Sweep, on_pattern, walk, work
+from bpcli.checking.interpreter import Edge, Hooks, ReversePass, interpreter_cost, run_forward
+from bpcli.checking.sources.validate_gradient import on_pattern
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Cost, Definition, Exact, Gradient, NoOptions
 from bpcli.problem.definition import Array, Problem, Setup
+from bpcli.references.base import FloatArray
 
 Advice = Callable[[Setup], str]
 
@@ -21,9 +23,9 @@ Advice = Callable[[Setup], str]
 class Fault:
     """One row of the catalogue.
 
-    `what` says what such a program does, in words that serve as a cause; `factor` is the factor of the lecture that is
-    wrong ("J", "M̄", "q") or "". `advice(setup)` is what to change in a spec that cannot reveal it. `harmless` replaces
-    the same rule by one that computes the same in another way.
+    `what` describes the fault in words that serve as a cause; `factor` is the wrong factor of the gradient ("J", "M̄",
+    "q") or "". `advice(setup)` says what to change in a spec that cannot reveal it. `harmless` replaces the same rule
+    by one that computes the same in another way.
     """
 
     name: str
@@ -34,8 +36,13 @@ class Fault:
     harmless: Hooks
 
 
+def on_edges(test: Callable[[Edge], bool], rule: Callable[[Edge], FloatArray]) -> Hooks:
+    """Hooks that follow `rule` on the edges that pass the test."""
+    return Hooks(edge=lambda e: rule(e) if test(e) else e.vjp())
+
+
 class Interpreted:
-    """A method that is the interpreter with some of its rules replaced; it counts how often it is called."""
+    """A method that runs the interpreter with some of its rules replaced; it counts its calls."""
 
     name: ClassVar[str] = "interpreted"
     summary: ClassVar[str] = "the graph's reverse pass node by node, in NumPy"
@@ -52,17 +59,17 @@ class Interpreted:
         return None
 
     def definition(self, setup: Setup, options: Any) -> Definition:
-        """That which it was made for."""
+        """The definition that it was constructed with."""
         return self.defined
 
     def cost(self, setup: Setup, options: Any) -> Cost:
-        """About the numbers handled, forwards and three passes backwards."""
-        return Cost(4 * work(setup), int(8 * work(setup)), setup.T)
+        """About one forward and three reverse passes."""
+        return Cost(4 * interpreter_cost(setup), int(8 * interpreter_cost(setup)), setup.T)
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
-        """In the spec's dtype, computed in float64."""
-        run, windows = walk(problem), self.defined.over(problem.setup)
-        parts = [Sweep(run, self.hooks, self.calls, w).run().gradient() for w in windows]
+        """The gradient in the spec's dtype, computed in float64."""
+        run, windows = run_forward(problem), self.defined.over(problem.setup)
+        parts = [ReversePass(run, self.hooks, self.calls, w).run().gradient() for w in windows]
         found = {name: sum((part[name] for part in parts[1:]), array) for name, array in parts[0].items()}
         if self.hooks.answer is not None:
             found = self.hooks.answer(problem, found, self.calls)
@@ -70,19 +77,19 @@ class Interpreted:
         dtype = problem.setup.dtype
         tensors = {x.name: x for x in problem.setup.wrt}
         with np.errstate(all="ignore"):
-            arrays = {name: np.asarray(on_pattern(a, tensors[name]), dtype, order="C") for name, a in found.items()}
+            arrays = {n: np.array(on_pattern(a, tensors[n]), dtype, order="C") for n, a in found.items()}
         return Gradient(run.loss, arrays)
 
 
 def as_method(name: str, hooks: Hooks, defined: Definition | None = None) -> MethodCall:
-    """The interpreter with `hooks` as a method that a check takes, of the total derivative if nothing else is said."""
+    """The interpreter with `hooks` as a method, of the total derivative by default."""
     return MethodCall(name, Interpreted(hooks, defined or Exact()), NoOptions())
 
 
 def advise(text: str, *, batch: str = "", steps: str = "", constant: str = "") -> Advice:
-    """Advice that names the setting at fault where it can: a batch of one, a single step, a constant of 0 or 1.
+    """Advice that names the setting at fault if it can: a batch of one, a single step, a constant of 0 or 1.
 
-    `text` is for any other reason; the others say what goes untested.
+    `batch`, `steps` and `constant` say what such a setting leaves untested; `text` is for any other reason.
     """
 
     def advice(setup: Setup) -> str:
@@ -101,7 +108,7 @@ def advise(text: str, *, batch: str = "", steps: str = "", constant: str = "") -
 
 
 def separate(problem: Problem) -> Problem:
-    """The problem with arrays of its own, for programs that may write to them."""
+    """The problem with copies of its arrays, for methods that may write to them."""
     groups = (problem.params, problem.inputs, problem.state)
     copies: list[dict[str, Array]] = [{name: np.array(a) for name, a in group.items()} for group in groups]
     return Problem(problem.setup, *copies)

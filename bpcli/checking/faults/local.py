@@ -1,7 +1,4 @@
-"""Faults in local derivatives: of functions, of products, of sums and of joints.
-
-Faults in matrix products, biases and in how contributions are added up.
-"""
+"""Faults in local derivatives: of functions, products and slices, and in sums over samples and over uses of a value."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bpcli.checking.faults.fault import Fault, advise
+from bpcli.checking.faults.fault import Fault, advise, on_edges
 from bpcli.checking.interpreter import Edge, Hooks
 from bpcli.checking.rules import SLOPES, apply
 from bpcli.graph.nodes import Phase
@@ -22,13 +19,8 @@ _SQUASHING = frozenset({"tanh", "sigmoid", "softplus"})
 _OWN_SLOPE = frozenset(SLOPES) - {"power", "abs", "sqrt", "log"}
 
 
-def where(test: Callable[[Edge], bool], rule: Callable[[Edge], FloatArray]) -> Hooks:
-    """Hooks that follow `rule` on the edges that pass the test."""
-    return Hooks(edge=lambda e: rule(e) if test(e) else e.pull())
-
-
-def of(*ops: str) -> Callable[[Edge], bool]:
-    """Whether an edge belongs to one of these operations."""
+def _op(*ops: str) -> Callable[[Edge], bool]:
+    """A test for edges of these operations."""
     return lambda e: e.node.op in ops
 
 
@@ -47,7 +39,7 @@ def _recomputed(e: Edge) -> FloatArray:
 
 
 def _from_output(e: Edge) -> FloatArray:
-    """The slopes of functions that have one in terms of their value."""
+    """Multiply by slopes computed from the function's value."""
     y = e.value
     slope = {"tanh": (1 - y) * (1 + y), "sigmoid": y - y * y, "softplus": -np.expm1(-y)}[e.node.op]
     return slope * e.cotangent
@@ -58,42 +50,32 @@ def _floored(e: Edge) -> FloatArray:
 
 
 def _missing(op: str, advice: str) -> Fault:
-    """The fault that a function's slope is forgotten."""
+    """The fault that the slope of a function is omitted."""
     return Fault(f"{op}-slope-missing", f"the derivative of {op} is missing: its cotangent goes through as it is", "",
-                 advise(advice), where(of(op), lambda e: e.cotangent), where(of(op), _recomputed))  # fmt: skip
+                 advise(advice), on_edges(_op(op), lambda e: e.cotangent), on_edges(_op(op), _recomputed))  # fmt: skip
 
 
 def _in_masked_branch(e: Edge) -> FloatArray:
     v = e.args[0]
-    return np.where(v > 0, e.pull(), np.nan * v)
-
-
-def _selected(e: Edge) -> FloatArray:
-    v = e.args[0]
-    return np.where(v > 0, e.pull(), e.pull())
+    return np.where(v > 0, e.vjp(), np.nan * v)
 
 
 def _constant(e: Edge) -> bool:
-    """Whether the edge multiplies by, or divides by, a number of the spec."""
-    graph = e.walk.graph
+    """Whether the edge multiplies or divides by a constant of the spec."""
+    graph = e.forward.graph
     others = [graph.nodes[a] for i, a in enumerate(e.node.args) if i != e.slot]
     return e.node.op in ("multiply", "divide") and any(n.op == "constant" for n in others)
 
 
 def _factor(e: Edge) -> bool:
-    """Whether the edge is that of one of two factors that both vary, the second one."""
-    graph = e.walk.graph
+    """Whether the edge belongs to the second of two factors that both vary."""
+    graph = e.forward.graph
     return e.node.op == "multiply" and e.slot == 1 and all(graph.nodes[a].op != "constant" for a in e.node.args)
 
 
-def _swapped(e: Edge) -> FloatArray:
-    """The product with its factors exchanged."""
-    return np.multiply(e.pull(), 1.0)
-
-
 def _moved(e: Edge) -> FloatArray:
-    """A slice's cotangent put back one entry further on, wrapped around."""
-    return np.roll(e.pull(), 1, axis=1)
+    """Shift a slice's cotangent by one entry, cyclically."""
+    return np.roll(e.vjp(), 1, axis=1)
 
 
 def _scattered(e: Edge) -> FloatArray:
@@ -109,7 +91,7 @@ def _exponent_dropped(e: Edge) -> FloatArray:
 
 def _as_product(e: Edge) -> FloatArray:
     p = e.node.numbers[0]
-    return e.cotangent * (e.args[0] ** (p - 1.0) * p) if p else e.pull()
+    return e.cotangent * (e.args[0] ** (p - 1.0) * p) if p else e.vjp()
 
 
 def _without_cross_term(e: Edge) -> FloatArray:
@@ -117,7 +99,7 @@ def _without_cross_term(e: Edge) -> FloatArray:
 
 
 def _by_jacobian(e: Edge) -> FloatArray:
-    """softmax and log_softmax through their Jacobian, entry by entry."""
+    """Multiply by the full Jacobian of softmax or log_softmax."""
     y: FloatArray = np.exp(e.value) if e.node.op == "log_softmax" else e.value
     y, c = y.reshape(len(y), -1), e.cotangent.reshape(len(e.cotangent), -1)
     unit = np.eye(y.shape[1])
@@ -126,56 +108,20 @@ def _by_jacobian(e: Edge) -> FloatArray:
 
 
 def _zero(e: Edge) -> FloatArray:
-    return 0.0 * e.pull()
+    return 0.0 * e.vjp()
 
 
 def _same(e: Edge) -> FloatArray:
-    return 0.0 - (0.0 - e.pull())
-
-
-SLOPE_FAULTS = (
-    Fault("slope-at-output", "the derivative is taken at the output rather than at the preactivation", "",
-          advise("the functions used here have the same slope at both, or none is used"),
-          where(lambda e: e.node.op in _OWN_SLOPE, _at_output), where(lambda e: e.node.op in _OWN_SLOPE, _recomputed)),
-    Fault("slope-floored", f"the slope of a saturated unit is held at {_FLOOR:g} or more", "",
-          advise("no unit of tanh, sigmoid or softplus saturates; take a larger scale for weights or inputs"),
-          where(lambda e: e.node.op in _SQUASHING, _floored), where(lambda e: e.node.op in _SQUASHING, _from_output)),
-    _missing("tanh", "no tanh"), _missing("sigmoid", "no sigmoid"),
-    Fault("nan-in-masked-branch", "the branch that is not taken turns the cotangent into NaN", "",
-          advise("no relu, leaky_relu or abs has an argument below zero; use one, or larger inputs"),
-          where(lambda e: e.node.op in _BRANCHING, _in_masked_branch),
-          where(lambda e: e.node.op in _BRANCHING, _selected)),
-    Fault("constant-off", "a constant is off by 0.05%", "",
-          advise("no value is multiplied by a constant other than 1", constant="the constant factor"),
-          where(_constant, lambda e: e.pull() * _OFF), where(_constant, lambda e: e.pull() * 2 * 0.5)),
-    Fault("factor-held-constant", "one factor of a product is treated as a constant", "",
-          advise("no product of two varying values; a gate would make one"),
-          where(_factor, _zero), where(_factor, _swapped)),
-    Fault("denominator-ignored", "the denominator of a quotient is treated as a constant", "",
-          advise("nothing divides by a varying value"),
-          where(lambda e: e.node.op == "divide" and e.slot == 1, _zero), where(of("divide"), _same)),
-    Fault("subtrahend-sign", "what is subtracted gets the sign of what is added", "",
-          advise("nothing varying is subtracted"),
-          where(lambda e: e.node.op == "subtract" and e.slot == 1, lambda e: -e.pull()), where(of("subtract"), _same)),
-    Fault("exponent-dropped", "the exponent is missing in the derivative of a power", "",
-          advise("no power, such as a square in the loss"),
-          where(of("power"), _exponent_dropped), where(of("power"), _as_product)),
-    Fault("gate-misplaced", "the cotangent of a slice is put back one entry off, into the next block", "",
-          advise("no slice of a vector of two or more"),
-          where(of("slice"), _moved), where(of("slice"), _scattered)),
-    Fault("softmax-cross-term", "the cross term of softmax or log_softmax is dropped", "",
-          advise("no softmax, log_softmax or cross_entropy"),
-          where(of("softmax", "log_softmax"), _without_cross_term), where(of("softmax", "log_softmax"), _by_jacobian)),
-)  # fmt: skip
+    return 0.0 - (0.0 - e.vjp())
 
 
 def _square(e: Edge, slot: int) -> bool:
-    matrix = e.walk.graph.nodes[e.node.args[0]].shape
+    matrix = e.forward.graph.nodes[e.node.args[0]].shape
     return e.node.op == "matmul" and e.slot == slot and matrix[0] == matrix[-1]
 
 
 def _bias(e: Edge) -> bool:
-    """Whether the edge adds a vector or scalar of parameters to something that varies."""
+    """Whether the edge adds a static value, such as a bias, to one that varies."""
     static = e.source.phase is Phase.STATIC and e.node.phase is not Phase.STATIC
     return static and e.node.op in ("add", "subtract") and e.node.args[0] != e.node.args[-1]
 
@@ -192,10 +138,13 @@ def _entrywise(e: Edge) -> FloatArray:
     return np.asarray(np.einsum("ij,bi->bj", e.args[0][0], e.cotangent))
 
 
+def _samples(e: Edge) -> FloatArray:
+    """The second argument of a product, for every sample."""
+    return np.broadcast_to(e.args[1], (len(e.cotangent), e.args[1].shape[1]))
+
+
 def _outer(e: Edge) -> FloatArray:
-    return np.asarray(
-        np.einsum("bi,bj->bij", e.cotangent, np.broadcast_to(e.args[1], (len(e.cotangent), e.args[1].shape[1])))
-    )
+    return np.asarray(np.einsum("bi,bj->bij", e.cotangent, _samples(e)))
 
 
 def _first_sample(e: Edge, given: FloatArray) -> FloatArray:
@@ -203,7 +152,7 @@ def _first_sample(e: Edge, given: FloatArray) -> FloatArray:
 
 
 def _half(e: Edge, given: FloatArray) -> FloatArray:
-    """Two threads add to one sum at a time, and what one of them adds is lost: which, changes from call to call."""
+    """Half of the sum is lost, a different one at each call, as when two threads add to one sum without a lock."""
     lost = (e.call + e.t + e.node.index) % 2
     kept = given[: len(given) // 2] if lost else given[len(given) // 2 :]
     return np.asarray(kept.sum(axis=0, keepdims=True) if len(given) > 1 else given)
@@ -225,8 +174,7 @@ def _overwritten(e: Edge, before: FloatArray, given: FloatArray) -> FloatArray:
     return before + given if e.source.phase is Phase.STATIC else given
 
 
-def _other_order(e: Edge, before: FloatArray, given: FloatArray) -> FloatArray:
-    return given + before
+_OTHER_ORDER = Hooks(add=lambda e, before, given: given + before)
 
 
 def _once(e: Edge, before: FloatArray, given: FloatArray) -> FloatArray:
@@ -235,50 +183,83 @@ def _once(e: Edge, before: FloatArray, given: FloatArray) -> FloatArray:
 
 def _mixed(e: Edge) -> FloatArray:
     """The cotangent of each sample meets the values of the next one."""
-    v = np.broadcast_to(e.args[1], (len(e.cotangent), e.args[1].shape[1]))
-    return e.pull([e.args[0], np.roll(v, 1, axis=0)])
+    return e.vjp([e.args[0], np.roll(_samples(e), 1, axis=0)])
 
 
 def _reordered(e: Edge) -> FloatArray:
-    """All samples backwards, and back again."""
-    v = np.broadcast_to(e.args[1], (len(e.cotangent), e.args[1].shape[1]))
-    return e.pull([e.args[0], v[::-1]], e.cotangent[::-1])[::-1]
+    """The samples in reverse order, restored afterwards."""
+    return e.vjp([e.args[0], _samples(e)[::-1]], e.cotangent[::-1])[::-1]
 
 
 def _of_parameters(e: Edge) -> bool:
-    """Whether the edge brings a term of parameters alone into the loss."""
+    """Whether the edge adds a term of parameters alone to the loss."""
     source, node = e.source, e.node
     static = source.phase is Phase.STATIC and source.op not in ("param", "constant") and source.shape == ()
     return static and node.shape == () and node.op in ("add", "subtract", "multiply") and e.factor in ("q", "static")
 
 
-PRODUCT_FAULTS = (
+FAULTS = (
     Fault("weight-untransposed", "W is used where Wᵀ is due", "",
           advise("no square matrix passes a cotangent on (with any other this fault is an error of shapes); make two "
                  "dims equal, n above 1"),
-          where(lambda e: _square(e, 1), _untransposed), where(lambda e: _product(e, 1), _entrywise)),
+          on_edges(lambda e: _square(e, 1), _untransposed), on_edges(lambda e: _product(e, 1), _entrywise)),
     Fault("outer-product-transposed", "a gradient is transposed: v δᵀ in place of δ vᵀ", "",
           advise("no square matrix is trained; make two dims equal, n above 1"),
-          where(lambda e: _square(e, 0), lambda e: e.pull().swapaxes(1, 2)), where(lambda e: _product(e, 0), _outer)),
+          on_edges(lambda e: _square(e, 0), lambda e: e.vjp().swapaxes(1, 2)),
+          on_edges(lambda e: _product(e, 0), _outer)),
     Fault("bias-missing", "the gradient of a bias is missing", "M̄",
           advise("nothing trainable is added to a varying value: no bias"),
-          where(_bias, lambda e: 0.0 * e.pull()), where(_bias, lambda e: e.pull() + 0.0)),
+          on_edges(_bias, lambda e: 0.0 * e.vjp()), on_edges(_bias, lambda e: e.vjp() + 0.0)),
     Fault("bias-unreduced", "the gradient of a bias is that of the first sample, not summed over the batch", "M̄",
           advise("nothing trainable is added to a varying value: no bias", batch="the sum over samples"),
           Hooks(gather=_first_sample), Hooks(gather=_one_by_one)),
     Fault("samples-mixed", "samples of the batch are mixed: the cotangent of one meets the values of another", "M̄",
           advise("no matrix product, or all samples have the same values", batch="which sample is which"),
-          where(lambda e: _product(e, 0), _mixed), where(lambda e: _product(e, 0), _reordered)),
+          on_edges(lambda e: _product(e, 0), _mixed), on_edges(lambda e: _product(e, 0), _reordered)),
     Fault("race", "a race: part of the sum over the batch is lost, another one at each call", "",
           advise("no parameter", batch="the sum over samples"),
           Hooks(gather=_half), Hooks(gather=_two_halves)),
     Fault("fan-out-overwritten", "the cotangents of a value that is used twice are overwritten rather than added", "",
           advise("no varying value is used twice within a step"),
-          Hooks(add=_overwritten), Hooks(add=_other_order)),
+          Hooks(add=_overwritten), _OTHER_ORDER),
     Fault("tied-weight-once", "a parameter that is used twice gets the gradient of one use alone", "",
           advise("no parameter is used twice within a step"),
-          Hooks(add=_once), Hooks(add=_other_order)),
+          Hooks(add=_once), _OTHER_ORDER),
     Fault("weight-decay-dropped", "a term of parameters alone is left out of the gradient", "q",
           advise("the loss has no term of parameters alone, such as weight decay"),
-          where(_of_parameters, lambda e: 0.0 * e.pull()), where(_of_parameters, lambda e: e.pull() * 1.0)),
+          on_edges(_of_parameters, lambda e: 0.0 * e.vjp()), on_edges(_of_parameters, lambda e: e.vjp() * 1.0)),
+    Fault("slope-at-output", "the derivative is taken at the output rather than at the preactivation", "",
+          advise("the functions used here have the same slope at both, or none is used"),
+          on_edges(_op(*_OWN_SLOPE), _at_output), on_edges(_op(*_OWN_SLOPE), _recomputed)),
+    Fault("slope-floored", f"the slope of a saturated unit is held at {_FLOOR:g} or more", "",
+          advise("no unit of tanh, sigmoid or softplus saturates; take a larger scale for weights or inputs"),
+          on_edges(_op(*_SQUASHING), _floored), on_edges(_op(*_SQUASHING), _from_output)),
+    _missing("tanh", "no tanh"), _missing("sigmoid", "no sigmoid"),
+    Fault("nan-in-masked-branch", "the branch that is not taken turns the cotangent into NaN", "",
+          advise("no relu, leaky_relu or abs has an argument below zero; use one, or larger inputs"),
+          on_edges(_op(*_BRANCHING), _in_masked_branch),
+          on_edges(_op(*_BRANCHING), lambda e: np.where(e.args[0] > 0, e.vjp(), e.vjp()))),
+    Fault("constant-off", "a constant is off by 0.05%", "",
+          advise("no value is multiplied by a constant other than 1", constant="the constant factor"),
+          on_edges(_constant, lambda e: e.vjp() * _OFF), on_edges(_constant, lambda e: e.vjp() * 2 * 0.5)),
+    Fault("factor-held-constant", "one factor of a product is treated as a constant", "",
+          advise("no product of two varying values; a gate would make one"),
+          on_edges(_factor, _zero), on_edges(_factor, lambda e: e.vjp() * 1.0)),
+    Fault("denominator-ignored", "the denominator of a quotient is treated as a constant", "",
+          advise("nothing divides by a varying value"),
+          on_edges(lambda e: e.node.op == "divide" and e.slot == 1, _zero), on_edges(_op("divide"), _same)),
+    Fault("subtrahend-sign", "what is subtracted gets the sign of what is added", "",
+          advise("nothing varying is subtracted"),
+          on_edges(lambda e: e.node.op == "subtract" and e.slot == 1, lambda e: -e.vjp()),
+          on_edges(_op("subtract"), _same)),
+    Fault("exponent-dropped", "the exponent is missing in the derivative of a power", "",
+          advise("no power, such as a square in the loss"),
+          on_edges(_op("power"), _exponent_dropped), on_edges(_op("power"), _as_product)),
+    Fault("gate-misplaced", "the cotangent of a slice is put back one entry off, into the next block", "",
+          advise("no slice of a vector of two or more"),
+          on_edges(_op("slice"), _moved), on_edges(_op("slice"), _scattered)),
+    Fault("softmax-cross-term", "the cross term of softmax or log_softmax is dropped", "",
+          advise("no softmax, log_softmax or cross_entropy"),
+          on_edges(_op("softmax", "log_softmax"), _without_cross_term),
+          on_edges(_op("softmax", "log_softmax"), _by_jacobian)),
 )  # fmt: skip

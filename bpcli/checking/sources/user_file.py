@@ -1,4 +1,4 @@
-"""A user's Python file: loaded in the process for user code, and a line of it for everything that is said."""
+"""A user's Python file and its functions: loaded and called in the process for user code, located in the source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from bpcli.checking.sources.user_process import EndedError, Process
 from bpcli.checking.sources.user_protocol import Array, Message
-from bpcli.checking.sources.validate_gradient import Returned, all_faulty, on_pattern
+from bpcli.checking.sources.validate_gradient import ReturnedGradient, all_faulty, on_pattern
 from bpcli.errors import BpError, Diagnostic, Place, fail, nearest, printable
 from bpcli.problem.definition import Tensor
 
@@ -24,7 +24,7 @@ class Host(Protocol):
     """Where user code runs."""
 
     def ask(self, message: Message, arrays: Sequence[Array] = ()) -> tuple[Message, list[Array]]:
-        """The answer to a message of `user.workshop`, and its arrays, valid until the next. Raises EndedError."""
+        """The answer to a message of `user_child`, and its arrays, valid until the next. Raises EndedError."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +37,11 @@ class UserFile:
     host: Host
 
     def ask(self, do: str, name: str = "", arrays: Sequence[Array] = (), **more: Any) -> tuple[Message, list[Array]]:
-        """The host's answer to what is asked of `name` in the file. Raises EndedError."""
+        """The host's answer to the message `do` about `name` in the file. Raises EndedError."""
         return self.host.ask({"do": do, "file": str(self.path), "name": name, **more}, arrays)
 
     def learn(self, do: str, name: str) -> tuple[Message, list[Array]]:
-        """As `ask`; `BpError` where user code raises, or ends its process."""
+        """As `ask`. Raises BpError where user code raises, or ends its process."""
         line = self.line_of(name)
         try:
             answer, arrays = self.ask(do, name)
@@ -54,20 +54,16 @@ class UserFile:
         return answer, arrays
 
     def seek(self, name: str, place: Place | None = None) -> Message:
-        """What there is under a name; `BpError` at `place` with the nearest name where there is nothing."""
+        """What the file defines under a name. Raises BpError at `place`, with the nearest name, if it is undefined."""
         found, _ = self.learn("find", name)
         if not found["found"]:
             what = f'{printable(self.shown)} has no "{printable(name)}"'
-            fail(
-                "unknown-name",
-                what,
-                place,
-                help=nearest(name, found["names"], "define it at the top level of the file"),
-            )
+            advice = nearest(name, found["names"], "define it at the top level of the file")
+            fail("unknown-name", what, place, help=advice)
         return found
 
     def line_of(self, name: str) -> int:
-        """Where `name` is defined at the top level of the file, or inside the class or function before the dot."""
+        """The line of `name`, defined at the top level or in the class or function before the dot; 1 if unknown."""
         found = 1
         body: list[ast.stmt] = ast.parse(self.source).body
         for part in name.split("."):
@@ -78,28 +74,28 @@ class UserFile:
         return found
 
     def at(self, line: int) -> str:
-        """`file.py:3`, for the end of a sentence."""
+        """`file.py:3`."""
         return f"{self.shown}:{line}"
 
     def place(self, line: int, column: int = 1) -> Place:
-        """A place in the file, with its line."""
+        """A place in the file, with the text of its line."""
         lines = self.source.decode("utf-8", errors="replace").splitlines()
         return Place(self.shown, line, column, lines[line - 1] if line <= len(lines) else "")
 
     def raised(self, answer: Message, otherwise: int) -> str:
-        """What was raised, and the last line of this file on the way there; line `otherwise` where there is none."""
+        """The exception, and the innermost line of this file in its traceback, or `otherwise`."""
         return f"raises {answer['raised']} ({self.at(answer['line'] or otherwise)})"
 
     def ended(self, error: EndedError, otherwise: int) -> str:
-        """How the process ended, and the line of this file that ran; line `otherwise` where that is not known."""
+        """How the process ended, and the line of this file that ran then, or `otherwise`."""
         return f"{error.how} ({self.at(error.line(str(self.path)) or otherwise)})"
 
 
 @dataclass(frozen=True)
-class Called:
-    """The result of a call, and the arguments that it `changed`; `ended` where it crashed or ran out of time."""
+class CallResult:
+    """What a call returned, and the arguments that it `changed`; `ended` if it crashed or ran out of time."""
 
-    returned: Returned
+    returned: ReturnedGradient
     changed: tuple[str, ...] = ()
     ended: bool = False
 
@@ -115,7 +111,7 @@ class Function:
 
     @property
     def where(self) -> str:
-        """The file and the line, for the end of a sentence."""
+        """The file and the line in parentheses, to end a sentence with."""
         return f" ({self.file.at(self.line)})"
 
     def gradient(
@@ -124,23 +120,23 @@ class Function:
         tensors: Sequence[Tensor],
         dtypes: Sequence[np.dtype[Any]],
         numbers: Mapping[str, float] | None = None,
-    ) -> Called:
-        """Call it with copies of dicts of arrays, and with numbers too where it takes them; it gives a gradient."""
+    ) -> CallResult:
+        """Call it for a gradient, with copies of dicts of arrays, and with `numbers` if it takes a fourth argument."""
         wanted = {"shapes": {t.name: t.shape for t in tensors}, "dtypes": [dtype.str for dtype in dtypes]}
         wanted["known"] = [name for group in groups for name in group]
         try:
             answer, found = self._call(groups, numbers=numbers, **wanted)
         except EndedError as error:
-            return Called(all_faulty(wanted["shapes"], self.file.ended(error, self.line)), ended=True)
+            return CallResult(all_faulty(wanted["shapes"], self.file.ended(error, self.line)), ended=True)
         if "raised" in answer:
-            return Called(all_faulty(wanted["shapes"], self.file.raised(answer, self.line)))
+            return CallResult(all_faulty(wanted["shapes"], self.file.raised(answer, self.line)))
         by_name = {tensor.name: tensor for tensor in tensors}
         arrays = {n: on_pattern(np.array(a), by_name[n]) for n, a in zip(answer["names"], found, strict=True)}
-        returned = Returned(answer["loss"], arrays, answer["faults"]).located(self.where)
-        return Called(returned, tuple(answer["changed"]))
+        returned = ReturnedGradient(answer["loss"], arrays, answer["faults"]).located(self.where)
+        return CallResult(returned, tuple(answer["changed"]))
 
     def loss(self, params: Mapping[str, Array]) -> tuple[float | None, str]:
-        """Call it with copies of the params; it gives a number, or the reason why there is none. Raises EndedError."""
+        """Call it for a loss, with copies of the params: the number, or None and the reason. Raises EndedError."""
         answer, _ = self._call([params])
         if "raised" in answer:
             return None, self.file.raised(answer, self.line)
@@ -157,12 +153,12 @@ class Function:
 
 
 def load(path: Path, shown: str, process: Process, place: Place | None = None) -> UserFile:
-    """Run the file at `path` as a module. `BpError` where it is missing, at `place`, or where it fails, at its line."""
+    """Run the file at `path` as a module. Raises BpError at `place` if it is missing, or at its line if it fails."""
     source = _read(path, shown, place)
     if importlib.util.spec_from_file_location("user", path) is None:
         fail("bad-file", f'"{printable(shown)}" is no Python file', place, help="name a file that ends in .py")
     file = UserFile(path, shown, source, process)
-    if (refusal := _refusal(file)) is not None and process.afresh(str(path)):
+    if (refusal := _refusal(file)) is not None and process.restart(str(path)):
         refusal = _refusal(file)
     if refusal is not None:
         raise BpError([refusal])
@@ -175,12 +171,8 @@ def _read(path: Path, shown: str, place: Place | None) -> bytes:
             fail("unreadable-file", f'"{printable(shown)}" is a folder, not a Python file', place, help=_A_FILE)
         if not path.exists():
             near = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-            fail(
-                "no-such-file",
-                f'no file "{printable(shown)}"',
-                place,
-                help=nearest(path.name, near, "there is no Python file in that folder"),
-            )
+            advice = nearest(path.name, near, "there is no Python file in that folder")
+            fail("no-such-file", f'no file "{printable(shown)}"', place, help=advice)
         if not path.is_file():
             fail("unreadable-file", f'"{printable(shown)}" is not a regular file', place, help=_A_FILE)
         return path.read_bytes()
@@ -190,7 +182,7 @@ def _read(path: Path, shown: str, place: Place | None) -> bytes:
 
 
 def _refusal(file: UserFile) -> Diagnostic | None:
-    """Why the file can't be loaded: it then has no function to judge. None where it is."""
+    """Load the file; returns why it cannot be loaded, or None."""
     try:
         answer, _ = file.ask("load")
     except EndedError as error:

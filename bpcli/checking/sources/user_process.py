@@ -1,4 +1,4 @@
-"""The process that runs user code, seen from bp: started when it is first asked, limited in time, told when it ends."""
+"""The process that runs user code, from bp's side: started on demand, limited in time and memory, ended and reaped."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ _START = "import sys; sys.path[:] = {path!r}; from bpcli.checking.sources.user_c
 _STARTS_WITHIN = 60.0
 USER_TIME_OPTION = "--user-time"
 _LEAST = 0.25
-"""Seconds that any call may take: on a busy machine a quick one takes as long now and then."""
+"""Seconds that any call may take: on a busy machine even a quick one may need them."""
 _PATIENCE = 1.0
-"""Seconds that a process has for its end."""
+"""Seconds that a process has to exit."""
 _LOOK = 0.5
-"""Seconds after which to see whether a process that says nothing is still there."""
+"""Seconds between checks that a silent process is still alive."""
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in ', re.MULTILINE)
 
 
 class EndedError(Exception):
-    """User code ended its process, or was ended: how, and in which lines of which files, innermost first."""
+    """User code ended its process, or was stopped: how, and the stack `(file, line)` then, innermost first."""
 
     def __init__(self, how: str, frames: Sequence[tuple[str, int]]) -> None:
         super().__init__(how)
         self.how, self.frames = how, frames
 
     def line(self, path: str) -> int | None:
-        """The innermost line of a file, None where that is not known."""
+        """The innermost line of a file; None where it is unknown."""
         shown = path.encode("ascii", "backslashreplace").decode("ascii")
         return next((line for file, line in self.frames if file == shown), None)
 
 
 class _TooLongError(Exception):
-    """A limit of time was reached."""
+    """A time limit was reached."""
 
 
 class Process:
-    """One process at a time, a fresh one after each that ended.
+    """One child process at a time, replaced by a fresh one when it ends.
 
-    A call may take as many seconds as the least of `limits` by option, the import of a file as many as that of
-    `USER_TIME_OPTION`, since nobody has predicted it; `memory` says how many bytes may be allocated.
+    `limits` are seconds by option: the smallest limits a call, that of `USER_TIME_OPTION` alone the import of a file,
+    whose time is not predicted. `memory()` is the number of bytes that the child may allocate.
     """
 
     def __init__(self, limits: Mapping[str, float], memory: Callable[[], int]) -> None:
@@ -61,7 +61,7 @@ class Process:
         self._busy = False
 
     def start(self) -> None:
-        """Start the process where there is none; it gets ready while others do their work."""
+        """Start the process if there is none; it gets ready while bp goes on."""
         if self._child is not None:
             return
         if os.name != "posix":
@@ -86,13 +86,13 @@ class Process:
         self._fresh, self._ran = True, set()
 
     def ask(self, message: Message, arrays: Sequence[Array] = ()) -> tuple[Message, list[Array]]:
-        """The answer to a message of `workshop`; its arrays are views until the next.
+        """The answer to a message of `user_child`, with arrays as views that are valid until the next message.
 
-        Where the process is a fresh one, it loads the file first, and that may be the answer. Raises EndedError.
+        A fresh process loads the file first, and a failure to do so is the answer. Raises EndedError.
         """
         file, user = message["file"], (message["file"], message.get("name", ""))
         if self._child is not None and self._last != user and self._child.poll() is not None:
-            self._end()  # by a thread of another function that had answered
+            self._end()  # it was ended by a thread that another function left behind
         self._last = user
         self.start()
         self._ran.add(user)
@@ -102,8 +102,8 @@ class Process:
                 return answer, []
         return self._asked(message, arrays)
 
-    def afresh(self, file: str, name: str = "") -> bool:
-        """End the process if code of others ran in it, whose leavings may be to blame. Whether it did."""
+    def restart(self, file: str, name: str = "") -> bool:
+        """End the process if other code than `name` of `file` ran in it and may have spoiled it; returns whether."""
         if not self._ran - {(file, ""), (file, name)}:
             return False
         self.close()
@@ -111,7 +111,7 @@ class Process:
         return True
 
     def close(self) -> None:
-        """End the process, at once where it is at work, and everything that it started."""
+        """End the process and everything that it started, at once if it is busy."""
         if self._child is None:
             return
         try:
@@ -148,7 +148,7 @@ class Process:
         return answer
 
     def _greet(self) -> None:
-        """Wait until the process is ready. Raises BpError where it never is."""
+        """Wait until the process is ready. Raises BpError if it does not start."""
         try:
             self._line.receive(self._waiting(_STARTS_WITHIN))
         except (EOFError, OSError, ValueError, _TooLongError):
@@ -158,7 +158,7 @@ class Process:
         self._fresh = False
 
     def _waiting(self, seconds: float) -> Callable[[], None]:
-        """Wait for an answer so long; raises _TooLongError, or EOFError where the process is gone."""
+        """A function that waits for an answer; it raises _TooLongError, or EOFError if the process is gone."""
         until = time.monotonic() + seconds
 
         def wait() -> None:
@@ -168,14 +168,14 @@ class Process:
                     return
                 if left <= 0:
                     raise _TooLongError
-                # Something that it started may hold the pipe open.
+                # A process that the child started may hold the pipe open after the child is gone.
                 if self._child is not None and self._child.poll() is not None and not self._poll.poll(0):
                     raise EOFError
 
         return wait
 
     def _ended(self, how: str = "", by: signal.Signals | None = None) -> EndedError:
-        """End what is left of the process, by a signal where it still runs; how it ended."""
+        """End the process, by a signal if it still runs, and say how it ended and where."""
         assert self._child is not None
         if by is not None:
             self._child.send_signal(by)
@@ -211,7 +211,7 @@ def _how(code: int) -> str:
 
 
 def _memory_file() -> int:
-    """The descriptor of a file without a name, in memory where the system has such."""
+    """The descriptor of an anonymous file, in memory where the system supports that."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("bp")
     with tempfile.TemporaryFile() as file:

@@ -1,8 +1,8 @@
 """The protocol between bp and the process that runs user code: JSON on a pipe, arrays in memory that both share.
 
 A frame is a header (mark, length) and JSON, `[message, slots]`; a slot `[dtype, shape, offset]` is an array in the
-shared file. bp asks and the process answers, never both at once, so that one region serves both directions. `workshop`
-lists the messages.
+shared file. bp asks and the process answers in turn, so that one region serves both directions. `user_child` lists the
+messages. Names are imported one by one because user code may rebind what modules hold in its process.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from typing import Any
 
 from numpy import copyto, dtype, ndarray
 
-# Bound here: user code may rebind names of the modules in its process.
-
-
 Array = ndarray[Any, dtype[Any]]
 Message = dict[str, Any]
 
@@ -27,10 +24,10 @@ _MARK = b"bp:1"
 _LONGEST = 1 << 26
 _CHUNK = 1 << 16
 _FIRST = 1 << 20
-"""Bytes that are shared to begin with."""
+"""Bytes shared at the start."""
 _ALIGNED = 64
 UNHEARD = 88
-"""The exit code of a process that cannot answer: its pipe is closed."""
+"""The exit code of a process that cannot answer because its pipe is closed."""
 
 
 class Line:
@@ -42,7 +39,7 @@ class Line:
         self._reach(_FIRST)
 
     def send(self, message: Mapping[str, Any], arrays: Sequence[Array] = ()) -> None:
-        """Copy arrays into the shared memory and send a message. Raises OSError where nobody listens."""
+        """Copy arrays into the shared memory and send a message. Raises OSError if the other end is closed."""
         slots, end = [], 0
         for array in arrays:
             slots.append((array.dtype.str, array.shape, end))
@@ -58,8 +55,8 @@ class Line:
     def receive(self, ready: Callable[[], None] = lambda: None) -> tuple[Message, list[Array]]:
         """The next message, and its arrays as views that are valid until another one is sent.
 
-        `ready` is called before each read, and may wait or raise. Raises EOFError where the other end is closed,
-        ValueError for a frame that is none.
+        `ready` is called before each read, and may wait or raise. Raises EOFError if the other end is closed,
+        ValueError for a malformed frame.
         """
         data = b""
         while len(data) < _HEAD.size:
@@ -81,7 +78,7 @@ class Line:
         return data
 
     def _reach(self, size: int) -> None:
-        """Map that many bytes of the shared file at least. An old map goes when the last view of it does."""
+        """Map at least `size` bytes of the shared file. An old map is freed with the last view of it."""
         if size <= len(self._map):
             return
         if fstat(self._shared).st_size < size:
