@@ -1,4 +1,4 @@
-"""What the tests of the checking room share: methods made of the loop-only gradients of `naive`, correct or broken."""
+"""Shared by the tests of checks: methods made of the loop-only gradients of `naive`, correct or broken."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from cli_cases import RECURRENT, run, write
-from foreign_cases import GOOD
+from user_code_cases import GOOD
 
 CELL = RECURRENT.replace("n = 2", "n = 4").replace("tanh(W @ a[t-1] + x)", "tanh(W @ a[t-1] + V @ x)")
 CELL = CELL.replace('W = ["n", "n"]', 'W = ["n", "n"]\nV = ["n", "n"]')

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checking_cases import SPECS
 from cli_cases import RECURRENT, run, write
-from foreign_cases import GOOD
+from user_code_cases import GOOD
 
 from bpcli.checking.blame.signatures import constant_factor, extent, proportional, single_precision
 from bpcli.checking.findings import distinct_digits

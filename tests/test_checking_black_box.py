@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cli_cases import RECURRENT, run, write
-from foreign_cases import outcomes
+from user_code_cases import outcomes
 
 BOX = """import numpy as np
 calls = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_cases import RECURRENT, run, write
-from foreign_cases import check, outcomes
+from user_code_cases import check, outcomes
 
 Arrays = dict[str, Any]
 

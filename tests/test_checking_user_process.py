@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_cases import RECURRENT, run, write
-from foreign_cases import GOOD, check, outcomes
+from user_code_cases import GOOD, check, outcomes
 
 from bpcli.checking.sources.user_process import Process
 

@@ -1,4 +1,4 @@
-"""What the tests of gradients from elsewhere share: a right function for the toy spec, and a way to run it."""
+"""Shared by the tests of user code: a right gradient function for the toy spec, and ways to check it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_cases import FORWARD, RECURRENT, run, write
-from foreign_cases import GOOD, check, outcomes
+from user_code_cases import GOOD, check, outcomes
 
 HEAD = "import numpy as np, os, sys\nfrom good import grad, loss\ncalls = []\n"
 BAD = HEAD + "def bad(params, inputs, state):\n    calls.append(1)\n    g = dict(W=grad(params, inputs, state)['W'])\n"
