@@ -16,7 +16,7 @@ from bpcli.api.loaded import Words, several
 from bpcli.api.method_selection import check_options
 from bpcli.api.provenance import describe
 from bpcli.checking.sources.black_box import BlackBox, check_box, open_box
-from bpcli.checking.sources.user_child import Workshop
+from bpcli.checking.sources.user_child import UserCodeRunner
 from bpcli.checking.sources.user_file import Host, UserFile
 from bpcli.problem.limits import Limits
 
@@ -84,9 +84,9 @@ def _box_of(loss: Callable[[Params], Any], grad: Callable[[Params], Any], params
     """The black box of the three, called as the gradient is in its file."""
     name = getattr(grad, "__qualname__", type(grad).__name__).replace(".<locals>", "")
     # They are part of the caller's program, and run where it does, which Ctrl-C interrupts.
-    shop = Workshop(passing=(KeyboardInterrupt,))
-    file = _file_of(grad, shop)
-    shop.put(str(file.path), name, SimpleNamespace(loss=loss, grad=_by_name(grad, params), params=params))
+    runner = UserCodeRunner(passing=(KeyboardInterrupt,))
+    file = _file_of(grad, runner)
+    runner.put(str(file.path), name, SimpleNamespace(loss=loss, grad=_by_name(grad, params), params=params))
     return open_box(file, name)
 
 

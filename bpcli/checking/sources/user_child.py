@@ -1,4 +1,4 @@
-"""User code loaded and run: the Workshop that answers messages about files, and the process around it.
+"""User code, loaded and run: the runner that answers messages about files, and the process around it.
 
 It imports NumPy and the standard library alone. A message has a `do`, a `file` (its absolute path) and a `name` in it:
 
@@ -11,7 +11,7 @@ It imports NumPy and the standard library alone. A message has a `do`, a `file` 
 An exception of user code is an answer too: `raised` in words, and the innermost `line` of the file in its traceback.
 
 `main` runs in a process that is started in a session of its own, so that Ctrl-C is left to bp, with bp's stderr as its
-stdout. It answers until it is told to end or bp is gone. A test may use the Workshop in its own process.
+stdout. It answers until it is told to end or bp is gone. `bpcli.check_gradient` uses a runner in its caller's process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _File:
     made: dict[str, Any] = field(default_factory=dict)
 
 
-class Workshop:
+class UserCodeRunner:
     """Load files and answer messages; exceptions of the types `passing` are not caught."""
 
     def __init__(self, passing: tuple[type[BaseException], ...] = ()) -> None:
@@ -67,10 +67,10 @@ class Workshop:
         self._current: _File | None = None
         self._inside = ExitStack()
 
-    def put(self, file: str, name: str, thing: Any) -> None:
-        """Use `thing` as the object `name` of the file, without running the file."""
-        self._current = self._files[file] = _File(Path(file), ModuleType(name), made={name: thing})
-        setattr(self._current.module, name, thing)
+    def put(self, file: str, name: str, target: Any) -> None:
+        """Use `target` as the object `name` of the file, without running the file."""
+        self._current = self._files[file] = _File(Path(file), ModuleType(name), made={name: target})
+        setattr(self._current.module, name, target)
 
     def ask(self, message: Message, arrays: Sequence[Array] = ()) -> _Answer:
         """The answer to a message, and its arrays."""
@@ -105,12 +105,12 @@ class Workshop:
 
     def _open(self, message: Message, _: Sequence[Array]) -> _Answer:
         file = self._entered(message)
-        thing = self._made(file, message["name"])
-        kind = type(thing)
-        held = getattr(thing, "params", None)
+        target = self._made(file, message["name"])
+        kind = type(target)
+        held = getattr(target, "params", None)
         whole = kind.__module__ == file.module.__name__
         own = [part for part in ("loss", "grad") if whole and part in vars(kind)]
-        has = [part for part in ("loss", "grad") if callable(getattr(thing, part, None))]
+        has = [part for part in ("loss", "grad") if callable(getattr(target, part, None))]
         described, arrays = _params(held) if isinstance(held, Mapping) else (None, [])
         has += ["params"] if held is not None else []
         answer = {"has": has, "held": kind_of(held), "params": described, "kind": kind.__name__, "own": own}
@@ -133,8 +133,8 @@ class Workshop:
     def _made(self, file: _File, name: str) -> Any:
         """The object of that name; a class is called once to make it."""
         if name not in file.made:
-            thing = vars(file.module)[name]
-            file.made[name] = thing() if isinstance(thing, type) else thing
+            target = vars(file.module)[name]
+            file.made[name] = target() if isinstance(target, type) else target
         return file.made[name]
 
     def _entered(self, message: Message) -> _File:
@@ -263,7 +263,7 @@ def main(source: int, sink: int, shared: int, trace: int) -> None:
     os.register_at_fork(after_in_child=lambda: _leave_to_parent((source, sink)))
     os._exit = _raising(here)
     threading.Thread(target=_watch, args=(source,), daemon=True).start()
-    line, shop, fflush = Line(source, sink, shared), Workshop(), _c_flush()
+    line, runner, fflush = Line(source, sink, shared), UserCodeRunner(), _c_flush()
     line.send(_READY)
     while True:
         try:
@@ -274,7 +274,7 @@ def main(source: int, sink: int, shared: int, trace: int) -> None:
             _limit(message["memory"])
         if message["do"] == "end":
             break
-        answer, found = shop.ask(message, arrays)
+        answer, found = runner.ask(message, arrays)
         if _getpid() != here:  # a fork of user code that returned
             _exit(0)
         _flush(fflush)
