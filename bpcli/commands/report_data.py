@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from bpcli.commands.shared_options import Common
 from bpcli.errors import UNADVISED, Diagnostic, Place, fail, printable
@@ -13,26 +13,32 @@ from bpcli.errors import UNADVISED, Diagnostic, Place, fail, printable
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from bpcli.checking.findings import Finding
     from bpcli.render.document import Document
     from bpcli.render.page import Group
     from bpcli.render.page.figure import Figure
 
 Row = Mapping[str, Any]
+Model = TypeVar("Model")
 POINTS_AT_MOST = 6
 
 
 @dataclass(frozen=True)
 class Run:
-    """One saved run: its validated rows, of `kind` "cells" or "findings", and their document.
+    """One saved run: the document of its validated rows, of `kind` "cells" or "findings".
 
     `show` has the keys of the columns that the page shows initially.
     """
 
     file: str
     kind: str
-    rows: Sequence[Row]
     document: Document
     show: frozenset[str]
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The cells or findings."""
+        return self.document.rows
 
     @property
     def name(self) -> str:
@@ -43,21 +49,25 @@ class Run:
 def read_run(file: str) -> Run:
     """Read and validate a saved run. Raises BpError for any other file."""
     from bpcli.bench.saved_runs import SAVE_A_RUN, read_document
+    from bpcli.checking.findings import Finding
 
     kind, data = read_document(file)
     try:
         context = data.get("context")
+        about = context if isinstance(context, dict) else {}
         errors = tuple(_diagnostic(e) for e in data.get("errors") or () if isinstance(e, dict))
-        rows = _validated(file, kind, data[kind])
-        make = _bench if kind == "cells" else _check
-        document, show = make(rows, errors, context if isinstance(context, dict) else {})
+        if kind == "cells":
+            cells = [cell.model_dump() for cell in _validated(file, kind, data[kind], _cell())]
+            document, show = _bench(cells, errors, about)
+        else:
+            document, show = _check(_validated(file, kind, data[kind], Finding), errors, about)
         for row in document.rows:  # format everything once, so that a bad row is refused here
             _ = [c.show(c.get(row)) for c in document.columns], document.style(row)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, ArithmeticError) as error:
         # Rows have more than is validated, in the form of the version of bp that wrote them.
         what = f'"{printable(file)}": its {kind} are not in the format of this bp ({type(error).__name__}: {error})'
         fail("not-a-run", what, help=SAVE_A_RUN)
-    return Run(file, kind, rows, document, show)
+    return Run(file, kind, document, show)
 
 
 def _bench(
@@ -73,19 +83,11 @@ def _bench(
 
 
 def _check(
-    rows: Sequence[Row], errors: Sequence[Diagnostic], context: Mapping[str, Any]
+    findings: Sequence[Finding], errors: Sequence[Diagnostic], context: Mapping[str, Any]
 ) -> tuple[Document, frozenset[str]]:
     """A check with a row for each finding; empty columns are not shown initially."""
     from bpcli.api.check_document import findings_document
-    from bpcli.checking.findings import Finding, Kink, Worst
 
-    names = list(Finding.__dataclass_fields__)
-    findings = []
-    for row in rows:
-        worst, kink = row["worst"], row["kink"]
-        known = {n: row[n] for n in names if n in row}
-        known |= {"worst": Worst(**worst) if worst else None, "kink": Kink(**kink) if kink else None}
-        findings.append(Finding(**known))
     notes = [str(n) for n in context.get("notes") or ()]
     full = findings_document(findings, errors, context, notes)
     shown = frozenset(c.key for c in full.columns if not c.wide and any(c.show(c.get(r)) for r in full.rows))
@@ -100,17 +102,19 @@ def _diagnostic(error: Mapping[str, Any]) -> Diagnostic:
     return Diagnostic(words["code"] or "error", words["message"], place, help=words["help"] or UNADVISED)
 
 
-def _validated(file: str, kind: str, rows: Sequence[Any]) -> list[dict[str, Any]]:
-    """The rows, with numbers that JSON lacks as floats. Raises BpError that names the first invalid value."""
-    from pydantic import ValidationError
+def _validated(file: str, kind: str, rows: Sequence[Any], model: type[Model]) -> list[Model]:
+    """The rows as instances of `model`, with numbers that JSON lacks as floats.
+
+    Raises BpError that names the first invalid value.
+    """
+    from pydantic import TypeAdapter, ValidationError
 
     from bpcli.bench.saved_runs import SAVE_A_RUN
 
-    model = _cell() if kind == "cells" else _finding()
-    found = []
+    adapter, found = TypeAdapter(model), []
     for number, row in enumerate(rows):
         try:
-            found.append(model.model_validate(row).model_dump())
+            found.append(adapter.validate_python(row))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(p) for p in (kind, number, *first["loc"]))
@@ -160,43 +164,6 @@ def _cell() -> type[BaseModel]:
         ratio: Ratio | None
 
     return Cell
-
-
-def _finding() -> type[BaseModel]:
-    """The values of a finding that the page relies on; rows may have more."""
-    from pydantic import BaseModel, ConfigDict
-
-    class Worst(BaseModel):
-        index: tuple[int, ...] | None
-        value: float
-        reference: float
-        bound: float
-        z: float
-        direction: int | None = None
-
-    class Kink(BaseModel):
-        index: tuple[int, ...]
-        value: float
-        low: float
-        high: float
-
-    class Found(BaseModel):
-        model_config = ConfigDict(extra="allow")
-        spec: str
-        method: str
-        tensor: str
-        shape: tuple[int, ...]
-        checked: int
-        verdict: Literal["pass", "wrong", "inconclusive"]
-        cause: str
-        worst: Worst | None
-        kernel_error: float | None
-        bias: float | None
-        cosine: float | None
-        blame: dict[str, Any] | None
-        kink: Kink | None = None
-
-    return Found
 
 
 def groups(run: Run) -> list[Group]:
