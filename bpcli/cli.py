@@ -1,4 +1,4 @@
-"""The `bp` command: a group that imports a command's module when the command is called, not before."""
+"""The `bp` command, a click group that imports the module of a command only when it is called."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import click
 from bpcli import __version__
 from bpcli.commands.registry import COMMANDS, option_name
 
-# Kernels share work out themselves; BLAS on several threads below that gets in the way. Read once, at its import.
+# Kernels run in parallel themselves, and BLAS threads would compete with them. BLAS reads this once, on import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
-# Compiled kernels are found again wherever a process goes.
+# Absolute, so that processes in other folders find the compiled kernels.
 if os.environ.get("NUMBA_CACHE_DIR"):
     os.environ["NUMBA_CACHE_DIR"] = os.path.abspath(os.path.expanduser(os.environ["NUMBA_CACHE_DIR"]))
 
 
 class LazyGroup(click.Group):
-    """A group whose commands come from `COMMANDS`, with `BP_*` variables and `[tool.bp]` as their defaults."""
+    """A group of the commands in `COMMANDS`, with defaults from `BP_*` variables and `[tool.bp]`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the table."""
+        """The names, in the order of `COMMANDS`."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now; every option of it can be set by `BP_<OPTION>`."""
+        """Import the command; each of its options can be set by a variable `BP_<OPTION>`."""
         if cmd_name not in COMMANDS:
             return None
         command = getattr(importlib.import_module(COMMANDS[cmd_name].module), cmd_name)
@@ -43,7 +43,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command to run, its defaults read from the nearest `pyproject.toml`."""
+        """The command to run, with defaults from the nearest `pyproject.toml`."""
         if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             from bpcli.errors import fail, nearest
 
@@ -56,19 +56,19 @@ class LazyGroup(click.Group):
         return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands with their lines from the table, so that help imports none of them."""
+        """Write the commands and their help from `COMMANDS`, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in COMMANDS.items()])
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """The context; help and version are printed here, to a reader who may have gone."""
+        """Make the context; this also prints help and version, to a pipe that may be closed."""
         try:
             return super().make_context(*args, **extra)
         except BrokenPipeError as error:
             raise click.exceptions.Exit(_gone()) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """What the command returns."""
+        """Run the command; returns its exit code."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -81,22 +81,22 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run and exit; without `standalone_mode` return what the command returns and let errors through."""
+        """Run and exit; without `standalone_mode`, return the exit code and propagate errors."""
         given = sys.argv[1:] if args is None else list(args)
-        gc.set_threshold(100_000, 20, 20)  # imports make objects that stay; collecting after every 700 takes a tenth
+        gc.set_threshold(100_000, 20, 20)  # imported objects stay alive; collecting them takes a tenth
         if not standalone_mode:
             return super().main(given, prog_name, standalone_mode=False, **extra)
         silent = sys.stdout is None
         if silent or sys.stderr is None:
-            from bpcli.commands.streams import reopen
+            from bpcli.commands.output import reopen
 
             reopen()
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to stop
+            if hasattr(stream, "reconfigure"):  # print characters that the encoding lacks as escapes
                 stream.reconfigure(errors="backslashreplace")
         try:
             if silent:
-                raise click.UsageError("stdout is closed: nobody would see what is found")
+                raise click.UsageError("stdout is closed, so that the results would be lost")
             code = super().main(given, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except Exception as error:
@@ -107,8 +107,8 @@ class LazyGroup(click.Group):
 
 
 def _gone() -> int:
-    """The exit code when the reader of stdout has gone; click's own, 1, would say that a gradient is wrong."""
-    from bpcli.commands.streams import silence
+    """The exit code for a closed stdout; that of click, 1, would mean a wrong gradient."""
+    from bpcli.commands.output import silence
 
     silence()
     return 0
@@ -117,9 +117,9 @@ def _gone() -> int:
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 good, 1 a gradient is wrong, 2 usage or spec error, 3 regression, "
+    epilog="Exit codes: 0 success, 1 wrong gradient, 2 usage or spec error, 3 regression, "
     "4 inconclusive (with --strict), 5 nothing measured or compared, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="bp", message="%(prog)s %(version)s")
 def main() -> None:
-    """Check and benchmark the gradients of networks written as equations."""
+    """Check and benchmark gradients of networks that are written as equations."""

@@ -328,7 +328,7 @@ def test_what_does_not_go_together_is_refused(saved, tmp_path, change, words):
     [
         (("a.json", "./a.json"), "named twice"),
         (("c.json",), "cannot read"),
-        (("out.json", "a.json"), "one of the runs"),
+        (("out.json", "a.json"), "also one of the runs"),
     ],
 )
 def test_runs_are_files_named_once(saved, args, words):

@@ -175,7 +175,7 @@ def test_ctrl_c_shows_what_is_done_and_how_to_go_on(folder):
     process.send_signal(signal.SIGINT)
     out, said = process.communicate(timeout=60)
     assert 130 == process.returncode, said
-    assert "--resume goes on" in said
+    assert "run the same command with --resume" in said
     assert len(json.loads(out)["cells"]) == journaled(folder) >= 2
 
 

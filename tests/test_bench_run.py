@@ -305,7 +305,7 @@ def test_ctrl_c_before_anything_was_measured(verdicts, tmp_path):
     """What an earlier run wrote stays."""
     (tmp_path / "keep.json").write_text("of an earlier run")
     result = bench("-m", "rtrl", "--output", "json=keep.json")
-    assert 130 == result.exit_code and "no cell was finished, no file written" in result.stdout
+    assert 130 == result.exit_code and "no cell was finished, no file was written" in result.stdout
     assert "of an earlier run" == (tmp_path / "keep.json").read_text()
 
 

@@ -279,4 +279,4 @@ def test_a_kernel_does_not_go_with_an_object() -> None:
     """A usage error, whatever else is given."""
     write(Path("good.py"), GOOD)
     result = run("check", "good.py:grad", "--kernel", "good.py:grad")
-    assert 2 == result.exit_code and "--kernel goes with specs" in result.stderr
+    assert 2 == result.exit_code and "--kernel applies to specs" in result.stderr

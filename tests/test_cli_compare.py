@@ -224,7 +224,7 @@ def test_what_was_measured_once_has_not_changed(tmp_path):
         row.update(contaminated=True, samples_s=[2.0**i * row["time_s"] for i in range(-4, 5)])
     (tmp_path / "base.json").write_text(json.dumps(base))
     code, text = shown(base)
-    assert (0, True, True) == (code, "all is the same" in text, "the very same measurements" in text)
+    assert (0, True, True) == (code, "all is the same" in text, "contain the same measurements" in text)
     again = copy.deepcopy(base)
     again["cells"][2]["samples_s"].reverse()
     code, text = shown(again, "--format", "json")
@@ -255,7 +255,7 @@ def test_other_settings_are_noted(option, tmp_path):
             document["cells"][0]["flops"] /= 2 if name == "head" else 1
             (tmp_path / f"{name}.json").write_text(json.dumps(document))
         lines = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json")).stdout.splitlines()
-        assert same == any("renew the baseline" in line for line in lines)
+        assert same == any("update the baseline" in line for line in lines)
         assert same == (f"--{option} is not the same in both runs: {told}." not in lines)
 
 

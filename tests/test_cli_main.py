@@ -94,8 +94,8 @@ def test_every_option_has_a_variable(name: str) -> None:
         (["list", "formatz"], 'unknown value "formatz"', 'did you mean "formats"?'),
         (["list", "--output", "csv"], '--output: expected FORMAT=PATH, got "csv"', "csv="),
         (["list", "--output", "cvs=a"], '--output: unknown format "cvs"', 'did you mean "csv"?'),
-        (["list", "--output", "csv=-"], '--output: "-" is no file', "--format csv"),
-        (["list", "--output", "csv=/dev/stdout"], '--output: "/dev/stdout" is no file', "--format csv"),
+        (["list", "--output", "csv=-"], '--output: "-" is not a file', "--format csv"),
+        (["list", "--output", "csv=/dev/stdout"], '--output: "/dev/stdout" is not a file', "--format csv"),
         (["list", "--format"], "option '--format' requires an argument", "--help"),
         (["list", "formats", "tasks"], "unexpected extra argument", "`bp list --help`"),
         (["grad"], "bp grad needs SPEC", "`bp grad --help`"),
@@ -158,12 +158,12 @@ def test_no_command_shows_help() -> None:
 )
 def test_what_goes_wrong(error: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever happens, the user gets a line and an exit code, never a traceback."""
-    import bpcli.commands.inventory
+    import bpcli.commands.list
 
     def broken(what: str | None) -> None:
         raise error
 
-    monkeypatch.setattr(bpcli.commands.inventory, "catalogue", broken)
+    monkeypatch.setattr(bpcli.commands.list, "catalogue", broken)
     result = run("list")
     assert (code, "") == (result.exit_code, result.stdout)
     assert text in result.stderr and "Traceback" not in result.stderr
@@ -171,9 +171,9 @@ def test_what_goes_wrong(error: BaseException, code: int, text: str, monkeypatch
 
 def test_the_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """`BP_TRACEBACK=1` shows where a bug arose."""
-    import bpcli.commands.inventory
+    import bpcli.commands.list
 
-    monkeypatch.setattr(bpcli.commands.inventory, "catalogue", lambda what: 1 / 0)
+    monkeypatch.setattr(bpcli.commands.list, "catalogue", lambda what: 1 / 0)
     assert "Traceback" in run("list", env={"BP_TRACEBACK": "1"}).stderr
 
 

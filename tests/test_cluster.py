@@ -356,7 +356,7 @@ def test_batches(count: int, expected: list[list[float]]) -> None:
 def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing package is named with the extra that brings it; two clusters are one too many."""
     from bpcli.commands import cluster_option as commands
-    from bpcli.commands.common import Common
+    from bpcli.commands.shared_options import Common
     from bpcli.errors import BpError
 
     with pytest.raises(BpError, match="two clusters"), commands.opened(Common(scheduler="a:1", local_cluster=1)):

@@ -49,7 +49,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     ("problem", "tasks"): "a task is where inputs come from",
     ("tasks", "problem"): "a task says what it fills in the problem's terms",
-    ("commands.as_tests", "cli"): "a spec as a test has the options of bp check",
+    ("pytest_plugin", "cli"): "specs as tests have the options of bp check",
     ("api", "render"): "a report is for people too",
     ("commands", "render"): "output is for whoever talks to the user",
     ("render", "problem.array_writer"): "both write files whole or not at all",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cli_cases import FORWARD, RECURRENT
 
-from bpcli.commands.as_tests import plan
+from bpcli.pytest_plugin import plan
 from bpcli.runtime.kernel_cache import cache_folder
 
 ROOT = Path(__file__).parents[1]
@@ -226,7 +226,7 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
             "E*grad loss: wrong: not deterministic*",
         ]
     )
-    result.stdout.no_fnmatch_line("*as_tests*")
+    result.stdout.no_fnmatch_line("*pytest_plugin*")
 
 
 def test_nothing_heavy_at_start(pytester: pytest.Pytester) -> None:

@@ -99,14 +99,14 @@ def test_numbers_that_json_lacks(tmp_path: Path) -> None:
 
 
 BAD = {
-    "no JSON": ('{"cells": [1,\n }', ":2:", "no JSON"),
-    "not a run": ('{"rows": []}', "neither cells nor findings", "--format json"),
-    "a list": ("[]", "neither cells nor findings", "--format json"),
+    "no JSON": ('{"cells": [1,\n }', ":2:", "not JSON"),
+    "not a run": ('{"rows": []}', "not a saved run", "--output json"),
+    "a list": ("[]", "not a saved run", "--output json"),
     "of the future": ('{"schema_version": 2, "cells": []}', "schema version 2", "this version of bp"),
-    "a bad row": ('{"schema_version": 1, "cells": [{"spec": 3}]}', "cells.0.spec", "--format json"),
-    "no row": ('{"schema_version": 1, "findings": [3]}', "findings.0", "--format json"),
-    "deep": ("[" * 100_000, "is no JSON", "--format json"),
-    "bytes": ("\udcff", "is no JSON", "--format json"),
+    "a bad row": ('{"schema_version": 1, "cells": [{"spec": 3}]}', "cells.0.spec", "--output json"),
+    "no row": ('{"schema_version": 1, "findings": [3]}', "findings.0", "--output json"),
+    "deep": ("[" * 100_000, "cannot be read as JSON", "--output json"),
+    "bytes": ("\udcff", "is not UTF-8", "saved as JSON"),
 }
 
 
@@ -128,7 +128,7 @@ def test_bad_documents(name: str, tmp_path: Path) -> None:
         ([], "needs RUN"),
         (["RUN"], "needs -o/--out or --plot"),
         (["RUN", "--plot", "a.pdf"], "neither .svg nor .png"),
-        (["RUN", "-o", "RUN"], "is read and would be written"),
+        (["RUN", "-o", "RUN"], "is both an input and an output"),
         (["RUN", "-o", "same.svg", "--plot", "same.svg"], "two outputs go to"),
         (["RUN", "-o", "/no/such/folder/page.html"], "its folder does not exist"),
         (["nowhere.json", "-o", "page.html"], 'cannot read "nowhere.json"'),

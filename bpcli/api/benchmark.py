@@ -1,4 +1,4 @@
-"""A sweep measured, as a DataFrame."""
+"""`bench`: measure a sweep into a DataFrame."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ def bench(
     limits: Limits | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Measure time, memory and truth of gradient methods over a sweep, as `bp bench` does.
+    """Measure the time, memory and accuracy of gradient methods over a sweep, as `bp bench` does.
 
-    Every cell is measured in a process of its own, on all cores unless the grid has `threads`. Its gradient is checked
-    before it is timed.
+    Every cell is measured in its own process, with one thread per core unless the grid has `threads`. Its gradient is
+    checked first; a wrong gradient is not timed.
 
     Parameters
     ----------
     spec
         The path of a TOML file.
     methods
-        As `rtrl` or `tbptt:k1=1,k2=4`, a reference, or `check` for a whole one; those of the spec without any.
+        Methods such as `rtrl` or `tbptt:k1=1,k2=4`, references, or `check`; by default those of the spec.
     grid
-        Key to values: dims, constants, `T`, `batch`, `dtype`, `seed`, `threads` or an option of methods. It adds to the
-        grid of the spec, or replaces keys of it.
+        Maps keys to values: dims, constants, `T`, `batch`, `dtype`, `seed`, `threads` or method options. Keys are added
+        to the grid of the spec, or replace those in it.
     peers, budget, limits
-        `jax` and `torch`, measured beside; seconds of timed blocks a cell; what a cell may cost, in bytes and seconds.
+        `jax` and `torch`, to measure as well; seconds to spend on each cell; limits of a cell in bytes and seconds.
     **settings
-        Settings of every cell: dims, constants, `T`, `batch`, `dtype`, `seed`.
+        Settings of all cells: dims, constants, `T`, `batch`, `dtype`, `seed`.
 
     Returns
     -------
     pandas.DataFrame
-        A row a cell and backend, with the columns of the CSV that `bp bench` writes: seconds, bytes, flops, bias,
-        cosine, and one for each key of the grid. `time_s` is NaN where the gradient is wrong, which is a warning, and
-        so is a cell that is refused. `attrs["notes"]` says what else was left out of the sweep.
+        A row for each cell and backend, with the columns of the CSV files of `bp bench`: seconds, bytes, flops, bias,
+        cosine, and one for each key of the grid. `time_s` is NaN for wrong gradients. Wrong gradients and refused cells
+        are also warnings; `attrs["notes"]` lists other cells that were left out.
 
     Raises
     ------
     BpError
-        Where the spec, a method or the grid cannot be used, or nothing could be measured.
+        If the spec, a method or the grid is invalid, or nothing could be measured.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def bench(
     if not results.rows and results.errors:
         raise BpError(results.errors)
     for text in (*(d.what for d in results.errors), *_faults(results.rows)):
-        warnings.warn(text, stacklevel=3)  # the caller of the package
+        warnings.warn(text, stacklevel=3)  # the caller of `bpcli.bench`
     frame = table(results.rows)
     frame.attrs["notes"] = results.notes
     return frame
@@ -86,13 +86,13 @@ def bench(
 
 @contextmanager
 def _prepared(cells: Sequence[Cell]) -> Iterator[Done]:
-    """Compile what measuring takes, before the processes that would each do so."""
+    """Compile the kernels once, before the measuring processes would each do so."""
     if cells:
         kernel_loader.prepare(kernel_loader.CHECKING)
     yield lambda cell: None
 
 
 def _faults(rows: Sequence[Row]) -> list[str]:
-    """The gradients that do not pass."""
+    """A text for each gradient that does not pass."""
     checks = [(f"{row['spec']} {row['method']}", row["check"]) for row in rows]
     return [f"{name}: {check['verdict']}: {check['detail']}" for name, check in checks if check["detail"]]

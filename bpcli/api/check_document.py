@@ -1,4 +1,4 @@
-"""Findings as rows: one each for programs; for people, a method's passing tensors in one. And as tests of a report."""
+"""The documents of a check: all findings for programs, a brief table for people, and findings as test cases."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from bpcli.checking.findings import Finding, Worst, kinked, position
+from bpcli.checking.findings import Finding, kinked, position
 from bpcli.errors import Diagnostic, Place
 from bpcli.render.document import Case, Column, Document
 from bpcli.spec.specification import Spec
 
-# By spec, and a tensor or a user's function: where it is written; under "" what to show where there is neither. Of a
-# finding on a user's function that is the place to mend.
 Places = Mapping[tuple[str, str], Place]
+"""Maps a spec, and one of its tensors or a user's function, to its place in a file; `(spec, "")` is the default."""
 
 
 def places_of(spec: Spec) -> dict[tuple[str, str], Place]:
-    """Where `spec` declares its tensors and its loss."""
+    """The places where a spec declares its tensors and its loss."""
     declared = {**spec.inputs, **spec.params, **spec.states}
     places = {name: array.place for name, array in declared.items()}
     loss = spec.objective.place
@@ -27,9 +26,9 @@ def places_of(spec: Spec) -> dict[tuple[str, str], Place]:
 
 
 def case(row: Mapping[str, Any], places: Places) -> Case:
-    """A finding, as it stands in JSON, as a test: the method and the tensor on the spec."""
+    """A row of `findings_document` as a test case, named by the method and the tensor."""
     spec, tensor, worst = row["spec"], row["tensor"], row["worst"]
-    own = [row["method"]] if ":" in row["method"] else []  # no tensor's name
+    own = [row["method"]] if ":" in row["method"] else []  # not the name of a tensor
     why = f": {row['cause']}" if row["cause"] else ""
     at = "" if worst is None else f"{tensor}{position(worst['index'], worst.get('direction'))}"
     how = f"{why or ':'}{',' if why else ''} {at} has z {_digits(worst['z'], 3)}" if worst else why
@@ -39,13 +38,13 @@ def case(row: Mapping[str, Any], places: Places) -> Case:
         verdict=row["verdict"],
         message=f"{row['verdict']}{how}",
         lines=_lines(row, at),
-        badness=float(worst["z"]) if worst else float("inf"),  # what is no array of numbers is as bad as can be
+        badness=float(worst["z"]) if worst else float("inf"),  # nothing is worse than no array of numbers
         place=next((places[spec, n] for n in (*own, tensor, "") if (spec, n) in places), None),
     )
 
 
 def _lines(row: Mapping[str, Any], at: str) -> list[str]:
-    """The figures, what is to blame, and how to see it again."""
+    """The figures, the likely cause, and the command that reproduces the finding."""
     worst, blame = row["worst"], row["blame"] or {}
     lines = []
     if worst is not None:
@@ -57,7 +56,7 @@ def _lines(row: Mapping[str, Any], at: str) -> list[str]:
     if row["checked"]:
         lines.append(", ".join([counted, *figures]))
     text = str(blame.get("text") or "")
-    if text and not (row["cause"] and text.endswith(row["cause"])):  # what the message and the lines above say
+    if text and not (row["cause"] and text.endswith(row["cause"])):  # unless the message says so already
         lines.append(text)
     if blame.get("reproduce"):
         lines.append(f"again: {blame['reproduce']}")
@@ -65,20 +64,20 @@ def _lines(row: Mapping[str, Any], at: str) -> list[str]:
 
 
 def _digits(value: Any, digits: int) -> str:
-    """`digits` of a number, or one of the words that JSON has for those it lacks."""
+    """A number to `digits` significant digits; it may be a word, such as "nan", that replaces it in JSON."""
     return f"{float(value):.{digits}g}"
 
 
 Row = Mapping[str, Any]
 _WHY = {
-    "noise": "the loss is rounded too much for differences to tell {at} to better than {bound:.2g}",
-    "no power": "no reference tells {at} to better than {bound:.2g}, within which right and wrong look the same",
-    "kink": "many kinks meet in {at}: no program that treats all alike comes to it, but one that does not may",
-    "underflow": "{at}, or a value on the way to it, is so near the smallest numbers of its type that digits are lost",
-    "overflow": "a value on the way to {at} leaves the range of floats, by the right rules too",
-    "references disagree": "two references contradict each other at {at}, so that neither accuses the gradient",
+    "noise": "rounding of the loss limits differences at {at} to an accuracy of {bound:.2g}",
+    "no power": "no reference is more accurate at {at} than {bound:.2g}, too little to tell right from wrong",
+    "kink": "many kinks meet in {at}: the value is right only for a program that does not treat all of them alike",
+    "underflow": "{at}, or an intermediate value, loses digits near the smallest numbers of its type",
+    "overflow": "an intermediate value of {at} overflows, even in a correct program",
+    "references disagree": "two references disagree at {at}, so that neither can reject the gradient",
 }
-_BLIND = "no reference can tell {at}: imaginary and real steps leave the range of floats or the domain of the loss"
+_BLIND = "no reference is available at {at}: all steps leave the range of floats or the domain of the loss"
 _STYLES = {"pass": "green", "wrong": "bold red", "inconclusive": "yellow"}
 
 
@@ -90,7 +89,7 @@ def findings_document(
         title="Gradient check",
         rows_key="findings",
         columns=COLUMNS,
-        rows=[_row(f) for f in findings],
+        rows=[asdict(f) for f in findings],
         context=context,
         summary=summary(findings),
         sentences=_sentences(findings, errors),
@@ -101,14 +100,14 @@ def findings_document(
 
 
 def with_cases(document: Document, places: Places) -> Document:
-    """`document` for formats in which a finding is a test, `places` being those of the tensors in their specs."""
+    """`document` with its findings as test cases, for formats such as JUnit; `places` locates them in files."""
     return replace(document, case=lambda row: case(row, places))
 
 
 def brief_document(findings: Sequence[Finding], full: Document, quiet: bool) -> Document:
-    """A row for each spec and method whose tensors pass, and one for each tensor that does not.
+    """One row for the passing tensors of each spec and method, and one for each tensor that does not pass.
 
-    When `quiet`, only what does not pass, and nothing at all when everything does.
+    If `quiet`, only the latter, and no text at all if everything passes.
     """
     rows: list[Row] = []
     for _, group in groupby(findings, key=lambda f: (f.spec, f.method)):
@@ -130,7 +129,7 @@ def brief_document(findings: Sequence[Finding], full: Document, quiet: bool) -> 
 
 
 def summary(findings: Sequence[Finding]) -> dict[str, int]:
-    """How many findings have each verdict."""
+    """The number of findings with each verdict."""
     verdicts = [f.verdict for f in findings]
     return {
         "passed": verdicts.count("pass"),
@@ -139,23 +138,19 @@ def summary(findings: Sequence[Finding]) -> dict[str, int]:
     }
 
 
-def _row(finding: Finding) -> Row:
-    return asdict(finding)
-
-
 def _together(passing: Sequence[Finding], whole: bool) -> Row:
-    """The passing tensors of one method as one row, with the worst figures among them."""
+    """The passing tensors of a method as one row, with the worst of their figures."""
     if len(passing) == 1:
-        return _row(passing[0])
+        return asdict(passing[0])
     worst = max((f.worst for f in passing if f.worst), key=lambda w: w.z, default=None)
     causes = sorted({f.cause for f in passing if f.cause})
     return {
-        **_row(passing[0]),
+        **asdict(passing[0]),
         "tensor": f"{'all' if whole else 'other'} {len(passing)}",
         "shape": None,
         "checked": sum(f.checked for f in passing),
         "cause": ", ".join(causes),
-        "worst": _plain(worst),
+        "worst": asdict(worst) if worst else None,
         "kernel_error": _largest(f.kernel_error for f in passing),
         "bias": _largest(f.bias for f in passing),
         "cosine": min((f.cosine for f in passing if f.cosine is not None), default=None),
@@ -163,19 +158,15 @@ def _together(passing: Sequence[Finding], whole: bool) -> Row:
 
 
 def _failing(failing: Sequence[Finding], count: int) -> list[Row]:
-    """A row each; one for all tensors, of `count`, of which nothing was compared for the same cause."""
+    """A row for each failing tensor; those that could not be compared, for the same cause, share one row."""
     rows: list[Row] = []
     for cause, group in groupby(failing, key=lambda f: "" if f.checked or f.worst else f.cause):
-        alike = [_row(f) for f in group]
+        alike = [asdict(f) for f in group]
         if cause and len(alike) > 1:
             name = f"all {count}" if len(alike) == count else f"{len(alike)} of {count}"
             alike = [{**alike[0], "tensor": name, "shape": None}]
         rows += alike
     return rows
-
-
-def _plain(worst: Worst | None) -> dict[str, Any] | None:
-    return asdict(worst) if worst else None
 
 
 def _largest(values: Any) -> float | None:
@@ -190,7 +181,7 @@ def _sentences(findings: Sequence[Finding], errors: Sequence[Diagnostic]) -> lis
     elif not errors:
         sentences.append("Nothing was checked.")
     if errors:
-        sentences.append(f"{_count(len(errors), 'refusal')}, told on stderr." if findings else "Nothing was checked.")
+        sentences.append(f"{_count(len(errors), 'refusal')}, see stderr." if findings else "Nothing was checked.")
     return sentences
 
 
@@ -207,7 +198,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _blames(findings: Sequence[Finding]) -> list[str]:
-    """What wrong findings look like, and the command that shows them again: each once for all that it is true of."""
+    """The likely causes of wrong findings, and the commands that reproduce them, each of them once."""
     notes: list[str] = []
     blamed = [(f, f.blame) for f in findings if f.blame]
     for (spec, method, again), group in groupby(blamed, key=lambda b: (b[0].spec, b[0].method, b[1].get("reproduce"))):
@@ -219,25 +210,25 @@ def _blames(findings: Sequence[Finding]) -> list[str]:
 
 
 def _kinks(findings: Sequence[Finding]) -> list[str]:
-    """What is right where gradients pass at a kink."""
+    """The correct interval of gradients that pass at a kink."""
     passing = ((f, f.kink) for f in findings if f.kink and f.verdict == "pass")
     return [f"{f.spec} {f.method} {f.tensor}: {kinked(f.tensor, kink)}" for f, kink in passing]
 
 
 def _vanishing(findings: Sequence[Finding]) -> list[str]:
-    """Which gradients pass that tell next to nothing, once for all methods."""
+    """The gradients that are zero up to rounding, so that passing means little; once for all methods."""
     gone = [f for f in findings if f.vanishes]
     named = {
         spec: dict.fromkeys(f.tensor for f in gone if f.spec == spec) for spec in dict.fromkeys(f.spec for f in gone)
     }
     return [
-        f"{spec}: the gradient of {', '.join(n)} is zero here, as far as rounding can tell: its check tells little"
+        f"{spec}: the gradient of {', '.join(n)} is zero up to rounding, so that its check reveals little"
         for spec, n in named.items()
     ]
 
 
 def _open(findings: Sequence[Finding]) -> list[str]:
-    """Why a verdict could not be had, a sentence for each cause."""
+    """The reasons of inconclusive verdicts, a sentence for each."""
     notes = []
     left = [f for f in findings if f.verdict == "inconclusive" and f.worst and f.cause in _WHY]
     for (spec, method, cause), group in groupby(left, key=lambda f: (f.spec, f.method, f.cause)):

@@ -1,4 +1,4 @@
-"""A handwritten gradient of any loss in Python, judged by differences of the loss."""
+"""`check_gradient`: check the gradient of a Python function by differences of the function."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bpcli.api.check_report import Report
+from bpcli.api.check_report import Report, describe
 from bpcli.api.check_runner import Results
 from bpcli.api.loaded import Words, several
 from bpcli.api.method_selection import check_options
-from bpcli.api.provenance import describe
 from bpcli.checking.sources.black_box import BlackBox, check_box, open_box
 from bpcli.checking.sources.user_child import UserCodeRunner
 from bpcli.checking.sources.user_file import Host, UserFile
@@ -32,32 +31,32 @@ def check_gradient(
     mode: str = "auto",
     limits: Limits | None = None,
 ) -> Report:
-    """Judge `grad(params)` by differences of `loss(params)`, whose noise is measured.
+    """Check the gradient `grad(params)` against differences of `loss(params)`, whose noise is measured.
 
-    Both run in this process, on copies, and are called several times with the same arguments: a loss or a gradient that
-    differs between calls, or changes its arguments, is a wrong finding, and so is an exception.
+    Both run in this process, on copies of the arrays. A function that raises an exception, changes its arguments, or
+    returns different values for the same arguments is a wrong finding.
 
     Parameters
     ----------
     loss
-        Takes a dict of arrays like `params`, returns a number. In float64 differences see most.
+        Takes a dict of arrays like `params` and returns a number, preferably in float64.
     grad
-        Takes the same, returns a dict of arrays of the same names and shapes, in float64 or float32; or the arrays
-        alone, in the order of `params`.
+        Takes the same dict and returns a dict of arrays with the same names and shapes, in float64 or float32, or
+        a sequence of arrays in the order of `params`.
     params
-        Name to array, float64 or float32, where the gradient is judged.
+        Maps names to arrays, float64 or float32, at which the gradient is checked.
     wrt
-        The names to judge, all where it is empty.
+        The names to check; all by default.
     mode
-        `full` judges every entry, `directional` eight directions a tensor, then entries of those that do not pass;
-        `auto` does so where entries would take more than half a minute.
+        `full` checks every entry, `directional` eight directions per array, and entries where a direction fails;
+        `auto` chooses `directional` if all entries would take more than half a minute.
     limits
-        What the check may cost: seconds, predicted from two calls of the loss.
+        The seconds that the check may take, predicted from two calls of the loss.
 
     Raises
     ------
     BpError
-        For params that are no arrays of finite floats, a name in `wrt` that is none, or a loss that takes too long.
+        If `params` are not arrays of finite floats, a name in `wrt` is unknown, or the check would take too long.
 
     Examples
     --------
@@ -81,9 +80,9 @@ def check_gradient(
 
 
 def _box_of(loss: Callable[[Params], Any], grad: Callable[[Params], Any], params: Mapping[str, Any]) -> BlackBox:
-    """The black box of the three, called as the gradient is in its file."""
+    """A black box with the three as attributes, named after the gradient."""
     name = getattr(grad, "__qualname__", type(grad).__name__).replace(".<locals>", "")
-    # They are part of the caller's program, and run where it does, which Ctrl-C interrupts.
+    # Both are part of the caller's program, so that Ctrl-C must interrupt them.
     runner = UserCodeRunner(passing=(KeyboardInterrupt,))
     file = _file_of(grad, runner)
     runner.put(str(file.path), name, SimpleNamespace(loss=loss, grad=_by_name(grad, params), params=params))
@@ -91,7 +90,7 @@ def _box_of(loss: Callable[[Params], Any], grad: Callable[[Params], Any], params
 
 
 def _by_name(grad: Callable[[Params], Any], params: Mapping[str, Any]) -> Callable[[Params], Any]:
-    """`grad`, which may return arrays in the order of `params` too; anything else it returns is as it is."""
+    """`grad`, with arrays in the order of `params` turned into a dict; other results are returned unchanged."""
 
     @functools.wraps(grad, updated=())
     def named(given: Params) -> Any:
@@ -104,12 +103,12 @@ def _by_name(grad: Callable[[Params], Any], params: Mapping[str, Any]) -> Callab
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is an array of any library, and no dict of such."""
+    """Whether `value` is an array of any library."""
     return hasattr(value, "__array__")
 
 
 def _file_of(function: Callable[..., Any], host: Host) -> UserFile:
-    """The file that a function is written in; without lines where there is none."""
+    """The source file of a function, empty if there is none."""
     try:
         path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
         source = path.read_bytes()

@@ -1,16 +1,18 @@
-"""The outcome of a check: findings that print as the table of the terminal, and as much as a program wants of them."""
+"""`Report`, the result of a check: a table as text or HTML, a DataFrame, a JSON document, or an exception."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from bpcli import __version__
 from bpcli.api.check_document import brief_document, findings_document, with_cases
 from bpcli.checking.findings import Finding, Verdict
 from bpcli.errors import USAGE, Diagnostic, Place
 from bpcli.render import render
 from bpcli.render.document import Case, Document
+from bpcli.runtime.machine import describe as describe_machine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,16 +21,21 @@ NOTHING_JUDGED, INCONCLUSIVE = 5, 4
 
 
 class GradientError(AssertionError):
-    """A gradient that is wrong; the text has the worst entry, the cause and how to see it again."""
+    """A wrong gradient; the text has the worst entry, the cause and a command that reproduces it."""
+
+
+def describe(command: str, **more: Any) -> Mapping[str, Any]:
+    """The context of a result: version, machine, and `more` about the call; the same for the same call."""
+    machine = asdict(describe_machine())
+    return {"program": "bp", "version": __version__, "command": command, "machine": machine, **more}
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """The findings of a check, one a method and tensor; as text the table that `bp check` shows.
+    """The findings of a check, one for each method and tensor; `str` gives the table of `bp check`.
 
-    `context` says how and where they were found: versions, machine, settings. `notes` are remarks below the table,
-    `errors` the targets that were refused beside those judged, and `places` where tensors and users' functions are
-    written.
+    `context` has versions, machine and settings, `notes` are remarks below the table, `errors` the refusals of other
+    targets, and `places` the declarations of tensors and users' functions.
 
     >>> import numpy as np
     >>> report = check_gradient(lambda p: float(p["w"] @ p["w"]), lambda p: {"w": 2 * p["w"]}, {"w": np.ones(3)})
@@ -52,7 +59,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """That of `bp check`: 2 refused, 1 wrong, 4 inconclusive where the context is `strict`, 5 nothing judged, 0."""
+        """As of `bp check`: 2 refused, 5 nothing judged, 1 wrong, 4 inconclusive if the context is `strict`, else 0."""
         if self.errors:
             return USAGE
         if not self.findings:
@@ -61,13 +68,13 @@ class Report:
         return 1 if self.verdict == "wrong" else INCONCLUSIVE if strict else 0
 
     def of(self, method: str) -> Report:
-        """The findings on one method alone, under the name that the table has for it."""
+        """The report restricted to one method, by its name in the table."""
         return replace(self, findings=tuple(f for f in self.findings if f.method == method))
 
     def raise_for_wrong(self, strict: bool = False) -> None:
-        """Raise GradientError where a finding is wrong or, when `strict`, inconclusive.
+        """Raise GradientError if a finding is wrong or, when `strict`, inconclusive.
 
-        Its text is what `explain` says of these, and the table.
+        The text has the explanation of these findings, and the table.
 
         >>> import numpy as np
         >>> report = check_gradient(lambda p: float(p["w"] @ p["w"]), lambda p: {"w": p["w"]}, {"w": np.ones(3)})
@@ -81,9 +88,9 @@ class Report:
             raise GradientError(f"{text}\n\n{table}".rstrip())
 
     def explain(self, *verdicts: Verdict) -> str:
-        """All there is to say of the findings with one of `verdicts`; "" where there is none.
+        """A text about the findings with one of `verdicts`; "" without any.
 
-        Figures of the worst entry, the cause, the command that shows it again, and the place in the file.
+        It has the figures of the worst entry, the cause, the command that reproduces it, and the place in the file.
         """
         cases = [case for case in self.document().cases() if case.verdict in verdicts]
         return "\n\n".join(map(_told, cases))
@@ -91,7 +98,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of `bp check --format json`: context, findings, errors and summary.
 
-        Numbers that JSON lacks are the strings "nan", "inf" and "-inf".
+        Numbers that JSON lacks become the strings "nan", "inf" and "-inf".
         """
         from bpcli.render.json import plain, whole
 
@@ -99,22 +106,22 @@ class Report:
         return found
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a finding, with the columns of `bp check --format csv`.
+        """A row for each finding, with the columns of `bp check --format csv`.
 
-        `shape` and `index` are tuples; figures that a finding does not have are NaN.
+        `shape` and `index` are tuples, missing figures are NaN.
         """
         from bpcli.render.csv import frame
 
         return frame(self.document())
 
     def document(self, quiet: bool = False) -> Document:
-        """A row a finding, for programs; when `quiet`, without the notes on how it was judged."""
+        """The full document, with a row for each finding; if `quiet`, without notes on how it was judged."""
         notes = () if quiet else self.notes
         full = findings_document(self.findings, self.errors, self.context, notes)
         return with_cases(full, self.places)
 
     def brief(self, quiet: bool = False) -> Document:
-        """A row a method whose tensors pass, and one a tensor that does not; when `quiet`, only the latter."""
+        """The brief document: passing tensors of a method in one row; if `quiet`, only tensors that do not pass."""
         return brief_document(self.findings, self.document(quiet), quiet)
 
     def __str__(self) -> str:

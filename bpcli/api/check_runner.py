@@ -1,4 +1,4 @@
-"""Targets of a check judged one after the other, and all there is to say about them kept until it is reported."""
+"""A check of several specs: judge them in turn, collect the results, and make one report of them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ from bpcli.runtime import kernel_loader
 if TYPE_CHECKING:
     from bpcli.checking.blame.explain import Reproducer
 
-# Sweeps over time that the references take for each tensor: differences at fourteen shifts, the complex step, rounding.
+# Sweeps over time per tensor: differences at fourteen shifts, the complex step, and rounding.
 _SWEEPS = 16
 _MANY = 4
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked of every spec: methods (`weak` ones give way to the spec's own), gradients from elsewhere (in
-    place of the spec's own methods) and how to judge them.
+    """The request of a check: the methods, the users' gradients, which replace the methods of the spec, and options.
 
-    A spec that is judged `alone` refuses methods that are not for it, where others skip them. Before the first
-    gradient, `note` is told what will be judged in part and `prepare` compiles; `executor` says who computes the losses
-    of a spec, None for this process.
+    If `weak`, methods of the spec take precedence over `methods`. If `alone`, a method that does not apply to the spec
+    is refused, else it is skipped. `note` receives remarks, and `prepare` compiles the kernels. `executor` gives the
+    executor for the losses of a spec, None for this process.
     """
 
     methods: tuple[MethodCall, ...]
@@ -54,10 +53,11 @@ class Call:
 
 @dataclass
 class Results:
-    """What has been found so far; `skipped` takes a method and the reason to the specs it was skipped for.
+    """The results so far, of all specs and objects.
 
-    `chosen` takes what a check came down to, in words, to the specs, `declared` names their kernels; `places` are those
-    of their tensors and of users' functions, `digests` those of what the specs say.
+    `unused` are notes on parts of specs that the check ignores. `chosen` maps descriptions of the kind of check to
+    specs, `skipped` maps methods and reasons to the specs they were skipped for. `declared` has the names of kernels in
+    specs, `places` locates tensors and users' functions, `digests` has a hash of each spec.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -70,25 +70,25 @@ class Results:
     digests: dict[str, str] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """What a reader should know besides the verdicts."""
+        """Remarks on what was judged, how, and what was skipped."""
         skipped = [f"skipped {m} of {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
         chosen = [f"judged {words}: {self._named(specs)}" for words, specs in self.chosen.items()]
         return [*self.unused, *chosen, *skipped]
 
     def _named(self, specs: Sequence[str]) -> str:
-        """The names of specs; how many where they are all, and many."""
+        """The names of specs, or their number if they are many and all of the check."""
         every = len(specs) >= _MANY and set(specs) == {f.spec for f in self.findings}
         return f"all {len(specs)} specs" if every else ", ".join(specs)
 
     def add_object(self, name: str, found: Sequence[tuple[Finding, Place | None]]) -> None:
-        """Add the findings on an object called `name`, each with where to mend it."""
+        """Add the findings on the object `name`, each with the place of its gradient."""
         self.findings += [finding for finding, _ in found]
         self.places |= {(f.spec, f.tensor): place for f, place in found if place}
         if any(f.worst is not None and f.worst.index is None for f, _ in found):
             self.chosen.setdefault("along directions by central", []).append(name)
 
     def report(self, options: CheckOptions, context: Mapping[str, Any], foreign: Sequence[str] = ()) -> Report:
-        """All of it, judged by `options`; `context` is what the call says of itself, `foreign` its users' gradients."""
+        """The report; `context` describes the call, `foreign` names the users' gradients."""
         notes = self.notes()
         asked = {
             "foreign": list(foreign),
@@ -102,11 +102,11 @@ class Results:
 
 
 def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> None:
-    """Add what there is to say about a spec that is open; raises BpError where it is refused.
+    """Judge a spec and add the findings to `results`; raises BpError for a spec that is refused.
 
-    A kernel that is refused among others is an error of the `results`.
+    A refused kernel is added to the errors of `results` if others can be judged.
     """
-    # Looked up when called: the check is what tests and tools put something of theirs in place of.
+    # Imported here, since tests and tools replace `checker.check`.
     from bpcli.checking import checker
 
     spec, name = setup.spec, setup.spec.name
@@ -128,9 +128,9 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
     check_cost(setup, "the check", held, taken.flops, file.limits, _SWEEPS * len(setup.wrt) * setup.T)
     if taken.mode != "full":
         call.note(f"{name}: {taken}")
-    call.prepare()  # not sooner: nobody waits for a compiler to be told of a typing error
+    call.prepare()  # only now, so that refusals do not wait for the compiler
     findings = checker.check(setup, methods, call.options, call.executor(file, setup))
-    if any(f.verdict == "wrong" for f in findings):  # there alone, as much has to be imported for it
+    if any(f.verdict == "wrong" for f in findings):  # imported only when needed, as it is large
         from bpcli.checking.blame.explain import explain
 
         findings = explain(findings, setup, methods, again(file, call.foreign))
@@ -139,7 +139,7 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
 
 
 def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple[MethodCall | GradientSource, ...]:
-    """The methods and the gradients from elsewhere to judge on a spec; the skipped and refused are noted."""
+    """The methods and users' gradients to judge on a spec; skipped and refused ones are added to `results`."""
     elsewhere = bool(call.foreign) and (call.weak or not call.methods)
     chosen = () if elsewhere else choose(setup, call.methods, call.weak)
     own, skipped = applying(setup, chosen, call.alone)
@@ -153,7 +153,7 @@ def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple
 
 
 def again(file: SpecFile, foreign: Asked) -> Reproducer:
-    """How to run a spec again with other settings: as a Setup, and as the command line that a user would type."""
+    """A way to open the spec under other settings, and to write the command line that does the same."""
     from bpcli.checking.blame.explain import Reproducer
 
     def command(method: str, settings: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""A spec opened at given sizes: its arrays, its values forwards, its gradients, and a check of them."""
+"""`load`: open a spec, to evaluate its equations, compute its gradients and check them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from bpcli.api.check_report import Report
+from bpcli.api.check_report import Report, describe
 from bpcli.api.check_runner import Call, Results, judge_spec
 from bpcli.api.method_selection import applying, check_options
 from bpcli.api.method_selection import read as read_methods
-from bpcli.api.provenance import describe
 from bpcli.api.user_gradients import read as read_gradients
 from bpcli.api.user_gradients import unknown, user_process
 from bpcli.errors import BpError, fail, nearest, printable
@@ -30,16 +29,16 @@ from bpcli.runtime.evaluation import node_values, whole_loss
 from bpcli.spec.language import canonical
 
 Words = str | Sequence[str]
-"""One, or several."""
+"""One name, or several."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoadedProblem:
-    """A spec at given sizes; `load` makes one.
+    """A spec opened at given sizes, the result of `load`.
 
-    `params[name] (*shape)`, `inputs[name] (T, batch, *shape)`, or `(batch, *shape)` when feed-forward, and
-    `state[name] (*shape)` or `(batch, *shape)`, the initial states, are drawn when first asked for, and cannot be
-    written to. `setup` has the sizes, `T`, `batch`, `dtype`, and the tensors that are differentiated, `wrt`.
+    `params[name] (*shape)`, `inputs[name] (T, batch, *shape)`, or `(batch, *shape)` when feed-forward, and the initial
+    states `state[name] (*shape)` or `(batch, *shape)` are drawn on first use, and are read-only. `setup` has the sizes,
+    `T`, `batch`, `dtype`, and the tensors to differentiate, `wrt`.
 
     >>> net = load("specs/vanilla_rnn.toml", n=16, T=5)
     >>> net
@@ -59,12 +58,12 @@ class LoadedProblem:
 
     @property
     def params(self) -> Mapping[str, Array]:
-        """Every declared parameter, by name."""
+        """The parameters, by name."""
         return self._problem.params
 
     @property
     def inputs(self) -> Mapping[str, Array]:
-        """The data, by name."""
+        """The inputs, by name."""
         return self._problem.inputs
 
     @property
@@ -81,15 +80,15 @@ class LoadedProblem:
         return problem
 
     def loss(self) -> float:
-        """The loss of all steps and samples, in float64."""
+        """The total loss of all steps and samples, in float64."""
         return whole_loss(self._problem)
 
     def forward(self, *names: str) -> dict[str, Array]:
-        """The values of the equations `names`, of all where none is named, as far as the loss depends on them.
+        """The values of the equations `names`; by default, of all that the loss depends on.
 
-        Each is `(T, batch, *shape)`, T being 1 when feed-forward, or `(*shape)` where it depends on no input and no
-        state, in the problem's dtype. The equation `loss` is the loss of each step and sample. Raises BpError for any
-        other name.
+        Each has shape `(T, batch, *shape)`, with T = 1 when feed-forward, or `(*shape)` if it depends on no input and
+        no state, and the dtype of the problem. The equation `loss` is the loss of each step and sample. Raises BpError
+        for any other name.
         """
         equations = self.setup.graph.equation
         for name in names:
@@ -102,11 +101,11 @@ class LoadedProblem:
         return {name: np.array(v := values[i]).reshape(v.shape[:-1] + shapes[i]) for name, i in chosen.items()}
 
     def gradient(self, method: str | MethodCall) -> Gradient:
-        """The gradient by a method as `bp grad` takes it, such as `rtrl` or `tbptt:k1=1,k2=4`.
+        """Compute the gradient by a method, written as for `bp grad`: `rtrl`, `tbptt:k1=1,k2=4`.
 
-        `loss` is the whole loss, for truncated methods too; `arrays[name]` has the shape of the array differentiated
-        and the problem's dtype, and is zero where a density leaves entries out. Raises BpError for a method that is
-        none, does not apply to the graph, or costs more than the limits allow.
+        `loss` is the total loss, for truncated methods too; `arrays[name]` has the shape of the array and the dtype of
+        the problem, with zeros for entries that a sparse array does not store. Raises BpError for a method that is
+        unknown, does not apply to the graph, or exceeds the limits.
 
         >>> gradient = load("specs/vanilla_rnn.toml", n=16).gradient("rtrl")
         >>> gradient.arrays["W"].shape
@@ -128,28 +127,28 @@ class LoadedProblem:
         gradients: Words = (),
         user_time: float | None = None,
     ) -> Report:
-        """Judge gradients as `bp check` does, against references that bound their own error.
+        """Check gradients against references with error bounds, as `bp check` does.
 
         Parameters
         ----------
         methods
-            Methods such as `bptt` or `tbptt:k1=1,k2=4`; without any, those that the spec names, else what suits it.
+            Methods such as `bptt` or `tbptt:k1=1,k2=4`; by default those named by the spec, else those for its kind.
         reference
-            What judges: `auto`, a reference (`bp list references`), or `jax` or `torch`, where installed.
+            `auto`, a reference (see `bp list references`), or `jax` or `torch`, if installed.
         mode
-            `full` judges every entry, `directional` eight directions a tensor, `auto` goes by the predicted cost.
+            `full` checks every entry, `directional` eight directions per tensor; `auto` goes by the predicted cost.
         kernels
-            Functions to judge, as `FILE.py:FUNC` or names of `[kernel.NAME]` tables; each runs in another process.
+            Functions to check, as `FILE.py:FUNC` or names of `[kernel.NAME]` tables; they run in another process.
         gradients
-            Files of saved gradients, `.npz` with `d_NAME` arrays.
+            Saved gradients to check: `.npz` files with arrays `d_NAME`.
         user_time
-            Seconds that a call of a kernel may take; 60 where it is None.
+            Time limit for each call of a kernel in seconds; 60 by default.
 
         Raises
         ------
         BpError
-            Where a method, a reference, a mode or a file is none that can be used, the loss is not finite, or the check
-            would cost more than the limits allow. A gradient that is wrong is a finding, not an error.
+            If a method, reference, mode or file is invalid, the loss is not finite, or the check exceeds the limits.
+            A wrong gradient is a finding, not an error.
 
         Examples
         --------
@@ -164,7 +163,7 @@ class LoadedProblem:
 
 
 def report_on(problem: LoadedProblem, call: Call) -> Report:
-    """The report on all that is asked of one problem; raises BpError where any of it is refused."""
+    """The report of a check of one problem; raises BpError if any method, kernel or gradient is refused."""
     file, asked = problem.file, call.foreign
     results = Results(errors=list(asked.refused))
     judge_spec(file, problem.setup, call, results)
@@ -184,27 +183,27 @@ def load(
     limits: Limits | None = None,
     **sizes: float,
 ) -> LoadedProblem:
-    """Open a spec, with other sizes and numbers than it says.
+    """Open a spec, optionally with other sizes and settings.
 
     Parameters
     ----------
     spec
         The path of a TOML file.
     dtype
-        `float64` or `float32`, by name or as a NumPy type; the spec's own where it is None.
+        `float64` or `float32`, as a name or a NumPy type; by default that of the spec.
     seed
-        Seed of parameters, states and data.
+        Seed of parameters, initial states and data.
     wrt
-        What is differentiated: `params`, `inputs`, `state` or names of arrays; as the spec says where it is empty.
+        `params`, `inputs`, `state` or names of arrays to differentiate with respect to; by default those of the spec.
     limits
-        What a run may cost: bytes, seconds; and whether the spec may read files outside its own folder.
+        Limits on bytes and seconds, and whether the spec may read files outside its own folder.
     **sizes
         Dims and constants of the spec, `T` and `batch`.
 
     Raises
     ------
     BpError
-        With all that is wrong with the spec, its equations, its files or its sizes, each with its line and a remedy.
+        With every error in the spec, its files and its sizes, each with its line and a remedy.
 
     Examples
     --------
@@ -216,24 +215,24 @@ def load(
 
 
 def spec_file(spec: str | os.PathLike[str], settings: Mapping[str, Any], wrt: Words, limits: Limits | None) -> SpecFile:
-    """A spec by its path, under the settings that are not None."""
+    """The spec at a path, under the settings that are not None."""
     path = Path(spec)
     overrides = {canonical(name): plain_setting(value) for name, value in settings.items() if value is not None}
     return SpecFile(str(path), path.stem, overrides, tuple(several(wrt)), limits or Limits())
 
 
 def open_file(file: SpecFile) -> LoadedProblem:
-    """The problem of a spec file; raises BpError with all that is wrong with it."""
+    """The problem of a spec file; raises BpError with every error in it."""
     return LoadedProblem(file, file.open({}))
 
 
 def several(words: Words) -> Sequence[str]:
-    """One word as a sequence of it."""
+    """`words` as a sequence."""
     return (words,) if isinstance(words, str) else tuple(words)
 
 
 def plain_setting(value: Any) -> Any:
-    """A number of NumPy as Python's, and a dtype by its name: a text that is none is refused by the spec's reader."""
+    """A NumPy number as a Python number and a dtype as its name; strings are validated with the spec."""
     if isinstance(value, str | int | float):
         return value
     return value.item() if isinstance(value, np.generic) else np.dtype(value).name

@@ -1,4 +1,4 @@
-"""Which methods run on a spec, and what judges them."""
+"""Selection of the methods to run on a spec, and validation of the options of a check."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MODES: tuple[str, ...] = get_args(Mode)
 
 
 def read(texts: Sequence[str]) -> tuple[MethodCall, ...]:
-    """The methods written as `texts`, each once; raises BpError."""
+    """Parse `texts` to distinct methods; raises BpError for invalid ones."""
     return _distinct(_parsed([(text, None) for text in texts]))
 
 
 def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tuple[MethodCall, ...]:
-    """`given`; `[check] methods` where nothing is given or it is `weak`; else what suits any graph of its kind."""
+    """`given`, or `[check] methods` if nothing is given or `given` is `weak`, or the defaults for the kind of graph."""
     own = setup.spec.check.methods
     if given and not (weak and own):
         return tuple(given)
@@ -34,12 +34,12 @@ def choose(setup: Setup, given: Sequence[MethodCall], weak: bool = False) -> tup
 
 
 def known_references() -> tuple[str, ...]:
-    """What can judge: "auto", the references, and the programs that run the same graphs, installed or not."""
+    """The values of `reference`: "auto", the references, and the backends, whether installed or not."""
     return (AUTO, *references.known(), *backends.known_names())
 
 
 def check_options(reference: str, mode: str) -> CheckOptions:
-    """The options of a check; raises BpError for an unknown word, or a program that is not installed."""
+    """The options of a check; raises BpError for an unknown value, or a backend that is not installed."""
     for what, word, known in (("reference", reference, known_references()), ("mode", mode, MODES)):
         if word not in known:
             fail("usage", f'{what}: unknown value "{word}"', help=nearest(word, known))
@@ -51,9 +51,9 @@ def check_options(reference: str, mode: str) -> CheckOptions:
 def judged(
     setup: Setup, calls: Sequence[MethodCall], given: Sequence[MethodCall], options: CheckOptions
 ) -> tuple[tuple[MethodCall, ...], Mapping[str, str]]:
-    """The methods that the reference can judge, and the reasons of those skipped.
+    """The methods that the reference can judge, and the reasons why others are skipped.
 
-    Raises BpError where one of them is `given`, or none is left.
+    Raises BpError if a skipped method is among `given`, or all are skipped.
     """
     reasons = unjudged(setup, calls, options)
     collector = Collector()
@@ -68,7 +68,7 @@ def judged(
 def applying(
     setup: Setup, calls: Sequence[MethodCall], alone: bool
 ) -> tuple[tuple[MethodCall, ...], Mapping[str, str]]:
-    """The methods that apply to the graph, and the reasons of those skipped; when `alone` these are refused instead."""
+    """The methods that apply to the graph, and the reasons why others are skipped or, if `alone`, refused."""
     reasons = {call: reason for call in calls if (reason := call.refusal(setup.graph))}
     collector = Collector()
     for call, reason in reasons.items():
@@ -79,7 +79,7 @@ def applying(
 
 
 def _place(setup: Setup, call: MethodCall) -> Place | None:
-    """Where the spec names the method; None where the command line does."""
+    """The place of the method in the spec; None if it is from the command line."""
     texts = [m.strip() for m in setup.spec.check.methods]
     if call.text not in texts:
         return None
@@ -87,7 +87,7 @@ def _place(setup: Setup, call: MethodCall) -> Place | None:
 
 
 def _parsed(texts: Iterable[tuple[str, Place | None]]) -> list[MethodCall]:
-    """Methods and where they are named; raises BpError with all that are none."""
+    """Parse methods, given with their places; raises BpError for all invalid ones together."""
     found, collector = [], Collector()
     for text, place in texts:
         try:

@@ -1,4 +1,4 @@
-"""Gradients of users' code: functions in Python files, saved gradients, and objects that hold a loss of their own."""
+"""Users' gradients: functions in Python files, saved gradients, and objects with a loss of their own."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from bpcli.problem.limits import Limits, default_memory
 from bpcli.spec.paths import resolve
 
 USER_TIME = 60.0
-"""Seconds that a call of user code may take."""
+"""The default time limit for each call of user code, in seconds."""
 IN_FILE = re.compile(r"(?P<file>.+\.pyw?):(?P<name>[^:/\\]*)", re.DOTALL | re.IGNORECASE)
 """`FILE.py:NAME`."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """`given` is judged on every spec; `names` are those of kernels that specs declare. All run in `process`.
+    """The users' gradients that a call asks for.
 
-    `refused` says why others cannot be judged; `kernels` and `gradients` are the texts that all of it was read from.
+    `given` are judged on every spec, `names` are kernels declared in specs; all run in `process`. `refused` has the
+    refusals of others, `kernels` and `gradients` the texts of the options.
     """
 
     given: tuple[GradientSource, ...]
@@ -44,11 +45,11 @@ class Asked:
 
     @property
     def texts(self) -> list[str]:
-        """The names of all in reports."""
+        """The names of the gradients in reports."""
         return [*(f.text for f in self.given), *(f"kernel:{name}" for name in self.names)]
 
     def option(self, method: str) -> tuple[str, str]:
-        """The option of `bp check`, with its value, that asks for what reports call `method`."""
+        """The option of `bp check` and its value that select `method`, by its name in reports."""
         for text in self.kernels:
             if method in (f"kernel:{text}", f"kernel:{text.rpartition(':')[2]}"):
                 return "--kernel", text
@@ -59,19 +60,19 @@ class Asked:
 
 
 def user_process(limits: Limits, user_time: float | None = None) -> Process:
-    """A process for user code, not started yet; `user_time` is the limit of a call in seconds, None for `USER_TIME`.
+    """A process for user code, which the caller must close; it is not started yet.
 
-    Whoever asks for it closes it.
+    `user_time` is the time limit for each call in seconds, by default `USER_TIME`.
     """
     seconds = {USER_TIME_OPTION: user_time or USER_TIME, "--max-time": limits.max_time}
-    # What a framework needs by itself nobody has counted: a small limit of memory is for bp's own arrays.
+    # A small memory limit is meant for arrays of bp; the needs of a framework are unknown, and get the default.
     return Process(seconds, lambda: max(default_memory(), limits.max_memory))
 
 
 def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> Asked:
-    """The `kernels`, as `FILE.py:FUNC` or names that specs declare, and files of saved `gradients`.
+    """Load `kernels`, given as `FILE.py:FUNC` or as names in specs, and files of saved `gradients`.
 
-    Raises BpError where none of them can be judged.
+    Raises BpError if none of them can be judged.
     """
     collector = Collector()
     given: list[GradientSource] = []
@@ -80,7 +81,7 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> 
     for text, found in parts.items():
         if not found:
             if re.search(r"[:/\\]|\.py$", text):
-                advice = "write FILE.py:FUNC, or the NAME of a [kernel.NAME] of the spec"
+                advice = "write FILE.py:FUNC, or the NAME of a [kernel.NAME] table of the spec"
                 collector.add("usage", f'--kernel "{printable(text)}" names no function in a Python file', help=advice)
             continue
         called = found["name"] if used.count(found["name"]) == 1 else text
@@ -102,9 +103,9 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> 
 def of_spec(
     setup: Setup, path: Path, asked: Asked, limits: Limits
 ) -> tuple[tuple[GradientSource, ...], tuple[Diagnostic, ...]]:
-    """What of `asked` is judged on one spec: everything given, and the kernels that it declares under those names.
+    """The gradients to judge on one spec: all that are given, and the kernels that the spec declares by those names.
 
-    And why others are not: a declared file or function is missing, or may not be read. Raises BpError where all are.
+    Also the refusals of declared kernels that cannot be loaded. Raises BpError if nothing is left to judge.
     """
     if not asked.names:
         return asked.given, ()
@@ -128,7 +129,7 @@ def of_spec(
 
 
 def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
-    """A refusal of each name that none of the specs declares."""
+    """A refusal for each kernel that no spec declares."""
     return [
         Diagnostic(
             "unknown-name",
@@ -141,9 +142,9 @@ def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
 
 
 def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mode: Mode) -> list[tuple[Finding, Place]]:
-    """The findings on one object `FILE.py:NAME`, and where to mend it; raises BpError where there is none.
+    """The findings on the object `FILE.py:NAME`, each with the place of its gradient; raises BpError for no object.
 
-    `wrt` names arrays of its params, all where it is empty.
+    `wrt` names arrays of its params, all by default.
     """
     parts = IN_FILE.fullmatch(target)
     assert parts is not None
@@ -165,7 +166,7 @@ def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mod
 
 
 def _again(finding: Finding, target: str, mode: Mode) -> Finding:
-    """With the command line that judges its tensor again."""
+    """The finding, with the command line that reproduces it in its blame."""
     if finding.blame is None:
         return finding
     words = ["bp", "check", target, *(("--wrt", finding.tensor) if finding.checked else ())]

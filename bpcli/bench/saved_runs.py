@@ -10,14 +10,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bpcli.bench.measurement import Row
 from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, printable
 
 SCHEMA_VERSION = 1
-_AGAIN = "write it again: bp bench --output json=RUN.json, or bp check --output json=RUN.json"
+SAVE_A_RUN = "save a run by `bp bench --output json=RUN.json` or `bp check --output json=RUN.json`"
+"""Help for files that are not saved runs of this version of bp."""
 _MAX_BYTES = 1 << 30
 _TEXTS = ("spec", "method", "backend", "tensor", "dtype")
 _VERDICTS = ("pass", "wrong", "inconclusive")
@@ -65,26 +65,35 @@ class Run:
 
 def read(path: str) -> Run:
     """The run of a bench or a check saved at `path`. Raises BpError for any other file."""
+    kind, document = read_document(path)
+    if faults := [f for i, row in enumerate(document[kind]) if (f := _fault(row, kind, f"{kind}[{i}]"))]:
+        raise BpError([Diagnostic("not-a-run", f"{path}: {fault}", help=SAVE_A_RUN) for fault in faults[:10]])
+    return Run(path, kind, document)
+
+
+def read_document(path: str) -> tuple[str, Mapping[str, Any]]:
+    """The JSON document of a saved run, and the key of its rows, "cells" or "findings"; the rows are not validated.
+
+    Raises BpError for any other file, with the place of an error in JSON.
+    """
     document = _parse(path, _text(path))
     kind = next((k for k in ("cells", "findings") if isinstance(document.get(k), list)), None)
     if kind is None or "schema_version" not in document:
-        advice = "bp bench --output json=RUN.json writes one, bp check too"
-        fail("not-a-run", f"{path} is not a saved run of bp", help=advice)
+        fail("not-a-run", f'"{printable(path)}" is not a saved run of bp', help=SAVE_A_RUN)
     if document["schema_version"] != SCHEMA_VERSION:
         version = printable(repr(document["schema_version"]))
-        fail("not-a-run", f"{path} has schema version {version}", help=f"{_AGAIN}; version {SCHEMA_VERSION} is read")
-    if faults := [f for i, row in enumerate(document[kind]) if (f := _fault(row, kind, f"{kind}[{i}]"))]:
-        raise BpError([Diagnostic("not-a-run", f"{path}: {fault}", help=_AGAIN) for fault in faults[:10]])
-    return Run(path, kind, document)
+        what = f'"{printable(path)}" has schema version {version}; this version of bp reads {SCHEMA_VERSION}'
+        fail("not-a-run", what, help=SAVE_A_RUN)
+    return kind, document
 
 
 def read_bench(path: str) -> Run:
     """The run of a bench saved at `path`, figures that JSON lacks as floats. Raises BpError for any other file."""
     run = read(path)
     if run.kind != "cells" or run.context.get("command") != "bench":
-        fail("not-a-run", f'"{printable(path)}" is not a document of bp bench', help=_AGAIN)
+        fail("not-a-run", f'"{printable(path)}" is not a document of bp bench', help=SAVE_A_RUN)
     if any(not {"backend", "settings", "grid"} <= row.keys() for row in run.rows):
-        fail("not-a-run", f'"{printable(path)}" has a cell without its name', help=_AGAIN)
+        fail("not-a-run", f'"{printable(path)}" has a cell without its name', help=SAVE_A_RUN)
     cells = [{**r, **{k: _NUMBERS.get(r[k], r[k]) for k in _FIGURES if isinstance(r.get(k), str)}} for r in run.rows]
     return Run(path, "cells", {**run.document, "cells": cells})
 
@@ -115,27 +124,29 @@ def settings(row: Row) -> dict[str, Any]:
 
 def _text(path: str) -> str:
     try:
-        if Path(path).stat().st_size > _MAX_BYTES:
-            fail("too-large", f"{path} is larger than 1 GiB", help="compare fewer rows at a time")
-        return Path(path).read_text(encoding="utf-8-sig")
+        with open(path, "rb") as stream:
+            raw = stream.read(_MAX_BYTES + 1)  # not by its size: a device has none
+        if len(raw) > _MAX_BYTES:
+            fail("too-large", f'"{printable(path)}" is larger than 1 GiB', help="use runs with fewer rows")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        fail("not-utf-8", f"{path} is not UTF-8", help="name a run that bp wrote as JSON")
+        fail("not-utf-8", f'"{printable(path)}" is not UTF-8', help="name a run that bp saved as JSON")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        fail("unreadable-file", f"cannot read {printable(path)}: {why}", help="name a run that bp wrote as JSON")
+        fail("unreadable-file", f'cannot read "{printable(path)}": {why}', help="name a run that bp saved as JSON")
 
 
 def _parse(path: str, text: str) -> Mapping[str, Any]:
     try:
-        document = json.loads(text)
+        return _table(json.loads(text))
     except json.JSONDecodeError as error:
-        quote = text.splitlines()[error.lineno - 1] if error.lineno <= len(text.splitlines()) else ""
+        lines = text.splitlines()
+        quote = lines[error.lineno - 1] if error.lineno <= len(lines) else ""
         place = Place(path, error.lineno, error.colno, quote)
-        what = error.msg[:1].lower() + error.msg[1:]
-        fail("not-json", f"{path} is not JSON: {what}", place, help="bp bench --output json=RUN.json writes a run")
+        what = f'"{printable(path)}" is not JSON: {error.msg[:1].lower()}{error.msg[1:]}'
+        fail("not-json", what, place, help=SAVE_A_RUN)
     except (ValueError, RecursionError):
-        fail("not-json", f"{path} cannot be read as JSON", help="bp bench --output json=RUN.json writes a run")
-    return _table(document)
+        fail("not-json", f'"{printable(path)}" cannot be read as JSON', help=SAVE_A_RUN)
 
 
 def _fault(row: Any, kind: str, where: str) -> str:

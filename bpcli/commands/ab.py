@@ -1,4 +1,4 @@
-"""`bp ab`: two environments timed in pairs."""
+"""`bp ab`: compare two installations of bp, timed in turn."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.common import Common
-from bpcli.commands.shared_options import from_project, shared
+from bpcli.commands.shared_options import Common, from_project, shared
 
 if TYPE_CHECKING:
     from bpcli.bench.cell import Cell
@@ -23,18 +22,20 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("target", nargs=-1)
-@click.option("--base", metavar="PYTHON", help="The interpreter that has the old bp, or a folder with its checkout.")
-@click.option("--head", metavar="PYTHON", help="The interpreter that has the new bp, or a folder with its checkout.")
-@click.option("--aa", is_flag=True, help="Take the base as head too: what differs then is noise.")
-@click.option("-m", "--method", multiple=True, metavar="METHOD", help="Time this method; repeatable.")
-@click.option("-g", "--grid", multiple=True, metavar="KEY=V1,V2,…", help="Sweep a setting or an option; repeatable.")
+@click.option("--base", metavar="PYTHON", help="Python interpreter with the old bp, or a checkout of it.")
+@click.option("--head", metavar="PYTHON", help="Python interpreter with the new bp, or a checkout of it.")
+@click.option("--aa", is_flag=True, help="Compare the base with itself, to measure the noise.")
+@click.option("-m", "--method", multiple=True, metavar="METHOD", help="Method to time, as tbptt:k1=1,k2=4; repeatable.")
+@click.option(
+    "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…", help="Sweep a setting or method option; repeatable."
+)
 @click.option(
     "--rounds", type=click.IntRange(2, 100), default=8, show_default=True, metavar="N",
-    help="How often fresh processes are started and every cell is timed.",
+    help="Number of rounds; each times every cell in fresh processes.",
 )  # fmt: skip
 @click.option(
     "--budget", type=click.FloatRange(min=0.0, min_open=True), default=0.5, show_default=True, metavar="SECONDS",
-    help="How long to time a cell in each round; five pairs at least.",
+    help="Time to spend on each cell in each round; at least five pairs are timed.",
 )  # fmt: skip
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
@@ -51,11 +52,11 @@ def ab(
     budget: float,
     common: Common,
 ) -> int:
-    """Compare two environments, each with a bp of its own, on each TARGET: a spec or a folder of specs.
+    """Compare two installations of bp on each TARGET, a spec or a folder of specs.
 
-    Gradients are checked in both, deterministic figures compared, then times taken in turn: base, head and a twin of
-    the base in fresh processes, round after round. What looks changed is run again before it counts. Methods and grid
-    are chosen as for `bp bench`. Without --base, --aa takes the bp that runs.
+    Gradients are checked and deterministic figures compared first. Then base, head and a second copy of the base are
+    timed in turn, in fresh processes, round after round. Apparent changes are measured again before they count.
+    Methods and grid are chosen as in `bp bench`. --aa needs no --base: it then compares the running bp with itself.
     """
     from bpcli.bench.measurement import BenchResults
     from bpcli.bench.pairing import Plan, Sides
@@ -75,37 +76,38 @@ def ab(
 
 
 def _environments(base: str | None, head: str | None, aa: bool) -> tuple[Environment, Environment]:
-    """The environments of base and head. Raises BpError where one is missing or there is one too many."""
+    """The environments of base and head. Raises BpError where one is missing, or --head contradicts --aa."""
     import bpcli
     from bpcli.bench.worker_process import Environment, environment
     from bpcli.errors import fail
 
     if aa and head is not None:
-        fail("usage", "--aa takes the base as head", help="give --head or --aa")
+        fail("usage", "--aa compares the base with itself and takes no --head", help="give --head or --aa")
     if aa:
         own = Environment("--base", "this bp", sys.executable, os.path.dirname(os.path.dirname(bpcli.__file__)))
         same = own if base is None else environment("--base", base)
         return same, replace(same, option="--aa")
     if base is None or head is None:
-        fail("usage", f"bp ab needs --{'base' if base is None else 'head'}", help="or --aa, to see the noise alone")
+        missing = "base" if base is None else "head"
+        fail("usage", f"bp ab needs --{missing}", help="give both, or --aa to measure the noise")
     return environment("--base", base), environment("--head", head)
 
 
 def _cells(sweeps: Sequence[Sweep], options: BenchOptions, results: BenchResults) -> list[Cell]:
-    """The cells of all specs. Raises BpError where one needs other threads than the workers have."""
+    """The cells of all specs. Raises BpError where the grid has threads, which are fixed for each worker."""
     from bpcli.bench.sweep import admit, cells_of
     from bpcli.errors import fail
 
     cells = admit(sweeps, cells_of(sweeps), options, results)
     if any(cell.threads != options.threads for cell in cells):
-        fail("usage", "bp ab can't sweep threads", help="run it once for each value of --threads")
+        fail("usage", "bp ab can't sweep threads", help="run it once for each number of --threads")
     return cells
 
 
 def _show(cells: Sequence[Cell], sides: Sides, plan: Plan, call: tuple[BenchResults, Common]) -> int:
     from bpcli.bench.comparison import Comparison
     from bpcli.bench.pairing import compare_environments
-    from bpcli.commands.comparison_document import brief_document, comparison_document, exit_code
+    from bpcli.commands.compare import brief_document, comparison_document, exit_code
     from bpcli.commands.output import describe, emit
     from bpcli.commands.progress import progress
 
@@ -118,7 +120,7 @@ def _show(cells: Sequence[Cell], sides: Sides, plan: Plan, call: tuple[BenchResu
     more = {"strict": common.strict, "rounds": plan.rounds, "budget_s": plan.budget, **who}
     about = {**describe("ab", common, **more), "threads": sides.threads}
     doubtful = any(line.verdict == "INCONCLUSIVE" and line.figure == "time_s" for line in comparison.lines)
-    advice = ["more --rounds make the intervals and the margin smaller"] if doubtful else []
+    advice = ["more --rounds would narrow the intervals and the margin"] if doubtful else []
     document = comparison_document(comparison, about, [*advice, *results.notes], results.errors)
     emitted = emit(document, common, brief_document(document, common.quiet))
     return emitted or (2 if results.errors else exit_code(comparison, common.strict))

@@ -1,8 +1,9 @@
-"""`bp bench`: measure what gradients cost."""
+"""`bp bench` and `bp merge`: measure the cost of gradients over a sweep, and join the runs of its parts."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.common import Common
-from bpcli.commands.shared_options import Refused, from_project, shared
+from bpcli.commands.shared_options import Common, Refused, from_project, shared, use_threads
 
 if TYPE_CHECKING:
     from bpcli.bench.cell import Cell
@@ -22,36 +22,33 @@ if TYPE_CHECKING:
 
 
 def _shard(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int]:
-    """Parse `I/N`; 1/1 where nothing is given."""
+    """Parse `I/N`; the default is 1/1."""
     if value is None:
         return 1, 1
     part, slash, parts = value.partition("/")
     if not (slash and part.isascii() and part.isdigit() and parts.isascii() and parts.isdigit()):
-        raise Refused(f'expected I/N, got "{value}"', "for example --shard 1/4, the first of four parts")
+        raise Refused(f'expected I/N, got "{value}"', "for example --shard 1/4 for the first of four parts")
     if not 1 <= int(part) <= int(parts):
-        raise Refused(f"there is no part {part} of {parts}", f"parts count from 1 to {parts}")
+        raise Refused(f"there is no part {part} of {parts}", f"parts are numbered from 1 to {parts}")
     return int(part), int(parts)
 
 
 @click.command()
 @click.argument("target", nargs=-1)
 @click.option(
-    "-m",
-    "--method",
-    multiple=True,
-    metavar="METHOD",
-    help="Measure this method, as tbptt:k1=1,k2=4, a reference, or a whole check; repeatable.",
-)
+    "-m", "--method", multiple=True, metavar="METHOD",
+    help="Measure a method, as tbptt:k1=1,k2=4, a reference, or check, a complete check; repeatable.",
+)  # fmt: skip
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",
-    help="Sweep a dim, a constant, T, batch, dtype, seed, threads or an option of methods; repeatable.",
+    help="Sweep a dim, constant, T, batch, dtype, seed, threads or a method option; repeatable.",
 )  # fmt: skip
-@click.option("--peer", multiple=True, metavar="PEER", help="Measure this program beside bp: jax, torch; repeatable.")
+@click.option("--peer", multiple=True, metavar="PEER", help="Also measure jax or torch on the same cells; repeatable.")
 @click.option(
     "--budget", type=click.FloatRange(min=0.0, min_open=True), default=0.5, show_default=True, metavar="SECONDS",
-    help="How long to time each cell; seven blocks of calls at least.",
+    help="Time to spend on each cell; at least seven blocks of calls are timed.",
 )  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on where the same call was interrupted; measures nothing twice.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same call.")
 @click.option(
     "--shard", metavar="I/N", callback=_shard, help="Measure part I of N of the cells; `bp merge` joins the parts."
 )
@@ -69,20 +66,22 @@ def bench(
     shard: tuple[int, int],
     common: Common,
 ) -> int:
-    """Measure time, memory and truth of gradient methods over a sweep of each TARGET, a spec or a folder of specs.
+    """Measure the time, memory and accuracy of gradient methods on each TARGET, a spec or a folder of specs.
 
-    Every cell is measured in a process of its own. Its gradient is checked before it is timed; one that is wrong gets
-    no timing. Without TARGET the vanilla RNN that ships with bp is measured. Methods and grid are those of [bench] in
-    the spec; -m names other methods, -g adds to the grid or replaces keys of it. The rows of each spec go to
-    reports/bench-SPEC.csv as well, or where --output csv=PATH says. A run that is interrupted, however, loses no
-    finished cell: the same call with --resume goes on. On a cluster every worker measures one cell at a time; specs and
-    the files that they name must be there, at the same paths.
+    Every cell of the sweep runs in its own process. Its gradient is checked first; a wrong gradient is not timed.
+    Without TARGET, the vanilla RNN that ships with bp is measured. Methods and grid come from [bench] in the spec; -m
+    replaces the methods, -g adds keys to the grid or replaces them. The rows of each spec are also written to
+    reports/bench-SPEC.csv, or to the file of --output csv=PATH. Finished cells survive any interruption: run the same
+    command with --resume to continue. On a cluster, each worker measures one cell at a time; the specs and the files
+    they name must exist there at the same paths.
     """
     from bpcli.commands.cluster_option import opened
 
     with opened(common, tuple(dict.fromkeys(peer))) as cluster:
-        # First, since it sets the threads that Numba reads on import.
-        threads = _use_threads(common, cluster)
+        from bpcli.runtime.machine import cores
+
+        threads = common.threads or (cluster.threads if cluster else cores())
+        use_threads(threads)  # before Numba is imported, which reads it once
         from bpcli.backends import get
         from bpcli.bench.sweep import BenchOptions, parse_axis
 
@@ -93,17 +92,8 @@ def bench(
         return _bench(target, options, resume, (common, cluster))
 
 
-def _use_threads(common: Common, cluster: Cluster | None) -> int:
-    from bpcli.commands.progress import use_threads
-    from bpcli.runtime.machine import cores
-
-    threads = common.threads or (cluster.threads if cluster else cores())
-    use_threads(threads)
-    return threads
-
-
 def _bench(target: Sequence[str], options: BenchOptions, resume: bool, where: tuple[Common, Cluster | None]) -> int:
-    """Measure, show and write; return the exit code."""
+    """Measure the targets, print and write the results; returns the exit code."""
     from bpcli.bench.measurement import BenchResults
     from bpcli.bench.sweep import cells_of
     from bpcli.commands.bench_document import close_journal, csv_files, open_journal, write_csv
@@ -118,17 +108,17 @@ def _bench(target: Sequence[str], options: BenchOptions, resume: bool, where: tu
     about = _identity(sweeps, options, cluster)
     with open_journal(about, resume, common) if cells_of(sweeps, options.shard) else nullcontext() as journal:
         interrupted = journal is not None and _run(sweeps, options, results, journal, where)
-        if interrupted and not results.rows:  # an output file of an earlier run stays
+        if interrupted and not results.rows:  # keep the output files of an earlier run
             common = dataclasses.replace(common, outputs=())
         _show(results, common, paths, about, cluster)
         write_csv(files, results, common)
-        if journal is not None:  # until here it held the only copy of the rows on disk
+        if journal is not None:  # only now are the rows elsewhere on disk
             close_journal(journal, results.planned, interrupted, common)
     return 130 if interrupted else exit_code(results, common.strict)
 
 
 def planned(paths: Sequence[Path], options: BenchOptions, common: Common, results: BenchResults) -> list[Sweep]:
-    """The sweep of each spec; a spec that is refused does not keep others from being measured."""
+    """The sweep of each spec; a refusal is added to the results, and other specs are still measured."""
     from bpcli.bench.sweep import plan_sweep
     from bpcli.commands.failures import translate
     from bpcli.commands.specs import names, spec_file
@@ -143,7 +133,7 @@ def planned(paths: Sequence[Path], options: BenchOptions, common: Common, result
 
 
 def _identity(sweeps: Sequence[Sweep], options: BenchOptions, cluster: Cluster | None) -> dict[str, Any]:
-    """Everything that the rows depend on: a run with the same identity can resume an interrupted one."""
+    """Everything that the rows depend on; --resume continues only a run of the same identity."""
     from bpcli.bench.sweep import cells_of
     from bpcli.commands.cluster_option import described
     from bpcli.runtime.machine import describe
@@ -168,7 +158,7 @@ def _run(
     journal: Journal,
     where: tuple[Common, Cluster | None],
 ) -> bool:
-    """Measure the sweeps into `results`; return whether the user interrupted it."""
+    """Measure the sweeps into `results`; returns whether the user interrupted it."""
     from bpcli.bench.bench_run import run_bench
     from bpcli.commands.cluster_option import measuring
     from bpcli.commands.failures import translate
@@ -179,7 +169,7 @@ def _run(
     def progress(cells: Sequence[Cell]) -> Iterator[Callable[[Cell], None]]:
         from bpcli.commands.progress import prepare, remaining
 
-        if cells and (cluster is None or cluster.local):  # other workers compile for themselves
+        if cells and (cluster is None or cluster.local):  # remote workers compile their own
             prepare(common)
         places = {cell.index: place for place, cell in enumerate(cells)}
         with remaining([c.seconds for c in cells], [c.label for c in cells], common) as done:
@@ -188,7 +178,7 @@ def _run(
     try:
         run_bench(sweeps, options, results, journal, measuring(cluster), progress)
     except KeyboardInterrupt:
-        what = "these are the cells that were finished" if results.found else "no cell was finished, no file written"
+        what = "only finished cells are shown" if results.found else "no cell was finished, no file was written"
         results.note(f"interrupted: {what}")
         return True
     except Exception as error:
@@ -199,14 +189,14 @@ def _run(
 def _show(
     results: BenchResults, common: Common, paths: Sequence[Path], run: Mapping[str, Any], cluster: Cluster | None
 ) -> None:
+    """Print and write the results of the run with the identity `run`."""
     from bpcli.bench.journal import run_hash
-    from bpcli.commands import output as context
     from bpcli.commands.bench_document import brief_document, full_document
     from bpcli.commands.cluster_option import machine_of
-    from bpcli.commands.output import emit
+    from bpcli.commands.output import describe, emit
 
     machine = machine_of(cluster, results) if cluster else {"machine": {**run["machine"], **results.rates}}
-    about = context.describe(
+    about = describe(
         "bench",
         common,
         specs=[str(p) for p in paths],
@@ -224,7 +214,7 @@ def _show(
 
 
 def exit_code(results: BenchResults, strict: bool) -> int:
-    """The first that applies: 2 refused, 1 wrong, 5 nothing measured, 4 inconclusive where `strict`, 0."""
+    """The first that applies: 2 refused, 1 wrong, 5 nothing measured, 4 inconclusive and `strict`, 0."""
     verdicts = {row["check"]["verdict"] for row in results.rows}
     if results.errors:
         return 2
@@ -233,3 +223,41 @@ def exit_code(results: BenchResults, strict: bool) -> int:
     if not any(row["time_s"] is not None for row in results.rows):
         return 5
     return 4 if strict and "inconclusive" in verdicts else 0
+
+
+@click.command()
+@click.argument("run", nargs=-1, required=True)
+@click.option("-o", "--out", required=True, metavar="OUT.json", help="Output file, as JSON.")
+@shared("format", "output", "quiet", "verbose", "strict")
+def merge(run: tuple[str, ...], out: str, common: Common) -> int:
+    """Merge RUNs saved by `bp bench --output json=RUN`, such as the parts of a sweep made by --shard, into one.
+
+    All must be of the same version of bp, the same machine and the same specs, and no cell may be in two of them.
+    """
+    from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.saved_runs import merge as merge_runs
+    from bpcli.bench.saved_runs import read_bench
+    from bpcli.commands.bench_document import brief_document, full_document
+    from bpcli.commands.output import emit, note
+    from bpcli.errors import UNADVISED, Diagnostic, fail
+    from bpcli.problem.array_writer import check_writable
+    from bpcli.render import write
+
+    paths = [os.path.realpath(path) for path in run]
+    if len(set(paths)) < len(paths):
+        fail("usage", "a run is named twice", help="name each once")
+    if os.path.realpath(out) in {*paths, *(os.path.realpath(path) for _, path in common.outputs)}:
+        fail("usage", f'-o "{out}" is also one of the runs or an --output', help="name another file")
+    check_writable(out)
+    runs = [read_bench(path) for path in run]
+    rows, context, notes = merge_runs(runs)
+    errors = [
+        Diagnostic(str(e.get("code")), f"{r.path}: {e.get('message')}", help=str(e.get("help") or UNADVISED))
+        for r in runs
+        for e in r.errors
+    ]
+    document = full_document(rows, errors, context, () if common.quiet else [*notes, *context["skipped"]])
+    write(document, "json", out)
+    note(f"wrote {out}", common)
+    emit(document, common, brief_document(document, common.quiet))
+    return exit_code(BenchResults({0: list(rows)}, errors=errors), common.strict)

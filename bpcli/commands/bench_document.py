@@ -1,8 +1,9 @@
-"""Documents and files of a bench run: all figures for programs, the main ones for people, CSV files and the journal."""
+"""Documents and files of a bench run: full and brief tables, CSV files and the journal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from bpcli.bench.measurement import (
     over_seeds,
     without_seed,
 )
-from bpcli.commands.common import Common
-from bpcli.errors import Diagnostic
+from bpcli.commands.output import digits, seconds, words
+from bpcli.commands.shared_options import Common
+from bpcli.errors import Diagnostic, fail
 from bpcli.problem.limits import format_bytes
 from bpcli.render.document import Case, Column, Document
 
@@ -33,10 +35,10 @@ _NAMED = 12
 
 
 def csv_files(specs: Iterable[str], common: Common) -> dict[str, Path]:
-    """The CSV file of each spec, none where --output names one. Raises BpError where one cannot be written."""
+    """The CSV file of each spec; none if --output names one. Raises BpError for a file that cannot be written."""
     if any(name == "csv" for name, _ in common.outputs):
         return {}
-    from bpcli.commands.specs import test_writable
+    from bpcli.problem.array_writer import check_writable
 
     files: dict[str, Path] = {}
     for spec in specs:
@@ -44,24 +46,15 @@ def csv_files(specs: Iterable[str], common: Common) -> dict[str, Path]:
         while (file := _REPORTS / f"bench-{stem}.csv") in files.values():
             stem += "-"  # a/net and a-net are two specs
         files[spec] = file
-    if files:
-        _make_reports()
-    for file in files.values():
-        test_writable(str(file))
-    return files
-
-
-def _make_reports() -> None:
-    from bpcli.errors import fail
-
     try:
-        _REPORTS.mkdir(exist_ok=True)
+        if files:
+            _REPORTS.mkdir(exist_ok=True)
     except OSError as error:
-        fail(
-            "unwritable",
-            f'cannot make the folder "{_REPORTS}": {error.strerror}',
-            help="name a file: --output csv=PATH",
-        )
+        what = f'cannot create the folder "{_REPORTS}": {error.strerror}'
+        fail("unwritable", what, help="name a file: --output csv=PATH")
+    for file in files.values():
+        check_writable(file)
+    return files
 
 
 def write_csv(files: Mapping[str, Path], results: BenchResults, common: Common) -> None:
@@ -76,9 +69,9 @@ def write_csv(files: Mapping[str, Path], results: BenchResults, common: Common) 
 
 
 def open_journal(about: Mapping[str, Any], resume: bool, common: Common) -> Journal:
-    """The journal of the run with the identity `about`, in reports/ or beside the CSV file that --output names.
+    """The journal of the run with the identity `about`, in reports/ or in the folder of the CSV file of --output.
 
-    The run's hash in its name is how `resume` finds it.
+    Its name contains the hash of the run, by which `resume` finds it.
     """
     from bpcli.bench.journal import Journal, run_hash
     from bpcli.commands.output import note
@@ -87,20 +80,20 @@ def open_journal(about: Mapping[str, Any], resume: bool, common: Common) -> Jour
     named = next((Path(path).parent for name, path in common.outputs if name == "csv"), None)
     journal = Journal((named or _REPORTS) / f"bench-{run[:_NAMED]}.journal.jsonl", run, resume)
     if resume and not journal.rows:
-        note("nothing to resume: no cell of this very run was finished before", common)
+        note("nothing to resume: no cell of this run was finished before", common)
     if journal.kept:
-        note(f"an unfinished run of the same cells is kept as {journal.kept}; --resume would have gone on", common)
+        note(f"an unfinished run of the same cells is kept as {journal.kept}; --resume would have continued it", common)
     return journal
 
 
 def close_journal(journal: Journal, keys: Sequence[str], interrupted: bool, common: Common) -> None:
-    """Remove the journal where every cell is in it, or none; else say how to resume the run."""
+    """Close the journal, and remove it if all cells are in it or none; otherwise note how to resume the run."""
     from bpcli.commands.output import note
 
     left = sum(key not in journal.rows for key in keys)
     journal.close(remove=not journal.rows or (not left and not interrupted))
     if left and journal.rows:
-        note(f"{left} of {len(keys)} cells are left; the same call with --resume goes on ({journal.path})", common)
+        note(f"{left} of {len(keys)} cells are left; run the same command with --resume ({journal.path})", common)
 
 
 _STYLES = {"pass": "", "wrong": "bold red", "inconclusive": "yellow"}
@@ -112,9 +105,9 @@ def full_document(
     context: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Document:
-    """Every row with the columns of the CSV format; rows hold more, as samples, check and ratio to bp.
+    """All rows, with the columns of the CSV files; the rows also have samples, check and ratio for JSON.
 
-    `pareto` marks the rows on the frontier of bias, time and memory.
+    `pareto` marks the rows on the Pareto frontier of bias, time and memory.
     """
     rows = _marked(rows)
     keys = grid_keys(rows)
@@ -136,14 +129,11 @@ def full_document(
 
 
 def brief_document(full: Document, quiet: bool) -> Document:
-    """The main figures with seeds aggregated, without columns whose values are all alike.
-
-    Where `quiet`, only rows that do not pass.
-    """
+    """The main figures, aggregated over seeds, without constant columns; if `quiet`, only rows that do not pass."""
     together = over_seeds(full.rows)
     rows = [r for r in together if r["check"]["verdict"] != "pass"] if quiet else together
     shown = [c for c in _BRIEF if c.key in ("method", "time_s") or _varies(together, c)]
-    # Options are part of a method's name.
+    # Method options are part of the method's name.
     keys = dict.fromkeys(k for r in together for k in r["grid"] if k in r["settings"] or k == "threads")
     swept = [c for c in (_column(k, k, True) for k in keys) if _varies(together, c)]
     at = 1 + max(i for i, c in enumerate(shown) if c.key in ("spec", "method", "backend"))
@@ -160,7 +150,7 @@ def brief_document(full: Document, quiet: bool) -> Document:
 
 
 def _marked(rows: Sequence[Row]) -> list[Row]:
-    """The rows with their marks, which rows of different seeds share."""
+    """The rows with `pareto`, which is common to the seeds of a cell."""
     together = over_seeds(rows)
     marks = {without_seed(row): mark for row, mark in zip(together, frontier(together), strict=True)}
     return [{**row, "pareto": marks[without_seed(row)]} for row in rows]
@@ -176,7 +166,7 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _faults(rows: Sequence[Row]) -> list[str]:
-    """The details of checks that did not pass."""
+    """A sentence for each check that did not pass."""
     return [
         f"{row['spec']} {_called(row)}: {check['verdict']}: {check['detail']} ({check['how']})"
         for row in rows
@@ -196,7 +186,7 @@ def _case(row: Row) -> Case:
 
 
 def _rates(context: Mapping[str, Any]) -> list[str]:
-    """The machine and its rates in a line."""
+    """The machine and its rates, as one line."""
     machine = context.get("machine", {})
     rates = [f"GEMM {v / 1e9:.3g} GFLOP/s in {k.split('_')[1]}" for k, v in machine.items() if k.startswith("gemm_")]
     if not rates:
@@ -206,7 +196,7 @@ def _rates(context: Mapping[str, Any]) -> list[str]:
 
 
 def _varies(rows: Sequence[Row], column: Column) -> bool:
-    """Whether a column has different values, or any value in a column of measured figures."""
+    """Whether a column is worth showing: its values differ or, in a column of measured figures, there is one."""
     values = [column.get(r) for r in rows]
     some = any(v is not None and v != "" for v in values)
     return some and (column.key in _MEASURED or len({repr(v) for v in values}) > 1)
@@ -215,59 +205,31 @@ def _varies(rows: Sequence[Row], column: Column) -> bool:
 def _column(name: str, key: str, grid: bool) -> Column:
     """A column of the full document."""
     if grid:
-        return Column(name, key, lambda row: row["grid"].get(key), _words, label=True)
+        return Column(name, key, lambda row: row["grid"].get(key), words, label=True)
     # Runs saved by earlier versions have no limit.
     return Column(name, name, lambda row: row.get(key), _SHOWN.get(key, _figure), right=key not in _LEFT)
 
 
-def _of(key: str) -> Callable[[Row], Any]:
-    return lambda row: row[key]
-
-
-def _words(value: Any) -> str:
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _figure(value: Any) -> str:
-    return "" if value is None else str(value) if isinstance(value, str | int) else f"{value:.4g}"
+    return str(value) if isinstance(value, str | int) else digits(4)(value)
 
 
 def _bytes(value: Any) -> str:
     return "" if value is None else format_bytes(value)
 
 
-def _seconds(value: Any) -> str:
-    """Three digits in the unit that suits."""
-    if value is None:
-        return ""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if value >= 0.9995 * size:  # three digits of the smaller unit would be 1e+03
-            return f"{value / size:.3g} {unit}"
-    return f"{value / 1e-9:.3g} ns"
-
-
 def _percent(value: Any) -> str:
     return "" if value is None else f"{100 * value:.2g}%" if value < 0.995 else f"{100 * value:.0f}%"
 
 
-def _cosine(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}"
-
-
 def _spread(row: Row) -> float | None:
-    """Half the interval relative to the median."""
+    """Half the width of the interval, relative to the median."""
     return None if row["time_s"] is None else (row["time_high_s"] - row["time_low_s"]) / (2.0 * row["time_s"])
 
 
 def _range(row: Row) -> str | None:
     """The range of the cosine over seeds."""
-    if "cosine" not in row.get("spread", {}):
-        return None
-    return " to ".join(_cosine(v) for v in row["spread"]["cosine"])
-
-
-def _mark(row: Row) -> str | None:
-    return "*" if row["pareto"] else None
+    return " to ".join(map(digits(6), row.get("spread", {}).get("cosine", ()))) or None
 
 
 def _times(value: Any) -> str:
@@ -275,10 +237,10 @@ def _times(value: Any) -> str:
 
 
 _SHOWN: Mapping[str, Callable[[Any], str]] = {
-    **dict.fromkeys(("time_s", "time_low_s", "time_high_s", "compile_s"), _seconds),
+    **dict.fromkeys(("time_s", "time_low_s", "time_high_s", "compile_s"), seconds),
     **dict.fromkeys(("predicted_bytes", "allocated_bytes", "peak_bytes"), _bytes),
     "gemm_fraction": _percent,
-    "cosine": _cosine,
+    "cosine": digits(6),
 }
 
 _LEFT = frozenset({*HEAD, "dtype", "limit"})
@@ -288,20 +250,20 @@ _MEASURED = frozenset(
     | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "limit", "cosine"}
 )
 _BRIEF = (
-    Column("spec", "spec", _of("spec"), _words, right=False, label=True),
-    Column("method", "method", _of("method"), _words, right=False, label=True),
-    Column("backend", "by", _of("backend"), _words, right=False, label=True),
-    Column("time_s", "time", _of("time_s"), _seconds),
+    Column("spec", "spec", itemgetter("spec"), words, right=False, label=True),
+    Column("method", "method", itemgetter("method"), words, right=False, label=True),
+    Column("backend", "by", itemgetter("backend"), words, right=False, label=True),
+    Column("time_s", "time", itemgetter("time_s"), seconds),
     Column("spread", "+-", _spread, _percent),
-    Column("ratio", "of bp's", _of("ratio"), _times),
-    Column("predicted_bytes", "holds", _of("predicted_bytes"), _bytes),
-    Column("allocated_bytes", "allocates", _of("allocated_bytes"), _bytes),
-    Column("peak_bytes", "grows by", _of("peak_bytes"), _bytes),
-    Column("gemm_fraction", "of GEMM rate", _of("gemm_fraction"), _percent),
-    Column("limit", "limit", lambda row: row.get("limit"), _words, right=False),
-    Column("cosine", "cosine", _of("cosine"), _cosine),
-    Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, _words),
-    Column("range", "over seeds", _range, _words),
-    Column("pareto", "unbeaten", _mark, _words, right=False),
-    Column("check", "checked", lambda row: row["check"]["how"], _words, right=False),
+    Column("ratio", "of bp's", itemgetter("ratio"), _times),
+    Column("predicted_bytes", "holds", itemgetter("predicted_bytes"), _bytes),
+    Column("allocated_bytes", "allocates", itemgetter("allocated_bytes"), _bytes),
+    Column("peak_bytes", "grows by", itemgetter("peak_bytes"), _bytes),
+    Column("gemm_fraction", "of GEMM rate", itemgetter("gemm_fraction"), _percent),
+    Column("limit", "limit", lambda row: row.get("limit"), words, right=False),
+    Column("cosine", "cosine", itemgetter("cosine"), digits(6)),
+    Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, words),
+    Column("range", "over seeds", _range, words),
+    Column("pareto", "unbeaten", lambda row: "*" if row["pareto"] else None, words, right=False),
+    Column("check", "checked", lambda row: row["check"]["how"], words, right=False),
 )

@@ -1,23 +1,24 @@
-"""`bp check`: judge gradients."""
+"""`bp check`: judge the gradients of specs, of functions in Python files, and of saved files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from bpcli.commands.common import Common
-from bpcli.commands.shared_options import Refused, from_project, one_of, shared
+from bpcli.commands.shared_options import Common, Refused, from_project, one_of, shared
+from bpcli.errors import BpError, Diagnostic, fail, printable
 
 if TYPE_CHECKING:
     from bpcli.api.check_runner import Call, Results
     from bpcli.cluster.connect import Cluster
-    from bpcli.errors import Diagnostic
     from bpcli.methods import MethodCall
 
+# References that differentiate the loss of an object; the others need equations.
 _OF_OBJECTS = ("auto", "central", "ladder")
 
 
@@ -28,9 +29,8 @@ def _modes() -> tuple[str, ...]:
 
 
 def _reference(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """A callback that lets pass what can judge here: "auto", a reference, or a peer that is installed."""
+    """A click callback that accepts "auto", a reference, or an installed peer."""
     from bpcli.api.method_selection import check_options, known_references
-    from bpcli.errors import BpError
 
     one_of(known_references)(context, parameter, value)
     try:
@@ -42,25 +42,24 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
 
 @click.command()
 @click.argument("target", nargs=-1)
-@click.option(
-    "-m", "--method", multiple=True, metavar="METHOD", help="Judge this method, as tbptt:k1=1,k2=4; repeatable."
-)
+@click.option("-m", "--method", multiple=True, metavar="METHOD", help="Check a method, as tbptt:k1=1,k2=4; repeatable.")
 @click.option(
     "--kernel", multiple=True, metavar="FILE.py:FUNC",
-    help="Judge a function of yours, or a [kernel.NAME] of the spec; repeatable.",
+    help="Check a function of yours, or a [kernel.NAME] of the spec; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--gradient", multiple=True, metavar="FILE.npz", help="Judge a saved gradient, named as bp grad does; repeatable."
-)
+    "--gradient", multiple=True, metavar="FILE.npz",
+    help="Check a saved gradient, with the array names of `bp grad`; repeatable.",
+)  # fmt: skip
 @click.option(
     "--reference", metavar="NAME", default="auto", callback=_reference,
-    help="What to judge by; `bp list references`.",
+    help="Reference to judge by; see `bp list references`.",
 )  # fmt: skip
 @click.option(
     "--mode", metavar="MODE", default="auto", callback=one_of(_modes),
-    help="full (every entry), directional, or auto.",
+    help="full (every entry), directional (random directions), or auto (by the predicted cost).",
 )  # fmt: skip
-@click.option("--power", is_flag=True, help="Plant faults in place of the methods, and say which the check reveals.")
+@click.option("--power", is_flag=True, help="Plant faults instead, and show which of them the check reveals.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
     "scheduler", "local_cluster", "format", "output", "quiet", "verbose", "strict",
@@ -75,33 +74,34 @@ def check(
     power: bool,
     common: Common,
 ) -> int:
-    """Judge the gradients of TARGET, a spec or a folder of specs, against references with error bounds of their own.
+    """Check the gradients of each TARGET, a spec or a folder of specs, against references with error bounds.
 
-    Without TARGET the folder specs/ is taken; without -m the methods that the spec names, else backprop for a
-    feed-forward network, bptt and rtrl for a recurrent one. --kernel and --gradient are judged in place of these. A
-    TARGET may also be FILE.py:OBJECT, with params (a dict of arrays), loss(params) and grad(params). On a cluster the
-    perturbed losses of large specs are computed by its workers, which must find the same files at the same paths.
+    Without TARGET, the specs in the folder specs/ are checked. Without -m, the methods are those named by the spec,
+    else backprop for a feed-forward network, bptt and rtrl for a recurrent one. --kernel and --gradient replace these.
+    A TARGET can also be FILE.py:OBJECT, an object with params (a dict of arrays), loss(params) and grad(params). On a
+    cluster, the workers compute the perturbed losses of large specs; they must find the same files at the same paths.
     """
     from bpcli.api.check_runner import Call, Results
     from bpcli.api.method_selection import check_options
-    from bpcli.api.user_gradients import read, unknown
-    from bpcli.commands import python_targets as python
+    from bpcli.api.user_gradients import read, unknown, user_process
     from bpcli.commands.cluster_option import opened
     from bpcli.commands.specs import find
 
-    boxes, targets, refused = python.objects(target)
+    boxes, targets, refused = _split_objects(target)
+    flags = {f"--{k}": k in common.overrides for k in ("dtype", "seed")}
+    others = any(f"--{k}" not in flags for k in common.overrides)
     given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference not in _OF_OBJECTS, "--power": power}
-    named = ("dtype", "seed")
-    others = {k: v for k, v in common.overrides.items() if k not in named}
-    flags = {f"--{k}": k in common.overrides for k in named}
     alone = {} if targets else {"-m": method, "--set": others, **flags}
-    python.refuse_for_objects(boxes, {name: bool(value) for name, value in {**given, **alone}.items()})
-    python.refuse_for_power({"--kernel": kernel, "--gradient": gradient} if power else {})
+    _refuse_combinations(boxes, {**given, **alone}, power)
     paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
-    refused += missing
-    asked = read(kernel, gradient, python.process(common, wanted=bool(kernel or boxes)))
-    refused += asked.refused
-    python.refuse_for_several(gradient, paths)
+    process = user_process(common.limits(), common.user_time)
+    click.get_current_context().with_resource(contextlib.closing(process))
+    if kernel or boxes:
+        process.start()
+    asked = read(kernel, gradient, process)
+    refused += [*missing, *asked.refused]
+    if gradient and len(paths) > 1:
+        fail("usage", f"--gradient needs one spec, not {len(paths)}", help="name the spec of the saved gradient")
     options = check_options(reference, mode)
     if power:
         from bpcli.commands.fault_power import plant
@@ -118,10 +118,37 @@ def check(
     return _show(results, call, common, paths, boxes)
 
 
+def _split_objects(targets: Sequence[str]) -> tuple[list[str], list[str], list[Diagnostic]]:
+    """The targets `FILE.py:OBJECT`, the other targets, and a refusal for each Python file without an object."""
+    from bpcli.api.user_gradients import IN_FILE
+
+    boxes, others, refused = [], [], []
+    for target in dict.fromkeys(targets):
+        if IN_FILE.fullmatch(target):
+            boxes.append(target)
+        elif target.endswith(".py") and not Path(target).is_dir():
+            what = f'"{printable(target)}" names no object'
+            refused.append(Diagnostic("usage", what, help=f"write {printable(target)}:OBJECT"))
+        else:
+            others.append(target)
+    return boxes, others, refused
+
+
+def _refuse_combinations(boxes: Sequence[str], given: Mapping[str, object], power: bool) -> None:
+    """Raise BpError for options that do not apply to objects, and for gradients beside --power."""
+    for option, value in given.items():
+        if boxes and value:
+            advice = "an object has its own gradient, and is judged by differences of its own loss"
+            fail("usage", f'{option} applies to specs, not to an object ("{printable(boxes[0])}")', help=advice)
+    for option in ("--kernel", "--gradient"):
+        if power and given[option]:
+            advice = "--power examines the spec; check the gradient in a call of its own"
+            fail("usage", f"{option} does not go with --power", help=advice)
+
+
 def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Diagnostic]]:
-    """The methods of `-m`, or why one of them is none."""
+    """The methods of `-m`, or the refusals of those that are invalid."""
     from bpcli.api.method_selection import read
-    from bpcli.errors import BpError
 
     try:
         return read(texts), ()
@@ -130,7 +157,7 @@ def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Dia
 
 
 def hooked(call: Call, common: Common, cluster: Cluster | None) -> Call:
-    """The call with remarks and compiling told on stderr, and losses computed by the cluster where there is one."""
+    """The call with notes on stderr, and with losses computed on the cluster if there is one."""
     from bpcli.commands.cluster_option import executor
     from bpcli.commands.output import note
     from bpcli.commands.progress import prepare
@@ -142,7 +169,7 @@ def hooked(call: Call, common: Common, cluster: Cluster | None) -> Call:
 
 
 def _judge(paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Common, results: Results) -> None:
-    """Judge specs and objects one after the other; a refusal of one hides no other."""
+    """Judge specs and objects in turn; a refusal is added to the results, and the others are still judged."""
     from bpcli.api.check_runner import judge_spec
     from bpcli.api.user_gradients import judge
     from bpcli.commands.failures import translate
@@ -167,7 +194,7 @@ def _judge(paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Comm
 
 
 def _show(results: Results, call: Call, common: Common, paths: Sequence[Path], boxes: Sequence[str]) -> int:
-    """Print and write what was found; the exit code, 2 where a file could not be written."""
+    """Print and write the report; returns the exit code, 2 if a file could not be written."""
     from bpcli.commands.output import describe, emit
 
     context = describe("check", common, specs=[str(p) for p in paths], objects=list(boxes))

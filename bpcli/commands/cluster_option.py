@@ -1,4 +1,4 @@
-"""The cluster that `--scheduler` and `--local-cluster` ask for."""
+"""`--scheduler` and `--local-cluster`: the cluster that cells and losses are computed on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bpcli.commands.common import Common
+from bpcli.commands.shared_options import Common
+from bpcli.errors import fail
 
 if TYPE_CHECKING:
     from bpcli.bench.bench_run import Measure
@@ -21,16 +22,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(common: Common, peers: tuple[str, ...] = ()) -> Iterator[Cluster | None]:
-    """The cluster while it is needed; None where nobody asks for one. `peers` must be of one version everywhere."""
-    from bpcli.errors import fail
-
+    """The cluster of the shared options, None without one; `peers` must have the same version on all workers."""
     if common.scheduler is None and common.local_cluster is None:
         yield None
         return
     if common.scheduler is not None and common.local_cluster is not None:
         fail("usage", "--scheduler and --local-cluster name two clusters", help="give one of them")
     if importlib.util.find_spec("distributed") is None:
-        what = "a cluster takes Dask's package distributed, which is not installed"
+        what = "--scheduler and --local-cluster need the package distributed, which is not installed"
         fail("missing-extra", what, help='pip install "bp[distributed]"')
     from bpcli.cluster import connect
     from bpcli.commands.output import note
@@ -59,7 +58,7 @@ def measuring(cluster: Cluster | None) -> Measure:
 
 
 def machine_of(cluster: Cluster, results: BenchResults) -> dict[str, Any]:
-    """The machines that measured, for a document: all as one in `machine`, and each in `machines` where several did."""
+    """The context keys of the machines that measured: all together as `machine`; if several, each in `machines`."""
     import dataclasses
 
     from bpcli.cluster.dask_worker import together
@@ -73,7 +72,7 @@ def machine_of(cluster: Cluster, results: BenchResults) -> dict[str, Any]:
 
 
 def executor(cluster: Cluster, file: SpecFile, setup: Setup, common: Common) -> Executor:
-    """The cluster as executor of the losses of a check of a spec."""
+    """An executor that computes the losses of a check on the cluster."""
     from bpcli.cluster.remote_work import Farm
     from bpcli.problem.spec_file import digest
 
@@ -81,9 +80,9 @@ def executor(cluster: Cluster, file: SpecFile, setup: Setup, common: Common) -> 
 
 
 def described(cluster: Cluster) -> Mapping[str, Any]:
-    """The part of a cluster that the identity of a run includes: the versions, which all workers share.
+    """The cluster as part of a run's identity: the versions, which all workers share.
 
-    Machines are left out, since a run may be resumed on others; each row names the host that measured it.
+    Its machines are not included, since a run may be resumed on others; each row names the host that measured it.
     """
     machine = next(iter(cluster.workers.values())).machine
     return {"python": machine.python, "versions": dict(machine.versions), "cluster": True}

@@ -1,7 +1,4 @@
-"""What `bp doctor` looks at: each probe yields lines of (what, ok | warn | fail, detail).
-
-`bp doctor`: the health of the installation.
-"""
+"""`bp doctor`: examine the installation by probes, each of which yields lines of (name, ok | warn | fail, detail)."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ from typing import Any
 
 import click
 
-from bpcli.commands.common import Common
-from bpcli.commands.shared_options import shared
+from bpcli.commands.shared_options import Common, shared
+from bpcli.render.document import Column, Document
 
 Lines = Iterator[tuple[str, str, str]]
 
@@ -51,7 +48,7 @@ def _threads() -> Lines:
     kernels = os.environ.get("NUMBA_NUM_THREADS", "as many as cores")
     yield "kernel threads", "ok", kernels
     blas = os.environ.get("OPENBLAS_NUM_THREADS", "")
-    advice = "" if blas == "1" else "; the kernels share work out themselves: unset OPENBLAS_NUM_THREADS"
+    advice = "" if blas == "1" else "; kernels run in parallel themselves: unset OPENBLAS_NUM_THREADS"
     yield "BLAS threads", "warn" if advice else "ok", f"{blas}{advice}"
 
 
@@ -61,30 +58,24 @@ def _blas() -> Lines:
     importlib.import_module("scipy.linalg")  # loads the library that is examined
     libraries = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
     for library in libraries:
-        where = (
-            f"{library['internal_api']} {library['version']}, {library.get('architecture', '')}, {library['filepath']}"
-        )
-        yield "BLAS", "ok", where
+        name = f"{library['internal_api']} {library['version']}"
+        yield "BLAS", "ok", f"{name}, {library.get('architecture', '')}, {library['filepath']}"
     if not libraries:
-        yield "BLAS", "warn", "SciPy's BLAS is none that is known"
+        yield "BLAS", "warn", "the BLAS of SciPy is not recognised"
 
 
 def _cache() -> Lines:
-    from bpcli.commands.progress import cache_folder, compiled
     from bpcli.problem.limits import format_bytes
+    from bpcli.runtime.kernel_cache import cache_folder
 
     folder = cache_folder()
     existing = next(f for f in (folder, *folder.parents) if f.exists())
     writable = os.access(existing, os.W_OK)
     size = sum(f.stat().st_size for f in folder.rglob("*.*"))
-    advice = "" if writable else ", not writable: kernels are compiled again in every run; set NUMBA_CACHE_DIR"
+    advice = "" if writable else ", not writable: every run compiles the kernels again; set NUMBA_CACHE_DIR"
     yield "kernel cache", "ok" if writable else "warn", f"{folder}, {format_bytes(size)}{advice}"
-    count = compiled()
-    yield (
-        "kernels",
-        "ok",
-        f"{count} compiled" if count else "none compiled yet: the first check takes about half a minute",
-    )
+    count = len(list(folder.glob("*.o")))
+    yield "kernels", "ok", f"{count} compiled" if count else "none compiled yet: the first check takes half a minute"
 
 
 def _memory() -> Lines:
@@ -96,7 +87,6 @@ def _memory() -> Lines:
 
 def _self_check() -> Lines:
     from bpcli.api.loaded import load
-    from bpcli.commands.common import Common
     from bpcli.commands.progress import prepare
     from bpcli.commands.specs import packaged_spec
 
@@ -104,13 +94,8 @@ def _self_check() -> Lines:
     start = time.perf_counter()
     findings = load(packaged_spec(_SPEC)).check().findings
     passed = sum(f.verdict == "pass" for f in findings)
-    good = passed == len(findings) > 0
-    seconds = time.perf_counter() - start
-    yield (
-        "self-check",
-        "ok" if good else "fail",
-        f"{passed} of {len(findings)} gradients of {_SPEC} pass, {seconds:.2g} s",
-    )
+    detail = f"{passed} of {len(findings)} gradients of {_SPEC} pass, {time.perf_counter() - start:.2g} s"
+    yield "self-check", "ok" if passed == len(findings) > 0 else "fail", detail
 
 
 PROBES: Mapping[str, Callable[[], Lines]] = {
@@ -124,8 +109,6 @@ PROBES: Mapping[str, Callable[[], Lines]] = {
     "self-check": _self_check,
 }
 
-
-Probe = Callable[[], Iterator[tuple[str, str, str]]]
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -134,14 +117,11 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 def doctor(common: Common) -> int:
     """Examine the installation: packages, processor, BLAS, kernel cache, memory, and a small gradient check.
 
-    Exits with 1 when a line says fail.
+    Exits with 1 if any line says fail.
     """
     from bpcli.commands.output import emit
-    from bpcli.render.document import Column, Document
 
-    rows: list[Mapping[str, Any]] = []
-    for name, probe in PROBES.items():
-        rows += _examine(name, probe)
+    rows = [row for name, probe in PROBES.items() for row in _examine(name, probe)]
     columns = [Column(key, key, itemgetter(key), str, right=False) for key in ("check", "status", "detail")]
     failed = any(row["status"] == "fail" for row in rows)
     summary = {status: sum(row["status"] == status for row in rows) for status in _STYLES}
@@ -159,8 +139,8 @@ def doctor(common: Common) -> int:
     return emit(document, common) or int(failed)
 
 
-def _examine(name: str, probe: Probe) -> list[Mapping[str, Any]]:
-    """The lines of one probe; one that stops is a finding like any other."""
+def _examine(name: str, probe: Callable[[], Lines]) -> list[Mapping[str, Any]]:
+    """The lines of one probe; an exception is a line that says fail."""
     try:
         lines = [*probe()]
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What stops a command, in the words of a refusal, and the exit code that goes with it."""
+"""Exceptions that end a command, translated to refusals and exit codes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 
 import click
 
-from bpcli.commands.streams import silence, tell
+from bpcli.commands.output import silence, tell, wanted_format
 from bpcli.errors import USAGE, BpError, Diagnostic, nearest
 
 INTERRUPTED = 130
 
 
 def report(error: Exception, args: Sequence[str]) -> int:
-    """Tell the user what stopped the command called with `args`, and return the exit code.
+    """Report the exception that ended the command called with `args`; returns the exit code.
 
-    The text goes to stderr. With a format for programs, stdout gets a document that holds the refusals.
+    The text goes to stderr. Where the output format is one for programs, a document with the refusals goes to stdout.
     """
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
@@ -31,29 +31,29 @@ def report(error: Exception, args: Sequence[str]) -> int:
     try:
         _document(known, args)
         sys.stdout.flush()
-    except Exception:  # stderr has the message; what stands in the way of a document is most likely the same
+    except Exception:  # stderr has the message; the document most likely failed for the same reason
         silence()
     return known.exit_code
 
 
 def translate(error: Exception) -> BpError:
-    """Any exception as a BpError; with `BP_TRACEBACK=1` the traceback of an unforeseen one goes to stderr."""
+    """Any exception as a BpError; with `BP_TRACEBACK=1` the traceback of an unexpected one goes to stderr."""
     if isinstance(error, BpError):
         return error
     if isinstance(error, click.UsageError):
         return BpError([_usage(error)])
     if isinstance(error, click.Abort):
         return BpError(
-            [Diagnostic("interrupted", "interrupted", help="start it again; bp bench goes on with --resume")],
+            [Diagnostic("interrupted", "interrupted", help="run it again; --resume continues an interrupted bp bench")],
             INTERRUPTED,
         )
     if isinstance(error, click.ClickException):
         return BpError([Diagnostic("usage", _sentence(error.format_message()), help="`bp --help` lists the commands")])
     if isinstance(error, MemoryError):
-        advice = "smaller sizes, a batch of fewer samples or a method that holds less; --max-memory refuses beforehand"
+        advice = "use smaller sizes, a smaller batch or a method that holds less; --max-memory refuses large runs early"
         return BpError([Diagnostic("memory", "out of memory", help=advice)])
     if isinstance(error, OSError):
-        advice = "see that the file or folder is there, may be used, and that the disk is not full"
+        advice = "check that the file or folder exists and is accessible, and that the disk is not full"
         return BpError([Diagnostic("system", _system(error), help=advice)])
     return BpError([_internal(error)])
 
@@ -68,13 +68,13 @@ def _internal(error: Exception) -> Diagnostic:
         traceback.print_exception(error)
     where = "".join(f" ({f.name}, {f.filename}:{f.lineno})" for f in traceback.extract_tb(error.__traceback__)[-1:])
     what = f"{type(error).__name__}: {error}{where}"
-    return Diagnostic("internal", what, help="a bug in bp: please report it; BP_TRACEBACK=1 shows where it arose")
+    return Diagnostic("internal", what, help="this is a bug in bp, please report it; BP_TRACEBACK=1 shows where")
 
 
 def _usage(error: click.UsageError) -> Diagnostic:
-    """A usage error of click, in the words of a spec error."""
+    """A usage error of click as a refusal."""
     path = error.ctx.command_path if error.ctx else "bp"
-    seek = f"`{path} --help` lists what it takes"
+    seek = f"`{path} --help` lists its options and arguments"
     if isinstance(error, click.NoSuchOption):
         known = [o for p in error.ctx.command.get_params(error.ctx) for o in p.opts if o[0] == "-"] if error.ctx else []
         return Diagnostic(
@@ -104,14 +104,13 @@ def _names(parameter: click.Parameter | None) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A message of click's without its capital and full stop."""
+    """A message of click without its capital letter and full stop."""
     text = text.strip().removesuffix(".").replace("is not a valid integer range", "is not an integer")
     return text[:1].lower() + text[1:]
 
 
 def _document(error: BpError, args: Sequence[str]) -> None:
-    """The document that stdout gets when a command is refused, where programs read it."""
-    from bpcli.commands.output import wanted_format
+    """Print an empty document with the refusals, where the output format is one for programs."""
     from bpcli.commands.registry import COMMANDS
     from bpcli.render import render, renderer
     from bpcli.render.document import Document

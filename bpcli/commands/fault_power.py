@@ -1,4 +1,4 @@
-"""`bp check --power`: what a check of each spec could reveal, by planting faults."""
+"""`bp check --power`: plant faults in each spec, and report which of them a check reveals."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bpcli.commands.output import digits, words
+from bpcli.render.document import Column, Document
+
 if TYPE_CHECKING:
     from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.power import Planted
-    from bpcli.commands.common import Common
+    from bpcli.commands.shared_options import Common
     from bpcli.errors import Diagnostic
-    from bpcli.render.document import Document
 
 
 _STYLES = {"caught": "green", "missed": "bold red", "void": "yellow"}
 
 
 def plant(paths: Sequence[Path], refused: Sequence[Diagnostic], options: CheckOptions, common: Common) -> int:
-    """Plant all faults in each spec and show what became of them.
+    """Plant all faults in each spec, and show which were caught, missed or void.
 
-    Returns 2 where a spec is refused, 1 where a fault is missed, 5 where there was no spec, else 0.
+    Returns 2 if a spec is refused, 1 if a fault is missed, 5 without specs, else 0.
     """
     from bpcli.commands.output import emit
     from bpcli.commands.progress import progress
@@ -43,9 +45,8 @@ def plant(paths: Sequence[Path], refused: Sequence[Diagnostic], options: CheckOp
 
 
 def _planted(path: Path, options: CheckOptions, common: Common) -> tuple[list[Planted], list[Diagnostic]]:
-    """One spec; a refusal of one hides no other."""
-    from bpcli.checking.check_options import check_bytes
-    from bpcli.checking.check_options import check_cost as cost_of_check
+    """The planted faults of one spec, and the refusals of it."""
+    from bpcli.checking import check_options
     from bpcli.checking.faults.fault import as_method
     from bpcli.checking.interpreter import RIGHT
     from bpcli.checking.power import power, power_cost
@@ -57,8 +58,8 @@ def _planted(path: Path, options: CheckOptions, common: Common) -> tuple[list[Pl
     try:
         setup = open_spec(path, common).setup
         call = as_method("power", RIGHT)
-        flops = cost_of_check(setup, [call], options) + power_cost(setup)
-        check_cost(setup, "planting faults", check_bytes(setup, [call], options), flops, common.limits())
+        flops = check_options.check_cost(setup, [call], options) + power_cost(setup)
+        check_cost(setup, "planting faults", check_options.check_bytes(setup, [call], options), flops, common.limits())
         prepare(common)
         return power(setup, options), []
     except Exception as error:
@@ -70,7 +71,6 @@ def power_document(
 ) -> Document:
     """A row for each fault and spec."""
     from bpcli.commands.output import describe
-    from bpcli.render.document import Document
 
     counts = Counter(p.outcome for p in found)
     summary = {outcome: counts[outcome] for outcome in ("caught", "void", "missed")}
@@ -79,7 +79,7 @@ def power_document(
     return Document(
         title="Planted faults",
         rows_key="faults",
-        columns=_columns(),
+        columns=_COLUMNS,
         rows=[_row(p) for p in found],
         context=describe("check", common, power=True, specs=[str(p) for p in paths]),
         summary=summary,
@@ -104,23 +104,18 @@ def _row(planted: Planted) -> Mapping[str, Any]:
     }
 
 
-def _columns() -> tuple[Any, ...]:
-    from bpcli.render.document import Column
+def _text(key: str, heading: str, wide: bool = False) -> Column:
+    return Column(key, heading, itemgetter(key), words, right=False, wide=wide)
 
-    def words(value: Any) -> str:
-        return "" if value is None else str(value)
 
-    def listed(value: Any) -> str:
-        return ", ".join(value)
-
-    def figure(value: Any) -> str:
-        return "" if value is None else f"{value:.2g}"
-
-    texts = {"spec": False, "fault": False, "outcome": False, "what": True, "factor": True}
-    return (
-        *(Column(key, key, itemgetter(key), words, right=False, wide=wide) for key, wide in texts.items()),
-        Column("tensors", "wrong in", itemgetter("tensors"), listed, right=False),
-        Column("changed", "changes", itemgetter("changed"), listed, right=False, wide=True),
-        Column("z", "worst z", itemgetter("z"), figure),
-        Column("advice", "to reveal it", itemgetter("advice"), words, right=False),
-    )
+_COLUMNS = (
+    _text("spec", "spec"),
+    _text("fault", "fault"),
+    _text("outcome", "outcome"),
+    _text("what", "what", wide=True),
+    _text("factor", "factor", wide=True),
+    Column("tensors", "wrong in", itemgetter("tensors"), ", ".join, right=False),
+    Column("changed", "changes", itemgetter("changed"), ", ".join, right=False, wide=True),
+    Column("z", "worst z", itemgetter("z"), digits(2)),
+    _text("advice", "to reveal it"),
+)

@@ -1,17 +1,16 @@
-"""Arrays as rows: what each is called, how large it is and what its values are like.
-
-`bp grad`: write a gradient to a file.
-"""
+"""`bp grad` and `bp export`: write the gradient of a spec, or the arrays that it runs on, to a file."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.common import Common
-from bpcli.commands.shared_options import shared
+from bpcli.commands.shared_options import Common, shared
+from bpcli.errors import fail
 from bpcli.render.document import Column, Document
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def arrays_document(
     title: str, arrays: Mapping[str, tuple[str, Any]], context: Mapping[str, Any], sentences: Sequence[str]
 ) -> Document:
-    """A row for each array of `arrays`, which takes a name to a kind (param, input, state) and the array."""
+    """A row for each array; `arrays` maps a name to a kind (param, input or state) and the array."""
     return Document(
         title=title,
         rows_key="arrays",
@@ -34,12 +33,12 @@ def arrays_document(
 
 
 def _row(name: str, kind: str, array: Any) -> Mapping[str, Any]:
-    """Figures in float64; an array is never empty."""
+    """Statistics of an array, computed in float64; arrays are never empty."""
     import numpy as np
 
     wide = np.asarray(array, dtype=np.float64)
     largest = float(np.max(np.abs(wide)))
-    # Scaled first: the square of a large finite entry may not be finite.
+    # Scaled first, since the square of a large finite entry may overflow.
     scale = largest if 0.0 < largest < np.inf else 1.0
     return {
         "name": name,
@@ -79,26 +78,27 @@ COLUMNS = (
 
 @click.command()
 @click.argument("spec")
-@click.option("-m", "--method", required=True, metavar="METHOD", help="What computes the gradient, as tbptt:k1=1,k2=4.")
-@click.option("-o", "--out", required=True, metavar="OUT.npz", help="File to write.")
+@click.option("-m", "--method", required=True, metavar="METHOD", help="Method, as bptt or tbptt:k1=1,k2=4.")
+@click.option("-o", "--out", required=True, metavar="OUT.npz", help="Output file.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
     "format", "output", "quiet", "verbose",
 )  # fmt: skip
 def grad(spec: str, method: str, out: str, common: Common) -> int:
-    """Write the loss of SPEC and its gradient to OUT.npz: loss, and d_NAME for every name differentiated.
+    """Write the loss of SPEC and its gradient to OUT.npz, as loss and one array d_NAME for each array NAME.
 
-    The loss is the whole loss, for truncated methods too. Gradients are dense, zero where a density leaves entries out.
+    The loss is that of all steps, for truncated methods too. Gradients of sparse arrays are dense, with zeros for
+    entries that are not stored.
     """
     from bpcli.commands.output import note
     from bpcli.commands.progress import announce, progress
-    from bpcli.commands.specs import open_spec, single, test_out
+    from bpcli.commands.specs import open_spec, single
     from bpcli.methods import parse
     from bpcli.problem.array_writer import write_npz
 
     call = parse(method)
     path = single(spec)
-    test_out(out, path, common)
+    _check_out(out, path, common)
     problem = open_spec(path, common)
     announce(common)
     with progress(common) as say:
@@ -110,7 +110,7 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
 
 
 def arrays(gradient: Gradient) -> dict[str, Any]:
-    """`loss` and `d_NAME`, as they are written."""
+    """The arrays of the output file, `loss` and `d_NAME`."""
     import numpy as np
 
     return {"loss": np.asarray(gradient.loss, dtype=np.float64), **{f"d_{n}": a for n, a in gradient.arrays.items()}}
@@ -124,3 +124,41 @@ def _show(setup: Setup, gradient: Gradient, method: str, common: Common) -> int:
     rows = {f"d_{name}": (kinds[name], array) for name, array in gradient.arrays.items()}
     document = arrays_document("Gradient", rows, context, (f"loss = {gradient.loss:.15g}",))
     return emit(document, common, silent=common.quiet)
+
+
+@click.command()
+@click.argument("spec")
+@click.option("-o", "--out", required=True, metavar="OUT.npz", help="Output file.")
+@shared("set", "dtype", "seed", "max_memory", "allow_outside", "format", "output", "quiet", "verbose")
+def export(spec: str, out: str, common: Common) -> int:
+    """Write the parameters, inputs and initial states of SPEC to OUT.npz, so that any program can repeat the run."""
+    from bpcli.commands.output import describe, emit, note
+    from bpcli.commands.specs import open_spec, single
+    from bpcli.problem.array_writer import export_arrays, write_npz
+    from bpcli.problem.draw import draw
+
+    path = single(spec)
+    _check_out(out, path, common)
+    problem = draw(open_spec(path, common).setup)
+    declared = problem.setup.spec
+    found = export_arrays(problem)
+    write_npz(out, found)
+    note(f"wrote {out}", common)
+    kinds = {d.name: d.kind for group in (declared.params, declared.inputs, declared.states) for d in group.values()}
+    rows = {name: (kinds[name], array) for name, array in found.items()}
+    context = describe("export", common, spec=declared.name)
+    return emit(arrays_document("Arrays", rows, context, ()), common, silent=common.quiet)
+
+
+def _check_out(out: str, spec: Path, common: Common) -> None:
+    """Raise BpError for an output file that is no .npz, cannot be written, or is the spec or an `--output`."""
+    from bpcli.problem.array_writer import check_writable
+
+    target = os.path.realpath(out)
+    if target == os.path.realpath(spec):
+        fail("usage", f'-o "{out}" is the spec itself', help="name another file")
+    if target in {os.path.realpath(path) for _, path in common.outputs}:
+        fail("usage", f'-o and --output both go to "{out}"', help="give each a path of its own")
+    if not out.lower().endswith(".npz") and (os.path.isfile(out) or not os.path.exists(out)):
+        fail("usage", f'-o "{out}" does not end in .npz, the only format for arrays', help="name an .npz file")
+    check_writable(out)

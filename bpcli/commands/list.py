@@ -1,21 +1,102 @@
-"""`bp list`: the catalogue."""
+"""`bp list`: the catalogues of bp, each read off its own registry."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
 import click
 
-from bpcli.commands.common import Common
-from bpcli.commands.shared_options import one_of, shared
+from bpcli.commands.shared_options import Common, one_of, shared
+from bpcli.errors import BpError, printable
+from bpcli.render.document import Column, Document
 
-CATALOGUES = ("methods", "tasks", "operations", "references", "formats")
+Row = Mapping[str, Any]
+
+_HEADINGS = {"kind": "catalogue", "name": "name", "options": "options", "tags": "kind", "summary": "summary"}
+
+
+def _row(name: str, summary: str, options: Sequence[str] = (), tags: Sequence[str] = ()) -> Row:
+    return {"name": name, "options": [*options], "tags": [*tags], "summary": summary}
+
+
+def _methods() -> Iterator[Row]:
+    from bpcli.methods import known_names, load, options_of
+
+    for name in known_names():
+        try:
+            method = load(name)
+        except BpError as error:  # one broken plug-in must not hide the other methods
+            click.echo(f"warning: {printable(error.diagnostics[0].what, 2000)}", err=True)
+            continue
+        yield _row(name, method.summary, options_of(method), sorted(method.tags))
+
+
+def _tasks() -> Iterator[Row]:
+    from bpcli.tasks import find_task, known_tasks
+
+    for name in known_tasks():
+        yield _row(name, find_task(name, None).summary)
+
+
+def _operations() -> Iterator[Row]:
+    from bpcli.graph.expressions import COMPOSED
+    from bpcli.graph.operations import OPERATIONS
+
+    for name, operation in OPERATIONS.items():
+        yield _row(name, operation.description, tags=("analytic" if operation.analytic else "kinked",))
+    for name, description in COMPOSED.items():
+        yield _row(name, description, tags=("analytic",))
+
+
+def _references() -> Iterator[Row]:
+    from bpcli import references
+    from bpcli.backends import oracle
+
+    for name in references.known():
+        yield _row(name, references.get(name).summary)
+    for name in oracle.known():
+        yield _row(name, oracle.describe(name))
+
+
+def _formats() -> Iterator[Row]:
+    from bpcli.render import known_formats, renderer
+
+    for name in known_formats():
+        yield _row(name, renderer(name).SUMMARY)
+
+
+CATALOGUES: Mapping[str, Callable[[], Iterator[Row]]] = {
+    "methods": _methods,
+    "tasks": _tasks,
+    "operations": _operations,
+    "references": _references,
+    "formats": _formats,
+}
+
+
+def catalogue(what: str | None) -> Document:
+    """The catalogue called `what`, or all of them one after the other."""
+    names = (what,) if what else CATALOGUES
+    rows = [{"kind": name, **row} for name in names for row in CATALOGUES[name]()]
+    empty = {k for k in _HEADINGS if not any(row[k] for row in rows)} | ({"kind"} if what else set())
+    columns = [_column(key, hidden=key in empty) for key in _HEADINGS]
+    return Document("Catalogue", "entries", columns, rows, context={"command": "list", "what": what})
+
+
+def _column(key: str, hidden: bool) -> Column:
+    return Column(key, _HEADINGS[key], lambda row: row[key], _words, right=False, wide=hidden)
+
+
+def _words(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else " ".join(value)
 
 
 @click.command("list")
-@click.argument("what", required=False, metavar=f"[{'|'.join(CATALOGUES)}]", callback=one_of(lambda: CATALOGUES))
+@click.argument("what", required=False, metavar=f"[{'|'.join(CATALOGUES)}]", callback=one_of(lambda: tuple(CATALOGUES)))
 @shared("format", "output")
 def list(what: str | None, common: Common) -> int:
-    """List what bp knows: methods, tasks, operations, references and output formats, or one of these."""
-    from bpcli.commands.inventory import catalogue
+    """List the methods, tasks, operations, references and output formats of bp, or one of these catalogues."""
     from bpcli.commands.output import emit
 
     return emit(catalogue(what), common)

@@ -1,38 +1,34 @@
-"""What every result says about the machine and the call that it came from.
-
-Where results go: one document on stdout in the format asked for, and the same rows in each `--output` file.
-"""
+"""Output of commands: results on stdout and in the `--output` files, notes and refusals on stderr."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.streams import silence, tell
-from bpcli.errors import USAGE, BpError, printable
+from bpcli.errors import USAGE, BpError, Diagnostic, format_diagnostic, printable
 
 if TYPE_CHECKING:
-    from bpcli.commands.common import Common
-    from bpcli.errors import Diagnostic
+    from bpcli.commands.shared_options import Common
     from bpcli.render.document import Document
 
 
 def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
-    """Version, machine and settings; the same call on the same machine gives the same mapping."""
-    from bpcli.api.provenance import describe as described
+    """The context of a document: version, machine and settings, the same whenever the same call is repeated."""
+    from bpcli.api.check_report import describe as described
 
     options = {"threads": common.threads, "strict": common.strict}
     return described(command, **{**options, "set": dict(common.overrides), "wrt": list(common.wrt), **more})
 
 
 def wanted_format(args: Sequence[str]) -> str:
-    """The format that a command line asks for, read without parsing it: it may be the very thing that is wrong."""
+    """The output format that a command line asks for; the line may be invalid, and is searched rather than parsed."""
     from bpcli.commands.settings import default_format
     from bpcli.render import known_formats
 
@@ -44,10 +40,10 @@ def wanted_format(args: Sequence[str]) -> str:
 
 
 def emit(document: Document, common: Common, brief: Document | None = None, silent: bool = False) -> int:
-    """Print `document` and write the `--output` files; its errors go to stderr too.
+    """Print `document`, write it to the `--output` files, and its errors to stderr.
 
-    `brief` is what a table on stdout shows in place of `document` unless verbose; no table is shown when `silent`.
-    Returns the exit code: 0, or 2 where a file could not be written, which hides none of the results.
+    A table shows `brief` in place of `document` unless verbose, and nothing when `silent`. Returns the exit code: 0, or
+    2 where a file could not be written, in which case the results are still printed.
     """
     from bpcli.render import Look, render, renderer
 
@@ -65,7 +61,7 @@ def emit(document: Document, common: Common, brief: Document | None = None, sile
 
 
 def _files(document: Document, common: Common) -> list[Diagnostic]:
-    """Write the `--output` files; what went wrong."""
+    """Write the `--output` files; returns a refusal for each that could not be written."""
     from bpcli.render import write
 
     unwritten: list[Diagnostic] = []
@@ -82,25 +78,71 @@ def _print(text: str) -> None:
     try:
         click.echo(text, nl=False, color=True)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough; the verdict stands
+    except BrokenPipeError:  # the reader has seen enough; the exit code stands
         silence()
 
 
 def note(text: str, common: Common) -> None:
-    """A remark on stderr, unless quiet."""
+    """Write a remark to stderr, unless quiet."""
     if not common.quiet:
         click.echo(printable(text, 2000), err=True)
 
 
 def lively() -> bool:
-    """Whether stderr is a terminal that somebody watches."""
+    """Whether stderr is an interactive terminal."""
     return sys.stderr.isatty() and "CI" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def _width() -> int | None:
-    """Columns of the terminal; None off a terminal, where a table takes the width it needs."""
+    """The width of the terminal; None where stdout is not one, so that tables are not folded."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def _color() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def words(value: Any) -> str:
+    """A value as text, "" for None; floats with six digits."""
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def digits(count: int) -> Callable[[float | None], str]:
+    """A formatter of numbers to `count` significant digits, "" for None."""
+    return lambda value: "" if value is None else f"{value:.{count}g}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds to three digits in s, ms, us or ns, "" for None."""
+    if value is None:
+        return ""
+    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
+    # From 0.9995 on, three digits of the next smaller unit would be 1e+03.
+    unit, size = next((u for u in units if value >= 0.9995 * u[1]), units[-1])
+    return f"{value / size:.3g} {unit}"
+
+
+def tell(diagnostics: Sequence[Diagnostic]) -> None:
+    """Write refusals to stderr, separated by blank lines."""
+    click.echo("\n\n".join(format_diagnostic(d) for d in diagnostics), err=True)
+
+
+def reopen() -> None:
+    """Point closed standard streams at the null device: files opened later would get their descriptors."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, number)
+            if nothing != number:
+                os.close(nothing)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+
+
+def silence() -> None:
+    """Point stdout at the null device, so that flushing its buffer at exit cannot fail."""
+    try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+    except (OSError, ValueError):  # stdout has no descriptor
+        sys.stdout = io.StringIO()

@@ -1,66 +1,38 @@
-"""The compiled kernels: how many threads they use, where they are kept, and who hears that they are being compiled.
-
-What a long command is doing, on a terminal that somebody watches.
-"""
+"""Progress of long commands, shown on a terminal: compilation, the current target, the time left."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bpcli.commands.output import lively
 from bpcli.errors import printable
 
 if TYPE_CHECKING:
-    from bpcli.commands.common import Common
-
-
-def use_threads(count: int) -> None:
-    """Let kernels run on `count` threads; where none is imported yet, they find the number in the environment."""
-    if "numba" not in sys.modules:
-        os.environ["NUMBA_NUM_THREADS"] = str(count)
-    if "bpcli.runtime.kernel_loader" in sys.modules:
-        from bpcli.runtime import kernel_loader as library
-
-        library.set_threads(count)
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    from bpcli.runtime.kernel_cache import cache_folder
-
-    return cache_folder()
-
-
-def compiled() -> int:
-    """How many kernels the cache holds, counting each precision."""
-    return len(list(cache_folder().glob("*.o")))
+    from bpcli.commands.shared_options import Common
 
 
 def announce(common: Common) -> None:
-    """Have it said on stderr when kernels are compiled, which happens once on a machine and takes its time."""
+    """Note on stderr when kernels are compiled, which happens once per machine and takes half a minute."""
     from bpcli.commands.output import note
-    from bpcli.runtime import kernel_loader as library
+    from bpcli.runtime import kernel_loader
 
-    library.announce = lambda text: note(text, common)
+    kernel_loader.announce = lambda text: note(text, common)
 
 
 def prepare(common: Common) -> None:
-    """Announce, and compile what a check takes, two kernels at a time, where this machine has none of them yet."""
-    from bpcli.runtime import kernel_loader as library
+    """Announce compilation, and compile the kernels of a check that are not cached yet, two at a time."""
+    from bpcli.runtime import kernel_loader
 
     announce(common)
-    library.prepare(library.CHECKING)
+    kernel_loader.prepare(kernel_loader.CHECKING)
 
 
 @contextmanager
 def progress(common: Common) -> Iterator[Callable[[str], None]]:
-    """A function that shows a line on stderr in place of the one before; off a terminal or when quiet, nothing."""
+    """A function that replaces the status line on stderr; it does nothing when quiet or without a terminal."""
     if common.quiet or not lively():
         yield lambda text: None
         return
@@ -73,9 +45,9 @@ def progress(common: Common) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def remaining(weights: Sequence[float], labels: Sequence[str], common: Common) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of a piece of work that is done; shows how much is left, and for how long.
+    """A function to call with the index of each finished cell; it shows the number of cells and the time left.
 
-    `weights` are the seconds that each piece was expected to take: those done tell how long the rest will.
+    `weights` are the predicted seconds of each cell; the time left is scaled by the speed of the cells so far.
     """
     start, done = time.monotonic(), set[int]()
     with progress(common) as say:

@@ -1,4 +1,4 @@
-"""The commands of `bp`: their modules and the lines that help shows, read without importing any of them."""
+"""The table of commands: their modules and one-line help, available without importing any of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 @dataclass(frozen=True)
 class Entry:
-    """A command: its module, the line that `bp --help` shows, and the JSON of a call refused before the command ran."""
+    """A command: its module, its line in `bp --help`, and the rows key and summary of an empty JSON document."""
 
     module: str
     help: str
@@ -25,18 +25,18 @@ COMMANDS = {
         {"passed": 0, "wrong": 0, "inconclusive": 0},
     ),
     "grad": Entry("bpcli.commands.grad", "Write the loss and its gradient to a file.", "arrays"),
-    "export": Entry("bpcli.commands.export", "Write the arrays that a spec runs on to a file.", "arrays"),
-    "bench": Entry("bpcli.commands.bench", "Measure time and memory over a sweep.", "cells"),
-    "merge": Entry("bpcli.commands.merge", "Put saved bench runs together.", "cells"),
-    "report": Entry("bpcli.commands.report", "Write runs as a page with plots."),
+    "export": Entry("bpcli.commands.grad", "Write parameters, inputs and initial states to a file.", "arrays"),
+    "bench": Entry("bpcli.commands.bench", "Measure time and memory of methods over a sweep.", "cells"),
+    "merge": Entry("bpcli.commands.bench", "Merge saved bench runs.", "cells"),
+    "report": Entry("bpcli.commands.report", "Write saved runs as an HTML page with plots."),
     "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
-    "ab": Entry("bpcli.commands.ab", "Compare two installations of bp by runs in turn.", "comparisons"),
+    "ab": Entry("bpcli.commands.ab", "Compare two installations of bp, timed in turn.", "comparisons"),
     "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
     "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
 }
 
 
 def option_name(option: click.Parameter) -> str:
-    """The long name of an option without dashes in front: `max_memory` for `--max-memory`."""
+    """The long name of an option as an identifier: `max_memory` for `--max-memory`."""
     longest = max(option.opts, key=len)
     return longest.lstrip("-").replace("-", "_")

@@ -1,7 +1,8 @@
-"""`bp report`: runs as a page with plots."""
+"""`bp report`: write saved runs as a page of HTML, or as plots."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,39 +10,38 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bpcli.commands.common import Common
-from bpcli.commands.shared_options import shared
+from bpcli.commands.shared_options import Common, shared
+from bpcli.errors import BpError, fail
 
 if TYPE_CHECKING:
     from bpcli.commands.report_data import Run
     from bpcli.render.page import Group, Section
     from bpcli.render.page.figure import Figure
 
-# Of the specs that a check judged, so many get a V-curve without being asked for.
+# The number of specs of a check that get a V-curve without being named.
 CURVES_AT_MOST = 4
 _KINDS = ("svg", "png")
 
 
 @click.command()
 @click.argument("run", nargs=-1, required=True, metavar="RUN...")
-@click.option("-o", "--out", metavar="PAGE.html", help="Page to write.")
-@click.option("--plot", multiple=True, metavar="FILE", help="Write the plots as one .svg or .png; repeatable.")
+@click.option("-o", "--out", metavar="PAGE.html", help="Output page.")
+@click.option("--plot", multiple=True, metavar="FILE", help="Write the plots to one .svg or .png file; repeatable.")
 @shared("max_memory", "max_time", "allow_outside", "quiet")
 def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common: Common) -> int:
-    """Write RUN, what `bp bench` and `bp check` gave with --format json, as one HTML page with plots and tables.
+    """Write each RUN, saved by `bp bench` or `bp check` with --format json, to one HTML page with plots and tables.
 
-    A spec among them adds its V-curve: the error of central differences against their step. The specs of a check get
-    theirs where their files can be read. The page needs no network, and no other file.
+    A RUN can also be a spec: the page then shows its V-curve, the error of central differences against their step. The
+    specs of a check are shown likewise if their files can be read. The page is self-contained and works offline.
     """
     from bpcli.commands.output import note
     from bpcli.commands.report_data import read_run
-    from bpcli.errors import fail
     from bpcli.problem.array_writer import replace_file
     from bpcli.render.page import page
     from bpcli.render.page.figure import need_matplotlib, picture
 
     need_matplotlib()
-    kinds = _test(run, out, plot)
+    kinds = _plot_kinds(run, out, plot)
     runs = [read_run(file) for file in run if not file.endswith(".toml")]
     sections = [_section(r, common) for r in runs] + _curves([f for f in run if f.endswith(".toml")], common)
     figures = [f for s in sections for group in _first(s.groups) for f in group.figures]
@@ -56,12 +56,9 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
     return 0
 
 
-def _test(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) -> dict[str, str]:
-    """The format of each plot; BpError, before anything is computed, for paths that can't be meant or written."""
-    import os
-
-    from bpcli.commands.specs import test_writable
-    from bpcli.errors import fail
+def _plot_kinds(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) -> dict[str, str]:
+    """The format of each plot. Raises BpError for paths that are invalid or cannot be written."""
+    from bpcli.problem.array_writer import check_writable
 
     if not out and not plot:
         fail("usage", "bp report needs -o/--out or --plot", help="for example -o page.html")
@@ -73,15 +70,15 @@ def _test(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) -> dict[
     written = [os.path.realpath(path) for path in ([out] if out else []) + list(plot)]
     for path in written:
         if path in read:
-            fail("usage", f'"{path}" is read and would be written', help="name another file")
+            fail("usage", f'"{path}" is both an input and an output', help="name another file")
         if written.count(path) > 1:
             fail("usage", f'two outputs go to "{path}"', help="give each a path of its own")
-        test_writable(path)
+        check_writable(path)
     return kinds
 
 
 def _section(run: Run, common: Common) -> Section:
-    """A run with its figures, and with the V-curves of its specs where it is a check."""
+    """A run with its figures; for a check, also the V-curves of its specs."""
     from bpcli.commands.report_data import groups
     from bpcli.render.page import Group, Section
 
@@ -92,10 +89,9 @@ def _section(run: Run, common: Common) -> Section:
 
 
 def _of_specs(run: Run, common: Common) -> list[Figure]:
-    """The V-curves of the specs that a check judged, as it set them; a note for each that can't be had."""
+    """The V-curves of the specs of a check, under its settings; a note for each that cannot be computed."""
     from bpcli.commands.output import note
     from bpcli.commands.report_data import curve
-    from bpcli.errors import BpError
 
     specs, changed = run.document.context.get("specs"), run.document.context.get("set")
     figures = []
@@ -108,7 +104,7 @@ def _of_specs(run: Run, common: Common) -> list[Figure]:
 
 
 def _curves(specs: list[str], common: Common) -> list[Section]:
-    """A section for the V-curves of the specs that were named."""
+    """A section with the V-curves of specs named on the command line."""
     from bpcli.commands.report_data import curve
     from bpcli.commands.specs import single
     from bpcli.render.document import Document
@@ -117,13 +113,13 @@ def _curves(specs: list[str], common: Common) -> list[Section]:
     if not specs:
         return []
     figures = [curve(single(spec), common) for spec in specs]
-    sentence = "The step that makes a central difference best, and how good it is then."
+    sentence = "The best step of central differences, and their error there."
     document = Document("V-curves", "rows", (), (), sentences=(sentence,))
     return [Section("Central differences", document, frozenset(), [Group("", "curves", figures)])]
 
 
 def _first(groups: Sequence[Group]) -> list[Group]:
-    """Of alternatives the one that the page shows at first."""
+    """The first group of each kind, which the page shows initially."""
     shown: dict[str, Group] = {}
     for group in groups:
         shown.setdefault(group.kind, group)
@@ -131,23 +127,17 @@ def _first(groups: Sequence[Group]) -> list[Group]:
 
 
 def _title(runs: list[Run]) -> str:
-    """After the specs, while they are few."""
+    """The title of the page, which names up to three specs."""
     specs = list(dict.fromkeys(r["spec"] for run in runs for r in run.rows))
     return f"Gradients of {', '.join(specs)}" if 0 < len(specs) <= 3 else "Gradients"
 
 
 def _subtitle(runs: list[Run]) -> str:
-    """The machines that the runs come from."""
+    """The versions and machines of the runs."""
     said = []
-    for run in runs:
-        context = run.document.context
+    for context in (run.document.context for run in runs):
         machine = context.get("machine")
         machine = machine if isinstance(machine, dict) else {}
-        cores = [f"{machine['cores']} cores"] if "cores" in machine else []
-        words = [
-            f"bp {context.get('version', '')}".strip(),
-            *(str(machine[k]) for k in ("cpu",) if k in machine),
-            *cores,
-        ]
-        said.append(", ".join(words))
+        parts = [f"bp {context.get('version', '')}".strip(), str(machine.get("cpu", ""))]
+        said.append(", ".join(filter(None, [*parts, f"{machine['cores']} cores" if "cores" in machine else ""])))
     return " · ".join(dict.fromkeys(said))

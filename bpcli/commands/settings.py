@@ -1,4 +1,4 @@
-"""Defaults of options from `[tool.bp]` of the nearest `pyproject.toml`, and where an option's value came from."""
+"""Defaults of options in `[tool.bp]` of the nearest `pyproject.toml`, and the source of an option's value."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from bpcli.errors import BpError, Collector, Place, fail, nearest
 if TYPE_CHECKING:
     from bpcli.spec.source import Text
 
-# What belongs to one run alone, as required options do: a default for these would surprise.
+# Options of a single run, like required ones; a default for them would surprise.
 _PERSONAL = frozenset({"set", "out", "help", "version"})
 _TABLE = ("tool", "bp")
 
 
 def defaults(command: click.Command) -> dict[str, Any]:
-    """The values that `[tool.bp]` gives to the options of `command`, by parameter name.
+    """The values in `[tool.bp]` for the options of `command`, by parameter name.
 
-    Raises BpError where the file is no TOML, `[tool.bp]` no table, or a key no option of any command.
+    Raises BpError if the file is invalid TOML, `[tool.bp]` is not a table, a key is not an option of any command, or a
+    value has the wrong type.
     """
     path = _nearest_project()
     if path is None:
@@ -36,31 +37,25 @@ def defaults(command: click.Command) -> dict[str, Any]:
     collector = Collector()
     for key in table:
         if key.replace("-", "_") not in own and (others := _all_options()) and key.replace("-", "_") not in others:
-            place = _place(path, key)
-            collector.add(
-                "unknown-key", f'unknown key "{key}" in [tool.bp]', place, help=nearest(key, _written(others))
-            )
+            advice = nearest(key, [name.replace("_", "-") for name in others])
+            collector.add("unknown-key", f'unknown key "{key}" in [tool.bp]', _place(path, key), help=advice)
         option = own.get(key.replace("-", "_"))
         if option and (wanted := _misfit(option, table[key])):
-            collector.add("wrong-type", f"{key} must be {wanted}", _place(path, key), help=_remedy(option))
+            advice = (option.help or "").rstrip(".")
+            collector.add("wrong-type", f"{key} must be {wanted}", _place(path, key), help=advice)
     collector.finish()
     given = {own[k.replace("-", "_")]: v for k, v in table.items() if k.replace("-", "_") in own}
     return {str(o.name): [v] if o.multiple and not isinstance(v, list) else v for o, v in given.items()}
 
 
-def _remedy(option: click.Option) -> str:
-    """The option's own description, or where it is to be found."""
-    return (option.help or "").rstrip(".") or "`bp COMMAND --help` lists what options take"
-
-
 def _misfit(option: click.Option, value: object) -> str:
-    """What a value of TOML would have to be, where it is something else: click converts more than it should."""
+    """The type that a TOML value should have, "" if it has it; click itself would convert some wrong types."""
     if option.is_flag:
         return "" if isinstance(value, bool) else "true or false"
     kinds, wanted = _KINDS.get(option.type.name, ((str, int, float), "a string"))
     items = value if option.multiple and isinstance(value, list) else [value]
     if not items:
-        return f"{wanted} or a list of such, which is not empty"
+        return f"{wanted} or a non-empty list of such"
     if all(isinstance(i, kinds) and not isinstance(i, bool) for i in items):
         return ""
     return f"{wanted} or a list of such" if option.multiple else wanted
@@ -74,7 +69,7 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 
 def default_format() -> str:
-    """The `format` of `[tool.bp]`, or "table" where there is none or the file can't be read."""
+    """The `format` of `[tool.bp]`; "table" without one, or if the file cannot be read."""
     path = _nearest_project()
     try:
         return str(_table(path).get("format", "table")) if path else "table"
@@ -83,7 +78,7 @@ def default_format() -> str:
 
 
 def came_from(context: click.Context | None, parameter: click.Parameter | None) -> str:
-    """Words for a value that was not given on the command line: the variable or the table it came from, else ""."""
+    """The variable or table that a value came from; "" if it was given on the command line."""
     if context is None or parameter is None:
         return ""
     source = context.get_parameter_source(str(parameter.name))
@@ -93,7 +88,7 @@ def came_from(context: click.Context | None, parameter: click.Parameter | None) 
 
 
 def place_of(context: click.Context | None, parameter: click.Parameter | None) -> Place | None:
-    """Where `[tool.bp]` gives the parameter its value, None where the value came from elsewhere."""
+    """The place of a parameter's value in `[tool.bp]`, None if it came from elsewhere."""
     path = _nearest_project()
     if path is None or parameter is None or came_from(context, parameter) != "[tool.bp]":
         return None
@@ -109,15 +104,11 @@ def _options(command: click.Command | None) -> dict[str, click.Option]:
 
 
 def _all_options() -> set[str]:
-    """The options of every command; imports them all, so asked for only when a key is none of the command's own."""
+    """The options of all commands, which are imported for this; needed only for keys that one command lacks."""
     from bpcli.commands.registry import COMMANDS
 
     modules = {name: importlib.import_module(entry.module) for name, entry in COMMANDS.items()}
     return {option for name, module in modules.items() for option in _options(getattr(module, name))}
-
-
-def _written(names: set[str]) -> list[str]:
-    return [n.replace("_", "-") for n in names]
 
 
 def _nearest_project() -> Path | None:
@@ -137,11 +128,8 @@ def _read(path: Path) -> Text:
     except UnicodeDecodeError:
         fail("not-utf-8", f"{path} is not UTF-8", Place(str(path), 1, 1), help="save the file as UTF-8")
     except OSError as error:
-        fail(
-            "unreadable-file",
-            f"can't read {path}: {error.strerror}",
-            help="make it readable, or work in another folder",
-        )
+        advice = "make it readable, or work in another folder"
+        fail("unreadable-file", f"can't read {path}: {error.strerror}", help=advice)
 
 
 def _table(path: Path) -> Mapping[str, Any]:
@@ -152,22 +140,22 @@ def _table(path: Path) -> Mapping[str, Any]:
         _refuse(text)
     table = tool.get("bp", {}) if isinstance(tool, dict) else {}
     if not isinstance(table, dict):
-        fail("wrong-type", "[tool.bp] must be a table", _place(path), help="write [tool.bp] and options below it")
+        fail("wrong-type", "[tool.bp] must be a table", _place(path), help="write [tool.bp] and the options below it")
     return table
 
 
 def _refuse(text: Text) -> NoReturn:
-    """Say what is wrong with a text that is no TOML, and where."""
+    """Raise BpError with the place of the syntax error in a TOML file."""
     from bpcli.spec.toml import outline, tables
 
     collector = Collector()
     tables(text, outline(text.content), collector)
     collector.finish()
-    fail("toml-syntax", f"{text.path} is not TOML", text.at(1, 1), help="mend it, or work in another folder")
+    fail("toml-syntax", f"{text.path} is not valid TOML", text.at(1, 1), help="correct it, or work in another folder")
 
 
 def _place(path: Path, *key: str) -> Place:
-    """The place of `[tool.bp]`, or of a key in it, written with dashes or underscores."""
+    """The place of `[tool.bp]` or of a key in it, which may be written with dashes or underscores."""
     from bpcli.spec.toml import outline
 
     text = _read(path)

@@ -1,31 +1,71 @@
-"""The options that commands share, and the one value that a command gets for them."""
+"""The options that several commands share, and `Common`, the value in which a command receives them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from bpcli.commands.common import Common
 from bpcli.errors import BpError, fail, nearest
+
+if TYPE_CHECKING:
+    from bpcli.problem.limits import Limits
 
 Command = Callable[..., Any]
 DTYPES = ("float64", "float32")
+# Files that specs are made of; no --output may replace one, whether or not this call reads it.
+_INPUT_SUFFIXES = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Common:
+    """The shared options, parsed and validated.
+
+    `overrides` (`n`, `T`, `dtype`, … from flags and `BP_*`) take precedence over the spec, which takes precedence over
+    `fallbacks`, from `[tool.bp]`. `wrt` is empty where the spec decides. `outputs` pairs a format with a path.
+    `max_memory` in bytes, `max_time` and `user_time` in seconds, None for the default.
+    """
+
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    fallbacks: Mapping[str, Any] = field(default_factory=dict)
+    wrt: tuple[str, ...] = ()
+    threads: int | None = None
+    format: str = "table"
+    outputs: tuple[tuple[str, str], ...] = ()
+    quiet: bool = False
+    verbose: bool = False
+    strict: bool = False
+    max_memory: int | None = None
+    max_time: float | None = None
+    user_time: float | None = None
+    allow_outside: bool = False
+    scheduler: str | None = None
+    local_cluster: int | None = None
+
+    def limits(self) -> Limits:
+        """The memory and time that a run may take."""
+        from bpcli.problem.limits import Limits
+
+        given = {"max_memory": self.max_memory, "max_time": self.max_time}
+        return Limits(allow_outside=self.allow_outside, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
 
 class Refused(click.BadParameter):
-    """A bad value with advice of its own."""
+    """An invalid value, with advice of its own."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
 
 
-def one_of(known: Callable[[], tuple[str, ...]]) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
-    """A callback that lets pass the words that `known` gives when asked, and answers others with the nearest."""
+def one_of(known: Callable[[], Sequence[str]]) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """A click callback that accepts the words of `known()` and suggests the nearest for any other."""
 
     def check(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
         if value is not None and value not in known():
@@ -38,30 +78,30 @@ def one_of(known: Callable[[], tuple[str, ...]]) -> Callable[[click.Context, cli
 def _outputs(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[tuple[str, str], ...]:
-    """`FORMAT=PATH` as pairs, the formats known."""
+    """Parse each `FORMAT=PATH` to a pair."""
     pairs = []
     for value in values:
-        name, equals, path = value.partition("=")
-        if not equals or not path:
+        name, _, path = value.partition("=")
+        if not path:
             raise Refused(f'expected FORMAT=PATH, got "{value}"', "for example --output csv=results.csv")
         if name not in formats():
             raise Refused(f'unknown format "{name}"', nearest(name, formats()))
         if path == "-" or path.startswith(("/dev/std", "/dev/fd/")):
-            raise Refused(f'"{path}" is no file', f"stdout gets what --format {name} writes")
+            raise Refused(f'"{path}" is not a file', f"--format {name} writes to stdout")
         pairs.append((name, path))
     return tuple(pairs)
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """A positive number; "inf" lifts the limit."""
+    """A positive number of seconds; "inf" lifts the limit."""
     if value is not None and not value > 0:
         option = max(parameter.opts, key=len)
         raise Refused(f"expected a positive number of seconds, got {value:g}", f"for example {option} 600")
     return value
 
 
-def _amount(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """Bytes, from text like 500MB."""
+def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Parse a size such as 500MB to bytes."""
     if value is None:
         return None
     from bpcli.problem.limits import parse_bytes
@@ -80,72 +120,47 @@ def formats() -> tuple[str, ...]:
 
 
 OPTIONS: Mapping[str, Callable[[Command], Command]] = {
-    "set": click.option(
-        "--set", "set_", multiple=True, metavar="KEY=VALUE", help="Change a dim, a constant, T, batch, seed or dtype."
-    ),
-    "dtype": click.option(
-        "--dtype", metavar="DTYPE", callback=one_of(lambda: DTYPES), help="float64 or float32; default: the spec's."
-    ),
-    "seed": click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of parameters, state and data."),
-    "wrt": click.option(
-        "--wrt",
-        multiple=True,
-        metavar="NAME",
-        help="Differentiate params, inputs, state or a single array; repeatable.",
-    ),
-    "threads": click.option(
-        "--threads",
-        metavar="N",
-        type=click.IntRange(1, 1024),
-        help="Threads of the kernels; default: NUMBA_NUM_THREADS, or all cores.",
-    ),
-    "max_memory": click.option(
-        "--max-memory", metavar="SIZE", callback=_amount, help="Refuse more: 500MB, 2GiB; default: 80% of free memory."
-    ),
-    "max_time": click.option(
-        "--max-time", type=float, metavar="SECONDS", callback=_seconds, help="Refuse longer runs; default: 3600."
-    ),
-    "user_time": click.option(
-        "--user-time", type=float, metavar="SECONDS", callback=_seconds, help="End longer calls of yours; default: 60."
-    ),
-    "allow_outside": click.option(
-        "--allow-outside", is_flag=True, help="Let specs read files outside their own folder."
-    ),
-    "scheduler": click.option(
-        "--scheduler", metavar="ADDRESS", help="Work on the Dask cluster there, as tcp://HOST:8786: one task a worker."
-    ),
-    "local_cluster": click.option(
-        "--local-cluster", metavar="N", type=click.IntRange(1, 256), help="Work on N worker processes of this machine."
-    ),
-    "format": click.option(
-        "--format",
-        metavar="FORMAT",
-        callback=one_of(formats),
-        default="table",
-        help="What stdout gets; `bp list formats`.",
-    ),
-    "output": click.option(
-        "--output", metavar="FORMAT=PATH", multiple=True, callback=_outputs, help="Write a file as well; repeatable."
-    ),
-    "quiet": click.option(
-        "-q", "--quiet", is_flag=True, help="Only what is wrong: no progress, no notes, no good news."
-    ),
-    "verbose": click.option("-v", "--verbose", is_flag=True, help="Every row and every column."),
-    "strict": click.option("--strict", is_flag=True, help="Exit with 4 when anything is inconclusive."),
-}
+    "set": click.option("--set", "set_", multiple=True, metavar="KEY=VALUE",
+        help="Set a dim, constant, T, batch, seed or dtype; repeatable."),
+    "dtype": click.option("--dtype", metavar="DTYPE", callback=one_of(lambda: DTYPES),
+        help="float64 or float32; default: as in the spec."),
+    "seed": click.option("--seed", metavar="N", type=click.IntRange(min=0),
+        help="Seed of parameters, initial states and data."),
+    "wrt": click.option("--wrt", multiple=True, metavar="NAME",
+        help="Differentiate with respect to params, inputs, state or one array; repeatable."),
+    "threads": click.option("--threads", metavar="N", type=click.IntRange(1, 1024),
+        help="Number of threads; default: NUMBA_NUM_THREADS, or one per core."),
+    "max_memory": click.option("--max-memory", metavar="SIZE", callback=_bytes,
+        help="Memory limit, as 500MB or 2GiB; default: 80% of free memory."),
+    "max_time": click.option("--max-time", type=float, metavar="SECONDS", callback=_seconds,
+        help="Refuse runs predicted to take longer; default: 3600."),
+    "user_time": click.option("--user-time", type=float, metavar="SECONDS", callback=_seconds,
+        help="Time limit for each call of your code; default: 60."),
+    "allow_outside": click.option("--allow-outside", is_flag=True,
+        help="Let specs read files outside their own folder."),
+    "scheduler": click.option("--scheduler", metavar="ADDRESS",
+        help="Run on the Dask cluster at this address, as tcp://HOST:8786."),
+    "local_cluster": click.option("--local-cluster", metavar="N", type=click.IntRange(1, 256),
+        help="Run on N worker processes on this machine."),
+    "format": click.option("--format", metavar="FORMAT", callback=one_of(formats), default="table",
+        help="Format of stdout; see `bp list formats`."),
+    "output": click.option("--output", metavar="FORMAT=PATH", multiple=True, callback=_outputs,
+        help="Also write the results to a file; repeatable."),
+    "quiet": click.option("-q", "--quiet", is_flag=True,
+        help="Show only problems: no progress, notes or passing rows."),
+    "verbose": click.option("-v", "--verbose", is_flag=True, help="Show every row and column."),
+    "strict": click.option("--strict", is_flag=True, help="Exit with 4 if anything is inconclusive."),
+}  # fmt: skip
 
 
 def shared(*names: str) -> Callable[[Command], Command]:
-    """Offer the shared options `names`; the command gets them as `common`, outputs tested and values checked."""
+    """Add the shared options `names` to a command, which receives them as the argument `common`."""
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def run(**values: Any) -> Any:
             common = bundle({_parameter(name): values.pop(_parameter(name)) for name in names})
-            if common.outputs:
-                from bpcli.commands.specs import test_spare
-
-                test_spare([path for _, path in common.outputs], values)
+            _refuse_replacing([path for _, path in common.outputs], values)
             return function(common=common, **values)
 
         command: Command = run
@@ -161,58 +176,74 @@ def _parameter(name: str) -> str:
 
 
 def bundle(values: Mapping[str, Any]) -> Common:
-    """The shared ones among the parameters of the current command, as their values are."""
+    """The shared options among `values`, the parameters of the current command.
+
+    Raises BpError for contradictory options and for outputs that cannot be written.
+    """
     source = click.get_current_context().get_parameter_source
     given = {name: values[_parameter(name)] for name in OPTIONS if _parameter(name) in values}
     weak = {n for n in given if source(n) is ParameterSource.DEFAULT_MAP}
     settings = {n: given[n] for n in ("dtype", "seed", "wrt") if given.get(n) not in (None, ())}
     strong = {n: v for n, v in settings.items() if n not in weak and n != "wrt"}
     outputs = tuple(given.get("output", ()))
-    _test(outputs)
+    _check_outputs([path for _, path in outputs])
     if given.get("threads"):
-        from bpcli.commands.progress import use_threads
-
         use_threads(given["threads"])
     return Common(
         overrides=_overrides(given.get("set", ()), strong),
         fallbacks={n: v for n, v in settings.items() if n in weak},
         wrt=() if "wrt" in weak else tuple(given.get("wrt", ())),
         outputs=outputs,
-        **{n: given[n] for n in _AS_GIVEN if n in given},
+        **{n: v for n, v in given.items() if n not in ("set", "dtype", "seed", "wrt", "output")},
     )
 
 
-_AS_GIVEN = (
-    "threads", "format", "quiet", "verbose", "strict", "max_memory", "max_time", "user_time",
-    "allow_outside", "scheduler", "local_cluster",
-)  # fmt: skip
+def use_threads(count: int) -> None:
+    """Set the number of threads of the kernels, through the environment where Numba is not imported yet."""
+    if "numba" not in sys.modules:
+        os.environ["NUMBA_NUM_THREADS"] = str(count)
+    if "bpcli.runtime.kernel_loader" in sys.modules:
+        from bpcli.runtime import kernel_loader
+
+        kernel_loader.set_threads(count)
 
 
 def _overrides(assignments: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
-    """`--set` and the flags that say the same, which must not contradict each other."""
-    from bpcli.commands.specs import assignment
+    """The settings of `--set` and of flags for the same keys, which must not contradict each other."""
+    if not (assignments or flags):
+        return {}
+    from bpcli.spec.load import parse_assignment
 
-    overrides = dict(assignment(a) for a in assignments)
+    overrides = dict(map(parse_assignment, assignments))
     for name, value in flags.items():
         if overrides.setdefault(name, value) != value:
             fail("usage", f"--set {name}={overrides[name]} contradicts --{name} {value}", help="give one of them")
     return overrides
 
 
-def _test(outputs: tuple[tuple[str, str], ...]) -> None:
-    """Refuse paths that can't be written, before anything is computed."""
-    if not outputs:
+def _check_outputs(paths: Sequence[str]) -> None:
+    """Raise BpError for paths that are given twice or cannot be written, before anything is computed."""
+    if not paths:
         return
-    from bpcli.commands.specs import test_writable
+    from bpcli.problem.array_writer import check_writable
 
-    paths = [path for _, path in outputs]
     if repeated := sorted({p for p in paths if paths.count(p) > 1}):
         fail("usage", f"two outputs go to {repeated[0]}", help="give each --output a path of its own")
     for path in paths:
-        test_writable(path)
+        check_writable(path)
+
+
+def _refuse_replacing(outputs: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Raise BpError for an output that would replace an input: a file named on the command line, or any that
+    has the suffix of a spec, a program or arrays."""
+    groups = [v if isinstance(v, tuple) else (v,) for name, v in values.items() if name not in ("out", "plot")]
+    read = {os.path.realpath(text) for group in groups for text in group if isinstance(text, str)}
+    for path in filter(os.path.isfile, outputs):
+        if os.path.realpath(path) in read or path.lower().endswith(_INPUT_SUFFIXES):
+            fail("usage", f'--output would replace "{path}", an input file', help="name another file")
 
 
 def from_project() -> bool:
-    """Whether the methods of this call come from `[tool.bp]`, so that a spec's own count more."""
+    """Whether the methods of this call come from `[tool.bp]`, in which case those of a spec take precedence."""
     source = click.get_current_context().get_parameter_source("method")
     return source is ParameterSource.DEFAULT_MAP

@@ -1,7 +1,4 @@
-"""From targets on the command line to Setups.
-
-The specs that ship with the package.
-"""
+"""The specs that a command line names: found in folders, given names, and opened under the shared options."""
 
 from __future__ import annotations
 
@@ -13,29 +10,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bpcli
-from bpcli.commands.common import Common
+from bpcli.commands.shared_options import Common
 from bpcli.errors import Diagnostic, fail, nearest
 
 if TYPE_CHECKING:
     from bpcli.api.loaded import LoadedProblem
     from bpcli.problem.spec_file import SpecFile
 
-
 _HOME = "specs"
-_READ = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors")
 _MAX_BYTES = 1 << 20
 _MARK = re.compile(r"^[ \t]*(?:bp|\"bp\"|'bp')[ \t]*=", re.MULTILINE)
 _HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
 _EQUATIONS = re.compile(r"^[ \t]*\[equations\]", re.MULTILINE)
 
-# What `[tool.bp]` can say and a spec too; the spec's word counts.
+# Settings that both `[tool.bp]` and a spec can have, with their keys in the spec, which takes precedence.
 _IN_SPEC = {"dtype": ("dtype",), "seed": ("data", "seed"), "wrt": ("check", "wrt")}
 
 
 def find(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagnostic]]:
-    """The specs that `targets` name, each once: files as they are, folders searched; and a refusal for each bad target.
+    """The distinct specs among `targets`, folders searched recursively, and a refusal for each invalid target.
 
-    Without a target, `specs/` of the current folder. A folder without specs gets a note.
+    Without targets, the specs in the folder specs/. A folder without specs is noted on stderr.
     """
     from bpcli.commands.output import note
 
@@ -62,81 +57,53 @@ def find(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagn
     return list(found.values()), refused
 
 
-def names(paths: Sequence[Path]) -> Mapping[Path, str]:
-    """What to call each spec: its stem or, where several have that, the shortest end of its path that tells it apart.
+def find_or_packaged(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagnostic]]:
+    """As `find`, but without targets the vanilla RNN that ships with bp."""
+    return find(targets, common) if targets else ([packaged_spec("vanilla_rnn")], [])
 
-    The path is without its suffix, unless that alone tells two apart, and has `/` between its parts.
+
+def packaged_spec(name: str) -> Path:
+    """The path of a bundled spec such as `vanilla_rnn`, in the installed package or in its source tree."""
+    package = Path(bpcli.__file__).resolve().parent
+    folders = [f for f in (package / "specs", package.parent / "specs") if f.is_dir()]
+    paths = {p.stem: p for f in reversed(folders) for p in f.glob("*.toml")}
+    if name not in paths:
+        fail("no-such-file", f'bp ships no spec "{name}"', help=nearest(name, paths))
+    return paths[name]
+
+
+def names(paths: Sequence[Path]) -> Mapping[Path, str]:
+    """A unique name for each spec: its stem or, where several share it, the shortest distinctive end of its path.
+
+    Paths are in POSIX form, without their suffix unless only that distinguishes two specs.
     """
     return {path: _shortest(path, [p for p in paths if p != path and p.stem == path.stem]) for path in paths}
 
 
 def spec_file(path: Path, common: Common, name: str = "") -> SpecFile:
-    """A spec under the shared options, called `name`, or by its stem where that is empty."""
+    """A spec under the shared options; `name` defaults to its stem."""
     from bpcli.problem.spec_file import SpecFile
 
-    return SpecFile(str(path), name or path.stem, *_said_over(path, common), common.limits())
+    fallbacks = {n: v for n, v in common.fallbacks.items() if not _has_key(path, _IN_SPEC[n])}
+    wrt = common.wrt or tuple(fallbacks.pop("wrt", ()))
+    return SpecFile(str(path), name or path.stem, {**fallbacks, **common.overrides}, wrt, common.limits())
 
 
 def open_spec(path: Path, common: Common, name: str = "") -> LoadedProblem:
-    """The problem of a spec under the shared options; raises BpError with all that is wrong."""
+    """The problem of a spec under the shared options; raises BpError with every error in the spec."""
     from bpcli.api.loaded import open_file
 
     return open_file(spec_file(path, common, name))
 
 
-def _said_over(path: Path, common: Common) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the shared options say over a spec: settings, and what to differentiate (() where the spec decides)."""
-    missing = {n: v for n, v in common.fallbacks.items() if not _says(path, _IN_SPEC[n])}
-    wrt = common.wrt or tuple(missing.pop("wrt", ()))
-    return {**missing, **common.overrides}, wrt
-
-
 def single(target: str) -> Path:
-    """The spec that a command for one spec is called with; raises BpError for a folder or nothing."""
+    """The path of the one spec that a command takes; raises BpError where it is a folder or does not exist."""
     path = Path(target)
     if not os.path.lexists(path):
         fail("no-such-file", f'no file "{target}"', help=_alike(path))
     if path.is_dir():
-        fail("usage", f'"{target}" is a folder, one spec is needed', help="name a .toml file in it")
+        fail("usage", f'"{target}" is a folder, not a spec', help="name a .toml file in it")
     return path
-
-
-def assignment(text: str) -> tuple[str, Any]:
-    """`KEY=VALUE` of `--set`."""
-    from bpcli.spec.load import parse_assignment
-
-    return parse_assignment(text)
-
-
-def test_writable(path: str) -> None:
-    """Raise BpError where `path` can't be written."""
-    from bpcli.problem.array_writer import check_writable
-
-    check_writable(Path(path))
-
-
-def test_spare(outputs: Sequence[str], values: Mapping[str, Any]) -> None:
-    """Raise BpError for an output in the place of a file that `values` of the command line name, or of any program,
-    settings or arrays, as specs read them too."""
-    groups = [v if isinstance(v, tuple) else (v,) for name, v in values.items() if name not in ("out", "plot")]
-    read = {os.path.realpath(text) for group in groups for text in group if isinstance(text, str)}
-    for path in filter(os.path.isfile, outputs):
-        if os.path.realpath(path) in read or path.lower().endswith(_READ):
-            fail("usage", f'--output would replace "{path}", which is read', help="name another file")
-
-
-def test_out(out: str, spec: Path, common: Common) -> None:
-    """Raise BpError where `-o` can't be written, is no .npz, replaces the spec or shares a file with an `--output`."""
-    target = os.path.realpath(out)
-    if target == os.path.realpath(spec):
-        fail("usage", f'-o "{out}" is the spec itself', help="name another file")
-    if target in {os.path.realpath(path) for _, path in common.outputs}:
-        fail("usage", f'-o and --output both go to "{out}"', help="give each a path of its own")
-    if not out.lower().endswith(".npz") and (os.path.isfile(out) or not os.path.exists(out)):
-        fail(
-            "usage", f'-o "{out}" does not end in .npz, and arrays are written as .npz alone', help="name an .npz file"
-        )
-    test_writable(out)
 
 
 def _shortest(path: Path, others: Iterable[Path]) -> str:
@@ -151,9 +118,9 @@ def _shortest(path: Path, others: Iterable[Path]) -> str:
 
 
 def _search(folder: Path, common: Common) -> Iterator[Path]:
-    """The specs in a folder and below it, in order of their paths; hidden folders are left out.
+    """The specs in a folder and its subfolders, hidden ones excepted, in order of their paths.
 
-    A note tells of files that look like specs and lack the key.
+    A file that looks like a spec but lacks the key `bp` is noted on stderr.
     """
     from bpcli.commands.output import note
 
@@ -163,11 +130,11 @@ def _search(folder: Path, common: Common) -> Iterator[Path]:
             if _is_spec(path):
                 yield path
             elif _EQUATIONS.search(_head(path)):
-                note(f"left out {path}: it has [equations], but no key bp", common)
+                note(f"skipped {path}: it has [equations] but no key bp", common)
 
 
 def _is_spec(path: Path) -> bool:
-    """Whether a TOML file has a top-level key `bp`; one that is no TOML counts when it looks like a spec."""
+    """Whether a file has a top-level key `bp`, by its syntax or, where that is invalid, by its look."""
     text = _head(path)
     try:
         return "bp" in tomllib.loads(text)
@@ -186,8 +153,8 @@ def _head(path: Path) -> str:
         return ""
 
 
-def _says(path: Path, keys: tuple[str, ...]) -> bool:
-    """Whether a spec has the key; False where it can't be read, which is told elsewhere."""
+def _has_key(path: Path, keys: tuple[str, ...]) -> bool:
+    """Whether a spec has the key; False for an unreadable file, which is refused when it is opened."""
     try:
         table: Any = tomllib.loads(_head(path))
     except (ValueError, RecursionError):
@@ -206,18 +173,3 @@ def _alike(path: Path) -> str:
     except (OSError, ValueError):
         return f'there is no folder "{path.parent}"'
     return nearest(path.name, names, f'there is no spec in "{path.parent}"')
-
-
-def find_or_packaged(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagnostic]]:
-    """As `specs.find`; without a target, the vanilla RNN that ships with the package."""
-    return find(targets, common) if targets else ([packaged_spec("vanilla_rnn")], [])
-
-
-def packaged_spec(name: str) -> Path:
-    """The path of the spec called `name` (`vanilla_rnn`), inside an installed package or beside it in a source tree."""
-    package = Path(bpcli.__file__).resolve().parent
-    folders = [f for f in (package / "specs", package.parent / "specs") if f.is_dir()]
-    paths = {p.stem: p for f in reversed(folders) for p in f.glob("*.toml")}
-    if name not in paths:
-        fail("no-such-file", f'the package holds no spec "{name}"', help=nearest(name, paths))
-    return paths[name]
