@@ -80,6 +80,15 @@ def test_a_gradient_is_what_bp_grad_writes(spec: str) -> None:
         assert expected == (written["d_W"] == gradient.arrays["W"]).all()
 
 
+def test_local_derivatives(spec: str) -> None:
+    """J of a step is the derivative of its state by the state before it; that of another step is not."""
+    net = bpcli.load(spec, n=3, T=4)
+    local, a, W = net.local_derivatives(2), net.forward("a")["a"], net.params["W"]
+    expected = (1 - a[2][:, :, None] ** 2) * W
+    np.testing.assert_allclose(local.J, expected, rtol=1e-12)
+    assert not np.allclose(net.local_derivatives(1).J, expected)
+
+
 def test_what_is_loaded(spec: str) -> None:
     """Arrays have the documented shapes and cannot be written to; the loss is that of the equations' values."""
     net = bpcli.load(spec, n=5, T=4)
@@ -202,6 +211,8 @@ REFUSALS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: _square().gradient("bptz"), "unknown-method", 'did you mean "bptt"?'),
     (lambda: _square().gradient("rtrl"), "method-refused", "backprop"),
     (lambda: _square().forward("los"), "unknown-name", 'did you mean "loss"?'),
+    (lambda: _square().local_derivatives(0), "no-state", "feed-forward"),
+    (lambda: bpcli.load("net.toml", T=3).local_derivatives(3), "out-of-range", "steps are 0 to 2"),
     (lambda: _square().check("rtrl"), "method-refused", "backprop"),
     (lambda: _square().check(mode="ful"), "usage", 'mode: unknown value "ful"'),
     (lambda: _square().check(reference="centre"), "usage", 'did you mean "central"?'),

@@ -50,6 +50,8 @@ ELSEWHERE: dict[Site, str] = {
     ("cluster.dask_worker.answered", "memory"): CLUSTER,
     ("cluster.dask_worker.answered", "internal"): CLUSTER,
     ("api.loaded.LoadedProblem.forward", "unknown-name"): "test_api.py",
+    ("api.loaded.LoadedProblem.local_derivatives", "no-state"): "test_api.py",
+    ("api.loaded.LoadedProblem.local_derivatives", "out-of-range"): "test_api.py",
     ("api.method_selection.check_options", "usage"): "test_api.py",
     ("api.method_selection.judged", "reference-refused"): "test_backends_oracle.py",
     ("commands.check._reference", ""): "test_backends_oracle.py",

@@ -26,6 +26,7 @@ from bpcli.problem.draw import draw
 from bpcli.problem.limits import PASSES, Limits, check_cost
 from bpcli.problem.spec_file import SpecFile
 from bpcli.runtime.evaluation import node_values, whole_loss
+from bpcli.runtime.local_derivatives import LocalDerivatives, local_derivatives_at
 from bpcli.spec.language import canonical
 
 Words = str | Sequence[str]
@@ -116,6 +117,21 @@ class LoadedProblem:
         cost, limits = call.cost(self.setup), self.file.limits
         check_cost(self.setup, call.text, cost.bytes, cost.flops, limits, PASSES * cost.forward_steps)
         return call.gradient(draw(self.setup))
+
+    def local_derivatives(self, t: int) -> LocalDerivatives:
+        """Compute J, M̄ and q of step `t`, counted from 0: what online rules are made of.
+
+        Raises BpError for a graph without a state, and for a step outside 0 to T - 1.
+
+        >>> local = load("specs/vanilla_rnn.toml", n=16, T=5).local_derivatives(3)
+        >>> local.J.shape, local.q.shape
+        ((3, 16, 16), (3, 16))
+        """
+        if not self.setup.graph.recurrent:
+            fail("no-state", "a feed-forward network has no local derivatives", help="load a spec with a [state]")
+        if not 0 <= t < self.setup.T:
+            fail("out-of-range", f"there is no step {t}", help=f"steps are 0 to {self.setup.T - 1}")
+        return local_derivatives_at(self._problem, t)
 
     def check(
         self,
