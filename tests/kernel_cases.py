@@ -35,7 +35,8 @@ FEED_FORWARD = (
 RECURRENT = ("gru", "indrnn", "leaky_rnn", "lru", "lstm", "masked_rnn", "stacked_rnn", "vanilla_rnn")
 EXACT = ("bptt", "rtrl", "rtrl-dense")
 TRUNCATED = (
-    "tbptt:k1=1,k2=1", "tbptt:k1=1,k2=3", "tbptt:k1=2,k2=3", "tbptt:k1=3,k2=3", "tbptt:k1=5,k2=9", "ebptt:2", "fbptt:2",
+    "tbptt:k1=1,k2=1", "tbptt:k1=1,k2=3", "tbptt:k1=2,k2=3", "tbptt:k1=3,k2=3", "tbptt:k1=5,k2=9",
+    "ebptt:2", "ebptt:3", "fbptt:2",
 )  # fmt: skip
 
 
@@ -79,7 +80,9 @@ def expected(problem: Problem, method: str) -> dict[str, Array]:
     if method in ("backprop", *EXACT):
         return naive.bptt(spec, arrays) if problem.setup.graph.recurrent else naive.backprop(spec, arrays)
     name, numbers = method.split(":")[0], [int(number) for number in re.findall(r"\d+$|(?<==)\d+", method)]
-    k1, k2 = {"tbptt": numbers, "ebptt": numbers * 2, "fbptt": [1, *numbers]}[name]
+    if name == "ebptt":
+        return naive.ebptt(spec, arrays, *numbers)
+    k1, k2 = {"tbptt": numbers, "fbptt": [1, *numbers]}[name]
     return naive.tbptt(spec, arrays, k1, k2)
 
 

@@ -9,7 +9,7 @@ q = ∂l(t)/∂a(t), M = da(t)/dw; N states and P parameter entries, both in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from naive_dual import Dual, Scalar
@@ -146,14 +146,24 @@ def bptt(spec: Spec, arrays: Arrays) -> Gradient:
 
 def tbptt(spec: Spec, arrays: Arrays, k1: int, k2: int) -> Gradient:
     """Sum of G[s, t], s ≤ t, s > min(T, k1 ⌈t/k1⌉) - k2 (s, t from 1). The initial state counts where s = 1 does."""
+    steps, _ = sizes(spec, arrays)
+    return _truncated(spec, arrays, lambda s, t: s > min(steps, k1 * ((t + k1 - 1) // k1)) - k2)
+
+
+def ebptt(spec: Spec, arrays: Arrays, tau: int) -> Gradient:
+    """Sum of G[s, t], s ≤ t, with s and t in one epoch: ⌈s/tau⌉ = ⌈t/tau⌉ (s, t from 1)."""
+    return _truncated(spec, arrays, lambda s, t: (s + tau - 1) // tau == (t + tau - 1) // tau)
+
+
+def _truncated(spec: Spec, arrays: Arrays, counts: Callable[[int, int], bool]) -> Gradient:
+    """Sum of G[s, t], s ≤ t, over the pairs that count (s, t from 1)."""
     steps, batch = sizes(spec, arrays)
     rows = []
     for b in range(batch):
         G, g = _triangle(spec, arrays, b), Row()
         for t in range(1, steps + 1):
-            end = min(steps, k1 * ((t + k1 - 1) // k1))
             for s in range(1, t + 1):
-                if s > end - k2:
+                if counts(s, t):
                     _add(g, 1.0, G[s - 1][t - 1])
         rows.append(g)
     return _assemble(spec, arrays, rows)

@@ -27,8 +27,7 @@ from bpcli.problem.definition import Values
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
-from bpcli.references.perturbation.executor import Asked, Piece
-from bpcli.references.perturbation.perturbed import answering
+from bpcli.references.perturbation.perturbed import CopyBlock, LossRequest, perturbed_for
 from bpcli.runtime.machine import Machine
 
 HOME = str(Path(__file__).parents[1])
@@ -290,13 +289,13 @@ class Twin:
     """`Executor` in this process, from arrays drawn afresh, piece by piece from the last to the first."""
 
     def __init__(self, path: Path) -> None:
-        self.problem, self.asked = draw(open_setup(path, {}, (), Limits())), list[Asked]()
+        self.problem, self.asked = draw(open_setup(path, {}, (), Limits())), list[LossRequest]()
 
-    def losses(self, asked: Asked, pieces: list[Piece]) -> list[Values]:
+    def losses(self, asked: LossRequest, pieces: list[CopyBlock]) -> list[Values]:
         """Those of all pieces, in order."""
         self.asked.append(asked)
-        perturbed = answering(self.problem, asked)
-        return [perturbed.piece(piece) for piece in pieces[::-1]][::-1]
+        perturbed = perturbed_for(self.problem, asked)
+        return [perturbed.block_losses(piece) for piece in pieces[::-1]][::-1]
 
 
 @pytest.mark.parametrize(
@@ -349,7 +348,7 @@ def test_check_on_a_cluster(folder: Path) -> None:
 def test_batches(count: int, expected: list[list[float]]) -> None:
     """Small pieces go together, large ones alone, and none is lost."""
     nothing = np.zeros(1, np.int64)
-    pieces = [Piece(1, nothing, nothing, nothing, size * LEAST_FLOPS) for size in (0.4, 0.4, 0.4, 3.0, 0.1, 0.95)]
+    pieces = [CopyBlock(1, nothing, nothing, nothing, size * LEAST_FLOPS) for size in (0.4, 0.4, 0.4, 3.0, 0.1, 0.95)]
     assert expected == [[round(p.flops / LEAST_FLOPS, 2) for p in batch] for batch in batches(pieces, count)]
 
 

@@ -28,7 +28,7 @@ from bpcli.methods import known_names, load, parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem
 from bpcli.runtime import kernel_loader as library
-from bpcli.runtime.reverse_mode import Unrolled
+from bpcli.runtime.reverse_mode import Unrolled, Window
 from bpcli.runtime.schedule import schedule_of
 
 CASES = [
@@ -78,7 +78,6 @@ def large() -> Problem:
 def test_threads_change_no_bit(threads: Threads, large: Problem, method: str) -> None:
     """Where the work is shared out, one thread, two, and two again give the same bits."""
     from bpcli.graph.nodes import Phase
-    from bpcli.runtime.reverse_mode import Unrolled
 
     plan = Unrolled(large.setup, parse(method).definition(large.setup).over(large.setup)).plan
     assert plan.shards > 1
@@ -148,10 +147,21 @@ def test_truncation_truncates(name: str, method: str) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [("ebptt:2", "tbptt:k1=2,k2=2"), ("fbptt:3", "tbptt:k1=1,k2=3")])
 def test_names_of_truncations(first: str, second: str) -> None:
-    """The blocks and the band are staircases; the two of them differ."""
+    """Special cases of tbptt (ebptt where tau divides T) equal it bitwise; the two of them differ."""
     problem = small("lstm")
     assert same_bits(gradient(problem, first), gradient(problem, second))
     assert not same_bits(gradient(problem, "ebptt:3"), gradient(problem, "fbptt:3"))
+
+
+def test_a_short_last_epoch_goes_back_to_its_own_start() -> None:
+    """Where tau does not divide T, tbptt reaches back into the epoch before the last one; epochwise BPTT does not."""
+    problem = small("lstm")
+    assert problem.setup.T == 4
+    windows = parse("ebptt:3").definition(problem.setup).over(problem.setup)
+    assert (Window(0, 0, 3), Window(3, 3, 4)) == windows
+    found = gradient(problem, "ebptt:3").arrays
+    assert distance(found, expected(problem, "ebptt:3")) < 1e-12
+    assert distance(found, gradient(problem, "tbptt:k1=3,k2=3").arrays) > 1e-6
 
 
 @pytest.mark.parametrize("name", [*RECURRENT, *FEED_FORWARD])

@@ -15,8 +15,7 @@ from bpcli.problem.setup import open_setup
 from bpcli.references.complex_step import REFERENCE
 from bpcli.references.numerics.probe import directions
 from bpcli.references.numerics.rounding import rounding
-from bpcli.references.perturbation.kink_slopes import slopes_of
-from bpcli.references.perturbation.kinks import find_kinks
+from bpcli.references.perturbation.kinks import find_kinks, slopes_of
 from bpcli.runtime.reverse_mode import Window
 
 FEED_FORWARD = """bp = 1

@@ -12,7 +12,7 @@ from bpcli.errors import BpError
 from bpcli.graph.operations import OPERATIONS
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem, cast
-from bpcli.references.numerics.float_range import magnitude
+from bpcli.references.numerics.rounding import magnitude
 from bpcli.references.perturbation import perturbed
 from bpcli.runtime.evaluation import check_finite
 from bpcli.runtime.reverse_mode import Window

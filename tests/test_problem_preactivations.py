@@ -19,7 +19,15 @@ from bpcli.references.perturbation import one_step as steps
 from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.references.perturbation.one_step import cut
 from bpcli.references.perturbation.perturbed import Perturbed
-from bpcli.references.perturbation.preactivations import Link, lasting, linked, pulled, step_by_step, terms, worthwhile
+from bpcli.references.perturbation.preactivations import (
+    Link,
+    chain_parameters,
+    differentiated_nodes,
+    pull_back,
+    reaches_state,
+    state_links,
+    terms,
+)
 from bpcli.runtime.copies import layout_of
 
 ALWAYS = 1e9
@@ -107,7 +115,7 @@ def test_states_that_products_alone_read(tmp_path: Path, a: str, loss: str, expe
     problem = written(tmp_path, NETWORK.format(a=a, loss=loss))
     graph, found = problem.setup.graph, through(problem, "bptt", complex)
     state = graph.previous["a"]
-    assert expected == (state in linked(graph, found.zs)) == (state not in step_by_step(graph, found.zs))
+    assert expected == (state in state_links(graph, found.zs)) == (state not in differentiated_nodes(graph, found.zs))
     assert distance(found.imaginary(), gradient(problem, "bptt").arrays) < 1e-13
     ready = through(problem, "bptt", float).real(1.0, 5e-4)
     assert distance({n: r.found.value for n, r in ready.items()}, gradient(problem, "bptt").arrays) < 1e-7
@@ -121,15 +129,15 @@ def test_a_number_that_lacks(tmp_path: Path) -> None:
     for name, expected in gradient(problem, "bptt").arrays.items():
         if name in ready:
             assert (np.abs(ready[name].found.value - expected) <= ready[name].found.bound).all()
-    assert () == ready["b"].found.value.shape and ready["b"].found.lacks(1e-9).any()
+    assert () == ready["b"].found.value.shape and ready["b"].found.exceeds(1e-9).any()
 
 
 def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few entries that are shifted themselves tell, and then all are."""
     problem = small("vanilla_rnn")
     expected = gradient(problem, "bptt").arrays
-    right = chain.pulled
-    monkeypatch.setattr(chain, "pulled", lambda *args: right(*args) * 1.01)
+    right = chain.pull_back
+    monkeypatch.setattr(chain, "pull_back", lambda *args: right(*args) * 1.01)
     assert distance(through(problem, "bptt", complex).imaginary(), expected) > 1e-4
     for reference in ("complex-step", "central"):
         found = references.get(reference).estimate(problem, Exact().over(problem.setup), problem.setup.wrt)
@@ -141,7 +149,7 @@ def test_what_is_unknown_spreads_by_products() -> None:
     matrix = np.array([[1.0, 0.0], [2.0, 3.0]])
     slope = np.array([[[np.nan, 1.0], [1.0, 1.0]]])  # (batch, size, columns)
     for turned in (False, True):
-        found = pulled(Link(0, 0, turned), matrix.T if turned else matrix, slope)
+        found = pull_back(Link(0, 0, turned), matrix.T if turned else matrix, slope)
         np.testing.assert_array_equal([[[np.nan, 3.0], [3.0, 3.0]]], found)
 
 
@@ -179,9 +187,9 @@ batch = 4
     def known() -> Derivatives:
         return through(problem, "backprop", float).real(1.0, 5e-4)["W"].found
 
-    assert (np.abs(known().value - expected) <= known().bound).all() and not known().lacks(5e-4).any()
+    assert (np.abs(known().value - expected) <= known().bound).all() and not known().exceeds(5e-4).any()
     monkeypatch.setattr(chain, "_FINE", chain._FIRST)
-    assert known().lacks(5e-4).any() == (gain > 1e3)
+    assert known().exceeds(5e-4).any() == (gain > 1e3)
     for name in ("_FIRST", "_FINE", "_COARSE"):
         monkeypatch.setattr(chain, name, 2.0**-4 / gain**0.5)
     wide, off = known(), np.abs(known().value - expected)
@@ -230,7 +238,7 @@ def test_noise_of_losses_whose_squares_are_out_of_range(tmp_path: Path, size: st
     for factor in ("1.0", size):
         text = NETWORK.format(a="tanh(W @ a[t-1] + x + b)", loss=f"{factor} * sum(a)")
         found = through(written(tmp_path, text), "bptt", float).real(1.0, 5e-4)["W"].found
-        assert not found.lacks(5e-4).any()
+        assert not found.exceeds(5e-4).any()
         parts.append(found.noise / float(factor))
     np.testing.assert_allclose(np.log(parts[1]), np.log(parts[0]), atol=1.0)
 
@@ -257,9 +265,8 @@ def test_zeros_are_known_to_be(tmp_path: Path) -> None:
         tmp_path, text.replace("\nc = [3]", "\nc = { shape = [3], value = [1.0, 0.0, 1.0], trainable = false }")
     )
     known = through(problem, "bptt", float).real(1.0, 5e-4)["V"].found
-    assert (
-        (known.bound[:, 1] == 0.0).all() and (known.noise[:, [0, 2]] > 0.0).all() and not known.lacks(5e-4)[:, 1].any()
-    )
+    assert (known.bound[:, 1] == 0.0).all() and (known.noise[:, [0, 2]] > 0.0).all()
+    assert not known.exceeds(5e-4)[:, 1].any()
 
 
 @pytest.mark.parametrize(("name", "method"), METHODS)
@@ -332,12 +339,12 @@ def test_a_kink_that_is_met_is_unknown(tmp_path: Path) -> None:
 def test_preactivations_are_chosen_where_that_is_less_work() -> None:
     """Not where they are more than the entries."""
     setup = problem_of(SPECS / "vanilla_rnn.toml", {"n": 32, "T": 10}).setup
-    assert {"W", "W_in", "b_rec", "W_out", "b_out"} == {t.name for t in worthwhile(setup, setup.wrt, 4, 14)}
-    assert not worthwhile(setup, [t for t in setup.wrt if t.name == "b_rec"], 1, 1)
+    assert {"W", "W_in", "b_rec", "W_out", "b_out"} == {t.name for t in chain_parameters(setup, setup.wrt, 4, 14)}
+    assert not chain_parameters(setup, [t for t in setup.wrt if t.name == "b_rec"], 1, 1)
 
 
 def test_what_lasts() -> None:
     """What states depend on lasts beyond its step, an output does not."""
     graph = small("vanilla_rnn").setup.graph
-    assert lasting(graph, terms(graph)["W"][0].z)
-    assert not lasting(graph, terms(graph)["W_out"][0].z)
+    assert reaches_state(graph, terms(graph)["W"][0].z)
+    assert not reaches_state(graph, terms(graph)["W_out"][0].z)

@@ -20,8 +20,7 @@ from bpcli.methods import MethodCall, load
 from bpcli.methods._online import Online, follow
 from bpcli.methods.base import Exact, NoOptions, Recursion
 from bpcli.problem.definition import Problem
-from bpcli.references.numerics.recursion import recursion_flops
-from bpcli.references.perturbation.measured_steps import MeasuredSteps
+from bpcli.references.numerics.recursion import MeasuredSteps, recursion_flops
 from bpcli.runtime.local_derivatives import LocalDerivatives, local_derivatives
 
 # The new value of b is an addend of a product, whose sum would be built up in its place if nobody wanted it.

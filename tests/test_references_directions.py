@@ -14,8 +14,8 @@ from bpcli.problem.draw import draw
 from bpcli.references import get, known
 from bpcli.references.central import differentiate
 from bpcli.references.ladder import extrapolate
+from bpcli.references.numerics.derivatives import rates
 from bpcli.references.numerics.probe import COUNT, Probe, Sampler, directions, dot, norms
-from bpcli.references.numerics.taylor import rates
 from bpcli.runtime.reverse_mode import Window
 
 Array = NDArray[np.float64]

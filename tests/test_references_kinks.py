@@ -121,7 +121,7 @@ def test_steps_that_change_a_branch_are_marked() -> None:
     """A large step meets kinks and its loss is NaN, a tiny one meets none."""
     problem = opened(TESTS / "checking_abs_rnn.toml", "float64")
     perturbed = Perturbed(problem, (Window(0, 0, problem.setup.T),), np.dtype(np.float64), find_kinks(problem))
-    losses, met = perturbed.followed(problem.setup.wrt[0], np.zeros(2, dtype=np.int64), np.array([1.0, 1e-12]))
+    losses, met = perturbed.losses_and_kinks(problem.setup.wrt[0], np.zeros(2, dtype=np.int64), np.array([1.0, 1e-12]))
     assert np.isnan(losses[0]).all() and np.isinf(met[0]).all()
     assert np.isfinite(losses[1]).all() and (met[1] == FREE).all()
 

@@ -21,7 +21,7 @@ from bpcli.problem.definition import Problem, Setup, Tensor, cast
 from bpcli.references.base import Estimate, FloatArray, Reference
 from bpcli.references.numerics.probe import Directions, dot, norms
 from bpcli.references.numerics.rounding import rounding, rounding_flops
-from bpcli.references.perturbation.executor import Executor
+from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime.reverse_mode import Window, unrolled
 
 _DOUBLE = np.dtype(np.float64)

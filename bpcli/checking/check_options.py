@@ -17,21 +17,19 @@ from bpcli.methods import MethodCall
 from bpcli.methods.base import Definition, Exact, Recursion
 from bpcli.problem.definition import Setup, Tensor
 from bpcli.problem.limits import array_bytes
-from bpcli.references.base import ByChain, Reference, copies
+from bpcli.references.base import ChainPlan, Reference, copy_count
 from bpcli.references.central import Central
 from bpcli.references.complex_step import ComplexStep
-from bpcli.references.numerics.chain_rule import AT_ONCE
+from bpcli.references.numerics.chain_rule import AT_ONCE, SAMPLES
 from bpcli.references.numerics.derivatives import COMPARED, SIGNED
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.numerics.noise import SAMPLES
 from bpcli.references.numerics.probe import COUNT, ROWS
-from bpcli.references.numerics.recursion import recursion_flops
+from bpcli.references.numerics.recursion import measured_bytes, recursion_flops
 from bpcli.references.numerics.rounding import rounding_flops
-from bpcli.references.perturbation.measured_steps import measured_bytes
 from bpcli.references.perturbation.one_step import cut
 from bpcli.references.perturbation.perturbed import BLOCK_ENTRIES
-from bpcli.references.perturbation.preactivations import step_by_step
-from bpcli.references.perturbation.tangent import possible
+from bpcli.references.perturbation.preactivations import differentiated_nodes
+from bpcli.references.perturbation.tangent import has_tangent
 from bpcli.runtime.copies import layout_of, reach
 from bpcli.runtime.reverse_mode import Window, unrolled
 from bpcli.tape.plan import make_plan
@@ -92,7 +90,7 @@ def choose(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: 
     dear = options.mode == AUTO and full > max(AFFORDABLE, along)
     if dear or options.mode == "directional":
         return Choice("directional", references_for(setup, options.reference, "directional"), False, along, full)
-    sampled = any(isinstance(r, Central) and copies(setup, r.sample) < copies(setup) for r in used)
+    sampled = any(isinstance(r, Central) and copy_count(setup, r.sample) < copy_count(setup) for r in used)
     return Choice("full", used, sampled, full, full)
 
 
@@ -161,9 +159,9 @@ def _perturbed(setup: Setup, windows: Sequence[Window], reference: Reference, nu
     exact = isinstance(reference, ComplexStep)
     item = _COMPLEX if exact else _DOUBLE
     trace = make_plan(setup.graph, [], setup.batch, setup.T, []).entries + numbers
-    by, sample = ByChain((), (), 0.0, setup), None
-    if isinstance(reference, ComplexStep) or (isinstance(reference, Central) and reference.through(setup)):
-        by = reference.by_chain(setup, windows)
+    by, sample = ChainPlan((), (), 0.0, setup), None
+    if isinstance(reference, ComplexStep) or (isinstance(reference, Central) and reference.uses_chain(setup)):
+        by = reference.chain_plan(setup, windows)
     elif isinstance(reference, Central):
         sample = reference.sample
     # A few entries of all tensors that come by the chain rule, every entry of the others, and copies for the noise.
@@ -193,10 +191,10 @@ def _copies(setup: Setup, windows: Sequence[Window], tensors: Sequence[Tensor], 
     return item * (block + _OF_LOSSES * count * setup.batch) + fixes
 
 
-def _chain(setup: Setup, windows: Sequence[Window], by: ByChain, exact: bool) -> int:
+def _chain(setup: Setup, windows: Sequence[Window], by: ChainPlan, exact: bool) -> int:
     """The bytes of single steps: their copies, values at every step, and cotangents passed from step to step."""
-    nodes, size = step_by_step(setup.graph, by.zs), {n.index: n.size for n in setup.graph.nodes}
-    real = exact and possible(setup.graph, by.zs)
+    nodes, size = differentiated_nodes(setup.graph, by.zs), {n.index: n.size for n in setup.graph.nodes}
+    real = exact and has_tangent(setup.graph, by.zs)
     shifts, columns = (1, 1) if exact else (len(SIGNED), 2 + SAMPLES)
     stretch, blocks = cut(setup, dict.fromkeys(nodes, shifts))
     cuts = {(n, shifts * len(numbers)) for n, numbers in blocks}

@@ -39,7 +39,7 @@ from bpcli.problem.draw import draw
 from bpcli.references import complex_step
 from bpcli.references.base import Estimate, FloatArray, forward_flops
 from bpcli.references.numerics.probe import directions, dot, norms
-from bpcli.references.perturbation.executor import Executor
+from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime.evaluation import check_finite
 
 AFFORDABLE = 2e10

@@ -15,13 +15,12 @@ from bpcli.methods.base import Definition, Recursion
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
-from bpcli.references.numerics.differences import Around
-from bpcli.references.numerics.float_range import overflows
+from bpcli.references.numerics.derivatives import rates
+from bpcli.references.numerics.differences import Neighbourhood
 from bpcli.references.numerics.probe import FloatArray, dot, norms, probe
 from bpcli.references.numerics.recursion import recursion_estimates, recursion_rounding
-from bpcli.references.numerics.rounding import Rounding, rounding
-from bpcli.references.numerics.taylor import rates
-from bpcli.references.perturbation.executor import Executor
+from bpcli.references.numerics.rounding import Rounding, overflows, rounding
+from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime.evaluation import whole_loss
 from bpcli.runtime.reverse_mode import Window
 
@@ -118,7 +117,7 @@ class ReferenceCache:
     ) -> tuple[Mask, Mask]:
         """The entries of the gradient `value`, among `places`, that the Taylor rate accepts, and those it rejects."""
         around = probe(self.problem, replace(tensor, pattern=places))
-        sampler = Around(self.problem, self.windows(definition)).entries(tensor, around)
+        sampler = Neighbourhood(self.problem, self.windows(definition)).entries(tensor, around)
         size = np.abs(reference)
         tolerance = POWER * np.maximum(size, small(self.problem.setup.dtype) * size.max())
         each = (a.reshape(-1)[around.places] for a in (value, tolerance))

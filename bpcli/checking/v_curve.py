@@ -14,8 +14,8 @@ from bpcli.methods.base import Exact
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.references.base import FloatArray, forward_flops
 from bpcli.references.numerics.probe import Probe, Sampler, probe, scales
+from bpcli.references.perturbation import STEP
 from bpcli.references.perturbation.perturbed import Perturbed
-from bpcli.references.perturbation.tangent import STEP
 
 STEPS: FloatArray = np.exp2(np.arange(-50, 1, dtype=np.float64))
 """Steps relative to the size of the entry; powers of two, so that shifts are exact."""

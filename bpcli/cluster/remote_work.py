@@ -25,8 +25,7 @@ from bpcli.cluster.dask_worker import Facts, answered, facts, require_same
 from bpcli.errors import BpError, Diagnostic
 from bpcli.problem.draw import draw
 from bpcli.problem.spec_file import SpecFile
-from bpcli.references.perturbation.executor import Asked, Found, Piece
-from bpcli.references.perturbation.perturbed import Perturbed, answering
+from bpcli.references.perturbation.perturbed import BlockLosses, CopyBlock, LossRequest, Perturbed, perturbed_for
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.machine import cores
 
@@ -147,8 +146,8 @@ class LossOrder:
 
     spec: str
     sha256: str
-    asked: Asked
-    pieces: Sequence[Piece]
+    asked: LossRequest
+    pieces: Sequence[CopyBlock]
     threads: int
 
 
@@ -161,12 +160,12 @@ class Farm:
         self.spec = spec.absolute()
         cluster.require(self.spec, sha256)
 
-    def losses(self, asked: Asked, pieces: Sequence[Piece]) -> Iterable[Found]:
+    def losses(self, asked: LossRequest, pieces: Sequence[CopyBlock]) -> Iterable[BlockLosses]:
         """See `Executor`."""
         spec = json.dumps(self.spec.to_json(), sort_keys=True)
         together = batches(pieces, _TURNS * len(self.cluster.workers))
         orders = [LossOrder(spec, self.sha256, asked, some, self.threads) for some in together]
-        found: dict[int, list[Found]] = {}
+        found: dict[int, list[BlockLosses]] = {}
         for number, answer in self.cluster.results(compute, orders, _EACH):
             if isinstance(answer, tuple):
                 raise BpError(answer)
@@ -174,10 +173,10 @@ class Farm:
         return [values for number in range(len(orders)) for values in found[number]]
 
 
-def batches(pieces: Sequence[Piece], count: int) -> Iterator[list[Piece]]:
+def batches(pieces: Sequence[CopyBlock], count: int) -> Iterator[list[CopyBlock]]:
     """Neighbouring pieces in about `count` batches, as far as their size allows."""
     size = min(max(sum(p.flops for p in pieces) / count, LEAST_FLOPS), MOST_FLOPS)
-    batch, flops = list[Piece](), 0.0
+    batch, flops = list[CopyBlock](), 0.0
     for piece in pieces:
         if batch and flops + piece.flops > size:
             yield batch
@@ -188,20 +187,20 @@ def batches(pieces: Sequence[Piece], count: int) -> Iterator[list[Piece]]:
         yield batch
 
 
-def compute(order: LossOrder) -> list[Found] | tuple[Diagnostic, ...]:
+def compute(order: LossOrder) -> list[BlockLosses] | tuple[Diagnostic, ...]:
     """The losses of each piece; runs in a worker."""
     return answered(lambda: _computed(order))
 
 
-def _computed(order: LossOrder) -> list[Found]:
+def _computed(order: LossOrder) -> list[BlockLosses]:
     library.set_threads(min(order.threads, cores()))
     perturbed = _perturbed(order.spec, order.sha256, order.asked)
-    return [perturbed.piece(piece) for piece in order.pieces]
+    return [perturbed.block_losses(piece) for piece in order.pieces]
 
 
 @lru_cache(maxsize=2)
-def _perturbed(spec: str, sha256: str, asked: Asked) -> Perturbed:
+def _perturbed(spec: str, sha256: str, asked: LossRequest) -> Perturbed:
     """The problem with its states at every step, kept from piece to piece."""
     file = SpecFile.from_json(json.loads(spec))
     require_same(file, sha256)
-    return answering(draw(file.open({})), asked)
+    return perturbed_for(draw(file.open({})), asked)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bpcli.cluster.connect import Cluster
     from bpcli.problem.definition import Setup
     from bpcli.problem.spec_file import SpecFile
-    from bpcli.references.perturbation.executor import Executor
+    from bpcli.references.perturbation.perturbed import Executor
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The catalogue of gradient methods: one module each, found by its file name; and the reading of method strings.
+"""Registry of gradient methods and parser of method strings.
 
-Other packages add methods of theirs by entry points of the group `bpcli.methods`.
+A method is a module found by its file name, or an entry point of the group `bpcli.methods` in another package.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _NUMERAL = re.compile(r"[+-]?[0-9]{1,300}")
 
 @dataclass(frozen=True)
 class MethodCall:
-    """A method with its options; `text` is what the user wrote, stripped, and names the method in every report."""
+    """A method with its options; `text`, as the user wrote it, names the method in every report."""
 
     text: str
     method: Method
     options: Any
 
     def refusal(self, graph: Graph) -> str | None:
-        """Why the method does not apply to this graph, and what does; None when it applies."""
+        """Why the method does not apply to this graph, with methods that do; None when it applies."""
         return self.method.refusal(graph)
 
     def definition(self, setup: Setup) -> Definition:
@@ -46,7 +46,7 @@ class MethodCall:
         return self.method.definition(setup, self.options)
 
     def cost(self, setup: Setup) -> Cost:
-        """Predicted flops, bytes held and forward steps."""
+        """Predicted cost, from sizes alone."""
         return self.method.cost(setup, self.options)
 
     def gradient(self, problem: Problem) -> Gradient:
@@ -55,13 +55,13 @@ class MethodCall:
 
 
 def known_names() -> tuple[str, ...]:
-    """The names of all methods, sorted; nothing is imported, and a method of another package may fail to load."""
+    """The names of all methods, sorted. Nothing is imported: a method of another package may still fail to load."""
     return tuple(sorted({*built_in(), *installed()}))
 
 
 @functools.cache
 def installed() -> Mapping[str, importlib.metadata.EntryPoint]:
-    """The methods of other packages by name; of two with one name the first counts, and our own count before it."""
+    """Entry points of other packages by name; the first of a name wins, and built-in methods take precedence."""
     found: dict[str, importlib.metadata.EntryPoint] = {}
     for point in importlib.metadata.entry_points(group=GROUP):
         found.setdefault(point.name, point)
@@ -70,15 +70,15 @@ def installed() -> Mapping[str, importlib.metadata.EntryPoint]:
 
 @functools.cache
 def built_in() -> tuple[str, ...]:
-    """The names of our own methods, sorted; read off the file names."""
+    """The names of the built-in methods, sorted, from the file names."""
     files = (m.name for m in pkgutil.iter_modules(__path__))
     return tuple(sorted(f.replace("_", "-") for f in files if f not in _NOT_METHODS and not f.startswith("_")))
 
 
 def load(name: str) -> Method:
-    """The method called `name`, which is one of `known_names()`; imports its kernels.
+    """Import the method `name`, one of `known_names()`; built-in methods take precedence.
 
-    Our own come first. Raises BpError for one of another package that can't be used.
+    Raises BpError if a method of another package cannot be used.
     """
     if name not in built_in():
         from bpcli.methods._installed import load as load_installed
@@ -89,33 +89,33 @@ def load(name: str) -> Method:
 
 
 def advice(graph: Graph) -> str:
-    """Which methods apply to a graph, in words; those of other packages are not asked."""
+    """A phrase that lists the built-in methods that apply to a graph."""
     fit = [name for name in known_names() if name not in installed() and load(name).refusal(graph) is None]
     return f"methods that apply here: {', '.join(fit)}"
 
 
 def exact_method(graph: Graph) -> str:
-    """The name of the method that computes the total derivative of a graph at the least cost."""
+    """The name of the cheapest method that computes the total derivative of a graph."""
     return next(name for name in by_reverse_mode() if load(name).refusal(graph) is None)
 
 
 def default_methods(graph: Graph) -> tuple[str, ...]:
-    """The methods to run on a graph where none are named: those tagged "default" that apply to it."""
+    """The methods to run where none is named: those tagged "default" that apply to the graph."""
     return tuple(n for n in _tagged("default") if load(n).refusal(graph) is None)
 
 
 def by_reverse_mode() -> tuple[str, ...]:
-    """The exact methods that go backwards once: the cheapest way to the true gradient of a graph, one for each kind."""
+    """The exact reverse-mode methods: the cheapest way to the true gradient, one for each kind of graph."""
     return _tagged("exact", "reverse")
 
 
 def _tagged(*tags: str) -> tuple[str, ...]:
-    """Our own methods with all of these tags; those of other packages are not asked."""
+    """The built-in methods that have all of these tags."""
     return tuple(n for n in known_names() if n not in installed() and load(n).tags.issuperset(tags))
 
 
 def parse(text: str, place: Place | None = None) -> MethodCall:
-    """Read `name`, `name:option=value,…` or, where there is one option, `name:value`.
+    """Parse `name`, `name:option=value,…` or, for a method with one option, `name:value`.
 
     Raises BpError at `place` (None: the command line) for an unknown name or option, a value of the wrong type or out
     of range, a missing or repeated option.
@@ -130,7 +130,7 @@ def parse(text: str, place: Place | None = None) -> MethodCall:
 
 
 def options_of(method: Method) -> tuple[str, ...]:
-    """The method's options as `name=default`, or `name=…` where there is no default, in their order."""
+    """The method's options in order, as `name=default`, or `name=…` where there is no default."""
     return tuple(f"{f.name}={_default(f)}" for f in dataclasses.fields(method.Options))
 
 
@@ -166,7 +166,7 @@ def _options(method: Method, text: str | None, place: Place | None) -> Any:
 
 
 def _pairs(method: str, text: str | None, fields: Mapping[str, object], place: Place | None) -> list[tuple[str, str]]:
-    """The options as written, names checked against `fields`."""
+    """Names and values of the options in `text`; names are checked against `fields`."""
     if text is None:
         return []
     pairs = []
@@ -194,7 +194,7 @@ def _usage(method: str, fields: Mapping[str, object], name: str = "") -> str:
 
 
 def _value(what: str, text: str, kind: Any, place: Place | None) -> Any:
-    """`text` as the option's type: int, float, bool or str, one of a Literal's words, or None where that is allowed."""
+    """Convert `text` to the option's type: int, float, bool, str, a word of a Literal, or None where allowed."""
     allowed = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         if text not in allowed:

@@ -1,4 +1,4 @@
-"""Methods of other packages: entry points of the group `bpcli.methods`, each a METHOD or a module with one."""
+"""Methods of other packages, from entry points of the group `bpcli.methods`: a METHOD, or a module that has one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PARTS = ("refusal", "definition", "cost", "gradient")
 
 
 def load(point: importlib.metadata.EntryPoint) -> Method:
-    """The method behind an entry point; `BpError` where it can't be used."""
+    """Load the method of an entry point. Raises BpError if it cannot be used."""
     name = point.name
     try:
         loaded = point.load()
@@ -35,7 +35,7 @@ def load(point: importlib.metadata.EntryPoint) -> Method:
 
 @dataclass(frozen=True)
 class _Guarded:
-    """A method of another package: what it raises is told as its error, not as one of ours."""
+    """A method of another package, whose exceptions are reported as faults of that package."""
 
     name: str
     summary: str
@@ -68,7 +68,7 @@ class _Guarded:
 
 
 def _defined(found: Any) -> Definition:
-    """`found`, if it is a definition; TypeError where it is not."""
+    """Check that `found` is a definition. Raises TypeError if it is none."""
     if isinstance(found, Windows):
         return Windows(tuple(found.windows))
     if isinstance(found, Exact | Recursion):
@@ -77,7 +77,7 @@ def _defined(found: Any) -> Definition:
 
 
 def _fault(method: Any, name: str) -> str:
-    """What a method lacks; "" for nothing."""
+    """The first reason why an object is no method; "" if it is one."""
     lacking = [part for part in ("name", "summary", "tags", "Options", *_PARTS) if not hasattr(method, part)]
     if lacking == ["definition"] and hasattr(method, "windows"):
         return "it has `windows` where a `definition` is wanted, Exact() or Windows(windows) of bpcli.methods.base"

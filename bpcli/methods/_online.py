@@ -1,4 +1,4 @@
-"""Online methods in plain NumPy: each is a rule over the local derivatives of a step, and its definition."""
+"""Online methods in plain NumPy, each given by a rule on the local derivatives of a step and its definition."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from bpcli.tape.plan import phase_flops
 
 
 class Steps(Protocol):
-    """The local derivatives of all steps of a setup, by kernels or by measurement."""
+    """The local derivatives of all steps of a setup, from kernels or measured."""
 
     @property
     def setup(self) -> Setup:
-        """What is differentiated; its dtype is that of the derivatives."""
+        """The differentiated setup; its dtype is the dtype of the derivatives."""
 
     def since(self, start: int) -> Iterator[LocalDerivatives]:
-        """Those of the steps from `start` on."""
+        """Local derivatives of the steps from `start` on."""
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
-        """The gradient by tensor, of what came through the influence, (batch, P), and of what losses owe directly."""
+        """The gradient by tensor, from the part through the influence (batch, P) and the direct part."""
 
 
 @np.errstate(all="ignore")  # what is not finite is for the check to tell
 def follow(rule: OnlineRule[Any], steps: Steps, options: Any, draws: str) -> Gradient:
-    """The sum over steps of what a rule credits, from the first step to the last.
+    """Run a rule from the first step to the last, and sum the gradients that it credits.
 
-    The rule's random numbers are those of a generator of its own, from the seed of the data and the name `draws`.
+    The rule has a random generator of its own, seeded by the seed of the data and the name `draws`.
     """
     setup = steps.setup
     influence = np.zeros((setup.batch, influence_layout(setup).P), setup.dtype)
@@ -53,16 +53,16 @@ def follow(rule: OnlineRule[Any], steps: Steps, options: Any, draws: str) -> Gra
 
 
 def _at(total: Array, x: Tensor, t: int) -> Array:
-    """The part of a tensor's gradient that step t has a share in."""
+    """The part of a tensor's gradient to which step t contributes."""
     return total[t : t + 1] if x.kind == "input" else total
 
 
 @dataclass(frozen=True)
 class Online:
-    """A method given by its rule.
+    """An online method given by its rule.
 
-    `defined(setup, options)` is the rule's definition; None: its own recursion. `flops(N, P)` are its operations on the
-    local derivatives of a step and sample, `entries(N, P)` the numbers that it holds of a sample.
+    `defined(setup, options)` is its definition; None stands for the recursion itself. `flops(N, P)` are the rule's
+    operations per step and sample, `entries(N, P)` the numbers that it holds per sample.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Online:
     defined: Callable[[Setup, Any], Definition] | None = None
 
     def refusal(self, graph: Graph) -> str | None:
-        """It needs a state."""
+        """The graph needs a state."""
         return None if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
 
     def definition(self, setup: Setup, options: Any) -> Definition:
@@ -83,7 +83,7 @@ class Online:
         return self.defined(setup, options) if self.defined else Recursion(setup, self.rule, options, self.name)
 
     def cost(self, setup: Setup, options: Any) -> Cost:
-        """The rule's own, and per step and sample N reverse passes of a step for J and M̄, one for q."""
+        """The rule's own cost, and per step and sample N single-step reverse passes for J and M̄ and one for q."""
         plan, layout = rtrl_plan(setup, False), influence_layout(setup)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
@@ -93,7 +93,7 @@ class Online:
         return Cost(flops, held * setup.dtype.itemsize, setup.T)
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
-        """What the rule makes of the local derivatives that kernels give."""
+        """Run the rule on local derivatives from the kernels."""
         steps = LocalSteps(problem)
         found = follow(self.rule, steps, options, self.name)
         steps.close()

@@ -1,4 +1,4 @@
-"""The protocol of a gradient method, and what every method returns."""
+"""The protocol of a gradient method, its result and its cost, and the definition that it is judged against."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from bpcli.runtime.reverse_mode import Window
 
 @dataclass(frozen=True)
 class Cost:
-    """Predicted before anything runs.
+    """Predicted cost of one gradient.
 
-    Floating-point operations, bytes held at the peak, steps of the forward recurrence, and bytes that are read and
-    written on the way (0: not known).
+    `flops`: floating-point operations; `bytes`: peak memory; `forward_steps`: steps of the forward recurrence; `moved`:
+    memory traffic in bytes (0: unknown).
     """
 
     flops: float
@@ -30,7 +30,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Gradient:
-    """`loss` is the whole loss; `arrays[name]` has the shape of its `Tensor` and the spec's dtype."""
+    """The total loss and its gradient; `arrays[name]` has the shape of its `Tensor` and the spec's dtype."""
 
     loss: float
     arrays: Mapping[str, Array]
@@ -41,13 +41,13 @@ class Exact:
     """The total derivative: every loss, differentiated through all steps before it."""
 
     def over(self, setup: Setup) -> tuple[Window, ...]:
-        """One window, of all steps and all losses."""
+        """One window with all steps and all losses."""
         return (Window(0, 0, setup.T),)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The sum over `windows`: losses of given steps, differentiated through given steps."""
+    """A sum over windows, each the losses of some steps differentiated through some steps."""
 
     windows: tuple[Window, ...]
 
@@ -57,29 +57,29 @@ class Windows:
 
 
 State = TypeVar("State")
-"""What an online rule carries from step to step: the influence M, or what stands for it."""
+"""The state that an online rule carries from step to step: the influence M or an approximation of it."""
 
 
 @dataclass(frozen=True)
 class StepGradient:
-    """g(t): `influence (batch, P)` came through the influence, `direct` is as that of `LocalDerivatives`."""
+    """g(t) in two parts: `influence (batch, P)` through the influence, `direct` as in `LocalDerivatives`."""
 
     influence: Array
     direct: Mapping[str, Array]
 
 
 class OnlineRule(Protocol[State]):
-    """Three functions of the local derivatives of a step, which make an online method of any recurrent graph.
+    """An online method for any recurrent graph, as three functions of the local derivatives of a step.
 
-    Local derivatives carry the weights of the losses, so that the gradient is the sum of the steps'. `rng` is the one
-    source of randomness, and the same at every call of a method.
+    Local derivatives include the weights of the losses, so the gradient is the plain sum over steps. `rng` is the only
+    source of randomness, seeded alike at every call of a method.
     """
 
     def start(self, setup: Setup, options: Any, rng: np.random.Generator) -> State:
         """The state before step 0; `influence_layout(setup)` has N, P and M(0)."""
 
     def step(self, state: State, local: LocalDerivatives) -> State:
-        """The state after step t, from that before it."""
+        """The state after step t from the state before it."""
 
     def credit(self, state: State, local: LocalDerivatives) -> StepGradient:
         """The gradient of the losses of step t, given the state after it."""
@@ -87,10 +87,10 @@ class OnlineRule(Protocol[State]):
 
 @dataclass(frozen=True, eq=False)
 class Recursion:
-    """The gradient that `rule` makes of the local derivatives of `setup`, in float64.
+    """The gradient that `rule` computes from the local derivatives of `setup` in float64.
 
-    Its approximation is the definition, not an error. `draws` names the generator that the rule starts from. Two are
-    equal that have the very same rule and setup, with equal options.
+    The rule's approximation is part of the definition, not an error. `draws` names the generator of its random numbers.
+    Recursions are equal if they share one rule and one setup (by identity) and have equal options.
     """
 
     setup: Setup
@@ -107,15 +107,15 @@ class Recursion:
         return hash((id(self.rule), id(self.setup), self.draws))
 
     def over(self, setup: Setup) -> tuple[Window, ...]:
-        """All steps and all losses, which the rule sees one after the other."""
+        """One window with all steps and all losses."""
         return Exact().over(setup)
 
 
 Definition = Exact | Windows | Recursion
-"""What a gradient is meant to be.
+"""The mathematical definition of a gradient.
 
-The first two are judged by references that differentiate the losses of the windows `over(setup)`, a recursion by its
-rule, run on local derivatives that are measured without the kernels that go backwards.
+`Exact` and `Windows` are judged by references that differentiate the losses of the windows `over(setup)`; a `Recursion`
+by running its rule on local derivatives that are measured without the reverse-mode kernels.
 """
 
 
@@ -133,7 +133,7 @@ class Method(Protocol):
     Options: ClassVar[type[Any]]
 
     def refusal(self, graph: Graph) -> str | None:
-        """Why the method does not apply to this graph, and what does; None when it applies."""
+        """Why the method does not apply to this graph, with methods that do; None when it applies."""
 
     def definition(self, setup: Setup, options: Any) -> Definition:
         """The mathematics that the gradient is judged against."""

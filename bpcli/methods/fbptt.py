@@ -1,4 +1,4 @@
-"""Truncated BPTT with a fixed reach (Williams & Zipser 1995): every loss goes back through tau steps."""
+"""Truncated BPTT with a fixed horizon (Williams & Zipser 1995): every loss goes back through tau steps."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from bpcli.runtime.reverse_mode import staircase
 
 @dataclass(frozen=True)
 class Options:
-    """Steps that a loss goes back, `tau` >= 1."""
+    """Horizon in steps, `tau` >= 1."""
 
     tau: int
 

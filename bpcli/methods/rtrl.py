@@ -1,9 +1,9 @@
 """Real-time recurrent learning (Williams & Zipser 1989): M(t) = J(t) M(t-1) + M̄(t), g = Σ_t q(t) M(t-1) + ∂l(t)/∂w.
 
 M (N, P) is the influence da(t)/dw of the parameters that reach a state; J = ∂a(t)/∂a(t-1), M̄ = ∂a(t)/∂w at fixed
-a(t-1). The loss goes back through its own step: q = ∂l(t)/∂a(t-1), and ∂l(t)/∂w at fixed a(t-1). So M is not needed
-after the last step, and of the M before it, unless it ends a chunk, nothing but q M = (q J) M + q M̄. Exact while the
-parameters stand still; runs forwards, so its memory does not grow with T.
+a(t-1). The loss is differentiated through its own step: q = ∂l(t)/∂a(t-1), and ∂l(t)/∂w at fixed a(t-1). Hence M is not
+needed after the last step, and the step before it needs only q M = (q J) M + q M̄, unless it ends a chunk. Exact while
+the parameters are constant; memory does not grow with T.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bpcli.tape.plan import phase_flops
 
 
 class RTRL:
-    """Exact, online."""
+    """Exact online gradients by compiled kernels."""
 
     name: ClassVar[str] = "rtrl"
     summary: ClassVar[str] = "influence matrix forwards, M <- J M + Mbar; memory does not grow with T"
@@ -30,7 +30,7 @@ class RTRL:
     Options: ClassVar[type[NoOptions]] = NoOptions
 
     def refusal(self, graph: Graph) -> str | None:
-        """It needs a state."""
+        """The graph needs a state."""
         return None if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
 
     def definition(self, setup: Setup, options: NoOptions) -> Exact:
@@ -38,10 +38,10 @@ class RTRL:
         return Exact()
 
     def cost(self, setup: Setup, options: NoOptions) -> Cost:
-        """Per step and sample 2 N² P for J M, N reverse passes of a step for J and M̄, 2 N P for q M.
+        """Per step and sample 2 N² P for J M, N single-step reverse passes for J and M̄, 2 N P for q M.
 
-        What M is known to be zero in takes no part in the first products, and the last steps have none. All
-        that is held, the influence above all, is read and written once for every chunk of steps.
+        J M leaves out structural zeros of M, and the last steps need none. All memory, mostly the influence, is read
+        and written once per chunk of steps.
         """
         plan = rtrl_plan(setup)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
@@ -53,7 +53,7 @@ class RTRL:
 
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
-        """Forwards, a chunk of steps at a time."""
+        """Run forwards, a chunk of steps at a time."""
         setup, plan = problem.setup, rtrl_plan(problem.setup)
         run = RtrlRun(plan, setup.dtype, problem.arrays)
         trace = run.trace
@@ -77,11 +77,11 @@ class RTRL:
 
 
 _weights = lru_cache(maxsize=8)(loss_weights)
-"""Read, never written: those of a gradient that is taken again are kept."""
+"""Cached for repeated gradients; read-only."""
 
 
 def _collect(problem: Problem, run: RtrlRun, direct: dict[int, list[Array]]) -> dict[str, Array]:
-    """What came through the influence and what the loss owes within its own step, by name and in shape."""
+    """The gradient by tensor, in the tensor's shape: the part through the influence and the direct part."""
     plan, graph, total = run.plan, run.plan.graph, run.G.sum(axis=0)
     extra = []
     for span in plan.column_spans:
@@ -97,7 +97,7 @@ def _collect(problem: Problem, run: RtrlRun, direct: dict[int, list[Array]]) -> 
 
 
 def _shaped(setup: Setup, x: Tensor, leaves: dict[int, Array], run: RtrlRun, direct: dict[int, list[Array]]) -> Array:
-    """One tensor's gradient."""
+    """The gradient of one tensor."""
     graph = setup.graph
     if x.kind == "state":
         rows = run.gradient(graph.previous[x.name])

@@ -1,7 +1,7 @@
-"""Real-time recurrent learning (Williams & Zipser 1989), in plain NumPy and dense: the rule to read, and to copy from.
+"""Real-time recurrent learning (Williams & Zipser 1989) in plain, dense NumPy: the rule to read and to copy.
 
-M(t) = J(t) M(t-1) + M̄(t), g(t) = q(t) M(t) + what the loss owes within its own step. `rtrl` does the same by compiled
-code, in blocks, and without the products with what is known to be zero.
+M(t) = J(t) M(t-1) + M̄(t), g(t) = q(t) M(t) + the derivative of the loss within its own step. `rtrl` computes the same
+with compiled code, in blocks, and skips products with structural zeros.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Influence:
 
 
 class DenseRTRL:
-    """The influence of all parameters on all states, carried forwards exactly."""
+    """The exact influence of all parameters on all states."""
 
     def start(self, setup: Setup, options: NoOptions, rng: np.random.Generator) -> Influence:
-        """M(0): nothing but what initial states have on themselves."""
+        """M(0): zero, but for the influence of initial states on themselves."""
         M = influence_layout(setup).initial(setup.batch, setup.dtype)
         return Influence(M, M)
 
     def step(self, state: Influence, local: LocalDerivatives) -> Influence:
-        """One step of the influence."""
+        """Advance the influence by one step."""
         M = local.J @ state.M + local.Mbar  # M ← J M + M̄
         return Influence(M, state.M)
 
     def credit(self, state: Influence, local: LocalDerivatives) -> StepGradient:
-        """The losses' gradient, through the states after and before the step, and directly."""
+        """The gradient of the step's losses: through the states after and before the step, and directly."""
         g = _times(local.q, state.M) + _times(local.q_before, state.before)  # g = q M + q_before M(t-1)
         return StepGradient(g, local.direct)
 

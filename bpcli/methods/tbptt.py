@@ -1,6 +1,6 @@
 """Truncated BPTT (Williams & Peng 1990): every k1 steps the losses of the last k1 steps go back through k2 steps.
 
-Biased: what is left out are the influences longer than the window. Memory grows with k2, not with T.
+Biased: dependencies longer than the window are left out. Memory grows with k2, not with T.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The estimators of the truth: one module each, found by its file name."""
+"""Registry of references, the estimators of true derivatives: one module each, found by its file name."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if typing.TYPE_CHECKING:
 
 @functools.cache
 def known() -> tuple[str, ...]:
-    """The names of all references, sorted; read off the file names, so that nothing is imported."""
+    """The names of all references, sorted, from the file names; nothing is imported."""
     files = (m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "base")
     return tuple(sorted(f.replace("_", "-") for f in files))
 
 
 def get(name: str) -> Reference:
-    """The reference called `name`; BpError with the nearest name when there is none."""
+    """Import the reference `name`. Raises BpError, with the nearest name, if there is none."""
     if name not in known():
         fail("unknown-reference", f'unknown reference "{name}"', help=nearest(name, known()))
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

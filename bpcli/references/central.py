@@ -1,16 +1,15 @@
-"""Central differences on a ladder of steps: each entry has a step of its own and an error bound that was measured.
+"""Central differences with Richardson extrapolation, an adaptive step per entry, and measured error bounds.
 
-A rung at step h evaluates at ±h, ±2h and ±4h. With D(h) the central difference, R(h) = (4 D(h) - D(2h)) / 3 has error
-O(h⁴) (Richardson), and |R(h) - R(2h)| is about 15 times that error, which is the safety margin of the truncation. The
-even part E(h) = f(x+h) + f(x-h) - 2 f(x) shows kinks: E(h)/h tends to 0 where f is smooth, and to the jump J of the
-slope at a kink. With J extrapolated over the three steps, |R(h) - R(2h)| + |J|/2 covers the error of R(h) for one
-kink at any distance. Where the kinks are known no step goes beyond one, and J is what it is at the point itself. The
-step goes to where noise and truncation balance. A first difference with a tiny step, the pilot, guards against steps so
-large that they leap over the function's oscillations, and of two rungs that disagree the one with the smaller steps is
-right. Where an entry does not stand out of the noise, nothing tells how far its steps may
-go: not beyond its own size, nor much beyond the steps at which the other entries of its tensor show truncation.
+A rung of step h evaluates the loss at ±h, ±2h and ±4h. With D(h) the central difference, R(h) = (4 D(h) - D(2h)) / 3
+has a truncation error of O(h⁴), and the bound |R(h) - R(2h)| on it is about 15 times too large: the safety margin. The
+even part E(h) = f(x+h) + f(x-h) - 2 f(x) reveals kinks: E(h)/h tends to 0 where f is smooth, and to the jump J of the
+slope at a kink. With J extrapolated from the three steps, |R(h) - R(2h)| + |J|/2 covers the error of R(h) for one kink
+at any distance. Where the kinks are known, no step crosses one, and J is the jump at the point itself.
 
-Central differences with a bound that was measured: the loss evaluated at shifted values, and nothing else.
+The step moves to where noise and truncation balance. A pilot difference with a tiny step guards against steps that span
+whole oscillations of the loss; of two rungs that disagree, the one with the smaller step is right. For an entry whose
+derivative is below the noise no truncation shows how far its steps may go: they are limited to the entry's own size,
+and to a small multiple of the steps at which other entries of the tensor show truncation.
 """
 
 from __future__ import annotations
@@ -24,25 +23,31 @@ import numpy as np
 
 from bpcli.methods.base import Exact
 from bpcli.problem.definition import Problem, Setup, Tensor
-from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops
+from bpcli.references.base import ChainPlan, Estimate, chain_plan, copy_count, forward_flops
+from bpcli.references.numerics.chain_rule import SAMPLES
 from bpcli.references.numerics.derivatives import (
     COMPARED,
     NOISE_FACTOR,
     SIGNED,
     SMALL,
-    UNIT_ROUNDOFF,
     Derivatives,
     Mask,
+    Pilot,
+    differences,
     where_finite,
     with_known_kinks,
 )
-from bpcli.references.numerics.differences import Around, Differentiate, Quick, sweep, sweep_along
-from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
-from bpcli.references.numerics.noise import SAMPLES, entry_noise, loss_noise
-from bpcli.references.numerics.oscillation_guard import Pilot, differences
+from bpcli.references.numerics.differences import (
+    ChainOptions,
+    Differentiate,
+    Neighbourhood,
+    along_flops,
+    sweep,
+    sweep_along,
+)
+from bpcli.references.numerics.noise import UNIT_ROUNDOFF, entry_noise, loss_noise
 from bpcli.references.numerics.probe import (
     FIRST_STEP,
-    NOISE_ROWS,
     PILOT,
     Directions,
     FloatArray,
@@ -50,33 +55,33 @@ from bpcli.references.numerics.probe import (
     Sampler,
     scales,
 )
-from bpcli.references.perturbation.executor import Executor
 from bpcli.references.perturbation.kinks import analytic
+from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime.reverse_mode import Window
 
 ROUNDS = 8
 _LEAP = 2.0**8
-# Steps relative to the entry, the largest at all; and over the median of those at which others show truncation.
+# Largest step relative to the entry; and relative to the median step at which other entries show truncation.
 _LARGEST, _BEYOND = 2.0, 8.0
 
 
 def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Derivatives:
     """Derivatives `(K, S)` of the loss with respect to every number of the probe.
 
-    Rounds of evaluations go on, for the entries that need it, until the bound is `target` relative to the entry or to
-    1e-6 of the largest one. Ladders with an `offset` of 1 and of 0.75 have no point in common. No step is smaller than
-    `PILOT` times the first; a kink that is nearer counts as one at the point itself.
+    Rounds of evaluations continue, for the entries that need it, until the bound is within `target`, relative to the
+    entry or to 1e-6 of the largest one. Steps with an `offset` of 1 and of 0.75 have no point in common. No step is
+    smaller than `PILOT` times the first; a kink nearer than that counts as one at the point itself.
     """
     with np.errstate(all="ignore"):
-        return _Climb(sampler, target, offset).run()
+        return _StepSearch(sampler, target, offset).run()
 
 
 def _power_of_two(steps: FloatArray) -> FloatArray:
-    """Nearest powers of two: to add one to a number and take it away again is exact, but for a carry."""
+    """Nearest powers of two, which are added to a number and subtracted again exactly, but for a carry."""
     return np.asarray(np.exp2(np.round(np.log2(steps))), dtype=np.float64)
 
 
-class _Climb:
+class _StepSearch:
     """The search for the best step of each entry."""
 
     def __init__(self, sampler: Sampler, target: float, offset: float) -> None:
@@ -86,42 +91,42 @@ class _Climb:
         self.low, self.high = np.zeros_like(self.step), np.full_like(self.step, np.inf)
         self.least, self.size = self.step * PILOT, scales(sampler.probe)
         self.pilot = Pilot(sampler, self.least, loss_noise(sampler, self.step))
-        self.best = self.pilot.found(np.arange(len(self.step)))
+        self.best = self.pilot.derivatives(np.arange(len(self.step)))
         self.only_pilot = np.ones(self.best.value.shape, dtype=np.bool_)
         self.bent = np.zeros_like(self.best.value)
         self.best_step = np.repeat(self.least[:, None], self.best.value.shape[1], axis=1)
 
     def run(self) -> Derivatives:
-        """Rounds of rungs, until every entry is good enough or can't become better."""
+        """Evaluate rungs until every entry is within its tolerance or cannot be improved."""
         active = np.arange(len(self.step))
         for _ in range(ROUNDS):
-            rung = self._listened(active, self._rung(active))
+            rung = self._with_own_noise(active, self._rung(active))
             agrees = self._merge(active, rung)
             tolerance = self._tolerance(active)
-            # Of a pilot that no rung agrees with yet nobody knows the truncation.
+            # The truncation error of a pilot is unknown until a rung agrees with it.
             need = np.where(self.only_pilot[active], np.inf, self.best.bound[active] / tolerance)
-            # One step serves all samples, so the one in greatest need decides.
+            # One step serves all samples, so the least accurate one decides.
             worst = (np.arange(len(active)), need.argmax(axis=1))
             taken = self.step[active].copy()
             inside = self._move(active, rung.truncation[worst], rung.noise[worst], agrees[worst], tolerance[worst])
-            goes_on = self._nearer(active, rung, taken) | inside
+            goes_on = self._restart_closer(active, rung, taken) | inside
             active = active[goes_on & (need[worst] > 1)]
             if not len(active):
                 break
-        self._curb()
+        self._limit_steps()
         return self.best
 
-    def _listened(self, rows: Indices, rung: Derivatives) -> Derivatives:
-        """The first rung of an entry, taken again where pilot and rung show that the noise is more than was thought."""
-        first = self.only_pilot[rows] & self.pilot.odd(rows, rung)
-        louder = self.pilot.listen(rows[first.any(axis=1)])
+    def _with_own_noise(self, rows: Indices, rung: Derivatives) -> Derivatives:
+        """Repeat the first rung of entries whose own noise turns out to be above that of the loss."""
+        first = self.only_pilot[rows] & self.pilot.suspicious(rows, rung)
+        louder = self.pilot.remeasure_noise(rows[first.any(axis=1)])
         if len(louder):
-            self.best.put(louder, self.pilot.found(louder), self.only_pilot[louder])
+            self.best.put(louder, self.pilot.derivatives(louder), self.only_pilot[louder])
             rung.put(np.searchsorted(rows, louder), self._rung(louder))
         return rung
 
-    def _nearer(self, rows: Indices, rung: Derivatives, taken: FloatArray) -> Mask:
-        """Entries whose steps `taken` leave the domain of the loss, as of a logarithm, go by their own size."""
+    def _restart_closer(self, rows: Indices, rung: Derivatives, taken: FloatArray) -> Mask:
+        """Restart entries whose steps `taken` left the domain of the loss, as of a logarithm, at their own scale."""
         first = _power_of_two(FIRST_STEP * np.maximum(self.own[rows], np.finfo(np.float64).tiny / PILOT))
         lost = ~np.isfinite(rung.bound).any(axis=1) & (self.own[rows] > 0) & (first * _LEAP < taken)
         who = rows[lost]
@@ -130,11 +135,11 @@ class _Climb:
         self.high[who], self.least[who] = np.inf, self.step[who] * PILOT
         if len(who):
             self.pilot.take(who, self.least[who])
-            self.best.put(who, self.pilot.found(who), self.only_pilot[who])
+            self.best.put(who, self.pilot.derivatives(who), self.only_pilot[who])
         return np.asarray(lost)
 
-    def _curb(self) -> None:
-        """Take back what was found with steps larger than anything in this tensor vouches for."""
+    def _limit_steps(self) -> None:
+        """Repeat entries whose steps are larger than the truncation seen in this tensor justifies."""
         unit = np.minimum(self.size, 1.0)  # functions bend within one
         shown = (self.high / unit)[np.isfinite(self.high)]
         if not len(shown):
@@ -148,7 +153,7 @@ class _Climb:
             self._take(rows, rung, far)
 
     def _rung(self, rows: Indices) -> Derivatives:
-        """The rung at the present steps of `rows`: three central differences, extrapolated."""
+        """The rung at the current steps of `rows`: Richardson extrapolation of three central differences."""
         h = self.step[rows]
         slope, even, size = differences(self.sampler, np.tile(rows, 3), np.concatenate([h, 2 * h, 4 * h]))
         d1, d2, d4 = slope.reshape(3, len(rows), -1)
@@ -158,7 +163,7 @@ class _Climb:
         jump = (16 * j1 - 10 * j2 + j4) / 7
         size = size.reshape(3, len(rows), -1).max(axis=0)
         noise = NOISE_FACTOR * (self.pilot.noise[rows] / h[:, None] + UNIT_ROUNDOFF * size)
-        # Of D(h) - D(2h) the pilot's own truncation, which is all of it where a derivative vanishes.
+        # The truncation error of the pilot, from D(h) - D(2h); it dominates where a derivative vanishes.
         self.bent[rows] = np.abs(d1 - d2) * (self.pilot.steps[rows] / h)[:, None] ** 2
         rung = Derivatives(value, np.abs(value - coarse), noise, np.zeros_like(value))
         if self.sampler.kinks is not None:
@@ -170,19 +175,19 @@ class _Climb:
         return where_finite(replace(rung, truncation=rung.truncation + near, kink=kink))
 
     def _merge(self, rows: Indices, rung: Derivatives) -> Mask:
-        """Take over what is better and within the bounds of what is known; says where the two agree."""
+        """Adopt improvements that are consistent with the best values so far; returns where the two agree."""
         bound, known = self.best.bound[rows], np.isfinite(rung.bound)
         own = np.where(self.only_pilot[rows], self.bent[rows], 0.0)
         agrees = np.abs(rung.value - self.best.value[rows]) <= rung.bound + bound + own
         nearer = ~agrees & (self.step[rows, None] < self.best_step[rows])
-        # The pilot knows nothing of its truncation: any rung that agrees with it is better.
+        # The pilot has no bound on its truncation: any rung that agrees with it is better.
         better = known & (nearer | (agrees & (self.only_pilot[rows] | (rung.bound < bound))))
         self.only_pilot[rows] &= ~better
         self._take(rows, rung, better)
         return np.asarray((agrees | nearer) & known)
 
     def _take(self, rows: Indices, rung: Derivatives, mask: Mask) -> None:
-        """Put `rung` in the place of the best, where `mask` says so."""
+        """Replace the best values by `rung` where `mask` is set."""
         self.best.put(rows, rung, mask)
         self.best_step[rows] = np.where(mask, self.step[rows, None], self.best_step[rows])
 
@@ -194,9 +199,9 @@ class _Climb:
     def _move(
         self, rows: Indices, truncation: FloatArray, noise: FloatArray, agrees: Mask, tolerance: FloatArray
     ) -> Mask:
-        """Move the steps of `rows` to where noise and truncation balance; False where there is nowhere to go.
+        """Move the steps of `rows` towards the balance of noise and truncation; False where no step is left to try.
 
-        Steps where noise prevails and steps where truncation does enclose the best one, and the search stays between.
+        The search is bracketed by steps where noise dominates and steps where truncation does.
         """
         h = self.step[rows]
         noisy = agrees & (truncation <= noise)
@@ -213,22 +218,21 @@ class _Climb:
         return np.asarray(inside & np.isfinite(16 * step))
 
 
-# The relative error aimed at, a tenth of what a verdict needs.
+# Relative error to reach, a tenth of what a verdict needs.
 TARGET = 1e-4
-# That of a quick difference which is good enough: half of what a verdict needs, as there is rounding too.
+# The same for the chain rule over steps: half of what a verdict needs, which leaves room for rounding.
 _ENOUGH = 5e-4
 _SAMPLE_AT_LEAST = 16
-# Evaluations per entry: two of the pilot, six a round, two rounds where the first step does not suffice; and per entry
-# that is compared.
+# Evaluations per entry: two of the pilot and two rounds of six; and per entry of a spot check.
 _EVALUATIONS, _COMPARISONS = 14, 6
 
 
 @dataclass(frozen=True)
 class Central:
-    """`offset` shifts the ladder of steps (see `numerics.ladder`).
+    """Central differences; `offset` shifts the steps (see `differentiate`).
 
-    `sample` limits the numbers that are shifted, per tensor; the bound of the others is infinite. None takes all.
-    `quick` lets derivatives come by the chain rule over steps where that is less work.
+    `sample` limits the perturbed entries per tensor (None: all); the bound of the others is infinite. `quick` allows
+    the chain rule over steps where it is less work.
     """
 
     name: ClassVar[str] = "central"
@@ -244,9 +248,9 @@ class Central:
         tensors: Sequence[Tensor],
         executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
-        """See `Reference`. Independent of every derivative rule: only forward passes are used."""
-        quick = Quick(_ENOUGH, self.offset, _EVALUATIONS) if self.through(problem.setup) else None
-        around = Around(problem, windows, executor)
+        """See `Reference`. Only forward passes are used, no derivative rule."""
+        quick = ChainOptions(_ENOUGH, self.offset, _EVALUATIONS) if self.uses_chain(problem.setup) else None
+        around = Neighbourhood(problem, windows, executor)
         return sweep(around, tensors, self._differentiate(), self.sample, quick)
 
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
@@ -256,35 +260,34 @@ class Central:
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
         evaluations = flops = 0.0
-        if self.through(setup):
-            chain = self.by_chain(setup, windows)
+        if self.uses_chain(setup):
+            chain = self.chain_plan(setup, windows)
             evaluations = _COMPARISONS * COMPARED * len(chain.tensors)
             flops, setup = chain.flops, chain.rest
-        evaluations += _EVALUATIONS * copies(setup, self.sample) + entry_noise(setup)
+        evaluations += _EVALUATIONS * copy_count(setup, self.sample) + entry_noise(setup)
         return flops + evaluations * forward_flops(setup, windows)
 
-    def by_chain(self, setup: Setup, windows: Sequence[Window]) -> ByChain:
-        """Which derivatives come by the chain rule over steps, where they may."""
-        return by_chain(setup, windows, len(SIGNED), _EVALUATIONS, 2 + SAMPLES)
+    def chain_plan(self, setup: Setup, windows: Sequence[Window]) -> ChainPlan:
+        """Plan of the chain rule over steps, where it is allowed."""
+        return chain_plan(setup, windows, len(SIGNED), _EVALUATIONS, 2 + SAMPLES)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""
-        each = NOISE_ROWS * NOISE_EVALUATIONS + _EVALUATIONS * count
-        return each * len(setup.wrt) * forward_flops(setup, windows)
+        return along_flops(setup, windows, count, _EVALUATIONS)
 
     def within(self, setup: Setup, flops: float) -> Central:
-        """The same, on a sample of entries if a sweep over all of them took more than `flops`, and more than that."""
+        """This reference, limited to a sample of entries if a full sweep exceeds `flops` operations."""
         windows = Exact().over(setup)
         each = _EVALUATIONS * forward_flops(setup, windows) * len(setup.wrt)
         sampled = replace(self, sample=max(_SAMPLE_AT_LEAST, int(flops / each)))
         return self if self.cost(setup, windows) <= max(flops, sampled.cost(setup, windows)) else sampled
 
     def on_other_points(self) -> Central:
-        """The same entries on a ladder that shares no point with this one, nor what was concluded from a few."""
+        """An independent reference: steps that share no point with these, and no chain rule."""
         return replace(self, offset=0.75, quick=False)
 
-    def through(self, setup: Setup) -> bool:
-        """Whether derivatives may come by the chain rule over steps."""
+    def uses_chain(self, setup: Setup) -> bool:
+        """Whether the chain rule over steps may be used."""
         return self.quick and self.sample is None and analytic(setup.graph)
 
     def _differentiate(self) -> Differentiate:

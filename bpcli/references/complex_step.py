@@ -1,7 +1,7 @@
-"""The complex step: Im f(x + ih) / h, without cancellation or truncation (Squire & Trapp, SIAM Review 40, 1998).
+"""Complex-step derivatives Im f(x + ih) / h, without cancellation error (Squire & Trapp, SIAM Review 40, 1998).
 
-The kernels take imaginary parts for tangents and drop their products, the limit of h towards zero: there is no h² to be
-in the way where derivatives vanish, and nothing that a number of any size would have to be large beside.
+The kernels treat imaginary parts as tangents and drop their products, which is the limit h → 0: there is no truncation
+error, not even where derivatives vanish, and h need not be small beside the values.
 """
 
 from __future__ import annotations
@@ -14,23 +14,31 @@ from typing import ClassVar
 import numpy as np
 
 from bpcli.problem.definition import Problem, Setup, Tensor
-from bpcli.references.base import ByChain, Estimate, by_chain, copies, forward_flops, nothing
+from bpcli.references.base import (
+    ChainPlan,
+    Estimate,
+    chain_plan,
+    copy_count,
+    empty_estimate,
+    finite_estimate,
+    forward_flops,
+)
 from bpcli.references.numerics.chain_rule import Chain
 from bpcli.references.numerics.derivatives import COMPARED
 from bpcli.references.numerics.differences import slopes
 from bpcli.references.numerics.probe import Along, Directions, FloatArray, Indices, Probe, norms, probe
 from bpcli.references.numerics.rounding import rounding, rounding_flops
-from bpcli.references.perturbation.executor import Executor
+from bpcli.references.perturbation import ALONG, STEP
 from bpcli.references.perturbation.kinks import find_kinks
-from bpcli.references.perturbation.perturbed import Change, Perturbed
-from bpcli.references.perturbation.tangent import ALONG, STEP, possible
+from bpcli.references.perturbation.perturbed import Executor, Perturbation, Perturbed
+from bpcli.references.perturbation.tangent import has_tangent
 from bpcli.runtime.reverse_mode import Window
 
-# Products of imaginary parts may underflow, now and then.
+# Absolute error from underflow of imaginary parts.
 _UNDERFLOW = 1e3 * float(np.finfo(np.float64).smallest_subnormal)
-# Gradients, all of them, that imaginary parts lose to underflow.
+# If all gradients are below this size, underflow leaves nothing of imaginary parts.
 _LOST = 10 * _UNDERFLOW
-# Derivatives below which a tangent on the way may have been lost, and the step that raises it.
+# Below this size of a derivative, intermediate tangents may have underflowed; the step is then raised.
 _FAINT, _RAISED = 1e-100, 2.0**600
 _COPIES_AT_ONCE = 4096
 # A complex product is four real products and two sums.
@@ -39,10 +47,10 @@ _COMPLEX_FLOPS = 4
 
 @dataclass(frozen=True)
 class ComplexStep:
-    """Good to rounding; it shares the forward pass with the methods that it judges.
+    """Exact to rounding; shares the forward rules with the methods that it judges.
 
-    Operations with a kink follow the branch of the real part. What moves an argument that is at the kink, as far as
-    rounding can tell, has no derivative: its bound is infinite.
+    Operations with a kink follow the branch of the real part. Entries that move an argument which is at its kink,
+    within rounding, have no derivative: their bound is infinite.
     """
 
     name: ClassVar[str] = "complex-step"
@@ -56,7 +64,7 @@ class ComplexStep:
         tensors: Sequence[Tensor],
         executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
-        """See `Reference`. The bound is the rounding that such a gradient shows in float64."""
+        """See `Reference`. The bound is the rounding error of this gradient in float64."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem), executor)
         bounds = _bounds(problem, windows)
         ready = Chain(problem, perturbed, tensors, 1, 1).imaginary()
@@ -66,7 +74,7 @@ class ComplexStep:
         for tensor in tensors:
             around = probes[tensor.name]
             if not len(around.entries):
-                estimates[tensor.name] = nothing(tensor.shape)
+                estimates[tensor.name] = empty_estimate(tensor.shape)
                 continue
             if tensor.name in ready:
                 found, rows = ready[tensor.name].reshape(-1)[around.places], lacking[tensor.name]
@@ -80,7 +88,7 @@ class ComplexStep:
 
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
-        """See `Reference`. Rounding errors of entries are independent of each other and of the directions."""
+        """See `Reference`. Assumes that rounding errors of entries are independent of each other and of directions."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))
         bounds = _bounds(problem, windows)
         estimates = {}
@@ -92,15 +100,15 @@ class ComplexStep:
 
     def cost(self, setup: Setup, windows: Sequence[Window]) -> float:
         """See `Reference`."""
-        chain = self.by_chain(setup, windows)
-        own = copies(chain.rest) + COMPARED * len(chain.tensors)
-        each = 1 if possible(setup.graph, chain.zs) else _COMPLEX_FLOPS
+        chain = self.chain_plan(setup, windows)
+        own = copy_count(chain.rest) + COMPARED * len(chain.tensors)
+        each = 1 if has_tangent(setup.graph, chain.zs) else _COMPLEX_FLOPS
         evaluations = _COMPLEX_FLOPS * own * forward_flops(setup, windows)
         return evaluations + each * chain.flops + rounding_flops(setup, tuple(windows))
 
-    def by_chain(self, setup: Setup, windows: Sequence[Window]) -> ByChain:
-        """Which derivatives come by the chain rule over steps."""
-        return by_chain(setup, windows, 1, 1)
+    def chain_plan(self, setup: Setup, windows: Sequence[Window]) -> ChainPlan:
+        """Plan of the chain rule over steps."""
+        return chain_plan(setup, windows, 1, 1)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""
@@ -109,7 +117,7 @@ class ComplexStep:
 
 
 def _bounds(problem: Problem, windows: Sequence[Window]) -> Mapping[str, FloatArray]:
-    """Rounding in float64 by tensor; infinite where every gradient is too small for imaginary parts."""
+    """Rounding bounds in float64 by tensor; infinite if all gradients are too small for imaginary parts."""
     known = rounding(problem, tuple(windows), np.dtype(np.float64))
     if not known.scale < _LOST:
         return known.gradient
@@ -117,11 +125,8 @@ def _bounds(problem: Problem, windows: Sequence[Window]) -> Mapping[str, FloatAr
 
 
 def _known(value: FloatArray, bound: FloatArray, underflow: float = _UNDERFLOW) -> Estimate:
-    """Nothing is known where value or bound are not finite, nor of derivatives too small for imaginary parts."""
-    finite = np.isfinite(value) & np.isfinite(bound)
-    bound = np.where(bound > 0, bound + underflow, bound)
-    none = np.zeros(value.shape)
-    return Estimate(np.where(finite, value, 0.0), np.where(finite, bound, np.inf), none, none)
+    """The estimate; unknown where value or bound are not finite. Nonzero bounds include underflow."""
+    return finite_estimate(value, np.where(bound > 0, bound + underflow, bound))
 
 
 def _lacking(
@@ -131,12 +136,12 @@ def _lacking(
     ready: Mapping[str, FloatArray],
     bounds: Mapping[str, FloatArray],
 ) -> dict[str, Indices]:
-    """By tensor, the entries that need steps of their own: what is not finite of what is `ready`, and all where a few
-    do not agree with theirs, which are taken of all tensors side by side."""
-    few = {t.name: probes[t.name].some(COMPARED, zlib.crc32(t.name.encode())) for t in tensors}
+    """By tensor, the entries that need a step of their own: those whose `ready` derivative is not finite, and all if a
+    spot check of a few entries, batched over tensors, disagrees."""
+    few = {t.name: probes[t.name].choose(COMPARED, zlib.crc32(t.name.encode())) for t in tensors}
     changes = [_change(tensor, probes[tensor.name].rows(few[tensor.name])) for tensor in tensors]
     lacking = {}
-    for tensor, (losses, _) in zip(tensors, perturbed.several(changes) if changes else [], strict=True):
+    for tensor, (losses, _) in zip(tensors, perturbed.evaluate(changes) if changes else [], strict=True):
         around, rows = probes[tensor.name], few[tensor.name]
         own, found = slopes(losses, around), ready[tensor.name].reshape(-1)[around.places]
         room = 2 * (bounds[tensor.name].reshape(-1)[around.places[rows]] + _UNDERFLOW)
@@ -147,7 +152,7 @@ def _lacking(
 
 
 def _raise(perturbed: Perturbed, tensor: Tensor, around: Probe, found: FloatArray, bound: FloatArray) -> None:
-    """Put what a huge step says in the place of derivatives `found (K, S)` of which underflow may have taken a part."""
+    """Repeat derivatives `found (K, S)` that may have underflowed with a huge step, in place."""
     faint = (np.abs(found) < _FAINT) & (bound.reshape(-1)[around.places] > 0)
     rows = np.flatnonzero(faint.any(axis=1))
     if len(rows):
@@ -156,17 +161,17 @@ def _raise(perturbed: Perturbed, tensor: Tensor, around: Probe, found: FloatArra
 
 
 def _derivatives(perturbed: Perturbed, tensor: Tensor, around: Probe, step: float = STEP) -> FloatArray:
-    """`(K, S)`: one evaluation an entry, what the loss changes by for `step` times i."""
+    """`(K, S)`: the imaginary part of the loss after an imaginary `step` of each entry."""
     found = []
     for start in range(0, len(around.entries), _COPIES_AT_ONCE):
         rows = np.arange(start, min(start + _COPIES_AT_ONCE, len(around.entries)))
         change = _change(tensor, around.rows(rows), step)
-        found.append(slopes(perturbed.several([change])[0][0], around))
+        found.append(slopes(perturbed.evaluate([change])[0][0], around))
     return np.concatenate(found)
 
 
-def _change(tensor: Tensor, around: Probe, step: float = STEP) -> Change:
-    return Change(tensor, around.entries, np.full(len(around.entries), step * 1j))
+def _change(tensor: Tensor, around: Probe, step: float = STEP) -> Perturbation:
+    return Perturbation(tensor, around.entries, np.full(len(around.entries), step * 1j))
 
 
 REFERENCE = ComplexStep()

@@ -23,7 +23,7 @@ from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
-from bpcli.references.perturbation.kink_slopes import ALIKE, slopes_of
+from bpcli.references.perturbation.kinks import ALIKE, slopes_of
 
 # Two gradients are compared, each with its rounding.
 _BOTH = 2.0

@@ -1,1 +1,1 @@
-"""The numerical analysis behind the references: on any loss that can be evaluated, without knowledge of networks."""
+"""The numerical analysis behind the references: differences, noise, rounding and their error bounds."""

@@ -1,7 +1,7 @@
-"""Derivatives with respect to preactivations, by the chain rule over steps, put together to those of parameters.
+"""Derivatives of parameters from measured one-step sensitivities, by the chain rule over steps.
 
-A step is a function of the states before it; what differentiates a step, and says nothing of others, is a difference of
-its states and losses. With J(t) = da(t)/da(t-1) and D(t) = da(t)/dz(t) from such differences
+Each step is a function of the states before it, and is differentiated by itself, by differences or imaginary steps.
+With J(t) = da(t)/da(t-1) and D(t) = da(t)/dz(t) from these, z the preactivations,
 
     λ(t-1) = dl(t)/da(t-1) + J(t)ᵀ λ(t),      dL/dz(t) = dl(t)/dz(t) + D(t)ᵀ λ(t)
 
@@ -26,72 +26,120 @@ import numpy as np
 
 from bpcli.problem.definition import Problem, Tensor, cast
 from bpcli.references.numerics.derivatives import SIGNED, Derivatives, where_finite
-from bpcli.references.numerics.noise import SAMPLES, Noise
+from bpcli.references.numerics.noise import UNIT_ROUNDOFF
 from bpcli.references.numerics.probe import FloatArray
+from bpcli.references.perturbation import STEP
 from bpcli.references.perturbation.one_step import Shifts, Steps
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.preactivations import (
     assemble,
-    lasting,
-    linked,
-    pulled,
-    step_by_step,
+    chain_parameters,
+    differentiated_nodes,
+    pull_back,
+    reaches_state,
+    state_links,
     terms,
-    worthwhile,
 )
-from bpcli.references.perturbation.tangent import STEP, tangents
+from bpcli.references.perturbation.tangent import tangents
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window, merged
 
 AT_ONCE = 1 << 18
-"""Numbers of gradients that are put together at a time."""
-# Steps of differences, relative to values: fourth differences of the first one are nothing but noise; the others are
-# for what bends within it, and for what is noisy.
+"""Numbers of gradients that are assembled at a time."""
+# Steps of differences, relative to values: fourth differences of the first are pure noise; the others are for functions
+# that curve within it, and for noisy ones.
 _FIRST, _FINE, _COARSE = 2.0**-14, 2.0**-20, 2.0**-9
-# Root mean squares of the samples that the noise is within; beyond that of the entry itself, the share of its tensor's.
+# Noise bound in root mean squares of the samples; and the part of the tensor's root mean square added to an entry's.
 _SPREAD, _SHARE = 16.0, 1 / 8
-# A pair that differs from one of half the step by this share of it may be wider than what it is to show, by so much.
+# If two pairs differ by this part of the derivative, the step may be too wide; the truncation counts so many times.
 _BENT, _UNKNOWN = 0.1, 1e3
-# The standard deviation of the extrapolation times the step, over that of the losses: of 4/3 D(h) - 1/3 D(2h).
+# Standard deviation of the extrapolation 4/3 D(h) - 1/3 D(2h) times the step, over that of the losses.
 _OF_PAIR = ((16 + 1 / 4) / 9 / 2) ** 0.5
 
 
+SAMPLES = 8
+"""Samples of the noise."""
+# Fourth difference from shifts by `SIGNED` steps, normalised to the noise of one loss by the root of 1+1+16+16+36.
+_FOURTH = np.array([-4.0, -4.0, 1.0, 1.0]) / 70.0**0.5
+# Weight of the average noise of all steps against the noise seen at one step, in samples.
+_USUAL = 4.0
+
+
+class StepNoise:
+    """Noise of one-step results, estimated from fourth differences, and samples of it.
+
+    `whole` is the noise of the total loss, two standard deviations.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps, self.random = steps, np.random.default_rng(0)
+        self.starts, self.counts = np.cumsum([0, *steps.sizes[:-1]]), np.array(steps.sizes)
+        self.whole, self.usual, self.count = 0.0, 0.0, 0
+
+    def of(self, t: int, weights: FloatArray, change: FloatArray, credit: FloatArray) -> FloatArray:
+        """Standard deviations (batch, U, W) of a step's losses with `weights (batch, W)` plus its states with adjoints
+        `credit (batch, N, W)`, from their changes (batch, 4, U, W).
+
+        The noise is at least one rounding of each term, and is smoothed over steps relative to that; a number that is
+        noisier than others of its node keeps its own noise.
+        """
+        counted, valued = weights * self.steps.losses[t][:, None], credit * self.steps.after[t][..., None]
+        fourth = (_FOURTH @ change.reshape(len(change), 4, -1)).reshape(len(change), *change.shape[2:])
+        # Squares of very small or large losses are out of range.
+        unit = max(np.abs(part).max(initial=0.0) for part in (counted, valued, fourth))
+        unit = unit if 0 < unit < np.inf else 1.0
+        least = UNIT_ROUNDOFF**2 * ((counted / unit) ** 2 + np.sum((valued / unit) ** 2, axis=1))
+        squares = (fourth / unit) ** 2
+        seen = (np.add.reduceat(squares, self.starts, axis=1) / self.counts[:, None]).max(axis=1)
+        seen = np.fmax(seen, least)
+        self.usual += float(np.log(np.where((least > 0) & np.isfinite(seen), seen / least, 1.0)).sum())
+        self.count += least.size
+        many, usual = self.counts.max(), np.exp(self.usual / self.count)
+        variance = (many * seen + _USUAL * usual * least) / (many + _USUAL)
+        self.whole = float(np.hypot(self.whole, 2 * unit * np.sqrt(variance.sum())))
+        return np.asarray(unit * np.sqrt(np.fmax(squares, variance[:, None])))
+
+    def sample(self, shape: tuple[int, ...]) -> FloatArray:
+        """Samples (*shape, SAMPLES) of noise of standard deviation 1."""
+        return np.asarray((self.random.random((*shape, SAMPLES)) - 0.5) * 12**0.5)
+
+
 @dataclass(frozen=True, eq=False)
-class Ready:
-    """The derivatives of a tensor, in its shape, and what the noise of the loss that they were made from is at most."""
+class ChainDerivatives:
+    """The derivatives of a tensor, in its shape, and the noise of the total loss, two standard deviations."""
 
     found: Derivatives
     noise: float
 
 
 Combine = Callable[[int, FloatArray, FloatArray, FloatArray], FloatArray]
-"""From the weights of a step's losses, (batch, W), its changes, (batch, shifts, U, W, columns), and what λ is there,
-(batch, N, W, columns), derivatives (batch, U, W, columns)."""
+"""Derivatives (batch, U, W, columns) at step t from its loss weights (batch, W), its changes (batch, shifts, U, W,
+columns) and the adjoints λ (batch, N, W, columns)."""
 
 
 class Chain:
-    """Derivatives of those of `tensors` for which it is less work this way.
+    """Derivatives of those of `tensors` for which the chain rule is less work than perturbed entries.
 
-    A number of a step is changed `each` times, where an entry of a tensor would be `entry` times.
+    It takes `each` evaluations per number of a step, perturbed entries take `entry` each.
     """
 
     def __init__(
         self, problem: Problem, perturbed: Perturbed, tensors: Sequence[Tensor], each: float, entry: float
     ) -> None:
         self.problem, self.perturbed, self.setup = problem, perturbed, problem.setup
-        self.tensors = worthwhile(self.setup, tensors, each, entry)
+        self.tensors = chain_parameters(self.setup, tensors, each, entry)
         every = terms(self.setup.graph)
         self.terms = {t.name: every[t.name] for t in self.tensors}
         self.zs = sorted({term.z for some in self.terms.values() for term in some})
-        self.steps = Steps(perturbed, step_by_step(self.setup.graph, self.zs))
-        self.links = linked(self.setup.graph, self.zs)
-        self.lasts = any(lasting(self.setup.graph, z) for z in self.zs)
+        self.steps = Steps(perturbed, differentiated_nodes(self.setup.graph, self.zs))
+        self.links = state_links(self.setup.graph, self.zs)
+        self.lasts = any(reaches_state(self.setup.graph, z) for z in self.zs)
         self.windows = merged(perturbed.windows)
         self.weights = perturbed.weights
 
     @np.errstate(all="ignore")  # what is not finite is no derivative, and found to be none by who asked
     def imaginary(self) -> dict[str, FloatArray]:
-        """By tensor, from imaginary steps; NaN where a kink is met."""
+        """Derivatives by tensor from imaginary steps; NaN where a kink is met."""
         if not self.tensors:
             return {}
         other = None if self.perturbed.kinks.any else tangents(self.problem, self.perturbed.windows)
@@ -104,30 +152,30 @@ class Chain:
         def combine(t: int, weights: FloatArray, change: FloatArray, credit: FloatArray) -> FloatArray:
             return change[:, 0] / size
 
-        slopes = self._walk(steps, dict.fromkeys(steps.nodes, shift), 1, combine)
+        slopes = self._backward_pass(steps, dict.fromkeys(steps.nodes, shift), 1, combine)
         return {t.name: self._assembled(t, slopes, slice(1))[0] for t in self.tensors}
 
     @np.errstate(all="ignore")
-    def real(self, offset: float, target: float) -> dict[str, Ready]:
-        """By tensor, from pairs of central differences, with steps of a power of two times `offset`.
+    def real(self, offset: float, target: float) -> dict[str, ChainDerivatives]:
+        """Derivatives by tensor from pairs of central differences, with steps `offset` times a power of two.
 
-        Where the bound is not within `target`, as of `Derivatives.lacks`, smaller or larger steps are taken too.
+        Where the bound exceeds `target` (see `Derivatives.exceeds`), smaller or larger steps are tried too.
         """
         if not self.tensors:
             return {}
         found, noise = self._differences(offset * _FIRST)
-        lacking = {name: known.lacks(target) for name, known in found.items()}
+        lacking = {name: known.exceeds(target) for name, known in found.items()}
         if any(rows.any() for rows in lacking.values()):
             rough = sum(float(np.sum(found[n].truncation[rows] > found[n].noise[rows])) for n, rows in lacking.items())
             bent = 2 * rough > sum(float(np.sum(rows)) for rows in lacking.values())
             other, _ = self._differences(offset * (_FINE if bent else _COARSE))
             for name, known in found.items():
                 known.put(..., other[name], other[name].bound < known.bound)
-        return {name: Ready(known, noise) for name, known in found.items()}
+        return {name: ChainDerivatives(known, noise) for name, known in found.items()}
 
     def _differences(self, step: float) -> tuple[dict[str, Derivatives], float]:
-        """By tensor, from one pair each; and the noise of the whole loss."""
-        noise = Noise(self.steps)
+        """Derivatives by tensor from one pair of differences each, and the noise of the total loss."""
+        noise = StepNoise(self.steps)
         sizes = {n: step * _scale(self.steps.value(n)) for n in self.steps.nodes}
         at = np.concatenate([self.steps.value(n) for n in self.steps.nodes], axis=2)[:, :, None]
         each = np.concatenate([np.full(self.setup.graph.nodes[n].size, sizes[n]) for n in self.steps.nodes])
@@ -148,13 +196,13 @@ class Chain:
             return np.asarray(found)
 
         shifts = {n: SIGNED * h for n, h in sizes.items()}
-        slopes = self._walk(self.steps, shifts, 2 + SAMPLES, combine)
+        slopes = self._backward_pass(self.steps, shifts, 2 + SAMPLES, combine)
         return {t.name: self._extrapolated(t, slopes) for t in self.tensors}, noise.whole
 
-    def _walk(self, steps: Steps, shifts: Shifts, columns: int, combine: Combine) -> dict[int, FloatArray]:
-        """Backwards through all steps: derivatives (columns, T, batch, size) by preactivation, windows summed.
+    def _backward_pass(self, steps: Steps, shifts: Shifts, columns: int, combine: Combine) -> dict[int, FloatArray]:
+        """Backward pass through all steps: derivatives (columns, T, batch, size) by preactivation, windows summed.
 
-        The first two columns of λ are differentiated, the others go along.
+        The first two columns of λ include the derivatives of losses, the others carry noise samples.
         """
         setup, graph = self.setup, self.setup.graph
         slopes = {z: np.zeros((columns, setup.T, setup.batch, graph.nodes[z].size)) for z in self.zs}
@@ -169,45 +217,45 @@ class Chain:
                 carried = {}
                 continue
             credit = np.stack([carried.get(w, nothing) for w in windows], axis=2)
-            weights = self._counted(t, windows)
-            changes = [part.worth(t, credit, weights) for part in parts]
+            weights = self._loss_weights(t, windows)
+            changes = [part.weighted(t, credit, weights) for part in parts]
             found = combine(t, weights, np.concatenate(changes, axis=2), credit)
             if self.lasts:
-                before = [self._before(state, found, at) for state in graph.previous.values()]
+                before = [self._credit_before(state, found, at) for state in graph.previous.values()]
                 together = np.concatenate(before, axis=1)
                 carried = {w: together[:, :, k] for k, w in enumerate(windows)}
             for z in self.zs:
                 slopes[z][:, t] = found[:, at[z]].sum(axis=2).transpose(2, 0, 1)
         return slopes
 
-    def _before(self, state: int, found: FloatArray, at: Mapping[int, slice]) -> FloatArray:
-        """λ of a state before a step, (batch, size, W, columns), from derivatives of the step's numbers."""
+    def _credit_before(self, state: int, found: FloatArray, at: Mapping[int, slice]) -> FloatArray:
+        """Adjoint λ (batch, size, W, columns) of a state before a step, from derivatives of the step's numbers."""
         if state in at:
             return found[:, at[state]]
         total = np.zeros((len(found), self.setup.graph.nodes[state].size, *found.shape[2:]))
         for link in self.links[state]:
             shape = self.setup.graph.nodes[link.matrix].shape
-            total += pulled(link, self._values[link.matrix].reshape(shape), found[:, at[link.z]])
+            total += pull_back(link, self._values[link.matrix].reshape(shape), found[:, at[link.z]])
         return total
 
-    def _counted(self, t: int, windows: Sequence[Window]) -> FloatArray:
-        """Weights (batch, W) of a step's losses."""
+    def _loss_weights(self, t: int, windows: Sequence[Window]) -> FloatArray:
+        """Weights (batch, W) of the losses of step t in each window."""
         return np.asarray(self.weights[t][:, None] * [w.loss_from <= t for w in windows])
 
     @cached_property
     def _values(self) -> Mapping[int, FloatArray]:
-        """What matrices are multiplied with, at every step, and the matrices that states are multiplied with."""
+        """Values of the vectors that parameters multiply, at every step, and of the matrices that multiply states."""
         nodes = {term.vector for some in self.terms.values() for term in some if term.vector >= 0}
         nodes |= {link.matrix for some in self.links.values() for link in some}
         return node_values(cast(self.problem, np.dtype(np.float64)), sorted(nodes))
 
     def _assembled(self, tensor: Tensor, slopes: Mapping[int, FloatArray], columns: slice) -> FloatArray:
-        """(columns, *shape)"""
+        """The gradient (columns, *shape) of a tensor from derivatives by preactivation."""
         some = {z: part[columns] for z, part in slopes.items()}
         return assemble(self.terms[tensor.name], tensor.shape, some, self._values)
 
     def _extrapolated(self, tensor: Tensor, slopes: Mapping[int, FloatArray]) -> Derivatives:
-        """From derivatives by steps of h and 2 h, and samples of the noise of what they are extrapolated to."""
+        """Richardson extrapolation of derivatives from steps h and 2 h, with noise from the carried samples."""
         near, far = self._assembled(tensor, slopes, slice(2))
         spread, some = np.zeros(tensor.shape), max(1, AT_ONCE // max(1, near.size))
         for k in range(2, 2 + SAMPLES, some):
@@ -221,6 +269,6 @@ class Chain:
 
 
 def _scale(values: FloatArray) -> float:
-    """The size that steps are relative to, a power of two: functions bend within 1, however large their arguments."""
+    """Scale of the steps, a power of two; at most 1, the scale on which elementary functions curve."""
     sizes = np.abs(values[values != 0])
     return float(np.exp2(np.round(np.log2(min(np.median(sizes), 1.0))))) if sizes.size else 1.0

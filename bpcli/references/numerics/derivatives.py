@@ -1,8 +1,12 @@
-"""Derivatives as differences know them, with the parts that their bounds are made of.
+"""Numerical derivatives with error bounds, and three tests of derivatives that come from elsewhere.
 
-Central differences at two steps, one twice the other: four evaluations, and a truncation that is seen.
-
-R(h) = (4 D(h) - D(2h)) / 3 has error O(h⁴) (Richardson), and |D(h) - D(2h)| is three times its distance from D(h).
+- `SpotCheck`: Richardson extrapolation R(h) = (4 D(h) - D(2h)) / 3 of two central differences, with error O(h⁴);
+  |D(h) - D(2h)| bounds its truncation error.
+- `Pilot`: a difference with a tiny step, which spans no oscillation of the loss. Little but its noise is known, so that
+  has to be right: where a pilot contradicts larger steps, the noise is measured again at the entry itself, which may
+  feel more than the loss does on average.
+- `rates`, the Taylor test: |φ(h) - φ(-h) - 2 h g| falls as h³ if g is the derivative, and as h if it is not. It needs
+  no other estimate and no model of truncation, so that it can decide between references that disagree.
 """
 
 from __future__ import annotations
@@ -13,14 +17,14 @@ from types import EllipsisType
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.references.numerics.probe import FIRST_STEP, PILOT, FloatArray, Indices, Probe, scales
+from bpcli.references.numerics.noise import POINTS, UNIT_ROUNDOFF, loss_noise, table_noise
+from bpcli.references.numerics.probe import FIRST_STEP, PILOT, FloatArray, Indices, Probe, Sampler, scales
 
-# Beyond six standard deviations: `loss_noise` is two, and a difference over two steps carries one over the step.
+# Covers six standard deviations: `loss_noise` is two, and a central difference has the noise of one loss over the step.
 NOISE_FACTOR = 3.0
-UNIT_ROUNDOFF = 2.0**-53
-# An entry this much smaller than the largest of its tensor is judged by the size of the largest.
+# Relative size below which an entry is judged on the scale of the largest of its tensor.
 SMALL = 1e-6
-# Steps over the distance of a kink that no side is to be told of; and the noise of a jump over that of a slope.
+# Least step over the distance of a kink whose side rounding hides; and noise of a jump over the noise of a slope.
 _PAST, _JUMPY = 4.0, 3.0
 
 Mask = NDArray[np.bool_]
@@ -28,7 +32,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Derivatives:
-    """What is known of the derivatives, as `Estimate` says: `truncation` and `noise` are the two parts of the bound."""
+    """Derivatives as in `Estimate`, with the two parts of the bound: `truncation` and `noise`."""
 
     value: FloatArray
     truncation: FloatArray
@@ -42,29 +46,30 @@ class Derivatives:
 
     @property
     def parts(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """What it is made of."""
+        """All arrays."""
         return self.value, self.truncation, self.noise, self.kink
 
     def rows(self, rows: Indices) -> Derivatives:
-        """Those of the K numbers alone."""
+        """A subset of the K numbers."""
         return Derivatives(*(part[rows] for part in self.parts))
 
-    def lacks(self, target: float) -> Mask:
+    def exceeds(self, target: float) -> Mask:
         """Where the bound is not within `target`, relative to the entry or to `SMALL` of the largest one."""
         size = np.abs(self.value)
         return np.asarray(~(self.bound <= target * np.maximum(size, SMALL * size.max())))
 
     def put(self, rows: Indices | EllipsisType, other: Derivatives, mask: Mask | bool = True) -> None:
-        """Put `other` in the place of `rows`, where `mask` says so."""
+        """Replace `rows` by `other` where `mask` is set."""
         for kept, new in zip(self.parts, other.parts, strict=True):
             kept[rows] = np.where(mask, new, kept[rows])
 
 
 def with_known_kinks(smooth: Derivatives, jump: FloatArray, coarse: FloatArray, away: FloatArray) -> Derivatives:
-    """Derivatives by steps that go beyond no kink but those `away` steps off, negative where there are none.
+    """Add known kinks to derivatives from steps that cross no others.
 
-    `jump` is that of the slope at these, `coarse` the same by another extrapolation. From a kink at a distance d steps
-    of h see 1 - d/h of the jump. Where a step is too short to go past them the value is NaN.
+    `away` is the distance of the kinks in steps, negative where there are none; `jump` the jump of the slope, `coarse`
+    the same from another extrapolation. A step h sees 1 - d/h of the jump at a kink of distance d. The value is NaN
+    where a step is too short to cross the kinks.
     """
     at_kink = away >= 0
     near = np.where(at_kink, np.abs(jump - coarse) + np.abs(jump) * np.maximum(away, 0.0), np.abs(jump) / 2)
@@ -77,32 +82,32 @@ def with_known_kinks(smooth: Derivatives, jump: FloatArray, coarse: FloatArray, 
 
 
 def where_finite(known: Derivatives) -> Derivatives:
-    """`known` with value 0 and an infinite bound where something is not finite."""
+    """Set value 0 and an infinite bound where anything is not finite."""
     finite = np.isfinite(known.value) & np.isfinite(known.bound)
     value, noise, kink = (np.where(finite, a, 0.0) for a in (known.value, known.noise, known.kink))
     return Derivatives(value, np.where(finite, known.truncation, np.inf), noise, kink)
 
 
 SIGNED = np.array([1.0, -1.0, 2.0, -2.0])
-"""The steps of a pair, over the smaller one."""
+"""Signed steps of a pair of central differences, in units of the smaller step."""
 COMPARED = 4
-"""Entries of each tensor whose derivatives from elsewhere are compared."""
+"""Entries of each tensor in a spot check."""
 
 
 def pairs(changes: FloatArray, step: float | FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """From changes (4, …) of the loss: R(h), what is taken for its error, and the largest change per step."""
+    """From changes (4, …) of the loss: R(h), its truncation error, and the largest change per step."""
     near, far = (changes[0] - changes[1]) / (2 * step), (changes[2] - changes[3]) / (4 * step)
     return (4 * near - far) / 3, np.abs(near - far), np.abs(changes).max(axis=0) / step
 
 
-class Comparison:
-    """Whether derivatives that come from elsewhere are those of the loss as its numbers are shifted themselves.
+class SpotCheck:
+    """Compare derivatives from elsewhere with differences of the loss: a pair and a tiny step for each entry.
 
-    By a pair each, and by one difference with a tiny step, which leaps over nothing: `entries` are shifted by `deltas`.
+    The losses to evaluate are those of `entries` shifted by `deltas`.
     """
 
     def __init__(self, probe: Probe, known: Derivatives, noise: float) -> None:
-        """`known` has the probe's rows; `noise` is that of the loss, two standard deviations."""
+        """`known` has the rows of the probe; `noise` is two standard deviations of the loss."""
         self.probe, self.known, self.noise = probe, known, noise
         self.steps = np.exp2(np.round(np.log2(FIRST_STEP / 4 * scales(probe))))
         self.signed = np.outer([*SIGNED, PILOT, -PILOT], self.steps)
@@ -110,10 +115,10 @@ class Comparison:
         self.entries, self.deltas = probe.entries[self.rows], self.signed.reshape(-1)
 
     def agrees(self, losses: FloatArray, base: FloatArray) -> bool:
-        """What the losses `(6 K, batch)` of the shifts say, and those with nothing shifted, `(batch,)`."""
+        """Whether all agree, given the losses `(6 K, batch)` after the shifts and `base (batch,)` without."""
         known, signed, step = self.known, self.signed, self.steps[:, None]
         with np.errstate(all="ignore"):
-            found = self.probe.seen(losses - base, self.rows, self.deltas)
+            found = self.probe.changes(losses - base, self.rows, self.deltas)
             change, shift = (a.reshape(*signed.shape, -1) for a in found)
             value, truncation, size = pairs(change[:4] * (signed[:4, :, None] / shift[:4]), step)
             tiny = (change[4] - change[5]) / (shift[4] - shift[5])
@@ -121,3 +126,120 @@ class Comparison:
             near = np.abs(value - known.value) <= room + NOISE_FACTOR * self.noise / step
             nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * self.noise / (PILOT * step)
             return bool((near & nearer).all())
+
+
+class Pilot:
+    """Pilot differences with tiny `steps (K,)`; `noise (K, S)` of the loss, `jump (K, S)` of the slope."""
+
+    def __init__(self, sampler: Sampler, steps: FloatArray, noise: FloatArray) -> None:
+        self.sampler, self.steps = sampler, steps.copy()
+        self.noise = np.tile(noise, (len(steps), 1))
+        self.slope, self.jump, self.size = (np.zeros_like(self.noise) for _ in range(3))
+        self._measured = np.zeros(len(steps), dtype=np.bool_)
+        self.take(np.arange(len(steps)), steps)
+
+    def take(self, rows: Indices, steps: FloatArray) -> None:
+        """Evaluate the differences of `rows` with `steps (R,)`."""
+        self.steps[rows] = steps
+        slope, even, self.size[rows] = differences(self.sampler, rows, steps)
+        self.jump[rows] = even / steps[:, None]
+        if self.sampler.kinks is not None:
+            # At a kink, or very near one, a tiny step may see one side only.
+            slope = np.where(self.sampler.kinks[rows] >= 0, np.nan, slope)
+        self.slope[rows] = slope
+
+    def derivatives(self, rows: Indices) -> Derivatives:
+        """The pilot's own derivatives."""
+        steps = self.steps[rows, None]
+        noise = NOISE_FACTOR * (self.noise[rows] / steps + UNIT_ROUNDOFF * self.size[rows])
+        slope = self.slope[rows]
+        return where_finite(Derivatives(slope, np.abs(self.jump[rows]) / 2, noise, np.zeros_like(slope)))
+
+    def doubt(self, rows: Indices) -> FloatArray:
+        """The part of `jump` that may be noise."""
+        return np.asarray(4.0 * self.noise[rows] / self.steps[rows, None])
+
+    def contradicts(self, rows: Indices, other: Derivatives) -> Mask:
+        """Where `other` differs from the pilot by more than both bounds."""
+        own = self.derivatives(rows)
+        return np.asarray(np.abs(other.value - own.value) > other.bound + own.bound)
+
+    def suspicious(self, rows: Indices, other: Derivatives) -> Mask:
+        """Where the pilot contradicts `other` or sees a jump that `other` does not: the noise may be underestimated."""
+        jumps = (np.abs(self.jump[rows]) > self.doubt(rows)) & (other.kink == 0)
+        return np.asarray(self.contradicts(rows, other) | jumps)
+
+    def remeasure_noise(self, rows: Indices) -> Indices:
+        """Measure the noise at `rows` themselves, once each; returns the rows where it is above the present value."""
+        rows = rows[~self._measured[rows]]
+        if not len(rows):
+            return rows
+        self._measured[rows] = True
+        offsets = np.arange(POINTS) - POINTS // 2
+        change, _ = self.sampler.shift(np.repeat(rows, POINTS), np.outer(self.steps[rows], offsets).ravel())
+        values = change.reshape(len(rows), POINTS, -1).transpose(0, 2, 1)
+        own = 2.0 * table_noise(values)
+        louder = own > self.noise[rows]
+        self.noise[rows] = np.where(louder, own, self.noise[rows])
+        return rows[louder.any(axis=1)]
+
+
+def differences(sampler: Sampler, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Central difference, even part E and largest change per step, `(R, S)` each, for the shifts after rounding."""
+    count = len(rows)
+    change, shift = sampler.shift(np.tile(rows, 2), np.concatenate([steps, -steps]))
+    slope = (change[:count] - change[count:]) / (shift[:count] - shift[count:])
+    even = change[:count] + change[count:] - slope * (shift[:count] + shift[count:])
+    size = np.maximum(np.abs(change[:count]), np.abs(change[count:])) / steps[:, None]
+    return slope, even, size
+
+
+RUNGS = 20
+_LARGEST = 2.0
+# Halvings of the step over which a rate must hold, and the rates; anything in between is undecided.
+_SPAN = 3
+_CUBIC, _LINEAR = 2.5, 1.15
+# Residuals this many times above the noise have a rate.
+_CLEAR = 8.0
+
+
+def rates(sampler: Sampler, gradient: FloatArray, tolerance: FloatArray) -> tuple[Mask, Mask]:
+    """Masks of the entries of `gradient (K, S)` that are right and that are wrong; others are undecided.
+
+    Right: the residual falls as h³ down to the noise, or is noise throughout, and there bounds the error by
+    `tolerance (K, S)`. Wrong: over the last halvings above the noise, it falls as h.
+    """
+    with np.errstate(all="ignore"):
+        steps = np.exp2(np.round(np.log2(_LARGEST * scales(sampler.probe)))) * 0.5 ** np.arange(RUNGS)[:, None]
+        residual, floor = _residuals(sampler, steps, gradient)
+        clear = residual > _CLEAR * floor
+        last = np.where(clear.any(axis=0), RUNGS - 1 - clear[::-1].argmax(axis=0), 0)
+        room = (residual + floor) / (2 * steps[:, :, None])
+        at_last = np.take_along_axis(room, last[None], axis=0)[0]
+        falling = np.stack([_rate(residual, clear, last - i) for i in range(_SPAN)])
+        noise_alone = ~clear.any(axis=0) & (np.fmin.reduce(room, axis=0) <= tolerance)
+        right = (falling >= _CUBIC).all(axis=0) & (at_last <= tolerance)
+        wrong = (np.abs(falling - 1) <= _LINEAR - 1).all(axis=0)
+        return np.asarray(right | noise_alone), np.asarray(wrong)
+
+
+def _residuals(sampler: Sampler, steps: FloatArray, gradient: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """|φ(h) - φ(-h) - 2 h g| and its noise level, `(RUNGS, K, S)` each."""
+    count = steps.size
+    rows = np.tile(np.arange(steps.shape[1]), len(steps))
+    change, shift = sampler.shift(np.tile(rows, 2), np.concatenate([steps.ravel(), -steps.ravel()]))
+    linear = (shift[:count] - shift[count:]) * gradient[rows]
+    residual = np.abs(change[:count] - change[count:] - linear)
+    size = np.maximum(np.abs(change[:count]), np.abs(change[count:])) + np.abs(linear)
+    floor = NOISE_FACTOR * (loss_noise(sampler, steps[0]) + 4 * UNIT_ROUNDOFF * size)
+    shape = (*steps.shape, -1)
+    return residual.reshape(shape), np.broadcast_to(floor, residual.shape).reshape(shape)
+
+
+def _rate(residual: FloatArray, clear: Mask, rung: NDArray[np.int64]) -> FloatArray:
+    """log2 of the ratio of residuals at the rung before and at this one, NaN where either is noise."""
+    before = np.maximum(rung - 1, 0)[None]
+    here = np.maximum(rung, 0)[None]
+    larger, smaller = (np.take_along_axis(residual, k, axis=0)[0] for k in (before, here))
+    both = np.take_along_axis(clear, before, axis=0)[0] & np.take_along_axis(clear, here, axis=0)[0]
+    return np.asarray(np.where(both & (rung > 0), np.log2(larger / smaller), np.nan))

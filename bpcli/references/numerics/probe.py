@@ -1,6 +1,6 @@
-"""Which numbers are shifted to differentiate a tensor, and where the derivatives then go.
+"""Perturbation patterns of a tensor: one entry at a time, or the whole tensor along directions.
 
-Directions to differentiate along: a whole tensor moves at once, so that its size costs nothing.
+The cost of a directional derivative does not depend on the size of the tensor.
 """
 
 from __future__ import annotations
@@ -13,24 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.problem.definition import Problem, Tensor
+from bpcli.references.perturbation import ALONG
 from bpcli.references.perturbation.kinks import FREE
 from bpcli.references.perturbation.perturbed import Perturbed
-from bpcli.references.perturbation.tangent import ALONG
 
 FIRST_STEP = 2.0**-10
-
-
+"""First step of differences, relative to `scales`."""
 PILOT = 2.0**-20
-
-
-# What steps are relative to at least: the tiniest of them are still normal numbers.
+"""Step of the pilot difference, relative to the first step."""
+# Least scale: the smallest steps relative to it are still normal numbers.
 _LEAST = 2.0**-960
 
 
 def scales(probe: Probe) -> FloatArray:
-    """`(K,)`: the size that a step is relative to: the entry's, or the median of its tensor but at most 1.
+    """Scale `(K,)` of the steps: the size of the entry, but at least the median of its tensor or 1 if that is less.
 
-    Functions bend within one, however large other entries are; 1 where all are zero.
+    The limit is 1 because elementary functions curve on that scale, however large other entries are; 1 where all are 0.
     """
     sizes = np.abs(probe.points)
     typical = min(float(np.median(sizes[sizes > 0])), 1.0) if sizes.any() else 1.0
@@ -44,7 +42,7 @@ DType = np.dtype[np.floating]
 
 _DOUBLE: DType = np.dtype(np.float64)
 ROWS = 8
-"""Numbers at which the noise of a loss is measured."""
+"""Entries at which the noise of a loss is measured."""
 _ROWS_AT_ONCE = 8192
 
 
@@ -52,9 +50,9 @@ _ROWS_AT_ONCE = 8192
 class Probe:
     """The K numbers to shift and the S derivatives that each shift yields.
 
-    `entries (K,)` are flat indices as `Perturbed.losses` takes them. Samples do not interact, so what each sample owns
-    is shifted in all samples at once and S is the batch; what samples share is `summed` over them and S is 1.
-    `points (K, S)` are the values at which the derivative is taken. `places (K, S)` are flat indices into the gradient.
+    `entries (K,)` are flat indices as of `Perturbed.losses`. Samples do not interact, so numbers that each sample owns
+    are shifted in all samples at once and S is the batch; losses are `summed` over samples for shared numbers, and S is
+    1. `points (K, S)` are the values at which derivatives are taken, `places (K, S)` flat indices into the gradient.
     """
 
     entries: Indices
@@ -62,39 +60,39 @@ class Probe:
     places: Indices
     summed: bool
 
-    def some(self, count: int, seed: int) -> Indices:
-        """At most `count` of the K numbers, chosen at random with a seed: which ones."""
+    def choose(self, count: int, seed: int) -> Indices:
+        """Indices of at most `count` of the K numbers, drawn at random with a seed."""
         if count >= len(self.entries):
             return np.arange(len(self.entries))
         return np.sort(np.random.default_rng(seed).choice(len(self.entries), count, replace=False))
 
     def rows(self, rows: Indices) -> Probe:
-        """Those of the K numbers alone."""
+        """A subset of the K numbers."""
         return Probe(self.entries[rows], self.points[rows], self.places[rows], self.summed)
 
     def sample(self, count: int, seed: int) -> Probe:
-        """`some` of the K numbers alone."""
-        return self.rows(self.some(count, seed))
+        """A random subset of the K numbers, see `choose`."""
+        return self.rows(self.choose(count, seed))
 
-    def seen(
+    def changes(
         self, change: FloatArray, rows: Indices, steps: FloatArray, dtype: DType = _DOUBLE
     ) -> tuple[FloatArray, FloatArray]:
-        """What changes `(R, batch)` of the losses are as changes of the loss `(R, S)`, where the numbers `rows (R,)`
-        are shifted by `steps (R,)`; and the shifts that take place in a dtype `(R, S)`."""
+        """Changes of the loss `(R, S)` from changes `(R, batch)` of the samples' losses, and the actual shifts `(R, S)`
+        when the numbers `rows (R,)` are shifted by `steps (R,)` and rounded to `dtype`."""
         if self.summed:
             change = change.sum(axis=1, keepdims=True)
         points = self.points[rows]
         return change, (points + steps[:, None]).astype(dtype) - points
 
     def scatter(self, values: FloatArray, shape: tuple[int, ...], elsewhere: float = 0.0) -> FloatArray:
-        """`values (K, S)` in a gradient of the given shape, `elsewhere` in the rest."""
+        """Scatter `values (K, S)` into a gradient of the given shape, filled with `elsewhere`."""
         out = np.full(shape, elsewhere)
         out.reshape(-1)[self.places] = values
         return out
 
 
 def probe(problem: Problem, tensor: Tensor) -> Probe:
-    """How `tensor` is differentiated in `problem`."""
+    """The probe of all entries of a tensor."""
     setup = problem.setup
     array = np.asarray(problem.array(tensor), dtype=np.float64)
     shared = tensor.kind == "param" or tensor.name in setup.shared
@@ -113,11 +111,11 @@ def probe(problem: Problem, tensor: Tensor) -> Probe:
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """A loss around the values of one tensor: `losses(entries (C,), deltas (C,)) -> (C, batch)` under a `Probe`.
+    """A loss near the values of one tensor: `losses(entries (C,), deltas (C,)) -> (C, batch)` under a `Probe`.
 
-    Shifted numbers are rounded to `dtype` before the loss sees them. The noise is measured at `noise_rows` of them.
-    `kinks (K, S)` says how far the kinks are that are too near to tell which side a number is on, negative where there
-    are none; losses beyond other kinks are NaN then. None where nobody knows.
+    Shifted numbers are rounded to `dtype` before they enter the loss. The noise is measured at `noise_rows` of them.
+    `kinks (K, S)` are distances of the kinks whose side rounding hides, negative where there are none; losses beyond
+    other kinks are then NaN. None: kinks are unknown.
     """
 
     losses: Losses
@@ -129,40 +127,40 @@ class Sampler:
 
     @staticmethod
     def of(losses: Losses, probe: Probe) -> Sampler:
-        """The sampler, with the unshifted losses `base (batch,)` evaluated."""
+        """A sampler that evaluates the unshifted losses `base (batch,)`."""
         return Sampler(losses, probe, losses(probe.entries[:1], np.zeros(1))[0])
 
     @property
     def level(self) -> FloatArray:
-        """`(S,)`: the size of the loss, as far as its rounding is concerned."""
+        """`(S,)`: the size of the loss that determines its rounding."""
         size = np.abs(self.base)
         return size.sum(keepdims=True) if self.probe.summed else size
 
     def shift(self, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Shift the numbers `rows (R,)` by `steps (R,)`, one at a time.
 
-        Returns the change of the loss `(R, S)`, differences taken sample by sample before anything is summed, and the
-        shift that took place in floating point `(R, S)`.
+        Returns the change of the loss `(R, S)`, subtracted per sample before the sum, and the actual shift in floating
+        point `(R, S)`.
         """
         entries = self.probe.entries[rows]
         size = max(1, _ROWS_AT_ONCE // len(self.base))
         blocks = [slice(i, i + size) for i in range(0, len(rows), size)]
         change = np.concatenate([self.losses(entries[b], steps[b]) - self.base for b in blocks])
-        return self.probe.seen(change, rows, steps, self.dtype)
+        return self.probe.changes(change, rows, steps, self.dtype)
 
 
 COUNT = 8
-"""Directions per tensor. Gaussian ones: with signs alone errors in several entries may cancel."""
+"""Directions per tensor. They are Gaussian: with random signs, errors of several entries may cancel."""
 
 NOISE_ROWS = 2
-"""Directions at which the noise of the loss is measured; each feels all of a tensor."""
+"""Directions along which the noise of the loss is measured; each perturbs the whole tensor."""
 
 Directions = Mapping[Tensor, FloatArray]
 """By tensor, directions `(K, size)` over its flat entries."""
 
 
 def directions(tensor: Tensor, count: int = COUNT) -> FloatArray:
-    """Directions `(count, size)`, drawn from a generator seeded by the tensor's name; zero where no entry exists."""
+    """Directions `(count, size)`, random with the tensor's name for a seed; zero outside the sparsity pattern."""
     generator = np.random.default_rng(zlib.crc32(tensor.name.encode()))
     drawn = generator.standard_normal((count, int(np.prod(tensor.shape))))
     if tensor.pattern is not None:
@@ -173,16 +171,16 @@ def directions(tensor: Tensor, count: int = COUNT) -> FloatArray:
 
 
 def dot(rows: FloatArray, values: FloatArray) -> FloatArray:
-    """`rows (K, size)` times `values`, any shape: `(K,)`, summed pairwise, whose rounding does not grow with size.
+    """`rows (K, size)` times `values` of any shape, `(K,)`, by pairwise summation: rounding hardly grows with size.
 
-    What is not finite counts where a direction goes.
+    Values that are not finite are ignored where the direction is zero.
     """
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(rows != 0, rows * values.reshape(-1), 0.0).sum(axis=1), dtype=np.float64)
 
 
 def norms(rows: FloatArray, bounds: FloatArray) -> FloatArray:
-    """`(K,)`: what independent errors within `bounds` may add up to along each direction."""
+    """Root sum of squares `(K,)` of independent errors within `bounds`, along each direction."""
     with np.errstate(all="ignore"):
         scaled = np.abs(rows) * bounds.reshape(-1)
         largest = scaled.max(axis=1)
@@ -194,32 +192,34 @@ def norms(rows: FloatArray, bounds: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Along:
-    """Losses along directions: of copies of the network that have the whole `tensor` moved by some of a row."""
+    """Losses of copies whose whole `tensor` is shifted along one of the directions `rows (K, size)`."""
 
     perturbed: Perturbed
     tensor: Tensor
     rows: FloatArray
 
     def losses(self, which: Indices, deltas: np.ndarray) -> np.ndarray:
-        """`(C, batch)` of C copies, moved by `deltas[c] * rows[which[c]]`."""
-        return self.followed(which, deltas)[0]
+        """Losses `(C, batch)` of C copies, copy c shifted by `deltas[c] * rows[which[c]]`."""
+        return self.losses_and_kinks(which, deltas)[0]
 
-    def followed(self, which: Indices, deltas: np.ndarray) -> tuple[np.ndarray, FloatArray]:
-        """The same with the kinks that were met, as of `Perturbed`."""
+    def losses_and_kinks(self, which: Indices, deltas: np.ndarray) -> tuple[np.ndarray, FloatArray]:
+        """Losses, and the distances of the kinks they meet, as of `Perturbed.losses_and_kinks`."""
         size = ALONG if np.iscomplexobj(deltas) else 1.0
-        moved = (self.perturbed.moved(self.tensor, d * size * self.rows[k]) for k, d in zip(which, deltas, strict=True))
-        losses, met = (np.stack(part) for part in zip(*(there.here() for there in moved), strict=True))
+        moved = (
+            self.perturbed.with_shift(self.tensor, d * size * self.rows[k]) for k, d in zip(which, deltas, strict=True)
+        )
+        losses, met = (np.stack(part) for part in zip(*(there.unperturbed() for there in moved), strict=True))
         if np.iscomplexobj(losses):
             losses.imag /= size
         return losses, np.where(met > FREE, met * size, FREE)
 
 
 def points_along(array: FloatArray, rows: FloatArray) -> Probe:
-    """How far one is along each of `rows (K, size)` from an array, in units of its size."""
+    """The probe of positions along directions `rows (K, size)`, scaled by the norm of the array."""
     size = float(np.linalg.norm(array))
     length = np.sqrt((rows**2).sum(axis=1))
     unit = np.where((length > 0) & (size > 0), size / np.where(length > 0, length, 1.0), 1.0)
-    # A power of two: what is added to it and taken away again is exactly the step.
+    # A power of two, so that adding and subtracting a step is exact.
     points = np.exp2(np.round(np.log2(np.maximum(unit, 1e-30))))[:, None]
     which = np.arange(len(rows))
     return Probe(which, points, which[:, None], summed=True)

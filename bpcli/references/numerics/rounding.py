@@ -1,4 +1,4 @@
-"""Bounds on the rounding error of a correct gradient, measured by sampling.
+"""Bounds on the rounding error of a correct gradient, by sampling, and on its losses to underflow and overflow.
 
 Worst-case bounds (products of absolute Jacobians) grow exponentially with the number of steps and soon excuse any
 gradient. Rounding is sampled instead, in two ways, and the bound is the sum of both. First, both passes are run in
@@ -7,20 +7,27 @@ unit roundoff and is scaled to the dtype in question. It is not linear where a u
 of roundoff however small it is), and not known where float32 loses all digits of a difference. Second, therefore, every
 array entry, every intermediate result and every cotangent is disturbed by a few units of roundoff of the very dtype
 (Parker, "Monte Carlo arithmetic", 1997).
+
+Underflow is measured by scaling. A reverse pass is linear in the loss adjoints it starts from, and exactly so for
+powers of two unless a number leaves the range of floats: a difference is the loss of cotangents to underflow. Forward
+values cannot be scaled; those below the normal numbers are shifted by the smallest number instead, and the change of
+the gradient is their loss. Where a value overflows, a correct gradient may be anything.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bpcli.problem.definition import Array, Problem, Setup, cast
-from bpcli.references.numerics.float_range import PASSES, float_range
+from bpcli.problem.definition import Array, Problem, Setup, Tensor, cast
+from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
-from bpcli.references.perturbation.kink_slopes import ALIKE, slopes_of
+from bpcli.references.perturbation import ALONG
+from bpcli.references.perturbation.kinks import ALIKE, slopes_of
+from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
 from bpcli.runtime.trace import Disturbance
 
@@ -30,7 +37,7 @@ FACTOR = 32.0
 # Relative shifts of the arrays. A saturated unit hardly moves under a small one, and would always round the same way.
 _SHIFTS = (2.0**-20, 2.0**-14, 2.0**-8) * 4
 # Units of roundoff of a disturbance, enough to stand out from the rounding of the passes themselves; and samples.
-_UNITS, _DISTURBED = 4.0, 8
+UNITS, _DISTURBED = 4.0, 8
 # Where float32 loses this much of an entry it is no longer linear in unit roundoff.
 _LINEAR = 1e-2
 # Roundings of the tensor's largest entry that any entry with as large contributions may show, over FACTOR.
@@ -48,17 +55,17 @@ _DOUBLE = np.dtype(np.float64)
 
 
 def unit_roundoff(dtype: np.dtype[np.floating]) -> float:
-    """Half the distance from 1 to the next number."""
+    """Unit roundoff, half the distance from 1 to the next larger number."""
     return float(np.finfo(dtype).eps) / 2
 
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """Bounds on rounding: by tensor, of each entry of the gradient; and of the loss that comes with it.
+    """Rounding bounds of each entry of the gradient, by tensor, and of the loss.
 
-    `scale` is the largest entry of all gradients, on average over the samples, or, where rounding is so large that they
-    may be unlike it, of the gradient itself; or, where it cancels, what rounding of the loss may look like. A bound
-    beyond it tells nothing. `lost` is the share of the bounds that underflow causes.
+    `scale` is the largest entry of the gradient, averaged over the samples, or at the point itself if rounding makes
+    samples unreliable, and at least the rounding of a loss that cancels. A bound beyond `scale` is uninformative.
+    `lost` is the part of the bounds due to underflow.
     """
 
     gradient: Mapping[str, FloatArray]
@@ -69,11 +76,11 @@ class Rounding:
 
 @functools.lru_cache(maxsize=2)
 def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
-    """What the gradient that `windows` define may be off by when it is computed in `dtype`.
+    """Rounding bounds for the gradient defined by `windows` when it is computed in `dtype`.
 
-    Where there is no contribution at all the bound is exactly zero. Where a value on the way leaves the range of
-    `dtype`, so that a correct gradient may be anything, it is infinite. At a kink a shift would choose the slope, which
-    is no rounding: there the bound is the largest under the slopes that programs choose.
+    The bound of an entry without contributions is exactly zero. It is infinite where an intermediate value leaves the
+    range of `dtype`. At a kink a shift would select a slope, which is no rounding: the bound is then the maximum over
+    the slopes that programs choose.
     """
     slopes = slopes_of(problem)
     if slopes is None:
@@ -107,14 +114,14 @@ def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.
         loss = bound(sizes[_LOSS], spreads[_LOSS], sizes[_LOSS], dtype) + FACTOR * disturbed[_LOSS]
         largest, unsure, here = (_largest(problem.setup, arrays) for arrays in (sizes, each, exact))
         if not unsure <= min(_SURE * unit_roundoff(dtype), _AT_MOST) * largest:
-            # What is far from the point is no measure of it where rounding leads there: chaos makes any size.
+            # In a chaotic network samples are of any size, and no measure of the gradient at the point.
             largest = min(largest, here)
         scale = max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS]))
         return Rounding(each, float(loss), scale, lost)
 
 
 def _natural(problem: Problem, name: str, loss: FloatArray) -> FloatArray:
-    """The size of a derivative by an entry in proportion to which the loss changes; by a zero, that of the loss."""
+    """Natural size of derivatives: the loss over the entry, or the loss for entries that are zero."""
     tensor = next(t for t in problem.setup.wrt if t.name == name)
     size = np.abs(np.asarray(problem.array(tensor), np.float64))
     return np.asarray(loss / np.where(size > 0, size, 1.0))
@@ -160,51 +167,63 @@ def bound(
     return np.where(magnitude == 0, 0.0, FACTOR * scaled + underflow)
 
 
-def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """By tensor, the mean absolute value of the gradient and the root mean square of its rounding in float32."""
-    single = cast(problem, _SINGLE)
-    double = cast(problem, _DOUBLE).setup
-    generator = np.random.default_rng(0)
-    shapes = {_LOSS: (), **{t.name: t.shape for t in problem.setup.wrt}}
-    sizes = {name: np.zeros(shape) for name, shape in shapes.items()}
-    roots = {name: np.zeros(shape) for name, shape in shapes.items()}
-    for shift in _SHIFTS:
-        groups = single.arrays
-        shifted = Problem(single.setup, *(_shifted(group, shift, generator) for group in groups))
-        rounded = _answers(unrolled(single.setup, windows), shifted)
-        exact = _answers(unrolled(double, windows), cast(shifted, _DOUBLE))
-        for name in shapes:
-            sizes[name] += np.abs(exact[name]) / len(_SHIFTS)
-            # Squares of what is huge or tiny would leave the range.
-            roots[name] = np.hypot(roots[name], (rounded[name] - exact[name]) / len(_SHIFTS) ** 0.5)
+Gradients = Mapping[str, FloatArray]
+"""Gradients by tensor, of which one may be the loss."""
+
+
+def mean_and_rounding(pairs: Iterable[tuple[Gradients, Gradients]], count: int) -> tuple[Gradients, Gradients]:
+    """Mean absolute value, and root mean square rounding, of `count` pairs: rounded and exact gradients by tensor."""
+    sizes, roots = dict[str, FloatArray](), dict[str, FloatArray]()
+    for rounded, exact in pairs:
+        for name, values in exact.items():
+            sizes[name] = np.asarray(sizes.get(name, 0.0) + np.abs(values) / count)
+            # hypot, since squares of huge or tiny numbers leave the range.
+            roots[name] = np.asarray(np.hypot(roots.get(name, 0.0), (rounded[name] - values) / count**0.5))
     return sizes, roots
 
 
-def _disturbed(
-    problem: Problem, windows: tuple[Window, ...], roundoff: float
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """By tensor, the root mean square effect of disturbing every number by one unit of `roundoff`; and the gradient."""
-    double = cast(problem, _DOUBLE)
-    method = unrolled(double.setup, windows)
-    generator = np.random.default_rng(1)
-    base = _answers(method, double)
+def mean_effect(base: Gradients, samples: Iterable[Gradients], count: int) -> Gradients:
+    """Root mean square change from `base` in `count` samples that are disturbed by `UNITS`, per unit."""
     roots = {name: np.zeros(array.shape) for name, array in base.items()}
-    shift = _UNITS * roundoff
-
-    for sample in range(_DISTURBED):
-        groups = double.arrays
-        shifted = Problem(double.setup, *(_shifted(group, shift, generator) for group in groups))
-        found = _answers(method, shifted, Disturbance(shift, sample))
-        if not all(np.isfinite(found[name][np.isfinite(array)]).all() for name, array in base.items()):
-            # Out of a domain on whose edge a program is to the last bit: sqrt(1 - λ²) where λ rounds to 1.
-            found = _answers(method, shifted, Disturbance(shift, sample, cotangents=True))
+    for found in samples:
         for name in base:
-            roots[name] = np.hypot(roots[name], (found[name] - base[name]) / (_UNITS * _DISTURBED**0.5))
-    return {name: _rough(each, base[name]) for name, each in roots.items()}, base
+            roots[name] = np.asarray(np.hypot(roots[name], (found[name] - base[name]) / (UNITS * count**0.5)))
+    return roots
+
+
+def _samples(problem: Problem, windows: tuple[Window, ...]) -> tuple[Gradients, Gradients]:
+    """By tensor, the mean absolute value of the gradient and the root mean square of its rounding in float32."""
+    single, double = cast(problem, _SINGLE), cast(problem, _DOUBLE).setup
+    generator = np.random.default_rng(0)
+
+    def pair(shift: float) -> tuple[Gradients, Gradients]:
+        moved = shifted(single, shift, generator)
+        exact = _answers(unrolled(double, windows), cast(moved, _DOUBLE))
+        return _answers(unrolled(single.setup, windows), moved), exact
+
+    return mean_and_rounding(map(pair, _SHIFTS), len(_SHIFTS))
+
+
+def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -> tuple[Gradients, Gradients]:
+    """By tensor, the root mean square effect of disturbing every number by one unit of `roundoff`; and the gradient."""
+    double, generator = cast(problem, _DOUBLE), np.random.default_rng(1)
+    method, shift = unrolled(double.setup, windows), UNITS * roundoff
+    base = _answers(method, double)
+
+    def disturbed(sample: int) -> Gradients:
+        moved = shifted(double, shift, generator)
+        found = _answers(method, moved, Disturbance(shift, sample))
+        if all(np.isfinite(found[name][np.isfinite(array)]).all() for name, array in base.items()):
+            return found
+        # Out of a domain on whose edge a program is to the last bit: sqrt(1 - λ²) where λ rounds to 1.
+        return _answers(method, moved, Disturbance(shift, sample, cotangents=True))
+
+    samples = map(disturbed, range(_DISTURBED))
+    return {name: _rough(each, base[name]) for name, each in mean_effect(base, samples, _DISTURBED).items()}, base
 
 
 def _rough(disturbed: FloatArray, exact: FloatArray) -> FloatArray:
-    """The same, and where it is a good part of the tensor its largest entry for all: few samples of chaos may agree."""
+    """The effect, or its maximum for all entries where that is large: a few samples of chaos may agree by chance."""
     largest = np.max(disturbed, initial=0.0)
     return disturbed if largest <= _LINEAR * np.max(np.abs(exact), initial=0.0) else np.full_like(disturbed, largest)
 
@@ -214,7 +233,143 @@ def _answers(method: Unrolled, problem: Problem, disturbance: Disturbance | None
     return {name: np.asarray(a, dtype=np.float64) for name, a in {_LOSS: loss, **arrays}.items()}
 
 
-def _shifted(group: Mapping[str, Array], shift: float, generator: np.random.Generator) -> dict[str, Array]:
-    """Each number off by up to `shift` of itself, so that it rounds differently."""
-    factors = ((name, array, generator.uniform(-shift, shift, array.shape)) for name, array in group.items())
-    return {name: np.asarray(array * (1 + factor), dtype=array.dtype) for name, array, factor in factors}
+def shifted(problem: Problem, shift: float, generator: np.random.Generator) -> Problem:
+    """A problem whose arrays have random relative changes up to `shift`, so that they round differently."""
+    groups = (
+        {n: np.asarray(a * (1 + generator.uniform(-shift, shift, a.shape)), dtype=a.dtype) for n, a in group.items()}
+        for group in problem.arrays
+    )
+    return Problem(problem.setup, *groups)
+
+
+def magnitude(
+    problem: Problem, windows: Sequence[Window], dtype: np.dtype[np.floating] = _DOUBLE, seed: float = 1.0
+) -> dict[str, Array]:
+    """By tensor, the sum over all paths of |contribution| to each entry of the gradient, in `dtype`.
+
+    Rounding of kernels is about unit roundoff times this. Slopes include the rounding of their own evaluation, so that
+    saturated units are not exact; paths that are exactly zero count as zero. Losses are multiplied by `seed`. Infinity
+    times zero is NaN here, while gradients take it as zero.
+    """
+    own = cast(problem, dtype)
+    return unrolled(own.setup, tuple(windows)).gradient(own, rounding=True, seed=seed)[1]
+
+
+PASSES = 4
+"""Passes over the network in `float_range` where nothing leaves the range."""
+# Powers of two that scale the losses; the largest without overflow counts.
+_SEEDS = (2.0**1000, 2.0**700, 2.0**400, 2.0**100)
+# Seed as a power of the smallest normal number: from there only infinite factors overflow.
+_LOW = 0.9
+_NORMAL, _SUBNORMAL = (float(x) for x in (np.finfo(np.float64).tiny, np.finfo(np.float64).smallest_subnormal))
+# Allowance for cancellation in the sum of all influences.
+_MANY = 1e6
+# Factor of the second shift, to test proportionality; and changes that count as zero.
+_MORE, _NOTHING = 2.0**40, 1e3 * _SUBNORMAL
+
+
+@dataclass(frozen=True, eq=False)
+class FloatRange:
+    """By tensor: `magnitudes`, zero only where no contribution underflows; the loss of each entry to underflow in
+    float64, `lost`; and the entries that overflow makes meaningless, `left`."""
+
+    magnitudes: Mapping[str, FloatArray]
+    lost: Mapping[str, FloatArray]
+    left: Mapping[str, Mask]
+
+
+def float_range(
+    problem: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray], dtype: np.dtype[np.floating]
+) -> FloatRange:
+    """Effects of the range of float64 on the gradient `exact`, and the entries that leave the range of `dtype`.
+
+    The caller silences warnings of NumPy.
+    """
+    double = cast(problem, _DOUBLE)
+    sizes = magnitude(problem, windows)
+    if any((m == 0).any() for m in sizes.values()):
+        # A path that underflows is not exactly zero.
+        raised = magnitude(problem, windows, seed=_SEEDS[0])
+        sizes = {name: np.where((m == 0) & (raised[name] != 0), _NORMAL, m) for name, m in sizes.items()}
+    parts = (_of_cotangents(double, windows, exact), _of_values(double, windows, exact))
+    lost = {name: np.fmax(*(part[name] for part in parts)) for name in sizes}
+    lost = {name: np.where((sizes[name] == 0) & (part <= _NOTHING), 0.0, part) for name, part in lost.items()}
+    own: Mapping[str, Array] = sizes
+    here: Mapping[str, Array] = exact
+    if dtype != _DOUBLE:
+        single = cast(problem, dtype)
+        own, here = magnitude(problem, windows, dtype), unrolled(single.setup, windows).gradient(single)[1]
+    left = {name: ~np.isfinite(here[name]) for name in sizes}
+    if not all(np.isfinite(m).all() for m in own.values()):
+        # In the range of float32 sums of |J| overflow even from a tiny seed where saturated units leave exactly zero.
+        little, zero = _from_little(problem, windows, dtype), dtype != _DOUBLE
+        left = {n: left[n] | (~np.isfinite(m) & ~(zero & (here[n] == 0))) for n, m in little.items()}
+    return FloatRange({name: m.astype(np.float64) for name, m in sizes.items()}, lost, left)
+
+
+def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
+    """Whether a forward value, a cotangent of any leaf or an influence on a state leaves the range of the dtype.
+
+    Correct rules may then give NaN or infinity, depending on the order in which they multiply by zero.
+    """
+    leaves = (
+        *(Tensor(name, "param", a.shape) for name, a in problem.params.items()),
+        *(Tensor(name, "input", a.shape) for name, a in problem.inputs.items()),
+        *(Tensor(name, "state", a.shape) for name, a in problem.state.items()),
+    )
+    every = replace(problem, setup=replace(problem.setup, wrt=leaves))
+    with np.errstate(all="ignore"):
+        low = _from_little(every, windows, every.setup.dtype)
+        here = unrolled(every.setup, windows).gradient(every)[1]
+        return not all(bool(np.isfinite(a).all()) for a in (*low.values(), *here.values(), *_influences(problem)))
+
+
+def _influences(problem: Problem) -> list[FloatArray]:
+    """Joint influence of all leaves on the states at every step: infinite where it exceeds the dtype, else 0."""
+    generator, setup = np.random.default_rng(0), problem.setup
+    wide = cast(problem, np.dtype(np.complex128))
+    moved = (
+        {n: a + ALONG * 1j * generator.uniform(0.5, 1.5, a.shape) for n, a in group.items()} for group in wide.arrays
+    )
+    states = sorted(setup.graph.new.values())
+    found = node_values(Problem(wide.setup, *moved), states) if states else {}
+    most = float(np.finfo(setup.dtype).max) / _MANY
+    return [np.where(np.abs(a.imag) / ALONG <= most, 0.0, np.inf) for a in found.values()]
+
+
+def _from_little(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> dict[str, Array]:
+    """Magnitudes from a tiny seed: sums of |J| may overflow where gradients do not, but from there only if a factor is
+    infinite."""
+    return magnitude(problem, windows, dtype, seed=float(np.finfo(dtype).tiny) ** _LOW)
+
+
+def _of_cotangents(
+    double: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray]
+) -> dict[str, FloatArray]:
+    """By tensor, the loss of cotangents to underflow; 0 where every larger seed overflows."""
+    lost = {name: np.full(a.shape, np.nan) for name, a in exact.items()}
+    for seed in _SEEDS:
+        raised = unrolled(double.setup, windows).gradient(double, seed=seed)[1]
+        for name, found in raised.items():
+            lost[name] = np.where(np.isfinite(lost[name]), lost[name], np.abs(found / seed - exact[name]))
+        if all(np.isfinite(lost[name]).all() for name in raised):
+            break
+    return {name: np.where(np.isfinite(part), part, 0.0) for name, part in lost.items()}
+
+
+def _of_values(double: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+    """By tensor, the loss of forward values to underflow: the change of the gradient when values below the normal
+    numbers are reduced by the smallest number. Changes out of proportion stem from another branch, and are ignored."""
+
+    def changes(off: float) -> dict[str, FloatArray]:
+        def fade(values: Array) -> None:
+            values[np.abs(values) < _NORMAL] -= off
+
+        found = unrolled(double.setup, windows).gradient(double, disturb=fade)[1]
+        return {name: np.nan_to_num(np.abs(a - exact[name]), nan=0.0, posinf=0.0) for name, a in found.items()}
+
+    more = changes(_MORE * _SUBNORMAL)
+    if all((part <= _MORE * _NOTHING).all() for part in more.values()):
+        return {name: part / _MORE for name, part in more.items()}
+    once = changes(_SUBNORMAL)
+    return {n: np.where(part <= more[n] / _MORE**0.5, more[n] / _MORE, 0.0) for n, part in once.items()}

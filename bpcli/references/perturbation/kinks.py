@@ -1,24 +1,29 @@
-"""Kinks: arguments of relu, leaky_relu and abs that are zero as far as rounding can tell, so that no branch is right.
+"""Kinks: arguments of relu, leaky_relu and abs that are zero within rounding, and the slopes to choose from there.
 
-Everywhere else the program follows the branch that it took, and is analytic: imaginary steps keep to it, and real ones
-must not leave it. The rounding error of an argument is measured: between forward passes in float32 and float64 on the
-same arrays, and between float64 passes with and without simulated rounding, as not all of it is linear in unit
-roundoff (the sine of a number of 10¹⁶ is anything).
+Everywhere else the network is analytic on the branch that the program took: imaginary steps stay on it, and real steps
+must not leave it. The rounding error of arguments is measured between forward passes in float32 and float64 on the same
+arrays, and between float64 passes with and without simulated rounding, as not all of it is linear in unit roundoff (the
+sine of 10¹⁶ may be anything).
+
+At a kink any slope between the two one-sided ones may be chosen. With slopes fixed, `relu(z)` becomes `m * z` and the
+network is analytic; its gradient is affine in each slope, so that extreme gradients are at extreme slopes.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.nodes import Graph
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
-from bpcli.problem.definition import Problem, cast
+from bpcli.problem.definition import Problem, Setup, cast
+from bpcli.references.perturbation import ALONG
 from bpcli.runtime.copies import Copies
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.trace import Disturbance
@@ -27,19 +32,19 @@ Mask = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 
 FREE = -1.0
-"""How far the kinks are that are not met."""
-# Root mean squares of the rounding of one node's entries at a step that an argument may be off by.
+"""Distance that stands for no kink."""
+# Rounding bound of an argument, in root mean squares over the entries of its node at a step.
 _FACTOR = 8.0
-# Simulated rounding: the largest relative disturbance in units of eps, and how many passes.
+# Simulated rounding: largest relative disturbance in units of eps, and number of passes.
 _EPS, _SAMPLES = 4.0, 4
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """The arguments of one node, `(T, batch, size)` or, where nothing varies, `(size,)`.
+    """Branches of the arguments in one node, `(T, batch, size)`, or `(size,)` for static nodes.
 
-    `at` marks those at a kink; those that are `off` one are `above` zero or below it.
+    `at` marks arguments at a kink; those `off` a kink are `above` zero or below it.
     """
 
     at: Mask
@@ -47,10 +52,10 @@ class Branches:
     above: Mask
 
     def met(self, held: NDArray[Any], where: Any = ...) -> FloatArray:
-        """`(copies, rows)`: how many steps away the furthest kink is that each copy meets, `FREE` where it meets none.
+        """Distance in steps `(copies, rows)` of the furthest kink that each copy meets, `FREE` where it meets none.
 
-        `held (copies, rows, size)` are the arguments at `where` after a step. An imaginary step meets a kink when it
-        moves an argument that is at one. A real step that changes a branch has met a kink, no matter how far it is.
+        `held (copies, rows, size)` are the arguments at `where` after a step. An imaginary step meets a kink if it
+        moves an argument that is at one; a real step if it changes a branch, at infinite distance.
         """
         at, off, above = (mask[where].reshape(held.shape[1:]) for mask in (self.at, self.off, self.above))
         if held.dtype.kind != "c":
@@ -65,7 +70,7 @@ class Branches:
 
 @dataclass(frozen=True, eq=False)
 class Kinks:
-    """The arguments of operations with a kink, by node: what every step and sample has of its own, and the rest."""
+    """Branches of the arguments of operations with a kink, by node: per step and sample, and static ones."""
 
     steps: Mapping[int, Branches]
     static: Mapping[int, Branches]
@@ -76,7 +81,7 @@ class Kinks:
         return any(bool(b.at.any()) for b in (*self.steps.values(), *self.static.values()))
 
     def met(self, copies: Copies, nodes: Iterable[int], steps: NDArray[np.int64], j: int) -> FloatArray:
-        """(copies, rows): as of `Branches`, by the values of `nodes` at the j-th of `steps`."""
+        """Distances (copies, rows) as of `Branches.met`, for the values of `nodes` at the j-th of `steps`."""
         layout = copies.layout
         found = np.full((layout.copies, layout.rows), FREE)
         for node in nodes:
@@ -89,19 +94,19 @@ class Kinks:
         return found
 
     def met_static(self, values: Callable[[int], NDArray[Any]]) -> float:
-        """The same of the static phase; `values` takes a node to its own."""
+        """The distance for the static phase; `values` maps a node to its values."""
         return max((float(b.met(values(n).reshape(1, 1, -1))[0, 0]) for n, b in self.static.items()), default=FREE)
 
 
-NONE: Kinks = Kinks({}, {})
+NO_KINKS: Kinks = Kinks({}, {})
 
 
 @functools.lru_cache(maxsize=2)
 def find_kinks(problem: Problem) -> Kinks:
-    """The branches taken, and the arguments that rounding in the problem's dtype may take to the other side of zero."""
+    """Find the branches taken, and the arguments whose sign is uncertain under rounding in the problem's dtype."""
     arguments = _arguments(problem.setup.graph)
     if not arguments:
-        return NONE
+        return NO_KINKS
     with np.errstate(all="ignore"):
         single, double = (_values(cast(problem, dtype), arguments) for dtype in (_SINGLE, _DOUBLE))
         eps = float(np.finfo(problem.setup.dtype).eps)
@@ -121,7 +126,7 @@ def find_kinks(problem: Problem) -> Kinks:
 
 
 def _spread(exact: FloatArray, others: Sequence[FloatArray]) -> FloatArray:
-    """The root mean square difference of `others` from `exact`, of each step by itself: values may grow."""
+    """Root mean square difference of `others` from `exact`, per step, since values may grow."""
     each = (1, 2) if exact.ndim == 3 else (0,)
     off = np.stack([other - exact for other in others])
     count = np.maximum(np.isfinite(off).sum(axis=0).sum(axis=each, keepdims=True), 1)
@@ -135,7 +140,7 @@ def analytic(graph: Graph) -> bool:
 
 
 def _arguments(graph: Graph) -> dict[int, list[tuple[int, int]]]:
-    """The nodes whose values go into operations with a kink, and the stretches of their entries that do."""
+    """The nodes that operations with a kink read, and the ranges of entries that they read."""
     found: dict[int, list[tuple[int, int]]] = {}
     for node in graph.nodes:
         if node.op in OPERATIONS and not OPERATIONS[node.op].analytic:
@@ -145,7 +150,7 @@ def _arguments(graph: Graph) -> dict[int, list[tuple[int, int]]]:
 
 
 def base_of(graph: Graph, index: int) -> tuple[int, int]:
-    """The node that a node is a slice of, or the node itself, and where in it the slice begins."""
+    """The node that a slice is taken from, or the node itself, and the offset of the slice."""
     node, shift = graph.nodes[index], 0
     while node.op == "slice":
         shift += int(node.numbers[0])
@@ -156,10 +161,178 @@ def base_of(graph: Graph, index: int) -> tuple[int, int]:
 def _values(
     problem: Problem, arguments: Mapping[int, list[tuple[int, int]]], disturbance: Disturbance | None = None
 ) -> dict[int, NDArray[Any]]:
-    """Float64 values `(T, batch, size)`, or `(size,)` of static nodes, infinite where they meet no kink."""
+    """Float64 values `(T, batch, size)`, or `(size,)` of static nodes; infinite where they enter no kink."""
     values = {}
     for index, held in node_values(problem, arguments, disturbance).items():
         values[index] = kept = np.full(held.shape, np.inf)
         for start, stop in arguments[index]:
             kept[..., start:stop] = held[..., start:stop]
     return values
+
+
+Shares = float | Mapping[int, NDArray[np.floating]]
+"""Slopes at kinks as a share from the lower one-sided slope, 0, to the higher one, 1: for all, or by operation."""
+
+ALIKE = (0.0, 0.5, 1.0)
+"""Shares of programs that treat all kinks alike: the left slope, the mean, the right slope."""
+MOST_PATTERNS = 16
+"""Limit on the number of slope patterns that are tried one by one."""
+
+
+Pattern = tuple[int, int]
+"""The one-sided slopes at kinks, as bits: of static kinks, and of the kinks of each sample."""
+
+
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """The slopes that a program may choose at the kinks of a problem, by operation."""
+
+    problem: Problem
+    kinks: Kinks
+
+    def chosen(self, shares: Shares) -> Problem:
+        """The network with the slopes of given shares at the kinks, in float64."""
+        return self._with({n: self._slope(n, shares if isinstance(shares, float) else shares[n]) for n in self._ops})
+
+    @property
+    def steepest(self) -> Problem:
+        """The network with the steepest slope at every kink."""
+        return self._with({n: np.where(self._at(n), max(abs(self._low[n]), 1.0), self._taken[n]) for n in self._ops})
+
+    @cached_property
+    def patterns(self) -> Sequence[Pattern]:
+        """All patterns, of all samples in parallel; empty if there are more than `MOST_PATTERNS`."""
+        counts = [1 + max((int(k.max(initial=-1)) for k in group.values()), default=-1) for group in self._numbers]
+        if 2 ** sum(counts) > MOST_PATTERNS:
+            return ()
+        return [(static, each) for static in range(2 ** counts[0]) for each in range(2 ** counts[1])]
+
+    def shares(self, pattern: Pattern) -> Shares:
+        """The shares of a pattern."""
+        pairs = zip(pattern, self._numbers, strict=True)
+        return {n: (bits >> np.maximum(k, 0) & 1).astype(float) for bits, group in pairs for n, k in group.items()}
+
+    @cached_property
+    def _numbers(self) -> tuple[Mapping[int, NDArray[np.int64]], Mapping[int, NDArray[np.int64]]]:
+        """By operation, static ones and others, the index of each relevant kink in its sample; -1 elsewhere."""
+        static, each = ({n: m for n, m in self._moved.items() if (m.ndim == 1) == kind} for kind in (True, False))
+        # The samples lead, so that each numbers its own kinks.
+        counted = _numbered({n: m[None] for n, m in static.items()})
+        swapped = _numbered({n: m.transpose(1, 0, 2) for n, m in each.items()})
+        return {n: k[0] for n, k in counted.items()}, {n: k.transpose(1, 0, 2) for n, k in swapped.items()}
+
+    @cached_property
+    def _ops(self) -> list[int]:
+        return sorted(self._linear.leaves)
+
+    @cached_property
+    def _double(self) -> Problem:
+        return cast(self.problem, np.dtype(np.float64))
+
+    @property
+    def _linear(self) -> _Linear:
+        return _linear(self._double.setup)
+
+    @cached_property
+    def _low(self) -> dict[int, float]:
+        """The slopes below zero; above zero the slope is 1."""
+        nodes = self.problem.setup.graph.nodes
+        return {n: {"relu": 0.0, "abs": -1.0}.get(nodes[n].op, *nodes[n].numbers) for n in self._ops}
+
+    def _at(self, op: int) -> Mask:
+        """Mask of arguments of an operation at the kink, `(T, batch, size)`, or `(size,)`."""
+        graph = self.problem.setup.graph
+        base, shift = base_of(graph, graph.nodes[op].args[0])
+        at = (self.kinks.static if base in self.kinks.static else self.kinks.steps)[base].at
+        return at[..., shift : shift + graph.nodes[op].size]
+
+    @cached_property
+    def _taken(self) -> dict[int, FloatArray]:
+        """The slopes of the branches that the program takes."""
+        graph, found = self.problem.setup.graph, {}
+        for n in self._ops:
+            base, shift = base_of(graph, graph.nodes[n].args[0])
+            branches = (self.kinks.static if base in self.kinks.static else self.kinks.steps)[base]
+            above = branches.above[..., shift : shift + graph.nodes[n].size]
+            found[n] = np.where(above, 1.0, self._low[n])
+        return found
+
+    def _slope(self, op: int, share: float | NDArray[np.floating]) -> FloatArray:
+        low = self._low[op]
+        return np.where(self._at(op), low + (1 - low) * np.asarray(share, np.float64), self._taken[op])
+
+    @cached_property
+    def _moved(self) -> dict[int, Mask]:
+        """Mask of arguments at the kink that depend on a differentiated tensor."""
+        generator, problem = np.random.default_rng(0), self.problem
+        shares = {n: generator.uniform(0.3, 0.9, self._at(n).shape) for n in self._ops}
+        moved = cast(self.chosen(shares), np.dtype(np.complex128))
+        for tensor in problem.setup.wrt:
+            array = moved.array(tensor)
+            moved = moved.with_array(tensor, array + ALONG * 1j * generator.uniform(0.5, 1.5, array.shape))
+        args = {n: self._linear.places[problem.setup.graph.nodes[n].args[0]] for n in self._ops}
+        with np.errstate(all="ignore"):
+            values = node_values(moved, sorted(set(args.values())))
+        return {n: self._at(n) & (values[args[n]].imag != 0) for n in self._ops}
+
+    def _with(self, slopes: Mapping[int, FloatArray]) -> Problem:
+        setup, params, inputs = self._double.setup, dict(self._double.params), dict(self._double.inputs)
+        for n, name in self._linear.leaves.items():
+            node = setup.graph.nodes[n]
+            if node.phase is Phase.STATIC:
+                params[name] = np.ascontiguousarray(slopes[n].reshape(node.shape))
+            else:
+                lead = (setup.T, setup.batch) if setup.graph.recurrent else (setup.batch,)
+                inputs[name] = np.ascontiguousarray(slopes[n].reshape(*lead, *node.shape))
+        return Problem(self._linear.setup, params, inputs, self._double.state)
+
+
+def _numbered(masks: Mapping[int, Mask]) -> dict[int, NDArray[np.int64]]:
+    """By operation, indices of the marked entries of `(samples, …)`, counted per sample across operations; -1 else."""
+    found, seen = {}, np.zeros((1, 1), np.int64)
+    for n, mask in masks.items():
+        flat = mask.reshape(len(mask), -1)
+        count = seen + np.cumsum(flat, axis=1)
+        found[n], seen = np.where(flat, count - 1, -1).reshape(mask.shape), count[:, -1:]
+    return found
+
+
+@lru_cache(maxsize=2)
+def slopes_of(problem: Problem) -> Slopes | None:
+    """The slopes of a problem at its kinks; None where no argument is at one."""
+    kinks = find_kinks(problem)
+    return Slopes(problem, kinks) if kinks.any else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """A setup without kinks; `leaves` maps operations that had one to the names of their slopes, `places` old nodes to
+    new ones."""
+
+    setup: Setup
+    leaves: Mapping[int, str]
+    places: Mapping[int, int]
+
+
+@lru_cache(maxsize=4)
+def _linear(setup: Setup) -> _Linear:
+    """Replace operations with a kink by products with slopes; cached, since plans are cached by setup."""
+    old = setup.graph
+    nodes, places, leaf, leaves = list[Node](), dict[int, int](), dict[str, int](), dict[int, str]()
+    for node in old.nodes:
+        args = tuple(places[a] for a in node.args)
+        if node.op in OPERATIONS and not OPERATIONS[node.op].analytic:
+            static = node.phase is Phase.STATIC
+            name = leaves[node.index] = f"slope {node.index}"
+            op, phase = ("param", Phase.STATIC) if static else ("input", Phase.INPUT)
+            leaf[name] = len(nodes)
+            nodes.append(Node(len(nodes), op, (), node.shape, phase, (), name, node.place))
+            args, node = (*args, leaf[name]), replace(node, op="multiply", numbers=())
+        places[node.index] = len(nodes)
+        nodes.append(replace(node, index=len(nodes), args=args))
+    leaf |= {name: places[n] for name, n in old.leaf.items()}
+    equation, before, after = (
+        {name: places[n] for name, n in group.items()} for group in (old.equation, old.previous, old.new)
+    )
+    graph = Graph(tuple(nodes), leaf, equation, before, after, places[old.loss], old.unused)
+    return _Linear(replace(setup, graph=graph), leaves, places)

@@ -1,6 +1,7 @@
-"""What makes perturbed copies differ: changes of parameters, states and inputs.
+"""Losses of perturbed copies of a problem, from which finite differences and complex steps are computed.
 
-Losses of perturbed copies of a problem: what finite differences and the complex step are made of.
+Copies differ by one entry of a parameter, an initial state or an input. They run in blocks that fit into cache; an
+`Executor` may compute large blocks remotely.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.problem.definition import FloatArray, Problem, Tensor, Values, cast
-from bpcli.references.perturbation.executor import FAR_FLOPS, Asked, Executor, Found, Piece
-from bpcli.references.perturbation.kinks import FREE, NONE, Kinks, find_kinks
+from bpcli.references.perturbation.kinks import FREE, NO_KINKS, Kinks, find_kinks
 from bpcli.runtime.copies import Copies, Layout, layout_of, plan_of, reach
 from bpcli.runtime.evaluation import total_of
 from bpcli.runtime.jobs import EntryChanges, joined, rank_one_updates
@@ -26,15 +27,59 @@ from bpcli.runtime.trace import Trace
 from bpcli.tape.dependency import Reach
 from bpcli.tape.instructions import BASE
 
+FAR_FLOPS = 1e9
+"""Least operations to send to an executor: some tenths of a second."""
+
+BlockLosses = tuple[Values, FloatArray]
+"""Losses (C, batch) of copies and the distances of the kinks they meet, see `Perturbed.losses_and_kinks`."""
+
+
+@dataclass(frozen=True)
+class LossRequest:
+    """Arguments of a `Perturbed`: losses of `windows` in `dtype`, float64 or complex128.
+
+    `kinked`: losses that meet a kink of the problem are NaN.
+    """
+
+    windows: tuple[Window, ...]
+    dtype: str
+    kinked: bool
+
+
+@dataclass(frozen=True, eq=False)
+class CopyBlock:
+    """A block of copies over the windows of one `length`, of about `flops` operations.
+
+    Copy c has entry `entries[c]` of the leaf `nodes[c]` changed by `deltas[c]`; a node of -1 means no change.
+    """
+
+    length: int
+    nodes: NDArray[np.int64]
+    entries: NDArray[np.int64]
+    deltas: Values
+    flops: float
+
+    @cached_property
+    def leaves(self) -> frozenset[int]:
+        """The leaves that are changed."""
+        return frozenset(self.nodes.tolist()) - {-1}
+
+
+class Executor(Protocol):
+    """A remote executor that holds the same problem."""
+
+    def losses(self, asked: LossRequest, pieces: Sequence[CopyBlock]) -> Iterable[BlockLosses]:
+        """Results of `Perturbed.block_losses` for `pieces`, in order. Raises BpError if they cannot be computed."""
+
 
 def marked(total: Values, met: FloatArray) -> Values:
-    """NaN, or an imaginary part of NaN, where a kink was met."""
+    """Set losses, or their imaginary parts, to NaN where a kink was met."""
     (total.imag if total.dtype.kind == "c" else total)[met > FREE] = np.nan
     return total
 
 
-def change_parameters(own: Perturbed, copies: Copies, piece: Piece, met: FloatArray) -> None:
-    """Change parameters, copy by copy: entries of matrices by rank-one updates, vectors where they stand."""
+def change_parameters(own: Perturbed, copies: Copies, piece: CopyBlock, met: FloatArray) -> None:
+    """Perturb the parameters of each copy: matrices by rank-one updates, vectors in place."""
     layout, changed = copies.layout, dict[int, list[EntryChanges]]()
     for leaf in dict.fromkeys(piece.nodes.tolist()):
         if leaf < 0 or own.graph.nodes[leaf].op != "param":
@@ -60,12 +105,11 @@ def _through_static(
     changed: dict[int, list[EntryChanges]],
     met: FloatArray,
 ) -> None:
-    """Run the static phase for each copy (copies, entries, deltas): vectors that the loop reads are kept, matrices as
-    differences in `changed`."""
+    """Run the static phase for each copy of `change`, (copies, entries, deltas); add differences of matrices that the
+    time loop reads to `changed`, and store vectors in place."""
     layout, nodes = copies.layout, own.graph.nodes
     plain = layout_of(own.setup, frozenset(), 1, 1, 1)
-    values = {n: own.trace.value(n, nodes[n].size) for n in _static_nodes(own, plain)}
-    single = Copies(plain, copies.V.dtype, {}, values)
+    single = Copies(plain, copies.V.dtype, {}, static_values(own, plain))
     for c, entry, delta in zip(*change, strict=True):
         single.block(leaf)[0, entry] += delta
         single.static_run()
@@ -82,15 +126,14 @@ def _through_static(
         single.block(leaf)[0, entry] = own.trace.value(leaf, nodes[leaf].size)[entry]
 
 
-def _static_nodes(own: Perturbed, layout: Layout) -> list[int]:
-    return [n.index for n in own.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0]
+def static_values(own: Perturbed, layout: Layout) -> dict[int, Values]:
+    """Unperturbed values of the static nodes that have a place in a layout."""
+    static = (n for n in own.graph.nodes if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0)
+    return {n.index: own.trace.value(n.index, n.size) for n in static}
 
 
-def enter(own: Perturbed, copies: Copies, piece: Piece, steps: NDArray[np.int64]) -> None:
-    """Put every row's state before its first step in place, changed where that is asked for and it is step 0.
-
-    `steps (length, windows)` are those of the windows.
-    """
+def enter(own: Perturbed, copies: Copies, piece: CopyBlock, steps: NDArray[np.int64]) -> None:
+    """Set the state before the first of `steps (length, windows)` in every row, perturbed where that is step 0."""
     layout, batch = copies.layout, own.setup.batch
     for node in own.graph.previous.values():
         rows = copies.rows(node)
@@ -101,8 +144,8 @@ def enter(own: Perturbed, copies: Copies, piece: Piece, steps: NDArray[np.int64]
             rows[index, row, piece.entries[index]] += piece.deltas[index]
 
 
-def feed(own: Perturbed, copies: Copies, piece: Piece, steps: NDArray[np.int64], j: int) -> None:
-    """The changed inputs' rows of one step."""
+def feed(own: Perturbed, copies: Copies, piece: CopyBlock, steps: NDArray[np.int64], j: int) -> None:
+    """Set the perturbed inputs of one step."""
     for leaf in piece.leaves & set(copies.inputs):
         rows = copies.rows(leaf)
         rows[:] = copies.inputs[leaf][j]
@@ -114,27 +157,27 @@ def feed(own: Perturbed, copies: Copies, piece: Piece, steps: NDArray[np.int64],
 
 
 BLOCK_ENTRIES = 1 << 18
-"""Numbers that the copies of one block may take: some megabytes."""
+"""Limit on the numbers held by the copies of a block: some megabytes."""
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
-    """Copies of which each has one of the `entries` of a tensor's array changed, by its own of the `deltas`."""
+class Perturbation:
+    """One copy per entry: copy c has `entries[c]` of the tensor's array changed by `deltas[c]`."""
 
     tensor: Tensor
     entries: NDArray[np.int64]
     deltas: Values
 
 
-UNCHANGED = Change(Tensor("", "param", ()), np.zeros(1, np.int64), np.zeros(1))
-"""One copy of the arrays as they are."""
+UNPERTURBED = Perturbation(Tensor("", "param", ()), np.zeros(1, np.int64), np.zeros(1))
+"""One copy without a change."""
 
 
 class Perturbed:
     """Losses of perturbed copies, restricted to windows; `dtype` is float64 or complex128.
 
-    A loss that meets one of the `kinks` has no derivative: its imaginary part is NaN, or all of it after a real step.
-    Large pieces of work go to the `executor`, if there is one.
+    A loss that meets one of the `kinks` is NaN after a real step, and has an imaginary part of NaN after an imaginary
+    one. Large blocks go to the `executor`, if there is one.
     """
 
     def __init__(
@@ -142,7 +185,7 @@ class Perturbed:
         problem: Problem,
         windows: Sequence[Window],
         dtype: np.dtype[Any],
-        kinks: Kinks = NONE,
+        kinks: Kinks = NO_KINKS,
         executor: Executor | None = None,
     ) -> None:
         self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
@@ -167,22 +210,22 @@ class Perturbed:
         return np.asarray(values.reshape(self.setup.T + 1, batch, size))
 
     def losses(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> Values:
-        """Losses (C, batch) of C copies; copy c has entry `entries[c]` of the tensor's array changed by `deltas[c]`.
+        """Losses (C, batch) of C copies; copy c has `entries[c]` of the tensor's array changed by `deltas[c]`.
 
         The weights of `over_time` and `over_batch` are included: the sum over the batch is the loss. For a parameter or
         a state shared by all samples entries are flat indices into its shape; for inputs (T, batch, *shape) and states
         (batch, *shape) they are flat indices into (T, *shape) and (*shape), and every sample is changed at once: no
         sample's loss depends on another's.
         """
-        return self.followed(tensor, entries, deltas)[0]
+        return self.losses_and_kinks(tensor, entries, deltas)[0]
 
-    def followed(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> tuple[Values, FloatArray]:
-        """The same, and the kinks that were met, (C, batch): how many steps away, `FREE` where there are none."""
-        return self.several([Change(tensor, entries, deltas)])[0]
+    def losses_and_kinks(self, tensor: Tensor, entries: NDArray[np.int64], deltas: Values) -> tuple[Values, FloatArray]:
+        """The losses of `losses`, and the distance in steps of the kinks they meet, (C, batch); `FREE` for none."""
+        return self.evaluate([Perturbation(tensor, entries, deltas)])[0]
 
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
-    def several(self, changes: Sequence[Change]) -> list[tuple[Values, FloatArray]]:
-        """`followed` of each of `changes`, all side by side."""
+    def evaluate(self, changes: Sequence[Perturbation]) -> list[tuple[Values, FloatArray]]:
+        """`losses_and_kinks` of each of `changes`, batched."""
         nodes = np.concatenate([np.full(len(c.entries), self._node(c.tensor)) for c in changes])
         entries = np.concatenate([c.entries for c in changes])
         deltas = np.concatenate([np.asarray(c.deltas, self.trace.V.dtype) for c in changes])
@@ -196,19 +239,21 @@ class Perturbed:
         ends = np.cumsum([len(c.entries) for c in changes])[:-1]
         return list(zip(np.split(losses, ends), np.split(met, ends), strict=True))
 
-    def _found(self, pieces: Sequence[Piece]) -> Iterable[Found]:
-        """The results of the pieces, from the executor where there is one and the work is worth it."""
+    def _found(self, pieces: Sequence[CopyBlock]) -> Iterable[BlockLosses]:
+        """Results of the blocks, from the executor if there is one and the work is large enough."""
         if self.executor is not None and sum(piece.flops for piece in pieces) >= FAR_FLOPS:
-            return self.executor.losses(Asked(self.windows, self.trace.V.dtype.name, self.kinks is not NONE), pieces)
-        return (self.piece(piece) for piece in pieces)
+            return self.executor.losses(
+                LossRequest(self.windows, self.trace.V.dtype.name, self.kinks is not NO_KINKS), pieces
+            )
+        return (self.block_losses(piece) for piece in pieces)
 
     @np.errstate(all="ignore")  # what is not finite is for the check to tell
-    def moved(self, tensor: Tensor, change: Values) -> Perturbed:
-        """The same windows, from the same states, with one whole array moved by `change (size,)`."""
+    def with_shift(self, tensor: Tensor, change: Values) -> Perturbed:
+        """The same windows, from the same states, with one whole array shifted by `change (size,)`."""
         array = np.asarray(self.problem.array(tensor))
         moved = np.asarray(array.reshape(-1) + change, self.trace.V.dtype).reshape(array.shape)
         other = copy.copy(self)
-        other.executor = None  # these arrays are known here alone
+        other.executor = None  # which does not have these arrays
         other.problem = self.problem.with_array(tensor, moved)
         other.trace = Trace(plan_of(self.setup, 1), self.trace.dtype, other.problem.arrays)
         other.met = self.kinks.met_static(lambda n: other.trace.value(n, self.graph.nodes[n].size))
@@ -218,9 +263,9 @@ class Perturbed:
             other.held = {**self.held, node: np.concatenate([start[None], self.held[node][1:]])}
         return other
 
-    def here(self) -> tuple[Values, FloatArray]:
-        """Losses (batch,) of the arrays as they are, and the kinks that were met."""
-        ((losses, met),) = self.several([UNCHANGED])
+    def unperturbed(self) -> tuple[Values, FloatArray]:
+        """Losses (batch,) without a change, and the kinks that were met."""
+        ((losses, met),) = self.evaluate([UNPERTURBED])
         return losses[0], met[0]
 
     def _node(self, tensor: Tensor) -> int:
@@ -229,18 +274,18 @@ class Perturbed:
 
     def _blocks(
         self, own: Reach, nodes: NDArray[np.int64], entries: NDArray[np.int64], deltas: Values
-    ) -> Iterator[tuple[slice, Piece]]:
-        """Copies with changes of leaves, cut into blocks that fit into cache."""
+    ) -> Iterator[tuple[slice, CopyBlock]]:
+        """Divide copies into blocks that fit into cache; yields the copies' slice and the block."""
         for length, windows in self.groups.items():
             rows = len(windows) * self.setup.batch
             most = max(1, BLOCK_ENTRIES // max(1, own.entries(rows, length)))
             for start in range(0, len(entries), most):
                 block = slice(start, min(len(entries), start + most))
                 flops = own.flops * rows * length * (block.stop - start)
-                yield block, Piece(length, nodes[block], entries[block], deltas[block], flops)
+                yield block, CopyBlock(length, nodes[block], entries[block], deltas[block], flops)
 
     def _weighted(self, length: int) -> tuple[NDArray[np.int64], FloatArray]:
-        """The steps (length, windows) of windows of one length, and the weights (length, rows) of the losses there."""
+        """Steps (length, windows) of the windows of one length, and the weights (length, rows) of their losses."""
         if length not in self.weighted:
             windows = self.groups[length]
             steps = np.array([w.start for w in windows]) + np.arange(length)[:, None]
@@ -248,8 +293,8 @@ class Perturbed:
             self.weighted[length] = steps, (self.weights[steps] * counted[:, :, None]).reshape(len(steps), -1)
         return self.weighted[length]
 
-    def piece(self, piece: Piece) -> Found:
-        """The losses (C, batch) of one piece of the work, and the kinks met; the same bits wherever it is done."""
+    def block_losses(self, piece: CopyBlock) -> BlockLosses:
+        """Losses (C, batch) of one block, and the kinks met; bitwise equal in any process."""
         steps, weights = self._weighted(piece.length)
         layout = layout_of(self.setup, piece.leaves, len(piece.nodes), weights.shape[1], piece.length)
         static = np.full(layout.copies, self.met)
@@ -260,10 +305,10 @@ class Perturbed:
         shape = (layout.copies, -1, self.setup.batch)
         return np.asarray(total.reshape(shape).sum(axis=1)), np.asarray(met.reshape(shape).max(axis=1))
 
-    def _go(self, copies: Copies, piece: Piece, steps: NDArray[np.int64], static: FloatArray) -> FloatArray:
-        """Run all steps, and find the kinks that are met (copies, rows), those of the `static` phase among them.
+    def _go(self, copies: Copies, piece: CopyBlock, steps: NDArray[np.int64], static: FloatArray) -> FloatArray:
+        """Run all steps; returns the kinks that are met (copies, rows), including those of the `static` phase.
 
-        One step at a time where something has to be looked at, or fed, in between.
+        Runs one step at a time if kinks have to be checked or inputs changed in between.
         """
         layout = copies.layout
         met = np.zeros((layout.copies, layout.rows)) + static[:, None]
@@ -280,24 +325,16 @@ class Perturbed:
             met = np.maximum(met, self.kinks.met(copies, later, steps, j))
         return met
 
-    def _copies(self, layout: Layout, piece: Piece, steps: NDArray[np.int64], met: FloatArray) -> Copies:
-        """The block's values, with the changes made where they concern parameters."""
-        static = {
-            n.index: self.trace.value(n.index, n.size)
-            for n in self.graph.nodes
-            if n.phase is Phase.STATIC and layout.places.table[n.index, BASE] >= 0
-        }
-        inputs = {}
-        for node, rows in self.trace.inputs.items():
-            inputs[node] = rows.reshape(self.setup.T, self.setup.batch, -1)[steps].reshape(
-                layout.steps, layout.rows, -1
-            )
-        copies = Copies(layout, self.trace.V.dtype, inputs, static)
+    def _copies(self, layout: Layout, piece: CopyBlock, steps: NDArray[np.int64], met: FloatArray) -> Copies:
+        """The copies of a block, with parameters perturbed; `met` collects kinks of the static phase."""
+        every, shape = (self.setup.T, self.setup.batch, -1), (layout.steps, layout.rows, -1)
+        inputs = {n: rows.reshape(every)[steps].reshape(shape) for n, rows in self.trace.inputs.items()}
+        copies = Copies(layout, self.trace.V.dtype, inputs, static_values(self, layout))
         change_parameters(self, copies, piece, met)
         return copies
 
 
-def answering(problem: Problem, asked: Asked) -> Perturbed:
-    """Whoever computes what is asked, of the same problem."""
-    kinks = find_kinks(problem) if asked.kinked else NONE
+def perturbed_for(problem: Problem, asked: LossRequest) -> Perturbed:
+    """The `Perturbed` of a request, for an executor that holds the same problem."""
+    kinks = find_kinks(problem) if asked.kinked else NO_KINKS
     return Perturbed(problem, asked.windows, np.dtype(asked.dtype), kinks)

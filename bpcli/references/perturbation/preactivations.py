@@ -1,12 +1,12 @@
-"""Where parameters enter linearly: in preactivations, sums of products and of biases.
+"""Preactivations, the sums of products and biases in which parameters enter linearly.
 
-In z = P v + … a change of P_ij by d is a change of z_i by d v_j at every step and sample, so that
+In z = P v + … a change of P_ij by d changes z_i by d v_j at every step and sample, so that
 
     dL/dP_ij = Σ_(t, b) dL/dz_i(t, b) v_j(t, b),      dL/dp_i = Σ_(t, b) dL/dz_i(t, b) for z = p + …,
     dL/dp_i = Σ_(t, b) dL/dz_i(t, b) v_i(t, b) for z = p ∘ v + …
 
-holds whatever the loss makes of z. A network has far fewer preactivations than parameters. Of a state v that is read by
-such products alone, likewise dL/dv(t, b) = Σ Pᵀ dL/dz(t, b) over these.
+for any dependence of the loss on z. A network has far fewer preactivations than parameters. Likewise, for a state v
+that only such products read, dL/dv(t, b) = Σ Pᵀ dL/dz(t, b).
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Term:
-    """A parameter P in the preactivation `z`: P v with the node `vector` for v, Pᵀ v if `turned`; P where it is -1.
+    """A parameter P in the preactivation `z`: P v with the node `vector` for v, or Pᵀ v if `transposed`.
 
-    If `elementwise` P is a vector or a number, and P v entry by entry.
+    A `vector` of -1 stands for P alone, a bias. If `elementwise`, P is a vector or scalar and multiplies entry by
+    entry.
     """
 
     z: int
     vector: int = -1
-    turned: bool = False
+    transposed: bool = False
     elementwise: bool = False
 
 
 @dataclass(frozen=True)
 class Link:
-    """A product of a state before the step with the static node `matrix`, transposed if `turned`, in the preactivation
-    `z`."""
+    """A product in the preactivation `z`: the static node `matrix`, or its transpose, times a state before the step."""
 
     z: int
     matrix: int
-    turned: bool
+    transposed: bool
 
 
 @lru_cache(maxsize=16)
 def _reading(graph: Graph) -> tuple[Mapping[int, Sequence[Node]], Fusion]:
-    """What reads each node, and how instructions do."""
+    """The nodes that read each node, and the fusion of nodes into instructions."""
     readers: dict[int, list[Node]] = {node.index: [] for node in graph.nodes}
     for node in graph.nodes:
         for arg in dict.fromkeys(node.args):
@@ -59,7 +59,7 @@ def _reading(graph: Graph) -> tuple[Mapping[int, Sequence[Node]], Fusion]:
 
 
 def _sum_of(graph: Graph, node: Node) -> int:
-    """The sum that a term ends up in: the derivatives are those of the term, as long as nothing else reads it."""
+    """The sum that a term is part of, which has the same derivative as the term if nothing else reads the term."""
     readers, fusion = _reading(graph)
     while fusion.uses[node.index] == 1 and readers[node.index]:
         (reader,) = readers[node.index]
@@ -71,14 +71,14 @@ def _sum_of(graph: Graph, node: Node) -> int:
 
 @lru_cache(maxsize=16)
 def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
-    """All that the parameters are in, by name, for those that are in preactivations and in nothing else."""
+    """Terms by name of the parameters that occur only in preactivations."""
     readers, _ = _reading(graph)
 
-    def found(leaf: int, matrix: int, turned: bool) -> list[Term] | None:
+    def found(leaf: int, matrix: int, transposed: bool) -> list[Term] | None:
         """The terms of a leaf, read as `matrix`: the leaf itself or its transpose."""
         terms = []
         for reader in readers[matrix]:
-            if reader.op == "transpose" and not turned:
+            if reader.op == "transpose" and not transposed:
                 more = found(leaf, reader.index, True)
                 if more is None:
                     return None
@@ -86,15 +86,15 @@ def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
             elif reader.phase is Phase.STATIC:
                 return None
             elif reader.op == "matmul" and reader.args[1] != matrix:
-                terms.append(Term(_sum_of(graph, reader), reader.args[1], turned))
+                terms.append(Term(_sum_of(graph, reader), reader.args[1], transposed))
             elif (
                 reader.op == "add"
-                and not turned
+                and not transposed
                 and reader.shape == graph.nodes[leaf].shape
                 and reader.args[0] != reader.args[1]
             ):
                 terms.append(Term(_sum_of(graph, reader)))
-            elif reader.op == "multiply" and not turned and graph.nodes[leaf].shape in ((), reader.shape):
+            elif reader.op == "multiply" and not transposed and graph.nodes[leaf].shape in ((), reader.shape):
                 first, second = reader.args
                 terms.append(Term(_sum_of(graph, reader), second if first == matrix else first, elementwise=True))
             else:
@@ -108,7 +108,7 @@ def terms(graph: Graph) -> Mapping[str, tuple[Term, ...]]:
 
 @lru_cache(maxsize=16)
 def _links(graph: Graph) -> Mapping[int, tuple[Link, ...]]:
-    """The products that a state before the step is in, for those that are in nothing else."""
+    """Products of each state before the step that only products read."""
     readers, fusion = _reading(graph)
     only = {n: readers[n] for n in graph.previous.values() if all(r.op == "matmul" for r in readers[n])}
     return {
@@ -117,40 +117,41 @@ def _links(graph: Graph) -> Mapping[int, tuple[Link, ...]]:
     }
 
 
-def linked(graph: Graph, zs: Sequence[int]) -> Mapping[int, tuple[Link, ...]]:
-    """States before a step that are read by products in `zs` and by nothing else, with these products."""
+def state_links(graph: Graph, zs: Sequence[int]) -> Mapping[int, tuple[Link, ...]]:
+    """States before a step that only products in the preactivations `zs` read, with these products."""
     return {state: some for state, some in _links(graph).items() if all(link.z in zs for link in some)}
 
 
 @lru_cache(maxsize=64)
-def lasting(graph: Graph, z: int) -> bool:
-    """Whether a state depends on a node, so that what happens to it lasts beyond its step."""
+def reaches_state(graph: Graph, z: int) -> bool:
+    """Whether a state depends on a node, so that a change of it affects later steps."""
     return bool(active_nodes(graph, {z}) & set(graph.new.values()))
 
 
-def step_by_step(graph: Graph, zs: Sequence[int]) -> tuple[int, ...]:
-    """The nodes of which a step is differentiated: `zs`, after the states before it that are asked for, if any."""
-    states = set(graph.previous.values()) - set(linked(graph, zs)) if any(lasting(graph, z) for z in zs) else ()
+def differentiated_nodes(graph: Graph, zs: Sequence[int]) -> tuple[int, ...]:
+    """The nodes with respect to which steps are differentiated: states before the step, if needed, and `zs`."""
+    states = (
+        set(graph.previous.values()) - set(state_links(graph, zs)) if any(reaches_state(graph, z) for z in zs) else ()
+    )
     return (*sorted(states), *zs)
 
 
-def worthwhile(setup: Setup, tensors: Sequence[Tensor], each: float, entry: float) -> list[Tensor]:
-    """Those of `tensors` that are in preactivations, if it is less work to differentiate these.
+def chain_parameters(setup: Setup, tensors: Sequence[Tensor], each: float, entry: float) -> list[Tensor]:
+    """Those of `tensors` that occur only in preactivations, if it is less work to differentiate these.
 
-    A number of each step is changed `each` times, one of an array `entry` times.
+    That takes `each` evaluations per number of a step, perturbed entries take `entry` each.
     """
     graph, every = setup.graph, terms(setup.graph)
     some = [t for t in tensors if t.kind == "param" and t.name in every and t.entries]
     zs = {term.z for tensor in some for term in every[tensor.name]}
-    numbers = sum(graph.nodes[n].size for n in step_by_step(graph, sorted(zs)))
+    numbers = sum(graph.nodes[n].size for n in differentiated_nodes(graph, sorted(zs)))
     return some if each * numbers < entry * sum(t.entries for t in some) else []
 
 
 def assemble(
     some: Sequence[Term], shape: tuple[int, ...], slopes: Mapping[int, FloatArray], values: Mapping[int, FloatArray]
 ) -> FloatArray:
-    """Gradients (K, *shape) of a parameter from `slopes[z] (K, T, batch, size)`; `values` of vectors
-    are (T, batch, size)."""
+    """Gradients (K, *shape) of a parameter from `slopes[z] (K, T, batch, size)` and `values` (T, batch, size)."""
     total = np.zeros(())
     for term in some:
         slope = slopes[term.z]
@@ -164,20 +165,20 @@ def assemble(
             total = total + product.reshape(len(slope), -1, *shape).sum(axis=1)
             continue
         product = delta.swapaxes(1, 2) @ vectors
-        total = total + (product.swapaxes(1, 2) if term.turned else product)
+        total = total + (product.swapaxes(1, 2) if term.transposed else product)
     return np.asarray(total)
 
 
-def pulled(link: Link, matrix: FloatArray, slope: FloatArray) -> FloatArray:
-    """What a state gets by a product, (batch, n, …), from `slope (batch, size, …)` of its preactivation.
+def pull_back(link: Link, matrix: FloatArray, slope: FloatArray) -> FloatArray:
+    """The derivative (batch, n, …) of a state through a product, from `slope (batch, size, …)` of the preactivation.
 
-    NaN where it is multiplied with what is NaN there, unless by zero.
+    NaN where a NaN slope is multiplied by a number other than zero.
     """
-    turned, flat = matrix if link.turned else matrix.T, slope.reshape(*slope.shape[:2], -1)
+    pulling, flat = matrix if link.transposed else matrix.T, slope.reshape(*slope.shape[:2], -1)
     lost = np.isnan(flat)
     if lost.any():
-        found = turned @ np.where(lost, 0.0, flat)
-        found[(turned != 0).astype(np.float64) @ lost.astype(np.float64) > 0] = np.nan
+        found = pulling @ np.where(lost, 0.0, flat)
+        found[(pulling != 0).astype(np.float64) @ lost.astype(np.float64) > 0] = np.nan
     else:
-        found = turned @ flat
+        found = pulling @ flat
     return np.asarray(found.reshape(len(slope), -1, *slope.shape[2:]))

@@ -1,13 +1,9 @@
-"""What operations make of an imaginary step of one argument, at every step and sample: by the complex forward rules.
+"""The tangent network: the derivative of a network along changes of its preactivations, as a network of its own.
 
-The tangent of a graph, as a graph: linear operations as they are, the others as products with factors.
-
-The tangent of a network: its derivative along a change of preactivations, as a network of its own.
-
-Under an imaginary step the real parts of all perturbed copies are those of the network as it is, to the last bit, so
-that imaginary parts alone need to be carried: products act on them as they are, and every other operation
-multiplies them by what the complex forward rule makes of a step of one argument, taken once for each value of the
-network instead of once for each copy. No reverse rule is asked.
+Under an imaginary step the real parts of all perturbed copies equal those of the unperturbed network bitwise, so that
+only imaginary parts have to be computed. Linear operations apply to them unchanged; every other operation multiplies
+them by a factor, its partial derivative from the complex forward rule, computed once per value of the network instead
+of once per copy. No reverse rule is used.
 """
 
 from __future__ import annotations
@@ -22,27 +18,21 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.definition import Problem, Setup, cast
+from bpcli.references.perturbation import STEP
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.preactivations import terms
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window
 from bpcli.tape.lowering import active_nodes
 
-STEP = 1.0
-"""The imaginary step. Kernels drop products of imaginary parts, so that any size will do: this one leaves derivatives
-the range of floats."""
-ALONG = 2.0**-540
-"""What it is multiplied by where whole arrays take it, matrices of products among them. The library that computes these
-drops nothing: such imaginary parts have products below the smallest number."""
-
 
 def factors(
     problem: Problem, wanted: Mapping[str, tuple[int, int]], values: Mapping[int, NDArray[np.float64]]
 ) -> dict[str, NDArray[np.float64]]:
-    """`(T, batch, *shape)` by name, of `wanted` nodes and the numbers of the arguments that are shifted.
+    """Partial derivatives `(T, batch, *shape)` by name, for `wanted` pairs of a node and the index of an argument.
 
-    `values` are those of the nodes' arguments. All operations are run on all steps at once, first with their first
-    arguments shifted, then with the second ones. A dot product counts as one that is not summed.
+    `values` are those of the arguments. All operations run on all steps at once, first with imaginary steps of their
+    first arguments, then of the second ones. A dot product counts as an elementwise product.
     """
     setup, graph = problem.setup, problem.setup.graph
     if not wanted:
@@ -67,8 +57,8 @@ def factors(
 
 @lru_cache(maxsize=4)
 def _operations(setup: Setup, ops: tuple[int, ...]) -> tuple[Setup, dict[int, int]]:
-    """A setup with all steps as rows whose graph has the operations `ops` on inputs named after them and the number of
-    the argument, in complex128; and where in it they are."""
+    """A complex128 setup with all steps as rows, whose graph applies `ops` to inputs named "node argument"; and the
+    places of `ops` in it."""
     graph = setup.graph
     args = [(n, k) for n in ops for k in range(len(graph.nodes[n].args))]
     nodes, place = list[Node](), graph.nodes[graph.loss].place
@@ -94,19 +84,18 @@ def _operations(setup: Setup, ops: tuple[int, ...]) -> tuple[Setup, dict[int, in
 _MIXED = frozenset({"logsumexp", "softmax", "log_softmax"})
 
 
-def possible(old: Graph, zs: Sequence[int]) -> bool:
-    """Whether the tangent of changes of `zs` is made of products, sums and factors, and there is one."""
+def has_tangent(old: Graph, zs: Sequence[int]) -> bool:
+    """Whether the tangent along changes of `zs` exists and consists of products, sums and factors."""
     active = active_nodes(old, {*zs, *old.previous.values()})
     return bool(zs) and old.loss in active and not any(old.nodes[n].op in _MIXED for n in active)
 
 
 @dataclass
 class Draft:
-    """A graph in the making.
+    """A tangent graph under construction.
 
-    `tangent` takes nodes to their tangents; `read` are the nodes whose values are needed; of the new leaves `matrices`
-    are static nodes, `factors` what a node's tangent takes of the tangent of its argument of a number, and `zeros` have
-    shapes alone.
+    `tangent` maps nodes to their tangents; `read` are the nodes whose values are needed. Of the new leaves, `matrices`
+    are static nodes, `factors` partial derivatives (node, argument), and `zeros` have a shape only.
     """
 
     old: Graph
@@ -120,8 +109,8 @@ class Draft:
 
     @staticmethod
     def of(old: Graph, zs: Sequence[int]) -> Draft | None:
-        """The tangent of changes of the nodes `zs`; None where the loss does not depend on them, or by other rules."""
-        if not possible(old, zs):
+        """The tangent along changes of the nodes `zs`; None if `has_tangent` is false."""
+        if not has_tangent(old, zs):
             return None
         previous, draft = old.previous.values(), Draft(old)
         active = active_nodes(old, {*zs, *previous})
@@ -131,7 +120,7 @@ class Draft:
         for n in sorted((active | ends) - set(previous)):
             node = old.nodes[n]
             found = draft._visit(node)
-            # What is changed, and what becomes a state, has a value of its own; a product may be part of a sum's.
+            # Changed nodes, states and the loss need values of their own; a product may be fused into a sum.
             shared = found is None or found in draft.tangent.values() or draft.nodes[found].op == "matmul"
             if n in ends and shared:
                 at = found if found is not None else draft._zero(node.shape)
@@ -142,14 +131,14 @@ class Draft:
 
     @property
     def graph(self) -> Graph:
-        """What has come of it."""
+        """The finished graph."""
         old, at = self.old, self.tangent
         previous = {name: at[n] for name, n in old.previous.items()}
         new = {name: at[n] for name, n in old.new.items()}
         return Graph(tuple(self.nodes), self.leaf, {}, previous, new, at[old.loss], ())
 
     def _visit(self, node: Node) -> int | None:
-        """The tangent of a node; None where it is zero."""
+        """The tangent of a node; None if it is zero."""
         args = [self.tangent.get(a) for a in node.args]
         if all(a is None for a in args):
             return None
@@ -162,7 +151,7 @@ class Draft:
         if node.op in ("copy", "negate", "sum", "slice"):
             return self._apply(node, tuple(args))
         if node.op == "subtract" and args[1] is not None:
-            # A subtraction stays one: a product that is subtracted is never part of the instruction that does it.
+            # Kept as a subtraction, since a subtracted product is never fused.
             first = args[0] if args[0] is not None else self._zero(self.old.nodes[node.args[0]].shape)
             return self._apply(node, (first, args[1]))
         if node.op in ("add", "subtract"):
@@ -170,7 +159,7 @@ class Draft:
         return self._sum(node, [None if a is None else self._product(node, k, a) for k, a in enumerate(args)])
 
     def _product(self, node: Node, k: int, tangent: int) -> int:
-        """What the tangent of the argument k brings, times its factor."""
+        """The tangent of argument k times its factor."""
         name = f"factor {node.index} {k}"
         shape = self.old.nodes[node.args[k]].shape if node.op == "dot" else node.shape
         self.factors[name] = (node.index, k)
@@ -181,7 +170,7 @@ class Draft:
         return self._add("multiply", (tangent, factor), node.shape, node.phase)
 
     def _sum(self, node: Node, parts: Sequence[int | None]) -> int:
-        """The sum of what there is, in the node's shape."""
+        """The sum of the parts that are not zero, in the node's shape."""
         there = [p for p in parts if p is not None]
         if len(there) == 1 and self.nodes[there[0]].shape == node.shape:
             return there[0]
@@ -190,7 +179,7 @@ class Draft:
         return self._add("add", tuple(there), node.shape, node.phase)
 
     def _matrix(self, n: int) -> int:
-        """A static matrix, read transposed where it was."""
+        """The leaf of a static matrix, transposed if the node is."""
         node = self.old.nodes[n]
         if node.op == "transpose":
             return self._add("transpose", (self._matrix(node.args[0]),), node.shape, Phase.STATIC)
@@ -235,14 +224,14 @@ class Draft:
 
 @dataclass(frozen=True, eq=False)
 class Tangents:
-    """Copies of the tangent network; `nodes` takes nodes, preactivations among them, to their tangents."""
+    """Perturbed copies of the tangent network; `nodes` maps nodes to their tangents."""
 
     perturbed: Perturbed
     nodes: Mapping[int, int]
 
 
 def tangents(problem: Problem, windows: Sequence[Window]) -> Tangents | None:
-    """The tangent network of a problem; None where an operation mixes entries other than by products and sums."""
+    """The tangent network of a problem; None if an operation mixes entries other than by products and sums."""
     setup, graph = problem.setup, problem.setup.graph
     drafted = _drafted(setup)
     if drafted is None:
@@ -262,7 +251,7 @@ def tangents(problem: Problem, windows: Sequence[Window]) -> Tangents | None:
 
 @lru_cache(maxsize=4)
 def _drafted(setup: Setup) -> tuple[Draft, Setup] | None:
-    """The tangent network of a setup, and its own setup."""
+    """The tangent graph of a setup, and its setup."""
     zs = sorted({term.z for some in terms(setup.graph).values() for term in some})
     draft = Draft.of(setup.graph, zs)
     if draft is None:
