@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.checking.check_options import CheckOptions, choose
-from bpcli.checking.findings import Finding, Verdict, Worst, overrule
+from bpcli.checking.findings import Finding, Verdict, Worst, not_compared, overrule
 from bpcli.checking.reference_cache import AUTO, ReferenceCache, mask_of
 from bpcli.checking.sources.gradient_source import Answer, GradientSource, ask
 from bpcli.checking.sources.validate_gradient import LOSS, on_pattern
@@ -97,14 +97,14 @@ def _check_call(
     found = [_check_tensor(cache, call, answer, tensor, judge_tensor) for tensor in tensors]
     found += _check_loss(cache, call, answer)
     unknown = [name for name in answer.faults if name not in {LOSS, *(t.name for t in setup.wrt)}]
-    return found + [Finding(setup.spec.name, call.text, n, (), 0, "wrong", answer.faults[n]) for n in unknown]
+    return found + [not_compared(setup.spec.name, call.text, n, answer.faults[n]) for n in unknown]
 
 
 def _check_tensor(
     cache: ReferenceCache, call: MethodCall | GradientSource, answer: Answer, tensor: Tensor, judge_tensor: Judge
 ) -> Finding:
     setup, given = cache.problem.setup, answer.arrays.get(tensor.name)
-    blank = Finding(setup.spec.name, call.text, tensor.name, tensor.shape, 0, "wrong", "")
+    blank = not_compared(setup.spec.name, call.text, tensor.name, "", tensor.shape)
     if tensor.name in answer.faults:
         return replace(blank, cause=answer.faults[tensor.name])
     if given is None:
@@ -131,7 +131,7 @@ def _check_loss(cache: ReferenceCache, call: MethodCall | GradientSource, answer
     """A finding if the loss that came with the gradient is wrong, or is not that of one of bp's methods."""
     spec = cache.problem.setup.spec.name
     if LOSS in answer.faults:
-        return [Finding(spec, call.text, LOSS, (), 0, "wrong", answer.faults[LOSS])]
+        return [not_compared(spec, call.text, LOSS, answer.faults[LOSS])]
     if answer.loss is None:
         return []
     reference, bound = cache.loss, cache.rounding(call.definition(cache.problem.setup)).loss
@@ -148,7 +148,7 @@ def _check_loss(cache: ReferenceCache, call: MethodCall | GradientSource, answer
     worst = Worst((), answer.loss, reference, bound, z)
     relative = error / abs(reference) if reference else None
     verdict: Verdict = "pass" if good else "inconclusive" if blind else "wrong"
-    return [Finding(spec, call.text, LOSS, (), 1, verdict, cause, worst, relative)]
+    return [Finding(spec, call.text, LOSS, (), 1, verdict, cause, worst, relative, None, None)]
 
 
 def judge_entries(

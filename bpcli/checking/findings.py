@@ -53,10 +53,10 @@ class Finding:
     checked: int
     verdict: Verdict
     cause: str
-    worst: Worst | None = None
-    kernel_error: float | None = None
-    bias: float | None = None
-    cosine: float | None = None
+    worst: Worst | None
+    kernel_error: float | None
+    bias: float | None
+    cosine: float | None
     blame: dict[str, object] | None = None
     kink: Kink | None = None
 
@@ -66,6 +66,11 @@ class Finding:
         if self.verdict != "pass" or self.cause or self.kernel_error is not None or self.worst is None:
             return False
         return abs(self.worst.value) <= self.worst.bound < math.inf
+
+
+def not_compared(spec: str, method: str, tensor: str, cause: str, shape: tuple[int, ...] = ()) -> Finding:
+    """A wrong finding without numbers, on a tensor or key that cannot be compared."""
+    return Finding(spec, method, tensor, shape, 0, "wrong", cause, None, None, None, None)
 
 
 def overrule(found: Finding, cause: str) -> Finding:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bpcli.checking.blame.signatures import PLAIN, constant_factor, extent, not_finite, proportional
 from bpcli.checking.check_options import Mode
-from bpcli.checking.findings import Finding, overrule, worst_entry, worst_index
+from bpcli.checking.findings import Finding, not_compared, overrule, worst_entry, worst_index
 from bpcli.checking.sources.gradient_source import differing
 from bpcli.checking.sources.user_file import Function, UserFile
 from bpcli.checking.sources.user_process import EndedError
@@ -145,7 +145,7 @@ def judge_box_along(box: BlackBox, tensor: Tensor, value: Array) -> Finding:
     error = relative_error(along, entries.reference)
     bias = None if (entries.high > entries.low).any() else error
     known = (box.name, METHOD, tensor.name, tensor.shape, len(rows), verdict, cause, as_direction(worst), error)
-    return Finding(*known, bias)
+    return Finding(*known, bias, None)
 
 
 def locate_wrong_entry(box: BlackBox, tensor: Tensor, value: Array, found: Finding) -> Finding:
@@ -374,4 +374,4 @@ def _fault_of_loss(box: BlackBox, times: int) -> str:
 
 
 def _wrong(box: BlackBox, name: str, cause: str, shape: tuple[int, ...] = ()) -> Finding:
-    return Finding(box.name, METHOD, name, shape, 0, "wrong", cause)
+    return not_compared(box.name, METHOD, name, cause, shape)
