@@ -1,7 +1,7 @@
 """A gradient checker and benchmarking suite for networks written as equations.
 
-`load` opens a spec, whose gradients it computes and checks; `check_gradient` judges a gradient of any function; `bench`
-measures. What is wrong with their arguments is raised as `BpError`. Names are imported when they are first used.
+`load` opens a spec, to compute and check its gradients; `check_gradient` checks the gradient of a Python function;
+`bench` measures a sweep. Invalid arguments raise `BpError`. Names are imported on first use.
 """
 
 import importlib
@@ -24,7 +24,7 @@ __all__ = ["__version__", "bench", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "bench":  # a package that can be called
+    if name == "bench":  # a callable package
         return importlib.import_module("bpcli.bench")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from bpcli.checking.findings import Finding, kinked, position
 from bpcli.errors import Diagnostic, Place
-from bpcli.render.document import Case, Column, Document
+from bpcli.render.document import Case, Column, Document, digits, dims, words
 from bpcli.spec.specification import Spec
 
 Places = Mapping[tuple[str, str], Place]
@@ -246,18 +246,6 @@ def _of_worst(key: str) -> Callable[[Row], Any]:
     return lambda row: row["worst"][key] if row["worst"] else None
 
 
-def _words(value: Any) -> str:
-    return "" if value is None else str(value)
-
-
-def _figure(digits: int) -> Callable[[Any], str]:
-    return lambda value: "" if value is None else f"{value:.{digits}g}"
-
-
-def _shape(value: Any) -> str:
-    return "" if value is None else "x".join(map(str, value)) or "scalar"
-
-
 def _at(row: Row) -> Any:
     worst = row["worst"] or {}
     return worst.get("index") if worst.get("direction") is None else f"direction {worst['direction']}"
@@ -272,20 +260,20 @@ def _blame(value: Any) -> str:
 
 
 COLUMNS = (
-    Column("spec", "spec", itemgetter("spec"), _words, right=False, label=True),
-    Column("method", "method", itemgetter("method"), _words, right=False, label=True),
-    Column("tensor", "tensor", itemgetter("tensor"), _words, right=False, label=True),
-    Column("shape", "shape", itemgetter("shape"), _shape, wide=True),
-    Column("checked", "entries", itemgetter("checked"), _words),
+    Column("spec", "spec", itemgetter("spec"), words, right=False, label=True),
+    Column("method", "method", itemgetter("method"), words, right=False, label=True),
+    Column("tensor", "tensor", itemgetter("tensor"), words, right=False, label=True),
+    Column("shape", "shape", itemgetter("shape"), dims, wide=True),
+    Column("checked", "entries", itemgetter("checked"), words),
     Column("index", "worst at", _at, _index, right=False, wide=True),
-    Column("value", "value", _of_worst("value"), _figure(12), wide=True),
-    Column("reference", "reference", _of_worst("reference"), _figure(12), wide=True),
-    Column("bound", "bound", _of_worst("bound"), _figure(2), wide=True),
-    Column("z", "worst z", _of_worst("z"), _figure(2)),
-    Column("kernel_error", "kernel error", itemgetter("kernel_error"), _figure(2)),
-    Column("bias", "bias", itemgetter("bias"), _figure(2)),
-    Column("cosine", "cosine", itemgetter("cosine"), _figure(6)),
-    Column("verdict", "verdict", itemgetter("verdict"), _words, right=False),
-    Column("cause", "cause", itemgetter("cause"), _words, right=False),
+    Column("value", "value", _of_worst("value"), digits(12), wide=True),
+    Column("reference", "reference", _of_worst("reference"), digits(12), wide=True),
+    Column("bound", "bound", _of_worst("bound"), digits(2), wide=True),
+    Column("z", "worst z", _of_worst("z"), digits(2)),
+    Column("kernel_error", "kernel error", itemgetter("kernel_error"), digits(2)),
+    Column("bias", "bias", itemgetter("bias"), digits(2)),
+    Column("cosine", "cosine", itemgetter("cosine"), digits(6)),
+    Column("verdict", "verdict", itemgetter("verdict"), words, right=False),
+    Column("cause", "cause", itemgetter("cause"), words, right=False),
     Column("blame", "blame", itemgetter("blame"), _blame, right=False, wide=True),
 )

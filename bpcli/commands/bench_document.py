@@ -19,11 +19,10 @@ from bpcli.bench.measurement import (
     over_seeds,
     without_seed,
 )
-from bpcli.commands.output import digits, seconds, words
 from bpcli.commands.shared_options import Common
 from bpcli.errors import Diagnostic, fail
 from bpcli.problem.limits import format_bytes
-from bpcli.render.document import Case, Column, Document
+from bpcli.render.document import Case, Column, Document, digits, seconds, words
 
 if TYPE_CHECKING:
     from bpcli.bench.journal import Journal

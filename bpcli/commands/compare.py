@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.output import seconds, words
 from bpcli.commands.shared_options import Common, shared
 from bpcli.errors import Diagnostic, fail
-from bpcli.render.document import Case, Column, Document
+from bpcli.render.document import Case, Column, Document, seconds, words
 
 if TYPE_CHECKING:
     from bpcli.bench.comparison import Comparison

@@ -8,8 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.commands.output import digits, words
-from bpcli.render.document import Column, Document
+from bpcli.render.document import Column, Document, digits, words
 
 if TYPE_CHECKING:
     from bpcli.checking.check_options import CheckOptions

@@ -11,7 +11,7 @@ import click
 
 from bpcli.commands.shared_options import Common, shared
 from bpcli.errors import fail
-from bpcli.render.document import Column, Document
+from bpcli.render.document import Column, Document, digits, dims
 
 if TYPE_CHECKING:
     from bpcli.methods.base import Gradient
@@ -56,22 +56,14 @@ def _column(key: str, heading: str, show: Any, right: bool = True, wide: bool = 
     return Column(key, heading, lambda row: row[key], show, right, wide)
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def _figure(value: float) -> str:
-    return f"{value:.6g}"
-
-
 COLUMNS = (
     _column("name", "name", str, right=False),
     _column("kind", "kind", str, right=False),
-    _column("shape", "shape", _shape),
+    _column("shape", "shape", dims),
     _column("dtype", "dtype", str, right=False, wide=True),
-    _column("norm", "norm", _figure),
-    _column("max_abs", "max |.|", _figure),
-    _column("mean", "mean", _figure, wide=True),
+    _column("norm", "norm", digits(6)),
+    _column("max_abs", "max |.|", digits(6)),
+    _column("mean", "mean", digits(6), wide=True),
     _column("zeros", "zeros", str, wide=True),
 )
 

@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +45,15 @@ def emit(document: Document, common: Common, brief: Document | None = None, sile
     A table shows `brief` in place of `document` unless verbose, and nothing when `silent`. Returns the exit code: 0, or
     2 where a file could not be written, in which case the results are still printed.
     """
-    from bpcli.render import Look, render, renderer
+    from bpcli.render import Look, render, renderer, write
 
-    unwritten = _files(document, common)
+    unwritten: list[Diagnostic] = []
+    for name, path in common.outputs:
+        try:
+            write(document, name, path)
+            note(f"wrote {path}", common)
+        except BpError as error:
+            unwritten += error.diagnostics
     document = replace(document, errors=(*document.errors, *unwritten))
     if document.errors:
         tell(document.errors)
@@ -58,20 +64,6 @@ def emit(document: Document, common: Common, brief: Document | None = None, sile
     if not (silent and shown is not document):
         _print(text)
     return USAGE if unwritten else 0
-
-
-def _files(document: Document, common: Common) -> list[Diagnostic]:
-    """Write the `--output` files; returns a refusal for each that could not be written."""
-    from bpcli.render import write
-
-    unwritten: list[Diagnostic] = []
-    for name, path in common.outputs:
-        try:
-            write(document, name, path)
-            note(f"wrote {path}", common)
-        except BpError as error:
-            unwritten += error.diagnostics
-    return unwritten
 
 
 def _print(text: str) -> None:
@@ -100,26 +92,6 @@ def _width() -> int | None:
 
 def _color() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def words(value: Any) -> str:
-    """A value as text, "" for None; floats with six digits."""
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def digits(count: int) -> Callable[[float | None], str]:
-    """A formatter of numbers to `count` significant digits, "" for None."""
-    return lambda value: "" if value is None else f"{value:.{count}g}"
-
-
-def seconds(value: float | None) -> str:
-    """Seconds to three digits in s, ms, us or ns, "" for None."""
-    if value is None:
-        return ""
-    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
-    # From 0.9995 on, three digits of the next smaller unit would be 1e+03.
-    unit, size = next((u for u in units if value >= 0.9995 * u[1]), units[-1])
-    return f"{value / size:.3g} {unit}"
 
 
 def tell(diagnostics: Sequence[Diagnostic]) -> None:

@@ -83,3 +83,28 @@ class Document:
 
     def _plain_case(self, row: Mapping[str, Any]) -> Case:
         return Case(self.title, self.columns[0].show(self.columns[0].get(row)))
+
+
+def words(value: Any) -> str:
+    """A value as text, "" for None; floats with six digits."""
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def digits(count: int) -> Callable[[float | None], str]:
+    """A formatter of numbers to `count` significant digits, "" for None."""
+    return lambda value: "" if value is None else f"{value:.{count}g}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds to three digits in s, ms, us or ns, "" for None."""
+    if value is None:
+        return ""
+    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
+    # From 0.9995 on, three digits of the next smaller unit would be 1e+03.
+    unit, size = next((u for u in units if value >= 0.9995 * u[1]), units[-1])
+    return f"{value / size:.3g} {unit}"
+
+
+def dims(shape: Sequence[int] | None) -> str:
+    """A shape as `3x4`, or `scalar`; "" for None."""
+    return "" if shape is None else "x".join(map(str, shape)) or "scalar"
