@@ -28,6 +28,7 @@ from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation import ALONG
 from bpcli.references.perturbation.kinks import ALIKE, slopes_of
 from bpcli.runtime.evaluation import node_values
+from bpcli.runtime.local_derivatives import local_derivatives
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
 from bpcli.runtime.trace import Disturbance
 
@@ -308,7 +309,7 @@ def float_range(
 
 
 def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
-    """Whether a forward value, a cotangent of any leaf or an influence on a state leaves the range of the dtype.
+    """Whether a forward value, a cotangent of a leaf or state, or an influence on a state leaves the dtype's range.
 
     Correct rules may then give NaN or infinity, depending on the order in which they multiply by zero.
     """
@@ -321,7 +322,15 @@ def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
     with np.errstate(all="ignore"):
         low = _from_little(every, windows, every.setup.dtype)
         here = unrolled(every.setup, windows).gradient(every)[1]
-        return not all(bool(np.isfinite(a).all()) for a in (*low.values(), *here.values(), *_influences(problem)))
+        found = (*low.values(), *here.values(), *_influences(problem), *_cotangents_of_states(problem))
+        return not all(bool(np.isfinite(a).all()) for a in found)
+
+
+def _cotangents_of_states(problem: Problem) -> Iterable[Array]:
+    """q and J of every step: the slope of sqrt at 0 is infinite, also where nothing that is differentiated moves it."""
+    if problem.setup.graph.recurrent:
+        for local in local_derivatives(problem):
+            yield from (local.q, local.q_before, local.J)
 
 
 def _influences(problem: Problem) -> list[FloatArray]:
