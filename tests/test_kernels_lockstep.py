@@ -25,7 +25,7 @@ from bpcli.runtime import schedule
 from bpcli.runtime.copies import plan_of
 from bpcli.runtime.kernel_loader import code, reordered
 from bpcli.runtime.schedule import Schedule
-from bpcli.runtime.trace import Trace
+from bpcli.runtime.trace import Disturbance, Trace
 from bpcli.tape import barriers
 from bpcli.tape import layout as matrices
 from bpcli.tape.instructions import (
@@ -229,6 +229,18 @@ def test_a_leader_that_waits_long_continues_alone(tmp_path: Path, monkeypatch: p
                 break
         else:
             pytest.fail("no leader was left waiting")
+
+
+def test_simulated_rounding_is_that_of_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group disturbs results, which have one writer each; cotangents, which all members read, one thread alone."""
+    recurrence = Recurrence(spec_of("mixed", tmp_path), 400, monkeypatch)
+    for number, call in enumerate(recurrence.calls):
+        disturbed = Disturbance(1e-3, 0).of(call, recurrence.trace.dtype, number)
+        alone = recurrence.alone(disturbed)
+        assert (alone != recurrence.alone(call)).any()
+        assert (disturbed.group is None) == (call.name == "reverse")
+        if disturbed.group is not None:
+            assert (recurrence.together(disturbed, new_group(2), [0.0, 0.0]) == alone).all()
 
 
 def _owe(group: np.ndarray) -> None:

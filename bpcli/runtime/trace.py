@@ -186,7 +186,9 @@ class Disturbance:
         jobs, size = call.jobs.copy(), np.array([self.size], dtype)
         jobs[:, fields.DISTURBANCE] = size.ctypes.data
         jobs[:, fields.SEED] = (self.seed << 52) + (number << 28)
-        return replace(call, jobs=jobs, keeps=(*call.keeps, size))
+        # A line that goes back disturbs its cotangent in place, all of which a product's other members read.
+        group = None if fields is reverse_kernel else call.group
+        return replace(call, jobs=jobs, keeps=(*call.keeps, size), group=group)
 
 
 @dataclass(frozen=True, eq=False)
