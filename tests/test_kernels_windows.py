@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from bpcli.kernels import reverse as reverse_kernel
 from bpcli.methods import parse
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
+from bpcli.runtime.jobs import Call
 from bpcli.runtime.reverse_mode import Unrolled, staircase
+from bpcli.runtime.trace import Disturbance
 
 SPECS = Path(__file__).parents[1] / "specs"
 RECURRENT = ("vanilla_rnn", "leaky_rnn", "gru", "lstm", "stacked_rnn", "lru", "indrnn", "masked_rnn")
@@ -75,3 +80,20 @@ def test_where_it_pays(batch: int, k2: int, blocks: bool) -> None:
     """Many samples fill products by themselves, and long windows are not held several at a time."""
     setup = open_setup(SPECS / "vanilla_rnn.toml", {"T": 3000, "batch": batch}, ("params",), Limits())
     assert blocks == (Unrolled(setup, staircase(3000, 1, k2)).batched is not None)
+
+
+def test_simulated_rounding_disturbs_every_step_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of batched windows too, which take no chunk of steps at once."""
+    disturbed = []
+    run = Call.run
+
+    def noted(call: Call, values: NDArray[Any], address: int) -> None:
+        if call.name == "reverse":
+            disturbed.append(bool(call.jobs[:, reverse_kernel.DISTURBANCE].all()))
+        run(call, values, address)
+
+    monkeypatch.setattr(Call, "run", noted)
+    problem = problem_of("vanilla_rnn", ("params",))
+    Unrolled(problem.setup, staircase(70, 1, 5)).gradient(problem, disturbance=Disturbance(1e-10, 0))
+    assert len(disturbed) > 5
+    assert all(disturbed)

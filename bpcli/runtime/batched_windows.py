@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.kernels import reverse as kernel
-from bpcli.runtime.jobs import cut, run
+from bpcli.runtime.jobs import Call, cut
 from bpcli.runtime.trace import Array, Trace
 from bpcli.tape.instructions import BASE, OUTER, STEP, Reverse
 from bpcli.tape.layout import Allocator, Places, settle
@@ -163,4 +163,4 @@ class BatchedWindows:
         """One step back for the windows `left` to `count`."""
         rows = (count - left) * self.plan.batch
         parts = max(1, min(count - left, rows // PART_ROWS, int(self._flops * rows / PART_FLOPS)))
-        run("reverse", cut(job, kernel.O0, left, count, parts), self.trace.V)
+        self.trace.run([Call("reverse", cut(job, kernel.O0, left, count, parts))])

@@ -186,7 +186,7 @@ class Unrolled:
         """The whole loss, and the gradient by name; with `rounding`, sums of absolute contributions instead.
 
         `disturb` is given all values of the forward pass, to change them in place before each reverse pass, which
-        starts from `seed` times the weights of the losses. `disturbance` disturbs the forward pass itself.
+        starts from `seed` times the weights of the losses. `disturbance` simulates rounding in all passes.
         """
         trace = Trace(self.plan, problem.setup.dtype, problem.arrays, rounding, disturbance=disturbance)
         weights = self._weights
