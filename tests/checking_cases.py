@@ -76,7 +76,7 @@ def truncation_windows(T: int, k1: int, k2: int) -> tuple[Window, ...]:
 
 @dataclass
 class FakeMethod:
-    """A method that computes naively, and then `spoils` its answer; `calls` counts."""
+    """A method that computes naively, and then lets `spoil` change its answer; `calls` counts."""
 
     spoil: Callable[[Arrays, FakeMethod, Problem], None] = lambda arrays, method, problem: None
     k1: int = 0

@@ -288,7 +288,7 @@ def rtrl(library: Library, setup: Setup) -> Program:
 
 
 def _credit(xp: Any, name: str, q: Any, influence: Arrays, direct: Arrays, states: list[str]) -> Any:
-    """What one step adds to a gradient: summed over samples for a parameter, one row a sample for an initial state."""
+    """The gradient of one step: summed over samples for a parameter, one row a sample for an initial state."""
     if name in states:
         return xp.einsum("bi,bip->bp", q, influence[name])
     own = direct[name].sum(0).reshape(-1)

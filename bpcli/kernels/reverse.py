@@ -61,7 +61,7 @@ from bpcli.tape.instructions import (
     PLACES,  # address of the table of places of values, int64 (NODES, PLACE_FIELDS); reverse_job
     COTANGENT_PLACES,  # address of that of cotangents; reverse_job
     NODES,  # nodes of the graph; reverse_job
-    LENGTH_V,  # length of V and of F, numbers; whoever owns the arrays (so for the next three)
+    LENGTH_V,  # length of V and of F, numbers; reverse_job's caller (so for the next three)
     FACTORS,  # where F begins, numbers from V; 0: F is V
     COTANGENTS,  # where C begins, numbers from V
     LENGTH_C,  # length of C, numbers

@@ -98,7 +98,7 @@ class Copies:
         self._run(layout.reach.before, cut(self._job(layout.reach.before, self.updates), kernel.I0, *everything, 1))
 
     def _pack(self) -> None:
-        """Matrices stay as they are from here on: what changes them is added to the products."""
+        """Pack the matrices, which stay as they are from here on: changes of theirs are added to the products."""
         for n, field in self.layout.reach.packed:
             if self._places[n, field] >= 0:
                 matrix = self.block(n).reshape(self.layout.reach.graph.nodes[n].shape)

@@ -7,8 +7,8 @@ state, as the step meets them: a matrix that it multiplies with, a vector that i
 and where they are differentiated the initial states, of which M(0) is the identity, and the inputs that reach a state,
 of every step columns of its own. `InfluenceLayout` names the rows and the columns.
 
-Losses l(t) count with their weights ∂L/∂l(t), as `over_time` and `over_batch` have it. What a loss owes to the states
-and parameters of its own step splits at a(t): g(t) = q M(t) + q_before M(t-1) + direct, with q_before = ∂L/∂a(t-1) and
+Losses l(t) count with their weights ∂L/∂l(t), as `over_time` and `over_batch` have it. The gradient of a
+step's losses splits at a(t): g(t) = q M(t) + q_before M(t-1) + direct, with q_before = ∂L/∂a(t-1) and
 direct = ∂L/∂w, both at fixed a(t). q_before is zero unless the loss looks past a(t), at a[t-1] or inside the step.
 """
 
@@ -33,7 +33,7 @@ from bpcli.tape.instructions import BASE, INNER_ROW, OUTER
 
 @dataclass(frozen=True, eq=False)
 class InfluenceLayout:
-    """What rows (N) and columns (P) of the influence M = da(t)/dw stand for.
+    """The meaning of the rows (N) and columns (P) of the influence M = da(t)/dw.
 
     `states` names the rows. `columns` names the columns: a parameter, or an equation of parameters alone; a state for
     its initial value; an input, (T, size) of it. Of a matrix with a density those entries are columns that exist.
@@ -159,7 +159,7 @@ class LocalSteps:
         trace.start()
         for first in range(0, T, self.plan.chunk):
             last = min(T, first + self.plan.chunk)
-            with np.errstate(all="ignore"):  # what is not finite is for the check to tell
+            with np.errstate(all="ignore"):  # the check reports non-finite values
                 trace.forward(first, last)
             losses = trace.losses(first, last).copy()
             if last > start:
@@ -177,7 +177,7 @@ class LocalSteps:
         self._trace.run((self._schedule.jacobians(steps),))
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
-        """The gradient by tensor: what came through the influence, (batch, P), and what losses owe within their steps.
+        """The gradient by tensor: its part through the influence, (batch, P), and the direct part.
 
         `direct` is as that of `LocalDerivatives`, summed over steps; of an input (T, batch, *shape).
         """
@@ -219,12 +219,12 @@ class LocalSteps:
         )
 
     def _brought(self, n: int) -> Array:
-        """What the loss brings to a state, (batch, size)."""
+        """The cotangent of a state, (batch, size)."""
         size, base = self.plan.graph.nodes[n].size, int(self.plan.trace.cotangents.table[n, BASE])
         return self._trace.C[base : base + self.setup.batch * size].reshape(-1, size)
 
     def _direct(self, x: Tensor, leaves: Mapping[int, Array], row: int) -> Array:
-        """What the loss owes to a parameter or to this step's input."""
+        """∂L/∂x by the step's own losses, of a parameter or of this step's input."""
         if x.name not in self.plan.graph.leaf:
             return np.zeros(x.shape if x.kind == "param" else x.shape[1:], self.setup.dtype)
         values = leaves[self.plan.graph.leaf[x.name]]
@@ -262,9 +262,9 @@ class LocalSteps:
 def by_tensor(
     setup: Setup, influence: Array, direct: Mapping[str, Array], params: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """A gradient by tensor: `direct`, and what came through the influence, of parameters as `params` has it.
+    """A gradient by tensor: `direct` plus the part through the influence, for parameters given as `params`.
 
-    Of initial states and inputs, which samples have of their own, it is read off the columns of `influence (batch, P)`.
+    For initial states and inputs, which differ between samples, it is read off the columns of `influence (batch, P)`.
     """
     columns, found = influence_layout(setup).columns, {}
     for x in setup.wrt:

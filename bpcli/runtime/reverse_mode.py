@@ -86,7 +86,7 @@ def merged(windows: Sequence[Window]) -> list[Window]:
 
 
 def loss_weights(setup: Setup) -> NDArray[np.float64]:
-    """∂L/∂l(t, b), (T, batch): what `over_time` and `over_batch` say."""
+    """∂L/∂l(t, b), (T, batch), by `over_time` and `over_batch`."""
     objective = setup.spec.objective
     steps = np.ones(setup.T)
     if setup.graph.recurrent and objective.over_time == "mean":

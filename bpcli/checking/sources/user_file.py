@@ -54,7 +54,7 @@ class UserFile:
         return answer, arrays
 
     def seek(self, name: str, place: Place | None = None) -> Message:
-        """What the file defines under a name. Raises BpError at `place`, with the nearest name, if it is undefined."""
+        """Look up a name in the file. Raises BpError at `place`, with the nearest name, if it is undefined."""
         found, _ = self.learn("find", name)
         if not found["found"]:
             what = f'{printable(self.shown)} has no "{printable(name)}"'
@@ -93,7 +93,7 @@ class UserFile:
 
 @dataclass(frozen=True)
 class CallResult:
-    """What a call returned, and the arguments that it `changed`; `ended` if it crashed or ran out of time."""
+    """The result of a call, and the arguments that it `changed`; `ended` if it crashed or ran out of time."""
 
     returned: ReturnedGradient
     changed: tuple[str, ...] = ()
