@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
+from pydantic import InstanceOf
 
 from bpcli import backends
+from bpcli.api.arguments import Seconds, validated
 from bpcli.api.loaded import Words, plain_setting, several, spec_file
 from bpcli.bench.bench_run import Done, run_bench
 from bpcli.bench.cell import Cell
 from bpcli.bench.measurement import BenchResults, Row, table
 from bpcli.bench.sweep import BenchOptions, plan_sweep
-from bpcli.errors import BpError
+from bpcli.errors import BpError, fail
 from bpcli.problem.limits import Limits
 from bpcli.runtime import kernel_loader
 from bpcli.runtime.machine import cores
 from bpcli.spec.language import canonical
 
 
+@validated
 def bench(
     spec: str | os.PathLike[str],
     methods: Words = (),
     *,
-    grid: Mapping[str, Sequence[Any]] | None = None,
+    grid: Mapping[str, Any] | None = None,
     peers: Words = (),
-    budget: float = 0.5,
-    limits: Limits | None = None,
+    budget: Seconds = 0.5,
+    limits: InstanceOf[Limits] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """Measure the time, memory and accuracy of gradient methods over a sweep, as `bp bench` does.
@@ -45,8 +48,8 @@ def bench(
     methods
         Methods such as `rtrl` or `tbptt:k1=1,k2=4`, references, or `check`; by default those of the spec.
     grid
-        Maps keys to values: dims, constants, `T`, `batch`, `dtype`, `seed`, `threads` or method options. Keys are added
-        to the grid of the spec, or replace those in it.
+        Maps keys to a value or several: dims, constants, `T`, `batch`, `dtype`, `seed`, `threads` or method options.
+        Keys are added to the grid of the spec, or replace those in it.
     peers, budget, limits
         `jax` and `torch`, to measure as well; seconds to spend on each cell; limits of a cell in bytes and seconds.
     **settings
@@ -69,7 +72,7 @@ def bench(
     >>> frame = bench("specs/vanilla_rnn.toml", ["bptt", "rtrl"], grid={"n": [8, 16]}, T=5, budget=0.05)
     >>> frame[["method", "n", "time_s"]]  # doctest: +SKIP
     """
-    swept = {canonical(key): tuple(map(plain_setting, values)) for key, values in (grid or {}).items()}
+    swept = {canonical(key): tuple(map(plain_setting, _listed(key, values))) for key, values in (grid or {}).items()}
     file, others = spec_file(spec, settings, (), limits), tuple(map(backends.get, dict.fromkeys(several(peers))))
     fixed, chosen = frozenset(file.overrides), tuple(several(methods))
     options = BenchOptions(chosen, False, swept, fixed, budget, cores(), others, file.limits)
@@ -82,6 +85,15 @@ def bench(
     frame = table(results.rows)
     frame.attrs["notes"] = results.notes
     return frame
+
+
+def _listed(key: str, values: Any) -> Sequence[Any]:
+    """The values of a key as a sequence; one value stands for itself."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        return (values,)
+    if not (found := tuple(values)):
+        fail("usage", f'bench: grid: no values for "{key}"', help="give at least one value, or leave the key out")
+    return found
 
 
 @contextmanager

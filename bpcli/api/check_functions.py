@@ -10,6 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pydantic import InstanceOf
+
+from bpcli.api.arguments import validated
 from bpcli.api.check_report import Report, describe
 from bpcli.api.check_runner import Results
 from bpcli.api.loaded import Words, several
@@ -22,6 +25,7 @@ from bpcli.problem.limits import Limits
 Params = dict[str, Any]
 
 
+@validated
 def check_gradient(
     loss: Callable[[Params], Any],
     grad: Callable[[Params], Any],
@@ -29,7 +33,7 @@ def check_gradient(
     *,
     wrt: Words = (),
     mode: str = "auto",
-    limits: Limits | None = None,
+    limits: InstanceOf[Limits] | None = None,
 ) -> Report:
     """Check the gradient `grad(params)` against differences of `loss(params)`, whose noise is measured.
 

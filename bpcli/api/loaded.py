@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import InstanceOf
 
+from bpcli.api.arguments import Seconds, validated
 from bpcli.api.check_report import Report, describe
 from bpcli.api.check_runner import Call, Results, judge_spec
 from bpcli.api.method_selection import applying, check_options
@@ -84,6 +86,7 @@ class LoadedProblem:
         """The total loss of all steps and samples, in float64."""
         return whole_loss(self._problem)
 
+    @validated
     def forward(self, *names: str) -> dict[str, Array]:
         """The values of the equations `names`; by default, of all that the loss depends on.
 
@@ -101,7 +104,8 @@ class LoadedProblem:
         shapes = {node.index: node.shape for node in self.setup.graph.nodes}
         return {name: np.array(v := values[i]).reshape(v.shape[:-1] + shapes[i]) for name, i in chosen.items()}
 
-    def gradient(self, method: str | MethodCall) -> Gradient:
+    @validated
+    def gradient(self, method: str | InstanceOf[MethodCall]) -> Gradient:
         """Compute the gradient by a method, written as for `bp grad`: `rtrl`, `tbptt:k1=1,k2=4`.
 
         `loss` is the total loss, for truncated methods too; `arrays[name]` has the shape of the array and the dtype of
@@ -118,6 +122,7 @@ class LoadedProblem:
         check_cost(self.setup, call.text, cost.bytes, cost.flops, limits, PASSES * cost.forward_steps)
         return call.gradient(draw(self.setup))
 
+    @validated
     def local_derivatives(self, t: int) -> LocalDerivatives:
         """Compute J, M̄ and q of step `t`, counted from 0: what online rules are made of.
 
@@ -133,6 +138,7 @@ class LoadedProblem:
             fail("out-of-range", f"there is no step {t}", help=f"steps are 0 to {self.setup.T - 1}")
         return local_derivatives_at(self._problem, t)
 
+    @validated
     def check(
         self,
         methods: Words = (),
@@ -141,7 +147,7 @@ class LoadedProblem:
         mode: str = "auto",
         kernels: Words = (),
         gradients: Words = (),
-        user_time: float | None = None,
+        user_time: Seconds | None = None,
     ) -> Report:
         """Check gradients against references with error bounds, as `bp check` does.
 
@@ -190,14 +196,15 @@ def report_on(problem: LoadedProblem, call: Call) -> Report:
     return results.report(call.options, describe("check", threads=None, strict=False, **said), asked.texts)
 
 
+@validated
 def load(
     spec: str | os.PathLike[str],
     *,
     dtype: Any = None,
-    seed: int | None = None,
+    seed: Any = None,
     wrt: Words = (),
-    limits: Limits | None = None,
-    **sizes: float,
+    limits: InstanceOf[Limits] | None = None,
+    **sizes: Any,
 ) -> LoadedProblem:
     """Open a spec, optionally with other sizes and settings.
 
@@ -251,4 +258,7 @@ def plain_setting(value: Any) -> Any:
     """A NumPy number as a Python number and a dtype as its name; strings are validated with the spec."""
     if isinstance(value, str | int | float):
         return value
-    return value.item() if isinstance(value, np.generic) else np.dtype(value).name
+    try:
+        return value.item() if isinstance(value, np.generic) else np.dtype(value).name
+    except TypeError:
+        fail("usage", f"{printable(repr(value))} is no setting", help="give a number, or the name of a dtype")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.shared_options import Common, from_project, shared
+from bpcli.commands.shared_options import Common, finite_seconds, from_project, shared
 
 if TYPE_CHECKING:
     from bpcli.bench.cell import Cell
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     help="Number of rounds; each times every cell in fresh processes.",
 )  # fmt: skip
 @click.option(
-    "--budget", type=click.FloatRange(min=0.0, min_open=True), default=0.5, show_default=True, metavar="SECONDS",
+    "--budget", type=float, default=0.5, show_default=True, metavar="SECONDS", callback=finite_seconds,
     help="Time to spend on each cell in each round; at least five pairs are timed.",
 )  # fmt: skip
 @shared(

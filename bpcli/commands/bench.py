@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.shared_options import Common, Refused, from_project, shared, use_threads
+from bpcli.commands.shared_options import Common, Refused, finite_seconds, from_project, shared, use_threads
 
 if TYPE_CHECKING:
     from bpcli.bench.cell import Cell
@@ -45,7 +45,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 )  # fmt: skip
 @click.option("--peer", multiple=True, metavar="PEER", help="Also measure jax or torch on the same cells; repeatable.")
 @click.option(
-    "--budget", type=click.FloatRange(min=0.0, min_open=True), default=0.5, show_default=True, metavar="SECONDS",
+    "--budget", type=float, default=0.5, show_default=True, metavar="SECONDS", callback=finite_seconds,
     help="Time to spend on each cell; at least seven blocks of calls are timed.",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same call.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +98,13 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float | 
     if value is not None and not value > 0:
         option = max(parameter.opts, key=len)
         raise Refused(f"expected a positive number of seconds, got {value:g}", f"for example {option} 600")
+    return value
+
+
+def finite_seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A positive and finite number of seconds."""
+    if not 0 < value < math.inf:
+        raise Refused(f"expected a positive number of seconds, got {value:g}", f"for example {parameter.opts[0]} 0.5")
     return value
 
 

@@ -1,0 +1,39 @@
+"""Validation of the arguments of the Python API, with refusals in place of tracebacks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, ParamSpec, TypeVar
+
+from pydantic import Field, ValidationError, validate_call
+
+from bpcli.errors import fail, printable
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A positive time in seconds."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def validated(function: Callable[P, R]) -> Callable[P, R]:
+    """The function with its arguments checked against their annotations; it raises BpError for those that differ."""
+    checked = validate_call(config={"arbitrary_types_allowed": True})(function)
+
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return checked(*args, **kwargs)
+        except ValidationError as error:
+            if error.title != function.__qualname__:
+                raise
+            first = error.errors()[0]
+            at, message = first["loc"][0], str(first["msg"]).lower().removeprefix("input ")
+            name = names[at] if isinstance(at, int) else at
+            what = f"{function.__name__}: {name} {message}, got {printable(repr(first['input']), 60)}"
+        fail("usage", what, help=f"help(bpcli.{function.__qualname__}) describes the arguments")
+
+    return call
