@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from typing import cast as typed
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from bpcli.checking.blame.explain import Reproducer, explain
 from bpcli.checking.check_options import CheckOptions, Mode, check_bytes, choose, unjudged
 from bpcli.checking.checker import check_problem
 from bpcli.checking.findings import Finding
+from bpcli.errors import BpError
 from bpcli.methods import MethodCall, load
 from bpcli.methods._online import Online, follow
 from bpcli.methods.base import Exact, NoOptions, Recursion
@@ -23,6 +25,7 @@ from bpcli.problem.definition import Problem
 from bpcli.references.numerics.recursion import MeasuredSteps, recursion_flops
 from bpcli.runtime.local_derivatives import LocalDerivatives, local_derivatives
 
+DENSE = typed("Online", load("rtrl-dense"))
 # The new value of b is an addend of a product, whose sum would be built up in its place if nobody wanted it.
 ADDEND = """bp = 1
 [params]
@@ -151,3 +154,18 @@ def test_equal_recursions() -> None:
     assert one == Recursion(setup, rule, NoOptions(), "") and len({one, Recursion(setup, rule, NoOptions(), "")}) == 1
     assert one not in (Recursion(setup, Planted(rule, diagonal), NoOptions(), ""), Recursion(setup, rule, 1, ""))
     assert one != Recursion(small("gru").setup, rule, NoOptions(), "") and one != Exact()
+
+
+def test_a_gradient_of_a_wrong_shape_is_refused(tmp_path: Path) -> None:
+    """It would be broadcast over the parameters."""
+
+    class Narrow:
+        start, step = staticmethod(DENSE.rule.start), staticmethod(DENSE.rule.step)
+
+        def credit(self, state: Any, local: LocalDerivatives) -> Any:
+            found = DENSE.rule.credit(state, local)
+            return replace(found, influence=found.influence[:, :1])
+
+    problem = written(tmp_path, ADDEND)
+    with pytest.raises(BpError, match="influence of shape"):
+        replace(DENSE, rule=Narrow()).gradient(problem, DENSE.Options())

@@ -50,6 +50,7 @@ ELSEWHERE: dict[Site, str] = {
     ("cluster.dask_worker.answered", "memory"): CLUSTER,
     ("cluster.dask_worker.answered", "internal"): CLUSTER,
     ("api.arguments.validated.call", "usage"): "test_api.py",
+    ("methods._online.follow", "bad-step-gradient"): "test_recursions.py",
     ("api.benchmark._listed", "usage"): "test_api.py",
     ("api.loaded.plain_setting", "usage"): "test_api.py",
     ("api.loaded.LoadedProblem.forward", "unknown-name"): "test_api.py",

@@ -18,6 +18,7 @@ from bpcli.checking.findings import Finding
 from bpcli.checking.sources.gradient_source import GradientSource
 from bpcli.errors import Diagnostic, Place
 from bpcli.methods import MethodCall
+from bpcli.methods.base import Recursion
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import PASSES, check_cost
 from bpcli.problem.spec_file import SpecFile, digest
@@ -136,6 +137,12 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
         findings = explain(findings, setup, methods, again(file, call.foreign))
     results.findings += findings
     results.chosen.setdefault(str(taken), []).append(name)
+    rules = [m.text for m in methods if isinstance(m.definition(setup), Recursion)]
+    if rules:
+        results.unused.append(
+            f"{name}: {', '.join(rules)}: compared with the same rule on measured local derivatives; an error in the "
+            "rule itself shows only as bias"
+        )
 
 
 def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple[MethodCall | GradientSource, ...]:

@@ -37,7 +37,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 @click.argument("target", nargs=-1)
 @click.option(
     "-m", "--method", multiple=True, metavar="METHOD",
-    help="Measure a method, as tbptt:k1=1,k2=4, a reference, or check, a complete check; repeatable.",
+    help="Measure a method such as tbptt:k1=1,k2=4, a reference, or `check`, a complete check; repeatable.",
 )  # fmt: skip
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",

@@ -42,7 +42,9 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
 
 @click.command()
 @click.argument("target", nargs=-1)
-@click.option("-m", "--method", multiple=True, metavar="METHOD", help="Check a method, as tbptt:k1=1,k2=4; repeatable.")
+@click.option(
+    "-m", "--method", multiple=True, metavar="METHOD", help="Method, such as tbptt:k1=1,k2=4; repeatable."
+)
 @click.option(
     "--kernel", multiple=True, metavar="FILE.py:FUNC",
     help="Check a function of yours, or a [kernel.NAME] of the spec; repeatable.",
@@ -59,7 +61,7 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
     "--mode", metavar="MODE", default="auto", callback=one_of(_modes),
     help="full (every entry), directional (random directions), or auto (by the predicted cost).",
 )  # fmt: skip
-@click.option("--power", is_flag=True, help="Plant faults instead, and show which of them the check reveals.")
+@click.option("--power", is_flag=True, help="Instead of checking, plant known faults and show which ones are found.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
     "scheduler", "local_cluster", "format", "output", "quiet", "verbose", "strict",
@@ -77,7 +79,8 @@ def check(
     """Check the gradients of each TARGET, a spec or a folder of specs, against references with error bounds.
 
     Without TARGET, the specs in the folder specs/ are checked. Without -m, the methods are those named by the spec,
-    else backprop for a feed-forward network, bptt and rtrl for a recurrent one. --kernel and --gradient replace these.
+    else backprop for a feed-forward network, bptt and rtrl for a recurrent one. With --kernel or --gradient, only
+    those are checked.
     A TARGET can also be FILE.py:OBJECT, an object with params (a dict of arrays), loss(params) and grad(params). On a
     cluster, the workers compute the perturbed losses of large specs; they must find the same files at the same paths.
     """

@@ -155,7 +155,7 @@ def _sentences(comparison: Comparison, counts: Mapping[str, int]) -> list[str]:
         return ["Nothing was compared: the runs have no cell in common.", *comparison.reasons]
     changed = [f"{counts[v]} {v}" for v in _VERDICTS if v != "SAME" and counts[v]]
     cells = f"{comparison.cells} cell{'s' * (comparison.cells != 1)} compared"
-    sentences = [f"{cells}: {', '.join(changed)}, {counts['SAME']} SAME." if changed else f"{cells}: all is the same."]
+    sentences = [f"{cells}: {', '.join(changed)}, {counts['SAME']} SAME." if changed else f"{cells}: no differences."]
     sentences += comparison.reasons
     margins = [line.margin for line in comparison.lines if line.margin is not None]
     if not any(line.figure == "time_s" for line in comparison.lines):

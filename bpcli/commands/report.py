@@ -32,7 +32,7 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
     """Write each RUN, saved by `bp bench` or `bp check` with --format json, to one HTML page with plots and tables.
 
     A RUN can also be a spec: the page then shows its V-curve, the error of central differences against their step. The
-    specs of a check are shown likewise if their files can be read. The page is self-contained and works offline.
+    specs of a saved check are shown too, if their files can be read. The page is self-contained and works offline.
     """
     from bpcli.commands.output import note
     from bpcli.commands.report_data import read_run

@@ -19,7 +19,7 @@ from bpcli.spec.equations import evaluate
 from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Spec, Transpose
 
 COMPOSED: Mapping[str, str] = {
-    "mean": "sum of all entries over how many there are",
+    "mean": "mean of all entries",
     "cross_entropy": "cross_entropy(z, p) = -dot(p, log_softmax(z))",
 }
 """The functions without an operation of their own, with their definitions."""

@@ -185,7 +185,7 @@ ONE, TWO, TEN = _entries(1.0), _entries(2.0), _entries(10.0)
 _LEAKY = "leaky_relu(v, s) = v if v > 0 else s * v, s a constant; its derivative at 0 is s"
 
 _ROWS = (
-    Operation("copy", _same, ONE, NOTHING, "the same value under a name of its own"),
+    Operation("copy", _same, ONE, NOTHING, "the same value under a new name"),
     Operation("negate", _same, ONE, NOTHING, "-v", lambda v: -v),
     Operation("add", _elementwise, ONE, NOTHING, "u + v", lambda u, v: u + v),
     Operation("subtract", _elementwise, ONE, NOTHING, "u - v", lambda u, v: u - v),

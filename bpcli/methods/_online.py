@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bpcli.errors import fail
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods.base import Cost, Definition, Gradient, OnlineRule, Recursion
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
@@ -44,6 +45,9 @@ def follow(rule: OnlineRule[Any], steps: Steps, options: Any, draws: str) -> Gra
     for local in steps.since(0):
         state = rule.step(state, local)
         found = rule.credit(state, local)
+        if np.shape(found.influence) != influence.shape:
+            what = f"method {draws}: a StepGradient has an influence of shape {np.shape(found.influence)}"
+            fail("bad-step-gradient", what, help=f"`credit` returns one of shape (batch, P) = {influence.shape}")
         influence += found.influence
         for x in setup.wrt:
             if x.name in found.direct:

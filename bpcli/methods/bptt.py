@@ -8,7 +8,7 @@ from bpcli.methods.base import Exact, NoOptions
 
 METHOD = Unrolling(
     name="bptt",
-    summary="reverse pass of the unrolled graph; holds all steps",
+    summary="reverse pass of the unrolled graph; keeps all steps in memory",
     tags=frozenset({"default", "exact", "offline", "recurrent", "reverse"}),
     Options=NoOptions,
     defined=lambda T, options: Exact(),

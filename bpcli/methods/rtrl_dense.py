@@ -50,7 +50,7 @@ def _times(q: Array, M: Array) -> Array:
 
 METHOD = Online(
     name="rtrl-dense",
-    summary="rtrl in plain NumPy, M <- J M + Mbar dense: to read and to copy from, not to be fast",
+    summary="rtrl in plain NumPy, M <- J M + Mbar with dense arrays: written to be read, not to be fast",
     tags=frozenset({"exact", "online", "recurrent", "teaching"}),
     Options=NoOptions,
     rule=DenseRTRL(),
