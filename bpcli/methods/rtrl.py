@@ -17,6 +17,7 @@ from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods.base import Cost, Exact, Gradient, NoOptions
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.runtime.forward_mode import RtrlRun, rtrl_plan
+from bpcli.runtime.local_derivatives import scattered
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.tape.plan import phase_flops
 
@@ -86,12 +87,7 @@ def _collect(problem: Problem, run: RtrlRun, direct: dict[int, list[Array]]) -> 
     extra = []
     for span in plan.column_spans:
         if graph.nodes[span.node].phase is Phase.STATIC:
-            values = total[span.start : span.start + span.columns]
-            if span.node in plan.patterns:
-                whole = np.zeros(graph.nodes[span.node].size, values.dtype)
-                whole[plan.patterns[span.node]] = values
-                values = whole
-            extra.append((span.node, values))
+            extra.append((span.node, scattered(plan, span, total[span.start : span.start + span.columns])))
     leaves = run.trace.finish(extra)
     return {x.name: _shaped(problem.setup, x, leaves, run, direct) for x in problem.setup.wrt}
 

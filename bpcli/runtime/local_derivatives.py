@@ -185,7 +185,7 @@ class LocalSteps:
         static = [s for s in plan.column_spans if graph.nodes[s.node].phase is Phase.STATIC]
         self._trace.clear()
         total = influence.sum(axis=0)
-        leaves = self._trace.finish([(s.node, _scattered(plan, s, total[_slice(s)])) for s in static])
+        leaves = self._trace.finish([(s.node, scattered(plan, s, total[_slice(s)])) for s in static])
         params = {
             x.name: leaves[graph.leaf[x.name]] for x in self.setup.wrt if x.kind == "param" and x.name in graph.leaf
         }
@@ -288,7 +288,7 @@ def _strided(numbers: Array, shape: tuple[int, ...], strides: tuple[int, ...]) -
     return np.array(views)
 
 
-def _scattered(plan: RtrlPlan, span: ColumnSpan, values: Array) -> Array:
+def scattered(plan: RtrlPlan, span: ColumnSpan, values: Array) -> Array:
     """A static node's columns in their places, zero where a density leaves entries out."""
     if span.node not in plan.patterns:
         return values
