@@ -217,7 +217,7 @@ def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -
         if all(np.isfinite(found[name][np.isfinite(array)]).all() for name, array in base.items()):
             return found
         # Out of a domain on whose edge a program is to the last bit: sqrt(1 - λ²) where λ rounds to 1.
-        return _answers(method, moved, Disturbance(shift, sample, cotangents=True))
+        return _answers(method, double, Disturbance(shift, sample, cotangents=True))
 
     samples = map(disturbed, range(_DISTURBED))
     return {name: _rough(each, base[name]) for name, each in mean_effect(base, samples, _DISTURBED).items()}, base
