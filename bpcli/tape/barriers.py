@@ -91,7 +91,7 @@ def _forward_line(row: Sequence[int]) -> _Line:
 
 
 def _reverse_line(row: Sequence[int]) -> _Line:
-    """What a line of the reverse tape does to cotangents; the values that it reads are written by nobody."""
+    """The cotangents that a line of the reverse tape reads and writes; values are written by none."""
     op, n = row[OP], row[SIZE]
     sizes = {A: row[SIZE_A], B: row[SIZE_B], ADDEND: n}
     targets = [(row[slot], sizes[slot]) for slot, mode in SLOTS if row[mode] != NONE]
@@ -139,7 +139,7 @@ def _shareable(line: _Line, places: Integers, steps: Iterable[int]) -> bool:
 
 
 def _accesses(line: _Line, places: Integers, t: int) -> list[_Access]:
-    """What a line reads and writes at step t."""
+    """The entries that a line reads and writes at step t."""
     starts = [int(places[use.node, BASE] + t * places[use.node, STEP]) for use in line.uses]
     return [
         _Access(start, start + use.entries, use.shared, not line.shared, use.written)
