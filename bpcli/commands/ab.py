@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 @click.option("--base", metavar="PYTHON", help="Python interpreter with the old bp, or a checkout of it.")
 @click.option("--head", metavar="PYTHON", help="Python interpreter with the new bp, or a checkout of it.")
 @click.option("--aa", is_flag=True, help="Compare the base with itself, to measure the noise.")
-@click.option(
-    "-m", "--method", multiple=True, metavar="METHOD", help="Method, such as tbptt:k1=1,k2=4; repeatable."
-)
+@click.option("-m", "--method", multiple=True, metavar="METHOD", help="Method, such as tbptt:k1=1,k2=4; repeatable.")
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…", help="Sweep a setting or method option; repeatable."
 )

@@ -42,9 +42,7 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
 
 @click.command()
 @click.argument("target", nargs=-1)
-@click.option(
-    "-m", "--method", multiple=True, metavar="METHOD", help="Method, such as tbptt:k1=1,k2=4; repeatable."
-)
+@click.option("-m", "--method", multiple=True, metavar="METHOD", help="Method, such as tbptt:k1=1,k2=4; repeatable.")
 @click.option(
     "--kernel", multiple=True, metavar="FILE.py:FUNC",
     help="Check a function of yours, or a [kernel.NAME] of the spec; repeatable.",
