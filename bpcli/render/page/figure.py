@@ -173,8 +173,9 @@ def place(axes: Axes, spots: Sequence[tuple[float, float, str, bool]]) -> None:
 
 
 def _write(axes: Axes, point: tuple[float, float], text: str, where: Place, must: bool) -> Any:
-    (*offset, ha, va), color = where, INK if must else MUTED
-    return axes.annotate(text, point, offset, textcoords="offset points", ha=ha, va=va, color=color, fontsize=8.5)  # type: ignore[arg-type]
+    dx, dy, ha, va = where
+    style: dict[str, Any] = {"ha": ha, "va": va, "color": INK if must else MUTED, "fontsize": 8.5}
+    return axes.annotate(text, point, (dx, dy), textcoords="offset points", **style)
 
 
 def _inside(box: Bbox, axes: Axes) -> bool:
