@@ -265,6 +265,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case(f"{CHECK} --max-memory 4kB", SPEC),
         Case(f"{CHECK} --max-time 1e-9", SPEC),
         Case(f"{CHECK} --max-memory lots", SPEC),
+        Case("bench net.toml --budget nan", SPEC),
         Case(f"{CHECK} --max-time -1", SPEC),
         Case(f"{CHECK} --set n", SPEC),
         Case(f"{CHECK} --set q=1", SPEC),

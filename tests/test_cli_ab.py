@@ -69,7 +69,7 @@ def test_a_wrong_head_is_wrong(spec, head):
     [
         (("--base", "."), "needs --head"),
         (("--head", "."), "needs --base"),
-        (("--aa", "--head", "."), "takes the base as head"),
+        (("--aa", "--head", "."), "takes no --head"),
         (("--base", "/nowhere/at/all", "--head", "."), "neither a Python interpreter nor a folder"),
     ],
 )
