@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Definition, Exact, Gradient
 from bpcli.problem.definition import Problem, Setup
-from bpcli.runtime.reverse_mode import memory_traffic, unrolled
+from bpcli.runtime.reverse_mode import Window, memory_traffic, unrolled
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,20 @@ class Unrolling:
 
     def definition(self, setup: Setup, options: Any) -> Definition:
         """See `Method`; windows that leave nothing out become `Exact()`."""
-        found = self.defined(setup.T, options)
-        return Exact() if found.over(setup) == Exact().over(setup) else found
+        return self._defined(setup, options)[0]
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """One forward pass and a reverse pass through every window; memory for the longest window."""
-        plan = unrolled(setup, self.definition(setup, options).over(setup))
+        plan = unrolled(setup, self._defined(setup, options)[1])
         return Cost(plan.flops, plan.bytes, setup.T, memory_traffic(plan))
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """One forward pass, with a reverse pass from the end of each window."""
-        setup = problem.setup
-        return Gradient(*unrolled(setup, self.definition(setup, options).over(setup)).gradient(problem))
+        return Gradient(*unrolled(problem.setup, self._defined(problem.setup, options)[1]).gradient(problem))
+
+    @lru_cache(maxsize=8)  # finding windows takes a twentieth of a small gradient
+    def _defined(self, setup: Setup, options: Any) -> tuple[Definition, tuple[Window, ...]]:
+        """The definition and its windows."""
+        found, exact = self.defined(setup.T, options), Exact()
+        windows = found.over(setup)
+        return (exact if windows == exact.over(setup) else found), windows
