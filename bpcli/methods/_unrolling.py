@@ -13,6 +13,17 @@ from bpcli.problem.definition import Problem, Setup
 from bpcli.runtime.reverse_mode import Window, memory_traffic, unrolled
 
 
+Defined = Callable[[int, Any], Definition]
+
+
+@lru_cache(maxsize=8)  # finding windows takes a twentieth of a small gradient
+def _resolved(defined: Defined, setup: Setup, options: Any) -> tuple[Definition, tuple[Window, ...]]:
+    """A definition and its windows; windows that leave nothing out become `Exact()`."""
+    found, exact = defined(setup.T, options), Exact()
+    windows = found.over(setup)
+    return (exact if windows == exact.over(setup) else found), windows
+
+
 @dataclass(frozen=True)
 class Unrolling:
     """A reverse-mode method; `defined(T, options)` is the total derivative, or windows in ascending order of `stop`."""
@@ -21,7 +32,7 @@ class Unrolling:
     summary: str
     tags: frozenset[str]
     Options: type[Any]
-    defined: Callable[[int, Any], Definition]
+    defined: Defined
 
     def refusal(self, graph: Graph) -> str | None:
         """Recurrent methods need a graph with a state, feed-forward ones a graph without."""
@@ -32,21 +43,14 @@ class Unrolling:
         return None
 
     def definition(self, setup: Setup, options: Any) -> Definition:
-        """See `Method`; windows that leave nothing out become `Exact()`."""
-        return self._defined(setup, options)[0]
+        """See `Method`."""
+        return _resolved(self.defined, setup, options)[0]
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """One forward pass and a reverse pass through every window; memory for the longest window."""
-        plan = unrolled(setup, self._defined(setup, options)[1])
+        plan = unrolled(setup, _resolved(self.defined, setup, options)[1])
         return Cost(plan.flops, plan.bytes, setup.T, memory_traffic(plan))
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """One forward pass, with a reverse pass from the end of each window."""
-        return Gradient(*unrolled(problem.setup, self._defined(problem.setup, options)[1]).gradient(problem))
-
-    @lru_cache(maxsize=8)  # finding windows takes a twentieth of a small gradient
-    def _defined(self, setup: Setup, options: Any) -> tuple[Definition, tuple[Window, ...]]:
-        """The definition and its windows."""
-        found, exact = self.defined(setup.T, options), Exact()
-        windows = found.over(setup)
-        return (exact if windows == exact.over(setup) else found), windows
+        return Gradient(*unrolled(problem.setup, _resolved(self.defined, problem.setup, options)[1]).gradient(problem))
