@@ -103,7 +103,7 @@ def equal(first: Gradient, second: Gradient) -> bool:
 
 
 def loaded_end_to_end(here: schedule.TraceSlices) -> list[tuple[str, slice, tuple[int, ...], int]]:
-    """What `TraceSlices.params` is where there are no gaps."""
+    """`TraceSlices.params` of a layout without gaps."""
     nodes = ((n, int(here.places[n.index, rows.BASE])) for n in here.plan.graph.nodes if n.op == "param")
     return [(n.name, slice(base, base + n.size), n.shape, 0) for n, base in nodes]
 

@@ -83,7 +83,7 @@ def test_where_it_pays(batch: int, k2: int, blocks: bool) -> None:
 
 
 def test_simulated_rounding_disturbs_every_step_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of batched windows too, which take no chunk of steps at once."""
+    """Every reverse call is disturbed, also in batched windows, which step through time outside `Trace.reverse`."""
     disturbed = []
     run = Call.run
 

@@ -98,7 +98,7 @@ class Expected:
         return self.weight * row(self.dual.direct, kind, self.states)
 
     def direct(self, x: Tensor) -> Array:
-        """What the loss owes to a parameter or to this step's input."""
+        """d(loss of the step) / d(a parameter or the input of the step), at fixed states."""
         return self.weight * row(self.dual.direct, x.kind, size(x))
 
 

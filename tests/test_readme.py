@@ -28,7 +28,7 @@ COMMANDS = [
     *(line.removeprefix("> ") for text in blocks("text") for line in text.splitlines() if line.startswith("> ")),
     *(line.partition("  #")[0].strip() for text in blocks("sh") for line in text.splitlines()),
 ]
-# What a command takes beside bp, by a word of it. The lines of `console` install bp: `.ci/run` reads and runs them.
+# Requirements of commands beside bp, by a word in them. The `console` lines install bp: `.ci/run` runs these.
 TAKES = {"torch_rnn.py": "torch", "jax": "jax", "torch": "torch", "tcp://HOST:8786": "a cluster", "dask": "a cluster"}
 TAKES["--local-cluster"] = "distributed"
 

@@ -87,7 +87,7 @@ def test_measured_steps_are_the_kernels(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(("dtype", "mode"), [("float64", "full"), ("float32", "full"), ("float64", "directional")])
 @pytest.mark.parametrize("name", RECURRENT)
 def test_an_approximation_passes_with_its_bias(name: str, dtype: str, mode: Mode) -> None:
-    """What a recursion leaves out is no error; where it leaves out nothing it is exact."""
+    """Terms that a recursion leaves out are no error; a recursion that leaves out none is exact."""
     findings = judged(small(name, dtype), mode=mode)
     assert {"pass"} == {f.verdict for f in findings}
     limit = {"float64": 1e-13, "float32": 1e-5}[dtype]
@@ -148,7 +148,7 @@ def test_the_blame_of_a_recursion() -> None:
 
 
 def test_equal_recursions() -> None:
-    """What is estimated once is not estimated again: the same rule and setup, and equal options."""
+    """An estimate is reused for the same rule and setup and equal options."""
     setup, rule = small("lstm").setup, dense().rule
     one = Recursion(setup, rule, NoOptions(), "")
     assert one == Recursion(setup, rule, NoOptions(), "") and len({one, Recursion(setup, rule, NoOptions(), "")}) == 1

@@ -117,7 +117,7 @@ if mode.compiling:
         return vectors[0]
 
     def _shuffled(builder, a, b, lanes):  # type: ignore[no-untyped-def]
-        """Those lanes of a and b, which are counted on from a's."""
+        """A vector of the given lanes of a and b; the lanes of b are counted on from those of a."""
         return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_NUMBER, len(lanes)), lanes))
 
     def loop(builder, count, step, sums, body):  # type: ignore[no-untyped-def]

@@ -32,7 +32,7 @@ class Steps(Protocol):
         """The gradient by tensor, from the part through the influence (batch, P) and the direct part."""
 
 
-@np.errstate(all="ignore")  # what is not finite is for the check to tell
+@np.errstate(all="ignore")  # the check reports values that are not finite
 def follow(rule: OnlineRule[Any], steps: Steps, options: Any, draws: str) -> Gradient:
     """Run a rule from the first step to the last, and sum the gradients that it credits.
 

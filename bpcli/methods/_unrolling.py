@@ -12,7 +12,6 @@ from bpcli.methods.base import Cost, Definition, Exact, Gradient
 from bpcli.problem.definition import Problem, Setup
 from bpcli.runtime.reverse_mode import Window, memory_traffic, unrolled
 
-
 Defined = Callable[[int, Any], Definition]
 
 

@@ -52,7 +52,7 @@ class RTRL:
         held = (plan.entries + results) * setup.dtype.itemsize
         return Cost(flops, held, setup.T, 2.0 * held * -(-setup.T // plan.chunk))
 
-    @np.errstate(all="ignore")  # what is not finite is for the check to tell
+    @np.errstate(all="ignore")  # the check reports values that are not finite
     def gradient(self, problem: Problem, options: NoOptions) -> Gradient:
         """Run forwards, a chunk of steps at a time."""
         setup, plan = problem.setup, rtrl_plan(problem.setup)

@@ -37,7 +37,7 @@ _MOST_AXES = 32
 _MAGIC = b"\x93NUMPY"
 _ENCRYPTED = 0x1
 _REAL = re.compile(r"[<>|=]?(f(2|4|8|12|16)|[iu][1248])")
-# What zipfile, zlib, json and the parsers below raise on damaged bytes.
+# Exceptions that zipfile, zlib, json and the parsers below raise on damaged bytes.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, LookupError, RuntimeError, OverflowError)
 
 

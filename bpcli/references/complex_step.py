@@ -56,7 +56,7 @@ class ComplexStep:
     name: ClassVar[str] = "complex-step"
     summary: ClassVar[str] = "imaginary perturbations: exact to rounding, except at a kink"
 
-    @np.errstate(all="ignore")  # what is not finite is for the check to tell
+    @np.errstate(all="ignore")  # the check reports values that are not finite
     def estimate(
         self,
         problem: Problem,
@@ -86,7 +86,7 @@ class ComplexStep:
             estimates[tensor.name] = _known(around.scatter(found, tensor.shape), bounds[tensor.name])
         return estimates
 
-    @np.errstate(all="ignore")  # what is not finite is for the check to tell
+    @np.errstate(all="ignore")  # the check reports values that are not finite
     def along(self, problem: Problem, windows: Sequence[Window], directions: Directions) -> Mapping[str, Estimate]:
         """See `Reference`. Assumes that rounding errors of entries are independent of each other and of directions."""
         perturbed = Perturbed(problem, windows, np.dtype(np.complex128), find_kinks(problem))

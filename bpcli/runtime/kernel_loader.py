@@ -59,7 +59,7 @@ CHECKING: tuple[Request, ...] = (
 
 
 def missing(requests: Iterable[Request]) -> list[Request]:
-    """Those of the requested kernels that this machine has not compiled yet."""
+    """The requested kernels that are not yet compiled on this machine."""
     return [r for r in dict.fromkeys(requests) if read_object(r) is None]
 
 

@@ -174,7 +174,7 @@ class Unrolled:
             yield self.windows[first : min(first + plan.count, regular)] if plan else ()
         yield from ([window] for window in self.windows[regular:])
 
-    @np.errstate(all="ignore")  # what is not finite is for the check to tell
+    @np.errstate(all="ignore")  # the check reports values that are not finite
     def gradient(
         self,
         problem: Problem,

@@ -263,7 +263,7 @@ class Chain:
             spread = np.hypot(spread, np.hypot.reduce(samples, axis=0))
         largest = float(spread.max()) or 1.0
         usual = largest * float(np.sqrt(np.mean((spread / largest) ** 2)))
-        # What no sample moves is a product with zeros alone.
+        # An entry that no sample changes is a product with zeros alone.
         noise = _SPREAD * np.hypot(spread, np.where(spread > 0, _SHARE * usual, 0.0))
         return where_finite(Derivatives((4 * near - far) / 3, np.abs(near - far), noise, np.zeros_like(near)))
 

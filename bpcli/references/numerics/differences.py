@@ -106,7 +106,7 @@ def _distances(around: Probe, followed: KinkDistances | None) -> FloatArray:
     return met.max(axis=1, keepdims=True) if around.summed else met
 
 
-@np.errstate(all="ignore")  # what is not finite is for the check to tell
+@np.errstate(all="ignore")  # the check reports values that are not finite
 def sweep(
     losses: Neighbourhood,
     tensors: Sequence[Tensor],
@@ -184,7 +184,7 @@ def along_flops(setup: Setup, windows: Sequence[Window], count: int, evaluations
     return each * len(setup.wrt) * forward_flops(setup, windows)
 
 
-@np.errstate(all="ignore")  # what is not finite is for the check to tell
+@np.errstate(all="ignore")  # the check reports values that are not finite
 def sweep_along(
     problem: Problem, windows: Sequence[Window], directions: Directions, differentiate: Differentiate
 ) -> Mapping[str, Estimate]:

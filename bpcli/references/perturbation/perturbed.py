@@ -223,7 +223,7 @@ class Perturbed:
         """The losses of `losses`, and the distance in steps of the kinks they meet, (C, batch); `FREE` for none."""
         return self.evaluate([Perturbation(tensor, entries, deltas)])[0]
 
-    @np.errstate(all="ignore")  # what is not finite is for the check to tell
+    @np.errstate(all="ignore")  # the check reports values that are not finite
     def evaluate(self, changes: Sequence[Perturbation]) -> list[tuple[Values, FloatArray]]:
         """`losses_and_kinks` of each of `changes`, batched."""
         nodes = np.concatenate([np.full(len(c.entries), self._node(c.tensor)) for c in changes])
@@ -247,7 +247,7 @@ class Perturbed:
             )
         return (self.block_losses(piece) for piece in pieces)
 
-    @np.errstate(all="ignore")  # what is not finite is for the check to tell
+    @np.errstate(all="ignore")  # the check reports values that are not finite
     def with_shift(self, tensor: Tensor, change: Values) -> Perturbed:
         """The same windows, from the same states, with one whole array shifted by `change (size,)`."""
         array = np.asarray(self.problem.array(tensor))

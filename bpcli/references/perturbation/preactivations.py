@@ -137,9 +137,9 @@ def differentiated_nodes(graph: Graph, zs: Sequence[int]) -> tuple[int, ...]:
 
 
 def chain_parameters(setup: Setup, tensors: Sequence[Tensor], each: float, entry: float) -> list[Tensor]:
-    """Those of `tensors` that occur only in preactivations, if it is less work to differentiate these.
+    """The tensors that occur only in preactivations, where differentiating preactivations is less work.
 
-    That takes `each` evaluations per number of a step, perturbed entries take `entry` each.
+    It takes `each` evaluations per number of a step; perturbing the tensors takes `entry` per entry.
     """
     graph, every = setup.graph, terms(setup.graph)
     some = [t for t in tensors if t.kind == "param" and t.name in every and t.entries]
