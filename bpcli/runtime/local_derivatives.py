@@ -131,7 +131,7 @@ def local_derivatives(problem: Problem) -> Iterator[LocalDerivatives]:
 
 
 def local_derivatives_at(problem: Problem, t: int) -> LocalDerivatives:
-    """The local derivatives of step t, counted from 0. Raises IndexError for other steps, ValueError without a state."""
+    """The local derivatives of step t, from 0. Raises IndexError for other steps, ValueError without a state."""
     if not 0 <= t < problem.setup.T:
         raise IndexError(f"step {t} of {problem.setup.T}")
     return next(LocalSteps(problem).since(t))
