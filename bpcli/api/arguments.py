@@ -19,18 +19,20 @@ R = TypeVar("R")
 
 def validated(function: Callable[P, R]) -> Callable[P, R]:
     """The function with its arguments checked against their annotations; it raises BpError for those that differ."""
-    checked = validate_call(config={"arbitrary_types_allowed": True})(function)
 
-    names = list(inspect.signature(function).parameters)
+    @functools.cache  # a validator takes about a millisecond to build, and most functions are not called
+    def validator() -> Callable[P, R]:
+        return validate_call(config={"arbitrary_types_allowed": True})(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return checked(*args, **kwargs)
+            return validator()(*args, **kwargs)
         except ValidationError as error:
             if error.title != function.__qualname__:
                 raise
             first = error.errors()[0]
+            names = list(inspect.signature(function).parameters)
             at, message = first["loc"][0], str(first["msg"]).lower().removeprefix("input ")
             name = names[at] if isinstance(at, int) else at
             what = f"{function.__name__}: {name} {message}, got {printable(repr(first['input']), 60)}"

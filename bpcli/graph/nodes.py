@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 from bpcli.errors import Place
 
@@ -41,7 +42,7 @@ class Node:
     name: str
     place: Place
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of entries of one value (per step and sample where it varies)."""
         return math.prod(self.shape)

@@ -165,11 +165,15 @@ class Copies:
 
     def static_run(self) -> None:
         """Compute the static nodes afresh, from leaves that are stored once."""
-        layout = self.layout
-        bounds = layout.reach.forward.bounds
-        job = self._job(layout.reach.forward.code, self.updates)
-        job[kernel.FIRST], job[kernel.LAST] = bounds[Phase.STATIC], bounds[Phase.INPUT]
-        self._run(layout.reach.forward.code, cut(job, kernel.I0, 0, 1, 1))
+        self._run(self.layout.reach.forward.code, self._static)
+
+    @cached_property
+    def _static(self) -> Jobs:
+        """A job of the static nodes."""
+        forward = self.layout.reach.forward
+        job = self._job(forward.code, self.updates)
+        job[kernel.FIRST], job[kernel.LAST] = forward.bounds[Phase.STATIC], forward.bounds[Phase.INPUT]
+        return cut(job, kernel.I0, 0, 1, 1)
 
 
 @lru_cache(maxsize=16)

@@ -110,12 +110,14 @@ def _through_static(
     layout, nodes = copies.layout, own.graph.nodes
     plain = layout_of(own.setup, frozenset(), 1, 1, 1)
     single = Copies(plain, copies.V.dtype, {}, static_values(own, plain))
+    changing = single.block(leaf)[0]
+    crossing = [(n, single.block(n)[0], own.trace.value(n, nodes[n].size)) for n in layout.reach.crossing]
     for c, entry, delta in zip(*change, strict=True):
-        single.block(leaf)[0, entry] += delta
+        before = changing[entry]
+        changing[entry] += delta
         single.static_run()
         met[c] = own.kinks.met_static(lambda n: single.block(n)[0])
-        for n in layout.reach.crossing:
-            found, base = single.block(n)[0], own.trace.value(n, nodes[n].size)
+        for n, found, base in crossing:
             if len(nodes[n].shape) == 2:
                 where = np.flatnonzero(found != base)
                 columns = nodes[n].shape[1]
@@ -123,7 +125,7 @@ def _through_static(
                 changed.setdefault(n, []).append(EntryChanges(copy, where // columns, where % columns, delta))
             else:
                 copies.block(n)[c] = found
-        single.block(leaf)[0, entry] = own.trace.value(leaf, nodes[leaf].size)[entry]
+        changing[entry] = before
 
 
 def static_values(own: Perturbed, layout: Layout) -> dict[int, Values]:
