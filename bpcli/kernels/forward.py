@@ -140,7 +140,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 number = numbers[row[NUMBER]].real
                 other_rows(op, number, V, pa, sa, ia, pb, sb, ib, na, po, so, io, no, ni, n)
             if job[DISTURBANCE] and rounds(op):
-                disturb_rows(values, job[DISTURBANCE], job[SEED] + t, V, po, so, io, no, ni, n)
+                disturb_rows(values, job[DISTURBANCE], job[SEED] + t, least_rounded(op), V, po, so, io, no, ni, n)
         at = job[FIRST]
     dismiss(group, membership)
 
@@ -149,6 +149,12 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
 def rounds(op):
     """Whether an operation may round its result: copies, signs and slopes of 1 are exact."""
     return not (op == CONCAT or op == TRANSPOSE or op == COPY or op == NEGATE or op == RELU or op == ABS)
+
+
+@inner
+def least_rounded(op):
+    """The size to which results below it are rounded: the logarithm of a sum near 1 is off by a unit of roundoff."""
+    return 1.0 if op == LOGSUMEXP or op == LOG_SOFTMAX else 0.0
 
 
 @inner

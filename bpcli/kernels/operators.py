@@ -204,11 +204,12 @@ def _quotient(kind, g, f, h):
 
 
 @inner
-def disturb_rows(values, size, seed, X, p, outer, stride, no, ni, n):
+def disturb_rows(values, size, seed, least, X, p, outer, stride, no, ni, n):
     """Simulate rounding: multiply rows (no, ni, n) of X by 1 + e, e uniform in ± the number at the address `size`.
 
-    (Parker, "Monte Carlo arithmetic", 1997.) The factors are hashes of the seed and the place in X (Steele, Lea, Flood,
-    "SplitMix64", 2014), so they are the same for any number of threads. Rows that coincide are one row.
+    Numbers below `least` are changed like numbers of that size (Parker, "Monte Carlo arithmetic", 1997). The factors
+    are hashes of the seed and the place in X (Steele, Lea, Flood, "SplitMix64", 2014), so they are the same for any
+    number of threads. Rows that coincide are one row.
     """
     most = vector_at(values, size, 1)[0].real
     for o in range(no if outer else 1):
@@ -219,4 +220,5 @@ def disturb_rows(values, size, seed, X, p, outer, stride, no, ni, n):
                 h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
                 h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
                 h ^= h >> np.uint64(31)
-                X[k] *= 1 + most * (np.int64(h >> np.uint64(11)) * 2.0**-52 - 1)
+                e = most * (np.int64(h >> np.uint64(11)) * 2.0**-52 - 1)
+                X[k] += e * (X[k] if abs(X[k]) >= least else X.dtype.type(least))

@@ -114,8 +114,9 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
             else:
                 low, entries, part, parts = 0, n, 0, 1
             pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
+            seed = job[SEED] + 4 * t
             if disturbed:
-                disturb_rows(values, job[DISTURBANCE], job[SEED] + 4 * t, C, pg, sg, ig, no, ni, entries)
+                disturb_rows(values, job[DISTURBANCE], seed, 0.0, C, pg, sg, ig, no, ni, entries)
             if op == MATMUL or op == MATMAT or op == TRANSPOSE:
                 pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
             elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
@@ -125,7 +126,7 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                 if kind < 0:
                     continue
                 if disturbed:
-                    disturb_rows(values, job[DISTURBANCE], job[SEED] + 4 * t + 1 + slot, C, pg, sg, ig, no, ni, entries)
+                    disturb_rows(values, job[DISTURBANCE], seed + 1 + slot, 0.0, C, pg, sg, ig, no, ni, entries)
                 target = row[ADDEND] if slot == 2 else row[A + slot]
                 f, h = (row[field], a) if kind >= TIMES else (target, target)
                 pf, nf = address(place, f, t, o0, i0, lane), row[field + SIZE_A - A]

@@ -119,10 +119,10 @@ class _StepSearch:
     def _with_own_noise(self, rows: Indices, rung: Derivatives) -> Derivatives:
         """Repeat the first rung of entries whose own noise turns out to be above that of the loss."""
         first = self.only_pilot[rows] & self.pilot.suspicious(rows, rung)
-        louder = self.pilot.remeasure_noise(rows[first.any(axis=1)])
-        if len(louder):
-            self.best.put(louder, self.pilot.derivatives(louder), self.only_pilot[louder])
-            rung.put(np.searchsorted(rows, louder), self._rung(louder))
+        changed = self.pilot.remeasure_noise(rows[first.any(axis=1)])
+        if len(changed):
+            self.best.put(changed, self.pilot.derivatives(changed), self.only_pilot[changed])
+            rung.put(np.searchsorted(rows, changed), self._rung(changed))
         return rung
 
     def _restart_closer(self, rows: Indices, rung: Derivatives, taken: FloatArray) -> Mask:
@@ -165,7 +165,8 @@ class _StepSearch:
         noise = NOISE_FACTOR * (self.pilot.noise[rows] / h[:, None] + UNIT_ROUNDOFF * size)
         # The truncation error of the pilot, from D(h) - D(2h); it dominates where a derivative vanishes.
         self.bent[rows] = np.abs(d1 - d2) * (self.pilot.steps[rows] / h)[:, None] ** 2
-        rung = Derivatives(value, np.abs(value - coarse), noise, np.zeros_like(value))
+        truncation = np.where(self.pilot.unresolved[rows], np.inf, np.abs(value - coarse))
+        rung = Derivatives(value, truncation, noise, np.zeros_like(value))
         if self.sampler.kinks is not None:
             return where_finite(with_known_kinks(rung, jump, 2 * j1 - j2, self.sampler.kinks[rows] / h[:, None]))
         pilot, doubt = self.pilot.jump[rows], self.pilot.doubt(rows)

@@ -72,11 +72,11 @@ def extrapolate(sampler: Sampler, offset: float = 1.0) -> Derivatives:
 def _agreed(sampler: Sampler, rows: Indices, first: FloatArray, pilot: Pilot) -> tuple[Derivatives, NDArray[np.bool_]]:
     """The best entry of one ladder per row, unless the pilot contradicts it; and the rows that need smaller steps."""
     found, lacking = _ladder(sampler, rows, first, pilot.noise[rows])
-    louder = pilot.remeasure_noise(rows[pilot.suspicious(rows, found).any(axis=1)])
-    if len(louder):
-        which = np.searchsorted(rows, louder)
-        found.put(which, _ladder(sampler, louder, first[which], pilot.noise[louder])[0])
-    denied = pilot.contradicts(rows, found)
+    changed = pilot.remeasure_noise(rows[pilot.suspicious(rows, found).any(axis=1)])
+    if len(changed):
+        which = np.searchsorted(rows, changed)
+        found.put(which, _ladder(sampler, changed, first[which], pilot.noise[changed])[0])
+    denied = pilot.contradicts(rows, found) | pilot.unresolved[rows]
     kept = replace(found, truncation=np.where(denied, np.inf, found.truncation))
     return where_finite(kept), lacking | denied.any(axis=1)
 

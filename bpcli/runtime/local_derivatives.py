@@ -138,13 +138,16 @@ def local_derivatives_at(problem: Problem, t: int) -> LocalDerivatives:
 
 
 class LocalSteps:
-    """The steps of a problem, taken forwards once, and the way from columns of M to tensors."""
+    """The steps of a problem, taken forwards once, and the way from columns of M to tensors.
 
-    def __init__(self, problem: Problem) -> None:
+    J and M̄ are multiplied by `unit`, which shows what underflows on the way to them.
+    """
+
+    def __init__(self, problem: Problem, unit: float = 1.0) -> None:
         if not problem.setup.graph.recurrent:
             raise ValueError("there is no state: no J, M̄ and q")
         self.setup, self.plan = problem.setup, rtrl_plan(problem.setup, False)
-        self.layout = influence_layout(problem.setup)
+        self.layout, self._unit = influence_layout(problem.setup), unit
         self._schedule = rtrl_schedule(self.plan, self.setup.dtype)
         self._trace = Trace(self.plan.trace, self.setup.dtype, problem.arrays, room=self.plan.room.entries)
         self._seeded = self._trace.room[self.plan.room.seeds :][: self.plan.seeds.size]
@@ -173,7 +176,7 @@ class LocalSteps:
     def _differentiate(self, steps: int) -> None:
         """J, and the cotangents of M̄, of the chunk that has just been run forwards."""
         self._seeded[: self.plan.cleared] = 0
-        self._seeded[self._schedule.units] = 1
+        self._seeded[self._schedule.units] = self._unit
         self._trace.run((self._schedule.jacobians(steps),))
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:

@@ -24,6 +24,8 @@ from bpcli.references.numerics.probe import FIRST_STEP, PILOT, FloatArray, Indic
 NOISE_FACTOR = 3.0
 # Relative size below which an entry is judged on the scale of the largest of its tensor.
 SMALL = 1e-6
+# A loss at the point that is off its neighbours by so many times their range, and such a part of itself, is no noise.
+_SPIKE, _NO_NOISE = 8.0, 1e-2
 # Least step over the distance of a kink whose side rounding hides; and noise of a jump over the noise of a slope.
 _PAST, _JUMPY = 4.0, 3.0
 
@@ -129,18 +131,23 @@ class SpotCheck:
 
 
 class Pilot:
-    """Pilot differences with tiny `steps (K,)`; `noise (K, S)` of the loss, `jump (K, S)` of the slope."""
+    """Pilot differences with tiny `steps (K,)`; `noise (K, S)` of the loss, `jump (K, S)` of the slope.
+
+    `unresolved (K, S)` marks where the loss bends within less than a tiny step, so that no step tells its derivative.
+    """
 
     def __init__(self, sampler: Sampler, steps: FloatArray, noise: FloatArray) -> None:
         self.sampler, self.steps = sampler, steps.copy()
         self.noise = np.tile(noise, (len(steps), 1))
         self.slope, self.jump, self.size = (np.zeros_like(self.noise) for _ in range(3))
+        self.unresolved = np.zeros(self.noise.shape, dtype=np.bool_)
         self._measured = np.zeros(len(steps), dtype=np.bool_)
         self.take(np.arange(len(steps)), steps)
 
     def take(self, rows: Indices, steps: FloatArray) -> None:
         """Evaluate the differences of `rows` with `steps (R,)`."""
         self.steps[rows] = steps
+        self.unresolved[rows] = self._measured[rows] = False
         slope, even, self.size[rows] = differences(self.sampler, rows, steps)
         self.jump[rows] = even / steps[:, None]
         if self.sampler.kinks is not None:
@@ -153,7 +160,8 @@ class Pilot:
         steps = self.steps[rows, None]
         noise = NOISE_FACTOR * (self.noise[rows] / steps + UNIT_ROUNDOFF * self.size[rows])
         slope = self.slope[rows]
-        return where_finite(Derivatives(slope, np.abs(self.jump[rows]) / 2, noise, np.zeros_like(slope)))
+        truncation = np.where(self.unresolved[rows], np.inf, np.abs(self.jump[rows]) / 2)
+        return where_finite(Derivatives(slope, truncation, noise, np.zeros_like(slope)))
 
     def doubt(self, rows: Indices) -> FloatArray:
         """The part of `jump` that may be noise."""
@@ -165,12 +173,16 @@ class Pilot:
         return np.asarray(np.abs(other.value - own.value) > other.bound + own.bound)
 
     def suspicious(self, rows: Indices, other: Derivatives) -> Mask:
-        """Where the pilot contradicts `other` or sees a jump that `other` does not: the noise may be underestimated."""
+        """Where the noise may be wrong: it is a large part of the loss, or the pilot contradicts `other`, or sees a
+        jump that `other` does not."""
         jumps = (np.abs(self.jump[rows]) > self.doubt(rows)) & (other.kink == 0)
-        return np.asarray(self.contradicts(rows, other) | jumps)
+        return np.asarray(self.contradicts(rows, other) | jumps | (self.noise[rows] > _NO_NOISE * self.sampler.level))
 
     def remeasure_noise(self, rows: Indices) -> Indices:
-        """Measure the noise at `rows` themselves, once each; returns the rows where it is above the present value."""
+        """Measure the noise at `rows` themselves, once each; returns the rows of which more is known now.
+
+        A loss that differs from its neighbours, which are alike, is no noise: it is unresolved.
+        """
         rows = rows[~self._measured[rows]]
         if not len(rows):
             return rows
@@ -180,8 +192,13 @@ class Pilot:
         values = change.reshape(len(rows), POINTS, -1).transpose(0, 2, 1)
         own = 2.0 * table_noise(values)
         louder = own > self.noise[rows]
+        around = np.delete(values, POINTS // 2, axis=2)
+        apart = np.abs(around.mean(axis=2) - values[:, :, POINTS // 2])
+        spread = around.max(axis=2) - around.min(axis=2)
+        level = self.sampler.level
+        self.unresolved[rows] = (apart > _SPIKE * spread) & (apart > _NO_NOISE * level) & (level > 0)
         self.noise[rows] = np.where(louder, own, self.noise[rows])
-        return rows[louder.any(axis=1)]
+        return rows[(louder | self.unresolved[rows]).any(axis=1)]
 
 
 def differences(sampler: Sampler, rows: Indices, steps: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

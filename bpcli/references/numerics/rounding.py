@@ -10,8 +10,9 @@ array entry, every intermediate result and every cotangent is disturbed by a few
 
 Underflow is measured by scaling. A reverse pass is linear in the loss adjoints it starts from, and exactly so for
 powers of two unless a number leaves the range of floats: a difference is the loss of cotangents to underflow. Forward
-values cannot be scaled; those below the normal numbers are shifted by the smallest number instead, and the change of
-the gradient is their loss. Where a value overflows, a correct gradient may be anything.
+mode is linear in the influence, whose loss is measured in the same way. Forward values cannot be scaled; those below
+the normal numbers are shifted by the smallest number instead, and the change of the gradient is their loss. Where a
+value overflows, a correct gradient may be anything.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation import ALONG
 from bpcli.references.perturbation.kinks import ALIKE, slopes_of
 from bpcli.runtime.evaluation import node_values
-from bpcli.runtime.local_derivatives import local_derivatives
+from bpcli.runtime.local_derivatives import LocalSteps, influence_layout, local_derivatives
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
 from bpcli.runtime.trace import Disturbance
 
@@ -265,6 +266,8 @@ _LOW = 0.9
 _NORMAL, _SUBNORMAL = (float(x) for x in (np.finfo(np.float64).tiny, np.finfo(np.float64).smallest_subnormal))
 # Allowance for cancellation in the sum of all influences.
 _MANY = 1e6
+# A size below which, and above whose inverse, forward values are extreme; and operations of an influence to look at.
+_LITTLE, _DENSE = 1e-150, 1e8
 # Factor of the second shift, to test proportionality; and changes that count as zero.
 _MORE, _NOTHING = 2.0**40, 1e3 * _SUBNORMAL
 
@@ -292,8 +295,11 @@ def float_range(
         # A path that underflows is not exactly zero.
         raised = magnitude(problem, windows, seed=_SEEDS[0])
         sizes = {name: np.where((m == 0) & (raised[name] != 0), _NORMAL, m) for name, m in sizes.items()}
-    parts = (_of_cotangents(double, windows, exact), _of_values(double, windows, exact))
-    lost = {name: np.fmax(*(part[name] for part in parts)) for name in sizes}
+    of_values, extreme = _of_values(double, windows, exact)
+    parts = [_of_cotangents(double, windows, exact), of_values]
+    if problem.setup.graph.recurrent and extreme:
+        parts.append(_of_influences(double))
+    lost = {name: functools.reduce(np.fmax, [part[name] for part in parts]) for name in sizes}
     lost = {name: np.where((sizes[name] == 0) & (part <= _NOTHING), 0.0, part) for name, part in lost.items()}
     own: Mapping[str, Array] = sizes
     here: Mapping[str, Array] = exact
@@ -366,19 +372,50 @@ def _of_cotangents(
     return {name: np.where(np.isfinite(part), part, 0.0) for name, part in lost.items()}
 
 
-def _of_values(double: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
+def _of_influences(double: Problem) -> dict[str, FloatArray]:
+    """By tensor, the loss of influences to underflow in forward mode, through all steps, whatever the windows; 0 where
+    larger influences overflow, or there are many of them."""
+    setup, layout = double.setup, influence_layout(double.setup)
+    if setup.T * setup.batch * layout.N * layout.N * layout.P > _DENSE:
+        return {x.name: np.zeros(x.shape) for x in setup.wrt}
+
+    def through(unit: float) -> dict[str, Array]:
+        steps, total = LocalSteps(double, unit), np.zeros((setup.batch, layout.P))
+        M = unit * layout.initial(setup.batch, setup.dtype)
+        for local in steps.since(0):
+            for q, influence in ((local.q_before, M), (local.q, M := local.J / unit @ M + local.Mbar)):
+                q = q[:, :, None]
+                large = np.abs(q) > 1
+                total += (np.where(large, q / unit, q) * np.where(large, influence, influence / unit)).sum(axis=1)
+        found = steps.gradient(total, {})
+        steps.close()
+        return found
+
+    plain, raised = through(1.0), through(_SEEDS[2])
+    each = {n: np.abs(raised[n] - array) for n, array in plain.items()}
+    return {n: np.where(np.isfinite(part), part, 0.0) for n, part in each.items()}
+
+
+def _of_values(
+    double: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray]
+) -> tuple[dict[str, FloatArray], bool]:
     """By tensor, the loss of forward values to underflow: the change of the gradient when values below the normal
-    numbers are reduced by the smallest number. Changes out of proportion stem from another branch, and are ignored."""
+    numbers are reduced by the smallest number. Changes out of proportion stem from another branch, and are ignored.
+    And whether the square of a value may leave the range."""
+    extreme = False
 
     def changes(off: float) -> dict[str, FloatArray]:
         def fade(values: Array) -> None:
-            values[np.abs(values) < _NORMAL] -= off
+            nonlocal extreme
+            sizes = np.abs(values)
+            extreme |= bool((((sizes < _LITTLE) & (sizes > 0)) | (sizes > 1 / _LITTLE)).any())
+            values[sizes < _NORMAL] -= off
 
         found = unrolled(double.setup, windows).gradient(double, disturb=fade)[1]
         return {name: np.nan_to_num(np.abs(a - exact[name]), nan=0.0, posinf=0.0) for name, a in found.items()}
 
     more = changes(_MORE * _SUBNORMAL)
     if all((part <= _MORE * _NOTHING).all() for part in more.values()):
-        return {name: part / _MORE for name, part in more.items()}
+        return {name: part / _MORE for name, part in more.items()}, extreme
     once = changes(_SUBNORMAL)
-    return {n: np.where(part <= more[n] / _MORE**0.5, more[n] / _MORE, 0.0) for n, part in once.items()}
+    return {n: np.where(part <= more[n] / _MORE**0.5, more[n] / _MORE, 0.0) for n, part in once.items()}, extreme

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.graph.operations import OPERATIONS
 from bpcli.problem.definition import Problem, Setup, cast
-from bpcli.references.perturbation import ALONG
+from bpcli.references.perturbation import ALONG, STEP
 from bpcli.runtime.copies import Copies
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.trace import Disturbance
@@ -266,14 +266,17 @@ class Slopes:
         """Mask of arguments at the kink that depend on a differentiated tensor."""
         generator, problem = np.random.default_rng(0), self.problem
         shares = {n: generator.uniform(0.3, 0.9, self._at(n).shape) for n in self._ops}
-        moved = cast(self.chosen(shares), np.dtype(np.complex128))
-        for tensor in problem.setup.wrt:
-            array = moved.array(tensor)
-            moved = moved.with_array(tensor, array + ALONG * 1j * generator.uniform(0.5, 1.5, array.shape))
         args = {n: self._linear.places[problem.setup.graph.nodes[n].args[0]] for n in self._ops}
-        with np.errstate(all="ignore"):
-            values = node_values(moved, sorted(set(args.values())))
-        return {n: self._at(n) & (values[args[n]].imag != 0) for n in self._ops}
+        found = {n: np.zeros(self._at(n).shape, np.bool_) for n in self._ops}
+        for step in (ALONG, STEP):  # of tiny values a tiny step moves nothing
+            moved = cast(self.chosen(shares), np.dtype(np.complex128))
+            for tensor in problem.setup.wrt:
+                array = moved.array(tensor)
+                moved = moved.with_array(tensor, array + step * 1j * generator.uniform(0.5, 1.5, array.shape))
+            with np.errstate(all="ignore"):
+                values = node_values(moved, sorted(set(args.values())))
+            found = {n: found[n] | (self._at(n) & (values[args[n]].imag != 0)) for n in self._ops}
+        return found
 
     def _with(self, slopes: Mapping[int, FloatArray]) -> Problem:
         setup, params, inputs = self._double.setup, dict(self._double.params), dict(self._double.inputs)
