@@ -55,7 +55,7 @@ def _matching(pattern: str, root: Path) -> list[Path]:
     files = [path for path in found if path.is_file() and path.name != "pyproject.toml"]
     if not files:
         hint = f"; for a folder write {found[0].name}/*.toml" if found and found[0].is_dir() else ""
-        raise pytest.UsageError(f'bp_specs: no file matches "{pattern}" in {root}, pyproject.toml aside{hint}')
+        raise pytest.UsageError(f'bp_specs: no file matches "{pattern}" in {root} apart from pyproject.toml{hint}')
     return files
 
 

@@ -244,7 +244,9 @@ def test_opt_in(pytester: pytest.Pytester) -> None:
     assert pytest.ExitCode.USAGE_ERROR == run(pytester, "specs/right.toml").ret
 
 
-@pytest.mark.parametrize(("pattern", "hint"), [("spec*", "for a folder write specs/[*].toml"), ("*.toml", "aside")])
+@pytest.mark.parametrize(
+    ("pattern", "hint"), [("spec*", "for a folder write specs/[*].toml"), ("*.toml", "apart from pyproject.toml")]
+)
 def test_a_pattern_without_a_match(pattern: str, hint: str, pytester: pytest.Pytester) -> None:
     """A pattern that matches nothing, folders or pyproject.toml alone, is an error: it would test nothing unnoticed."""
     project(pytester, f"bp_specs = ['{pattern}']", right=RECURRENT)

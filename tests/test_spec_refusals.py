@@ -355,6 +355,7 @@ def test_one_mistake_in_a_recurrent_spec(old, new, codes, help_, tmp_path):
         (changed(FEED_FORWARD, "[params]\n", "[[params]]\n"), [("wrong-type", 6, 1)]),
         ("bp = 1\n[equations]\nloss = 'sum(x", [("toml-syntax", 3, 13)]),
         ("bp = 1\n[equations]\nloss = 'x\n'", [("toml-syntax", 3, 10)]),
+        ("bp = 1\nnot toml\na = 1\na = 2\n", [("toml-syntax", 2, 5)]),
         ('bp = 1\ntitle = "a\\qb"\n', [("toml-syntax", 2, 11)]),
         ("bp = 1\ntitle = 'a\0b'\n", [("toml-syntax", 2, 11)]),
         ("bp = 1\n" + "x." * 40 + "y = 1\n", [("too-deep", 2, 1)]),

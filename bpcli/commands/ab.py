@@ -89,7 +89,8 @@ def _environments(base: str | None, head: str | None, aa: bool) -> tuple[Environ
         return same, replace(same, option="--aa")
     if base is None or head is None:
         missing = "base" if base is None else "head"
-        fail("usage", f"bp ab needs --{missing}", help="give both, or --aa to measure the noise")
+        advice = "--base OLD --head NEW names two Pythons or checkouts; --aa measures the noise"
+        fail("usage", f"bp ab needs --{missing}", help=advice)
     return environment("--base", base), environment("--head", head)
 
 

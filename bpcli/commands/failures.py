@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -106,6 +107,8 @@ def _names(parameter: click.Parameter | None) -> str:
 def _sentence(text: str) -> str:
     """A message of click without its capital letter and full stop."""
     text = text.strip().removesuffix(".").replace("is not a valid integer range", "is not an integer")
+    text = re.sub(r"the range (\S+)<=x<=(\S+)$", r"the range \1 to \2", text)
+    text = re.sub(r"the range x>=(\S+)$", r"the range from \1 up", text)
     return text[:1].lower() + text[1:]
 
 

@@ -144,20 +144,21 @@ def tables(text: Text, found: Outline, collector: Collector) -> dict[str, Any] |
     if found.deep:
         _refuse_depth(text.place(*found.deep), collector)
         return None
-    repeats = sorted(found.repeated)
-    for span in repeats[:_MAX_REPEATS]:
-        first = text.place(*found.repeated[span])
-        what = f"{text.content[slice(*span)]} is defined twice, first in line {first.line}"
-        collector.add("duplicate-key", what, text.place(*span), help="keep one of the two")
+    repeats, wrong = sorted(found.repeated), None
     try:
         return tomllib.loads(text.content)
     except RecursionError:
         _refuse_depth(_deepest(text), collector)
     except tomllib.TOMLDecodeError as error:
-        if not (repeats and str(error).startswith("Cannot")):  # a repeated key, refused above
-            _refuse_syntax(str(error), text, collector)
+        if not (repeats and str(error).startswith("Cannot")):  # a repeated key, refused below
+            wrong = _refuse_syntax(str(error), text, collector)
     except ValueError:
         _refuse_long_integer(text, found, collector)
+    for span in repeats[:_MAX_REPEATS]:
+        place, first = text.place(*span), text.place(*found.repeated[span])
+        if wrong is None or place.line <= wrong.line:  # what follows an error of syntax means nothing
+            what = f"{text.content[slice(*span)]} is defined twice, first in line {first.line}"
+            collector.add("duplicate-key", what, place, help="keep one of the two")
     return None
 
 
@@ -175,7 +176,8 @@ def _deepest(text: Text) -> Place:
     return text.at(1, 1)
 
 
-def _refuse_syntax(message: str, text: Text, collector: Collector) -> None:
+def _refuse_syntax(message: str, text: Text, collector: Collector) -> Place:
+    """Note an error of syntax; returns its place."""
     match = _POSITION.search(message)
     what = message[: match.start()] if match else message
     place = text.at(int(match[1]), int(match[2])) if match and match[1] else text.end()
@@ -184,6 +186,7 @@ def _refuse_syntax(message: str, text: Text, collector: Collector) -> None:
         place = text.at(place.line, place.column - 2)
     what = what[:1].lower() + what[1:]
     collector.add("toml-syntax", f"not TOML: {what}", place, help=_syntax_help(what, place))
+    return place
 
 
 def _syntax_help(what: str, place: Place) -> str:
