@@ -96,7 +96,7 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
     cplace = matrix_at(ints, job[COTANGENT_PLACES], job[NODES], PLACE_FIELDS)
     group = vector_at(ints, job[GROUP], GROUP_SIZE if job[GROUP] else 0)
     membership, begin, at = join(group, job[STEP1] - 1, job[FIRST], job[STEP0] - 1)
-    rounding, lane, shared, disturbed = job[ROUNDING] == 1, job[LANE], job[GROUP] != 0, job[DISTURBANCE] != 0
+    rounding, lane, shared, most = job[ROUNDING] == 1, job[LANE], job[GROUP] != 0, job[DISTURBANCE]
     o0, i0, no, ni = job[O0], job[I0], job[O1] - job[O0], job[I1] - job[I0]
     for t in range(begin, job[STEP0] - 1, -1):
         for line in range(at, job[LAST]):
@@ -114,9 +114,8 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
             else:
                 low, entries, part, parts = 0, n, 0, 1
             pg, sg, ig = address(cplace, out, t, o0, i0, lane) + low, cplace[out, OUTER], cplace[out, INNER_ROW]
-            seed = job[SEED] + 4 * t
-            if disturbed:
-                disturb_rows(values, job[DISTURBANCE], seed, 0.0, C, pg, sg, ig, no, ni, entries)
+            if most:
+                disturb_rows(values, most, job[SEED] + 4 * t, 0.0, C, pg, sg, ig, no, ni, entries)
             if op == MATMUL or op == MATMAT or op == TRANSPOSE:
                 pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
             elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
@@ -125,8 +124,8 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                 kind, field = factor(row, slot, rounding)
                 if kind < 0:
                     continue
-                if disturbed:
-                    disturb_rows(values, job[DISTURBANCE], seed + 1 + slot, 0.0, C, pg, sg, ig, no, ni, entries)
+                if most:
+                    disturb_rows(values, most, job[SEED] + 4 * t + 1 + slot, 0.0, C, pg, sg, ig, no, ni, entries)
                 target = row[ADDEND] if slot == 2 else row[A + slot]
                 f, h = (row[field], a) if kind >= TIMES else (target, target)
                 pf, nf = address(place, f, t, o0, i0, lane), row[field + SIZE_A - A]
