@@ -52,8 +52,22 @@ def take(text: str, base: str) -> None:
 )
 def test_a_grid_becomes_points_with_the_methods_that_run_there(grid, methods, expected):
     """Settings make points, options make methods, and a method without the option runs once."""
-    points, variants, _ = expand(grid, SETTINGS, methods, OPTIONS, take)
+    points, variants, _ = expand(grid, SETTINGS, dict.fromkeys(methods, ()), OPTIONS, take)
     assert expected == [(point, [v.method for v in variants]) for point in points]
+
+
+def test_options_in_a_method_of_the_command_line_win_over_the_grid_of_the_spec():
+    """Those in the spec give way to its own grid, and all of them to the grid of the command line."""
+    leaky = SpecFile(str(VANILLA.with_name("leaky_rnn.toml")), "leaky", {}, (), Limits())
+    texts = ("tbptt:k1=2,k2=16", "tbptt:k1=1,k2=4")
+
+    def swept(**options):
+        plan = plan_sweep(leaky, BenchOptions(**options), BenchResults())
+        return list(dict.fromkeys(c.method for c in plan.cells if c.method.startswith("tbptt")))
+
+    assert list(texts) == swept(methods=texts)
+    assert ["tbptt:k1=1,k2=1", "tbptt:k1=1,k2=4", "tbptt:k1=1,k2=16"] == swept()
+    assert ["tbptt:k1=2,k2=2", "tbptt:k1=2,k2=6"] == swept(methods=texts[:1], grid={"k2": (2, 6)})
 
 
 def test_a_cell_knows_the_values_that_apply_to_it_in_the_order_of_the_grid():
@@ -73,7 +87,7 @@ def test_a_cell_knows_the_values_that_apply_to_it_in_the_order_of_the_grid():
 
 def test_what_is_left_out_is_noted():
     """A combination out of range and an option of no method that runs are told."""
-    _, _, notes = expand({"k2": (1, 4), "tau": (3,)}, SETTINGS, (TBPTT,), OPTIONS, take)
+    _, _, notes = expand({"k2": (1, 4), "tau": (3,)}, SETTINGS, {TBPTT: ()}, OPTIONS, take)
     expected = [f'"tau" is no option of {TBPTT}: not swept', "tbptt:k1=2,k2=1: left out, tbptt: k2 is smaller than k1"]
     assert expected == notes
 
@@ -91,7 +105,7 @@ def test_what_is_left_out_is_noted():
 def test_a_grid_that_makes_no_sense_is_refused(grid, methods, code, words):
     """Unknown keys get the nearest known one; values of the wrong type and crowds are refused before anything runs."""
     with pytest.raises(BpError) as caught:
-        expand(grid, SETTINGS, methods, OPTIONS, take)
+        expand(grid, SETTINGS, dict.fromkeys(methods, ()), OPTIONS, take)
     (diagnostic,) = caught.value.diagnostics
     assert code == diagnostic.code
     assert words in diagnostic.help
@@ -101,14 +115,14 @@ def test_an_unknown_key_is_refused_where_it_stands():
     """A key of a spec's grid has a place."""
     place = Place("a.toml", 7, 1)
     with pytest.raises(BpError) as caught:
-        expand({"m": (1,)}, SETTINGS, ("bptt",), OPTIONS, take, {"m": place})
+        expand({"m": (1,)}, SETTINGS, {"bptt": ()}, OPTIONS, take, {"m": place})
     assert place == caught.value.diagnostics[0].place
 
 
 def test_the_largest_lawful_sweep_is_planned():
     """As many cells as are allowed."""
     half = tuple(range(MAX_CELLS // 2))
-    points, variants, _ = expand({"seed": half}, SETTINGS, ("bptt", "rtrl"), OPTIONS, take)
+    points, variants, _ = expand({"seed": half}, SETTINGS, {"bptt": (), "rtrl": ()}, OPTIONS, take)
     assert MAX_CELLS == len(points) * len(variants)
 
 

@@ -2,7 +2,8 @@
 
 A key of the grid is a *setting* of the spec (a dim, a constant, T, batch, dtype, seed) or of the run (threads), or an
 *option* of a method (k1, k2, tau). Settings apply to every method. An option applies to the methods that have it, over
-the value in their text; other methods run once rather than once a value. A name that is both is the setting.
+the value in their text; other methods run once rather than once a value. Options in the text of -m win over the
+grid of the spec. A name that is both is the setting.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bpcli import methods
@@ -100,9 +101,12 @@ def plan_sweep(spec: SpecFile, options: BenchOptions, results: BenchResults) -> 
             what = f"threads must be an integer from 1 to {MAX_THREADS}, not {value}"
             fail("out-of-range", what, key_place.get(THREADS), help="for example -g threads=1,2")
     names = {name: _option_names(name) for name in _relevant_methods(texts, grid, settings)}
+    settled = {
+        t: {*given_options(t, names.get(_name(t), ()))} - {*options.grid, *(own if places else ())} for t in texts
+    }
     try:
         points, variants, notes = expand(
-            grid, settings, texts, names, lambda text, base: parse_measurable(text, places.get(base)), key_place
+            grid, settings, settled, names, lambda text, base: parse_measurable(text, places.get(base)), key_place
         )
     except BpError as error:
         named = error.diagnostics if options.alone else [d.about(spec.name) for d in error.diagnostics]
@@ -220,14 +224,15 @@ def merge(of_spec: Grid, given: Grid) -> dict[str, tuple[Value, ...]]:
 def expand(
     grid: Grid,
     settings: Sequence[str],
-    texts: Sequence[str],
+    texts: Mapping[str, Collection[str]],
     options: MethodOptions,
     check: Callable[[str, str], object],
     places: Mapping[str, Place] | None = None,
 ) -> tuple[list[dict[str, Value]], list[Variant], list[str]]:
     """The points of a grid, the method variants that run at each of them, and notes on what was left out.
 
-    `options` maps method names to the names of their options. `check(text, base)` parses a method text and raises
+    `texts` are the methods, each with those of its options that stay as they are. `options` maps method names to the
+    names of their options. `check(text, base)` parses a method text and raises
     BpError; swept values out of the method's range (k2 below k1) are left out with a note. `places` locates grid
     keys. Raises BpError for an unknown key, a method that does not parse, and more than `MAX_CELLS` cells.
     """
@@ -237,14 +242,17 @@ def expand(
             near = nearest(key, {*settings, *known})
             fail("unknown-key", f'unknown grid key "{key}"', (places or {}).get(key), help=near)
     axes = {k: v for k, v in grid.items() if k in settings}
-    tuned = {m: {k: v for k, v in grid.items() if k not in axes and k in options.get(_name(m), ())} for m in texts}
+    free = {m: {*options.get(_name(m), ())} - {*stays} for m, stays in texts.items()}
+    tuned = {m: {k: v for k, v in grid.items() if k not in axes and k in free[m]} for m in texts}
     cells = _size(axes) * sum(map(_size, tuned.values()))
     if cells > MAX_CELLS:
         advice = f"{MAX_CELLS:,} at most; give fewer values with -g KEY=V1,V2"
         fail("too-large", f"a sweep of {cells:,} cells", help=advice)
     applied = {k for t in tuned.values() for k in t}
     unused = [k for k in grid if k not in axes and k not in applied]
-    notes = [f'"{k}" is no option of {" or ".join(texts)}: not swept' for k in unused]
+    fixed = {k for stays in texts.values() for k in stays}
+    reasons = {k: "given by -m" if k in fixed else f"no option of {' or '.join(texts)}" for k in unused}
+    notes = [f'"{k}" is {reason}: not swept' for k, reason in reasons.items()]
     variants: dict[str, Variant] = {}
     for base in texts:
         for values in _combinations(tuned[base]):
@@ -259,19 +267,22 @@ def expand(
 def with_options(text: str, values: Mapping[str, Value], options: Sequence[str]) -> str:
     """A method text with `values` in place of its own: `tbptt:k1=1,k2=8` with k2=4 gives `tbptt:k1=1,k2=4`.
 
-    `options` names the method's options in order; a value without a name belongs to the only option.
+    `options` names the method's options in order.
     """
-    text = text.strip()
     if not values:
-        return text
-    name, _, tail = text.partition(":")
+        return text.strip()
+    given = given_options(text, options) | {k: str(v) for k, v in values.items()}
+    ordered = sorted(given, key=lambda k: options.index(k) if k in options else len(options))
+    return f"{_name(text)}:" + ",".join(f"{k}={given[k]}" for k in ordered)
+
+
+def given_options(text: str, options: Sequence[str]) -> dict[str, str]:
+    """The options in a method text and their values; a value without a name belongs to the only option."""
     given: dict[str, str] = {}
-    for part in filter(None, (p.strip() for p in tail.split(","))):
+    for part in filter(None, (p.strip() for p in text.partition(":")[2].split(","))):
         option, equals, value = (p.strip() for p in part.partition("="))
         given[option if equals or len(options) != 1 else options[0]] = value if equals else option
-    given |= {k: str(v) for k, v in values.items()}
-    ordered = sorted(given, key=lambda k: options.index(k) if k in options else len(options))
-    return f"{name.strip()}:" + ",".join(f"{k}={given[k]}" for k in ordered)
+    return given
 
 
 def _out_of_range(text: str, base: str, check: Callable[[str, str], object], swept: bool) -> str:
