@@ -28,6 +28,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes minutes; runs last, and only where BP_SLOW=1 is set")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process per core for the whole suite, after compiling what is missing; for single files none but this one."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
+        return 0
+    from bpcli.runtime import kernel_loader
+
+    kernel_loader.prepare(KERNELS)
+    return os.cpu_count() or 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put slow tests last, and leave them out unless they are asked for."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -78,8 +78,8 @@ class Factor:
     """One term of M̄: cotangents `delta (batch, N, m)` of m numbers of the step that `columns` of w enter by.
 
     Where w is a matrix in a product, `vector (batch, n)` is what it multiplies, and the term is delta ⊗ vector, or
-    vector ⊗ delta where the matrix is used transposed (`turned`); of that the `entries` (flat) that exist, where a
-    density leaves others out (None: all). Where w is a vector or a scalar itself, the term is delta.
+    vector ⊗ delta where the matrix is used transposed (`turned`). Where w is a vector or a scalar itself, the term is
+    delta. Of the term those `entries` (flat) count that exist and are differentiated (None: all).
     """
 
     columns: slice
@@ -91,7 +91,7 @@ class Factor:
     def dense(self) -> Array:
         """The term, (batch, N, columns)."""
         if self.vector is None:
-            return self.delta
+            return self.delta if self.entries is None else self.delta[:, :, self.entries]
         outer = "bin,bm->bimn" if self.turned else "bim,bn->bimn"
         whole: Array = np.einsum(outer, self.delta, self.vector).reshape(*self.delta.shape[:2], -1)
         return whole if self.entries is None else whole[:, :, self.entries]
@@ -248,7 +248,7 @@ class LocalSteps:
                 own = slice(span.start + t * node.size, span.start + (t + 1) * node.size)
                 yield Factor(own, self._deltas(span.node, rows), None, False, None)
             elif node.op != "previous" and not products:
-                yield Factor(_slice(span), self._deltas(span.node, rows), None, False, None)
+                yield Factor(_slice(span), self._deltas(span.node, rows), None, False, entries)
 
     def _deltas(self, n: int, rows: int) -> Array:
         """Cotangents (batch, N, size) of a node, for unit seeds at the entries of the new states."""

@@ -32,6 +32,7 @@ from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.local_derivatives import LocalSteps, influence_layout, local_derivatives
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
 from bpcli.runtime.trace import Disturbance
+from bpcli.tape.lowering import LEAVES
 
 # Multiples of the sampled standard deviation, and of one rounding of the result, that a correct gradient may be off by;
 # with a dozen samples a Gaussian error exceeds the first in fewer than one of 10⁹ entries.
@@ -266,8 +267,9 @@ _LOW = 0.9
 _NORMAL, _SUBNORMAL = (float(x) for x in (np.finfo(np.float64).tiny, np.finfo(np.float64).smallest_subnormal))
 # Allowance for cancellation in the sum of all influences.
 _MANY = 1e6
-# A size below which, and above whose inverse, forward values are extreme; and operations of an influence to look at.
-_LITTLE, _DENSE = 1e-150, 1e8
+# A size below which, and above whose inverse, forward values are extreme; how many of them, and how many operations on
+# the influence, are looked at.
+_LITTLE, _LOOKED_AT, _DENSE = 1e-150, 1e6, 1e8
 # Factor of the second shift, to test proportionality; and changes that count as zero.
 _MORE, _NOTHING = 2.0**40, 1e3 * _SUBNORMAL
 
@@ -295,9 +297,8 @@ def float_range(
         # A path that underflows is not exactly zero.
         raised = magnitude(problem, windows, seed=_SEEDS[0])
         sizes = {name: np.where((m == 0) & (raised[name] != 0), _NORMAL, m) for name, m in sizes.items()}
-    of_values, extreme = _of_values(double, windows, exact)
-    parts = [_of_cotangents(double, windows, exact), of_values]
-    if problem.setup.graph.recurrent and extreme:
+    parts = [_of_cotangents(double, windows, exact), _of_values(double, windows, exact)]
+    if problem.setup.graph.recurrent and _extreme(double):
         parts.append(_of_influences(double))
     lost = {name: functools.reduce(np.fmax, [part[name] for part in parts]) for name in sizes}
     lost = {name: np.where((sizes[name] == 0) & (part <= _NOTHING), 0.0, part) for name, part in lost.items()}
@@ -372,6 +373,18 @@ def _of_cotangents(
     return {name: np.where(np.isfinite(part), part, 0.0) for name, part in lost.items()}
 
 
+def _extreme(double: Problem) -> bool:
+    """Whether the square of a forward value may leave the range of float64; not looked at in large networks."""
+    setup = double.setup
+    nodes = [n for n in setup.graph.nodes if n.op not in LEAVES]
+    if setup.T * setup.batch * sum(n.size for n in nodes) > _LOOKED_AT:
+        return False
+    held = [*node_values(double, [n.index for n in nodes]).values()]
+    held += [array for group in double.arrays for array in group.values()]
+    sizes = np.abs(np.concatenate([values.ravel() for values in held]))
+    return bool((((sizes < _LITTLE) & (sizes > 0)) | (sizes > 1 / _LITTLE)).any())
+
+
 def _of_influences(double: Problem) -> dict[str, FloatArray]:
     """By tensor, the loss of influences to underflow in forward mode, through all steps, whatever the windows; 0 where
     larger influences overflow, or there are many of them."""
@@ -396,26 +409,19 @@ def _of_influences(double: Problem) -> dict[str, FloatArray]:
     return {n: np.where(np.isfinite(part), part, 0.0) for n, part in each.items()}
 
 
-def _of_values(
-    double: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray]
-) -> tuple[dict[str, FloatArray], bool]:
+def _of_values(double: Problem, windows: tuple[Window, ...], exact: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """By tensor, the loss of forward values to underflow: the change of the gradient when values below the normal
-    numbers are reduced by the smallest number. Changes out of proportion stem from another branch, and are ignored.
-    And whether the square of a value may leave the range."""
-    extreme = False
+    numbers are reduced by the smallest number. Changes out of proportion stem from another branch, and are ignored."""
 
     def changes(off: float) -> dict[str, FloatArray]:
         def fade(values: Array) -> None:
-            nonlocal extreme
-            sizes = np.abs(values)
-            extreme |= bool((((sizes < _LITTLE) & (sizes > 0)) | (sizes > 1 / _LITTLE)).any())
-            values[sizes < _NORMAL] -= off
+            values[np.abs(values) < _NORMAL] -= off
 
         found = unrolled(double.setup, windows).gradient(double, disturb=fade)[1]
         return {name: np.nan_to_num(np.abs(a - exact[name]), nan=0.0, posinf=0.0) for name, a in found.items()}
 
     more = changes(_MORE * _SUBNORMAL)
     if all((part <= _MORE * _NOTHING).all() for part in more.values()):
-        return {name: part / _MORE for name, part in more.items()}, extreme
+        return {name: part / _MORE for name, part in more.items()}
     once = changes(_SUBNORMAL)
-    return {n: np.where(part <= more[n] / _MORE**0.5, more[n] / _MORE, 0.0) for n, part in once.items()}, extreme
+    return {n: np.where(part <= more[n] / _MORE**0.5, more[n] / _MORE, 0.0) for n, part in once.items()}
