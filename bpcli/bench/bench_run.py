@@ -41,12 +41,12 @@ def measure_cells(
     """Measure cells on this machine; `results` and the journal get each cell as it is finished."""
     with Monitor() as monitor:
         dtypes = sorted({r["dtype"] for r in results.rows} | {c.dtype for c in cells})
-        results.rates = machine_rates(monitor, dtypes, options.threads)
+        results.rates = machine_rates(monitor, dtypes, options.threads, options.budget)
         for group in groups(cells, options.limits):
             for cell, found in measure_group(group, options.budget, monitor):
                 keep(cell, found, results, journal)
                 done(cell)
-            results.rates = machine_rates(monitor, dtypes, options.threads)
+            results.rates = machine_rates(monitor, dtypes, options.threads, options.budget)
 
 
 def run_bench(
@@ -119,15 +119,15 @@ class Monitor:
         """Seconds of the control kernels."""
         return self._ask("control")
 
-    def rates(self, dtype: str, threads: int) -> Rates:
-        """The machine's rates now."""
-        rates = Rates(**self._ask("rates", dtype=dtype, threads=threads))
+    def rates(self, dtype: str, threads: int, seconds: float) -> Rates:
+        """The machine's rates now, measured in about twice `seconds` at most."""
+        rates = Rates(**self._ask("rates", dtype=dtype, threads=threads, seconds=seconds))
         self._taken.setdefault((dtype, threads), []).append(rates)
         return rates
 
-    def usual_rates(self, dtype: str, threads: int) -> Rates:
+    def usual_rates(self, dtype: str, threads: int, seconds: float) -> Rates:
         """The medians of all rates so far, measured now where there are none."""
-        taken = self._taken.get((dtype, threads)) or [self.rates(dtype, threads)]
+        taken = self._taken.get((dtype, threads)) or [self.rates(dtype, threads, seconds)]
         return Rates(statistics.median(r.gemm for r in taken), statistics.median(r.copy for r in taken))
 
     def _ask(self, do: str, **fields: Any) -> dict[str, Any]:
@@ -136,11 +136,11 @@ class Monitor:
         return self._worker.ask(do, **fields)
 
 
-def machine_rates(monitor: Monitor, dtypes: Sequence[str], threads: int) -> dict[str, float]:
+def machine_rates(monitor: Monitor, dtypes: Sequence[str], threads: int, seconds: float) -> dict[str, float]:
     """The machine's rates so far, under their names in the JSON document."""
     found: dict[str, float] = {}
     for dtype in dtypes:
-        rates = monitor.usual_rates(dtype, threads)
+        rates = monitor.usual_rates(dtype, threads, seconds)
         found |= {f"gemm_{dtype}_flops_per_s": rates.gemm, "copy_bytes_per_s": rates.copy}
     return found
 
@@ -220,7 +220,8 @@ def _time(lanes: Sequence[_Lane], budget: float, monitor: Monitor) -> dict[str, 
     for turn in range(ROUNDS):
         controls.append(monitor.controls())
         own = [lane for lane in lanes if lane.backend == OURS]
-        rates = {kind: monitor.rates(*kind) for kind in dict.fromkeys((x.cell.dtype, x.cell.threads) for x in own)}
+        kinds = dict.fromkeys((x.cell.dtype, x.cell.threads) for x in own)
+        rates = {kind: monitor.rates(*kind, budget / ROUNDS) for kind in kinds}
         for lane in own:
             lane.rates.append(rates[lane.cell.dtype, lane.cell.threads])
         for lane in lanes if turn % 2 == 0 else reversed(lanes):

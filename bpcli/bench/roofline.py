@@ -7,6 +7,7 @@ speed changes, the machine was busy with something else.
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -47,15 +48,15 @@ class Rates:
         return {GEMM: flops / self.gemm / seconds, MEMORY: moved / self.copy / seconds}
 
 
-def measure_rates(dtype: str, threads: int) -> Rates:
-    """The rates now, with one product or copy in each of `threads` threads at a time.
+def measure_rates(dtype: str, threads: int, seconds: float = math.inf) -> Rates:
+    """The rates now, with one product or copy in each of `threads` threads at a time, each in about `seconds` at most.
 
     The kernels use cores in the same way: a shard a thread, on a single-threaded BLAS.
     """
-    return Rates(gemm_rate(dtype, threads), copy_rate(threads))
+    return Rates(gemm_rate(dtype, threads, seconds), copy_rate(threads, seconds))
 
 
-def gemm_rate(dtype: str, threads: int) -> float:
+def gemm_rate(dtype: str, threads: int, seconds: float = math.inf) -> float:
     """Flops a second of square matrix products."""
     a = np.random.default_rng(0).standard_normal((_RATE_GEMM_SIZE, _RATE_GEMM_SIZE)).astype(dtype)
 
@@ -64,10 +65,10 @@ def gemm_rate(dtype: str, threads: int) -> float:
         np.dot(a, a, out)
 
     product()
-    return threads * 2.0 * _RATE_GEMM_SIZE**3 / _quickest(product, threads)
+    return threads * 2.0 * _RATE_GEMM_SIZE**3 / _quickest(product, threads, seconds)
 
 
-def copy_rate(threads: int) -> float:
+def copy_rate(threads: int, seconds: float = math.inf) -> float:
     """Bytes a second that copies in memory read and write."""
     idle = [(np.zeros(_RATE_COPY_BYTES, np.uint8), np.ones(_RATE_COPY_BYTES, np.uint8)) for _ in range(threads)]
 
@@ -76,12 +77,15 @@ def copy_rate(threads: int) -> float:
         np.copyto(target, source)
         idle.append((target, source))
 
-    return threads * 2.0 * _RATE_COPY_BYTES / _quickest(copy, threads)
+    return threads * 2.0 * _RATE_COPY_BYTES / _quickest(copy, threads, seconds)
 
 
-def _quickest(work: Callable[[], None], threads: int) -> float:
-    """Seconds of a call in the quickest round, where every thread calls `work` twice."""
-    return min(_round(work, threads) for _ in range(_RATE_ROUNDS)) / 2.0
+def _quickest(work: Callable[[], None], threads: int, seconds: float) -> float:
+    """Seconds of a call in the quickest round, of which none begins after `seconds`; a thread calls `work` twice."""
+    taken = [_round(work, threads)]
+    while len(taken) < _RATE_ROUNDS and sum(taken) < seconds:
+        taken.append(_round(work, threads))
+    return min(taken) / 2.0
 
 
 def _round(work: Callable[[], None], threads: int) -> float:

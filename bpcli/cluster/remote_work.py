@@ -97,7 +97,7 @@ def _measured(order: CellOrder) -> Measured:
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # set by Dask for itself; measured processes run without it
     with _KEPT.monitor() as monitor:
         ((_, found),) = measure_group([cell], order.budget, monitor)
-        rates = machine_rates(monitor, [cell.dtype], cell.threads)
+        rates = machine_rates(monitor, [cell.dtype], cell.threads, order.budget)
     by = facts(order.packages)
     return Measured([], found.diagnostics, by, rates) if isinstance(found, BpError) else Measured(found, (), by, rates)
 
