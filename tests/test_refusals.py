@@ -85,7 +85,6 @@ ELSEWHERE: dict[Site, str] = {
     ("problem.array_files.read_as", "shape-mismatch"): "takes a file that changes: test_problem_draw.py",
     ("runtime.evaluation._refuse", "not-finite 2"): GUARD,
     ("references.__init__.get", "unknown-reference"): "test_references_registry.py",
-    ("render.__init__.renderer", "usage"): GUARD,
     ("render.page.figure.need_matplotlib", "missing-extra"): "test_report.py",
     ("spec.equations._Reader.too_deep", "too-deep"): GUARD,
     ("spec.equations.evaluate", "not-whole"): GUARD,

@@ -100,7 +100,7 @@ class Report:
 
         Numbers that JSON lacks become the strings "nan", "inf" and "-inf".
         """
-        from bpcli.render.json import plain, whole
+        from bpcli.render.data import plain, whole
 
         found: dict[str, Any] = plain(whole(self.document()))
         return found
@@ -110,7 +110,7 @@ class Report:
 
         `shape` and `index` are tuples, missing figures are NaN.
         """
-        from bpcli.render.csv import frame
+        from bpcli.render.data import frame
 
         return frame(self.document())
 

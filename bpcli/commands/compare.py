@@ -82,7 +82,7 @@ def _write_baseline(path: str, run: Run, code: int) -> str:
     """Write the baseline unless a gradient is wrong; returns a note."""
     from bpcli.bench.comparison import baseline
     from bpcli.problem.array_writer import replace_file
-    from bpcli.render.json import plain
+    from bpcli.render.data import plain
 
     if code == 1:
         return f"{path} was not written: a gradient is wrong"

@@ -115,11 +115,11 @@ def _sentence(text: str) -> str:
 def _document(error: BpError, args: Sequence[str]) -> None:
     """Print an empty document with the refusals, where the output format is one for programs."""
     from bpcli.commands.registry import COMMANDS
-    from bpcli.render import render, renderer
+    from bpcli.render import FORMATS, render
     from bpcli.render.document import Document
 
     wanted = wanted_format(args)
-    if not renderer(wanted).MACHINE:
+    if not FORMATS[wanted].machine:
         return
     entry = next((COMMANDS[a] for a in args if a in COMMANDS), None)
     rows_key, summary = (entry.rows_key, entry.summary) if entry else ("rows", {})

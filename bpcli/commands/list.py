@@ -60,10 +60,10 @@ def _references() -> Iterator[Row]:
 
 
 def _formats() -> Iterator[Row]:
-    from bpcli.render import known_formats, renderer
+    from bpcli.render import FORMATS
 
-    for name in known_formats():
-        yield _row(name, renderer(name).SUMMARY)
+    for name, entry in FORMATS.items():
+        yield _row(name, entry.summary)
 
 
 CATALOGUES: Mapping[str, Callable[[], Iterator[Row]]] = {

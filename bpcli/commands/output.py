@@ -30,13 +30,13 @@ def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
 def wanted_format(args: Sequence[str]) -> str:
     """The output format that a command line asks for; the line may be invalid, and is searched rather than parsed."""
     from bpcli.commands.settings import default_format
-    from bpcli.render import known_formats
+    from bpcli.render import FORMATS
 
     found = os.environ.get("BP_FORMAT") or default_format()
     for here, after in zip(args, [*args[1:], ""], strict=True):
         if here == "--format" or here.startswith("--format="):
             found = here.partition("=")[2] or after
-    return found if found in known_formats() else "table"
+    return found if found in FORMATS else "table"
 
 
 def emit(document: Document, common: Common, brief: Document | None = None, silent: bool = False) -> int:
@@ -45,7 +45,7 @@ def emit(document: Document, common: Common, brief: Document | None = None, sile
     A table shows `brief` in place of `document` unless verbose, and nothing when `silent`. Returns the exit code: 0, or
     2 where a file could not be written, in which case the results are still printed.
     """
-    from bpcli.render import Look, render, renderer, write
+    from bpcli.render import FORMATS, Look, render, write
 
     unwritten: list[Diagnostic] = []
     for name, path in common.outputs:
@@ -58,7 +58,7 @@ def emit(document: Document, common: Common, brief: Document | None = None, sile
     if document.errors:
         tell(document.errors)
     shown = document
-    if not renderer(common.format).MACHINE:
+    if not FORMATS[common.format].machine:
         shown = replace(document if brief is None or common.verbose else brief, errors=())
     text = render(shown, common.format, Look(common.verbose, _width(), _color()))
     if not (silent and shown is not document):

@@ -122,9 +122,9 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
 
 def formats() -> tuple[str, ...]:
     """The names of the output formats."""
-    from bpcli.render import known_formats
+    from bpcli.render import FORMATS
 
-    return known_formats()
+    return tuple(FORMATS)
 
 
 OPTIONS: Mapping[str, Callable[[Command], Command]] = {

@@ -1,14 +1,11 @@
-"""Output formats, one module each, which turns a `Document` into text."""
+"""Output formats: a `Document` as text."""
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
 
-from bpcli.errors import fail, nearest
 from bpcli.render.document import Document
 
 
@@ -24,31 +21,35 @@ class Look:
 PLAIN = Look()
 
 
-class Renderer(Protocol):
-    """A module of this package: a line about the format, and whether programs are meant to read it."""
+@dataclass(frozen=True)
+class Format:
+    """An output format: a line about it, and the module of this package whose function `render_<name>` writes it.
 
-    SUMMARY: str
-    MACHINE: bool
+    That takes a Document and a Look, and returns text that ends in a newline or is empty. `machine` formats are meant
+    for programs.
+    """
 
-    def render(self, document: Document, look: Look) -> str:
-        """The document as text that ends in a newline, or is empty."""
-
-
-def known_formats() -> tuple[str, ...]:
-    """The names of all formats, sorted; they are the names of the files."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg and m.name != "document"))
+    summary: str
+    module: str
+    machine: bool = True
 
 
-def renderer(name: str) -> Renderer:
-    """The renderer called `name`; raises BpError with the nearest known one."""
-    if name not in known_formats():
-        fail("usage", f'unknown format "{name}"', help=nearest(name, known_formats()))
-    return cast("Renderer", importlib.import_module(f"{__name__}.{name}"))
+FORMATS = {
+    "csv": Format("a line of column names, then a row a line", "data"),
+    "github": Format("annotations for GitHub Actions, the worst ten first", "ci"),
+    "json": Format("one object with context, the rows (findings, cells, …), errors and summary", "data"),
+    "jsonl": Format('an object a line: the rows, then {"error": …} for each refusal', "data"),
+    "junit": Format("JUnit XML, a test a row, for test reports", "ci"),
+    "markdown": Format("a table for a page or a comment", "ci"),
+    "table": Format("columns for people, in colour on a terminal", "table", machine=False),
+}
 
 
 def render(document: Document, name: str, look: Look = PLAIN) -> str:
     """`document` in the format called `name`."""
-    return renderer(name).render(document, look)
+    module = importlib.import_module(f"{__name__}.{FORMATS[name].module}")
+    text: str = getattr(module, f"render_{name}")(document, look)
+    return text
 
 
 def write(document: Document, name: str, path: str | Path) -> None:

@@ -19,9 +19,6 @@ from bpcli.errors import format_diagnostic, printable
 from bpcli.render import Look
 from bpcli.render.document import Column, Document
 
-SUMMARY = "columns for people, in colour on a terminal"
-MACHINE = False
-
 _BOX = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
 """A line of dashes under the headings and nothing else; ASCII, which any terminal and any log can show."""
 _GAP = 3
@@ -32,7 +29,7 @@ _LABEL = 8
 """Least width of a label where labels would leave no room for a number."""
 
 
-def render(document: Document, look: Look) -> str:
+def render_table(document: Document, look: Look) -> str:
     """The main columns, or all of them when `look.verbose`."""
     blocks = ["\n".join(printable(s, 2000) for s in document.sentences)]
     if document.rows:

@@ -1,23 +1,35 @@
-"""JSON: one object; numbers that JSON lacks are the strings "nan", "inf" and "-inf"."""
+"""JSON, JSON lines and CSV. Numbers that JSON lacks are the strings "nan", "inf" and "-inf" there."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bpcli.errors import Diagnostic
 from bpcli.render import Look
 from bpcli.render.document import SCHEMA_VERSION, Document
 
-SUMMARY = "one object with context, the rows (findings, cells, …), errors and summary"
-MACHINE = True
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def render(document: Document, look: Look) -> str:
+def render_json(document: Document, look: Look) -> str:
     """The document as one JSON object, indented."""
     return json.dumps(plain(whole(document)), indent=2, allow_nan=False) + "\n"
+
+
+def render_jsonl(document: Document, look: Look) -> str:
+    """The rows and refusals, one compact object a line."""
+    objects = [*document.rows, *({"error": refusal(d)} for d in document.errors)]
+    return "".join(json.dumps(plain(o), allow_nan=False) + "\n" for o in objects)
+
+
+def render_csv(document: Document, look: Look) -> str:
+    """A line of column keys, then one line a row; a missing value is an empty field, lists and mappings are JSON."""
+    text: str = frame(document, _field, object).to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def whole(document: Document) -> dict[str, Any]:
@@ -48,3 +60,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [plain(v) for v in value]
     return plain(value.tolist() if hasattr(value, "tolist") else str(value))
+
+
+def frame(document: Document, field: Callable[[Any], Any] = lambda value: value, dtype: Any = None) -> pd.DataFrame:
+    """Every row and column of `document` as a DataFrame, by the keys of the columns, with `field` of each value.
+
+    A missing figure is NaN; with the dtype object it stays None, and integers beside it stay integers.
+    """
+    import pandas as pd
+
+    columns = {c.key: [field(c.get(row)) for row in document.rows] for c in document.columns}
+    return pd.DataFrame(columns, dtype=dtype)
+
+
+def _field(value: Any) -> Any:
+    value = plain(value)
+    return json.dumps(value) if isinstance(value, list | dict) else value
