@@ -13,7 +13,7 @@ from bpcli.bench.measurement import BenchResults
 from bpcli.bench.sweep import BenchOptions, expand, merge, parse_axis, plan_sweep, with_options
 from bpcli.errors import BpError, Diagnostic, Place
 from bpcli.problem.limits import Limits
-from bpcli.problem.spec_file import SpecFile
+from bpcli.problem.setup import SpecFile
 from bpcli.spec.sections import MAX_CELLS
 
 VANILLA = Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml"

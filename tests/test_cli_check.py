@@ -334,7 +334,7 @@ def test_outputs_are_tested_first(calls: list[Any]) -> None:
 
 def test_a_file_that_fails_late_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills up while the results are written costs the file, not the results on stdout."""
-    import bpcli.problem.array_writer as export
+    import bpcli.problem.array_files as export
     from bpcli.errors import fail
 
     monkeypatch.setattr(

@@ -52,7 +52,7 @@ DOORS = {
     ("pytest_plugin", "cli"): "specs as tests have the options of bp check",
     ("api", "render"): "a report is for people too",
     ("commands", "render"): "output is for whoever talks to the user",
-    ("render", "problem.array_writer"): "both write files whole or not at all",
+    ("render", "problem.array_files"): "both write files whole or not at all",
     ("render", "errors"): "a path that cannot be written is refused",
     ("__main__", "cli"): "the way in",
 }

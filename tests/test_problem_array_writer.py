@@ -9,7 +9,7 @@ import pytest
 from problem_cases import assert_same, refusals
 
 from bpcli.errors import BpError
-from bpcli.problem.array_writer import check_writable, replace_file, write_npz
+from bpcli.problem.array_files import check_writable, replace_file, write_npz
 
 
 def test_written_files_are_whole_and_reproducible(tmp_path):

@@ -10,7 +10,7 @@ from problem_cases import FEED_FORWARD, RNN, assert_same, open_text, refusals
 
 from bpcli import tasks
 from bpcli.errors import BpError, Place
-from bpcli.problem.array_writer import export_arrays, write_npz
+from bpcli.problem.array_files import export_arrays, write_npz
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw, generator, initial, outside, pattern
 from bpcli.spec.specification import ArrayDecl

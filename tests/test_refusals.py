@@ -28,7 +28,7 @@ ELSEWHERE: dict[Site, str] = {
     ("bench.worker_process.Worker.ask", ""): "what a process that measures refuses",
     ("bench.worker_process.Worker._lost", "process-lost"): JOURNAL,
     ("bench.saved_runs._text", "too-large"): "takes a file of 1 GiB",
-    ("problem.spec_file._content", "unreadable-file"): "takes a file that goes while it is read",
+    ("problem.setup._content", "unreadable-file"): "takes a file that goes while it is read",
     ("checking.sources.user_process.Process._greet", "process-lost"): "takes a Python that does not start",
     ("checking.sources.user_process.Process.start", "unsupported"): "takes Windows",
     ("checking.sources.user_file.load", "bad-file"): GUARD,

@@ -21,7 +21,7 @@ from bpcli.methods import MethodCall
 from bpcli.methods.base import Recursion
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import PASSES, check_cost
-from bpcli.problem.spec_file import SpecFile, digest
+from bpcli.problem.setup import SpecFile, digest
 from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime import kernel_loader
 

@@ -26,7 +26,7 @@ from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import PASSES, Limits, check_cost
-from bpcli.problem.spec_file import SpecFile
+from bpcli.problem.setup import SpecFile
 from bpcli.runtime.evaluation import node_values, whole_loss
 from bpcli.runtime.local_derivatives import LocalDerivatives, local_derivatives_at
 from bpcli.spec.language import canonical

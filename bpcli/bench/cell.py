@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bpcli.problem.spec_file import SpecFile
+from bpcli.problem.setup import SpecFile
 
 OURS = "bp"
 """The name of bp itself among the backends of a cell."""

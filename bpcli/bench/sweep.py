@@ -22,7 +22,7 @@ from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, Place, fail, nearest
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import FLOPS_PER_SECOND, PASSES, SECONDS_PER_STEP, Limits, array_bytes, check_cost
-from bpcli.problem.spec_file import SpecFile, digest
+from bpcli.problem.setup import SpecFile, digest
 from bpcli.spec.language import canonical
 from bpcli.spec.load import parse_value
 from bpcli.spec.sections import MAX_CELLS

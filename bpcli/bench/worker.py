@@ -45,7 +45,7 @@ from bpcli.methods import MethodCall
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.draw import draw
-from bpcli.problem.spec_file import digest
+from bpcli.problem.setup import digest
 from bpcli.runtime import kernel_loader, machine
 from bpcli.runtime.evaluation import check_finite
 

@@ -19,7 +19,7 @@ from distributed.comm import get_address_host_port
 
 from bpcli.cluster.dask_worker import PLACE, Facts, Reserve, differences, facts, same_spec
 from bpcli.errors import BpError, Collector, Diagnostic, fail
-from bpcli.problem.spec_file import SpecFile
+from bpcli.problem.setup import SpecFile
 
 PATIENCE = 15.0
 """Seconds that a scheduler has to answer, and that a cluster may be without a worker."""

@@ -18,7 +18,7 @@ from distributed import WorkerPlugin
 
 import bpcli
 from bpcli.errors import BpError, Diagnostic, fail
-from bpcli.problem.spec_file import SpecFile, digest
+from bpcli.problem.setup import SpecFile, digest
 from bpcli.runtime.machine import Machine, describe
 
 

@@ -24,7 +24,7 @@ from bpcli.cluster.connect import Cluster
 from bpcli.cluster.dask_worker import Facts, answered, facts, require_same
 from bpcli.errors import BpError, Diagnostic
 from bpcli.problem.draw import draw
-from bpcli.problem.spec_file import SpecFile
+from bpcli.problem.setup import SpecFile
 from bpcli.references.perturbation.perturbed import BlockLosses, CopyBlock, LossRequest, Perturbed, perturbed_for
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.machine import cores

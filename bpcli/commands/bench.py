@@ -240,7 +240,7 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     from bpcli.commands.bench_document import brief_document, full_document
     from bpcli.commands.output import emit, note
     from bpcli.errors import UNADVISED, Diagnostic, fail
-    from bpcli.problem.array_writer import check_writable
+    from bpcli.problem.array_files import check_writable
     from bpcli.render import write
 
     paths = [os.path.realpath(path) for path in run]

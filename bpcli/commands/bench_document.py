@@ -37,7 +37,7 @@ def csv_files(specs: Iterable[str], common: Common) -> dict[str, Path]:
     """The CSV file of each spec; none if --output names one. Raises BpError for a file that cannot be written."""
     if any(name == "csv" for name, _ in common.outputs):
         return {}
-    from bpcli.problem.array_writer import check_writable
+    from bpcli.problem.array_files import check_writable
 
     files: dict[str, Path] = {}
     for spec in specs:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bpcli.bench.measurement import BenchResults
     from bpcli.cluster.connect import Cluster
     from bpcli.problem.definition import Setup
-    from bpcli.problem.spec_file import SpecFile
+    from bpcli.problem.setup import SpecFile
     from bpcli.references.perturbation.perturbed import Executor
 
 
@@ -74,7 +74,7 @@ def machine_of(cluster: Cluster, results: BenchResults) -> dict[str, Any]:
 def executor(cluster: Cluster, file: SpecFile, setup: Setup, common: Common) -> Executor:
     """An executor that computes the losses of a check on the cluster."""
     from bpcli.cluster.remote_work import Farm
-    from bpcli.problem.spec_file import digest
+    from bpcli.problem.setup import digest
 
     return Farm(cluster, file, digest(setup, file.path), common.threads or cluster.threads)
 

@@ -67,7 +67,7 @@ def compare(base: str, head: str, across_machines: bool, write_baseline: str | N
 
 def _check_baseline(path: str | None, head: str, common: Common) -> None:
     """Raise BpError for a baseline that cannot be written, or that is HEAD or an --output."""
-    from bpcli.problem.array_writer import check_writable
+    from bpcli.problem.array_files import check_writable
 
     if path is None:
         return
@@ -81,7 +81,7 @@ def _check_baseline(path: str | None, head: str, common: Common) -> None:
 def _write_baseline(path: str, run: Run, code: int) -> str:
     """Write the baseline unless a gradient is wrong; returns a note."""
     from bpcli.bench.comparison import baseline
-    from bpcli.problem.array_writer import replace_file
+    from bpcli.problem.array_files import replace_file
     from bpcli.render.data import plain
 
     if code == 1:

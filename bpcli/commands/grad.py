@@ -86,7 +86,7 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
     from bpcli.commands.progress import announce, progress
     from bpcli.commands.specs import open_spec, single
     from bpcli.methods import parse
-    from bpcli.problem.array_writer import write_npz
+    from bpcli.problem.array_files import write_npz
 
     call = parse(method)
     path = single(spec)
@@ -126,7 +126,7 @@ def export(spec: str, out: str, common: Common) -> int:
     """Write the parameters, inputs and initial states of SPEC to OUT.npz, so that any program can repeat the run."""
     from bpcli.commands.output import describe, emit, note
     from bpcli.commands.specs import open_spec, single
-    from bpcli.problem.array_writer import export_arrays, write_npz
+    from bpcli.problem.array_files import export_arrays, write_npz
     from bpcli.problem.draw import draw
 
     path = single(spec)
@@ -144,7 +144,7 @@ def export(spec: str, out: str, common: Common) -> int:
 
 def _check_out(out: str, spec: Path, common: Common) -> None:
     """Raise BpError for an output file that is no .npz, cannot be written, or is the spec or an `--output`."""
-    from bpcli.problem.array_writer import check_writable
+    from bpcli.problem.array_files import check_writable
 
     target = os.path.realpath(out)
     if target == os.path.realpath(spec):

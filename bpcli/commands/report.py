@@ -36,7 +36,7 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
     """
     from bpcli.commands.output import note
     from bpcli.commands.report_data import read_run
-    from bpcli.problem.array_writer import replace_file
+    from bpcli.problem.array_files import replace_file
     from bpcli.render.page import page
     from bpcli.render.page.figure import need_matplotlib, picture
 
@@ -58,7 +58,7 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
 
 def _plot_kinds(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) -> dict[str, str]:
     """The format of each plot. Raises BpError for paths that are invalid or cannot be written."""
-    from bpcli.problem.array_writer import check_writable
+    from bpcli.problem.array_files import check_writable
 
     if not out and not plot:
         fail("usage", "bp report needs -o/--out or --plot", help="for example -o page.html")

@@ -233,7 +233,7 @@ def _check_outputs(paths: Sequence[str]) -> None:
     """Raise BpError for paths that are given twice or cannot be written, before anything is computed."""
     if not paths:
         return
-    from bpcli.problem.array_writer import check_writable
+    from bpcli.problem.array_files import check_writable
 
     if repeated := sorted({p for p in paths if paths.count(p) > 1}):
         fail("usage", f"two outputs go to {repeated[0]}", help="give each --output a path of its own")

@@ -15,7 +15,7 @@ from bpcli.errors import Diagnostic, fail, nearest
 
 if TYPE_CHECKING:
     from bpcli.api.loaded import LoadedProblem
-    from bpcli.problem.spec_file import SpecFile
+    from bpcli.problem.setup import SpecFile
 
 _HOME = "specs"
 _MAX_BYTES = 1 << 20
@@ -82,7 +82,7 @@ def names(paths: Sequence[Path]) -> Mapping[Path, str]:
 
 def spec_file(path: Path, common: Common, name: str = "") -> SpecFile:
     """A spec under the shared options; `name` defaults to its stem."""
-    from bpcli.problem.spec_file import SpecFile
+    from bpcli.problem.setup import SpecFile
 
     fallbacks = {n: v for n, v in common.fallbacks.items() if not _has_key(path, _IN_SPEC[n])}
     wrt = common.wrt or tuple(fallbacks.pop("wrt", ()))

@@ -54,7 +54,7 @@ def render(document: Document, name: str, look: Look = PLAIN) -> str:
 
 def write(document: Document, name: str, path: str | Path) -> None:
     """Write every row and column of `document` to `path`, whole or not at all; raises BpError where that fails."""
-    from bpcli.problem.array_writer import replace_file
+    from bpcli.problem.array_files import replace_file
 
     text = render(document, name, Look(verbose=True)).encode("utf-8", errors="backslashreplace")
     replace_file(path, lambda stream: stream.write(text))
