@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bpcli import __version__
-from bpcli.commands.registry import COMMANDS, option_name
+from bpcli.commands import COMMANDS, option_name
 
 # Kernels run in parallel themselves, and BLAS threads would compete with them. BLAS reads this once, on import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from bpcli.cli import main
-from bpcli.commands.registry import COMMANDS
+from bpcli.commands import COMMANDS
 
 PACKAGE = Path(__file__).parents[1] / "bpcli"
 MODULES = {

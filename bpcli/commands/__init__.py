@@ -1,1 +1,45 @@
-"""One file a command, named like it and holding a click command of that name; and what commands share."""
+"""The table of commands: their modules and one-line help, available without importing any of them.
+
+A command's module holds a click command of its name; the other modules are what commands share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import click
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command: its module, its line in `bp --help`, and the rows key and summary of an empty JSON document."""
+
+    module: str
+    help: str
+    rows_key: str = "rows"
+    summary: dict[str, int] = field(default_factory=dict)
+
+
+COMMANDS = {
+    "check": Entry(
+        "bpcli.commands.check",
+        "Judge gradients against references with error bounds.",
+        "findings",
+        {"passed": 0, "wrong": 0, "inconclusive": 0},
+    ),
+    "grad": Entry("bpcli.commands.grad", "Write the loss and its gradient to a file.", "arrays"),
+    "export": Entry("bpcli.commands.grad", "Write parameters, inputs and initial states to a file.", "arrays"),
+    "bench": Entry("bpcli.commands.bench", "Measure time and memory of methods over a sweep.", "cells"),
+    "merge": Entry("bpcli.commands.bench", "Merge saved bench runs.", "cells"),
+    "report": Entry("bpcli.commands.report", "Write saved runs as an HTML page with plots."),
+    "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
+    "ab": Entry("bpcli.commands.compare", "Compare two installations of bp, timed in turn.", "comparisons"),
+    "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
+    "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
+}
+
+
+def option_name(option: click.Parameter) -> str:
+    """The long name of an option as an identifier: `max_memory` for `--max-memory`."""
+    longest = max(option.opts, key=len)
+    return longest.lstrip("-").replace("-", "_")

@@ -167,7 +167,7 @@ def _run(
 
     @contextmanager
     def progress(cells: Sequence[Cell]) -> Iterator[Callable[[Cell], None]]:
-        from bpcli.commands.progress import prepare, remaining
+        from bpcli.commands.output import prepare, remaining
 
         if cells and (cluster is None or cluster.local):  # remote workers compile their own
             prepare(common)

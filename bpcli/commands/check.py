@@ -160,8 +160,7 @@ def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Dia
 def hooked(call: Call, common: Common, cluster: Cluster | None) -> Call:
     """The call with notes on stderr, and with losses computed on the cluster if there is one."""
     from bpcli.commands.cluster_option import executor
-    from bpcli.commands.output import note
-    from bpcli.commands.progress import prepare
+    from bpcli.commands.output import note, prepare
 
     told = replace(call, note=lambda text: note(text, common), prepare=lambda: prepare(common))
     if cluster is None:
@@ -174,7 +173,7 @@ def _judge(paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Comm
     from bpcli.api.check_runner import judge_spec
     from bpcli.api.user_gradients import judge
     from bpcli.commands.failures import translate
-    from bpcli.commands.progress import progress
+    from bpcli.commands.output import progress
     from bpcli.commands.specs import names, open_spec
 
     with progress(common) as say:

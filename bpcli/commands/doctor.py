@@ -87,7 +87,7 @@ def _memory() -> Lines:
 
 def _self_check() -> Lines:
     from bpcli.api.loaded import load
-    from bpcli.commands.progress import prepare
+    from bpcli.commands.output import prepare
     from bpcli.commands.specs import packaged_spec
 
     prepare(Common())

@@ -114,7 +114,7 @@ def _sentence(text: str) -> str:
 
 def _document(error: BpError, args: Sequence[str]) -> None:
     """Print an empty document with the refusals, where the output format is one for programs."""
-    from bpcli.commands.registry import COMMANDS
+    from bpcli.commands import COMMANDS
     from bpcli.render import FORMATS, render
     from bpcli.render.document import Document
 

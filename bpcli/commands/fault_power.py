@@ -25,8 +25,7 @@ def plant(paths: Sequence[Path], refused: Sequence[Diagnostic], options: CheckOp
 
     Returns 2 if a spec is refused, 1 if a fault is missed, 5 without specs, else 0.
     """
-    from bpcli.commands.output import emit
-    from bpcli.commands.progress import progress
+    from bpcli.commands.output import emit, progress
 
     found: list[Planted] = []
     errors = list(refused)
@@ -50,7 +49,7 @@ def _planted(path: Path, options: CheckOptions, common: Common) -> tuple[list[Pl
     from bpcli.checking.interpreter import RIGHT
     from bpcli.checking.power import power, power_cost
     from bpcli.commands.failures import translate
-    from bpcli.commands.progress import prepare
+    from bpcli.commands.output import prepare
     from bpcli.commands.specs import open_spec
     from bpcli.problem.limits import check_cost
 

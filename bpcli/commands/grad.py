@@ -82,8 +82,7 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
     The loss is that of all steps, for truncated methods too. Gradients of sparse arrays are dense, with zeros for
     entries that are not stored.
     """
-    from bpcli.commands.output import note
-    from bpcli.commands.progress import announce, progress
+    from bpcli.commands.output import announce, note, progress
     from bpcli.commands.specs import open_spec, single
     from bpcli.methods import parse
     from bpcli.problem.array_files import write_npz

@@ -1,4 +1,4 @@
-"""Output of commands: results on stdout and in the `--output` files, notes and refusals on stderr."""
+"""Output of commands: results on stdout and in the `--output` files; notes, refusals and progress on stderr."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -118,3 +120,60 @@ def silence() -> None:
         os.close(nothing)
     except (OSError, ValueError):  # stdout has no descriptor
         sys.stdout = io.StringIO()
+
+
+def announce(common: Common) -> None:
+    """Note on stderr when kernels are compiled, which happens once per machine and takes half a minute."""
+    from bpcli.runtime import kernel_loader
+
+    kernel_loader.announce = lambda text: note(text, common)
+
+
+def prepare(common: Common) -> None:
+    """Announce compilation, and compile the kernels of a check that are not cached yet, two at a time."""
+    from bpcli.runtime import kernel_loader
+
+    announce(common)
+    kernel_loader.prepare(kernel_loader.CHECKING)
+
+
+@contextmanager
+def progress(common: Common) -> Iterator[Callable[[str], None]]:
+    """A function that replaces the status line on stderr; it does nothing when quiet or without a terminal."""
+    if common.quiet or not lively():
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(Text(printable(text)))
+
+
+@contextmanager
+def remaining(weights: Sequence[float], labels: Sequence[str], common: Common) -> Iterator[Callable[[int], None]]:
+    """A function to call with the index of each finished cell; it shows the number of cells and the time left.
+
+    `weights` are the predicted seconds of each cell; the time left is scaled by the speed of the cells so far.
+    """
+    start, done = time.monotonic(), set[int]()
+    with progress(common) as say:
+
+        def count(number: int) -> None:
+            done.add(number)
+            expected = sum(weights[i] for i in done)
+            left = (time.monotonic() - start) / expected * (sum(weights) - expected)
+            say(f"{len(done)} of {len(weights)} cells, {duration(left)} left; last: {labels[number]}")
+
+        say(f"0 of {len(weights)} cells, about {duration(sum(weights))}")
+        yield count
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 6000:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -97,7 +97,7 @@ def place_of(context: click.Context | None, parameter: click.Parameter | None) -
 
 
 def _options(command: click.Command | None) -> dict[str, click.Option]:
-    from bpcli.commands.registry import option_name
+    from bpcli.commands import option_name
 
     options = [p for p in command.params if isinstance(p, click.Option)] if command else []
     return {option_name(o): o for o in options if not o.required and option_name(o) not in _PERSONAL}
@@ -105,7 +105,7 @@ def _options(command: click.Command | None) -> dict[str, click.Option]:
 
 def _all_options() -> set[str]:
     """The options of all commands, which are imported for this; needed only for keys that one command lacks."""
-    from bpcli.commands.registry import COMMANDS
+    from bpcli.commands import COMMANDS
 
     modules = {name: importlib.import_module(entry.module) for name, entry in COMMANDS.items()}
     return {option for name, module in modules.items() for option in _options(getattr(module, name))}
