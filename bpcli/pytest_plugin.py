@@ -159,14 +159,14 @@ def _check(plan: Plan, methods: Sequence[str]) -> bpcli.Report:
     from bpcli.api.loaded import report_on
     from bpcli.api.method_selection import read
     from bpcli.commands.check import hooked
-    from bpcli.commands.cluster_option import opened
+    from bpcli.commands.shared_options import opened_cluster
 
     common = plan.common
     kernels = [m.removeprefix(_KERNEL) for m in methods if m.startswith(_KERNEL)]
     own = [m for m in methods if not m.startswith(_KERNEL)]
     with (
         closing(user_gradients.user_process(common.limits(), common.user_time)) as process,
-        opened(common) as cluster,
+        opened_cluster(common) as cluster,
     ):
         call = Call(read(own), user_gradients.read(kernels, (), process), plan.options)
         return report_on(plan.problem, hooked(call, common, cluster))

@@ -20,8 +20,7 @@ import pytest
 
 pytest.importorskip("distributed")
 
-from bpcli.cluster.connect import Cluster
-from bpcli.cluster.dask_worker import Facts, differences, together
+from bpcli.cluster.connect import Cluster, Facts, differences, together
 from bpcli.cluster.remote_work import LEAST_FLOPS, batches
 from bpcli.problem.definition import Values
 from bpcli.problem.draw import draw
@@ -354,12 +353,12 @@ def test_batches(count: int, expected: list[list[float]]) -> None:
 
 def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing package is named with the extra that brings it; two clusters are one too many."""
-    from bpcli.commands import cluster_option as commands
-    from bpcli.commands.shared_options import Common
+    from bpcli.commands import shared_options as commands
+    from bpcli.commands.shared_options import Common, opened_cluster
     from bpcli.errors import BpError
 
-    with pytest.raises(BpError, match="two clusters"), commands.opened(Common(scheduler="a:1", local_cluster=1)):
+    with pytest.raises(BpError, match="two clusters"), opened_cluster(Common(scheduler="a:1", local_cluster=1)):
         pass
     monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BpError, match=r"bp\[distributed\]"), commands.opened(Common(local_cluster=1)):
+    with pytest.raises(BpError, match=r"bp\[distributed\]"), opened_cluster(Common(local_cluster=1)):
         pass

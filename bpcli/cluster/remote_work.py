@@ -20,11 +20,11 @@ from bpcli.bench.cell import Cell
 from bpcli.bench.journal import Journal
 from bpcli.bench.measurement import BenchResults, Row
 from bpcli.bench.sweep import BenchOptions
-from bpcli.cluster.connect import Cluster
-from bpcli.cluster.dask_worker import Facts, answered, facts, require_same
+from bpcli.cluster.connect import Cluster, Facts, answered, facts, require_same
 from bpcli.errors import BpError, Diagnostic
+from bpcli.problem.definition import Setup
 from bpcli.problem.draw import draw
-from bpcli.problem.setup import SpecFile
+from bpcli.problem.setup import SpecFile, digest
 from bpcli.references.perturbation.perturbed import BlockLosses, CopyBlock, LossRequest, Perturbed, perturbed_for
 from bpcli.runtime import kernel_loader as library
 from bpcli.runtime.machine import cores
@@ -154,11 +154,11 @@ class LossOrder:
 class Farm:
     """`Executor` on a cluster, for one spec."""
 
-    def __init__(self, cluster: Cluster, spec: SpecFile, sha256: str, threads: int) -> None:
+    def __init__(self, cluster: Cluster, spec: SpecFile, setup: Setup, threads: int) -> None:
         """Raises BpError where a worker does not find the same spec."""
-        self.cluster, self.sha256, self.threads = cluster, sha256, threads
+        self.cluster, self.sha256, self.threads = cluster, digest(setup, spec.path), threads
         self.spec = spec.absolute()
-        cluster.require(self.spec, sha256)
+        cluster.require(self.spec, self.sha256)
 
     def losses(self, asked: LossRequest, pieces: Sequence[CopyBlock]) -> Iterable[BlockLosses]:
         """See `Executor`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.shared_options import Common, Refused, finite_seconds, from_project, shared, use_threads
+from bpcli.commands.shared_options import (
+    Common,
+    Refused,
+    finite_seconds,
+    from_project,
+    opened_cluster,
+    shared,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from bpcli.bench.cell import Cell
@@ -75,9 +84,7 @@ def bench(
     command with --resume to continue. On a cluster, each worker measures one cell at a time; the specs and the files
     they name must exist there at the same paths.
     """
-    from bpcli.commands.cluster_option import opened
-
-    with opened(common, tuple(dict.fromkeys(peer))) as cluster:
+    with opened_cluster(common, tuple(dict.fromkeys(peer))) as cluster:
         from bpcli.runtime.machine import cores
 
         threads = common.threads or (cluster.threads if cluster else cores())
@@ -135,12 +142,11 @@ def planned(paths: Sequence[Path], options: BenchOptions, common: Common, result
 def _identity(sweeps: Sequence[Sweep], options: BenchOptions, cluster: Cluster | None) -> dict[str, Any]:
     """Everything that the rows depend on; --resume continues only a run of the same identity."""
     from bpcli.bench.sweep import cells_of
-    from bpcli.commands.cluster_option import described
     from bpcli.runtime.machine import describe
 
     peers = [p.name for p in options.peers]
     return {
-        "machine": described(cluster) if cluster else dataclasses.asdict(describe(tuple(peers))),
+        "machine": cluster.identity if cluster else dataclasses.asdict(describe(tuple(peers))),
         "budget_s": options.budget,
         "threads": options.threads,
         "peers": peers,
@@ -159,8 +165,7 @@ def _run(
     where: tuple[Common, Cluster | None],
 ) -> bool:
     """Measure the sweeps into `results`; returns whether the user interrupted it."""
-    from bpcli.bench.bench_run import run_bench
-    from bpcli.commands.cluster_option import measuring
+    from bpcli.bench.bench_run import measure_cells, run_bench
     from bpcli.commands.failures import translate
 
     common, cluster = where
@@ -175,8 +180,13 @@ def _run(
         with remaining([c.seconds for c in cells], [c.label for c in cells], common) as done:
             yield lambda cell: done(places[cell.index])
 
+    measure = measure_cells
+    if cluster is not None:
+        from bpcli.cluster.remote_work import measure_remotely
+
+        measure = functools.partial(measure_remotely, cluster=cluster)
     try:
-        run_bench(sweeps, options, results, journal, measuring(cluster), progress)
+        run_bench(sweeps, options, results, journal, measure, progress)
     except KeyboardInterrupt:
         what = "only finished cells are shown" if results.found else "no cell was finished, no file was written"
         results.note(f"interrupted: {what}")
@@ -192,10 +202,9 @@ def _show(
     """Print and write the results of the run with the identity `run`."""
     from bpcli.bench.journal import run_hash
     from bpcli.commands.bench_document import brief_document, full_document
-    from bpcli.commands.cluster_option import machine_of
     from bpcli.commands.output import describe, emit
 
-    machine = machine_of(cluster, results) if cluster else {"machine": {**run["machine"], **results.rates}}
+    machine = cluster.machines(results.machines) if cluster else {"machine": {**run["machine"], **results.rates}}
     about = describe(
         "bench",
         common,
@@ -238,7 +247,7 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     from bpcli.bench.saved_runs import merge as merge_runs
     from bpcli.bench.saved_runs import read_bench
     from bpcli.commands.bench_document import brief_document, full_document
-    from bpcli.commands.output import emit, note
+    from bpcli.commands.output import emit
     from bpcli.errors import UNADVISED, Diagnostic, fail
     from bpcli.problem.array_files import check_writable
     from bpcli.render import write
@@ -258,6 +267,6 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     ]
     document = full_document(rows, errors, context, () if common.quiet else [*notes, *context["skipped"]])
     write(document, "json", out)
-    note(f"wrote {out}", common)
+    common.note(f"wrote {out}")
     emit(document, common, brief_document(document, common.quiet))
     return exit_code(BenchResults({0: list(rows)}, errors=errors), common.strict)

@@ -58,13 +58,12 @@ def csv_files(specs: Iterable[str], common: Common) -> dict[str, Path]:
 
 def write_csv(files: Mapping[str, Path], results: BenchResults, common: Common) -> None:
     """Write a CSV file for each spec that has rows."""
-    from bpcli.commands.output import note
     from bpcli.render import write
 
     for spec, rows in by_spec(results.rows).items():
         if spec in files:
             write(full_document(rows), "csv", files[spec])
-            note(f"wrote {files[spec]}", common)
+            common.note(f"wrote {files[spec]}")
 
 
 def open_journal(about: Mapping[str, Any], resume: bool, common: Common) -> Journal:
@@ -73,26 +72,24 @@ def open_journal(about: Mapping[str, Any], resume: bool, common: Common) -> Jour
     Its name contains the hash of the run, by which `resume` finds it.
     """
     from bpcli.bench.journal import Journal, run_hash
-    from bpcli.commands.output import note
 
     run = run_hash(about)
     named = next((Path(path).parent for name, path in common.outputs if name == "csv"), None)
     journal = Journal((named or _REPORTS) / f"bench-{run[:_NAMED]}.journal.jsonl", run, resume)
     if resume and not journal.rows:
-        note("nothing to resume: no cell of this run was finished before", common)
+        common.note("nothing to resume: no cell of this run was finished before")
     if journal.kept:
-        note(f"an unfinished run of the same cells is kept as {journal.kept}; --resume would have continued it", common)
+        common.note(f"an unfinished run of the same cells is kept as {journal.kept}; --resume would have continued it")
     return journal
 
 
 def close_journal(journal: Journal, keys: Sequence[str], interrupted: bool, common: Common) -> None:
     """Close the journal, and remove it if all cells are in it or none; otherwise note how to resume the run."""
-    from bpcli.commands.output import note
 
     left = sum(key not in journal.rows for key in keys)
     journal.close(remove=not journal.rows or (not left and not interrupted))
     if left and journal.rows:
-        note(f"{left} of {len(keys)} cells are left; run the same command with --resume ({journal.path})", common)
+        common.note(f"{left} of {len(keys)} cells are left; run the same command with --resume ({journal.path})")
 
 
 _STYLES = {"pass": "", "wrong": "bold red", "inconclusive": "yellow"}

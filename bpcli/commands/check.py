@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bpcli.commands.shared_options import Common, Refused, from_project, one_of, shared
+from bpcli.commands.shared_options import Common, Refused, from_project, one_of, opened_cluster, shared
 from bpcli.errors import BpError, Diagnostic, fail, printable
 
 if TYPE_CHECKING:
@@ -85,7 +85,6 @@ def check(
     from bpcli.api.check_runner import Call, Results
     from bpcli.api.method_selection import check_options
     from bpcli.api.user_gradients import read, unknown, user_process
-    from bpcli.commands.cluster_option import opened
     from bpcli.commands.specs import find
 
     boxes, targets, refused = _split_objects(target)
@@ -113,7 +112,7 @@ def check(
     paths, boxes = ([], []) if unread else (paths, boxes)
     call = Call(methods, asked, options, from_project(), alone=len(paths) == 1 and not refused + boxes)
     results = Results(errors=list(refused))
-    with opened(common) as cluster:
+    with opened_cluster(common) as cluster:
         _judge(paths, boxes, hooked(call, common, cluster), common, results)
     results.errors += unknown(asked, results.declared)
     return _show(results, call, common, paths, boxes)
@@ -159,13 +158,15 @@ def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Dia
 
 def hooked(call: Call, common: Common, cluster: Cluster | None) -> Call:
     """The call with notes on stderr, and with losses computed on the cluster if there is one."""
-    from bpcli.commands.cluster_option import executor
-    from bpcli.commands.output import note, prepare
+    from bpcli.commands.output import prepare
 
-    told = replace(call, note=lambda text: note(text, common), prepare=lambda: prepare(common))
+    told = replace(call, note=common.note, prepare=lambda: prepare(common))
     if cluster is None:
         return told
-    return replace(told, executor=lambda file, setup: executor(cluster, file, setup, common))
+    from bpcli.cluster.remote_work import Farm
+
+    threads = common.threads or cluster.threads
+    return replace(told, executor=lambda file, setup: Farm(cluster, file, setup, threads))
 
 
 def _judge(paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Common, results: Results) -> None:

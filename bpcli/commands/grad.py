@@ -82,7 +82,7 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
     The loss is that of all steps, for truncated methods too. Gradients of sparse arrays are dense, with zeros for
     entries that are not stored.
     """
-    from bpcli.commands.output import announce, note, progress
+    from bpcli.commands.output import announce, progress
     from bpcli.commands.specs import open_spec, single
     from bpcli.methods import parse
     from bpcli.problem.array_files import write_npz
@@ -96,7 +96,7 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
         say(f"{problem.setup.spec.name}: {call.text}")
         gradient = problem.gradient(call)
     write_npz(out, arrays(gradient))
-    note(f"wrote {out}", common)
+    common.note(f"wrote {out}")
     return _show(problem.setup, gradient, call.text, common)
 
 
@@ -123,7 +123,7 @@ def _show(setup: Setup, gradient: Gradient, method: str, common: Common) -> int:
 @shared("set", "dtype", "seed", "max_memory", "allow_outside", "format", "output", "quiet", "verbose")
 def export(spec: str, out: str, common: Common) -> int:
     """Write the parameters, inputs and initial states of SPEC to OUT.npz, so that any program can repeat the run."""
-    from bpcli.commands.output import describe, emit, note
+    from bpcli.commands.output import describe, emit
     from bpcli.commands.specs import open_spec, single
     from bpcli.problem.array_files import export_arrays, write_npz
     from bpcli.problem.draw import draw
@@ -134,7 +134,7 @@ def export(spec: str, out: str, common: Common) -> int:
     declared = problem.setup.spec
     found = export_arrays(problem)
     write_npz(out, found)
-    note(f"wrote {out}", common)
+    common.note(f"wrote {out}")
     kinds = {d.name: d.kind for group in (declared.params, declared.inputs, declared.states) for d in group.values()}
     rows = {name: (kinds[name], array) for name, array in found.items()}
     context = describe("export", common, spec=declared.name)

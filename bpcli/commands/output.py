@@ -53,7 +53,7 @@ def emit(document: Document, common: Common, brief: Document | None = None, sile
     for name, path in common.outputs:
         try:
             write(document, name, path)
-            note(f"wrote {path}", common)
+            common.note(f"wrote {path}")
         except BpError as error:
             unwritten += error.diagnostics
     document = replace(document, errors=(*document.errors, *unwritten))
@@ -74,12 +74,6 @@ def _print(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough; the exit code stands
         silence()
-
-
-def note(text: str, common: Common) -> None:
-    """Write a remark to stderr, unless quiet."""
-    if not common.quiet:
-        click.echo(printable(text, 2000), err=True)
 
 
 def lively() -> bool:
@@ -126,7 +120,7 @@ def announce(common: Common) -> None:
     """Note on stderr when kernels are compiled, which happens once per machine and takes half a minute."""
     from bpcli.runtime import kernel_loader
 
-    kernel_loader.announce = lambda text: note(text, common)
+    kernel_loader.announce = common.note
 
 
 def prepare(common: Common) -> None:

@@ -243,7 +243,6 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
     A RUN can also be a spec: the page then shows its V-curve, the error of central differences against their step. The
     specs of a saved check are shown too, if their files can be read. The page is self-contained and works offline.
     """
-    from bpcli.commands.output import note
     from bpcli.problem.array_files import replace_file
     from bpcli.render.page import page
     from bpcli.render.page.figure import need_matplotlib, picture
@@ -260,7 +259,7 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
     files |= {path: picture(figures, kind) for path, kind in kinds.items()}
     for path, content in files.items():
         replace_file(path, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
-        note(f"wrote {path}", common)
+        common.note(f"wrote {path}")
     return 0
 
 
@@ -297,7 +296,6 @@ def _section(run: Run, common: Common) -> Section:
 
 def _of_specs(run: Run, common: Common) -> list[Figure]:
     """The V-curves of the specs of a check, under its settings; a note for each that cannot be computed."""
-    from bpcli.commands.output import note
 
     specs, changed = run.document.context.get("specs"), run.document.context.get("set")
     figures = []
@@ -305,7 +303,7 @@ def _of_specs(run: Run, common: Common) -> list[Figure]:
         try:
             figures.append(curve(Path(spec), replace(common, overrides=changed if isinstance(changed, dict) else {})))
         except BpError as error:
-            note(f"no V-curve of {spec}: {error.diagnostics[0].what}", common)
+            common.note(f"no V-curve of {spec}: {error.diagnostics[0].what}")
     return figures
 
 

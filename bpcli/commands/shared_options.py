@@ -1,21 +1,24 @@
-"""The options that several commands share, and `Common`, the value in which a command receives them."""
+"""The options that several commands share, `Common`, the value in which a command receives them, and their cluster."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from bpcli.errors import BpError, fail, nearest
+from bpcli.errors import BpError, fail, nearest, printable
 
 if TYPE_CHECKING:
+    from bpcli.cluster.connect import Cluster
     from bpcli.problem.limits import Limits
 
 Command = Callable[..., Any]
@@ -55,6 +58,11 @@ class Common:
 
         given = {"max_memory": self.max_memory, "max_time": self.max_time}
         return Limits(allow_outside=self.allow_outside, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+
+    def note(self, text: str) -> None:
+        """Write a remark to stderr, unless quiet."""
+        if not self.quiet:
+            click.echo(printable(text, 2000), err=True)
 
 
 class Refused(click.BadParameter):
@@ -249,6 +257,31 @@ def _refuse_replacing(outputs: Sequence[str], values: Mapping[str, Any]) -> None
     for path in filter(os.path.isfile, outputs):
         if os.path.realpath(path) in read or path.lower().endswith(_INPUT_SUFFIXES):
             fail("usage", f'--output would replace "{path}", an input file', help="name another file")
+
+
+@contextmanager
+def opened_cluster(common: Common, peers: tuple[str, ...] = ()) -> Iterator[Cluster | None]:
+    """The cluster of the shared options, None without one; `peers` must have the same version on all workers."""
+    if common.scheduler is None and common.local_cluster is None:
+        yield None
+        return
+    if common.scheduler is not None and common.local_cluster is not None:
+        fail("usage", "--scheduler and --local-cluster name two clusters", help="give one of them")
+    if importlib.util.find_spec("distributed") is None:
+        what = "--scheduler and --local-cluster need the package distributed, which is not installed"
+        fail("missing-extra", what, help='pip install "bp[distributed]"')
+    from bpcli.cluster import connect
+    from bpcli.runtime.machine import cores
+
+    if common.scheduler is not None:
+        entered = connect.connect(common.scheduler, peers)
+    else:
+        count = common.local_cluster or 1
+        entered = connect.start(count, common.threads or max(1, cores() // count), peers)
+    with entered as cluster:
+        hosts = ", ".join(sorted({f.host for f in cluster.workers.values()}))
+        common.note(f"{len(cluster.workers)} workers on {hosts}")
+        yield cluster
 
 
 def from_project() -> bool:

@@ -32,7 +32,6 @@ def find(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagn
 
     Without targets, the specs in the folder specs/. A folder without specs is noted on stderr.
     """
-    from bpcli.commands.output import note
 
     if not targets and not Path(_HOME).is_dir():
         advice = "name a spec or a folder of specs: bp check FILE.toml"
@@ -51,7 +50,7 @@ def find(targets: Sequence[str], common: Common) -> tuple[list[Path], list[Diagn
             refused.append(Diagnostic("unreadable-file", f'cannot read "{target}": {error}', help=advice))
             continue
         if not inside:
-            note(f'no spec in "{target}": no .toml file there has a key bp', common)
+            common.note(f'no spec in "{target}": no .toml file there has a key bp')
         for spec in inside:
             found.setdefault(os.path.realpath(spec), spec)
     return list(found.values()), refused
@@ -122,7 +121,6 @@ def _search(folder: Path, common: Common) -> Iterator[Path]:
 
     A file that looks like a spec but lacks the key `bp` is noted on stderr.
     """
-    from bpcli.commands.output import note
 
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
@@ -130,7 +128,7 @@ def _search(folder: Path, common: Common) -> Iterator[Path]:
             if _is_spec(path):
                 yield path
             elif _EQUATIONS.search(_head(path)):
-                note(f"skipped {path}: it has [equations] but no key bp", common)
+                common.note(f"skipped {path}: it has [equations] but no key bp")
 
 
 def _is_spec(path: Path) -> bool:
