@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bpcli.bench.cell import Cell
-from bpcli.bench.measurement import BenchResults
+from bpcli.bench.measurement import BenchResults, Cell
 from bpcli.bench.sweep import BenchOptions, expand, merge, parse_axis, plan_sweep, with_options
 from bpcli.errors import BpError, Diagnostic, Place
 from bpcli.problem.limits import Limits

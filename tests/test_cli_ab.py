@@ -13,7 +13,7 @@ import pytest
 from cli_cases import RECURRENT, run, write
 from injected import HOUSE, TWICE, WRONG, checkout
 
-from bpcli.bench.cell import PROTOCOL
+from bpcli.bench.measurement import PROTOCOL
 from bpcli.bench.worker import serve
 from bpcli.bench.worker_process import environment, variables_of, workers
 from bpcli.errors import BpError

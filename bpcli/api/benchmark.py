@@ -15,8 +15,7 @@ from bpcli import backends
 from bpcli.api.arguments import Seconds, validated
 from bpcli.api.loaded import Words, plain_setting, several, spec_file
 from bpcli.bench.bench_run import Done, run_bench
-from bpcli.bench.cell import Cell
-from bpcli.bench.measurement import BenchResults, Row, table
+from bpcli.bench.measurement import BenchResults, Cell, Row, table
 from bpcli.bench.sweep import BenchOptions, plan_sweep
 from bpcli.errors import BpError, fail
 from bpcli.problem.limits import Limits

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bpcli.bench.cell import OURS
-from bpcli.bench.measurement import EXACT, Row, by_spec, held_bytes, over_seeds
+from bpcli.bench.measurement import EXACT, OURS, Row, by_spec, held_bytes, over_seeds
 from bpcli.methods import by_reverse_mode
 
 MIN_VALUES = 3

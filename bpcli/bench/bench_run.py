@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bpcli.bench import profiling, worker_process
-from bpcli.bench.cell import OURS, Cell
 from bpcli.bench.journal import Journal
-from bpcli.bench.measurement import BenchResults, Measurement, Row
+from bpcli.bench.measurement import OURS, BenchResults, Cell, Measurement, Row
 from bpcli.bench.roofline import Rates, movement
 from bpcli.bench.sweep import ROUNDS, BenchOptions, Sweep, admit, cells_of
 from bpcli.errors import BpError

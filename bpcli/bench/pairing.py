@@ -20,10 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from bpcli.bench import comparison, intervals
-from bpcli.bench.cell import Cell
 from bpcli.bench.comparison import CONTROL_SHIFT, Comparison
 from bpcli.bench.intervals import Evidence, Pair, TimeVerdict
-from bpcli.bench.measurement import Row
+from bpcli.bench.measurement import Cell, Row
 from bpcli.bench.saved_runs import verdict
 from bpcli.bench.worker_process import Environment, Worker, workers
 

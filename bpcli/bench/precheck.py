@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.bench.cell import OURS
+from bpcli.bench.measurement import OURS
 from bpcli.checking.check_as_method import Checking
 from bpcli.checking.check_options import CheckOptions, check_cost
 from bpcli.checking.checker import check

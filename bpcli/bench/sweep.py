@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 
 from bpcli import methods
 from bpcli.backends.base import Peer
-from bpcli.bench.cell import OURS, THREADS, Cell, Value
-from bpcli.bench.measurement import BenchResults
+from bpcli.bench.measurement import OURS, THREADS, BenchResults, Cell, Value
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, Place, fail, nearest
 from bpcli.problem.definition import Setup

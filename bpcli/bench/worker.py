@@ -38,7 +38,7 @@ import numpy as np
 import bpcli
 from bpcli import backends
 from bpcli.bench import precheck, profiling, roofline
-from bpcli.bench.cell import OURS, PROTOCOL, Cell
+from bpcli.bench.measurement import OURS, PROTOCOL, Cell
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, fail
 from bpcli.methods import MethodCall

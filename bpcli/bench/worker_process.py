@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bpcli.bench.cell import PROTOCOL
+from bpcli.bench.measurement import PROTOCOL
 from bpcli.errors import UNADVISED, BpError, Diagnostic, fail, printable
 
 _PATIENCE_S = 5.0

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bpcli.bench.bench_run import Done, Monitor, keep, machine_rates, measure_group
-from bpcli.bench.cell import Cell
 from bpcli.bench.journal import Journal
-from bpcli.bench.measurement import BenchResults, Row
+from bpcli.bench.measurement import BenchResults, Cell, Row
 from bpcli.bench.sweep import BenchOptions
 from bpcli.cluster.connect import Cluster, Facts, answered, facts, require_same
 from bpcli.errors import BpError, Diagnostic

@@ -23,9 +23,8 @@ from bpcli.commands.shared_options import (
 )
 
 if TYPE_CHECKING:
-    from bpcli.bench.cell import Cell
     from bpcli.bench.journal import Journal
-    from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.measurement import BenchResults, Cell
     from bpcli.bench.sweep import BenchOptions, Sweep
     from bpcli.cluster.connect import Cluster
 

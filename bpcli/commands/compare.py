@@ -21,9 +21,8 @@ from bpcli.errors import Diagnostic, fail
 from bpcli.render.document import Case, Column, Document, seconds, words
 
 if TYPE_CHECKING:
-    from bpcli.bench.cell import Cell
     from bpcli.bench.comparison import Comparison
-    from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.measurement import BenchResults, Cell
     from bpcli.bench.pairing import Plan, Sides
     from bpcli.bench.saved_runs import Run
     from bpcli.bench.sweep import BenchOptions, Sweep
