@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.backends.base import Arrays, Function, Library, Program
+from bpcli.backends import Arrays, Function, Library, Program
 from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.definition import Setup
 

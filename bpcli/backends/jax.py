@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bpcli.backends import Arrays, Library, Program, peer_refusal
 from bpcli.backends.array_graph import loss, masks, rtrl
-from bpcli.backends.base import Arrays, Library, Program, peer_refusal
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup
 

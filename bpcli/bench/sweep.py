@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bpcli import methods
-from bpcli.backends.base import Peer
+from bpcli.backends import Peer
 from bpcli.bench.measurement import OURS, THREADS, BenchResults, Cell, Value
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, Place, fail, nearest
