@@ -202,9 +202,7 @@ def test_nothing_is_left_to_do() -> None:
 def test_everything_public_is_documented() -> None:
     """Every module, class and public function says what it is."""
     found = []
-    for module, path in MODULES.items():
-        if path.name == "__init__.py" and not path.read_text(encoding="utf-8").strip():
-            continue
+    for module in MODULES:
         if not ast.get_docstring(tree(module)):
             found.append(module)
         for node in tree(module).body:

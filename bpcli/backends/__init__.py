@@ -26,7 +26,7 @@ Program = Callable[[Arrays, Arrays], tuple[Any, Arrays]]
 
 
 class Peer(Protocol):
-    """Another program."""
+    """The interface to another program."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
