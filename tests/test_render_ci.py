@@ -17,8 +17,7 @@ from bpcli.bench.measurement import TAIL
 from bpcli.checking.findings import Finding, Verdict
 from bpcli.commands.bench_document import full_document
 from bpcli.errors import Diagnostic, Place
-from bpcli.render import render
-from bpcli.render.document import Case, Column, Document
+from bpcli.render import Case, Column, Document, render
 
 NASTY = "<a b=\"c\" & 'd'>]]>\x00\x1b[31m\ud800\ufffe,:%\r\n::error::α##[error]"
 REFUSAL = Diagnostic(

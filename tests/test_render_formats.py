@@ -9,8 +9,7 @@ import json
 import pytest
 
 from bpcli.errors import Diagnostic, Place
-from bpcli.render import FORMATS, Look, render
-from bpcli.render.document import Column, Document
+from bpcli.render import FORMATS, Column, Document, Look, render
 
 NASTY = ["plain", 'comma, quote"', "pipe | star *", "[red]markup[/red]", "line\nbreak", "\x1b[31mcontrol", "α", "=1+1"]
 REFUSAL = Diagnostic(

@@ -10,7 +10,7 @@ from typing import Any
 
 from bpcli.checking.findings import Finding, kinked, position
 from bpcli.errors import Diagnostic, Place
-from bpcli.render.document import Case, Column, Document, digits, dims, words
+from bpcli.render import Case, Column, Document, digits, dims, words
 from bpcli.spec.specification import Spec
 
 Places = Mapping[tuple[str, str], Place]

@@ -10,8 +10,7 @@ from bpcli import __version__
 from bpcli.api.check_document import brief_document, findings_document, with_cases
 from bpcli.checking.findings import Finding, Verdict
 from bpcli.errors import USAGE, Diagnostic, Place
-from bpcli.render import render
-from bpcli.render.document import Case, Document
+from bpcli.render import Case, Document, render
 from bpcli.runtime.machine import describe as describe_machine
 
 if TYPE_CHECKING:

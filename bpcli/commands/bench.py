@@ -21,6 +21,7 @@ from bpcli.commands.shared_options import (
     shared,
     use_threads,
 )
+from bpcli.render import write
 
 if TYPE_CHECKING:
     from bpcli.bench.journal import Journal
@@ -249,7 +250,6 @@ def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     from bpcli.commands.output import emit
     from bpcli.errors import UNADVISED, Diagnostic, fail
     from bpcli.problem.array_files import check_writable
-    from bpcli.render import write
 
     paths = [os.path.realpath(path) for path in run]
     if len(set(paths)) < len(paths):

@@ -22,7 +22,7 @@ from bpcli.bench.measurement import (
 from bpcli.commands.shared_options import Common
 from bpcli.errors import Diagnostic, fail
 from bpcli.problem.limits import format_bytes
-from bpcli.render.document import Case, Column, Document, digits, seconds, words
+from bpcli.render import Case, Column, Document, digits, seconds, words, write
 
 if TYPE_CHECKING:
     from bpcli.bench.journal import Journal
@@ -58,8 +58,6 @@ def csv_files(specs: Iterable[str], common: Common) -> dict[str, Path]:
 
 def write_csv(files: Mapping[str, Path], results: BenchResults, common: Common) -> None:
     """Write a CSV file for each spec that has rows."""
-    from bpcli.render import write
-
     for spec, rows in by_spec(results.rows).items():
         if spec in files:
             write(full_document(rows), "csv", files[spec])

@@ -18,7 +18,7 @@ import click
 
 from bpcli.commands.shared_options import Common, finite_seconds, from_project, shared
 from bpcli.errors import Diagnostic, fail
-from bpcli.render.document import Case, Column, Document, seconds, words
+from bpcli.render import Case, Column, Document, seconds, words
 
 if TYPE_CHECKING:
     from bpcli.bench.comparison import Comparison

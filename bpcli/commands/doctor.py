@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from bpcli.commands.shared_options import Common, shared
-from bpcli.render.document import Column, Document
+from bpcli.render import Column, Document
 
 Lines = Iterator[tuple[str, str, str]]
 

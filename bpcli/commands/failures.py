@@ -12,6 +12,7 @@ import click
 
 from bpcli.commands.output import silence, tell, wanted_format
 from bpcli.errors import USAGE, BpError, Diagnostic, nearest
+from bpcli.render import FORMATS, Document, render
 
 INTERRUPTED = 130
 
@@ -115,8 +116,6 @@ def _sentence(text: str) -> str:
 def _document(error: BpError, args: Sequence[str]) -> None:
     """Print an empty document with the refusals, where the output format is one for programs."""
     from bpcli.commands import COMMANDS
-    from bpcli.render import FORMATS, render
-    from bpcli.render.document import Document
 
     wanted = wanted_format(args)
     if not FORMATS[wanted].machine:

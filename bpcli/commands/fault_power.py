@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.render.document import Column, Document, digits, words
+from bpcli.render import Column, Document, digits, words
 
 if TYPE_CHECKING:
     from bpcli.checking.check_options import CheckOptions

@@ -11,7 +11,7 @@ import click
 
 from bpcli.commands.shared_options import Common, shared
 from bpcli.errors import fail
-from bpcli.render.document import Column, Document, digits, dims
+from bpcli.render import Column, Document, digits, dims
 
 if TYPE_CHECKING:
     from bpcli.methods.base import Gradient

@@ -9,7 +9,7 @@ import click
 
 from bpcli.commands.shared_options import Common, one_of, shared
 from bpcli.errors import BpError, printable
-from bpcli.render.document import Column, Document
+from bpcli.render import FORMATS, Column, Document
 
 Row = Mapping[str, Any]
 
@@ -60,8 +60,6 @@ def _references() -> Iterator[Row]:
 
 
 def _formats() -> Iterator[Row]:
-    from bpcli.render import FORMATS
-
     for name, entry in FORMATS.items():
         yield _row(name, entry.summary)
 
@@ -93,7 +91,7 @@ def _words(value: str | Sequence[str]) -> str:
 
 
 @click.command("list")
-@click.argument("what", required=False, metavar=f"[{'|'.join(CATALOGUES)}]", callback=one_of(lambda: tuple(CATALOGUES)))
+@click.argument("what", required=False, metavar=f"[{'|'.join(CATALOGUES)}]", callback=one_of(lambda: CATALOGUES))
 @shared("format", "output")
 def list(what: str | None, common: Common) -> int:
     """List the methods, tasks, operations, references and output formats of bp, or one of these catalogues."""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bpcli.errors import USAGE, BpError, Diagnostic, format_diagnostic, printable
+from bpcli.render import FORMATS, Document, Look, render, write
 
 if TYPE_CHECKING:
     from bpcli.commands.shared_options import Common
-    from bpcli.render.document import Document
 
 
 def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
@@ -32,7 +32,6 @@ def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
 def wanted_format(args: Sequence[str]) -> str:
     """The output format that a command line asks for; the line may be invalid, and is searched rather than parsed."""
     from bpcli.commands.settings import default_format
-    from bpcli.render import FORMATS
 
     found = os.environ.get("BP_FORMAT") or default_format()
     for here, after in zip(args, [*args[1:], ""], strict=True):
@@ -47,8 +46,6 @@ def emit(document: Document, common: Common, brief: Document | None = None, sile
     A table shows `brief` in place of `document` unless verbose, and nothing when `silent`. Returns the exit code: 0, or
     2 where a file could not be written, in which case the results are still printed.
     """
-    from bpcli.render import FORMATS, Look, render, write
-
     unwritten: list[Diagnostic] = []
     for name, path in common.outputs:
         try:

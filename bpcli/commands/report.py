@@ -15,12 +15,12 @@ import click
 
 from bpcli.commands.shared_options import Common, shared
 from bpcli.errors import UNADVISED, BpError, Diagnostic, Place, fail, printable
+from bpcli.render import Document
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from bpcli.checking.findings import Finding
-    from bpcli.render.document import Document
     from bpcli.render.page import Group, Section
     from bpcli.render.page.figure import Figure
 
@@ -310,7 +310,6 @@ def _of_specs(run: Run, common: Common) -> list[Figure]:
 def _curves(specs: list[str], common: Common) -> list[Section]:
     """A section with the V-curves of specs named on the command line."""
     from bpcli.commands.specs import single
-    from bpcli.render.document import Document
     from bpcli.render.page import Group, Section
 
     if not specs:

@@ -7,7 +7,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from bpcli.errors import BpError, fail, nearest, printable
+from bpcli.render import FORMATS
 
 if TYPE_CHECKING:
     from bpcli.cluster.connect import Cluster
@@ -73,7 +74,7 @@ class Refused(click.BadParameter):
         self.hint = hint
 
 
-def one_of(known: Callable[[], Sequence[str]]) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+def one_of(known: Callable[[], Collection[str]]) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
     """A click callback that accepts the words of `known()` and suggests the nearest for any other."""
 
     def check(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -93,8 +94,8 @@ def _outputs(
         name, _, path = value.partition("=")
         if not path:
             raise Refused(f'expected FORMAT=PATH, got "{value}"', "for example --output csv=results.csv")
-        if name not in formats():
-            raise Refused(f'unknown format "{name}"', nearest(name, formats()))
+        if name not in FORMATS:
+            raise Refused(f'unknown format "{name}"', nearest(name, FORMATS))
         if path == "-" or path.startswith(("/dev/std", "/dev/fd/")):
             raise Refused(f'"{path}" is not a file', f"--format {name} writes to stdout")
         pairs.append((name, path))
@@ -128,13 +129,6 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
         raise Refused(error.diagnostics[0].what, error.diagnostics[0].help) from None
 
 
-def formats() -> tuple[str, ...]:
-    """The names of the output formats."""
-    from bpcli.render import FORMATS
-
-    return tuple(FORMATS)
-
-
 OPTIONS: Mapping[str, Callable[[Command], Command]] = {
     "set": click.option("--set", "set_", multiple=True, metavar="KEY=VALUE",
         help="Set a dim, constant, T, batch, seed or dtype; repeatable."),
@@ -158,7 +152,7 @@ OPTIONS: Mapping[str, Callable[[Command], Command]] = {
         help="Run on the Dask cluster at this address, as tcp://HOST:8786."),
     "local_cluster": click.option("--local-cluster", metavar="N", type=click.IntRange(1, 256),
         help="Run on N worker processes on this machine."),
-    "format": click.option("--format", metavar="FORMAT", callback=one_of(formats), default="table",
+    "format": click.option("--format", metavar="FORMAT", callback=one_of(lambda: FORMATS), default="table",
         help="Format of stdout; see `bp list formats`."),
     "output": click.option("--output", metavar="FORMAT=PATH", multiple=True, callback=_outputs,
         help="Also write the results to a file; repeatable."),

@@ -1,12 +1,115 @@
-"""Output formats: a `Document` as text."""
+"""The document that commands produce, rows under columns with sentences and errors, and the formats that render it."""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from bpcli.render.document import Document
+from bpcli.errors import Diagnostic, Place
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its `key` in CSV and `heading` in tables, `get` takes its value from a row, `show` formats it.
+
+    Tables leave out `wide` columns unless verbose; formats for programs have them all. A `label` names the subject of
+    its row, and is repeated in every part of a table that is cut. `right` aligns numbers.
+    """
+
+    key: str
+    heading: str
+    get: Callable[[Mapping[str, Any]], Any]
+    show: Callable[[Any], str]
+    right: bool = True
+    wide: bool = False
+    label: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row as a test: `name` of `suite`, with a verdict as of `bp check`.
+
+    Of what does not pass, `message` is one line and `lines` are the details. `badness` ranks, a z: larger is worse.
+    `seconds` is the time that the row measured and `place` the line to look at, None where there is none. `said` is the
+    verdict in the row's own word, where it has one.
+    """
+
+    suite: str
+    name: str
+    verdict: str = "pass"
+    message: str = ""
+    lines: Sequence[str] = ()
+    badness: float = 0.0
+    seconds: float | None = None
+    place: Place | None = None
+    said: str = ""
+
+    def text(self) -> list[str]:
+        """The message and all lines."""
+        return [*([self.message] if self.message else []), *self.lines]
+
+    def where(self) -> list[str]:
+        """The place as a line, in the form of refusals; no line where there is none."""
+        return [f" --> {self.place.file}:{self.place.line}:{self.place.column}"] if self.place else []
+
+
+@dataclass(frozen=True)
+class Document:
+    """The result of a command. `rows_key` names the rows in JSON ("findings", "cells"); `rows` are JSON-ready mappings.
+
+    `sentences` stand above a table, `notes` below it; `summary` is for programs. `style` takes a row to the rich style
+    of its line, "" for none, and `case` to a test; without `case` every row is a test that passes.
+    """
+
+    title: str
+    rows_key: str
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
+    context: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    sentences: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    errors: Sequence[Diagnostic] = ()
+    style: Callable[[Mapping[str, Any]], str] = lambda row: ""
+    case: Callable[[Mapping[str, Any]], Case] | None = None
+
+    def cases(self) -> list[Case]:
+        """Every row as a test."""
+        case = self.case or self._plain_case
+        return [case(row) for row in self.rows]
+
+    def _plain_case(self, row: Mapping[str, Any]) -> Case:
+        return Case(self.title, self.columns[0].show(self.columns[0].get(row)))
+
+
+def words(value: Any) -> str:
+    """A value as text, "" for None; floats with six digits."""
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def digits(count: int) -> Callable[[float | None], str]:
+    """A formatter of numbers to `count` significant digits, "" for None."""
+    return lambda value: "" if value is None else f"{value:.{count}g}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds to three digits in s, ms, us or ns, "" for None."""
+    if value is None:
+        return ""
+    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9))
+    # From 0.9995 on, three digits of the next smaller unit would be 1e+03.
+    unit, size = next((u for u in units if value >= 0.9995 * u[1]), units[-1])
+    return f"{value / size:.3g} {unit}"
+
+
+def dims(shape: Sequence[int] | None) -> str:
+    """A shape as `3x4`, or `scalar`; "" for None."""
+    return "" if shape is None else "x".join(map(str, shape)) or "scalar"
 
 
 @dataclass(frozen=True)

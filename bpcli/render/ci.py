@@ -11,8 +11,7 @@ from pathlib import PurePath
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from bpcli.errors import Diagnostic, Place, format_diagnostic, printable
-from bpcli.render import Look
-from bpcli.render.document import Case, Document
+from bpcli.render import Case, Document, Look
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
 _ANNOTATIONS = 10

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bpcli.errors import Diagnostic
-from bpcli.render import Look
-from bpcli.render.document import SCHEMA_VERSION, Document
+from bpcli.render import SCHEMA_VERSION, Document, Look
 
 if TYPE_CHECKING:
     import pandas as pd

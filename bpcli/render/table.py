@@ -16,8 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bpcli.errors import format_diagnostic, printable
-from bpcli.render import Look
-from bpcli.render.document import Column, Document
+from bpcli.render import Column, Document, Look
 
 _BOX = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
 """A line of dashes under the headings and nothing else; ASCII, which any terminal and any log can show."""

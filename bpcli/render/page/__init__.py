@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from bpcli.errors import format_diagnostic, printable
-from bpcli.render.document import Column, Document
+from bpcli.render import Column, Document
 from bpcli.render.page.figure import Figure, svg
 
 MENU_AT_MOST = 12
