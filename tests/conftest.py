@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bpcli import kernels
 from bpcli.errors import Diagnostic
-from bpcli.kernels import mode
 
-mode.compiling = not mode.plain  # elementwise functions are tested as compiled functions of their own
+kernels.compiling = not kernels.plain  # elementwise functions are tested as compiled functions of their own
 
 pytest_plugins = ["pytester"]
 

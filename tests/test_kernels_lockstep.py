@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpcli.kernels import lockstep, mode
+from bpcli import kernels
+from bpcli.kernels import lockstep
 from bpcli.kernels.lockstep import new_group
 from bpcli.methods import parse
 from bpcli.problem.draw import draw
@@ -91,15 +92,14 @@ overlap and are added to, or of one that is put together, scalars of a step."""
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     """The modules of kernels as they are where nothing is compiled."""
-    monkeypatch.setattr(mode, "compiling", False)
-    package = importlib.import_module("bpcli.kernels")
-    prefix, kept = f"{package.__name__}.", mode.__name__
+    monkeypatch.setattr(kernels, "compiling", False)
+    prefix = f"{kernels.__name__}."
 
     def take_out() -> dict[str, Any]:
-        held = {name: module for name, module in sys.modules.items() if name.startswith(prefix) and name != kept}
+        held = {name: module for name, module in sys.modules.items() if name.startswith(prefix)}
         for name in held:
             del sys.modules[name]
-            delattr(package, name.removeprefix(prefix))
+            delattr(kernels, name.removeprefix(prefix))
         return held
 
     held = take_out()
@@ -107,7 +107,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     take_out()
     for name, module in held.items():
         sys.modules[name] = module
-        setattr(package, name.removeprefix(prefix), module)
+        setattr(kernels, name.removeprefix(prefix), module)
 
 
 class Recurrence:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from kernel_cases import SPECS, gradient, problem_of
 
-from bpcli.kernels import mode
+from bpcli import kernels
 from bpcli.problem.definition import Problem
 from bpcli.runtime import kernel_loader as library
 
@@ -42,7 +42,7 @@ class Board:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module as it is where nothing is compiled."""
-    monkeypatch.setattr(mode, "compiling", False)
+    monkeypatch.setattr(kernels, "compiling", False)
     names = [f"bpcli.kernels.{name}" for name in ("jit", "atomics", "thread_pool")]
     held = [sys.modules.pop(name, None) for name in names]
     yield importlib.import_module(names[-1])

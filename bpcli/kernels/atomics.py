@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import time
 
-from bpcli.kernels import mode
+from bpcli import kernels
 from bpcli.kernels.jit import inner
 
 YIELD_EVERY = 64
 """Pauses after which a waiting thread yields its core, which the thread that it waits for may need."""
 
-if mode.compiling:
+if kernels.compiling:
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -80,7 +80,7 @@ if mode.compiling:
 
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
             kind = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, mode.YIELD), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, kernels.YIELD), [])
             return context.get_dummy_value()
 
         return types.void(), codegen

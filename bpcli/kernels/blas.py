@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bpcli.kernels import mode
+from bpcli import kernels
 from bpcli.kernels.jit import inner
 from bpcli.kernels.scalar_functions import times
 
@@ -25,7 +25,7 @@ def numpy_gemm(ta, tb, m, n, k, A, a, lda, B, b, ldb, add, C, c, ldc):  # type: 
     out[...] = out + product if add else product
 
 
-if mode.compiling:
+if kernels.compiling:
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils
@@ -57,7 +57,7 @@ if mode.compiling:
     @intrinsic
     def _gemm(typingctx, ta, tb, m, n, k, A, a, lda, B, b, ldb, alpha, beta, C, c, ldc):  # type: ignore[no-untyped-def]
         index, flag, dtype = types.intp, types.boolean, C.dtype
-        name = mode.GEMM[str(dtype)]
+        name = kernels.GEMM[str(dtype)]
         signature = types.void(
             flag, flag, index, index, index, A, index, index, B, index, index, dtype, dtype, C, index, index
         )

@@ -16,7 +16,7 @@ import ctypes
 
 import numpy as np
 
-from bpcli.kernels import mode
+from bpcli import kernels
 from bpcli.tape.instructions import APART, BASE, INNER_ROW, LANE, OUTER, STEP
 
 CHUNK = 128
@@ -26,7 +26,7 @@ OPTIONS = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper
 """Numba's options for functions that only kernels call: no wrappers for Python."""
 INLINED = {**OPTIONS, "forceinline": True}
 
-if mode.compiling:
+if kernels.compiling:
     from llvmlite import ir
     from numba import carray, njit, types
     from numba.core import cgutils

@@ -7,7 +7,8 @@ in cache the part of the matrix that was read last.
 
 from __future__ import annotations
 
-from bpcli.kernels import mode, simd
+from bpcli import kernels
+from bpcli.kernels import simd
 from bpcli.kernels.jit import inner
 
 VECTORS = 4
@@ -15,7 +16,7 @@ VECTORS = 4
 LATENCY = 8
 """Sums in flight that hide the latency of an addition."""
 
-if mode.compiling:
+if kernels.compiling:
     from numba import types
     from numba.extending import intrinsic
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bpcli.kernels import mode
+from bpcli import kernels
 from bpcli.kernels.jit import INLINED, inline
 
 LOG2_E = 1.4426950408889634
@@ -51,7 +51,7 @@ def _fma(a, b, c):
     return a * b + c
 
 
-if mode.compiling:
+if kernels.compiling:
     from llvmlite import ir
     from numba import types
     from numba.extending import lower_builtin, overload, type_callable
@@ -372,7 +372,7 @@ def _by_type(real: Callable[..., Any], dual: Callable[..., Any]) -> Callable[...
     def function(x):
         return dual(x) if isinstance(x, complex) else real(x)
 
-    if mode.compiling:
+    if kernels.compiling:
 
         @overload(function, jit_options=INLINED)
         def choose(x):
@@ -387,7 +387,7 @@ def _by_first_type(real: Callable[..., Any], dual: Callable[..., Any]) -> Callab
     def function(x, y):
         return dual(x, y) if isinstance(x, complex) else real(x, y)
 
-    if mode.compiling:
+    if kernels.compiling:
 
         @overload(function, jit_options=INLINED)
         def choose(x, y):

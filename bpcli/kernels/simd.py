@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import llvmlite.binding as llvm
 
-from bpcli.kernels import mode
+from bpcli import kernels
 
 WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
 """Whether the processor has vectors of 64 bytes, and 32 registers for them."""
 VECTOR_BYTES = 64 if WIDE else 32
 
-if mode.compiling:
+if kernels.compiling:
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.kernels import mode
+from bpcli import kernels
 from bpcli.kernels.atomics import advance, exchange, read, wait, write
 from bpcli.kernels.jit import inner, vector, vector_at
 
@@ -51,7 +51,7 @@ _BOARD_SIZE = _TAKEN + MOST_PARTS
 """Fields of a job; the first two are written when a thread starts, the others (the leader's) by `ThreadPool.run`."""
 JOB = MEMBERS + 1
 
-if mode.compiling:
+if kernels.compiling:
     from llvmlite import ir
     from numba import types
     from numba.core import cgutils

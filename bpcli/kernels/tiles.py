@@ -12,7 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.kernels import mode, simd
+from bpcli import kernels
+from bpcli.kernels import simd
 from bpcli.kernels.blas import gemm, numpy_gemm
 from bpcli.kernels.jit import inner, vector
 from bpcli.tape.instructions import MOST_COLUMNS, VECTORS
@@ -23,7 +24,7 @@ registers."""
 FEW = 4
 """Columns up to which a gradient is computed transposed: as rows of a tile they leave no lanes idle."""
 
-if mode.compiling:
+if kernels.compiling:
     from numba import types
     from numba.extending import intrinsic
 
@@ -168,7 +169,7 @@ def pack(matrices: NDArray, out: NDArray) -> int:
     return each
 
 
-if mode.compiling:
+if kernels.compiling:
 
     @inner
     def packed_product(m, n, k, A, a, lda, P, p, add, d, ldd, C, c, ldc):

@@ -28,11 +28,11 @@ from numba.core.compiler_machinery import PassManager
 from numba.core.cpu import CPUContext
 from numba.core.runtime.context import NRTContext
 
-from bpcli.kernels import mode
+from bpcli import kernels
 from bpcli.runtime.kernel_cache import write_object
 from bpcli.runtime.kernel_loader import ENTRY, KERNELS
 
-mode.compiling = True
+kernels.compiling = True
 
 _OPTIMISED = 2
 """LLVM's level of optimisation: level 3 takes a tenth longer, for kernels that are no faster."""

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bpcli import kernels
 from bpcli.kernels import forward as forward_kernel
-from bpcli.kernels import mode
 from bpcli.kernels import reverse as reverse_kernel
 from bpcli.kernels.lockstep import MOST_MEMBERS, new_group
 from bpcli.runtime.kernel_loader import Jobs, code, plain, thread_pool, thread_settings
@@ -46,7 +46,7 @@ class Call:
     def run(self, values: NDArray[Any], address: int) -> None:
         """Run on `values`, which begin at `address`."""
         threads = thread_settings()
-        if mode.plain:
+        if kernels.plain:
             for job in self.jobs[:: -1 if threads.backwards and not self.ordered else 1]:
                 plain(self.name)(job, values)
             return

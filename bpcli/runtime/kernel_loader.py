@@ -26,8 +26,8 @@ import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
+from bpcli import kernels
 from bpcli.errors import fail
-from bpcli.kernels import mode
 from bpcli.runtime.kernel_cache import Request, read_object
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ def prepare(requests: Iterable[Request]) -> None:
 
     Kernels of one dtype share most of their functions and are compiled together. Raises BpError where this fails.
     """
-    todo = [] if mode.plain else missing(requests)
+    todo = [] if kernels.plain else missing(requests)
     if not todo:
         return
-    kernels = "a kernel" if len(todo) == 1 else f"{len(todo)} kernels"
-    announce(f"compiling {kernels}, once on this machine; this takes about half a minute")
+    named = "a kernel" if len(todo) == 1 else f"{len(todo)} kernels"
+    announce(f"compiling {named}, once on this machine; this takes about half a minute")
     doubles = [r for r in todo if r[1] == _DOUBLE]
     others = [r for r in todo if r[1] != _DOUBLE]
     groups = [doubles, others] if _cores() > 1 else [todo]
@@ -137,8 +137,8 @@ def _outside_functions() -> Mapping[str, int]:
     interface = _cython_blas().__pyx_capi__
     library, function = ("kernel32", "SwitchToThread") if sys.platform == "win32" else (None, "sched_yield")
     yields = ctypes.cast(getattr(ctypes.CDLL(library), function), ctypes.c_void_p).value
-    gemm = {name: _address_of(interface[name.removeprefix("bp_")]) for name in mode.GEMM.values()}
-    return {**gemm, mode.YIELD: int(yields or 0)}
+    gemm = {name: _address_of(interface[name.removeprefix("bp_")]) for name in kernels.GEMM.values()}
+    return {**gemm, kernels.YIELD: int(yields or 0)}
 
 
 def _cython_blas() -> ModuleType:
@@ -231,7 +231,7 @@ def thread_settings() -> ThreadSettings:
 @functools.cache
 def thread_pool() -> ThreadPool:
     """This process's thread pool; a forked process starts without one."""
-    from bpcli.kernels.thread_pool import ThreadPool  # a kernel, so imported after mode.compiling is set
+    from bpcli.kernels.thread_pool import ThreadPool  # a kernel, so imported after kernels.compiling is set
 
     return ThreadPool(code(THREAD_POOL).call)
 
@@ -248,7 +248,7 @@ def threads() -> int:
 def set_threads(count: int) -> None:
     """Let kernels run on `count` threads from now on."""
     thread_settings().count = count
-    if count > 1 and not mode.plain:
+    if count > 1 and not kernels.plain:
         thread_pool()  # now, not while a clock runs
 
 
