@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from bpcli.bench import roofline
+from bpcli.bench import profiling
 from bpcli.bench.analysis import frontier, laws, sentences
 from bpcli.bench.measurement import by_spec, column_name, csv_keys, grid_keys, over_seeds, table
 from bpcli.cli import main
@@ -235,15 +235,15 @@ def test_other_settings_shift_a_law_and_do_not_bend_it():
 @pytest.mark.parametrize(("gemm", "told"), [([1.0, 1.04, 1.02], False), ([1.0, 1.06, 1.0], True)])
 def test_a_machine_that_is_not_quiet_is_told(gemm, told):
     """Five percent between the slowest and the quickest sample."""
-    movement = roofline.movement([{"gemm": g, "copy": 2.0} for g in gemm])
-    assert told == roofline.contaminated(movement)
+    movement = profiling.movement([{"gemm": g, "copy": 2.0} for g in gemm])
+    assert told == profiling.contaminated(movement)
     rows = [timed("bptt", 1.0, 100) | {"control_moved": movement, "contaminated": told}]
     assert told == any("not quiet" in s for s in sentences(rows))
 
 
 def test_control_kernels_take_time():
     """A product and a copy, in seconds."""
-    assert {"gemm", "copy"} == {k for k, v in roofline.sample_controls().items() if 1e-6 < v < 1.0}
+    assert {"gemm", "copy"} == {k for k, v in profiling.sample_controls().items() if 1e-6 < v < 1.0}
 
 
 def document(rows, **more):

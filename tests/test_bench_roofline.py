@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bpcli.bench.roofline import Rates, copy_rate, limit, usual_shares
+from bpcli.bench.profiling import Rates, copy_rate, limit, usual_shares
 from bpcli.methods import parse
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup

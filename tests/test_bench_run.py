@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bpcli import backends, methods
-from bpcli.bench import journal, precheck, profiling, roofline, worker, worker_process
+from bpcli.bench import journal, precheck, profiling, worker, worker_process
 from bpcli.bench.precheck import Precheck
 from bpcli.cli import main
 from bpcli.errors import BpError, Diagnostic
@@ -135,7 +135,7 @@ def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Preche
     known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
     monkeypatch.setattr(worker_process, "Worker", lambda threads: Here())
     monkeypatch.setattr(library, "set_threads", lambda count: None)  # other tests run in this process too
-    monkeypatch.setattr(roofline, "sample_controls", lambda: {"gemm": 1e-3, "copy": 2e-3})
+    monkeypatch.setattr(profiling, "sample_controls", lambda: {"gemm": 1e-3, "copy": 2e-3})
     # Of a process with so much in it that takes long; processes of its own have it in test_bench_profiling.
     monkeypatch.setattr(profiling, "peak_growth", lambda work: work() and 4096)
     given: dict[str, Precheck] = {}

@@ -17,7 +17,7 @@ from typing import Any
 from bpcli.bench import profiling, worker_process
 from bpcli.bench.journal import Journal
 from bpcli.bench.measurement import OURS, BenchResults, Cell, Measurement, Row
-from bpcli.bench.roofline import Rates, movement
+from bpcli.bench.profiling import Rates, movement
 from bpcli.bench.sweep import ROUNDS, BenchOptions, Sweep, admit, cells_of
 from bpcli.errors import BpError
 from bpcli.problem.limits import Limits

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bpcli.bench import intervals
-from bpcli.bench.roofline import GEMM, Rates, contaminated, limit, usual_shares
+from bpcli.bench.profiling import GEMM, Rates, contaminated, limit, usual_shares
 from bpcli.errors import BpError, Diagnostic
 from bpcli.problem.setup import SpecFile
 

@@ -37,7 +37,7 @@ import numpy as np
 
 import bpcli
 from bpcli import backends
-from bpcli.bench import precheck, profiling, roofline
+from bpcli.bench import precheck, profiling
 from bpcli.bench.measurement import OURS, PROTOCOL, Cell
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, fail
@@ -68,8 +68,8 @@ class Session:
             "calibrate": lambda: {"calls": profiling.calibrate(self._work)},
             "run": self.run,
             "floor": lambda: {"bytes": profiling.peak_growth(lambda: None)},
-            "control": roofline.sample_controls,
-            "rates": lambda **of: dataclasses.asdict(roofline.measure_rates(**of)),
+            "control": profiling.sample_controls,
+            "rates": lambda **of: dataclasses.asdict(profiling.measure_rates(**of)),
         }
         try:
             fields = dict(request)
