@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from bpcli import kernels
 from bpcli.errors import fail
 from bpcli.runtime.kernel_cache import Request, read_object
+from bpcli.runtime.machine import cores
 
 if TYPE_CHECKING:
     from bpcli.kernels.thread_pool import ThreadPool
@@ -75,7 +76,7 @@ def prepare(requests: Iterable[Request]) -> None:
     announce(f"compiling {named}, once on this machine; this takes about half a minute")
     doubles = [r for r in todo if r[1] == _DOUBLE]
     others = [r for r in todo if r[1] != _DOUBLE]
-    groups = [doubles, others] if _cores() > 1 else [todo]
+    groups = [doubles, others] if cores() > 1 else [todo]
     names = [[f"{name}:{dtype}" for name, dtype in group] for group in groups if group]
     with tempfile.TemporaryFile() as said:
         running = [_compiling(group, said) for group in names]
@@ -112,11 +113,6 @@ def _compiling(names: list[str], said: IO[bytes]) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=said,
     )
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _SINGLE_THREADED = os.environ.setdefault("OPENBLAS_NUM_THREADS", "1") == "1"
@@ -214,7 +210,7 @@ class ThreadSettings:
     """How many threads run kernels, and in which order they take jobs."""
 
     def __init__(self) -> None:
-        wish = os.environ.get("NUMBA_NUM_THREADS") or str(_cores())
+        wish = os.environ.get("NUMBA_NUM_THREADS") or str(cores())
         if not wish.isdecimal() or int(wish) < 1:
             what = f'NUMBA_NUM_THREADS must be a number of threads, not "{wish}"'
             fail("threads", what, help="set it to 1 or more, or unset it for all cores")
