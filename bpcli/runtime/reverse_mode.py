@@ -6,7 +6,7 @@ steps of the longest window, and some more so that it slides seldom.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -257,18 +257,24 @@ class Unrolled:
         with trace.disturbed(disturb):  # what is computed once goes back here
             leaves = trace.finish()
         trace.close()
-        arrays = {}
-        for x in self.setup.wrt:
-            if x.kind == "state":
-                flat = initial[x.name].sum(axis=0) if x.name in self.setup.shared else initial[x.name]
-                flat = flat.astype(self.setup.dtype)
-            elif x.name in self.setup.graph.leaf:
-                flat = leaves[self.setup.graph.leaf[x.name]]
-            else:
-                flat = np.zeros(x.shape, self.setup.dtype)
-            if x.pattern is not None:
-                kept = np.zeros(flat.size, flat.dtype)
-                kept[x.pattern] = flat.ravel()[x.pattern]
-                flat = kept
-            arrays[x.name] = flat.reshape(x.shape)
-        return arrays
+        return collect(self.setup, leaves, initial)
+
+
+def collect(setup: Setup, leaves: Mapping[int, Array], initial: Mapping[str, Array]) -> dict[str, Array]:
+    """Gradients by name and in their shapes, nothing outside a pattern: from those of the leaves, and of `initial`
+    states (batch, size)."""
+    arrays = {}
+    for x in setup.wrt:
+        if x.kind == "state":
+            flat = initial[x.name].sum(axis=0) if x.name in setup.shared else initial[x.name]
+            flat = flat.astype(setup.dtype)
+        elif x.name in setup.graph.leaf:
+            flat = leaves[setup.graph.leaf[x.name]]
+        else:
+            flat = np.zeros(x.shape, setup.dtype)
+        if x.pattern is not None:
+            kept = np.zeros(flat.size, flat.dtype)
+            kept[x.pattern] = flat.ravel()[x.pattern]
+            flat = kept
+        arrays[x.name] = flat.reshape(x.shape)
+    return arrays

@@ -1,0 +1,74 @@
+"""BPTT with s snapshots by the optimal binomial schedule (Griewank & Walther, "Algorithm 799: revolve", TOMS 26, 2000).
+
+With s snapshots, the initial state among them, and r repetitions, C(s + r, s) steps can be taken back. For the least r
+that is enough for n steps, the fewest advances are
+
+    t(n, s) = r n - C(s + r, s + 1),        t(n, s) = min over m of  m + t(n - m, s - 1) + t(m, s),
+
+without the recording of each step just before it is taken back. Steps count in chunks, which `bptt` works on at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import comb
+
+from bpcli.methods._checkpointed import Action, Checkpointed
+
+
+@dataclass(frozen=True)
+class Options:
+    """`s` >= 1 snapshots, the initial state among them."""
+
+    s: int
+
+    def __post_init__(self) -> None:
+        if self.s < 1:
+            raise ValueError(f"s must be at least 1, not {self.s}")
+
+
+def repetitions(n: int, s: int) -> int:
+    """The least r with C(s + r, s) >= n."""
+    r = 0
+    while comb(s + r, s) < n:
+        r += 1
+    return r
+
+
+def advances(n: int, s: int) -> int:
+    """t(n, s)."""
+    r = repetitions(n, s)
+    return r * n - comb(s + r, s + 1)
+
+
+def split(n: int, s: int) -> int:
+    """The m steps before the next snapshot that minimise m + t(n - m, s - 1) + t(m, s), for n >= 2."""
+    r = repetitions(n, s)
+    return max(1, min(comb(s + r - 1, s), n - comb(s + r - 2, s - 1))) if s > 1 else n - 1
+
+
+def schedule(segments: int, options: Options) -> Iterator[Action]:
+    """All segments, from the first."""
+    yield from _back(0, segments, options.s)
+
+
+def _back(first: int, count: int, s: int) -> Iterator[Action]:
+    """Take `count` segments back; the run stands before `first`, and may have s snapshots."""
+    if count > 1:
+        yield "save", first
+    while count > 1:
+        m = split(count, s)
+        yield from (("advance", k) for k in range(first, first + m))
+        yield from _back(first + m, count - m, s - 1)
+        yield "restore", first
+        count = m
+    yield "record", first
+
+
+METHOD = Checkpointed(
+    name="revolve",
+    summary="bptt with s snapshots by the optimal binomial schedule: any memory, a few more forward passes",
+    Options=Options,
+    schedule=schedule,
+)

@@ -1,0 +1,34 @@
+"""BPTT from snapshots every √T steps: one more forward pass, memory for about 2 √T steps (Chen et al. 2016).
+
+The first pass keeps the state before each of about √T segments; from the last segment to the first, each is taken
+forwards again, held whole, and taken back. Steps count in chunks, which `bptt` works on at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from bpcli.methods._checkpointed import Action, Checkpointed
+from bpcli.methods.base import NoOptions
+
+
+def schedule(segments: int, options: NoOptions) -> Iterator[Action]:
+    """Snapshots of all segments but the last, which is recorded at once."""
+    last = segments - 1
+    for k in range(last):
+        yield "save", k
+        yield "advance", k
+    yield "record", last
+    for k in reversed(range(last)):
+        yield "restore", k
+        yield "record", k
+
+
+METHOD = Checkpointed(
+    name="sqrt",
+    summary="bptt from snapshots every sqrt(T) steps: one more forward pass, memory for 2 sqrt(T) steps",
+    Options=NoOptions,
+    schedule=schedule,
+    several=lambda chunks: math.isqrt(chunks - 1) + 1,
+)
