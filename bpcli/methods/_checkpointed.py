@@ -1,8 +1,8 @@
 """BPTT from snapshots of the state: steps that are not held are taken again.
 
-The T steps are cut into segments, counted from the end, of as many steps as `bptt` works on at a time (or a multiple):
-the reverse pass over a segment is then that of `bptt`, bit for bit. A segment is *advanced* to get from a snapshot to a
-later one, and *recorded* once, just before its reverse pass.
+The T steps are cut into segments, counted from the end. A segment is *advanced* to get from a snapshot to a later one,
+and *recorded* once, just before its reverse pass. The gradient has the bits of `bptt` working on as many steps at a time
+as a segment has; `bptt` itself takes more at a time, and sums in another order.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ class Segments:
 
 
 @lru_cache(maxsize=8)
-def _segments(setup: Setup, several: Callable[[int], int]) -> Segments:
-    """Segments of `several(chunks)` chunks each."""
-    graph, chunk = setup.graph, unrolled(setup, Exact().over(setup)).plan.extent.chunk
-    steps = min(setup.T, chunk * several(-(-setup.T // chunk)))
+def segments_of(setup: Setup, steps: int) -> Segments:
+    """Segments of so many steps."""
+    graph = setup.graph
     leaves = [graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf]
     plan = make_plan(graph, leaves, setup.batch, steps, [graph.loss, *graph.new.values()])
     return Segments(-(-setup.T // steps), steps, plan, setup.T)
@@ -70,7 +69,7 @@ def _segments(setup: Setup, several: Callable[[int], int]) -> Segments:
 
 @dataclass(frozen=True)
 class Checkpointed:
-    """A method given by its `schedule(segments, options)`, and the chunks in a segment, `several(chunks)`.
+    """A method given by its `schedule(segments, options)`, and the steps in a segment, `steps(T, options)`.
 
     `summary`, `tags` and `Options` are as in `Method`.
     """
@@ -79,7 +78,7 @@ class Checkpointed:
     summary: str
     Options: type[Any]
     schedule: Schedule
-    several: Callable[[int], int] = lambda chunks: 1
+    steps: Callable[[int, Any], int]
     tags: frozenset[str] = frozenset({"exact", "recurrent", "reverse"})
 
     def refusal(self, graph: Graph) -> str | None:
@@ -90,29 +89,33 @@ class Checkpointed:
         """The total derivative."""
         return Exact()
 
+    def _segments(self, setup: Setup, options: Any) -> Segments:
+        return segments_of(setup, max(1, min(setup.T, self.steps(setup.T, options))))
+
     def advances(self, setup: Setup, options: Any) -> int:
         """The steps that are advanced; recordings are not counted."""
-        segments, steps = _segments(setup, self.several), 0
+        segments, steps = self._segments(setup, options), 0
         for action, k in self.schedule(segments.count, options):
             first, last = segments.ends(k)
             steps += (last - first) * (action == "advance")
         return steps
 
     def cost(self, setup: Setup, options: Any) -> Cost:
-        """The advances beside the cost of `bptt`; memory for one segment, the snapshots and the losses."""
-        segments, exact = _segments(setup, self.several), unrolled(setup, Exact().over(setup))
+        """The advances beside the cost of `bptt`; memory for one segment, the snapshots, and the losses with
+        their weights."""
+        segments, exact = self._segments(setup, options), unrolled(setup, Exact().over(setup))
         again = self.advances(setup, options)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         state = sum(setup.graph.nodes[n].size for n in setup.graph.previous.values())
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
         held = segments.plan.entries + snapshots(self.schedule(segments.count, options)) * setup.batch * state + results
-        held_bytes = held * setup.dtype.itemsize + 8 * setup.T * setup.batch
+        held_bytes = held * setup.dtype.itemsize + 16 * setup.T * setup.batch
         return Cost(exact.flops + setup.batch * once * again, held_bytes, setup.T + again)
 
     @np.errstate(all="ignore")  # the check reports values that are not finite
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """Follow the schedule."""
-        segments = _segments(problem.setup, self.several)
+        segments = self._segments(problem.setup, options)
         run = _Run(problem, segments)
         for action, k in self.schedule(segments.count, options):
             getattr(run, action)(k)

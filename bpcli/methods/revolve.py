@@ -5,7 +5,9 @@ that is enough for n steps, the fewest advances are
 
     t(n, s) = r n - C(s + r, s + 1),        t(n, s) = min over m of  m + t(n - m, s - 1) + t(m, s),
 
-without the recording of each step just before it is taken back. Steps count in chunks, which `bptt` works on at a time.
+without the recording of each step just before it is taken back. Here n counts segments of `steps` steps, which are
+recorded and taken back together: many short ones take time, few long ones memory. By default a segment has s steps, and
+takes about as much memory as the snapshots; `steps=1` is the method of the paper.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ from bpcli.methods._checkpointed import Action, Checkpointed
 
 @dataclass(frozen=True)
 class Options:
-    """`s` >= 1 snapshots, the initial state among them."""
+    """`s` >= 1 snapshots, the initial state among them, and segments of `steps` steps, by default (0) as many as s."""
 
     s: int
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if self.s < 1:
             raise ValueError(f"s must be at least 1, not {self.s}")
+        if self.steps < 0:
+            raise ValueError(f"steps must be at least 1, or 0 for as many as s, not {self.steps}")
 
 
 def repetitions(n: int, s: int) -> int:
@@ -71,4 +76,5 @@ METHOD = Checkpointed(
     summary="bptt with s snapshots by the optimal binomial schedule: any memory, a few more forward passes",
     Options=Options,
     schedule=schedule,
+    steps=lambda T, options: options.steps or options.s,
 )

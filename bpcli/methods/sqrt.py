@@ -1,7 +1,7 @@
 """BPTT from snapshots every √T steps: one more forward pass, memory for about 2 √T steps (Chen et al. 2016).
 
 The first pass keeps the state before each of about √T segments; from the last segment to the first, each is taken
-forwards again, held whole, and taken back. Steps count in chunks, which `bptt` works on at a time.
+forwards again, held whole, and taken back.
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ METHOD = Checkpointed(
     summary="bptt from snapshots every sqrt(T) steps: one more forward pass, memory for 2 sqrt(T) steps",
     Options=NoOptions,
     schedule=schedule,
-    several=lambda chunks: math.isqrt(chunks - 1) + 1,
+    steps=lambda T, options: math.isqrt(T - 1) + 1,
 )
