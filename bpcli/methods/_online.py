@@ -14,7 +14,7 @@ from bpcli.methods.base import Cost, Definition, Gradient, OnlineRule, Recursion
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.problem.draw import generator
 from bpcli.runtime.forward_mode import rtrl_plan
-from bpcli.runtime.local_derivatives import LocalDerivatives, LocalSteps, influence_layout
+from bpcli.runtime.local_derivatives import InfluenceLayout, LocalDerivatives, LocalSteps, influence_layout
 from bpcli.tape.plan import phase_flops
 
 
@@ -65,8 +65,9 @@ def _at(total: Array, x: Tensor, t: int) -> Array:
 class Online:
     """An online method given by its rule.
 
-    `defined(setup, options)` is its definition; None stands for the recursion itself. `flops(N, P)` are the rule's
-    operations per step and sample, `entries(N, P)` the numbers that it holds per sample.
+    `defined(setup, options)` is its definition; None stands for the recursion itself. Of the influence's layout and the
+    options, `flops` are the rule's operations per step and sample, `entries` the numbers that it holds per sample, and
+    `shared` those that it holds once.
     """
 
     name: str
@@ -74,8 +75,9 @@ class Online:
     tags: frozenset[str]
     Options: type[Any]
     rule: OnlineRule[Any]
-    flops: Callable[[int, int], float]
-    entries: Callable[[int, int], int]
+    flops: Callable[[InfluenceLayout, Any], float]
+    entries: Callable[[InfluenceLayout, Any], int]
+    shared: Callable[[InfluenceLayout, Any], int] = lambda layout, options: 0
     defined: Callable[[Setup, Any], Definition] | None = None
 
     def refusal(self, graph: Graph) -> str | None:
@@ -91,9 +93,10 @@ class Online:
         plan, layout = rtrl_plan(setup, False), influence_layout(setup)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
-        flops = setup.T * setup.batch * (plan.size * step + 3 * once + self.flops(layout.N, layout.P))
+        flops = setup.T * setup.batch * (plan.size * step + 3 * once + self.flops(layout, options))
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
-        held = plan.entries + setup.batch * self.entries(layout.N, layout.P) + 2 * results
+        own = setup.batch * (self.entries(layout, options) + layout.local_entries) + self.shared(layout, options)
+        held = plan.entries + own + 3 * results
         return Cost(flops, held * setup.dtype.itemsize, setup.T)
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:

@@ -54,7 +54,7 @@ METHOD = Online(
     tags=frozenset({"exact", "online", "recurrent", "teaching"}),
     Options=NoOptions,
     rule=DenseRTRL(),
-    flops=lambda N, P: 2.0 * N * N * P + 6.0 * N * P,
-    entries=lambda N, P: 5 * N * P + 2 * P,
+    flops=lambda layout, options: 2.0 * layout.N * layout.N * layout.P + 6.0 * layout.N * layout.P,
+    entries=lambda layout, options: 5 * layout.N * layout.P + 2 * layout.P,
     defined=lambda setup, options: Exact(),
 )

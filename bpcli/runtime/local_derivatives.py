@@ -27,7 +27,7 @@ from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.runtime.forward_mode import RtrlPlan, rtrl_plan, rtrl_schedule
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Trace
-from bpcli.tape.dependency import ColumnSpan
+from bpcli.tape.dependency import ColumnSpan, reached_states
 from bpcli.tape.instructions import BASE, INNER_ROW, OUTER
 
 
@@ -43,6 +43,16 @@ class InfluenceLayout:
     P: int
     states: Mapping[str, slice]
     columns: Mapping[str, slice]
+    plan: RtrlPlan
+
+    @property
+    def local_entries(self) -> int:
+        """The numbers of a sample in J and the cotangents of M̄ of a step."""
+        graph, step = self.plan.graph, self.plan.step
+        matrices = {p.matrix for p in step.products}
+        vectors = [s.node for s in self.plan.column_spans if s.node not in matrices]
+        sizes = [graph.nodes[n].size for n in (*(p.delta for p in step.products), *vectors)]
+        return self.N * (self.N + sum(sizes))
 
     def initial(self, batch: int, dtype: np.dtype) -> Array:
         """M(0), (batch, N, P): the identity where initial states are differentiated, else zero."""
@@ -61,7 +71,32 @@ def influence_layout(setup: Setup) -> InfluenceLayout:
     ends = list(itertools.accumulate(sizes, initial=0))
     states = {name: slice(*ends[i : i + 2]) for i, name in enumerate(plan.graph.previous)}
     columns = {_called(plan.graph.nodes[s.node]): _slice(s) for s in plan.column_spans}
-    return InfluenceLayout(plan.size, plan.parameters, states, columns)
+    return InfluenceLayout(plan.size, plan.parameters, states, columns, plan)
+
+
+@lru_cache(maxsize=8)
+def influence_pattern(layout: InfluenceLayout, steps: int) -> NDArray[np.bool_]:
+    """The entries (N, P) of the influence that may differ from zero within so many steps of what enters them.
+
+    It is read off the equations, never off values. Initial states are columns of the identity to begin with.
+    """
+    plan = layout.plan
+    graph, reach = plan.graph, reached_states(plan.graph, plan.patterns)
+    found = first = np.zeros((layout.N, layout.P), bool)
+    for span in plan.column_spans:
+        node, products = graph.nodes[span.node], [p for p in plan.step.products if p.matrix == span.node]
+        entries, own = plan.patterns.get(span.node, np.arange(node.size)), first[:, _slice(span)]
+        if node.op == "previous":
+            own |= layout.initial(1, np.dtype(np.float64))[0][:, _slice(span)] > 0
+        for p in products:
+            own |= reach[p.delta][:, entries % node.shape[1] if p.turned else entries // node.shape[1]]
+        if node.op != "previous" and not products and span.node in reach:
+            own |= np.tile(reach[span.node][:, entries], span.columns // len(entries))
+    nothing = {n: np.zeros((layout.N, graph.nodes[n].size), bool) for n in graph.previous.values()}
+    J = np.concatenate([reach.get(n, none) for n, none in nothing.items()], axis=1)
+    for _ in range(steps - 1):
+        found = first | (J @ found)
+    return found
 
 
 def _called(node: Node) -> str:
@@ -87,6 +122,25 @@ class Factor:
     vector: Array | None
     turned: bool
     entries: NDArray[np.int64] | None
+
+    def at(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Array:
+        """Entries of the term, (batch, entries)."""
+        entries = columns if self.entries is None else self.entries[columns]
+        if self.vector is None:
+            return self.delta[:, rows, entries]
+        width = self.delta.shape[2] if self.turned else self.vector.shape[1]
+        major, minor = np.divmod(entries, width)
+        m, n = (minor, major) if self.turned else (major, minor)
+        return self.delta[:, rows, m] * self.vector[:, n]
+
+    def times(self, rows: Array) -> Array:
+        """Row vectors (batch, N) times the term, (batch, columns)."""
+        delta = np.einsum("bi,bim->bm", rows, self.delta)
+        if self.vector is not None:
+            outer = "bn,bm->bnm" if self.turned else "bm,bn->bmn"
+            left = (self.vector, delta) if self.turned else (delta, self.vector)
+            delta = np.einsum(outer, *left).reshape(len(rows), -1)
+        return np.asarray(delta if self.entries is None else delta[:, self.entries])
 
     def dense(self) -> Array:
         """The term, (batch, N, columns)."""

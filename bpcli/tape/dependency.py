@@ -206,6 +206,56 @@ def shifts(graph: Graph) -> Mapping[int, Shifts]:
     return found
 
 
+def reached_states(graph: Graph, patterns: Mapping[int, NDArray[np.int64]]) -> dict[int, NDArray[np.bool_]]:
+    """By node that reaches the state within a step, which of all new states (N) its entries may reach, (N, size).
+
+    `patterns` has the entries that exist of matrices with a density.
+    """
+    states = sum(graph.nodes[n].size for n in graph.new.values())
+    found: dict[int, NDArray[np.bool_]] = {}
+    offset = 0
+
+    def note(n: int, reached: NDArray[np.bool_]) -> None:
+        found[n] = found[n] | reached if n in found else reached
+
+    for n in graph.new.values():
+        note(n, np.eye(states, graph.nodes[n].size, -offset, dtype=bool))
+        offset += graph.nodes[n].size
+    for node in reversed(graph.nodes):
+        here, start = found.get(node.index), 0
+        if here is None or node.op in ("matmat", "transpose"):
+            continue
+        for slot, n in enumerate(node.args):
+            size = graph.nodes[n].size
+            if node.op == "matmul":
+                if slot == 1:
+                    note(n, here @ _existing(graph, node.args[0], patterns))
+            elif node.op == "concat":
+                note(n, here[:, start : start + size])
+            elif node.op == "slice":
+                whole = np.zeros((states, size), bool)
+                whole[:, int(node.numbers[0]) : int(node.numbers[1])] = here
+                note(n, whole)
+            elif node.op not in DENSE and size == node.size:
+                note(n, here)
+            else:
+                note(n, np.repeat(here.any(axis=1, keepdims=True), size, axis=1))
+            start += size
+    return found
+
+
+def _existing(graph: Graph, matrix: int, patterns: Mapping[int, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """The entries of a matrix that may differ from zero."""
+    node = graph.nodes[matrix]
+    if node.op == "transpose":
+        return _existing(graph, node.args[0], patterns).T
+    exists = np.ones(node.shape, bool)
+    if matrix in patterns:
+        exists[:] = False
+        exists.flat[patterns[matrix]] = True
+    return exists
+
+
 def _rows(reach: Mapping[int, Shifts], ways: Iterable[tuple[int, Integers]], states: int) -> tuple[Integers, Integers]:
     """The rows low..high that entries reach by any of several `ways`: by a node, with its entry for each of them."""
     low, high = np.int64(states), np.int64(0)
