@@ -355,6 +355,9 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     ),
     "sweeps": (
         Case("bench net.toml -g n", SPEC),
+        Case("bench net.toml --kernel mine", SPEC),
+        Case("bench net.toml --kernel mine.py:f --local-cluster 2", SPEC),
+        Case("bench net.toml --kernel mine.py:f", SPEC),
         Case("bench net.toml -g q=1,2", SPEC),
         Case("bench net.toml", net("sum(q)")),
         Case("bench net.toml -g n=4,0", SPEC),

@@ -321,6 +321,47 @@ def test_specs_of_one_file_name_have_files_of_their_own(verdicts, tmp_path):
     assert {"bench-a-net": {"a/net"}, "bench-b-net": {"b/net"}, "bench-a-net-": {"a-net"}} == files
 
 
+KERNEL = """
+def gradient(params, inputs, state):
+    if FACTOR == 0:
+        raise ValueError("no")
+    return {"p": FACTOR * params["p"]}
+"""
+
+
+@pytest.mark.parametrize(("factor", "verdict", "code"), [(2, "pass", 0), (3, "wrong", 1)])
+def test_a_kernel_is_measured_beside_the_exact_method(tmp_path, monkeypatch, factor, verdict, code):
+    """With its own bias and time, if it is right; a wrong one is not timed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(KERNEL.replace("FACTOR", str(factor)))
+    (tmp_path / "net.toml").write_text('bp = 1\n[params]\np = [3]\n[equations]\nloss = "sum(p**2)"\n')
+    given = ["net.toml", "-m", "backprop", "--kernel", "mine.py:gradient", "--budget", "0.001", "--format", "json"]
+    result = CliRunner().invoke(main, ["bench", *given])
+    assert code == result.exit_code, result.output
+    ours, theirs = json.loads(result.stdout)["cells"]
+    assert ("bp", "mine.py:gradient") == (ours["backend"], theirs["backend"])
+    assert verdict == theirs["check"]["verdict"] and (theirs["time_s"] is None) == (verdict == "wrong")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "what"),
+    [
+        ("mine.py", "expected FILE.py:FUNC"),
+        ("other.py:gradient", 'no file "other.py"'),
+        ("mine.py:grad", 'mine.py has no "grad"'),
+        ("mine.py:KERNEL", '"mine.py:KERNEL" is not a function'),
+        ("mine.py:gradient", "raises ValueError: no (mine.py:4)"),
+    ],
+)
+def test_what_is_no_kernel_is_refused(tmp_path, monkeypatch, kernel, what):
+    """A name, a file and a function that there is, and that does not fail."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(KERNEL.replace("FACTOR", "0") + "KERNEL = 1\n")
+    (tmp_path / "net.toml").write_text('bp = 1\n[params]\np = [3]\n[equations]\nloss = "sum(p**2)"\n')
+    result = CliRunner().invoke(main, ["bench", "net.toml", "-m", "backprop", "--kernel", kernel, "--budget", "0.001"])
+    assert 2 == result.exit_code and what in result.stderr, result.output
+
+
 class Halves:
     """A peer whose gradient is `value` everywhere."""
 

@@ -17,11 +17,15 @@ from bpcli.errors import Diagnostic, nearest
 HERE = Path(__file__).parent
 GUARD = "a guard: whatever leads there is refused before"
 CLUSTER, PAIR, JOURNAL = "test_cluster.py", "test_cli_ab.py", "test_bench_journal.py"
+KERNEL = "test_bench_run.py, in a process that measures"
 ELSEWHERE: dict[Site, str] = {
     ("bench.journal.Journal.__init__", "unwritable"): "root may write everywhere",
     ("bench.journal.Journal._reopened", "other-run"): JOURNAL,
     ("bench.journal.Journal._parsed", "damaged"): JOURNAL,
     ("bench.worker.Session.run", "unsteady"): GUARD,
+    ("bench.user_kernel.UserKernel.gradient_function", "user-code"): KERNEL,
+    ("bench.user_kernel.UserKernel.gradient_function", "usage"): KERNEL,
+    ("bench.user_kernel.UserKernel.gradient_function.gradient", "user-code"): KERNEL,
     ("bench.worker._open", "changed"): "test_bench_run.py, in a process that measures",
     ("bench.worker_process.Worker.__init__", "no-environment"): "takes an interpreter that goes while it is started",
     ("bench.worker_process.Worker._refuse", "environment"): PAIR,

@@ -28,9 +28,12 @@ Program = Callable[[Arrays, Arrays], tuple[Any, Arrays]]
 class Peer(Protocol):
     """The interface to another program."""
 
-    name: ClassVar[str]
     summary: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
+
+    @property
+    def name(self) -> str:
+        """What it is called in rows and on the command line."""
 
     def available(self) -> str | None:
         """Why the program can't run here; None when it can."""

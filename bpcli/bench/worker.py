@@ -39,6 +39,7 @@ import bpcli
 from bpcli import backends
 from bpcli.bench import precheck, profiling
 from bpcli.bench.measurement import OURS, PROTOCOL, Cell
+from bpcli.bench.user_kernel import UserKernel, is_user_kernel
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, fail
 from bpcli.methods import MethodCall
@@ -169,7 +170,7 @@ def _gradient_function(
     if backend == OURS:
         kernel_loader.set_threads(threads)  # loads the parallel loop now rather than while the clock runs
         return lambda: call.gradient(problem), threads
-    peer = backends.get(backend)
+    peer = UserKernel(backend) if is_user_kernel(backend) else backends.get(backend)
     held = peer.prepare(threads)
     return peer.gradient_function(problem, call.text), held
 

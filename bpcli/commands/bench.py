@@ -24,6 +24,7 @@ from bpcli.commands.shared_options import (
 from bpcli.render import write
 
 if TYPE_CHECKING:
+    from bpcli.backends import Peer
     from bpcli.bench.journal import Journal
     from bpcli.bench.measurement import BenchResults, Cell
     from bpcli.bench.sweep import BenchOptions, Sweep
@@ -52,6 +53,10 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",
     help="Sweep a dim, constant, T, batch, dtype, seed, threads or a method option; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--kernel", multiple=True, metavar="FILE.py:FUNC",
+    help="Also measure a gradient function of yours, beside the exact method; repeatable.",
+)  # fmt: skip
 @click.option("--peer", multiple=True, metavar="PEER", help="Also measure jax or torch on the same cells; repeatable.")
 @click.option(
     "--budget", type=float, default=0.5, show_default=True, metavar="SECONDS", callback=finite_seconds,
@@ -69,6 +74,7 @@ def bench(
     target: tuple[str, ...],
     method: tuple[str, ...],
     grid: tuple[str, ...],
+    kernel: tuple[str, ...],
     peer: tuple[str, ...],
     budget: float,
     resume: bool,
@@ -84,6 +90,10 @@ def bench(
     command with --resume to continue. On a cluster, each worker measures one cell at a time; the specs and the files
     they name must exist there at the same paths.
     """
+    from bpcli.errors import fail
+
+    if kernel and (common.scheduler or common.local_cluster):
+        fail("usage", "--kernel measures on this machine", help="leave out --scheduler and --local-cluster")
     with opened_cluster(common, tuple(dict.fromkeys(peer))) as cluster:
         from bpcli.runtime.machine import cores
 
@@ -91,9 +101,11 @@ def bench(
         use_threads(threads)  # before Numba is imported, which reads it once
         from bpcli.backends import get
         from bpcli.bench.sweep import BenchOptions, parse_axis
+        from bpcli.bench.user_kernel import UserKernel
 
         fixed = frozenset({*common.overrides, *(("threads",) if common.threads else ())})
-        peers = tuple(get(name) for name in dict.fromkeys(peer))
+        peers: tuple[Peer, ...] = tuple(get(name) for name in dict.fromkeys(peer))
+        peers += tuple(UserKernel(text) for text in dict.fromkeys(kernel))
         swept = dict(map(parse_axis, grid))
         options = BenchOptions(method, from_project(), swept, fixed, budget, threads, peers, common.limits(), shard)
         return _bench(target, options, resume, (common, cluster))
@@ -142,6 +154,7 @@ def planned(paths: Sequence[Path], options: BenchOptions, common: Common, result
 def _identity(sweeps: Sequence[Sweep], options: BenchOptions, cluster: Cluster | None) -> dict[str, Any]:
     """Everything that the rows depend on; --resume continues only a run of the same identity."""
     from bpcli.bench.sweep import cells_of
+    from bpcli.bench.user_kernel import UserKernel
     from bpcli.runtime.machine import describe
 
     peers = [p.name for p in options.peers]
@@ -150,6 +163,7 @@ def _identity(sweeps: Sequence[Sweep], options: BenchOptions, cluster: Cluster |
         "budget_s": options.budget,
         "threads": options.threads,
         "peers": peers,
+        "kernels": {p.name: p.sha256 for p in options.peers if isinstance(p, UserKernel)},
         "shard": "{}/{}".format(*options.shard),
         "spec_sha256": {sweep.spec.name: sweep.sha256 for sweep in sweeps},
         "settings": [[dict(sweep.spec.overrides), list(sweep.spec.wrt)] for sweep in sweeps],
