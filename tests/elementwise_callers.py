@@ -46,6 +46,11 @@ def cos_into(x, y):
 
 
 @njit(cache=True)
+def erf_into(x, y):
+    elementwise.erf_into(x, y, 0.0)
+
+
+@njit(cache=True)
 def products_into(x, y, z):
     for k in range(len(z)):
         z[k] = scalar_functions.times(x[k], y[k])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sin": np.sin,
     "cos": np.cos,
     "abs": np.abs,
+    "erf": np.vectorize(math.erf, otypes=[float]),
     "sum": np.sum,
     "mean": np.mean,
     "dot": lambda u, v: np.sum(u * v),

@@ -135,6 +135,17 @@ def _leaky(x: Scalar, slope: float) -> tuple[Scalar, Scalar]:
     return (x, 1.0) if x.real > 0 else (slope * x, slope)
 
 
+def _erf(x: Scalar) -> tuple[Scalar, Scalar]:
+    """erf' = 2/√π exp(-x²); erf of complex x is that times Σ_n 2ⁿ x²ⁿ⁺¹ / (1·3·…·(2n + 1)), which does not cancel."""
+    slope = 2.0 / math.sqrt(math.pi) * _lib(x).exp(-x * x)
+    if not isinstance(x, complex):
+        return math.erf(x), slope
+    term, total, n = x, 0.0j, 0
+    while abs(term) > 1e-20 * abs(total):
+        n, total, term = n + 1, total + term, term * 2.0 * x * x / (2 * n + 3)
+    return slope * total, slope
+
+
 def _exp(x: Scalar) -> tuple[Scalar, Scalar]:
     y = _lib(x).exp(x)
     return y, y
@@ -150,6 +161,7 @@ ELEMENTWISE: dict[str, Callable[[Scalar], tuple[Scalar, Scalar]]] = {
     "sigmoid": _sigmoid,
     "softplus": _softplus,
     "relu": lambda x: _leaky(x, 0.0),
+    "erf": _erf,
     "exp": _exp,
     "log": lambda x: (_lib(x).log(x), 1.0 / x),
     "sqrt": _sqrt,

@@ -106,7 +106,7 @@ def test_numbers(tmp_path: Path, text: str, numbers: tuple[float, ...]) -> None:
         "U @ V @ x + (U @ V).T @ b + W.T.T @ x + (W * g + 1 - W.T) @ b",
         "concat(x, s, z)[1:4] + concat(z, g)[m] * x",
         "tanh(x) + sigmoid(b) + relu(x) + leaky_relu(b, alpha) + softplus(x) + exp(b)",
-        "log(x * x) + sqrt(b * b) + sin(x) - cos(b) - abs(x)",
+        "log(x * x) + sqrt(b * b) + sin(x) - cos(b) - abs(x) + erf(b)",
         "sum(x) + mean(z) + dot(x, b) + logsumexp(x) * x + softmax(x) - log_softmax(b)",
         "cross_entropy(x, softmax(b)) * x + mean(W) - sum(W - W.T) + mean(s) + sum(x)",
         "exp(-exp(W)) @ x / n",

@@ -52,7 +52,7 @@ OPERANDS = {
     "recurrent": ("a[t-1]", "c[t-1]"),
     "output": ("a", "c"),
 }
-SMOOTH = ("negate", "tanh", "sigmoid", "softplus", "exp", "sin", "cos", "relu", "leaky_relu", "abs")
+SMOOTH = ("negate", "tanh", "sigmoid", "softplus", "exp", "sin", "cos", "erf", "relu", "leaky_relu", "abs")
 UNARY = {
     **{name: f"{name}({{}})" for name in SMOOTH if name not in ("negate", "leaky_relu")},
     "negate": "-{}",

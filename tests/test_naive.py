@@ -66,8 +66,11 @@ over_batch = "OVER_BATCH"
 """
 # Each is put into loss = "…" with a vector u = s * x + 2 (entries in 1 … 3), a vector s, a matrix W and a scalar g.
 FUNCTIONS = (
-    *(f"sum({f}(u) * s)" for f in ("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs")),
-    *(f"sum({f}(-u) * s)" for f in ("tanh", "sigmoid", "relu", "softplus", "abs")),
+    *(
+        f"sum({f}(u) * s)"
+        for f in ("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf")
+    ),
+    *(f"sum({f}(-u) * s)" for f in ("tanh", "sigmoid", "relu", "softplus", "abs", "erf")),
     *(f"dot({f}(u), s)" for f in ("softmax", "log_softmax")),
     "dot(leaky_relu(u - 2, 0.1), s)",
     "mean(u) + g * mean(W)",

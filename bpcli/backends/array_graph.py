@@ -137,7 +137,7 @@ _RULES: Mapping[str, Rule] = {
     "divide": _elementwise(lambda u, v: u / v),
     "power": _power,
     "leaky_relu": _leaky_relu,
-    **dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs"), _of_one),
+    **dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf"), _of_one),
     "matmul": lambda library, node, args: library.product,
     "matmat": lambda library, node, args: lambda A, B: A @ B,
     "transpose": lambda library, node, args: lambda M: M.T,

@@ -61,7 +61,7 @@ def _library() -> Library:
     import jax
     import jax.numpy as jnp
     from jax import lax
-    from jax.scipy.special import logsumexp
+    from jax.scipy.special import erf, logsumexp
 
     return Library(
         xp=jnp,
@@ -69,6 +69,7 @@ def _library() -> Library:
             "relu": jax.nn.relu,
             "sigmoid": jax.nn.sigmoid,
             "softplus": jax.nn.softplus,
+            "erf": erf,
             "logsumexp": lambda v: logsumexp(v, axis=-1),
             "softmax": jax.nn.softmax,
             "log_softmax": jax.nn.log_softmax,

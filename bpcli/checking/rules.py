@@ -6,6 +6,7 @@ contribution to an argument is `(B or 1, *argument's shape)`, not summed over sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,9 @@ Args = Sequence[FloatArray]
 def _sigmoid(v: FloatArray) -> FloatArray:
     e = np.exp(-np.abs(v))
     return np.where(v >= 0, 1.0, e) / (1.0 + e)
+
+
+_ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _log_softmax(v: FloatArray) -> FloatArray:
@@ -69,6 +73,7 @@ _FORWARD: dict[str, Callable[[Args, Numbers], FloatArray]] = {
     "sin": lambda a, n: np.sin(a[0]),
     "cos": lambda a, n: np.cos(a[0]),
     "abs": lambda a, n: np.abs(a[0]),
+    "erf": lambda a, n: _ERF(a[0]),
     "matmul": lambda a, n: a[1] @ a[0][0].T,
     "matmat": lambda a, n: a[0] @ a[1],
     "transpose": lambda a, n: a[0].swapaxes(1, 2),
@@ -102,6 +107,7 @@ SLOPES: dict[str, Slope] = {
     "sin": lambda v, y, n: np.cos(v),
     "cos": lambda v, y, n: -np.sin(v),
     "abs": lambda v, y, n: np.sign(v),
+    "erf": lambda v, y, n: 2.0 / np.sqrt(np.pi) * np.exp(-v * v),
 }
 """The derivative of each elementwise function of one argument, from its argument v and its value y."""
 

@@ -213,6 +213,7 @@ _ROWS = (
     Operation("log_softmax", _vector, _entries(13.0), OUT, "v - logsumexp(v)", lambda v: 0.0),
     Operation("concat", _concat, ONE, NOTHING, "vectors and scalars joined into one vector"),
     Operation("slice", _slice, ONE, NOTHING, "v[start:stop], or the element v[i]"),
+    Operation("erf", _same, TEN, ARGS, "error function, 2/sqrt(pi) times the integral of exp(-s**2) to v", math.erf),
 )
 """In the order of opcodes, which compiled kernels know: new rows go to the end."""
 

@@ -28,6 +28,7 @@ from bpcli.tape.instructions import (
     ABS,
     COPY,
     COS,
+    ERF,
     EXP,
     LEAKY_RELU,
     LOG,
@@ -81,6 +82,7 @@ def entrywise_trig(in_range: Function, anywhere: Function) -> Function:
 
 exp_into, tanh_into, sigmoid_into = entrywise(scalar.exp), entrywise(scalar.tanh), entrywise(scalar.sigmoid)
 softplus_into, log_into, sqrt_into = entrywise(scalar.softplus), entrywise(scalar.log), entrywise(scalar.sqrt)
+erf_into = entrywise(scalar.erf)
 sin_into = entrywise_trig(scalar.sin_in_range, scalar.sin)
 cos_into = entrywise_trig(scalar.cos_in_range, scalar.cos)
 
@@ -351,6 +353,7 @@ _pull_log = pull_by_slope(entrywise(_reciprocal))
 _pull_sqrt = pull_by_slope(entrywise(_half_reciprocal), of_result=True)
 _pull_sin = pull_by_slope(cos_into, bound=_absolute_trig)
 _pull_cos = pull_by_slope(_minus_sin_into, bound=_absolute_trig)
+_pull_erf = pull_by_slope(entrywise(scalar.erf_slope), bound=_absolute_normal)
 _pull_power = pull_by_slope(_power_slope_into)
 
 
@@ -383,6 +386,8 @@ def unary_into(op, x, y, number):
         sin_into(x, y, number)
     elif op == COS:
         cos_into(x, y, number)
+    elif op == ERF:
+        erf_into(x, y, number)
     elif op == POWER:
         power_into(x, y, number)
 
@@ -416,5 +421,7 @@ def pull_unary(op, x, y, g, c, add, number, rounding):
         _pull_sin(x, y, g, c, add, number, rounding)
     elif op == COS:
         _pull_cos(x, y, g, c, add, number, rounding)
+    elif op == ERF:
+        _pull_erf(x, y, g, c, add, number, rounding)
     elif op == POWER:
         _pull_power(x, y, g, c, add, number, rounding)

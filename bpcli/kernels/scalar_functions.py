@@ -17,6 +17,7 @@ polynomials of `log`, `sin` and `cos` are those of fdlibm (Sun Microsystems, 199
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,7 @@ SMALLEST_NORMAL = 2.2250738585072014e-308
 TWO_54 = 18014398509481984.0
 TRIG_MAX = 1048576.0  # 2^20: up to here n * PIO2_A, n * PIO2_B and n * PIO2_C are exact
 TWO_OVER_PI = 0.6366197723675814
+TWO_OVER_ROOT_PI = 1.1283791670955126
 PIO2_A = 1.57079632673412561417e00  # pi/2 in four parts; the first three have 33 significant bits
 PIO2_B = 6.07710050630396597660e-11
 PIO2_C = 2.02226624871116645580e-21
@@ -236,6 +238,23 @@ def cos_real(x):
 
 
 @inline
+def erf_real(x):
+    """The error function, by the mathematics library."""
+    return math.erf(np.float64(x))
+
+
+@inline
+def erf_slope_real(x):
+    """2/sqrt(pi) e^(-x^2), the square cut in two so that its rounding does not grow with x."""
+    x = np.float64(x)
+    z = np.int64(np.float64(x).view(np.int64) & -4294967296).view(np.float64)  # its square is exact
+    small = x == x and np.abs(x) < 30.0  # e^-900 is zero
+    a, b = (z, x) if small else (0.0, 0.0)
+    value = TWO_OVER_ROOT_PI * exp_real(-a * a) * exp_real((a - b) * (a + b))
+    return value if small else (0.0 if x == x else x)
+
+
+@inline
 def power_real(x, y):
     """x ** y, by the mathematics library."""
     return np.float64(x) ** y
@@ -361,6 +380,19 @@ def cos_complex(x):
 
 
 @inline
+def erf_complex(x):
+    """erf x."""
+    return complex(erf_real(x.real), _first_order(erf_slope_real(x.real), x.imag))
+
+
+@inline
+def erf_slope_complex(x):
+    """The slope of erf x, and its own: -2 x times it."""
+    value = erf_slope_real(x.real)
+    return complex(value, _first_order(-2.0 * x.real * value, x.imag))
+
+
+@inline
 def power_complex(x, y):
     """x ** y for a real y; a base below zero has none."""
     return complex(x.real**y, _first_order(y * x.real ** (y - 1.0), x.imag))
@@ -405,5 +437,6 @@ tanh = _by_type(tanh_real, tanh_complex)
 sigmoid = _by_type(sigmoid_real, sigmoid_complex)
 softplus = _by_type(softplus_real, softplus_complex)
 log = _by_type(log_real, log_complex)
+erf, erf_slope = _by_type(erf_real, erf_complex), _by_type(erf_slope_real, erf_slope_complex)
 sin_in_range, sin = _by_type(sin_real, sin_in_range_complex), _by_type(sin_anywhere, sin_complex)
 cos_in_range, cos = _by_type(cos_real, cos_in_range_complex), _by_type(cos_anywhere, cos_complex)

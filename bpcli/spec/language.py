@@ -18,7 +18,7 @@ from typing import Literal
 from bpcli.errors import Collector, Place
 
 FUNCTIONS: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs"), 1)
+    dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf"), 1)
     | dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax"), 1)
     | dict.fromkeys(("leaky_relu", "dot", "cross_entropy", "concat"), 2)
 )

@@ -129,7 +129,9 @@ COPY, NEGATE, ADD, SUBTRACT, MULTIPLY, DIVIDE, POWER = (
 TANH, SIGMOID, RELU, LEAKY_RELU, SOFTPLUS = (
     OPERATIONS[name].opcode for name in ("tanh", "sigmoid", "relu", "leaky_relu", "softplus")
 )
-EXP, LOG, SQRT, SIN, COS, ABS = (OPERATIONS[name].opcode for name in ("exp", "log", "sqrt", "sin", "cos", "abs"))
+EXP, LOG, SQRT, SIN, COS, ABS, ERF = (
+    OPERATIONS[name].opcode for name in ("exp", "log", "sqrt", "sin", "cos", "abs", "erf")
+)
 MATMUL, MATMAT, TRANSPOSE = (OPERATIONS[name].opcode for name in ("matmul", "matmat", "transpose"))
 SUM, DOT, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, CONCAT = (
     OPERATIONS[name].opcode for name in ("sum", "dot", "logsumexp", "softmax", "log_softmax", "concat")
