@@ -89,8 +89,10 @@ def _order(diagnostic: Diagnostic) -> tuple[str, int, int]:
     return (place.file, place.line, place.column) if place else ("", 0, 0)
 
 
-def nearest(name: str, known: Iterable[str], none: str = "there is none that could be named here") -> str:
-    """Help for an unknown name: the nearest known one if any is near, and the first twenty; `none` where none is."""
+def nearest(
+    name: str, known: Iterable[str], none: str = "there is none that could be named here", most: int = 20
+) -> str:
+    """Help for an unknown name: the nearest known one if any is near, and the first `most`; `none` where none is."""
     names = sorted(set(known))
     if not names:
         return none
@@ -98,7 +100,7 @@ def nearest(name: str, known: Iterable[str], none: str = "there is none that cou
     if not close:
         close = [k for k in names if k.casefold() == name.casefold()]
     hint = f'did you mean "{printable(close[0])}"? ' if close else ""
-    shown = ", ".join(printable(k) for k in names[:20]) + (", …" if len(names) > 20 else "")
+    shown = ", ".join(printable(k) for k in names[:most]) + (", …" if len(names) > most else "")
     return f"{hint}known: {shown}"
 
 

@@ -102,6 +102,19 @@ BINARY: dict[str, Callable[[Dual, Dual], Dual]] = {
 }
 
 
+def _extreme(taken: Callable[[float, float], bool]) -> Callable[[Dual, Dual], Dual]:
+    """u where it is taken, else v: where both are equal, v; the other one's slope is 0."""
+
+    def rule(u: Dual, v: Dual) -> Dual:
+        first = taken(u.value.real, v.value.real)
+        return chain(u.value if first else v.value, (float(first), u), (float(not first), v))
+
+    return rule
+
+
+MAX, MIN = _extreme(lambda u, v: u > v), _extreme(lambda u, v: u < v)
+
+
 def _lib(x: Scalar) -> Any:
     return cmath if isinstance(x, complex) else math
 
@@ -178,6 +191,10 @@ def call(function: str, args: list[Value]) -> Value:
         return each(lambda u: _apply(ELEMENTWISE[function], u), first)
     if function == "leaky_relu":
         return each(lambda u: _apply(lambda x: _leaky(x, args[1].value), u), first)
+    if function in ("max", "min"):
+        return pairs(MAX if function == "max" else MIN, first, args[1])
+    if function == "clip":
+        return pairs(MIN, pairs(MAX, first, args[1]), args[2])
     if function == "concat":
         return flat(args)
     if function in ("softmax", "log_softmax"):

@@ -34,9 +34,10 @@ FORMS: Mapping[str, str | None] = {
 }
 ELEMENT = "{}[{}]"
 # Functions that are put together from operations: each has the shapes of one.
-COMPOSED = {"mean": OPERATIONS["sum"], "cross_entropy": OPERATIONS["dot"]}
+COMPOSED = {"mean": OPERATIONS["sum"], "cross_entropy": OPERATIONS["dot"], "clip": OPERATIONS["relu"]}
 NUMBERS: Mapping[str, tuple[tuple[Number, ...], ...]] = {
     "power": tuple((p,) for p in (2, 2, 2, 3, 3, 1, 0, 4, "(-1)", "(-2)", 0.5, 1.5, "(-0.5)")),
+    "clip": ((0, 1), ("(-0.5)", 0.5), ("(-1)", 2)),
     "leaky_relu": tuple((s,) for s in (0.1, 0.1, 0, 1, 2, "(-0.5)")),
 }
 GROWING = ("exp",)
@@ -45,7 +46,8 @@ TAME = ("tanh({})", "sin({})", "cos({})", "sigmoid({})", "(0.1 * {})")
 POSITIVE = ("(1 + {}**2)", "(2 + cos({}))", "exp(0.3 * tanh({}))", "(0.1 + softplus({}))", "(0.5 + sigmoid({}))")
 SQUASHED = (
     "tanh({})", "tanh({})", "sin({})", "sigmoid({})", "softmax({})", "relu(sin({}))", "leaky_relu(tanh({}), 0.1)",
-    "abs(tanh({}))", "(0.2 * {})", "relu(0.3 * {})", "log_softmax(tanh({}))", "(1 / (1 + {}**2))",
+    "abs(tanh({}))", "clip({}, (-1), 1)", "max(tanh({}), 0.1)", "(0.2 * {})", "relu(0.3 * {})",
+    "log_softmax(tanh({}))", "(1 / (1 + {}**2))",
 )  # fmt: skip
 LITERALS = ("0.5", "2", "1", "0.1", "3", "0", "(-1)", "1.5", "(-0.25)")
 FLAT = (0.0, 0.0, 0.0, 1.0, 1.0, -1.0, 0.5, 2.0)
@@ -192,7 +194,7 @@ def _any(shapes: tuple[Shape, ...]) -> bool:
     return True
 
 
-BINARY = frozenset({"add", "subtract", "multiply", "divide", "matmul", "matmat", "dot"})
+BINARY = frozenset({"add", "subtract", "multiply", "divide", "matmul", "matmat", "dot", "max", "min"})
 FITS = {"matmul": lambda shapes: len(shapes[1]) == 1, "matmat": lambda shapes: len(shapes[1]) == 2}
 ROWS: tuple[tuple[str, Operation], ...] = (*OPERATIONS.items(), *COMPOSED.items())
 assert set(FUNCTIONS) <= {name for name, _ in ROWS}, "a function that no row writes"

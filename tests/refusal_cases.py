@@ -178,6 +178,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
                 "q[t-1]",
                 "sum(a)**sum(b)",
                 "sum(leaky_relu(a, sum(b)))",
+                "sum(clip(a, 1, 0))",
                 "a + x",
                 "W + b",
                 "b @ a",

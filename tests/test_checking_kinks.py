@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import naive_dual
 import numpy as np
 import pytest
 from checking_cases import LIMITS, Arrays, FakeMethod, call, naive_gradient
+from naive_dual import Dual, chain
 
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check_problem
@@ -36,6 +38,9 @@ FUNCTIONS = {
     "relu": ("relu(W @ a[t-1] + x + b)", 0.0),
     "leaky_relu": ("leaky_relu(W @ a[t-1] + x + b, 0.25)", 0.25),
     "abs": ("abs(W @ a[t-1] + x + b)", -1.0),
+    "max": ("max(W @ a[t-1] + x + b, 0.25 * (W @ a[t-1] + x + b))", 0.25),
+    "min": ("-min(0, -(W @ a[t-1] + x + b))", 0.0),
+    "clip": ("clip(W @ a[t-1] + x + b, 0, 1000)", 0.0),
 }
 KINDS = ("params", "inputs", "state")
 
@@ -77,7 +82,17 @@ def slopes_taken(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     def leaky(x: float, slope: float) -> tuple[float, float]:
         return (x, 1.0) if x > 0 else (slope * x, slope if x < 0 else slope + share * (1 - slope))
 
+    def extreme(sign: float) -> Callable[[Dual, Dual], Dual]:
+        def rule(u: Dual, v: Dual) -> Dual:
+            above = sign * (u.value - v.value)
+            first = share if above == 0 else float(above > 0)
+            return chain(u.value if above > 0 else v.value, (first, u), (1 - first, v))
+
+        return rule
+
     monkeypatch.setattr(naive_dual, "_leaky", leaky)
+    monkeypatch.setattr(naive_dual, "MAX", extreme(1.0))
+    monkeypatch.setattr(naive_dual, "MIN", extreme(-1.0))
     monkeypatch.setitem(naive_dual.ELEMENTWISE, "abs", lambda x: (abs(x), float(np.sign(x)) if x else 2 * share - 1))
 
 
@@ -97,8 +112,8 @@ def judged(problem: Problem, answer: Arrays, mode: str = "full", reference: str 
 STEPS = ((1, 0), (2, 0), (2, 1), (3, 1), (6, 0), (6, 3), (6, 5))
 CASES = [
     *(Case("relu", T, at) for T, at in STEPS),
-    *(Case(function, T, at) for function in ("leaky_relu", "abs") for T, at in STEPS[3:6]),
-    *(Case(function, 3, at, batch=3) for function, at in zip(FUNCTIONS, (0, 1, 2), strict=True)),
+    *(Case(function, T, at) for function in ("leaky_relu", "abs", "max", "min") for T, at in STEPS[3:6]),
+    *(Case(function, 3, at, batch=3) for function, at in zip(FUNCTIONS, (0, 1, 2, 0, 1, 2), strict=True)),
     *(Case(function, T, at, units=2) for function in FUNCTIONS for T, at in ((1, 0), (6, 3))),
     *(Case(function, 3, 1, batch=3, units=2) for function in FUNCTIONS),
     *(Case(function, 3, 1, dtype="float32") for function in FUNCTIONS),

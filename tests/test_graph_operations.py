@@ -9,7 +9,7 @@ from bpcli.graph.operations import OPERATIONS, Misfit, describe, fold
 SCALAR, V1, V3, V4, M34, M43 = (), (1,), (3,), (4,), (3, 4), (4, 3)
 ELEMENTWISE_1 = ["copy", "negate", "power", "tanh", "sigmoid", "relu", "leaky_relu", "softplus"]
 ELEMENTWISE_1 += ["exp", "log", "sqrt", "sin", "cos", "abs", "erf"]
-ELEMENTWISE_2 = ["add", "subtract", "multiply", "divide"]
+ELEMENTWISE_2 = ["add", "subtract", "multiply", "divide", "max", "min"]
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE_1)
@@ -119,7 +119,7 @@ def test_rows() -> None:
     rows = list(OPERATIONS.values())
     assert list(range(len(rows))) == [row.opcode for row in rows]
     assert all(row.description and row.saves <= {"args", "out"} for row in rows)
-    assert ["relu", "leaky_relu", "abs"] == [row.name for row in rows if not row.analytic]
+    assert ["relu", "leaky_relu", "abs", "max", "min"] == [row.name for row in rows if not row.analytic]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,6 @@ def test_fold(op: str, values: list[float], expected: float | None) -> None:
 
 
 def test_foldable_operations_exist() -> None:
-    """Every operation folds except copies, joins, slices and those on matrices."""
-    kept = ["copy", "matmul", "matmat", "transpose", "concat", "slice"]
+    """Every operation folds except copies, joins, slices, choices and those on matrices."""
+    kept = ["copy", "matmul", "matmat", "transpose", "concat", "slice", "max", "min"]
     assert kept == [name for name, row in OPERATIONS.items() if row.fold is None]

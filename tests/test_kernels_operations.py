@@ -58,6 +58,7 @@ UNARY = {
     "negate": "-{}",
     "leaky_relu": "leaky_relu({}, 0.1)",
     "leaky_relu backwards": "leaky_relu({}, -0.3)",
+    "clip": "clip({}, -0.3, 0.4)",
     "log": "log(1.5 + tanh({}))",
     "sqrt": "sqrt(1.5 + tanh({}))",
     "copy": "{}",
@@ -83,6 +84,8 @@ BINARY = {
     "subtract": "{} - {}",
     "multiply": "{} * {}",
     "divide": "{} / (1.5 + tanh({}))",
+    "max": "max({}, 0.4 * {})",
+    "min": "min({}, 0.6 * {} + 0.1)",
 }
 
 
@@ -160,6 +163,7 @@ STATIC = {
     "matrix times scalar": "(g * W) @ a[t-1] + (W / g) @ x + (g - M) @ b",
     "scalar over matrix": "(g / (2 + W**2)) @ a[t-1]",
     "functions of matrices": "exp(-exp(W)) @ x + abs(M) @ a[t-1] + leaky_relu(W, 0.2) @ a[t-1]",
+    "max and min of matrices": "max(W, 0.1 * M.T) @ a[t-1] + min(0.2, W) @ x + clip(M, g, 0.3) @ b",
     "sum and mean of matrices": "sum(W) * x + mean(M * W) * a[t-1] + sum(W @ M) * b",
     "vector made once": "(W @ b) * a[t-1] + sin(M.T @ b)",
     "matrix on both sides": "W @ (W @ (W @ a[t-1]))",
@@ -369,6 +373,9 @@ EXTREMES = [
     ("w[0]**2 + w[1]**3", (1e-160, 1e-100), (2e-160, 3e-200)),
     ("sum(leaky_relu(w, 0.2)**2)", (-1e-160, 1e-150), (-8e-162, 2e-150)),
     ("sum(softplus(w))", (1e300, -1e300), (1.0, 0.0)),
+    ("w[1] * min(exp(w[0]), 1)", (1000.0, 1.0), (0.0, 1.0)),
+    ("w[1] * max(-exp(w[0]), 1)", (1000.0, 1.0), (0.0, 1.0)),
+    ("max(w[0], w[1]) + min(2e16, w[0])", (1e16, 1.0), (2.0, 0.0)),
     ("sum(softmax(w) * w)", (1e300, 1.0), (1.0, 0.0)),
     ("sum(log_softmax(w))", (1e300, -1e300), (-1.0, 1.0)),
 ]
@@ -385,3 +392,28 @@ def test_rules_at_the_edge_of_the_range(
     np.testing.assert_allclose(found, slopes, rtol=1e-14)
     twin = np.array(slopes) * 1.0005 + np.where(np.array(slopes) == 0, 1e-290, 0.0)
     assert (np.abs(found - twin) > 1e-4 * np.abs(twin)).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "w", "expected"),
+    [
+        ("max(w[0], w[1])", (1e16, 1.0), 1e16),
+        ("max(w[0], w[1])", (1e-300, -1e300), 1e-300),
+        ("min(w[0], w[1])", (0.1, 1e16), 0.1),
+        ("clip(w[0], w[1], 3e20)", (0.1, -1e18), 0.1),
+        ("max(log(w[0]), w[1])", (-1.0, 1.0), np.nan),
+        ("max(w[1], log(w[0]))", (-1.0, 1.0), np.nan),
+        ("min(log(w[0]), w[1])", (-1.0, 1.0), np.nan),
+        ("min(w[1], log(w[0]))", (-1.0, 1.0), np.nan),
+        ("max(exp(w[0]), exp(2 * w[0]))", (1000.0, 1.0), np.inf),
+        ("clip(log(w[0]), 0, 1)", (-1.0, 1.0), np.nan),
+    ],
+)
+def test_max_and_min_lose_no_digit_and_hide_no_nan(
+    tmp_path: Path, loss: str, w: tuple[float, float], expected: float
+) -> None:
+    """The value is that of one of the arguments, to the last bit; NaN where one of them is."""
+    text = f'bp = 1\nparams.w = {{ shape = [2], value = {list(w)} }}\n[equations]\nloss = "{loss}"\n'
+    found = gradient(written(tmp_path, text), "backprop").loss
+    assert np.array_equal(expected, found, equal_nan=True)
+    assert not np.array_equal(np.nextafter(expected, 0.0), found)

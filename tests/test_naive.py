@@ -73,6 +73,7 @@ FUNCTIONS = (
     *(f"sum({f}(-u) * s)" for f in ("tanh", "sigmoid", "relu", "softplus", "abs", "erf")),
     *(f"dot({f}(u), s)" for f in ("softmax", "log_softmax")),
     "dot(leaky_relu(u - 2, 0.1), s)",
+    "dot(max(u, 2), s) + dot(min(2 * s, u), u) + sum(clip(u * s, -0.5, 0.5)) + max(g, u[0]) + sum(max(g, u))",
     "mean(u) + g * mean(W)",
     "dot(u, u)",
     "logsumexp(u)",

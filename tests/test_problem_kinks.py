@@ -68,6 +68,11 @@ def unknown(problem: Problem) -> dict[str, list[int]]:
         ("leaky_relu(w, 0.1)[0] + sum(v) * relu(w)[1]", "[0.3, 0.0]", "[1.0, 1.0]", {"w": [1], "v": []}),
         ("dot(v, relu(w[0:1] * x[1])[0] * x) + sum(w)", "[0.0, 0.0]", "[1.0, 1.0]", {"w": [0], "v": []}),
         ("dot(v, relu(w))", "[0.1, 0.5]", "[1.0, 1.0]", {"w": [], "v": []}),  # the twin: no kink near by
+        ("dot(v, max(w, 0.5))", "[0.1, 0.5]", "[1.0, 1.0]", {"w": [1], "v": []}),
+        ("dot(v, min(x, w))", "[1.0, 0.5]", "[1.0, 1.0]", {"w": [0], "v": []}),
+        ("max(dot(v, w), dot(v, w) * x[0])", "[1.0, 0.25]", "[1.0, 1.0]", {"w": [], "v": []}),  # equal, and its slopes
+        ("dot(v, clip(w, -0.5, 0.5))", "[0.1, -0.5]", "[1.0, 1.0]", {"w": [1], "v": []}),
+        ("dot(v, clip(w, -0.6, 0.6))", "[0.1, -0.5]", "[1.0, 1.0]", {"w": [], "v": []}),
     ],
 )
 def test_what_moves_an_argument_at_a_kink_is_unknown(
@@ -110,8 +115,8 @@ def test_a_direction_that_moves_an_argument_at_a_kink_is_unknown(tmp_path: Path)
 
 
 def test_away_from_kinks_the_complex_step_is_exact(tmp_path: Path) -> None:
-    """In relu, leaky_relu and abs it takes the branch of the real part."""
-    loss = "dot(v, relu(w) + leaky_relu(w, 0.1) + abs(w * x))"
+    """It takes the branch of the real part."""
+    loss = "dot(v, relu(w) + leaky_relu(w, 0.1) + abs(w * x) + max(w, x) * min(v, w))"
     problem = opened(tmp_path, FEED_FORWARD.format(loss=loss, w="[0.3, -0.7]", x="[-1.5, 2.0]"))
     found = REFERENCE.estimate(problem, (Window(0, 0, 1),), problem.setup.wrt)
     expected = parse("backprop").gradient(problem).arrays
@@ -123,7 +128,7 @@ def test_away_from_kinks_the_complex_step_is_exact(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_network_with_chosen_slopes_is_a_program_that_takes_them(tmp_path: Path, share: float) -> None:
     """Static operations, those of inputs and those on slices: the same loss, and at kinks these slopes."""
-    loss = "dot(v, relu(w)) + dot(v, abs(w - x)) + leaky_relu(w[0:1] * x[1], 0.25)[0]"
+    loss = "dot(v, relu(w)) + dot(v, abs(w - x)) + leaky_relu(w[0:1] * x[1], 0.25)[0] + sum(max(3 * w, w) + min(w, x))"
     problem = opened(tmp_path, FEED_FORWARD.format(loss=loss, w="[0.0, 0.5]", x="[1.0, 0.5]"))
     slopes = slopes_of(problem)
     assert slopes is not None
@@ -131,8 +136,9 @@ def test_a_network_with_chosen_slopes_is_a_program_that_takes_them(tmp_path: Pat
     assert found.loss == plain.loss
     v = problem.params["v"]
     by_relu, by_abs, by_leaky = share * v[0], (2 * share - 1) * v[1], (0.25 + 0.75 * share) * 0.5
-    assert found.arrays["w"].tolist() == [by_relu - v[0] + by_leaky, v[1] + by_abs]
-    assert plain.arrays["w"].tolist() == [-v[0] + 0.125, v[1]]
+    by_max, by_min = 3 * share + (1 - share), 1.0 * share
+    assert found.arrays["w"].tolist() == [by_relu - v[0] + by_leaky + by_max + 1, v[1] + by_abs + 3 + by_min]
+    assert plain.arrays["w"].tolist() == [-v[0] + 0.125 + 1 + 1, v[1] + 3]
 
 
 @pytest.mark.parametrize(

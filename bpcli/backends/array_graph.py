@@ -112,6 +112,12 @@ def _leaky_relu(library: Library, node: Node, args: tuple[Node, ...]) -> Functio
     return lambda v: library.xp.where(v > 0, v, slope * v)
 
 
+def _extreme(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
+    """max or min; the difference of the arguments is not needed."""
+    function = _elementwise({"max": library.xp.maximum, "min": library.xp.minimum}[node.op])(library, node, args[:2])
+    return lambda u, v, difference: function(u, v)
+
+
 def _concat(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
     xp = library.xp
 
@@ -137,6 +143,7 @@ _RULES: Mapping[str, Rule] = {
     "divide": _elementwise(lambda u, v: u / v),
     "power": _power,
     "leaky_relu": _leaky_relu,
+    **dict.fromkeys(("max", "min"), _extreme),
     **dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf"), _of_one),
     "matmul": lambda library, node, args: library.product,
     "matmat": lambda library, node, args: lambda A, B: A @ B,

@@ -41,7 +41,7 @@ def _raised(v: FloatArray, like: FloatArray) -> FloatArray:
 
 
 def _pair(args: Args) -> tuple[FloatArray, FloatArray]:
-    u, v = args
+    u, v = args[:2]
     return _raised(u, v), _raised(v, u)
 
 
@@ -61,6 +61,8 @@ _FORWARD: dict[str, Callable[[Args, Numbers], FloatArray]] = {
     "subtract": lambda a, n: np.subtract(*_pair(a)),
     "multiply": lambda a, n: np.multiply(*_pair(a)),
     "divide": lambda a, n: np.divide(*_pair(a)),
+    "max": lambda a, n: np.maximum(*_pair(a)),
+    "min": lambda a, n: np.minimum(*_pair(a)),
     "power": lambda a, n: a[0] ** n[0],
     "tanh": lambda a, n: np.tanh(a[0]),
     "sigmoid": lambda a, n: _sigmoid(a[0]),
@@ -142,6 +144,12 @@ _VJPS: dict[tuple[str, int], Vjp] = {
     ("multiply", 1): lambda c, a, y, n: c * _pair(a)[0],
     ("divide", 0): lambda c, a, y, n: c / _pair(a)[1],
     ("divide", 1): lambda c, a, y, n: -c * y / _pair(a)[1],
+    ("max", 0): lambda c, a, y, n: np.where(np.greater(*_pair(a)), c, 0.0),
+    ("max", 1): lambda c, a, y, n: np.where(np.greater(*_pair(a)), 0.0, c),
+    ("max", 2): lambda c, a, y, n: np.zeros_like(c),
+    ("min", 0): lambda c, a, y, n: np.where(np.less(*_pair(a)), c, 0.0),
+    ("min", 1): lambda c, a, y, n: np.where(np.less(*_pair(a)), 0.0, c),
+    ("min", 2): lambda c, a, y, n: np.zeros_like(c),
     ("matmul", 0): lambda c, a, y, n: c[:, :, None] * a[1][:, None, :],
     ("matmul", 1): lambda c, a, y, n: c @ a[0][0],
     ("matmat", 0): lambda c, a, y, n: c @ a[1].swapaxes(1, 2),

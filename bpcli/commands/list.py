@@ -46,7 +46,7 @@ def _operations() -> Iterator[Row]:
     for name, operation in OPERATIONS.items():
         yield _row(name, operation.description, tags=("analytic" if operation.analytic else "kinked",))
     for name, description in COMPOSED.items():
-        yield _row(name, description, tags=("analytic",))
+        yield _row(name, description, tags=("kinked" if name == "clip" else "analytic",))
 
 
 def _references() -> Iterator[Row]:

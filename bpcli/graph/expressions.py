@@ -21,6 +21,7 @@ from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, R
 COMPOSED: Mapping[str, str] = {
     "mean": "mean of all entries",
     "cross_entropy": "cross_entropy(z, p) = -dot(p, log_softmax(z))",
+    "clip": "clip(v, lo, hi) = min(max(v, lo), hi); its derivative at lo and hi is 0",
 }
 """The functions without an operation of their own, with their definitions."""
 
@@ -183,6 +184,10 @@ def _call(builder: NodeBuilder, expr: Call, args: Sequence[int | None]) -> int |
             return builder.apply("negate", (builder.apply("dot", (given[1], log_q), place),), place)
         case "leaky_relu":
             return _leaky_relu(builder, expr, given)
+        case "max" | "min":
+            return _extreme(builder, expr.function, given[0], given[1], place)
+        case "clip":
+            return _clip(builder, expr, given)
         case name:
             return builder.apply(name, given, place)
 
@@ -199,6 +204,28 @@ def _leaky_relu(builder: NodeBuilder, expr: Call, args: Sequence[int]) -> int | 
         builder.collector.add("not-constant", what, expr.args[1].place, help=help_)
         return None
     return builder.apply("leaky_relu", (args[0],), expr.place, (slope,))
+
+
+def _extreme(builder: NodeBuilder, op: str, u: int, v: int, place: Place) -> int | None:
+    """max(u, v) or min(u, v), with the difference whose sign decides; one of two constants or equal nodes."""
+    first, second = builder.value(u), builder.value(v)
+    if u == v:
+        return u
+    if first is not None and second is not None:
+        return u if (first > second) == (op == "max") else v
+    difference = builder.apply("subtract", (u, v) if op == "max" else (v, u), place)
+    return builder.apply(op, (u, v, difference), place)
+
+
+def _clip(builder: NodeBuilder, expr: Call, args: Sequence[int]) -> int | None:
+    v, low, high = args
+    least, most = builder.value(low), builder.value(high)
+    if least is not None and most is not None and least > most:
+        what = f"clip(v, lo, hi) has lo = {least:g} above hi = {most:g}"
+        builder.collector.add("out-of-range", what, expr.args[1].place, help="write the smaller bound first")
+        return None
+    raised = _extreme(builder, "max", v, low, expr.place)
+    return None if raised is None else _extreme(builder, "min", raised, high, expr.place)
 
 
 def _cut(scope: Scope, expr: Item | Slice) -> int | None:

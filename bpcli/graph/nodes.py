@@ -28,9 +28,10 @@ class Node:
     """One operation (or leaf) of the one-step graph.
 
     `op` is a leaf ("param", "constant", "input", "previous") or a name in `bpcli.graph.operations.OPERATIONS`; `args`
-    are indices of earlier nodes. `numbers` are the operation's fixed numbers: (value,) of a constant, (exponent,) of
-    power, (slope,) of leaky_relu, (start, stop) of slice. `name` is that of the array, or of the equation whose root
-    the node is, else "". `place` is the token in the spec.
+    are indices of earlier nodes, the last one of an operation with a kink being what is zero there. `numbers` are the
+    operation's fixed numbers: (value,) of a constant, (exponent,) of power, (slope,) of leaky_relu, (start, stop) of
+    slice. `name` is that of the array, or of the equation whose root the node is, else "". `place` is the token in the
+    spec.
     """
 
     index: int

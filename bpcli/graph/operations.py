@@ -66,7 +66,7 @@ def _same(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
 
 
 def _elementwise(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
-    left, right = shapes
+    left, right = shapes[:2]
     if left == right or right == ():
         return left
     if left == ():
@@ -182,6 +182,9 @@ def _identity(v: float) -> float:
 NOTHING, ARGS, OUT = frozenset[str](), frozenset({"args"}), frozenset({"out"})
 BOTH = ARGS | OUT
 ONE, TWO, TEN = _entries(1.0), _entries(2.0), _entries(10.0)
+_MAX, _MIN = (
+    f"the {most} of u and v, entry by entry; where equal, the derivative is v's" for most in ("larger", "smaller")
+)
 _LEAKY = "leaky_relu(v, s) = v if v > 0 else s * v, s a constant; its derivative at 0 is s"
 
 _ROWS = (
@@ -214,8 +217,14 @@ _ROWS = (
     Operation("concat", _concat, ONE, NOTHING, "vectors and scalars joined into one vector"),
     Operation("slice", _slice, ONE, NOTHING, "v[start:stop], or the element v[i]"),
     Operation("erf", _same, TEN, ARGS, "error function, 2/sqrt(pi) times the integral of exp(-s**2) to v", math.erf),
+    Operation("max", _elementwise, ONE, ARGS, _MAX, analytic=False),
+    Operation("min", _elementwise, ONE, ARGS, _MIN, analytic=False),
 )
 """In the order of opcodes, which compiled kernels know: new rows go to the end."""
+
+SWITCHED = frozenset({"max", "min"})
+"""Operations whose last argument is the difference that is positive where they take the first one; it has no other use,
+and no derivative."""
 
 OPERATIONS: dict[str, Operation] = {row.name: replace(row, opcode=opcode) for opcode, row in enumerate(_ROWS)}
 

@@ -29,6 +29,8 @@ from bpcli.tape.instructions import (
     LOGSUMEXP,
     MATMAT,
     MATMUL,
+    MAX,
+    MIN,
     MULTIPLY,
     NEGATE,
     NUMBER,
@@ -129,7 +131,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
                 multiply_rows(V, where, packed, turned, pb, sb, ib, nb, ldw, add, pc, sc, ic, po, so, io, n, no, ni, t)
                 if slots[a] >= 0:
                     update_rows(ints, values, job, slots[a], V, turned, o0, pb, sb, ib, po, so, io, no, ni)
-            elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE:
+            elif op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE or op == MAX or op == MIN:
                 ca, cb = along(na, n, ia), along(nb, n, ib)
                 binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n)
             elif op == MATMAT or op == TRANSPOSE:
@@ -147,8 +149,9 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
 
 @inner
 def rounds(op):
-    """Whether an operation may round its result: copies, signs and slopes of 1 are exact."""
-    return not (op == CONCAT or op == TRANSPOSE or op == COPY or op == NEGATE or op == RELU or op == ABS)
+    """Whether an operation may round its result: copies, signs, slopes of 1 and choices are exact."""
+    moves = op == CONCAT or op == TRANSPOSE or op == COPY or op == NEGATE
+    return not (moves or op == RELU or op == ABS or op == MAX or op == MIN)
 
 
 @inner

@@ -1,4 +1,4 @@
-"""Operators on rows: the four elementwise operators of two arguments, their reverse rules, and simulated rounding.
+"""Operators on rows: the elementwise operations of two arguments, their reverse rules, and simulated rounding.
 
 A reverse rule sets the target to the cotangent g times a factor, or adds that; where rows of the target coincide, or it
 has one entry for a whole row, it takes the sum.
@@ -13,7 +13,7 @@ import numpy as np
 
 from bpcli.kernels.jit import along, inline, inner, vector_at
 from bpcli.kernels.scalar_functions import over, times
-from bpcli.tape.instructions import ADD, CONCAT, DIVIDE, MODE_A, MULTIPLY, NONE, OP, SUBTRACT, A, B
+from bpcli.tape.instructions import ADD, CONCAT, DIVIDE, MAX, MIN, MODE_A, MULTIPLY, NONE, OP, SUBTRACT, A, B
 
 
 @inline
@@ -24,6 +24,18 @@ def _entry(u, k):
 @inline
 def _itself(u, k):
     return u
+
+
+@inline
+def _larger(u, v):
+    """u where it is larger, else v; NaN where either is."""
+    return u if u.real > v.real else (v if v.real >= u.real else u + v)
+
+
+@inline
+def _smaller(u, v):
+    """u where it is smaller, else v; NaN where either is."""
+    return u if u.real < v.real else (v if v.real <= u.real else u + v)
 
 
 def _operator(left: Callable[..., Any], right: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,6 +53,12 @@ def _operator(left: Callable[..., Any], right: Callable[..., Any]) -> Callable[.
         elif op == MULTIPLY:
             for k in range(n):
                 y[k] = times(left(u, k), right(v, k))
+        elif op == MAX:
+            for k in range(n):
+                y[k] = _larger(left(u, k), right(v, k))
+        elif op == MIN:
+            for k in range(n):
+                y[k] = _smaller(left(u, k), right(v, k))
         else:
             for k in range(n):
                 y[k] = over(left(u, k), right(v, k))
@@ -75,8 +93,8 @@ def binary_rows(op, V, pa, sa, ia, ca, pb, sb, ib, cb, po, so, io, no, ni, n):
                 _vector_scalar(op, V[p : p + n], V[q], y)
 
 
-PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE = range(6)
-"""Kinds of factor: 1, -1, f, 1/f, -h/f² and h/f²."""
+PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE, ABOVE, NOT_ABOVE, BELOW, NOT_BELOW = range(10)
+"""Kinds of factor: 1, -1, f, 1/f, -h/f² and h/f²; 1 where h > f, where not, where h < f, where not, else 0."""
 
 
 @inner
@@ -97,6 +115,10 @@ def factor(row, slot, rounding):
         if slot == 0:
             return OVER, B
         return (OVER_SQUARE_SIZE if rounding else OVER_SQUARE), B
+    if op == MAX:
+        return ABOVE + slot, B
+    if op == MIN:
+        return BELOW + slot, B
     return -1, A
 
 
@@ -168,6 +190,11 @@ def _pull_vector(kind, g, F, f, cf, h, ch, target, add):
         else:
             for k in range(n):
                 target[k] = g[k] * s
+    elif kind >= ABOVE:
+        zero = target.dtype.type(0)
+        for k in range(n):
+            d = g[k] if _taken(kind, F[f + k * cf], F[h + k * ch]) else zero
+            target[k] = target[k] + d if add else d
     else:
         for k in range(n):
             d = _quotient(kind, g[k], F[f + k * cf], F[h + k * ch])
@@ -185,9 +212,19 @@ def _pull_scalar(kind, g, F, f, cf, h, ch):
             s -= g[k]
         elif kind == TIMES:
             s += g[k] * F[f + k * cf]
+        elif kind >= ABOVE:
+            if _taken(kind, F[f + k * cf], F[h + k * ch]):
+                s += g[k]
         else:
             s += _quotient(kind, g[k], F[f + k * cf], F[h + k * ch])
     return s
+
+
+@inner
+def _taken(kind, f, h):
+    if kind == ABOVE or kind == NOT_ABOVE:
+        return (h > f) == (kind == ABOVE)
+    return (h < f) == (kind == BELOW)
 
 
 @inner

@@ -10,7 +10,7 @@ from bpcli.kernels.blas import gemm, vector_product
 from bpcli.kernels.elementwise import pull_unary
 from bpcli.kernels.jit import address, inner, matrix_at, row_stride, vector, vector_at, vector_from
 from bpcli.kernels.lockstep import GROUP_SIZE, dismiss, join, share, share_of_argument, synchronise
-from bpcli.kernels.operators import TIMES, disturb_rows, factor, pull_rows, spread_rows
+from bpcli.kernels.operators import ABOVE, TIMES, disturb_rows, factor, pull_rows, spread_rows
 from bpcli.kernels.reductions import pull_reduction
 from bpcli.kernels.tiles import packed_product
 from bpcli.tape.instructions import (
@@ -27,6 +27,8 @@ from bpcli.tape.instructions import (
     LOGSUMEXP,
     MATMAT,
     MATMUL,
+    MAX,
+    MIN,
     MODE_A,
     MODE_B,
     MULTIPLY,
@@ -118,7 +120,9 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                 disturb_rows(values, most, job[SEED] + 4 * t, 0.0, C, pg, sg, ig, no, ni, entries)
             if op == MATMUL or op == MATMAT or op == TRANSPOSE:
                 pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
-            elif op != ADD and op != SUBTRACT and op != MULTIPLY and op != DIVIDE and op != CONCAT:
+            elif not (
+                op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE or op == CONCAT or op == MAX or op == MIN
+            ):
                 pull_others(row, numbers, place, cplace, F, V, C, t, lane, o0, i0, no, ni, low, entries, rounding)
             for slot in range(3):
                 kind, field = factor(row, slot, rounding)
@@ -136,8 +140,9 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                     ph, nh = share_of_argument(ph, nh, n, low, entries)
                     pq, nq = share_of_argument(pq, nq, n, low, entries)
                 shift, size = (row[INNER], nq) if op == CONCAT else (0, entries)
+                factors = V if kind >= ABOVE else F  # signs count there
                 pull_rows(
-                    kind, C, pg + shift, sg, ig, size, F, pf, place[f, OUTER], place[f, INNER_ROW], nf,
+                    kind, C, pg + shift, sg, ig, size, factors, pf, place[f, OUTER], place[f, INNER_ROW], nf,
                     ph, place[h, OUTER], place[h, INNER_ROW], nh,
                     pq, cplace[target, OUTER], cplace[target, INNER_ROW], nq, row[MODE_A + slot] != STORE, no, ni,
                 )  # fmt: skip

@@ -188,7 +188,7 @@ class _Reader:
             what = "convolutions are a known limit of version 1"
             return self.refuse("known-limit", what, token, "write it as a product with a matrix")
         if name not in FUNCTIONS:
-            remedy = nearest(name, FUNCTIONS) + ". A product is written with * or @"
+            remedy = nearest(name, FUNCTIONS, most=len(FUNCTIONS)) + ". A product is written with * or @"
             return self.refuse("unknown-function", f'unknown function "{name}"', token, remedy)
         count = FUNCTIONS[name]
         if len(arguments) < count or (len(arguments) > count and name not in VARIADIC):

@@ -20,7 +20,8 @@ from bpcli.errors import Collector, Place
 FUNCTIONS: Mapping[str, int] = MappingProxyType(
     dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf"), 1)
     | dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax"), 1)
-    | dict.fromkeys(("leaky_relu", "dot", "cross_entropy", "concat"), 2)
+    | dict.fromkeys(("leaky_relu", "dot", "cross_entropy", "concat", "max", "min"), 2)
+    | {"clip": 3}
 )
 """The functions of the language with their numbers of arguments."""
 VARIADIC = ("concat",)
@@ -52,7 +53,7 @@ Locate = Callable[[int, int], Place]
 _NUMBER = re.compile(r"(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][+-]?[0-9]+)?")
 _OPERATOR = re.compile(r"\*\*|//|[-+*/@()\[\],:.]")
 _COMPOUND = re.compile(r"[-+*/@%&|^]=|//=|\*\*=|<<=?|>>=?|[=!<>:]=|->|&&|\|\|")
-_NO_BRANCHES = "there are no {}; relu, leaky_relu and abs have kinks"
+_NO_BRANCHES = "there are no {}; max, min, clip, relu, leaky_relu and abs have kinks"
 _ALIEN_HELP = {
     "^": "a power is written with **",
     "²": "a power is written with **2",

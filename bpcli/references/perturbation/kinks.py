@@ -1,12 +1,15 @@
 """Kinks: arguments of relu, leaky_relu and abs that are zero within rounding, and the slopes to choose from there.
 
+Of max and min it is the difference of the arguments, their last argument in the graph.
+
 Everywhere else the network is analytic on the branch that the program took: imaginary steps stay on it, and real steps
 must not leave it. The rounding error of arguments is measured between forward passes in float32 and float64 on the same
 arrays, and between float64 passes with and without simulated rounding, as not all of it is linear in unit roundoff (the
 sine of 10¹⁶ may be anything).
 
-At a kink any slope between the two one-sided ones may be chosen. With slopes fixed, `relu(z)` becomes `m * z` and the
-network is analytic; its gradient is affine in each slope, so that extreme gradients are at extreme slopes.
+At a kink any slope between the two one-sided ones may be chosen. With slopes fixed, `relu(z)` becomes `m * z`, and
+`max(u, v)` becomes `m * u + r * v` with r = 1 - m. The network is then analytic; its gradient is affine in each slope,
+so that extreme gradients are at extreme slopes.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
-from bpcli.graph.operations import OPERATIONS
+from bpcli.graph.operations import OPERATIONS, SWITCHED
 from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.references.perturbation import ALONG, STEP
 from bpcli.runtime.copies import Copies
@@ -144,8 +147,8 @@ def _arguments(graph: Graph) -> dict[int, list[tuple[int, int]]]:
     found: dict[int, list[tuple[int, int]]] = {}
     for node in graph.nodes:
         if node.op in OPERATIONS and not OPERATIONS[node.op].analytic:
-            index, shift = base_of(graph, node.args[0])
-            found.setdefault(index, []).append((shift, shift + graph.nodes[node.args[0]].size))
+            index, shift = base_of(graph, node.args[-1])
+            found.setdefault(index, []).append((shift, shift + graph.nodes[node.args[-1]].size))
     return found
 
 
@@ -197,7 +200,8 @@ class Slopes:
     @property
     def steepest(self) -> Problem:
         """The network with the steepest slope at every kink."""
-        return self._with({n: np.where(self._at(n), max(abs(self._low[n]), 1.0), self._taken[n]) for n in self._ops})
+        slopes = {n: np.where(self._at(n), max(abs(self._low[n]), 1.0), self._taken[n]) for n in self._ops}
+        return self._with(slopes, {n: np.where(self._at(n), 1.0, 1.0 - self._taken[n]) for n in self._ops})
 
     @cached_property
     def patterns(self) -> Sequence[Pattern]:
@@ -237,12 +241,12 @@ class Slopes:
     def _low(self) -> dict[int, float]:
         """The slopes below zero; above zero the slope is 1."""
         nodes = self.problem.setup.graph.nodes
-        return {n: {"relu": 0.0, "abs": -1.0}.get(nodes[n].op, *nodes[n].numbers) for n in self._ops}
+        return {n: {"abs": -1.0, "leaky_relu": (*nodes[n].numbers, 0.0)[0]}.get(nodes[n].op, 0.0) for n in self._ops}
 
     def _at(self, op: int) -> Mask:
         """Mask of arguments of an operation at the kink, `(T, batch, size)`, or `(size,)`."""
         graph = self.problem.setup.graph
-        base, shift = base_of(graph, graph.nodes[op].args[0])
+        base, shift = base_of(graph, graph.nodes[op].args[-1])
         at = (self.kinks.static if base in self.kinks.static else self.kinks.steps)[base].at
         return at[..., shift : shift + graph.nodes[op].size]
 
@@ -251,7 +255,7 @@ class Slopes:
         """The slopes of the branches that the program takes."""
         graph, found = self.problem.setup.graph, {}
         for n in self._ops:
-            base, shift = base_of(graph, graph.nodes[n].args[0])
+            base, shift = base_of(graph, graph.nodes[n].args[-1])
             branches = (self.kinks.static if base in self.kinks.static else self.kinks.steps)[base]
             above = branches.above[..., shift : shift + graph.nodes[n].size]
             found[n] = np.where(above, 1.0, self._low[n])
@@ -266,7 +270,7 @@ class Slopes:
         """Mask of arguments at the kink that depend on a differentiated tensor."""
         generator, problem = np.random.default_rng(0), self.problem
         shares = {n: generator.uniform(0.3, 0.9, self._at(n).shape) for n in self._ops}
-        args = {n: self._linear.places[problem.setup.graph.nodes[n].args[0]] for n in self._ops}
+        args = {n: self._linear.places[problem.setup.graph.nodes[n].args[-1]] for n in self._ops}
         found = {n: np.zeros(self._at(n).shape, np.bool_) for n in self._ops}
         for step in (ALONG, STEP):  # of tiny values a tiny step moves nothing
             moved = cast(self.chosen(shares), np.dtype(np.complex128))
@@ -278,15 +282,17 @@ class Slopes:
             found = {n: found[n] | (self._at(n) & (values[args[n]].imag != 0)) for n in self._ops}
         return found
 
-    def _with(self, slopes: Mapping[int, FloatArray]) -> Problem:
+    def _with(self, slopes: Mapping[int, FloatArray], rests: Mapping[int, FloatArray] | None = None) -> Problem:
+        """The network with these slopes, and with `rests` for the second arguments of max and min, by default 1 - m."""
         setup, params, inputs = self._double.setup, dict(self._double.params), dict(self._double.inputs)
-        for n, name in self._linear.leaves.items():
+        rests = rests or {n: 1.0 - slope for n, slope in slopes.items()}
+        for n, names in self._linear.leaves.items():
             node = setup.graph.nodes[n]
-            if node.phase is Phase.STATIC:
-                params[name] = np.ascontiguousarray(slopes[n].reshape(node.shape))
-            else:
-                lead = (setup.T, setup.batch) if setup.graph.recurrent else (setup.batch,)
-                inputs[name] = np.ascontiguousarray(slopes[n].reshape(*lead, *node.shape))
+            lead = (setup.T, setup.batch) if setup.graph.recurrent else (setup.batch,)
+            static = node.phase is Phase.STATIC
+            group, shape = (params, node.shape) if static else (inputs, (*lead, *node.shape))
+            for name, values in zip(names, (slopes[n], rests[n]), strict=False):
+                group[name] = np.ascontiguousarray(values.reshape(shape))
         return Problem(self._linear.setup, params, inputs, self._double.state)
 
 
@@ -309,11 +315,11 @@ def slopes_of(problem: Problem) -> Slopes | None:
 
 @dataclass(frozen=True, eq=False)
 class _Linear:
-    """A setup without kinks; `leaves` maps operations that had one to the names of their slopes, `places` old nodes to
-    new ones."""
+    """A setup without kinks; `leaves` maps operations that had one to the names of their slopes (max and min have two),
+    `places` old nodes to new ones."""
 
     setup: Setup
-    leaves: Mapping[int, str]
+    leaves: Mapping[int, tuple[str, ...]]
     places: Mapping[int, int]
 
 
@@ -321,18 +327,30 @@ class _Linear:
 def _linear(setup: Setup) -> _Linear:
     """Replace operations with a kink by products with slopes; cached, since plans are cached by setup."""
     old = setup.graph
-    nodes, places, leaf, leaves = list[Node](), dict[int, int](), dict[str, int](), dict[int, str]()
+    nodes, places, leaf, leaves = list[Node](), dict[int, int](), dict[str, int](), dict[int, tuple[str, ...]]()
+
+    def add(node: Node, op: str, args: tuple[int, ...], **changes: Any) -> int:
+        nodes.append(replace(node, index=len(nodes), op=op, args=args, **changes))
+        return len(nodes) - 1
+
+    def slope(node: Node, name: str) -> int:
+        op, phase = ("param", Phase.STATIC) if node.phase is Phase.STATIC else ("input", Phase.INPUT)
+        leaf[name] = add(node, op, (), phase=phase, numbers=(), name=name)
+        return leaf[name]
+
     for node in old.nodes:
         args = tuple(places[a] for a in node.args)
-        if node.op in OPERATIONS and not OPERATIONS[node.op].analytic:
-            static = node.phase is Phase.STATIC
-            name = leaves[node.index] = f"slope {node.index}"
-            op, phase = ("param", Phase.STATIC) if static else ("input", Phase.INPUT)
-            leaf[name] = len(nodes)
-            nodes.append(Node(len(nodes), op, (), node.shape, phase, (), name, node.place))
-            args, node = (*args, leaf[name]), replace(node, op="multiply", numbers=())
-        places[node.index] = len(nodes)
-        nodes.append(replace(node, index=len(nodes), args=args))
+        if node.op not in OPERATIONS or OPERATIONS[node.op].analytic:
+            places[node.index] = add(node, node.op, args)
+        elif node.op in SWITCHED:
+            leaves[node.index] = names = f"slope {node.index}", f"rest {node.index}"
+            parts = (
+                add(node, "multiply", (arg, slope(node, name)), name="") for arg, name in zip(args, names, strict=False)
+            )
+            places[node.index] = add(node, "add", tuple(parts))
+        else:
+            leaves[node.index] = (f"slope {node.index}",)
+            places[node.index] = add(node, "multiply", (*args, slope(node, *leaves[node.index])), numbers=())
     leaf |= {name: places[n] for name, n in old.leaf.items()}
     equation, before, after = (
         {name: places[n] for name, n in group.items()} for group in (old.equation, old.previous, old.new)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
+from bpcli.graph.operations import SWITCHED
 from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.references.perturbation import STEP
 from bpcli.references.perturbation.perturbed import Perturbed
@@ -156,6 +157,8 @@ class Draft:
             return self._apply(node, (first, args[1]))
         if node.op in ("add", "subtract"):
             return self._sum(node, args)
+        if node.op in SWITCHED:
+            args.pop()
         return self._sum(node, [None if a is None else self._product(node, k, a) for k, a in enumerate(args)])
 
     def _product(self, node: Node, k: int, tangent: int) -> int:
