@@ -98,6 +98,13 @@ PLAIN, MINUS, TIMES, OVER, OVER_SQUARE, OVER_SQUARE_SIZE, ABOVE, NOT_ABOVE, BELO
 
 
 @inner
+def is_operator(op):
+    """Whether an operation's cotangents are pulled back by factors alone."""
+    linear = op == ADD or op == SUBTRACT or op == CONCAT
+    return linear or op == MULTIPLY or op == DIVIDE or op == MAX or op == MIN
+
+
+@inner
 def factor(row, slot, rounding):
     """The kind of factor of an argument's slot, -1 for none or another rule's, and the field of f."""
     op = row[OP]

@@ -10,15 +10,13 @@ from bpcli.kernels.blas import gemm, vector_product
 from bpcli.kernels.elementwise import pull_unary
 from bpcli.kernels.jit import address, inner, matrix_at, row_stride, vector, vector_at, vector_from
 from bpcli.kernels.lockstep import GROUP_SIZE, dismiss, join, share, share_of_argument, synchronise
-from bpcli.kernels.operators import ABOVE, TIMES, disturb_rows, factor, pull_rows, spread_rows
+from bpcli.kernels.operators import ABOVE, TIMES, disturb_rows, factor, is_operator, pull_rows, spread_rows
 from bpcli.kernels.reductions import pull_reduction
 from bpcli.kernels.tiles import packed_product
 from bpcli.tape.instructions import (
-    ADD,
     ADDEND,
     BASE,
     CONCAT,
-    DIVIDE,
     DOT,
     FIELDS,
     INNER,
@@ -27,11 +25,8 @@ from bpcli.tape.instructions import (
     LOGSUMEXP,
     MATMAT,
     MATMUL,
-    MAX,
-    MIN,
     MODE_A,
     MODE_B,
-    MULTIPLY,
     NONE,
     NUMBER,
     OP,
@@ -45,7 +40,6 @@ from bpcli.tape.instructions import (
     SIZE_B,
     SOFTMAX,
     STORE,
-    SUBTRACT,
     SUM,
     TRANSPOSE,
     TURNED,
@@ -87,8 +81,7 @@ JOB = SEED + 1
 
 def reverse_span(job, values):  # type: ignore[no-untyped-def]
     """Run lines FIRST to LAST of the reverse tape for steps STEP1 - 1 down to STEP0 on one block of rows."""
-    ints = job
-    job = vector(job, JOB)
+    ints, job = job, vector(job, JOB)
     V = vector(values, job[LENGTH_V])
     F = vector_from(values, job[FACTORS], job[LENGTH_V])
     C = vector_from(values, job[COTANGENTS], job[LENGTH_C])
@@ -120,9 +113,7 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                 disturb_rows(values, most, job[SEED] + 4 * t, 0.0, C, pg, sg, ig, no, ni, entries)
             if op == MATMUL or op == MATMAT or op == TRANSPOSE:
                 pull_product(row, place, cplace, F, C, t, lane, o0, i0, no, ni, part, parts)
-            elif not (
-                op == ADD or op == SUBTRACT or op == MULTIPLY or op == DIVIDE or op == CONCAT or op == MAX or op == MIN
-            ):
+            elif not is_operator(op):
                 pull_others(row, numbers, place, cplace, F, V, C, t, lane, o0, i0, no, ni, low, entries, rounding)
             for slot in range(3):
                 kind, field = factor(row, slot, rounding)
@@ -140,10 +131,9 @@ def reverse_span(job, values):  # type: ignore[no-untyped-def]
                     ph, nh = share_of_argument(ph, nh, n, low, entries)
                     pq, nq = share_of_argument(pq, nq, n, low, entries)
                 shift, size = (row[INNER], nq) if op == CONCAT else (0, entries)
-                factors = V if kind >= ABOVE else F  # signs count there
-                pull_rows(
-                    kind, C, pg + shift, sg, ig, size, factors, pf, place[f, OUTER], place[f, INNER_ROW], nf,
-                    ph, place[h, OUTER], place[h, INNER_ROW], nh,
+                pull_rows(  # where numbers are compared, signs count
+                    kind, C, pg + shift, sg, ig, size, V if kind >= ABOVE else F, pf, place[f, OUTER],
+                    place[f, INNER_ROW], nf, ph, place[h, OUTER], place[h, INNER_ROW], nh,
                     pq, cplace[target, OUTER], cplace[target, INNER_ROW], nq, row[MODE_A + slot] != STORE, no, ni,
                 )  # fmt: skip
         at = job[FIRST]
