@@ -98,6 +98,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "sin": np.sin,
     "cos": np.cos,
     "abs": np.abs,
+    "stop_gradient": lambda v: v,
     "erf": np.vectorize(math.erf, otypes=[float]),
     "max": lambda u, v, *difference: np.maximum(u, v),
     "min": lambda u, v, *difference: np.minimum(u, v),

@@ -189,6 +189,8 @@ def call(function: str, args: list[Value]) -> Value:
     first = args[0]
     if function in ELEMENTWISE:
         return each(lambda u: _apply(ELEMENTWISE[function], u), first)
+    if function == "stop_gradient":  # of a complex number the real part, as in a complex step
+        return each(lambda u: chain(u.value.real, (0.0, u)), first)
     if function == "leaky_relu":
         return each(lambda u: _apply(lambda x: _leaky(x, args[1].value), u), first)
     if function in ("max", "min"):

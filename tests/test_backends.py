@@ -49,7 +49,8 @@ s = []
 [equations]
 U = "g * V + V.T @ W"
 r = "relu(U @ a[t-1] + x) + leaky_relu(b, slope) + abs(x) + erf(x + b) + m"
-m = "max(x, b) * min(b, a[t-1]) + clip(x, slope, 0.5)"
+m = "max(x, b) * min(b, a[t-1]) + clip(x, slope, 0.5) * stop_gradient(r0) + stop_gradient(V) @ x"
+r0 = "tanh(b * a[t-1])"
 a = "softmax(r)[0:n] * s[t-1] + log_softmax(b) - a[t-1]**3"
 s = "dot(a[t-1], x) + 0.1 * logsumexp(concat(a[t-1], s[t-1], g)) + a[t-1][0]"
 loss = "mean(r)**2 + sum(a) + s[t-1] * mean(a) + sum(V) / (2 + cos(s)) - sqrt(exp(g)) + cross_entropy(a, softmax(x))"

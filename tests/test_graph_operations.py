@@ -8,7 +8,7 @@ from bpcli.graph.operations import OPERATIONS, Misfit, describe, fold
 
 SCALAR, V1, V3, V4, M34, M43 = (), (1,), (3,), (4,), (3, 4), (4, 3)
 ELEMENTWISE_1 = ["copy", "negate", "power", "tanh", "sigmoid", "relu", "leaky_relu", "softplus"]
-ELEMENTWISE_1 += ["exp", "log", "sqrt", "sin", "cos", "abs", "erf"]
+ELEMENTWISE_1 += ["exp", "log", "sqrt", "sin", "cos", "abs", "erf", "stop_gradient"]
 ELEMENTWISE_2 = ["add", "subtract", "multiply", "divide", "max", "min"]
 
 

@@ -145,6 +145,7 @@ _RULES: Mapping[str, Rule] = {
     "leaky_relu": _leaky_relu,
     **dict.fromkeys(("max", "min"), _extreme),
     **dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf"), _of_one),
+    "stop_gradient": _of_one,
     "matmul": lambda library, node, args: library.product,
     "matmat": lambda library, node, args: lambda A, B: A @ B,
     "transpose": lambda library, node, args: lambda M: M.T,

@@ -70,6 +70,7 @@ def _library() -> Library:
             "sigmoid": jax.nn.sigmoid,
             "softplus": jax.nn.softplus,
             "erf": erf,
+            "stop_gradient": lax.stop_gradient,
             "logsumexp": lambda v: logsumexp(v, axis=-1),
             "softmax": jax.nn.softmax,
             "log_softmax": jax.nn.log_softmax,

@@ -36,10 +36,13 @@ class Torch:
         return threads
 
     def refusal(self, setup: Setup, method: str) -> str | None:
-        """See `Peer`; gradcheck takes no single precision."""
-        if reason := peer_refusal(self, setup, method):
+        """See `Peer`; gradcheck takes no single precision, and moves what stop_gradient holds."""
+        reason = peer_refusal(self, setup, method)
+        if reason or method not in GRADCHECK:
             return reason
-        return "gradcheck wants double precision" if method in GRADCHECK and setup.dtype != np.float64 else None
+        if any(node.op == "stop_gradient" for node in setup.graph.nodes):
+            return "gradcheck's differences move what stop_gradient holds constant"
+        return "gradcheck wants double precision" if setup.dtype != np.float64 else None
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
         """See `Peer`; checks the gradient by differences where the method is to do that."""
@@ -71,6 +74,7 @@ def _library() -> Library:
         special={
             # PyTorch's own softplus is a straight line from 20 on, off by 2e-9.
             "softplus": lambda v: torch.logaddexp(v, torch.zeros_like(v)),
+            "stop_gradient": lambda v: v.detach(),
             "logsumexp": lambda v: torch.logsumexp(v, -1),
             "softmax": lambda v: torch.softmax(v, -1),
             "log_softmax": lambda v: torch.log_softmax(v, -1),

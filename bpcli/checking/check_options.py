@@ -26,6 +26,7 @@ from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.probe import COUNT, ROWS
 from bpcli.references.numerics.recursion import measured_bytes, recursion_flops
 from bpcli.references.numerics.rounding import rounding_flops
+from bpcli.references.perturbation.frozen import frozen_entries
 from bpcli.references.perturbation.one_step import cut
 from bpcli.references.perturbation.perturbed import BLOCK_ENTRIES
 from bpcli.references.perturbation.preactivations import differentiated_nodes
@@ -125,6 +126,8 @@ _OF_SHIFTS, _OF_FACTORS = 10, 12
 _OF_SENSITIVITIES, _OF_CREDIT, _OF_ASSEMBLED = 3, 6, 3
 # Arrays of an estimate; arrays of the rounding bound and the sums it is made of.
 _OF_ESTIMATE, _OF_ROUNDING = 4, 4
+# Arrays of a value that stop_gradient holds constant: with the pass that it comes from, and as rows of copies.
+_OF_FROZEN = 3
 # Bytes of plans and layouts kept for the next pass, measured on small networks; large ones need no more.
 _TABLES = 1 << 18
 # A perturbed entry of a static matrix: row, column, copy and number, in parts and joined.
@@ -159,6 +162,7 @@ def _perturbed(setup: Setup, windows: Sequence[Window], reference: Reference, nu
     exact = isinstance(reference, ComplexStep)
     item = _COMPLEX if exact else _DOUBLE
     trace = make_plan(setup.graph, [], setup.batch, setup.T, []).entries + numbers
+    trace += 0 if exact else _OF_FROZEN * frozen_entries(setup)
     by, sample = ChainPlan((), (), 0.0, setup), None
     if isinstance(reference, ComplexStep) or (isinstance(reference, Central) and reference.uses_chain(setup)):
         by = reference.chain_plan(setup, windows)

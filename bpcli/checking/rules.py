@@ -55,7 +55,7 @@ def _cut(v: FloatArray, start: float, stop: float) -> FloatArray:
 
 
 _FORWARD: dict[str, Callable[[Args, Numbers], FloatArray]] = {
-    "copy": lambda a, n: a[0].copy(),
+    **dict.fromkeys(("copy", "stop_gradient"), lambda a, n: a[0].copy()),
     "negate": lambda a, n: -a[0],
     "add": lambda a, n: np.add(*_pair(a)),
     "subtract": lambda a, n: np.subtract(*_pair(a)),
@@ -135,6 +135,7 @@ def _placed(c: FloatArray, v: FloatArray, start: float, stop: float) -> FloatArr
 
 _VJPS: dict[tuple[str, int], Vjp] = {
     ("copy", 0): lambda c, a, y, n: c,
+    ("stop_gradient", 0): lambda c, a, y, n: np.zeros_like(c),
     ("negate", 0): lambda c, a, y, n: -c,
     ("add", 0): lambda c, a, y, n: c,
     ("add", 1): lambda c, a, y, n: c,

@@ -184,6 +184,8 @@ def _call(builder: NodeBuilder, expr: Call, args: Sequence[int | None]) -> int |
             return builder.apply("negate", (builder.apply("dot", (given[1], log_q), place),), place)
         case "leaky_relu":
             return _leaky_relu(builder, expr, given)
+        case "stop_gradient" if builder.nodes[given[0]].op == "stop_gradient":
+            return given[0]
         case "max" | "min":
             return _extreme(builder, expr.function, given[0], given[1], place)
         case "clip":

@@ -219,6 +219,7 @@ _ROWS = (
     Operation("erf", _same, TEN, ARGS, "error function, 2/sqrt(pi) times the integral of exp(-s**2) to v", math.erf),
     Operation("max", _elementwise, ONE, ARGS, _MAX, analytic=False),
     Operation("min", _elementwise, ONE, ARGS, _MIN, analytic=False),
+    Operation("stop_gradient", _same, ONE, NOTHING, "v, and a constant in every derivative", _identity),
 )
 """In the order of opcodes, which compiled kernels know: new rows go to the end."""
 

@@ -39,6 +39,7 @@ from bpcli.tape.instructions import (
     SIN,
     SOFTPLUS,
     SQRT,
+    STOP,
     TANH,
 )
 
@@ -92,6 +93,13 @@ def copy_into(x, y, number):
     """y = x."""
     for k in range(len(y)):
         y[k] = x[k]
+
+
+@inner
+def stop_into(x, y, number):
+    """y = x without its tangent."""
+    for k in range(len(y)):
+        y[k] = x[k].real
 
 
 @inner
@@ -386,6 +394,8 @@ def unary_into(op, x, y, number):
         sin_into(x, y, number)
     elif op == COS:
         cos_into(x, y, number)
+    elif op == STOP:
+        stop_into(x, y, number)
     elif op == ERF:
         erf_into(x, y, number)
     elif op == POWER:

@@ -45,6 +45,7 @@ from bpcli.tape.instructions import (
     SIZE_A,
     SIZE_B,
     SOFTMAX,
+    STOP,
     SUBTRACT,
     SUM,
     TRANSPOSE,
@@ -150,7 +151,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
 @inner
 def rounds(op):
     """Whether an operation may round its result: copies, signs, slopes of 1 and choices are exact."""
-    moves = op == CONCAT or op == TRANSPOSE or op == COPY or op == NEGATE
+    moves = op == CONCAT or op == TRANSPOSE or op == COPY or op == NEGATE or op == STOP
     return not (moves or op == RELU or op == ABS or op == MAX or op == MIN)
 
 

@@ -19,7 +19,7 @@ from bpcli.errors import Collector, Place
 
 FUNCTIONS: Mapping[str, int] = MappingProxyType(
     dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf"), 1)
-    | dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax"), 1)
+    | dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax", "stop_gradient"), 1)
     | dict.fromkeys(("leaky_relu", "dot", "cross_entropy", "concat", "max", "min"), 2)
     | {"clip": 3}
 )

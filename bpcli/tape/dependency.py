@@ -31,7 +31,7 @@ from bpcli.tape.instructions import (
     Product,
 )
 from bpcli.tape.layout import packed_copies
-from bpcli.tape.lowering import active_nodes
+from bpcli.tape.lowering import STOPPING, active_nodes
 from bpcli.tape.plan import node_flops
 
 DENSE = frozenset({"matmul", "matmat", "transpose", "sum", "dot", "logsumexp", "softmax", "log_softmax"})
@@ -192,7 +192,7 @@ def shifts(graph: Graph) -> Mapping[int, Shifts]:
         note(n, frozenset({offset}))
         offset += graph.nodes[n].size
     for node in reversed(graph.nodes):
-        if node.index not in found:
+        if node.index not in found or node.op == STOPPING:
             continue
         here, before = found[node.index], 0
         for n in node.args:
@@ -285,7 +285,7 @@ class Reach:
     def reached(self) -> frozenset[int]:
         """Nodes that differ between copies: the changed ones, what follows from them, and all of a time loop."""
         late = (Phase.RECURRENT, Phase.OUTPUT) if not self.single else ()
-        return active_nodes(self.graph, self.changed) | {n.index for n in self.graph.nodes if n.phase in late}
+        return active_nodes(self.graph, self.changed, True) | {n.index for n in self.graph.nodes if n.phase in late}
 
     @cached_property
     def before(self) -> Integers:

@@ -44,6 +44,8 @@ from bpcli.tape.instructions import (
 )
 
 LEAVES = frozenset({"param", "constant", "input", "previous"})
+STOPPING = "stop_gradient"
+"""The operation that passes on no derivative."""
 SLOTS = ((A, MODE_A), (B, MODE_B), (ADDEND, MODE_ADDEND))
 """The fields of arguments, each with the field that says what becomes of its cotangent."""
 Row = list[int]
@@ -97,11 +99,12 @@ def matrix_of(graph: Graph, fusion: Fusion, product: int) -> tuple[int, bool]:
     return matrix.index, False
 
 
-def active_nodes(graph: Graph, leaves: Collection[int]) -> frozenset[int]:
-    """The nodes whose value depends on one of `leaves` within one step."""
+def active_nodes(graph: Graph, leaves: Collection[int], stopped: bool = False) -> frozenset[int]:
+    """The nodes that have a derivative with respect to one of `leaves` within one step; with `stopped`, all that are
+    computed from one of them."""
     active = set(leaves)
     for node in graph.nodes:
-        if any(a in active for a in node.args):
+        if (stopped or node.op != STOPPING) and any(a in active for a in node.args):
             active.add(node.index)
     return frozenset(active)
 
@@ -231,6 +234,8 @@ class _Draft:
 
     def visit(self, node: Node) -> None:
         """Write the reverse instructions of one node, and note the cotangents they reach and the values they read."""
+        if node.op == STOPPING:
+            return
         if node.op == "slice" or node.index in self.fusion.elided:
             self.touched.update(a for a in node.args if a in self.active)
             return

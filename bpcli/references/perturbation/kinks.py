@@ -23,13 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.graph.nodes import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase, ancestors
 from bpcli.graph.operations import OPERATIONS, SWITCHED
 from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.references.perturbation import ALONG, STEP
 from bpcli.runtime.copies import Copies
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.trace import Disturbance
+from bpcli.tape.lowering import STOPPING
 
 Mask = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -138,17 +139,30 @@ def _spread(exact: FloatArray, others: Sequence[FloatArray]) -> FloatArray:
 
 
 def analytic(graph: Graph) -> bool:
-    """Whether no operation has a kink."""
-    return all(OPERATIONS[node.op].analytic for node in graph.nodes if node.op in OPERATIONS)
+    """Whether no operation that has a derivative has a kink."""
+    return not _kinked(graph)
+
+
+@lru_cache(maxsize=16)
+def _kinked(graph: Graph) -> tuple[Node, ...]:
+    """The operations with a kink on some way from the loss back to leaves, over steps: not those behind stop_gradient
+    alone."""
+    args = [() if node.op == STOPPING else node.args for node in graph.nodes]
+    roots, more = set[int](), {graph.loss}
+    while more:
+        roots |= more
+        live = ancestors(roots, args)
+        more = {graph.new[name] for name, n in graph.previous.items() if n in live} - roots
+    nodes = (node for node in graph.nodes if node.index in live and node.op in OPERATIONS)
+    return tuple(node for node in nodes if not OPERATIONS[node.op].analytic)
 
 
 def _arguments(graph: Graph) -> dict[int, list[tuple[int, int]]]:
     """The nodes that operations with a kink read, and the ranges of entries that they read."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for node in graph.nodes:
-        if node.op in OPERATIONS and not OPERATIONS[node.op].analytic:
-            index, shift = base_of(graph, node.args[-1])
-            found.setdefault(index, []).append((shift, shift + graph.nodes[node.args[-1]].size))
+    for node in _kinked(graph):
+        index, shift = base_of(graph, node.args[-1])
+        found.setdefault(index, []).append((shift, shift + graph.nodes[node.args[-1]].size))
     return found
 
 
@@ -338,9 +352,10 @@ def _linear(setup: Setup) -> _Linear:
         leaf[name] = add(node, op, (), phase=phase, numbers=(), name=name)
         return leaf[name]
 
+    kinked = {node.index for node in _kinked(old)}
     for node in old.nodes:
         args = tuple(places[a] for a in node.args)
-        if node.op not in OPERATIONS or OPERATIONS[node.op].analytic:
+        if node.index not in kinked:
             places[node.index] = add(node, node.op, args)
         elif node.op in SWITCHED:
             leaves[node.index] = names = f"slope {node.index}", f"rest {node.index}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.problem.definition import FloatArray, Problem, Tensor, Values, cast
+from bpcli.references.perturbation.frozen import frozen
 from bpcli.references.perturbation.kinks import FREE, NO_KINKS, Kinks, find_kinks
 from bpcli.runtime.copies import Copies, Layout, layout_of, plan_of, reach
 from bpcli.runtime.evaluation import total_of
@@ -190,8 +191,10 @@ class Perturbed:
         kinks: Kinks = NO_KINKS,
         executor: Executor | None = None,
     ) -> None:
-        self.problem, self.kinks = cast(problem, np.dtype(dtype)), kinks
-        self.setup, self.graph, self.windows = problem.setup, problem.setup.graph, tuple(windows)
+        complex_ = np.dtype(dtype).kind == "c"
+        self.problem, self.kinks = cast(problem, np.dtype(dtype)) if complex_ else frozen(problem), kinks
+        self.setup = problem.setup if complex_ else self.problem.setup
+        self.graph, self.windows = self.setup.graph, tuple(windows)
         self.executor = executor
         self.weights = loss_weights(problem.setup)
         self.groups: dict[int, list[Window]] = defaultdict(list)

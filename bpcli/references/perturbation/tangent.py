@@ -24,7 +24,7 @@ from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.preactivations import terms
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window
-from bpcli.tape.lowering import active_nodes
+from bpcli.tape.lowering import STOPPING, active_nodes
 
 
 def factors(
@@ -141,7 +141,7 @@ class Draft:
     def _visit(self, node: Node) -> int | None:
         """The tangent of a node; None if it is zero."""
         args = [self.tangent.get(a) for a in node.args]
-        if all(a is None for a in args):
+        if node.op == STOPPING or all(a is None for a in args):
             return None
         if node.op == "matmul":
             return self._apply(node, (self._matrix(node.args[0]), args[1]))
