@@ -42,6 +42,7 @@ RECURRENT = {
     "an input": 'h = "W @ stop_gradient(x * b) + x * b"\na = "tanh(V @ a[t-1] + h)"\nloss = "dot(a, x)"',
     "a state": 'a = "tanh(W @ stop_gradient(a[t-1]) + x + b * a[t-1])"\nloss = "sum(a**2)"',
     "an output": 'a = "tanh(W @ a[t-1] + x)"\nloss = "sum(a**2) + stop_gradient(dot(V @ a, b)) * mean(a)"',
+    "an addend": 'a = "tanh(W @ a[t-1] + stop_gradient(b * a[t-1]))"\nloss = "sum(a**2 + W @ a + stop_gradient(b))"',
     "a whole step": 'a = "stop_gradient(tanh(W @ a[t-1] + x + b))"\nloss = "sum((V @ a)**2)"',
     "a part of the loss": 'a = "tanh(W @ a[t-1] + x)"\nh = "stop_gradient(V @ a)"\nloss = "dot(h, a) + g * h[0]"',
     "of parameters alone": 'a = "tanh((stop_gradient(W @ V) + W) @ a[t-1] + x)"\nloss = "sum(a**2) * stop_gradient(g)"',

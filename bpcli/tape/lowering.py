@@ -213,9 +213,12 @@ def _value_aliases(graph: Graph, fusion: Fusion) -> dict[int, Alias]:
 
 
 def _grows_in_place(graph: Graph, fusion: Fusion, total: int) -> bool:
-    """Whether the addend of `total` may be computed in the sum's own storage: nothing else reads its value."""
+    """Whether the addend of `total` may be computed in the sum's own storage: nothing else reads its value.
+
+    What `stop_gradient` holds is read by references.
+    """
     node, term = graph.nodes[total], graph.nodes[fusion.addend[total]]
-    computed = term.op not in LEAVES and term.op != "slice" and term.index not in _roots(graph)
+    computed = term.op not in LEAVES and term.op not in ("slice", STOPPING) and term.index not in _roots(graph)
     alone = fusion.uses[term.index] == 1 and term.phase is node.phase and term.shape == node.shape
     return computed and alone and "out" not in OPERATIONS[term.op].saves
 
