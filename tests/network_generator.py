@@ -419,7 +419,12 @@ class _Maker:
         if self.rng.random() < 0.4:
             return Array(shape, options)
         values = self.values(False)
-        return Array(shape, options, values) if values else Array(shape, {**options, **self.drawn(shape)})
+        if values:
+            return Array(shape, options, values)
+        drawn = self.drawn(shape)
+        if drawn.get("init") in ("normal", "uniform") and not options and self.rng.random() < 0.5:
+            options["per_sample"] = True
+        return Array(shape, {**options, **drawn})
 
     def drawn(self, shape: tuple[str, ...]) -> dict[str, object]:
         """Options of an array that is drawn."""

@@ -154,6 +154,16 @@ def test_an_operator(tmp_path: Path, operation: str, left: str, right: str) -> N
     check(tmp_path, spec(equations))
 
 
+def test_a_state_drawn_for_every_sample(tmp_path: Path) -> None:
+    """Its gradient has a row for each sample, no two alike; of a state for all samples it is their sum."""
+    declared = 'a = { shape = [3], init = "normal", scale = 0.5, per_sample = true }'
+    text = spec({}).replace(next(line for line in STATE.splitlines() if line.startswith("a = ")), declared)
+    check(tmp_path, text)
+    found = gradient(written(tmp_path, text), "bptt").arrays["a"]
+    assert (3, 3) == found.shape and 9 == len(set(found.ravel().tolist()))
+    assert (3,) == gradient(written(tmp_path, spec({})), "bptt").arrays["a"].shape
+
+
 STATIC = {
     "transpose": "M @ (W.T @ b)",
     "sum of matrices": "(W + M - M.T) @ b",

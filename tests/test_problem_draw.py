@@ -24,6 +24,31 @@ def arrays_of(problem: Problem) -> dict[str, np.ndarray]:
     return {**problem.params, **problem.inputs, **problem.state}
 
 
+STATE = 'a = ["n"]'
+PER_SAMPLE = '{ shape = ["n"], init = "uniform", scale = 0.5, per_sample = true }'
+
+
+def test_a_state_may_be_drawn_for_every_sample(tmp_path):
+    """Samples differ, and more of them change none of the first ones; a file's state for all samples wins."""
+    text = RNN.replace(STATE, f"a = {PER_SAMPLE}")
+    few, more = (draw(open_text(tmp_path, text, batch=batch)).state["a"] for batch in (2, 5))
+    assert ((2, 3), (5, 3)) == (few.shape, more.shape)
+    assert np.array_equal(few, more[:2]) and (0.5 >= np.abs(more)).all()
+    assert 15 == len(set(more.ravel().tolist()))
+    shared = draw(open_text(tmp_path, text.replace(", per_sample = true", ""), batch=5)).state["a"]
+    assert (3,) == shared.shape
+
+
+@pytest.mark.parametrize("held", [(3,), (4, 3)])
+def test_a_file_replaces_what_would_be_drawn_for_every_sample(held, tmp_path):
+    """With one state for each sample or one for all."""
+    problem = draw(open_text(tmp_path, RNN.replace(STATE, f"a = {PER_SAMPLE}"), T=2, batch=4))
+    arrays = {**problem.inputs, "a": np.full(held, 7.0)}
+    write_npz(tmp_path / "data.npz", arrays)
+    again = RNN.replace(STATE, f"a = {PER_SAMPLE}") + '[data]\nfile = "data.npz"\n'
+    assert np.array_equal(arrays["a"], draw(open_text(tmp_path, again)).state["a"])
+
+
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_arrays_have_the_shapes_of_the_problem(dtype, tmp_path):
     """C-contiguous arrays of the spec's type: one state for all samples, inputs by step and sample."""

@@ -175,11 +175,30 @@ ONE_CHANGE = [
     ('b = ["n"]', 'b = { shape = ["n", 2], density = ▸0 }', "out-of-range", "write density = 0.1, for example"),
     ('b = ["n"]', 'b = { shape = ["n", 2], density = ▸1.5 }', "out-of-range", "write density = 0.1, for example"),
     ('b = ["n"]', 'b = { shape = ["n"], trainable = ▸0 }', "wrong-type", "write trainable = false, for example"),
+    ('a = ["n"]', 'a = { shape = ["n"], per_sample = ▸1 }', "wrong-type", "write per_sample = true, for example"),
+    (
+        'a = ["n"]',
+        'a = { shape = ["n"], ▸per_sample = true }',
+        "bad-init",
+        'write init = "normal" or "uniform"',
+    ),
+    (
+        'a = ["n"]',
+        'a = { shape = ["n"], init = "uniform", trainable = true, ▸per_sample = true }',
+        "conflict",
+        'leave out one of the two; wrt = ["state"] differentiates an initial state that is no parameter',
+    ),
+    (
+        'a = ["n"]',
+        'a = { shape = ["n"], value = [1, 2, 3, 4], ▸per_sample = true }',
+        "conflict",
+        'leave out "value" or "per_sample"',
+    ),
     (
         'a = ["n"]',
         'a = { shape = ["n"], ▸density = 0.5 }',
         "unknown-key",
-        'did you mean "init"? known: init, scale, shape, trainable, value',
+        'did you mean "init"? known: init, per_sample, scale, shape, trainable, value',
     ),
     (
         'x = ["m"]',

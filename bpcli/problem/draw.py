@@ -6,6 +6,7 @@ the float64 one, rounded, and another array more or less changes none of them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ def draw(setup: Setup) -> Problem:
     """The arrays of `setup`; the same setup gives the same bits. `BpError` for content of files that cannot be used.
 
     A parameter comes from the weights file, else its `value`, else its `init`; an initial state from the data file,
-    else as a parameter does.
+    else as a parameter does, `per_sample` for one sample after the other: more samples change none of the first ones.
     """
     stored = _read_weights(setup)
     params = {decl.name: _sparse(setup, decl, stored) for decl in setup.spec.params.values()}
@@ -148,7 +149,8 @@ def _by_task(setup: Setup, name: str, shapes: Mapping[str, tuple[int, ...]]) -> 
 def _stored_or_drawn(setup: Setup, decl: ArrayDecl, stored: Mapping[str, Array]) -> Array:
     if decl.name in stored:
         return stored[decl.name]
-    array = initial(decl, setup.spec.data.seed, setup.dtype)
+    whole = dataclasses.replace(decl, shape=setup.array_shape(decl)) if decl.per_sample else decl
+    array = initial(whole, setup.spec.data.seed, setup.dtype)
     finite = np.isfinite(array)
     if not finite.all():
         what = f'"{decl.name}" is not finite{first_index(~finite)} in {setup.dtype}'

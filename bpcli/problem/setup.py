@@ -146,12 +146,14 @@ class _Lead:
 def _find_sizes(spec: Spec, recurrent: bool, collector: Collector) -> _Sizes:
     """Sizes from the data file, else as given, else the defaults; contradictions and gaps are reported."""
     found: dict[str, tuple[int, str]] = {}
-    shared = frozenset(spec.states)
+    shared = frozenset(decl.name for decl in spec.states.values() if not decl.per_sample)
     if spec.data.file is not None:
         with collector.gather():
             leads = _leads(spec, open_arrays(Path(spec.data.file), _data_place(spec)), recurrent, collector)
             found = _agreed(spec, leads, collector)
-            shared -= {lead.decl.name for lead in leads if lead.decl.kind == "state" and lead.axes}
+            states = [lead for lead in leads if lead.decl.kind == "state"]
+            shared -= {lead.decl.name for lead in states if lead.axes}
+            shared |= {lead.decl.name for lead in states if not lead.axes}
     T = _settled(spec, "T", spec.data.T, found, collector) or DEFAULT_T
     batch = _settled(spec, "batch", spec.data.batch, found, collector) or DEFAULT_BATCH
     return _Sizes(T if recurrent else 1, batch, shared)

@@ -173,7 +173,16 @@ class Declarer:
         scale = self.scale(path, init, table.scale, shape)
         value = None if table.value is None else nested(table.value, (*path, "value"), shape, self.dtype, self.context)
         return ArrayDecl(
-            name, kind, shape, place, self.init(path, init, table, shape), scale, value, table.trainable, density
+            name,
+            kind,
+            shape,
+            place,
+            self.init(path, init, table, shape),
+            scale,
+            value,
+            table.trainable,
+            density,
+            self.per_sample(path, init, table),
         )
 
     def shape(self, path: KeyPath, entries: list[int | str], kind: Kind) -> tuple[int, ...] | None:
@@ -215,6 +224,23 @@ class Declarer:
             what = f'init "{init}" is for matrices, "{printable(path[1])}" is {_RANKS[len(shape)]}'
             self.context.refuse("bad-init", what, (*path, "init"), "use zeros, ones, normal or uniform")
         return init
+
+    def per_sample(self, path: KeyPath, init: str, table: schema.Param | schema.State) -> bool:
+        """Whether a state is drawn for every sample; refused where nothing is drawn, and of a trainable state."""
+        if not isinstance(table, schema.State) or not table.per_sample:
+            return False
+        where, name = (*path, "per_sample"), printable(path[1])
+        if table.value is not None:
+            what = f'"{name}" has a value, which is the same for every sample'
+            self.context.refuse_key("conflict", what, where, 'leave out "value" or "per_sample"')
+        elif table.trainable:
+            what = f'"{name}" is trainable: one initial value, which serves every sample'
+            remedy = 'leave out one of the two; wrt = ["state"] differentiates an initial state that is no parameter'
+            self.context.refuse_key("conflict", what, where, remedy)
+        elif init not in _DRAWN_INITS:
+            what = f'the init "{init}" of "{name}" draws nothing: every sample would have the same state'
+            self.context.refuse_key("bad-init", what, where, 'write init = "normal" or "uniform"')
+        return True
 
     def scale(self, path: KeyPath, init: str, given: float | None, shape: tuple[int, ...]) -> float:
         """The scale as given, or the default of the init: 1/sqrt(columns) or 0.1 where numbers are drawn, else 1."""

@@ -54,6 +54,7 @@ class State(Initialised):
     """An array that is carried from step to step; its declaration gives the value before the first."""
 
     trainable: bool = False
+    per_sample: bool = False
 
 
 class Param(Initialised):
@@ -207,6 +208,7 @@ _EXPECTED: Mapping[KeyPath, tuple[str, str]] = {
     ("*", "*", "scale"): (_NUMBER, "0.1"),
     ("*", "*", "init"): ("a string, the name of an init", '"normal"'),
     ("*", "*", "trainable"): ("true or false", "false"),
+    ("*", "*", "per_sample"): ("true or false", "true"),
     ("*", "*", "density"): ("a number above 0 and at most 1", "0.1"),
     ("objective", "*"): (_TEXT, '"loss"'),
     ("weights", "file"): (_TEXT, '"weights.npz"'),

@@ -109,7 +109,8 @@ class ArrayDecl:
 
     `init` is None for inputs, else one of zeros ones identity orthogonal glorot normal uniform value; `value` holds the
     numbers where it is "value". `trainable` is False for constant arrays, and True for a state whose initial value is
-    a parameter. `density` is the fraction of a matrix's entries that exist.
+    a parameter. `density` is the fraction of a matrix's entries that exist. With `per_sample` every sample has an
+    initial state of its own.
     """
 
     name: str
@@ -121,6 +122,7 @@ class ArrayDecl:
     value: Nested | None = None
     trainable: bool = False
     density: float | None = None
+    per_sample: bool = False
 
     @property
     def size(self) -> int:
