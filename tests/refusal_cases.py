@@ -166,6 +166,10 @@ CASES: Mapping[str, tuple[Case, ...]] = {
             "sum(a[1:0])",
             "()",
             "sum()",
+            "sum(silu(a))",
+            "sum(gelu(a))",
+            "sum(embedding(W, a))",
+            "sum(a(t-1))",
         )
     ),
     "the graph": (
@@ -190,6 +194,11 @@ CASES: Mapping[str, tuple[Case, ...]] = {
                 "softmax(W)",
                 "dot(a, x)",
                 "W[0:1]",
+                "W[1]",
+                "a[x]",
+                "sum(a)[0]",
+                "W * a",
+                "W * a[t-1]",
                 "sum(a[0:9])",
                 "a",
                 "log(0 - 1) * sum(a)",
@@ -200,6 +209,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
             )
         ),
         Case(CHECK, net('h = "a + b"\na', 'h = "W @ a[t-1] + V @ x + b"\na')),
+        Case(CHECK, net('b = ["n", 1]', 'b = ["n"]')),
         Case(CHECK, net('a = "b[0:2]"', 'a = "(1 - alpha) * a[t-1] + alpha * tanh(h)"')),
         Case(CHECK, net('loss = "los"', 'loss = "loss"')),
         Case(

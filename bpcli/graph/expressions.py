@@ -233,18 +233,27 @@ def _clip(builder: NodeBuilder, expr: Call, args: Sequence[int]) -> int | None:
 def _cut(scope: Scope, expr: Item | Slice) -> int | None:
     vector = translate(scope, expr.vector)
     dims, refused, collector = scope.spec.dims, scope.spec.refused, scope.collector
+    place = expr.index.place if isinstance(expr, Item) else (expr.start or expr.stop or expr).place
+    if vector is not None and len(scope.builder.nodes[vector].shape) == 2:
+        scope.builder.check("slice", [scope.builder.abstract(vector)], place, (0.0, 1.0))
+        return None
+    if isinstance(expr, Item) and isinstance(expr.index, Ref) and expr.index.name in (*scope.leaf, *scope.previous):
+        what = f'"{expr.index.name}" is no dim: an index is made of numbers and dims'
+        help_ = "an entry that data choose is `dot(onehot, v)`, with the one-hot vector an input"
+        collector.add("not-constant", what, place, help=help_)
+        return None
     if isinstance(expr, Item):
         index = evaluate(expr.index, dims, collector, refused)
         if vector is None or index is None:
             return None
-        return _slice(scope.builder, vector, (index, index + 1), expr.index.place, element=True)
+        return _slice(scope.builder, vector, (index, index + 1), place, element=True)
     start = 0 if expr.start is None else evaluate(expr.start, dims, collector, refused)
     stop = None if expr.stop is None else evaluate(expr.stop, dims, collector, refused)
     if vector is None or start is None or (stop is None and expr.stop is not None):
         return None
     if stop is None:
         stop = next(iter(scope.builder.nodes[vector].shape), 1)
-    return _slice(scope.builder, vector, (start, stop), (expr.start or expr.stop or expr).place)
+    return _slice(scope.builder, vector, (start, stop), place)
 
 
 def _slice(

@@ -14,6 +14,10 @@ Shape = tuple[int, ...]
 Numbers = tuple[float, ...]
 _TO_A_VECTOR = "make a vector of it with `W @ v`, or a scalar with `sum` or `mean`"
 _NO_PARTS = "leave the brackets out, or take the part of a vector before it is multiplied or summed"
+_OF_A_MATRIX = (
+    "cut the product, `(W @ v)[0:2]`, or declare the parts as parameters of their own; "
+    "a row that data choose is `E.T @ onehot`, with the one-hot vector an input"
+)
 BRACKETS = "to multiply the result of `@` write brackets: `u * (W @ v)`"
 
 
@@ -73,8 +77,21 @@ def _elementwise(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
         return right
     what = f"shapes do not match: {describe(left)} and {describe(right)}"
     if {len(left), len(right)} == {1, 2}:
+        vector, matrix = sorted((left, right), key=len)
+        if 1 in matrix and prod(matrix) == prod(vector):
+            remedy = (
+                f"a {'column' if matrix[1] == 1 else 'row'} is a vector here: declare it with the shape [{vector[0]}]"
+            )
+            return Misfit("shape-mismatch", what, remedy)
         return Misfit("shape-mismatch", what, f"products read from the left; {BRACKETS}")
     return Misfit("shape-mismatch", what, "elementwise operators take equal shapes, or a scalar with anything")
+
+
+def _multiply(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
+    found = _elementwise(shapes, numbers)
+    if isinstance(found, Misfit) and len(shapes[0]) == 2 and shapes[0][1:] == shapes[1]:
+        return replace(found, help="for the product of a matrix and a vector write `W @ v`; `*` is entry by entry")
+    return found
 
 
 def _matmul(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
@@ -142,6 +159,9 @@ def _concat(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
 def _slice(shapes: tuple[Shape, ...], numbers: Numbers) -> Shape | Misfit:
     (shape,) = shapes
     start, stop = int(numbers[0]), int(numbers[1])
+    if len(shape) == 2:
+        what = f"only vectors have slices and elements, this is {describe(shape)}"
+        return Misfit("bad-operand", what, _OF_A_MATRIX)
     if len(shape) != 1:
         return Misfit("bad-operand", f"only vectors have slices and elements, this is {describe(shape)}", _NO_PARTS)
     if 0 <= start < stop <= shape[0]:
@@ -192,7 +212,7 @@ _ROWS = (
     Operation("negate", _same, ONE, NOTHING, "-v", lambda v: -v),
     Operation("add", _elementwise, ONE, NOTHING, "u + v", lambda u, v: u + v),
     Operation("subtract", _elementwise, ONE, NOTHING, "u - v", lambda u, v: u - v),
-    Operation("multiply", _elementwise, ONE, ARGS, "u * v", lambda u, v: u * v),
+    Operation("multiply", _multiply, ONE, ARGS, "u * v", lambda u, v: u * v),
     Operation("divide", _elementwise, ONE, ARGS, "u / v", lambda u, v: u / v),
     Operation("power", _same, TEN, ARGS, "v ** p, p a constant", lambda v, p: v**p),
     Operation("tanh", _same, TEN, OUT, "hyperbolic tangent", math.tanh),

@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bpcli.errors import Collector, Place, nearest
-from bpcli.spec.language import CONTENTS, FUNCTIONS, MAX_CHARACTERS, TIME, VARIADIC, Locate, Token, canonical, scan
+from bpcli.spec.language import (
+    CONTENTS,
+    FUNCTIONS,
+    IDIOMS,
+    MAX_CHARACTERS,
+    TIME,
+    VARIADIC,
+    Locate,
+    Token,
+    canonical,
+    scan,
+)
 from bpcli.spec.specification import Binary, Call, Expr, Item, Negate, Number, Ref, Slice, Transpose
 
 MAX_NESTING = 100
@@ -180,8 +191,13 @@ class _Reader:
             return self.refuse("not-in-language", f'".{called.text}" can\'t be called', called, remedy)
         if not isinstance(node.func, ast.Name):
             return self.refuse("not-in-language", "only functions can be called", token, "a product is written with *")
+        name = canonical(token.text)
+        if name not in FUNCTIONS and len(node.args) == 1 and _is_step(node.args[0]):
+            what = f'"{name}" is called like a function of time'
+            remedy = f"the value one step earlier is written {name}[t-1], with brackets, and the value now {name}"
+            return self.refuse("not-in-language", what, token, remedy)
         arguments = tuple(self.real(argument) for argument in node.args)
-        return self.function(canonical(token.text), token, arguments)
+        return self.function(name, token, arguments)
 
     def function(self, name: str, token: Token, arguments: tuple[Expr, ...]) -> Expr:
         if name in _CONVOLUTIONS:
@@ -189,6 +205,7 @@ class _Reader:
             return self.refuse("known-limit", what, token, "write it as a product with a matrix")
         if name not in FUNCTIONS:
             remedy = nearest(name, FUNCTIONS, most=len(FUNCTIONS)) + ". A product is written with * or @"
+            remedy = IDIOMS.get(name.casefold(), remedy)
             return self.refuse("unknown-function", f'unknown function "{name}"', token, remedy)
         count = FUNCTIONS[name]
         if len(arguments) < count or (len(arguments) > count and name not in VARIADIC):
@@ -254,6 +271,12 @@ class _Term:
     op: str
     operand: Expr
     place: Place
+
+
+def _is_step(node: ast.expr) -> bool:
+    """Whether an argument is t, or t plus or minus something."""
+    first = node.left if isinstance(node, ast.BinOp) else node
+    return isinstance(first, ast.Name) and canonical(first.id) == TIME
 
 
 def _operations(node: ast.BinOp) -> list[ast.BinOp]:

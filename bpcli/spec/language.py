@@ -26,6 +26,37 @@ FUNCTIONS: Mapping[str, int] = MappingProxyType(
 """The functions of the language with their numbers of arguments."""
 VARIADIC = ("concat",)
 """Functions that take more arguments too."""
+_MASK = "a mask is an input, or a parameter with trainable = false, that multiplies: `m * v`"
+_ONE_HOT = "a row that data choose is a product: `E.T @ onehot`, with the one-hot vector an input"
+IDIOMS: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("silu", "swish"), "write `v * sigmoid(v)`")
+    | dict.fromkeys(("detach", "stop_grad", "stopgrad", "no_grad"), "write `stop_gradient(v)`")
+    | dict.fromkeys(("maximum", "minimum"), "write `max(u, v)` or `min(u, v)`")
+    | dict.fromkeys(("embedding", "embed", "lookup", "gather", "take", "onehot", "one_hot"), _ONE_HOT)
+    | dict.fromkeys(("mask", "dropout"), _MASK)
+    | dict.fromkeys(("logistic", "expit"), "write `sigmoid(v)`")
+    | dict.fromkeys(("layernorm", "layer_norm"), "write `(v - mean(v)) / sqrt(mean((v - mean(v))**2) + 1e-5)`")
+    | {
+        "gelu": "write `0.5 * v * (1 + erf(v / sqrt(2)))`",
+        "elu": "write `relu(v) + exp(min(v, 0)) - 1`",
+        "mish": "write `v * tanh(softplus(v))`",
+        "softsign": "write `v / (1 + abs(v))`",
+        "hardtanh": "write `clip(v, -1, 1)`",
+        "relu6": "write `clip(v, 0, 6)`",
+        "clamp": "write `clip(v, lo, hi)`",
+        "where": f"there are no conditions; {_MASK}, as in `m * u + (1 - m) * v`",
+        "norm": "write `sqrt(dot(v, v))`",
+        "square": "write `v**2`",
+        "pow": "write `v**2`",
+        "ln": "write `log(v)`",
+        "log1p": "write `log(1 + v)`",
+        "expm1": "write `exp(v) - 1`",
+        "matmul": "write `W @ v`",
+        "transpose": "write `W.T`",
+        "mse": "write `mean((y - y_star)**2)`",
+    }
+)
+"""For names of functions that other languages have, how to write them in this one."""
 TIME = "t"
 """The step index."""
 
