@@ -99,6 +99,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cos": np.cos,
     "abs": np.abs,
     "stop_gradient": lambda v: v,
+    "step": lambda v, *slope: np.where(np.asarray(v) > 0, 1.0, 0.0),
     "erf": np.vectorize(math.erf, otypes=[float]),
     "max": lambda u, v, *difference: np.maximum(u, v),
     "min": lambda u, v, *difference: np.minimum(u, v),

@@ -191,6 +191,9 @@ def call(function: str, args: list[Value]) -> Value:
         return each(lambda u: _apply(ELEMENTWISE[function], u), first)
     if function == "stop_gradient":  # of a complex number the real part, as in a complex step
         return each(lambda u: chain(u.value.real, (0.0, u)), first)
+    if function == "step":  # the slope is the surrogate's
+        k = args[1].value if len(args) > 1 else 0.0
+        return each(lambda u: chain(float(u.value.real > 0), (k * max(0.0, 1.0 - abs(u.value.real)), u)), first)
     if function == "leaky_relu":
         return each(lambda u: _apply(lambda x: _leaky(x, args[1].value), u), first)
     if function in ("max", "min"):

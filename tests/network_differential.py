@@ -40,7 +40,7 @@ from bpcli.problem.setup import open_setup
 from bpcli.references import central, complex_step, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.rounding import rounding
-from bpcli.references.perturbation.kinks import find_kinks
+from bpcli.references.perturbation.kinks import find_kinks, jumps
 from bpcli.runtime.evaluation import check_finite
 
 Array = np.ndarray[Any, Any]
@@ -176,7 +176,7 @@ def _examine(problem: Problem, extras: Sequence[str], judged: bool, outcome: Out
         if answer is not None:
             found[method] = answer.arrays
     # The twin computes in float64, where another branch may be taken at a kink of float32.
-    kinked = setup.dtype != DOUBLE and find_kinks(problem).any
+    kinked = (setup.dtype != DOUBLE and find_kinks(problem).any) or jumps(problem)
     twin = None if kinked else _twin(problem, methods(setup)[0])
     if twin is not None:
         found["the twin"] = twin
@@ -300,7 +300,7 @@ def _references(truth: ReferenceCache, used: Sequence[Reference], twin: Arrays |
 def _jax(problem: Problem, found: Mapping[str, Arrays], outcome: Outcome) -> None:
     """JAX, where it is installed, and no kink is met: there it has a choice of its own."""
     setup = problem.setup
-    if find_kinks(problem).any:
+    if find_kinks(problem).any or jumps(problem):
         return
     of_own, of_all = JAX_TOLERANCE[setup.dtype.name]
     for method in methods(setup)[:2]:

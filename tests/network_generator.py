@@ -37,6 +37,7 @@ ELEMENT = "{}[{}]"
 COMPOSED = {"mean": OPERATIONS["sum"], "cross_entropy": OPERATIONS["dot"], "clip": OPERATIONS["relu"]}
 NUMBERS: Mapping[str, tuple[tuple[Number, ...], ...]] = {
     "power": tuple((p,) for p in (2, 2, 2, 3, 3, 1, 0, 4, "(-1)", "(-2)", 0.5, 1.5, "(-0.5)")),
+    "step": ((), (1,), (0.5,), (2,)),
     "clip": ((0, 1), ("(-0.5)", 0.5), ("(-1)", 2)),
     "leaky_relu": tuple((s,) for s in (0.1, 0.1, 0, 1, 2, "(-0.5)")),
 }

@@ -183,6 +183,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
                 "sum(a)**sum(b)",
                 "sum(leaky_relu(a, sum(b)))",
                 "sum(clip(a, 1, 0))",
+                "sum(step(a, sum(b)))",
                 "a + x",
                 "W + b",
                 "b @ a",

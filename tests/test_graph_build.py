@@ -108,6 +108,7 @@ def test_numbers(tmp_path: Path, text: str, numbers: tuple[float, ...]) -> None:
         "tanh(x) + sigmoid(b) + relu(x) + leaky_relu(b, alpha) + softplus(x) + exp(b)",
         "log(x * x) + sqrt(b * b) + sin(x) - cos(b) - abs(x) + erf(b)",
         "max(x, b) + min(0.5, x) + clip(b, -0.1, alpha) + max(2, alpha) + min(2, alpha) + max(b, b)",
+        "step(x) * b + step(W, 2) @ x + step(alpha) + step(b - x, alpha) + step(2, 3)",
         "stop_gradient(x) * b + stop_gradient(stop_gradient(W)) @ x + stop_gradient(alpha)",
         "sum(x) + mean(z) + dot(x, b) + logsumexp(x) * x + softmax(x) - log_softmax(b)",
         "cross_entropy(x, softmax(b)) * x + mean(W) - sum(W - W.T) + mean(s) + sum(x)",

@@ -8,7 +8,7 @@ from bpcli.graph.operations import OPERATIONS, Misfit, describe, fold
 
 SCALAR, V1, V3, V4, M34, M43 = (), (1,), (3,), (4,), (3, 4), (4, 3)
 ELEMENTWISE_1 = ["copy", "negate", "power", "tanh", "sigmoid", "relu", "leaky_relu", "softplus"]
-ELEMENTWISE_1 += ["exp", "log", "sqrt", "sin", "cos", "abs", "erf", "stop_gradient"]
+ELEMENTWISE_1 += ["exp", "log", "sqrt", "sin", "cos", "abs", "erf", "stop_gradient", "step"]
 ELEMENTWISE_2 = ["add", "subtract", "multiply", "divide", "max", "min"]
 
 
@@ -150,6 +150,8 @@ def test_describe(shape: tuple[int, ...], expected: str) -> None:
         ("softplus", [-1000.0], 0.0),
         ("relu", [-1.0], 0.0),
         ("leaky_relu", [-2.0, 0.5], -1.0),
+        ("step", [2.0], 1.0),
+        ("step", [0.0], 0.0),
         ("softmax", [3.0], 1.0),
         ("log_softmax", [3.0], 0.0),
         ("logsumexp", [3.0], 3.0),

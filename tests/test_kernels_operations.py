@@ -59,6 +59,7 @@ UNARY = {
     "leaky_relu": "leaky_relu({}, 0.1)",
     "leaky_relu backwards": "leaky_relu({}, -0.3)",
     "clip": "clip({}, -0.3, 0.4)",
+    "step": "{0} * step({0}) + step(0.2 - {0}, 0.8)",
     "stop_gradient": "0.7 * {0} * stop_gradient({0}) + stop_gradient(tanh({0}))",
     "log": "log(1.5 + tanh({}))",
     "sqrt": "sqrt(1.5 + tanh({}))",

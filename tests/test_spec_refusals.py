@@ -17,7 +17,8 @@ KEYS = (
 )
 FUNCTIONS = (
     "known: abs, clip, concat, cos, cross_entropy, dot, erf, exp, leaky_relu, log, log_softmax, logsumexp, max, mean, "
-    "min, relu, sigmoid, sin, softmax, softplus, sqrt, stop_gradient, sum, tanh. A product is written with * or @"
+    "min, relu, sigmoid, sin, softmax, softplus, sqrt, step, stop_gradient, sum, tanh. A "
+    "product is written with * or @"
 )
 TWICE = "rename one of the two: dims, constants, inputs, params, states and equations share one name space"
 

@@ -112,6 +112,11 @@ def _leaky_relu(library: Library, node: Node, args: tuple[Node, ...]) -> Functio
     return lambda v: library.xp.where(v > 0, v, slope * v)
 
 
+def _step(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
+    xp = library.xp
+    return lambda v: xp.where(v > 0, xp.ones_like(v), xp.zeros_like(v))
+
+
 def _extreme(library: Library, node: Node, args: tuple[Node, ...]) -> Function:
     """max or min; the difference of the arguments is not needed."""
     function = _elementwise({"max": library.xp.maximum, "min": library.xp.minimum}[node.op])(library, node, args[:2])
@@ -146,6 +151,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("max", "min"), _extreme),
     **dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf"), _of_one),
     "stop_gradient": _of_one,
+    "step": _step,
     "matmul": lambda library, node, args: library.product,
     "matmat": lambda library, node, args: lambda A, B: A @ B,
     "transpose": lambda library, node, args: lambda M: M.T,

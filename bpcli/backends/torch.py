@@ -11,6 +11,7 @@ import numpy as np
 from bpcli.backends import Arrays, Library, Program, peer_refusal
 from bpcli.backends.array_graph import Values, loss, masks, rtrl
 from bpcli.errors import fail
+from bpcli.graph.operations import STOPPING
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup
 
@@ -40,7 +41,7 @@ class Torch:
         reason = peer_refusal(self, setup, method)
         if reason or method not in GRADCHECK:
             return reason
-        if any(node.op == "stop_gradient" for node in setup.graph.nodes):
+        if any(node.op in STOPPING for node in setup.graph.nodes):
             return "gradcheck's differences move what stop_gradient holds constant"
         return "gradcheck wants double precision" if setup.dtype != np.float64 else None
 

@@ -56,6 +56,7 @@ def _cut(v: FloatArray, start: float, stop: float) -> FloatArray:
 
 _FORWARD: dict[str, Callable[[Args, Numbers], FloatArray]] = {
     **dict.fromkeys(("copy", "stop_gradient"), lambda a, n: a[0].copy()),
+    "step": lambda a, n: np.where(a[0] > 0, 1.0, 0.0),
     "negate": lambda a, n: -a[0],
     "add": lambda a, n: np.add(*_pair(a)),
     "subtract": lambda a, n: np.subtract(*_pair(a)),
@@ -135,7 +136,7 @@ def _placed(c: FloatArray, v: FloatArray, start: float, stop: float) -> FloatArr
 
 _VJPS: dict[tuple[str, int], Vjp] = {
     ("copy", 0): lambda c, a, y, n: c,
-    ("stop_gradient", 0): lambda c, a, y, n: np.zeros_like(c),
+    **dict.fromkeys((("stop_gradient", 0), ("step", 0)), lambda c, a, y, n: np.zeros_like(c)),
     ("negate", 0): lambda c, a, y, n: -c,
     ("add", 0): lambda c, a, y, n: c,
     ("add", 1): lambda c, a, y, n: c,

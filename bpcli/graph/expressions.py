@@ -186,6 +186,8 @@ def _call(builder: NodeBuilder, expr: Call, args: Sequence[int | None]) -> int |
             return _leaky_relu(builder, expr, given)
         case "stop_gradient" if builder.nodes[given[0]].op == "stop_gradient":
             return given[0]
+        case "step":
+            return _step(builder, expr, given)
         case "max" | "min":
             return _extreme(builder, expr.function, given[0], given[1], place)
         case "clip":
@@ -217,6 +219,26 @@ def _extreme(builder: NodeBuilder, op: str, u: int, v: int, place: Place) -> int
         return u if (first > second) == (op == "max") else v
     difference = builder.apply("subtract", (u, v) if op == "max" else (v, u), place)
     return builder.apply(op, (u, v, difference), place)
+
+
+def _step(builder: NodeBuilder, expr: Call, args: Sequence[int]) -> int | None:
+    """step(v) + m (v - v), of which the second v and the surrogate slope m = k max(0, 1 - |v|) are held constant."""
+    v, place = args[0], expr.place
+    value = builder.apply("step", (v,), place)
+    k = builder.value(args[1]) if len(args) > 1 else 0.0
+    if k is None:
+        what = "the slope of step is an expression of numbers, constants and dims alone"
+        help_ = "for a surrogate with a slope g of your own write `step(v) + stop_gradient(g) * (v - stop_gradient(v))`"
+        builder.collector.add("not-constant", what, expr.args[1].place, help=help_)
+        return None
+    if k == 0 or value is None or builder.value(v) is not None:
+        return value
+    size = builder.apply("abs", (v,), place)
+    hat = builder.apply("relu", (builder.apply("subtract", (builder.constant(1.0, place), size), place),), place)
+    slope = builder.apply("multiply", (builder.constant(k, place), hat), place)
+    still = builder.apply("subtract", (v, builder.apply("stop_gradient", (v,), place)), place)
+    moved = builder.apply("multiply", (builder.apply("stop_gradient", (slope,), place), still), place)
+    return builder.apply("add", (value, moved), place)
 
 
 def _clip(builder: NodeBuilder, expr: Call, args: Sequence[int]) -> int | None:

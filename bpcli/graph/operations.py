@@ -195,6 +195,10 @@ def _leaky_relu(v: float, slope: float) -> float:
     return v if v > 0 else slope * v
 
 
+def _step(v: float) -> float:
+    return 1.0 if v > 0 else 0.0
+
+
 def _identity(v: float) -> float:
     return v
 
@@ -205,6 +209,7 @@ ONE, TWO, TEN = _entries(1.0), _entries(2.0), _entries(10.0)
 _MAX, _MIN = (
     f"the {most} of u and v, entry by entry; where equal, the derivative is v's" for most in ("larger", "smaller")
 )
+_STEP = "1 where v > 0, else 0; its derivative is 0, or the surrogate k * max(0, 1 - |v|) of step(v, k)"
 _LEAKY = "leaky_relu(v, s) = v if v > 0 else s * v, s a constant; its derivative at 0 is s"
 
 _ROWS = (
@@ -240,9 +245,12 @@ _ROWS = (
     Operation("max", _elementwise, ONE, ARGS, _MAX, analytic=False),
     Operation("min", _elementwise, ONE, ARGS, _MIN, analytic=False),
     Operation("stop_gradient", _same, ONE, NOTHING, "v, and a constant in every derivative", _identity),
+    Operation("step", _same, ONE, NOTHING, _STEP, _step),
 )
 """In the order of opcodes, which compiled kernels know: new rows go to the end."""
 
+STOPPING = frozenset({"stop_gradient", "step"})
+"""Operations without a derivative: what is computed from them is a constant to all references."""
 SWITCHED = frozenset({"max", "min"})
 """Operations whose last argument is the difference that is positive where they take the first one; it has no other use,
 and no derivative."""

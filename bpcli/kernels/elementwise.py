@@ -41,6 +41,7 @@ from bpcli.tape.instructions import (
     SQRT,
     STOP,
     TANH,
+    UNIT_STEP,
 )
 
 Function = Callable[..., Any]
@@ -100,6 +101,15 @@ def stop_into(x, y, number):
     """y = x without its tangent."""
     for k in range(len(y)):
         y[k] = x[k].real
+
+
+@inner
+def unit_step_into(x, y, number):
+    """y = 1 where x > 0, else 0; NaN stays."""
+    one = y.dtype.type(1)
+    for k in range(len(y)):
+        r = x[k].real
+        y[k] = one if r > 0 else (one - one if r <= 0 else x[k])
 
 
 @inner
@@ -396,6 +406,8 @@ def unary_into(op, x, y, number):
         cos_into(x, y, number)
     elif op == STOP:
         stop_into(x, y, number)
+    elif op == UNIT_STEP:
+        unit_step_into(x, y, number)
     elif op == ERF:
         erf_into(x, y, number)
     elif op == POWER:

@@ -50,6 +50,7 @@ from bpcli.tape.instructions import (
     SUM,
     TRANSPOSE,
     TURNED,
+    UNIT_STEP,
     A,
     B,
 )
@@ -151,7 +152,7 @@ def forward_span(job, values):  # type: ignore[no-untyped-def]
 @inner
 def rounds(op):
     """Whether an operation may round its result: copies, signs, slopes of 1 and choices are exact."""
-    moves = op == CONCAT or op == TRANSPOSE or op == COPY or op == NEGATE or op == STOP
+    moves = op == CONCAT or op == TRANSPOSE or op == COPY or op == NEGATE or op == STOP or op == UNIT_STEP
     return not (moves or op == RELU or op == ABS or op == MAX or op == MIN)
 
 

@@ -20,6 +20,7 @@ from bpcli.spec.language import (
     FUNCTIONS,
     IDIOMS,
     MAX_CHARACTERS,
+    OPTIONAL,
     TIME,
     VARIADIC,
     Locate,
@@ -208,8 +209,11 @@ class _Reader:
             remedy = IDIOMS.get(name.casefold(), remedy)
             return self.refuse("unknown-function", f'unknown function "{name}"', token, remedy)
         count = FUNCTIONS[name]
-        if len(arguments) < count or (len(arguments) > count and name not in VARIADIC):
-            wanted = f"{count} or more arguments" if name in VARIADIC else f"{count} argument{'s'[: count - 1]}"
+        most = len(arguments) if name in VARIADIC else OPTIONAL.get(name, count)
+        if not count <= len(arguments) <= most:
+            wanted = f"{count} argument{'s'[: count - 1]}"
+            wanted = f"{count} or more arguments" if name in VARIADIC else wanted
+            wanted = f"{count} or {most} arguments" if name in OPTIONAL else wanted
             what = f"{name} takes {wanted}, not {len(arguments)}"
             return self.refuse("arity", what, token, "see `bp list operations`")
         return Call(name, arguments, self.place(token))

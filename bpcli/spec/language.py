@@ -19,13 +19,15 @@ from bpcli.errors import Collector, Place
 
 FUNCTIONS: Mapping[str, int] = MappingProxyType(
     dict.fromkeys(("tanh", "sigmoid", "relu", "softplus", "exp", "log", "sqrt", "sin", "cos", "abs", "erf"), 1)
-    | dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax", "stop_gradient"), 1)
+    | dict.fromkeys(("sum", "mean", "logsumexp", "softmax", "log_softmax", "stop_gradient", "step"), 1)
     | dict.fromkeys(("leaky_relu", "dot", "cross_entropy", "concat", "max", "min"), 2)
     | {"clip": 3}
 )
 """The functions of the language with their numbers of arguments."""
 VARIADIC = ("concat",)
 """Functions that take more arguments too."""
+OPTIONAL: Mapping[str, int] = MappingProxyType({"step": 2})
+"""Functions with arguments that may be left out, with the most that they take."""
 _MASK = "a mask is an input, or a parameter with trainable = false, that multiplies: `m * v`"
 _ONE_HOT = "a row that data choose is a product: `E.T @ onehot`, with the one-hot vector an input"
 IDIOMS: Mapping[str, str] = MappingProxyType(
@@ -44,6 +46,7 @@ IDIOMS: Mapping[str, str] = MappingProxyType(
         "hardtanh": "write `clip(v, -1, 1)`",
         "relu6": "write `clip(v, 0, 6)`",
         "clamp": "write `clip(v, lo, hi)`",
+        **dict.fromkeys(("heaviside", "spike", "sign"), "write `step(v)`, or `step(v, k)` with a surrogate slope"),
         "where": f"there are no conditions; {_MASK}, as in `m * u + (1 - m) * v`",
         "norm": "write `sqrt(dot(v, v))`",
         "square": "write `v**2`",

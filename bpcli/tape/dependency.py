@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
+from bpcli.graph.operations import STOPPING
 from bpcli.tape.instructions import (
     ADDEND,
     COPY,
@@ -31,7 +32,7 @@ from bpcli.tape.instructions import (
     Product,
 )
 from bpcli.tape.layout import packed_copies
-from bpcli.tape.lowering import STOPPING, active_nodes
+from bpcli.tape.lowering import active_nodes
 from bpcli.tape.plan import node_flops
 
 DENSE = frozenset({"matmul", "matmat", "transpose", "sum", "dot", "logsumexp", "softmax", "log_softmax"})
@@ -192,7 +193,7 @@ def shifts(graph: Graph) -> Mapping[int, Shifts]:
         note(n, frozenset({offset}))
         offset += graph.nodes[n].size
     for node in reversed(graph.nodes):
-        if node.index not in found or node.op == STOPPING:
+        if node.index not in found or node.op in STOPPING:
             continue
         here, before = found[node.index], 0
         for n in node.args:

@@ -132,7 +132,7 @@ TANH, SIGMOID, RELU, LEAKY_RELU, SOFTPLUS = (
 EXP, LOG, SQRT, SIN, COS, ABS, ERF = (
     OPERATIONS[name].opcode for name in ("exp", "log", "sqrt", "sin", "cos", "abs", "erf")
 )
-MAX, MIN, STOP = (OPERATIONS[name].opcode for name in ("max", "min", "stop_gradient"))
+MAX, MIN, STOP, UNIT_STEP = (OPERATIONS[name].opcode for name in ("max", "min", "stop_gradient", "step"))
 MATMUL, MATMAT, TRANSPOSE = (OPERATIONS[name].opcode for name in ("matmul", "matmat", "transpose"))
 SUM, DOT, LOGSUMEXP, SOFTMAX, LOG_SOFTMAX, CONCAT = (
     OPERATIONS[name].opcode for name in ("sum", "dot", "logsumexp", "softmax", "log_softmax", "concat")

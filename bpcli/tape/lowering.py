@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bpcli.graph.nodes import Graph, Node, Phase
-from bpcli.graph.operations import OPERATIONS
+from bpcli.graph.operations import OPERATIONS, STOPPING
 from bpcli.tape.instructions import (
     ACCUMULATE,
     ADDEND,
@@ -44,8 +44,6 @@ from bpcli.tape.instructions import (
 )
 
 LEAVES = frozenset({"param", "constant", "input", "previous"})
-STOPPING = "stop_gradient"
-"""The operation that passes on no derivative."""
 SLOTS = ((A, MODE_A), (B, MODE_B), (ADDEND, MODE_ADDEND))
 """The fields of arguments, each with the field that says what becomes of its cotangent."""
 Row = list[int]
@@ -104,7 +102,7 @@ def active_nodes(graph: Graph, leaves: Collection[int], stopped: bool = False) -
     computed from one of them."""
     active = set(leaves)
     for node in graph.nodes:
-        if (stopped or node.op != STOPPING) and any(a in active for a in node.args):
+        if (stopped or node.op not in STOPPING) and any(a in active for a in node.args):
             active.add(node.index)
     return frozenset(active)
 
@@ -218,7 +216,7 @@ def _grows_in_place(graph: Graph, fusion: Fusion, total: int) -> bool:
     What `stop_gradient` holds is read by references.
     """
     node, term = graph.nodes[total], graph.nodes[fusion.addend[total]]
-    computed = term.op not in LEAVES and term.op not in ("slice", STOPPING) and term.index not in _roots(graph)
+    computed = term.op not in (*LEAVES, *STOPPING, "slice") and term.index not in _roots(graph)
     alone = fusion.uses[term.index] == 1 and term.phase is node.phase and term.shape == node.shape
     return computed and alone and "out" not in OPERATIONS[term.op].saves
 
@@ -237,7 +235,7 @@ class _Draft:
 
     def visit(self, node: Node) -> None:
         """Write the reverse instructions of one node, and note the cotangents they reach and the values they read."""
-        if node.op == STOPPING:
+        if node.op in STOPPING:
             return
         if node.op == "slice" or node.index in self.fusion.elided:
             self.touched.update(a for a in node.args if a in self.active)

@@ -35,7 +35,7 @@ from bpcli.references.numerics.rounding import (
     shifted,
     unit_roundoff,
 )
-from bpcli.references.perturbation.kinks import find_kinks
+from bpcli.references.perturbation.kinks import find_kinks, jumps
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import Factor, LocalDerivatives, LocalSteps, by_tensor, influence_layout
@@ -82,7 +82,7 @@ def recursion_estimates(problem: Problem, recursion: Recursion) -> dict[str, Est
     double = _double(problem, recursion)
     found = {name: np.asarray(a, np.float64) for name, a in _followed(recursion, MeasuredSteps(double)).arrays.items()}
     bounds = recursion_rounding(double, recursion, _DOUBLE, found).gradient
-    blind = find_kinks(problem).any
+    blind = find_kinks(problem).any or jumps(problem)
     return {
         n: finite_estimate(np.full_like(value, np.nan) if blind else value, bounds[n]) for n, value in found.items()
     }

@@ -27,7 +27,7 @@ from bpcli.problem.definition import Array, Problem, Setup, Tensor, cast
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation import ALONG
-from bpcli.references.perturbation.kinks import ALIKE, slopes_of
+from bpcli.references.perturbation.kinks import ALIKE, jumps, slopes_of
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.local_derivatives import LocalSteps, influence_layout, local_derivatives
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
@@ -83,9 +83,12 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
 
     The bound of an entry without contributions is exactly zero. It is infinite where an intermediate value leaves the
     range of `dtype`. At a kink a shift would select a slope, which is no rounding: the bound is then the maximum over
-    the slopes that programs choose.
+    the slopes that programs choose. Where an argument of `step` is zero within rounding it is infinite.
     """
     slopes = slopes_of(problem)
+    if jumps(problem):
+        known = _rounding(problem, windows, dtype)
+        return replace(known, gradient={n: np.full_like(b, np.inf) for n, b in known.gradient.items()}, loss=np.inf)
     if slopes is None:
         return _rounding(problem, windows, dtype)
     each = [_rounding(slopes.chosen(share), windows, dtype) for share in ALIKE]

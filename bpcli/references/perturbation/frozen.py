@@ -1,4 +1,4 @@
-"""A network whose values behind `stop_gradient` are inputs, held as they are without any change.
+"""A network whose values of `stop_gradient` and `step` are inputs, held as they are without any change.
 
 `stop_gradient(v)` is v, and a constant in every derivative. An imaginary step honours that by itself: the forward rule
 drops the imaginary part. A real step would move the value, so that real perturbations are of this network: its true
@@ -13,16 +13,16 @@ from functools import lru_cache
 import numpy as np
 
 from bpcli.graph.nodes import Graph, Phase
+from bpcli.graph.operations import STOPPING
 from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.runtime.evaluation import node_values
-from bpcli.tape.lowering import STOPPING
 
 _DOUBLE = np.dtype(np.float64)
 
 
 @lru_cache(maxsize=4)
 def frozen(problem: Problem) -> Problem:
-    """The problem in float64, with inputs and parameters in place of `stop_gradient` where there is one."""
+    """The problem in float64, with inputs and parameters in place of operations without a derivative."""
     double = cast(problem, _DOUBLE)
     stops = stopping(double.setup.graph)
     if not stops:
@@ -42,7 +42,7 @@ def frozen(problem: Problem) -> Problem:
 
 def stopping(graph: Graph) -> tuple[int, ...]:
     """The nodes that stop derivatives."""
-    return tuple(node.index for node in graph.nodes if node.op == STOPPING)
+    return tuple(node.index for node in graph.nodes if node.op in STOPPING)
 
 
 def frozen_entries(setup: Setup) -> int:
@@ -57,7 +57,7 @@ def _name(node: int) -> str:
 
 @lru_cache(maxsize=4)
 def _frozen(setup: Setup) -> Setup:
-    """The setup with leaves in place of `stop_gradient`; cached, since plans are cached by setup."""
+    """The setup with leaves in place of these operations; cached, since plans are cached by setup."""
     graph = setup.graph
     nodes, leaf, roots = list(graph.nodes), dict(graph.leaf), {graph.loss, *graph.new.values()}
     for n in stopping(graph):

@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase, ancestors
-from bpcli.graph.operations import OPERATIONS, SWITCHED
+from bpcli.graph.operations import OPERATIONS, STOPPING, SWITCHED
 from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.references.perturbation import ALONG, STEP
 from bpcli.runtime.copies import Copies
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.trace import Disturbance
-from bpcli.tape.lowering import STOPPING
 
 Mask = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -108,9 +107,33 @@ NO_KINKS: Kinks = Kinks({}, {})
 @functools.lru_cache(maxsize=2)
 def find_kinks(problem: Problem) -> Kinks:
     """Find the branches taken, and the arguments whose sign is uncertain under rounding in the problem's dtype."""
-    arguments = _arguments(problem.setup.graph)
+    arguments = _arguments(problem.setup.graph, _kinked(problem.setup.graph))
+    steps: dict[int, Branches] = {}
+    static: dict[int, Branches] = {}
+    for node, (exact, _, at) in _near_zero(problem, arguments).items():
+        (static if at.ndim == 1 else steps)[node] = Branches(at, np.isfinite(exact) & ~at, exact > 0)
+    return Kinks(steps, static) if arguments else NO_KINKS
+
+
+@functools.lru_cache(maxsize=2)
+def jumps(problem: Problem) -> bool:
+    """Whether rounding hides the side on which an argument of `step` is: a correct program may be on either.
+
+    An argument that is zero however the program rounds, as a state before the first step may be, is on one side.
+    """
+    graph = problem.setup.graph
+    arguments = _arguments(graph, [node for node in graph.nodes if node.op == "step"])
+    found = _near_zero(problem, arguments).values()
+    return any(bool((at & np.any([other != exact for other in others], axis=0)).any()) for exact, others, at in found)
+
+
+def _near_zero(
+    problem: Problem, arguments: Mapping[int, list[tuple[int, int]]]
+) -> dict[int, tuple[FloatArray, list[FloatArray], Mask]]:
+    """By node its values in float64, those of float32 and disturbed passes, and where they are zero within rounding."""
+    found: dict[int, tuple[FloatArray, list[FloatArray], Mask]] = {}
     if not arguments:
-        return NO_KINKS
+        return found
     with np.errstate(all="ignore"):
         single, double = (_values(cast(problem, dtype), arguments) for dtype in (_SINGLE, _DOUBLE))
         eps = float(np.finfo(problem.setup.dtype).eps)
@@ -118,15 +141,14 @@ def find_kinks(problem: Problem) -> Kinks:
         samples = [
             _values(cast(problem, _DOUBLE), arguments, Disturbance(_EPS * eps, seed)) for seed in range(_SAMPLES)
         ]
-        steps: dict[int, Branches] = {}
-        static: dict[int, Branches] = {}
         for node, exact in double.items():
-            spread = scale * _spread(exact, [single[node]]) + _spread(exact, [held[node] for held in samples]) / _EPS
+            others = [single[node], *(held[node] for held in samples)]
+            spread = scale * _spread(exact, others[:1]) + _spread(exact, others[1:]) / _EPS
             at = np.abs(exact) <= np.where(np.isfinite(spread), _FACTOR * spread, 0.0)
             if problem.setup.dtype == _SINGLE:
                 at |= np.isfinite(exact) & ((single[node] > 0) != (exact > 0))
-            (static if at.ndim == 1 else steps)[node] = Branches(at, np.isfinite(exact) & ~at, exact > 0)
-    return Kinks(steps, static)
+            found[node] = exact, others, at
+    return found
 
 
 def _spread(exact: FloatArray, others: Sequence[FloatArray]) -> FloatArray:
@@ -147,7 +169,7 @@ def analytic(graph: Graph) -> bool:
 def _kinked(graph: Graph) -> tuple[Node, ...]:
     """The operations with a kink on some way from the loss back to leaves, over steps: not those behind stop_gradient
     alone."""
-    args = [() if node.op == STOPPING else node.args for node in graph.nodes]
+    args = [() if node.op in STOPPING else node.args for node in graph.nodes]
     roots, more = set[int](), {graph.loss}
     while more:
         roots |= more
@@ -157,10 +179,10 @@ def _kinked(graph: Graph) -> tuple[Node, ...]:
     return tuple(node for node in nodes if not OPERATIONS[node.op].analytic)
 
 
-def _arguments(graph: Graph) -> dict[int, list[tuple[int, int]]]:
-    """The nodes that operations with a kink read, and the ranges of entries that they read."""
+def _arguments(graph: Graph, operations: Iterable[Node]) -> dict[int, list[tuple[int, int]]]:
+    """The nodes that operations compare with zero, and the ranges of entries that they read."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for node in _kinked(graph):
+    for node in operations:
         index, shift = base_of(graph, node.args[-1])
         found.setdefault(index, []).append((shift, shift + graph.nodes[node.args[-1]].size))
     return found

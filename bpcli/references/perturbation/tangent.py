@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase
-from bpcli.graph.operations import SWITCHED
+from bpcli.graph.operations import STOPPING, SWITCHED
 from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.references.perturbation import STEP
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.preactivations import terms
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.reverse_mode import Window
-from bpcli.tape.lowering import STOPPING, active_nodes
+from bpcli.tape.lowering import active_nodes
 
 
 def factors(
@@ -141,7 +141,7 @@ class Draft:
     def _visit(self, node: Node) -> int | None:
         """The tangent of a node; None if it is zero."""
         args = [self.tangent.get(a) for a in node.args]
-        if node.op == STOPPING or all(a is None for a in args):
+        if node.op in STOPPING or all(a is None for a in args):
             return None
         if node.op == "matmul":
             return self._apply(node, (self._matrix(node.args[0]), args[1]))
