@@ -175,3 +175,18 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     found = json.loads(done.stdout)["findings"]
     assert (0, {"pass"}) == (done.exit_code, {f["verdict"] for f in found})
     assert {("vjp", "params.w"), ("jvp", "x"), ("hvp", "cotangent")} <= {(f["method"], f["tensor"]) for f in found}
+
+
+@pytest.mark.parametrize(("factor", "found"), [(1.0, (False, False)), (1.001, (False, True)), (1.1, (True, True))])
+def test_beside_check_grads(factor: float, found: tuple[bool, bool], x64: bool) -> None:
+    """The table of the README: in float32 an error of 0.1% shows to one of the two, and right code to neither."""
+    from jax.test_util import check_grads
+
+    function = with_vjp(lambda kept, g: tuple(factor * part for part in right(kept, g)))
+    try:
+        check_grads(function, (jnp.asarray(X), jnp.asarray(W)), order=2, modes=["rev"])
+        rejected = False
+    except AssertionError:
+        rejected = True
+    assert (found[0] or (x64 and factor > 1)) == rejected
+    assert found[1] == (bpcli.check_gradient(function, X, W).verdict == "wrong")

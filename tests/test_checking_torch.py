@@ -275,3 +275,43 @@ def test_the_command_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     write(Path("bare.py"), "import torch\ndef f(x, y): return x + y\n")
     lines = "import torch; torch.manual_seed(0); f_inputs = (torch.randn(4, 3), torch.randn(4, 3),)  # x, y"
     assert lines in run("check", "bare.py:f").stderr
+
+
+class Off(Scaled):
+    """A gradient that is off by a factor."""
+
+    factor = 1.0003
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        by_x, by_w, _ = Scaled.backward(ctx, g)
+        return Off.factor * by_x, by_w, None
+
+
+# A function, its precision, and whether `gradcheck`, its forward mode and `gradgradcheck` are content with it.
+BESIDE: list[tuple[Any, Any, tuple[bool, bool, bool]]] = [
+    (Scaled, torch.float64, (True, True, True)),
+    (Ignoring, torch.float64, (False, False, True)),
+    (ForASum, torch.float64, (False, False, True)),
+    (Halved, torch.float64, (True, False, True)),
+    (Detached, torch.float64, (True, True, False)),
+    (Off, torch.float64, (True, True, True)),
+    (Scaled, torch.float32, (False, False, False)),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Input #")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize(("function", "dtype", "content"), BESIDE, ids=lambda value: str(value))
+def test_beside_gradcheck(function: Any, dtype: Any, content: tuple[bool, bool, bool]) -> None:
+    """The table of the README: faults that only one of the two finds, and right code that only one accepts."""
+    at = X.to(dtype).requires_grad_(), W.to(dtype).requires_grad_()
+    quiet: dict[str, Any] = {"raise_exception": False}
+    found = (
+        torch.autograd.gradcheck(function.apply, at, **quiet),
+        torch.autograd.gradcheck(function.apply, at, check_forward_ad=True, **quiet),
+        torch.autograd.gradgradcheck(function.apply, at, **quiet),
+    )
+    assert content == found
+    ours = bpcli.check_gradient(function.apply, *at, forward=True, order=2)
+    assert ("pass" if function is Scaled else "wrong") == ours.verdict
