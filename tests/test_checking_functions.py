@@ -138,14 +138,33 @@ def test_second_order() -> None:
     assert {} == verdicts(skipped, "hvp") and "second derivatives are not judged" in str(skipped)
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.0 + 1e-4, "wrong")])
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.0 + 1e-6, "wrong")])
 def test_float32(factor: float, verdict: str) -> None:
-    """Values in float64 at the numbers of float32, so that differences have digits; the rounding is that of float32."""
+    """Values and derivatives in float64 at the numbers of float32: a formula that is off by 1e-6 is found."""
     report = bpcli.check_gradient(
-        layer, X.astype("f4"), W.astype("f4"), vjp=lambda *a: tuple(np.float32(factor) * g for g in layer_vjp(*a))
+        layer, X.astype("f4"), W.astype("f4"), vjp=lambda *a: tuple(factor * g for g in layer_vjp(*a))
     )
     assert {"x": verdict, "w": verdict} == verdicts(report)
     assert all(1e-9 < f.kernel_error < 1e-3 for f in report.findings if f.kernel_error is not None)
+
+
+def test_what_is_wrong_in_float32_only() -> None:
+    """The gradient in float64 is right; rounding, also that of saturated units, is not accused."""
+
+    def rough(x: Any, w: Any, u: Any) -> Any:
+        by_x, by_w = layer_vjp(x, w, u)
+        return by_x, by_w * (1.001 if w.dtype == "f4" else 1)
+
+    report = bpcli.check_gradient(layer, X.astype("f4"), W.astype("f4"), vjp=rough)
+    assert {"x": "pass", "w": "wrong"} == verdicts(report) and "in float32 only" in texts(report)
+    assert {"x": "pass", "w": "pass"} == verdicts(bpcli.check_gradient(layer, X, W, vjp=rough))
+    nan = {"vjp": lambda x, u: u * x.dtype.type("nan" if x.dtype == "f4" else 1)}
+    not_a_number = bpcli.check_gradient(lambda x: 1 * x, X.astype("f4"), **nan)
+    assert ["not finite"] == [f.cause for f in not_a_number.findings]
+    saturated = np.array([[10.0, -10.0, 20.0], [0.0, 5.0, 30.0]], dtype="f4")
+    more = {"vjp": lambda x, u: u * (1 - np.tanh(x) ** 2)}
+    for x in (saturated, saturated.ravel()[:4]):
+        assert {"x": "pass"} == verdicts(bpcli.check_gradient(lambda x: np.tanh(x), x, **more))
 
 
 def test_code_that_insists_on_float32() -> None:

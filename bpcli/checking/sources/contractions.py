@@ -8,12 +8,13 @@ gradient becomes that of ⟨v, Jᵀu⟩. The process that runs user code imports
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 from zlib import crc32
 
 from numpy import abs as absolute
-from numpy import array, asarray, eye, finfo, float64, generic, ones, sqrt, stack, zeros
+from numpy import array, asarray, concatenate, eye, finfo, float32, float64, generic, ones, sqrt, stack, where, zeros
 from numpy.random import Generator, default_rng
 
 from bpcli.checking.sources.differentiable import Arrays, Differentiable, LackingError, UnusableError
@@ -25,7 +26,7 @@ MIXED, ONES, FORWARD, SECOND = "mixed", "ones", "forward", "second"
 OPTIONS = {FORWARD: "--forward", SECOND: "--order 2"}
 """The options that ask for these black boxes."""
 _IN_PYTHON = {FORWARD: " (forward=True)", SECOND: " (order=2)"}
-TANGENTS, SHIFTED = 8, 8
+TANGENTS, SHIFTED = 8, 5
 """Tangents of each leaf; shifted points at which the rounding of derivatives is sampled."""
 _UNITS = 4.0  # units of roundoff of a shift
 
@@ -65,69 +66,134 @@ def split(row: Array, function: Differentiable) -> dict[str, Array]:
     return found
 
 
-def inner(weights: Arrays, values: Mapping[str, Any]) -> float:
-    """⟨weights, values⟩ in float64. Raises ValueError where the shapes differ."""
-    total = 0.0
+def products(weights: Arrays, values: Mapping[str, Any]) -> Array:
+    """The products of weights and values in float64, flat. Raises ValueError where the shapes differ."""
+    found = []
     for name, weight in weights.items():
         value = asarray(values[name], dtype=float64) if name in values else None
         if value is None or value.shape != weight.shape:
             shape = "nothing" if value is None else f"shape {value.shape}"
             raise ValueError(f"returns {shape}, not shape {weight.shape}, for {name or 'its value'}")
-        total += float((weight * value).sum())
-    return total
+        found.append((weight * value).reshape(-1))
+    return concatenate(found)
 
 
-class Pulled:
-    """⟨u, f⟩ with the gradient Jᵀu; `params` are in float64 if the function computes its values in that."""
+class Contraction(ABC):
+    """A scalar function of arrays with a gradient; `params` are in float64 if the loss is computed in that.
 
-    def __init__(self, function: Differentiable, u: Arrays) -> None:
-        self._function, self._u = function, u
-        self.params = at_points(function)
+    Its params are `coordinates` along tangents, at zero, or arrays of the function.
+    """
+
+    params: dict[str, Array]
+    coordinates: ClassVar[bool] = False
+
+    def __init__(self, function: Differentiable) -> None:
+        self.function = function
 
     def loss(self, params: Arrays) -> float:
-        """⟨u, f⟩."""
-        return inner(self._u, self._function.run(params, self._function.wide))
+        """The sum of the products."""
+        return float(self.terms(params).sum())
 
     def grad(self, params: Arrays) -> dict[str, Any]:
-        """Jᵀu, in the type that the code computes in."""
-        return rounded(self._function.vjp(narrow(params, self._function), self._u, wide=False), self._function)
+        """The gradient, in float64 if float32 code allows that: how it is rounded, `in_single` says."""
+        return self.gradient(params, self.function.sharp)
+
+    def in_single(self, params: Arrays) -> dict[str, Any]:
+        """The gradient in float32 and in float64, and the rounding of the former, by name, `(3, *shape)`.
+
+        It is sampled at points that are shifted by roundoff: what float32 adds, and how far the gradient itself moves.
+        No entry is rounded less than the largest one, or than the terms of the loss over the size of its parameter.
+        """
+        unit, generator = float(finfo(float32).eps) / 2, default_rng(1)
+        exact, short = self._both(params)
+        moves: dict[str, list[Any]] = {name: [] for name in exact}
+        adds: dict[str, list[Any]] = {name: [] for name in exact}
+        for _ in range(SHIFTED):
+            there: dict[str, Array] = {}
+            for name, value in params.items():
+                shift = asarray(_UNITS * unit * generator.uniform(-1, 1, value.shape))
+                there[name] = shift if self.coordinates else (value * (1 + shift)).astype(float32).astype(float64)
+            wide, shorter = self._both(there)
+            for name, value in exact.items():
+                moves[name].append(wide[name] - value)
+                adds[name].append(shorter[name] - wide[name])
+        level = float(sqrt((self.terms(params) ** 2).sum()))
+        found = {}
+        for name, value in exact.items():
+            size = absolute(params[name])
+            least = unit * (absolute(value).max(initial=0.0) + level / where(size > 0, size, 1.0))
+            sampled = sqrt((stack(moves[name]) ** 2).mean(axis=0)) / _UNITS + stack(adds[name]).std(axis=0)
+            found[name] = stack([short[name], value, least + sampled])
+        return found
+
+    def _both(self, params: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The gradient in float64 and in float32, as arrays of float64."""
+        exact, short = self.gradient(params, wide=True), self.gradient(params, wide=False)
+        both = ({name: array(found[name], dtype=float64) for name in params} for found in (exact, short))
+        return next(both), next(both)
+
+    @abstractmethod
+    def terms(self, params: Arrays) -> Array:
+        """The products that the loss is the sum of."""
+
+    @abstractmethod
+    def gradient(self, params: Arrays, wide: bool) -> dict[str, Any]:
+        """The gradient in float64 if `wide`, else in the type that the code computes in."""
 
 
-class Pushed:
+class Pulled(Contraction):
+    """⟨u, f⟩ with the gradient Jᵀu."""
+
+    def __init__(self, function: Differentiable, u: Arrays) -> None:
+        super().__init__(function)
+        self._u, self.params = u, at_points(function)
+
+    def terms(self, params: Arrays) -> Array:
+        """u f."""
+        return products(self._u, self.function.run(params, self.function.wide))
+
+    def gradient(self, params: Arrays, wide: bool) -> dict[str, Any]:
+        """Jᵀu."""
+        point = params if wide else narrow(params, self.function)
+        return rounded(self.function.vjp(point, self._u, wide), self.function, wide)
+
+
+class Pushed(Contraction):
     """⟨u, f⟩ by the coordinates of the inputs along random tangents, at zero: the gradient is ⟨u, J v⟩ for each v."""
 
+    coordinates: ClassVar[bool] = True
+
     def __init__(self, function: Differentiable, u: Arrays, generator: Generator) -> None:
-        self._function, self._u, self._generator = function, u, generator
+        super().__init__(function)
+        self._u, self._generator = u, generator
         self._tangents = {name: tangents(value, generator) for name, value in function.points.items()}
         self.params = {name: zeros(TANGENTS) for name in function.points}
 
-    def loss(self, params: Arrays) -> float:
-        """⟨u, f⟩ at the point with these coordinates."""
-        point = at_points(self._function)
-        for name, rows in self._tangents.items():
-            moved = point[name] + (params[name].reshape(-1, *(1,) * point[name].ndim) * rows).sum(axis=0)
-            point[name] = moved.astype(point[name].dtype)
-        return inner(self._u, self._function.run(point, self._function.wide))
+    def terms(self, params: Arrays) -> Array:
+        """u f at the point with these coordinates."""
+        return products(self._u, self.function.run(self._at(params), self.function.wide))
 
-    def grad(self, params: Arrays) -> dict[str, Any]:
-        """⟨u, J v⟩ for the tangents v of each leaf, in the type that the code computes in."""
-        each = self._products(self._function.points)
-        return rounded(each, self._function)
+    def gradient(self, params: Arrays, wide: bool) -> dict[str, Any]:
+        """⟨u, J v⟩ for the tangents v of each leaf, at the nearest point of the type that the code computes in."""
+        point = narrow(self._at(params), self.function)
+        point = {name: value.astype(float64) for name, value in point.items()} if wide else point
+        return rounded(self._along(point, wide), self.function, wide)
 
     def gaps(self, params: Arrays) -> dict[str, Any]:
         """⟨u, J v⟩ - ⟨Jᵀu, v⟩ at the point, and at points that are shifted by roundoff, with the size of the terms.
 
         By leaf, `(2, 1 + SHIFTED, TANGENTS)`.
         """
-        function, found = self._function, []
+        function, found = self.function, []
+        start = at_points(function) if function.sharp else function.points
         for number in range(1 + SHIFTED):
-            point = dict(function.points)
+            point = dict(start)
             for name, value in point.items() if number else ():
                 unit = _UNITS * float(finfo(value.dtype).eps) / 2
                 shift = unit * self._generator.standard_normal(value.shape)
                 point[name] = (value * (1 + shift)).astype(value.dtype)
-            pulled = function.vjp(point, self._u, wide=False)
-            pushed = self._products(point)
+            pulled = function.vjp(point, self._u, function.sharp)
+            pushed = self._along(point, function.sharp)
             row = {}
             for name, rows in self._tangents.items():
                 terms = (rows * array(pulled[name], dtype=float64)).reshape(TANGENTS, -1)
@@ -135,43 +201,50 @@ class Pushed:
             found.append(row)
         return {name: stack([row[name] for row in found], axis=1) for name in params}
 
-    def _products(self, point: Arrays) -> dict[str, Array]:
+    def _at(self, params: Arrays) -> dict[str, Array]:
+        point = at_points(self.function)
+        for name, rows in self._tangents.items():
+            moved = point[name] + (params[name].reshape(-1, *(1,) * point[name].ndim) * rows).sum(axis=0)
+            point[name] = moved.astype(point[name].dtype)
+        return point
+
+    def _along(self, point: Arrays, wide: bool) -> dict[str, Array]:
         found = {name: zeros(TANGENTS) for name in point}
         nothing = {name: zeros(value.shape) for name, value in point.items()}
         for name, rows in self._tangents.items():
             for number, row in enumerate(rows):
-                pushed = self._function.jvp(point, {**nothing, name: row})
-                found[name][number] = inner(self._u, pushed)
+                pushed = self.function.jvp(point, {**nothing, name: row}, wide)
+                found[name][number] = products(self._u, pushed).sum()
         return found
 
 
-class PulledTwice:
+class PulledTwice(Contraction):
     """⟨v, Jᵀu⟩ by the inputs and by u, with the gradient that the code has for it."""
 
     def __init__(self, function: Differentiable, u: Arrays, generator: Generator) -> None:
-        self._function = function
+        super().__init__(function)
         shapes = {name: value.shape for name, value in function.points.items()}
         self._v = {name: asarray(generator.standard_normal(shape)) for name, shape in shapes.items()}
         self._u = {f"cotangent{f' {name}' if name else ''}": (name, value) for name, value in u.items()}
-        by_u = function.by_cotangent
         kinds = dict.fromkeys(function.sizes, float64) if function.wide else function.kinds
-        own = {label: value.astype(kinds[name]) for label, (name, value) in self._u.items()} if by_u else {}
-        self.params = {**at_points(function), **own}
+        own = {label: value.astype(float32).astype(kinds[name]) for label, (name, value) in self._u.items()}
+        self.params = {**at_points(function), **(own if function.by_cotangent else {})}
 
-    def loss(self, params: Arrays) -> float:
-        """⟨v, Jᵀu⟩."""
+    def terms(self, params: Arrays) -> Array:
+        """v Jᵀu."""
         point, u = self._parts(params)
-        return inner(self._v, self._function.vjp(point, u, self._function.wide))
+        return products(self._v, self.function.vjp(point, u, self.function.wide))
 
-    def grad(self, params: Arrays) -> dict[str, Any]:
-        """The gradient of ⟨v, Jᵀu⟩, in the type that the code computes in."""
+    def gradient(self, params: Arrays, wide: bool) -> dict[str, Any]:
+        """The gradient of ⟨v, Jᵀu⟩."""
         point, u = self._parts(params)
-        by_point, by_u = self._function.second(narrow(point, self._function), u, self._v)
+        at = point if wide else narrow(point, self.function)
+        by_point, by_u = self.function.second(at, u, self._v, wide)
         found = {**by_point, **{label: by_u[name] for label, (name, _) in self._u.items() if name in by_u}}
-        return rounded(found, self._function)
+        return rounded(found, self.function, wide)
 
     def _parts(self, params: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
-        point = {name: params[name] for name in self._function.points}
+        point = {name: params[name] for name in self.function.points}
         return point, {name: params.get(label, value) for label, (name, value) in self._u.items()}
 
 
@@ -185,10 +258,11 @@ def narrow(params: Arrays, function: Differentiable) -> dict[str, Array]:
     return {name: params[name].astype(value.dtype) for name, value in function.points.items()}
 
 
-def rounded(arrays: Mapping[str, Any], function: Differentiable) -> dict[str, Any]:
+def rounded(arrays: Mapping[str, Any], function: Differentiable, wide: bool) -> dict[str, Any]:
     """Arrays in the type that the function's derivatives are as accurate as; other objects as they are."""
     found = {name: asarray(value) if isinstance(value, float | generic) else value for name, value in arrays.items()}
-    return {n: v.astype(function.kind) if getattr(v, "dtype", None) == float64 else v for n, v in found.items()}
+    kind = float64 if wide else function.kind
+    return {n: v.astype(kind) if getattr(v, "dtype", None) == float64 else v for n, v in found.items()}
 
 
 def tangents(value: Array, generator: Generator) -> Array:
@@ -203,9 +277,9 @@ def require(function: Differentiable, label: str) -> None:
     along = {name: ones(value.shape) for name, value in function.points.items()}
     try:
         if label == FORWARD:
-            function.jvp(function.points, along)
+            function.jvp(function.points, along, wide=False)
         else:
-            function.second(function.points, ones_of, along)
+            function.second(function.points, ones_of, along, wide=False)
     except LackingError as error:
         raise UnusableError(str(error), f"define it, or leave out {OPTIONS[label]}{_IN_PYTHON[label]}") from error
     except Exception:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from numpy import abs as absolute
-from numpy import dtype, float32, float64, floating, isfinite, issubdtype
+from numpy import dtype, float32, float64, floating, isfinite, issubdtype, ones
 
 from bpcli.checking.sources.pytree import flatten, joined, rebuild, unused
 from bpcli.checking.sources.user_protocol import Array
@@ -55,8 +55,8 @@ class Differentiable(ABC):
 
     `points` are the arrays to differentiate at, in the type that the code computes in; `fixed` maps other leaves to
     their kind. `kinds` has the type of every value, `sizes` its shape. `kind` is the type that derivatives are as
-    accurate as, that of the least accurate array. If `wide`, values are computed in float64. `reverse`: there is a VJP.
-    If `by_cotangent`, second derivatives include those by the cotangents.
+    accurate as, that of the least accurate array. If `wide`, values can be computed in float64; if `sharp`, derivatives
+    of float32 code too. `reverse`: there is a VJP. If `by_cotangent`, second derivatives include those by cotangents.
     """
 
     by_cotangent: ClassVar[bool] = True
@@ -75,6 +75,7 @@ class Differentiable(ABC):
         double = all(a.dtype == float64 for a in (*self.points.values(), *found.values()))
         self.kind = dtype(float64 if double else float32)
         self.wide = double or self._runs_wide(found)
+        self.sharp = self.wide and not double and self._derives_wide()
 
     def _runs_wide(self, narrow: Arrays) -> bool:
         """Whether the function computes in float64 if it is given float64, and comes to the same values."""
@@ -91,6 +92,18 @@ class Differentiable(ABC):
             for wide, short in pairs
         )
 
+    def _derives_wide(self) -> bool:
+        """Whether derivatives are computed in float64 too if the function is given float64."""
+        point = {name: value.astype(float64) for name, value in self.points.items()}
+        try:
+            if self.reverse:
+                found = self.vjp(point, {name: ones(shape) for name, shape in self.sizes.items()}, wide=True)
+            else:
+                found = self.jvp(point, {name: ones(value.shape) for name, value in point.items()}, wide=True)
+        except Exception:
+            return False
+        return all(getattr(value, "dtype", None) == float64 for value in found.values())
+
     @abstractmethod
     def run(self, point: Arrays, wide: bool) -> dict[str, Array]:
         """The values at a point, those of a floating type."""
@@ -100,14 +113,16 @@ class Differentiable(ABC):
         """The products of `cotangents`, one for each value, with the Jacobian: an array for each point."""
 
     @abstractmethod
-    def jvp(self, point: Arrays, tangents: Arrays) -> dict[str, Array]:
+    def jvp(self, point: Arrays, tangents: Arrays, wide: bool) -> dict[str, Array]:
         """The products of the Jacobian with `tangents`, one for each point: an array for each value.
 
         Raises LackingError if the function has none.
         """
 
     @abstractmethod
-    def second(self, point: Arrays, cotangents: Arrays, tangents: Arrays) -> tuple[dict[str, Any], dict[str, Any]]:
+    def second(
+        self, point: Arrays, cotangents: Arrays, tangents: Arrays, wide: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The gradient of ⟨tangents, vjp(point, cotangents)⟩ by the points and by the cotangents.
 
         Raises LackingError if the function has none.

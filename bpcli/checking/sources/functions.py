@@ -14,23 +14,25 @@ from typing import Any
 import numpy as np
 
 from bpcli.checking.check_options import Mode
-from bpcli.checking.findings import Finding, worst_entry
+from bpcli.checking.findings import Finding, Worst, overrule, worst_entry
 from bpcli.checking.sources import black_box
 from bpcli.checking.sources.black_box import BlackBox, check_box, losses_taken
 from bpcli.checking.sources.contractions import FORWARD, MIXED, ONES, SECOND, SHIFTED, TANGENTS
 from bpcli.checking.sources.user_file import UserFile
 from bpcli.checking.sources.user_process import EndedError
 from bpcli.checking.sources.validate_gradient import FLOATS, LOSS, same
-from bpcli.checking.verdict import VERDICTS, as_direction
+from bpcli.checking.verdict import VERDICTS, as_direction, cosine, relative_error
 from bpcli.errors import fail, printable
 from bpcli.problem.definition import Array, Tensor
 from bpcli.problem.limits import Limits
+from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
 
 VJP, JVP, HVP = "vjp", "jvp", "hvp"
 """The method names of findings: reverse mode, forward mode, and the derivative of a gradient."""
 IGNORES = "the backward pass ignores its cotangent"
 FOR_SUMS = "the backward pass is right only where all cotangents are equal, as for a sum of the values"
+IN_SINGLE = "the gradient is wrong in float32 only"
 DIFFERS = "differs from the vjp"
 _SHOWN = 8
 
@@ -59,6 +61,7 @@ class Contracted:
 
     `fixed` maps the inputs that are not differentiated to their types; `dtype` is the type that the code computes in.
     The box `MIXED` is the sum of the others times `weights`, where there are weights. `reverse`: there is a VJP.
+    `sharp`: the code computes in float32, and its derivatives are judged in float64, then compared with that.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Contracted:
     dtype: np.dtype[Any]
     weights: Sequence[float]
     reverse: bool
+    sharp: bool
 
     @property
     def box(self) -> BlackBox:
@@ -116,7 +120,8 @@ def open_function(file: UserFile, name: str, wanted: Wanted) -> Contracted:
     boxes = {label: BlackBox(title, file, f"{name}:{label}", held, lines) for label, held in params.items()}
     dtype = np.dtype(found["kind"])
     labels = found["labels"]
-    return Contracted(title, file, boxes, labels, found["fixed"], dtype, found["weights"], found["reverse"])
+    flags = found["reverse"], found["sharp"]
+    return Contracted(title, file, boxes, labels, found["fixed"], dtype, found["weights"], *flags)
 
 
 def check_function(function: Contracted, wanted: Wanted, limits: Limits) -> Judged:
@@ -135,34 +140,81 @@ def check_function(function: Contracted, wanted: Wanted, limits: Limits) -> Judg
     if wanted.order == 2 and pulled and all(f.verdict == "pass" for f in pulled):
         box = function.boxes[SECOND]
         mode = _mode(box, wanted, 1)
-        found.findings += [replace(f, method=HVP) for f in check_box(box, wanted.wrt, limits, mode)]
+        second = check_contraction(function, SECOND, wanted.wrt, limits, mode)
+        found.findings += [replace(f, method=HVP) for f in second]
     elif wanted.order == 2:
         found.notes.append(f"{function.name}: its second derivatives are not judged, as its vjp does not pass")
     return found
 
 
+def check_contraction(
+    function: Contracted, label: str, wrt: Sequence[str], limits: Limits, mode: Mode
+) -> list[Finding]:
+    """Judge a contraction as a black box, and the float32 gradient of code that is judged in float64."""
+    box = function.boxes[label]
+    found = check_box(box, wrt, limits, mode)
+    names = [f.tensor for f in found if function.sharp and f.verdict == "pass" and not f.kink]
+    tensors = [Tensor(name, "param", (3, *box.params[name].shape)) for name in names]
+    if not tensors:
+        return found
+    answer = replace(box.function(LOSS), part="in_single", line=box.lines[black_box.METHOD])
+    returned = answer.gradient([box.params], tensors, FLOATS).returned
+    for place, finding in enumerate(found):
+        if finding.tensor in returned.arrays:
+            found[place] = _in_single(finding, *returned.arrays[finding.tensor])
+        elif finding.tensor in names:
+            found[place] = overrule(finding, returned.faults[finding.tensor])
+    return found
+
+
+def _in_single(found: Finding, value: FloatArray, exact: FloatArray, rounding: FloatArray) -> Finding:
+    """A finding that passes in float64, for the float32 gradient `value` of the same code."""
+    bound = FACTOR * rounding + float(np.finfo(np.float32).tiny)
+    with np.errstate(all="ignore"):
+        z = np.where(np.isfinite(value), np.abs(value - exact) / bound, np.inf)
+    error = max(found.kernel_error or 0.0, relative_error(value, exact) or 0.0)
+    if exact.any():
+        found = replace(found, kernel_error=error, bias=error, cosine=cosine(value, exact))
+    at = np.unravel_index(int(z.argmax()), z.shape)
+    index = tuple(int(i) for i in at)
+    worst = Worst(index, float(value[at]), float(exact[at]), float(bound[at]), float(z[at]))
+    if worst.z <= 1:
+        return found if found.worst is not None and found.worst.z > worst.z else replace(found, worst=worst)
+    cause = "not finite" if not np.isfinite(value).all() else ""
+    found = replace(found, verdict="wrong", cause=cause, worst=worst)
+    said = f"{worst_entry(found)}; in float32 only, while the float64 gradient of the same code is right"
+    where: dict[str, object] = dict.fromkeys(("step", "sample", "node", "factor", "reproduce"))
+    return replace(found, blame={"index": list(index), **where, "cause": cause or IN_SINGLE, "text": said})
+
+
 def _pulled(function: Contracted, wanted: Wanted, limits: Limits) -> list[Finding]:
-    """Judge reverse mode by every cotangent; the finding on each leaf is the worst."""
+    """Judge reverse mode by every cotangent; the finding on each leaf is the worst.
+
+    By default, all cotangents but the first are judged along directions, and further where these do not pass.
+    """
     labels = list(function.labels)
     mode = _mode(function.box, wanted, len(labels))
-    each = {label: check_box(function.boxes[label], wanted.wrt, limits, mode) for label in labels}
+    modes = {label: mode if label == labels[0] or wanted.mode != "auto" else "directional" for label in labels}
+    each = {label: check_contraction(function, label, wanted.wrt, limits, modes[label]) for label in labels}
     names = list(dict.fromkeys(f.tensor for found in each.values() for f in found))
     if LOSS in names:
         return [replace(next(f for found in each.values() for f in found if f.tensor == LOSS), method=VJP)]
     tensors = [Tensor(n, "param", a.shape) for n, a in function.boxes[labels[0]].params.items() if n in names]
     if MIXED in function.boxes and not _adds_up(function, tensors):
         labels.append(MIXED)
-        each[MIXED] = check_box(function.boxes[MIXED], wanted.wrt, limits, mode)
+        each[MIXED] = check_contraction(function, MIXED, wanted.wrt, limits, mode)
     worst = {n: max(((f, label) for label in labels for f in each[label] if f.tensor == n), key=_rank) for n in names}
-    causes = _causes(function, [t for t in tensors if worst[t.name][0].verdict == "wrong"], limits, mode)
+    wrong = {n for n, (f, _) in worst.items() if f.verdict == "wrong" and (f.blame or {}).get("cause") != IN_SINGLE}
+    causes = _causes(function, [t for t in tensors if t.name in wrong], limits, mode)
     return [_described(function, f, label, causes.get(name, "")) for name, (f, label) in worst.items()]
 
 
-def _rank(found: tuple[Finding, str]) -> tuple[int, float]:
-    """Larger for what is worse: the verdict, then z."""
+def _rank(found: tuple[Finding, str]) -> tuple[int, int, float]:
+    """Larger for what is worse: the verdict, then z; among those that pass, for what was judged by more entries."""
     finding, _ = found
     z = finding.worst.z if finding.worst is not None else np.inf
-    return VERDICTS.index(finding.verdict), np.inf if np.isnan(z) else z
+    checked = finding.checked if finding.verdict == "pass" and finding.worst and finding.worst.index else 0
+    return VERDICTS.index(finding.verdict), checked, np.inf if np.isnan(z) else z
 
 
 def _described(function: Contracted, found: Finding, label: str, cause: str) -> Finding:
@@ -219,7 +271,7 @@ def _causes(function: Contracted, wrong: Sequence[Tensor], limits: Limits, mode:
             found[tensor.name] = IGNORES
     left = [t.name for t in wrong if t.name not in found and t.name in one]
     if left and len(function.labels) > 1:
-        summed = check_box(function.boxes[ONES], left, limits, mode)
+        summed = check_contraction(function, ONES, left, limits, mode)
         found |= {f.tensor: FOR_SUMS for f in summed if f.verdict == "pass" and f.tensor in left}
     return found
 
@@ -231,8 +283,8 @@ def _other(function: Contracted) -> str:
 
 def _pushed(function: Contracted, wanted: Wanted, limits: Limits, pulled: Sequence[Finding]) -> list[Finding]:
     """Judge forward mode along tangents, and where it passes, compare it with reverse mode to within rounding."""
-    box, shapes = function.boxes[FORWARD], {n: a.shape for n, a in function.boxes[ONES].params.items()}
-    found = check_box(box, wanted.wrt, limits, "full")
+    shapes = {n: a.shape for n, a in function.boxes[ONES].params.items()}
+    found = check_contraction(function, FORWARD, wanted.wrt, limits, "full")
     passing = [f.tensor for f in pulled if f.verdict == "pass" and not f.kink]
     compared = [f.tensor for f in found if f.verdict == "pass" and not f.kink and f.tensor in passing]
     apart = _gaps(function, compared)
@@ -266,7 +318,8 @@ def _gaps(function: Contracted, names: Sequence[str]) -> dict[str, str]:
     arrays = replace(box.function(LOSS), part="gaps").gradient([box.params], tensors, FLOATS).returned.arrays
     found = {}
     for name, (gaps, sizes) in arrays.items():
-        slack = FACTOR * (unit_roundoff(function.dtype) * sizes[0] + gaps[1:].std(axis=0))
+        unit = unit_roundoff(np.dtype(np.float64) if function.sharp else function.dtype)
+        slack = FACTOR * (unit * sizes[0] + gaps[1:].std(axis=0))
         if not (np.abs(gaps[0]) <= slack).all():
             size = np.where(sizes[0] > 0, sizes[0], 1.0)
             found[name] = f"{DIFFERS} by {float((np.abs(gaps[0]) / size).max()):.1g}"

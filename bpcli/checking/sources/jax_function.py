@@ -93,7 +93,7 @@ class JaxFunction(Differentiable):
         back = self._run_back if wide else self._pulled
         return self._computed(lambda: back(self._arrays(point), cotangents), wide)
 
-    def jvp(self, point: Arrays, tangents: Arrays) -> dict[str, Array]:
+    def jvp(self, point: Arrays, tangents: Arrays, wide: bool) -> dict[str, Array]:
         """See `Differentiable`."""
 
         def pushed() -> dict[str, Any]:
@@ -103,9 +103,11 @@ class JaxFunction(Differentiable):
             return found
 
         with lacking("forward-mode"):
-            return self._computed(pushed, wide=False)
+            return self._computed(pushed, wide)
 
-    def second(self, point: Arrays, cotangents: Arrays, tangents: Arrays) -> tuple[dict[str, Any], dict[str, Any]]:
+    def second(
+        self, point: Arrays, cotangents: Arrays, tangents: Arrays, wide: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `Differentiable`."""
 
         def total(at: Any, into: Any, along: Any) -> Any:
@@ -120,7 +122,7 @@ class JaxFunction(Differentiable):
             by_point, by_cotangent = self._jax.grad(total, argnums=(0, 1))(at, into, along)
             return {**{f"x{n}": v for n, v in by_point.items()}, **{f"u{n}": v for n, v in by_cotangent.items()}}
 
-        found = self._computed(gradient, wide=False)
+        found = self._computed(gradient, wide)
         return {n: found[f"x{n}"] for n in point}, {n: found[f"u{n}"] for n in cotangents}
 
     def _computed(self, work: Callable[[], dict[str, Any]], wide: bool) -> dict[str, Array]:

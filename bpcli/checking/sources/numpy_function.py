@@ -64,20 +64,22 @@ class NumpyFunction(Differentiable):
         """See `Differentiable`."""
         return self._by_leaf(self._rule("vjp")(*self._inputs(point), self._cotangent(cotangents, wide)))
 
-    def jvp(self, point: Arrays, tangents: Arrays) -> dict[str, Array]:
+    def jvp(self, point: Arrays, tangents: Arrays, wide: bool) -> dict[str, Array]:
         """See `Differentiable`."""
-        found = flatten(self._rule("jvp")(*self._inputs(point), *self._tangents(tangents)))
+        found = flatten(self._rule("jvp")(*self._inputs(point), *self._tangents(tangents, wide)))
         return {name: asarray(value) for name, value in found.items() if name in self.sizes}
 
-    def second(self, point: Arrays, cotangents: Arrays, tangents: Arrays) -> tuple[dict[str, Any], dict[str, Any]]:
+    def second(
+        self, point: Arrays, cotangents: Arrays, tangents: Arrays, wide: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `Differentiable`; not by the cotangents."""
         rule = self._rule("hvp")
         if self.scalar:
             (factor,) = cotangents.values()
-            found = self._by_leaf(rule(*self._inputs(point), *self._tangents(tangents)))
+            found = self._by_leaf(rule(*self._inputs(point), *self._tangents(tangents, wide)))
             return {name: value * float(factor) for name, value in found.items()}, {}
-        into = self._cotangent(cotangents, wide=False)
-        return self._by_leaf(rule(*self._inputs(point), into, *self._tangents(tangents))), {}
+        into = self._cotangent(cotangents, wide)
+        return self._by_leaf(rule(*self._inputs(point), into, *self._tangents(tangents, wide))), {}
 
     @property
     def scalar(self) -> bool:
@@ -101,8 +103,8 @@ class NumpyFunction(Differentiable):
         leaves = {n: cotangents[n].astype(kinds[n])[()] if n in cotangents else None for n in flatten(self._returned)}
         return rebuild(self._returned, iter(leaves.values()))
 
-    def _tangents(self, tangents: Arrays) -> list[Any]:
-        kinds = {name: value.dtype for name, value in self.points.items()}
+    def _tangents(self, tangents: Arrays, wide: bool) -> list[Any]:
+        kinds = {name: dtype(float64) if wide else value.dtype for name, value in self.points.items()}
         leaves = {n: tangents[n].astype(kinds[n])[()] if n in tangents else None for n in self._arguments.leaves}
         return self._arguments.filled(leaves)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
 
 from numpy import asarray
@@ -41,6 +43,7 @@ class TorchFunction(Differentiable):
             self._function = function.apply
         self._arguments = Arguments(given.function, given.inputs)
         self._wide_module: Any = None
+        self._threads: int | None = None
         leaves, module = self._arguments.leaves, self._module
         some = any(isinstance(leaf, torch.Tensor) and leaf.requires_grad for leaf in leaves.values())
         held = {} if module is None else {unused(n, leaves): p for n, p in module.named_parameters()}
@@ -60,7 +63,9 @@ class TorchFunction(Differentiable):
 
     def run(self, point: Arrays, wide: bool) -> dict[str, Array]:
         """See `Differentiable`."""
-        with self._torch.no_grad():
+        if self._threads is None and wide:
+            self._threads = self._faster(point)
+        with self._torch.no_grad(), self._with_threads(self._threads):
             return {name: _of_tensor(t) for name, t in self._values(self._tensors(point, wide), wide).items()}
 
     def vjp(self, point: Arrays, cotangents: Arrays, wide: bool) -> dict[str, Any]:
@@ -71,25 +76,27 @@ class TorchFunction(Differentiable):
             into = {name: self._as(cotangents[name], value) for name, value in values.items()}
             return {n: _of_tensor(g) for n, g in self._pulled(tensors, values, into, create=False).items()}
 
-    def jvp(self, point: Arrays, tangents: Arrays) -> dict[str, Array]:
+    def jvp(self, point: Arrays, tangents: Arrays, wide: bool) -> dict[str, Array]:
         """See `Differentiable`."""
         forward = self._torch.autograd.forward_ad
-        tensors = self._tensors(point, wide=False)
+        tensors = self._tensors(point, wide)
         with forward.dual_level():
             with warnings.catch_warnings():  # of modules that PyTorch imports now
                 warnings.simplefilter("ignore", DeprecationWarning)
                 forward.make_dual(self._torch.zeros(()), self._torch.zeros(()))
             duals = {name: forward.make_dual(t, self._as(tangents[name], t)) for name, t in tensors.items()}
             with lacking("forward mode AD", "forward AD"):
-                values = self._values(duals, wide=False)
+                values = self._values(duals, wide)
             found = {name: (value, forward.unpack_dual(value).tangent) for name, value in values.items()}
         return {name: _of_tensor(self._torch.zeros_like(v) if t is None else t) for name, (v, t) in found.items()}
 
-    def second(self, point: Arrays, cotangents: Arrays, tangents: Arrays) -> tuple[dict[str, Any], dict[str, Any]]:
+    def second(
+        self, point: Arrays, cotangents: Arrays, tangents: Arrays, wide: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `Differentiable`."""
-        tensors = self._tensors(point, wide=False, requires=True)
+        tensors = self._tensors(point, wide, requires=True)
         with self._torch.enable_grad():
-            values = self._values(tensors, wide=False)
+            values = self._values(tensors, wide)
             into = {name: self._as(cotangents[name], value).requires_grad_() for name, value in values.items()}
             first = self._pulled(tensors, values, into, create=True)
             parts = [(first[n] * self._as(tangents[n], t)).sum() for n, t in tensors.items()]
@@ -110,6 +117,29 @@ class TorchFunction(Differentiable):
             found = self._torch.autograd.grad(outputs, list(tensors.values()), weights, **more)
         pairs = zip(tensors.items(), found, strict=True)
         return {name: self._torch.zeros_like(t) if g is None else g for (name, t), g in pairs}
+
+    def _faster(self, point: Arrays) -> int:
+        """The number of threads, one or all, with which the function is faster; one where the machine is busy."""
+        every, seconds = self._torch.get_num_threads(), {}
+        for count in (every, 1):
+            with self._torch.no_grad(), self._with_threads(count):
+                self._values(self._tensors(point, wide=True), wide=True)  # may compile
+                start = perf_counter()
+                self._values(self._tensors(point, wide=True), wide=True)
+                seconds[count] = perf_counter() - start
+        return min(seconds, key=seconds.__getitem__)
+
+    @contextmanager
+    def _with_threads(self, count: int | None) -> Iterator[None]:
+        every = self._torch.get_num_threads()
+        if count in (None, every):
+            yield
+            return
+        self._torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            self._torch.set_num_threads(every)
 
     def _values(self, tensors: Mapping[str, Any], wide: bool) -> dict[str, Any]:
         torch, module = self._torch, self._module

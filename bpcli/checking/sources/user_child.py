@@ -141,7 +141,7 @@ class UserCodeRunner:
         params, second = made[ONES].params, made[SECOND].params
         answer: Message = {"params": list(params), "second": list(second), "fixed": function.fixed}
         answer |= {"labels": list(weights), "weights": list(weights.values()) if MIXED in made else []}
-        answer |= {"kind": str(function.kind), "reverse": function.reverse}
+        answer |= {"kind": str(function.kind), "reverse": function.reverse, "sharp": function.sharp}
         return answer, [*params.values(), *second.values()]
 
     def _call(self, message: Message, arrays: Sequence[Array]) -> _Answer:
