@@ -167,6 +167,24 @@ def test_what_is_wrong_in_float32_only() -> None:
         assert {"x": "pass"} == verdicts(bpcli.check_gradient(lambda x: np.tanh(x), x, **more))
 
 
+def test_chaos() -> None:
+    """Where float32 has no digits left its gradient is not judged, and nothing is accused."""
+
+    def iterated(x: Any) -> Any:
+        for _ in range(24):
+            x = x.dtype.type(3.9) * x * (1 - x)
+        return x
+
+    def vjp(x: Any, u: Any) -> Any:
+        for _ in range(24):
+            u, x = u * x.dtype.type(3.9) * (1 - 2 * x), x.dtype.type(3.9) * x * (1 - x)
+        return u
+
+    report = bpcli.check_gradient(iterated, np.array([0.3, 0.7], dtype="f4"), vjp=vjp)
+    assert {"x": "inconclusive"} == verdicts(report)
+    assert "wrong" not in verdicts(bpcli.check_gradient(iterated, np.array([0.3, 0.7]), vjp=vjp)).values()
+
+
 def test_code_that_insists_on_float32() -> None:
     """Nothing is accused for the rounding of its values."""
 

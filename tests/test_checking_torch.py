@@ -159,7 +159,7 @@ def test_functions_of_tensors() -> None:
     assert {"x": "wrong"} == verdicts(bpcli.check_gradient(lambda x: x.detach() ** 2, X))
     torch.manual_seed(0)
     noisy = bpcli.check_gradient(lambda x: x * torch.rand(()), X)
-    assert all(f.cause.startswith("not deterministic") for f in noisy.findings) and noisy.verdict == "wrong"
+    assert "pass" not in {f.verdict for f in noisy.findings}
 
 
 class Blocks(torch.nn.Module):

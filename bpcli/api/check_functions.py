@@ -112,7 +112,10 @@ def _report(fn: Callable[..., Any], inputs: tuple[Any, ...], options: Derivative
         found = check_box(box, names, limits, judged.mode)
     else:
         function = _function_of(Given(fn, inputs, rules), wanted)
-        box, parts = function.box, check_function(function, wanted, limits)
+        try:
+            box, parts = function.box, check_function(function, wanted, limits)
+        finally:
+            function.close()
         found = parts.findings
         results.unused += parts.notes
     results.add_object(box.name, [(f, box.place(f.tensor) if box.file.source else None) for f in found])

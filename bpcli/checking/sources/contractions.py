@@ -29,6 +29,8 @@ _IN_PYTHON = {FORWARD: " (forward=True)", SECOND: " (order=2)"}
 TANGENTS, SHIFTED = 8, 5
 """Tangents of each leaf; shifted points at which the rounding of derivatives is sampled."""
 _UNITS = 4.0  # units of roundoff of a shift
+# A relative shift that leaves a minimum; and the part of the terms of a loss by which saturated units may be judged.
+_AWAY, _NATURAL = 2.0**-4, 1e-2
 
 
 def contractions(function: Differentiable) -> tuple[dict[str, Any], dict[str, float]]:
@@ -99,32 +101,38 @@ class Contraction(ABC):
         return self.gradient(params, self.function.sharp)
 
     def in_single(self, params: Arrays) -> dict[str, Any]:
-        """The gradient in float32 and in float64, and the rounding of the former, by name, `(3, *shape)`.
+        """The gradient in float32 and in float64, the rounding of the former in two parts, and the size of gradients.
 
-        It is sampled at points that are shifted by roundoff: what float32 adds, and how far the gradient itself moves.
-        No entry is rounded less than the largest one, or than the terms of the loss over the size of its parameter.
+        By name, `(5, *shape)`. No entry is rounded less than the largest one, or than the terms of the loss over the
+        size of its parameter. To this adds what is sampled at points shifted by roundoff: how far the gradient moves,
+        and what float32 adds. At a minimum both the gradient and these terms may vanish, but not near by.
         """
         unit, generator = float(finfo(float32).eps) / 2, default_rng(1)
         exact, short = self._both(params)
         moves: dict[str, list[Any]] = {name: [] for name in exact}
         adds: dict[str, list[Any]] = {name: [] for name in exact}
         for _ in range(SHIFTED):
-            there: dict[str, Array] = {}
-            for name, value in params.items():
-                shift = asarray(_UNITS * unit * generator.uniform(-1, 1, value.shape))
-                there[name] = shift if self.coordinates else (value * (1 + shift)).astype(float32).astype(float64)
-            wide, shorter = self._both(there)
+            near = self._shifted(params, _UNITS * unit, generator)
+            wide, shorter = self._both({name: value.astype(float32).astype(float64) for name, value in near.items()})
             for name, value in exact.items():
                 moves[name].append(wide[name] - value)
                 adds[name].append(shorter[name] - wide[name])
         level = float(sqrt((self.terms(params) ** 2).sum()))
+        away = self.gradient(self._shifted(params, _AWAY, generator), wide=True)
         found = {}
         for name, value in exact.items():
             size = absolute(params[name])
-            least = unit * (absolute(value).max(initial=0.0) + level / where(size > 0, size, 1.0))
+            natural = level / where(size > 0, size, 1.0)
+            least = unit * (absolute(value).max(initial=0.0) + natural)
             sampled = sqrt((stack(moves[name]) ** 2).mean(axis=0)) / _UNITS + stack(adds[name]).std(axis=0)
-            found[name] = stack([short[name], value, least + sampled])
+            largest = absolute(stack([value, asarray(away[name]), _NATURAL * natural])).max(initial=0.0)
+            found[name] = stack([short[name], value, least, sampled, largest + zeros(value.shape)])
         return found
+
+    def _shifted(self, params: Arrays, size: float, generator: Generator) -> dict[str, Array]:
+        """Params at random relative distances up to `size`, coordinates at absolute ones."""
+        shifts = {name: asarray(size * generator.uniform(-1, 1, value.shape)) for name, value in params.items()}
+        return shifts if self.coordinates else {name: value * (1 + shifts[name]) for name, value in params.items()}
 
     def _both(self, params: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
         """The gradient in float64 and in float32, as arrays of float64."""

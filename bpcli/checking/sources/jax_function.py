@@ -125,6 +125,11 @@ class JaxFunction(Differentiable):
         found = self._computed(gradient, wide)
         return {n: found[f"x{n}"] for n in point}, {n: found[f"u{n}"] for n in cotangents}
 
+    def close(self) -> None:
+        """Forget code that was compiled with 64-bit types, whose constants JAX would find again without them."""
+        if not self._own_wide:
+            self._jax.clear_caches()
+
     def _computed(self, work: Callable[[], dict[str, Any]], wide: bool) -> dict[str, Array]:
         """Arrays that are computed with or without 64-bit types.
 

@@ -54,6 +54,9 @@ class NumpyFunction(Differentiable):
             else:
                 self.fixed[name] = kind_name(leaf)
 
+    def close(self) -> None:
+        """Nothing is left behind."""
+
     def run(self, point: Arrays, wide: bool) -> dict[str, Array]:
         """See `Differentiable`."""
         self._returned = self._function(*self._inputs(point))

@@ -61,6 +61,9 @@ class TorchFunction(Differentiable):
             else:
                 self.fixed[name] = kind_name(leaf).removeprefix("torch.")
 
+    def close(self) -> None:
+        """Nothing is left behind."""
+
     def run(self, point: Arrays, wide: bool) -> dict[str, Array]:
         """See `Differentiable`."""
         if self._threads is None and wide:

@@ -7,6 +7,7 @@ It imports NumPy and the standard library alone. A message has a `do`, a `file` 
 - `open`: make the object of that name, and describe the params of a black box;
 - `kind`: report whether the object of that name is judged as a function;
 - `function`: make black boxes of a function, found under its name and their labels, and describe it;
+- `close`: leave the framework of a function as it was;
 - `call`: call a function, or the `part` of an object, with copies of the arrays in `groups`, and validate what it
   returns: a gradient for the `shapes` asked for, else a loss.
 
@@ -137,12 +138,17 @@ class UserCodeRunner:
                 require(function, order)
         except UnusableError as error:
             return {"refused": [error.what, error.remedy]}, []
+        file.made[f"{name}:"] = function
         file.made.update({f"{name}:{label}": view for label, view in made.items()})
         params, second = made[ONES].params, made[SECOND].params
         answer: Message = {"params": list(params), "second": list(second), "fixed": function.fixed}
         answer |= {"labels": list(weights), "weights": list(weights.values()) if MIXED in made else []}
         answer |= {"kind": str(function.kind), "reverse": function.reverse, "sharp": function.sharp}
         return answer, [*params.values(), *second.values()]
+
+    def _close(self, message: Message, _: Sequence[Array]) -> _Answer:
+        self._files[message["file"]].made[f"{message['name']}:"].close()
+        return {}, []
 
     def _call(self, message: Message, arrays: Sequence[Array]) -> _Answer:
         file, part = self._entered(message), message["part"]
