@@ -3,8 +3,8 @@
     [tool.pytest.ini_options]
     bp_specs = ["specs/*.toml"]
 
-makes a test of each spec and method. `bp_check(loss, grad, params)` judges the gradient of any function. pytest imports
-this module at every start, so that everything heavy is imported when a test needs it.
+makes a test of each spec and method. `bp_check(fn, *inputs)` judges the gradient of any function. pytest imports this
+module at every start, so that everything heavy is imported when a test needs it.
 """
 
 from __future__ import annotations
@@ -204,18 +204,15 @@ class SpecItem(pytest.Item):
 
 @pytest.fixture
 def bp_check(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """A function that checks the gradient of a loss, and fails the test if it is wrong.
+    """A function that checks a gradient, and fails the test if it is wrong.
 
-    `bp_check(loss, grad, params)`: `params` is a dict of arrays, `loss(params)` a number, `grad(params)` a dict of
-    arrays under the same names.
+    `bp_check(fn, *inputs)` and `bp_check(loss, grad, params)`, with the arguments of `bpcli.check_gradient`.
     """
 
-    def judge(
-        loss: Callable[[dict[str, Any]], Any], grad: Callable[[dict[str, Any]], Any], params: Mapping[str, Any]
-    ) -> None:
+    def judge(fn: Callable[..., Any], *inputs: Any, **options: Any) -> None:
         __tracebackhide__ = True
         try:
-            report = bpcli.check_gradient(loss, grad, params)
+            report = bpcli.check_gradient(fn, *inputs, **options)
         except bpcli.BpError as error:
             raise bpcli.GradientError(str(error)) from None
         _settle(report, request.config)

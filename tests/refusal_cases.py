@@ -102,6 +102,11 @@ def _box(params: str) -> dict[str, Content]:
     return {"box.py": f"import numpy as np\nclass B:\n    params = {params}\n{methods}"}
 
 
+def _function(inputs: str) -> dict[str, Content]:
+    rules = "def f(x): return x**2\ndef f_vjp(x, u): return 2 * x * u\n"
+    return {"f.py": f"import numpy as np\n{rules}f_inputs = {inputs}\n"}
+
+
 CHECK = "check net.toml"
 SPEC: dict[str, Content] = {"net.toml": RECURRENT}
 BENCH = {"schema_version": 1, "context": {"command": "bench"}}
@@ -359,6 +364,11 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("check box.py:B", _box("{'a': 'text'}")),
         Case("check box.py:B", _box("{'a': np.array([np.nan])}")),
         Case("check box.py:B --wrt b", _box("{'a': np.ones(2)}")),
+        Case("check box.py:B --order 2", _box("{'a': np.ones(2)}")),
+        Case("check box.py:B net.toml --forward", {**_box("{'a': np.ones(2)}"), **SPEC}),
+        Case("check f.py:f", _function("(np.ones(3) * np.inf,)")),
+        Case("check f.py:f --forward", _function("(np.ones(3),)")),
+        Case("check f.py:f", _function("None")),
         Case("check box.py:B --max-time 1e-9", _box("{'a': np.ones(2)}")),
         Case("check box.py:B -m bptt", _box("{'a': np.ones(2)}")),
         Case("check box.py:B", {"box.py": "class B:\n    params = {}\n"}),

@@ -53,6 +53,12 @@ def test_raises(bp_check):
 def test_refused(bp_check):
     bp_check(loss, lambda params: params, {"w": "text"})
 
+def test_function(bp_check):
+    bp_check(lambda x: np.sin(x), np.array([0.5, -1.5]), vjp=lambda x, u: u * np.cos(x))
+
+def test_wrong_function(bp_check):
+    bp_check(lambda x: np.sin(x), np.array([0.5, -1.5]), vjp=lambda x, u: np.cos(x))
+
 def test_random(bp_check):
     def noisy(params):
         return loss(params) + np.random.random()
@@ -214,7 +220,7 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
     project(pytester, "")
     pytester.makepyfile(PAIRS)
     result = run(pytester)
-    result.assert_outcomes(passed=1, failed=4)
+    result.assert_outcomes(passed=2, failed=5)
     result.stdout.fnmatch_lines(
         [
             ">*bp_check(loss, lambda params: {*",
@@ -223,6 +229,8 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
             "test_the_fixture.py:10: GradientError",
             "E*wrong: raises KeyError: 'v' (test_the_fixture.py:14)*",
             'E*error[[]usage[]]: *params[[]"w"[]] is of type*',
+            "E*GradientError: *<lambda> vjp x: wrong: x[[]*[]] has z *",
+            "E*ignores its cotangent*",
             "E*grad loss: wrong: not deterministic*",
         ]
     )

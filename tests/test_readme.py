@@ -29,7 +29,14 @@ COMMANDS = [
     *(line.partition("  #")[0].strip() for text in blocks("sh") for line in text.splitlines()),
 ]
 # Requirements of commands beside bp, by a word in them. The `console` lines install bp: `.ci/run` runs these.
-TAKES = {"torch_rnn.py": "torch", "jax": "jax", "torch": "torch", "tcp://HOST:8786": "a cluster", "dask": "a cluster"}
+TAKES = {
+    "torch_rnn.py": "torch",
+    "ops.py": "torch",
+    "jax": "jax",
+    "torch": "torch",
+    "tcp://HOST:8786": "a cluster",
+    "dask": "a cluster",
+}
 TAKES["--local-cluster"] = "distributed"
 
 

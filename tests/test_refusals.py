@@ -56,6 +56,7 @@ ELSEWHERE: dict[Site, str] = {
     ("api.arguments.validated.call", "usage"): "test_api.py",
     ("methods._online.follow", "bad-step-gradient"): "test_recursions.py",
     ("api.benchmark._listed", "usage"): "test_api.py",
+    ("api.check_functions._report", "usage"): "test_checking_functions.py",
     ("api.loaded.plain_setting", "usage"): "test_api.py",
     ("api.loaded.LoadedProblem.forward", "unknown-name"): "test_api.py",
     ("api.loaded.LoadedProblem.local_derivatives", "no-state"): "test_api.py",

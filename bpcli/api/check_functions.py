@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, Unpack
 
-from pydantic import InstanceOf
+from pydantic import ConfigDict, InstanceOf, with_config
+from typing_extensions import TypedDict  # of pydantic; that of Python 3.11 it cannot read
 
 from bpcli.api.arguments import validated
 from bpcli.api.check_report import Report, describe
@@ -18,69 +19,120 @@ from bpcli.api.check_runner import Results
 from bpcli.api.loaded import Words, several
 from bpcli.api.method_selection import check_options
 from bpcli.checking.sources.black_box import BlackBox, check_box, open_box
+from bpcli.checking.sources.differentiable import Given
+from bpcli.checking.sources.functions import Contracted, Wanted, check_function, open_function
 from bpcli.checking.sources.user_child import UserCodeRunner
 from bpcli.checking.sources.user_file import Host, UserFile
+from bpcli.errors import fail
 from bpcli.problem.limits import Limits
 
 Params = dict[str, Any]
 
 
-@validated
-def check_gradient(
-    loss: Callable[[Params], Any],
-    grad: Callable[[Params], Any],
-    params: Mapping[str, Any],
-    *,
-    wrt: Words = (),
-    mode: str = "auto",
-    limits: InstanceOf[Limits] | None = None,
-) -> Report:
-    """Check the gradient `grad(params)` against differences of `loss(params)`, whose noise is measured.
+@with_config(ConfigDict(extra="forbid", arbitrary_types_allowed=True))
+class DerivativeOptions(TypedDict, total=False):
+    """The options of `check_gradient`."""
 
-    Both run in this process, on copies of the arrays. A function that raises an exception, changes its arguments, or
+    vjp: Callable[..., Any] | None
+    jvp: Callable[..., Any] | None
+    hvp: Callable[..., Any] | None
+    forward: bool
+    order: Literal[1, 2]
+    wrt: Words
+    mode: str
+    limits: InstanceOf[Limits] | None
+
+
+@validated
+def check_gradient(fn: Callable[..., Any], *inputs: Any, **options: Unpack[DerivativeOptions]) -> Report:
+    """Check the gradient of `fn` at `inputs` against differences of its values, whose noise is measured.
+
+    `fn` is a function of PyTorch tensors, `MyFunction.apply`, a PyTorch module, whose parameters are checked too, a
+    function of JAX arrays, or a NumPy function with its `vjp`. Vector values, and several of them, are contracted with
+    random cotangents. `check_gradient(loss, grad, params)` checks a gradient written by hand: `loss(params)` returns a
+    number, and `grad(params)` arrays like those in the dict `params`, in a dict of the same keys or in their order.
+
+    All run in this process, on copies of the arrays. A function that raises an exception, changes its arguments, or
     returns different values for the same arguments is a wrong finding.
 
     Parameters
     ----------
-    loss
-        Takes a dict of arrays like `params` and returns a number, preferably in float64.
-    grad
-        Takes the same dict and returns a dict of arrays with the same names and shapes, in float64 or float32, or
-        a sequence of arrays in the order of `params`.
-    params
-        Maps names to arrays, float64 or float32, at which the gradient is checked.
+    fn
+        The function. If it follows the type of float32 inputs, its values are computed in float64 at the same numbers.
+    *inputs
+        Its arguments: arrays or tensors, also in dicts, lists, tuples and dataclasses. Those of float64 and float32 are
+        differentiated; if one is a tensor that requires gradients, only those that do are.
+    vjp, jvp, hvp
+        Derivatives of a NumPy function, by default its attributes. `vjp(*inputs, u)` returns u times the Jacobian, an
+        array, or a tuple of one for each input; `jvp(*inputs, *tangents)` the Jacobian times the tangents.
+        `hvp(*inputs, u, *tangents)` is the derivative of the vjp along the tangents; u is left out if `fn` returns a
+        number.
+    forward
+        Also check forward mode, against differences and against reverse mode.
+    order
+        2 also checks the derivative of the gradient, if the gradient passes.
     wrt
-        The names to check; all by default.
+        The names to check, as they are in the report; all by default.
     mode
         `full` checks every entry, `directional` eight directions per array, and entries where a direction fails;
         `auto` chooses `directional` if all entries would take more than half a minute.
     limits
-        The seconds that the check may take, predicted from two calls of the loss.
+        The seconds that the check may take, predicted from calls of the function.
 
     Raises
     ------
     BpError
-        If `params` are not arrays of finite floats, a name in `wrt` is unknown, or the check would take too long.
+        If there is nothing to differentiate, an input is not finite, a name in `wrt` is unknown, a derivative that is
+        asked for does not exist, or the check would take too long.
 
     Examples
     --------
     >>> import numpy as np
     >>> x = np.linspace(-1.0, 1.0, 12).reshape(4, 3)
-    >>> report = check_gradient(
-    ...     lambda p: float(np.sum(np.tanh(x @ p["w"]))),
-    ...     lambda p: {"w": x.T @ (1 - np.tanh(x @ p["w"]) ** 2)},
-    ...     {"w": np.full(3, 0.5)},
-    ... )
-    >>> report.verdict
+    >>> check_gradient(np.sin, x, vjp=lambda x, u: u * np.cos(x)).verdict
     'pass'
+    >>> check_gradient(lambda p: float(p["w"] @ p["w"]), lambda p: {"w": p["w"]}, {"w": np.ones(3)}).verdict
+    'wrong'
     """
-    options, names = check_options("auto", mode), several(wrt)
-    box = _box_of(loss, grad, params)
-    findings = check_box(box, names, limits or Limits(), options.mode)
-    results = Results()
-    results.add_object(box.name, [(f, box.place(f.tensor) if box.file.source else None) for f in findings])
+    return _report(fn, inputs, options)
+
+
+def _report(fn: Callable[..., Any], inputs: tuple[Any, ...], options: DerivativeOptions) -> Report:
+    """The report on a function, or on a loss if `inputs` are its gradient and its parameters."""
+    given = {"vjp": options.get("vjp"), "jvp": options.get("jvp"), "hvp": options.get("hvp")}
+    rules = {rule: function for rule, function in given.items() if function is not None}
+    judged, names = check_options("auto", options.get("mode", "auto")), tuple(several(options.get("wrt", ())))
+    wanted = Wanted(names, judged.mode, options.get("forward", False), options.get("order", 1))
+    limits, results = options.get("limits") or Limits(), Results()
+    if not rules and len(inputs) == 2 and callable(inputs[0]) and isinstance(inputs[1], Mapping):
+        if wanted.also:
+            what = "check_gradient: forward and order apply to functions of PyTorch, JAX or NumPy"
+            fail("usage", what, help="leave them out beside a loss and its gradient")
+        box = _box_of(fn, inputs[0], inputs[1])
+        found = check_box(box, names, limits, judged.mode)
+    else:
+        function = _function_of(Given(fn, inputs, rules), wanted)
+        try:
+            box, parts = function.box, check_function(function, wanted, limits)
+        finally:
+            function.close()
+        found = parts.findings
+        results.unused += parts.notes
+    results.add_object(box.name, [(f, box.place(f.tensor) if box.file.source else None) for f in found])
     said = {"set": {}, "wrt": list(names), "specs": [], "objects": [box.name]}
-    return results.report(options, describe("check", threads=None, strict=False, **said))
+    return results.report(judged, describe("check", threads=None, strict=False, **said))
+
+
+def _function_of(given: Given, wanted: Wanted) -> Contracted:
+    """The function with its inputs, as black boxes."""
+    function = given.function
+    owner = getattr(function, "__self__", None)
+    named = owner if isinstance(owner, type) else function if hasattr(function, "__qualname__") else type(function)
+    name = str(getattr(named, "__qualname__", type(named).__name__)).replace(".<locals>", "")
+    runner = UserCodeRunner(passing=(KeyboardInterrupt,))
+    file = _file_of(named, runner)
+    runner.put(str(file.path), name, given)
+    return open_function(file, name, wanted)
 
 
 def _box_of(loss: Callable[[Params], Any], grad: Callable[[Params], Any], params: Mapping[str, Any]) -> BlackBox:

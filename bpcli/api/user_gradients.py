@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bpcli.checking.check_options import Mode
 from bpcli.checking.findings import Finding
 from bpcli.checking.sources.black_box import check_box, open_box
+from bpcli.checking.sources.contractions import OPTIONS
+from bpcli.checking.sources.functions import HVP, JVP, Judged, Wanted, check_function, is_function, open_function
 from bpcli.checking.sources.gradient_source import GradientSource, saved_gradient, user_function
 from bpcli.checking.sources.user_file import UserFile, load
 from bpcli.checking.sources.user_process import USER_TIME_OPTION, Process
-from bpcli.errors import BpError, Collector, Diagnostic, Place, nearest, printable
+from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, nearest, printable
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import Limits, default_memory
 from bpcli.spec.paths import resolve
@@ -141,19 +142,27 @@ def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
     ]
 
 
-def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mode: Mode) -> list[tuple[Finding, Place]]:
-    """The findings on the object `FILE.py:NAME`, each with the place of its gradient; raises BpError for no object.
+def judge(
+    target: str, process: Process, wanted: Wanted, limits: Limits
+) -> tuple[list[tuple[Finding, Place]], list[str]]:
+    """The findings on the object or function `FILE.py:NAME`, each with the place of its gradient, and remarks.
 
-    `wrt` names arrays of its params, all by default.
+    Raises BpError if it is neither.
     """
     parts = IN_FILE.fullmatch(target)
     assert parts is not None
     path, name = _absolute(parts["file"]), parts["name"]
 
-    def judged() -> list[tuple[Finding, Place]]:
-        box = open_box(_file(parts["file"], process), name)
-        found = check_box(box, wrt, limits, mode)
-        return [(_again(f, target, mode), box.place(f.tensor)) for f in found]
+    def judged() -> tuple[list[tuple[Finding, Place]], list[str]]:
+        file = _file(parts["file"], process)
+        if is_function(file, name):
+            function = open_function(file, name, wanted)
+            box, found = function.box, check_function(function, wanted, limits)
+        else:
+            _refuse_more(target, wanted)
+            box = open_box(file, name)
+            found = Judged(check_box(box, wanted.wrt, limits, wanted.mode))
+        return [(_again(f, target, wanted), box.place(f.tensor)) for f in found.findings], found.notes
 
     try:
         found = judged()
@@ -161,16 +170,24 @@ def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mod
         if process.restart(str(path), name):
             return judged()
         raise
-    wrong = any(f.verdict == "wrong" for f, _ in found)
+    wrong = any(f.verdict == "wrong" for f, _ in found[0])
     return judged() if wrong and process.restart(str(path), name) else found
 
 
-def _again(finding: Finding, target: str, mode: Mode) -> Finding:
+def _refuse_more(target: str, wanted: Wanted) -> None:
+    """Raise BpError for options that do not apply to an object with a loss and its gradient."""
+    for label in wanted.also:
+        what = f'{OPTIONS[label]} applies to functions, not to an object with params, loss and grad ("{target}")'
+        fail("usage", what, help="leave it out, or name a function of PyTorch, JAX or NumPy")
+
+
+def _again(finding: Finding, target: str, wanted: Wanted) -> Finding:
     """The finding, with the command line that reproduces it in its blame."""
     if finding.blame is None:
         return finding
     words = ["bp", "check", target, *(("--wrt", finding.tensor) if finding.checked else ())]
-    words += ["--mode", mode] if mode != "auto" else []
+    words += ["--mode", wanted.mode] if wanted.mode != "auto" else []
+    words += {JVP: ["--forward"], HVP: ["--order", "2"]}.get(finding.method, [])
     return replace(finding, blame={**finding.blame, "reproduce": shlex.join(words)})
 
 

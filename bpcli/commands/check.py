@@ -15,6 +15,7 @@ from bpcli.errors import BpError, Diagnostic, fail, printable
 
 if TYPE_CHECKING:
     from bpcli.api.check_runner import Call, Results
+    from bpcli.checking.sources.functions import Wanted
     from bpcli.cluster.connect import Cluster
     from bpcli.methods import MethodCall
 
@@ -59,6 +60,11 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
     "--mode", metavar="MODE", default="auto", callback=one_of(_modes),
     help="full (every entry), directional (random directions), or auto (by the predicted cost).",
 )  # fmt: skip
+@click.option("--forward", is_flag=True, help="Check the forward mode (JVP) of a function too.")
+@click.option(
+    "--order", metavar="N", default="1", callback=one_of(lambda: ("1", "2")),
+    help="2: check the derivative of a function's gradient too.",
+)  # fmt: skip
 @click.option("--power", is_flag=True, help="Instead of checking, plant known faults and show which ones are found.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
@@ -71,6 +77,8 @@ def check(
     gradient: tuple[str, ...],
     reference: str,
     mode: str,
+    forward: bool,
+    order: str,
     power: bool,
     common: Common,
 ) -> int:
@@ -79,12 +87,15 @@ def check(
     Without TARGET, the specs in the folder specs/ are checked. Without -m, the methods are those named by the spec,
     else backprop for a feed-forward network, bptt and rtrl for a recurrent one. With --kernel or --gradient, only
     those are checked.
-    A TARGET can also be FILE.py:OBJECT, an object with params (a dict of arrays), loss(params) and grad(params). On a
-    cluster, the workers compute the perturbed losses of large specs; they must find the same files at the same paths.
+    A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, a NumPy function
+    with NAME_vjp beside it, all at inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and
+    grad(params). On a cluster, the workers compute the perturbed losses of large specs; they must find the same files
+    at the same paths.
     """
     from bpcli.api.check_runner import Call, Results
     from bpcli.api.method_selection import check_options
     from bpcli.api.user_gradients import read, unknown, user_process
+    from bpcli.checking.sources.functions import Wanted
     from bpcli.commands.specs import find
 
     boxes, targets, refused = _split_objects(target)
@@ -93,6 +104,7 @@ def check(
     given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference not in _OF_OBJECTS, "--power": power}
     alone = {} if targets else {"-m": method, "--set": others, **flags}
     _refuse_combinations(boxes, {**given, **alone}, power)
+    _refuse_on_specs(targets or not boxes, {"--forward": forward, "--order": order != "1"})
     paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
     process = user_process(common.limits(), common.user_time)
     click.get_current_context().with_resource(contextlib.closing(process))
@@ -112,8 +124,9 @@ def check(
     paths, boxes = ([], []) if unread else (paths, boxes)
     call = Call(methods, asked, options, from_project(), alone=len(paths) == 1 and not refused + boxes)
     results = Results(errors=list(refused))
+    wanted = Wanted(common.wrt, options.mode, forward, int(order))
     with opened_cluster(common) as cluster:
-        _judge(paths, boxes, hooked(call, common, cluster), common, results)
+        _judge(paths, boxes, hooked(call, common, cluster), common, results, wanted)
     results.errors += unknown(asked, results.declared)
     return _show(results, call, common, paths, boxes)
 
@@ -138,12 +151,24 @@ def _refuse_combinations(boxes: Sequence[str], given: Mapping[str, object], powe
     """Raise BpError for options that do not apply to objects, and for gradients beside --power."""
     for option, value in given.items():
         if boxes and value:
-            advice = "an object has its own gradient, and is judged by differences of its own loss"
-            fail("usage", f'{option} applies to specs, not to an object ("{printable(boxes[0])}")', help=advice)
+            advice = "an object or function has a gradient of its own, and is judged by differences of its own values"
+            fail(
+                "usage",
+                f'{option} applies to specs, not to an object or function ("{printable(boxes[0])}")',
+                help=advice,
+            )
     for option in ("--kernel", "--gradient"):
         if power and given[option]:
             advice = "--power examines the spec; check the gradient in a call of its own"
             fail("usage", f"{option} does not go with --power", help=advice)
+
+
+def _refuse_on_specs(specs: object, given: Mapping[str, object]) -> None:
+    """Raise BpError for options that apply to functions only, if there are specs."""
+    for option, value in given.items():
+        if specs and value:
+            advice = "name functions alone, FILE.py:NAME; a method of a spec has one derivative"
+            fail("usage", f"{option} applies to functions, not to specs", help=advice)
 
 
 def _methods(texts: Sequence[str]) -> tuple[tuple[MethodCall, ...], Sequence[Diagnostic]]:
@@ -169,7 +194,9 @@ def hooked(call: Call, common: Common, cluster: Cluster | None) -> Call:
     return replace(told, executor=lambda file, setup: Farm(cluster, file, setup, threads))
 
 
-def _judge(paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Common, results: Results) -> None:
+def _judge(
+    paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Common, results: Results, wanted: Wanted
+) -> None:
     """Judge specs and objects in turn; a refusal is added to the results, and the others are still judged."""
     from bpcli.api.check_runner import judge_spec
     from bpcli.api.user_gradients import judge
@@ -188,8 +215,9 @@ def _judge(paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Comm
         for box in boxes:
             say(box)
             try:
-                found = judge(box, call.foreign.process, common.wrt, common.limits(), call.options.mode)
+                found, notes = judge(box, call.foreign.process, wanted, common.limits())
                 results.add_object(box, found)
+                results.unused += notes
             except Exception as error:
                 results.errors += translate(error).diagnostics
 

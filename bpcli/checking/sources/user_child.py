@@ -5,6 +5,9 @@ It imports NumPy and the standard library alone. A message has a `do`, a `file` 
 - `load`: run the file as a module, once;
 - `find`: report whether the module defines the name, and whether it is callable;
 - `open`: make the object of that name, and describe the params of a black box;
+- `kind`: report whether the object of that name is judged as a function;
+- `function`: make black boxes of a function, found under its name and their labels, and describe it;
+- `close`: leave the framework of a function as it was;
 - `call`: call a function, or the `part` of an object, with copies of the arrays in `groups`, and validate what it
   returns: a gradient for the `shapes` asked for, else a loss.
 
@@ -36,6 +39,9 @@ from typing import Any, NoReturn
 
 from numpy import array, dtype, float64, ndarray
 
+from bpcli.checking.sources.contractions import MIXED, ONES, SECOND, contractions, require
+from bpcli.checking.sources.differentiable import Given, UnusableError
+from bpcli.checking.sources.frameworks import function_in, is_function, open_function
 from bpcli.checking.sources.user_protocol import UNHEARD, Array, Line, Message
 from bpcli.checking.sources.validate_gradient import FLOATS, InvalidValueError, parse_gradient, same, scalar
 from bpcli.errors import printable
@@ -68,7 +74,7 @@ class UserCodeRunner:
         self._inside = ExitStack()
 
     def put(self, file: str, name: str, target: Any) -> None:
-        """Use `target` as the object `name` of the file, without running the file."""
+        """Use `target`, an object or a `Given` function, as `name` of the file, without running the file."""
         self._current = self._files[file] = _File(Path(file), ModuleType(name), made={name: target})
         setattr(self._current.module, name, target)
 
@@ -116,6 +122,34 @@ class UserCodeRunner:
         answer = {"has": has, "held": kind_of(held), "params": described, "kind": kind.__name__, "own": own}
         return answer, arrays
 
+    def _kind(self, message: Message, _: Sequence[Array]) -> _Answer:
+        file, name = self._entered(message), message["name"]
+        target = vars(file.module)[name]
+        return {"function": is_function(target) or is_function(self._made(file, name))}, []
+
+    def _function(self, message: Message, _: Sequence[Array]) -> _Answer:
+        file, name = self._entered(message), message["name"]
+        held = file.made.get(name, vars(file.module)[name])
+        try:
+            given = held if isinstance(held, Given) else function_in(vars(file.module), name, held)
+            function = open_function(given)
+            made, weights = contractions(function)
+            for order in message["also"]:
+                require(function, order)
+        except UnusableError as error:
+            return {"refused": [error.what, error.remedy]}, []
+        file.made[f"{name}:"] = function
+        file.made.update({f"{name}:{label}": view for label, view in made.items()})
+        params, second = made[ONES].params, made[SECOND].params
+        answer: Message = {"params": list(params), "second": list(second), "fixed": function.fixed}
+        answer |= {"labels": list(weights), "weights": list(weights.values()) if MIXED in made else []}
+        answer |= {"kind": str(function.kind), "reverse": function.reverse, "sharp": function.sharp}
+        return answer, [*params.values(), *second.values()]
+
+    def _close(self, message: Message, _: Sequence[Array]) -> _Answer:
+        self._files[message["file"]].made[f"{message['name']}:"].close()
+        return {}, []
+
     def _call(self, message: Message, arrays: Sequence[Array]) -> _Answer:
         file, part = self._entered(message), message["part"]
         function = getattr(self._made(file, message["name"]), part) if part else vars(file.module)[message["name"]]
@@ -131,7 +165,10 @@ class UserCodeRunner:
         return {**answer, "changed": changed}, found
 
     def _made(self, file: _File, name: str) -> Any:
-        """The object of that name; a class is called once to make it."""
+        """The object of that name; a class is called once to make it, and a function for its contractions."""
+        function, colon, _ = name.rpartition(":")
+        if name not in file.made and colon:
+            self._function({"file": str(file.path), "name": function, "also": []}, [])
         if name not in file.made:
             target = vars(file.module)[name]
             file.made[name] = target() if isinstance(target, type) else target

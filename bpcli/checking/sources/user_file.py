@@ -40,11 +40,11 @@ class UserFile:
         """The host's answer to the message `do` about `name` in the file. Raises EndedError."""
         return self.host.ask({"do": do, "file": str(self.path), "name": name, **more}, arrays)
 
-    def learn(self, do: str, name: str) -> tuple[Message, list[Array]]:
+    def learn(self, do: str, name: str, **more: Any) -> tuple[Message, list[Array]]:
         """As `ask`. Raises BpError where user code raises, or ends its process."""
         line = self.line_of(name)
         try:
-            answer, arrays = self.ask(do, name)
+            answer, arrays = self.ask(do, name, **more)
             fault = self.raised(answer, line) if "raised" in answer else ""
         except EndedError as error:
             fault = self.ended(error, line)
