@@ -129,6 +129,7 @@ class Registered:
         return cls(*children)
 
 
+@pytest.mark.parametrize("x64", [False], indirect=True)
 def test_pytrees() -> None:
     """Python floats are differentiated; objects that JAX knows are pytrees too."""
 
@@ -146,6 +147,7 @@ def test_pytrees() -> None:
     assert "not differentiated: params.power (int), key (key<" in str(report)
 
 
+@pytest.mark.parametrize("x64", [False], indirect=True)
 def test_code_that_varies() -> None:
     """What is compiled for speed does not hide that."""
     found = bpcli.check_gradient(lambda x: jnp.sum(x) * np.random.random(), jnp.asarray(X))
@@ -168,6 +170,7 @@ loss_inputs = ({"w": jnp.ones((2, 3))}, jnp.arange(3.0) / 8)
 """
 
 
+@pytest.mark.parametrize("x64", [False], indirect=True)
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A jitted function of a file, forwards and to second order."""
     monkeypatch.chdir(tmp_path)

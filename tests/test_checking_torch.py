@@ -187,7 +187,9 @@ def test_modules() -> None:
     assert torch.equal(before, module.norm.running_mean) and torch.float32 == module.one.weight.dtype
     linear = torch.nn.Linear(3, 2)
     linear.weight.register_hook(lambda g: g)
-    assert {"weight": "pass", "bias": "pass", "input": "pass"} == verdicts(bpcli.check_gradient(linear, X.float()))
+    found = bpcli.check_gradient(linear, X.float())
+    assert {"weight": "pass", "bias": "pass", "input": "pass"} == verdicts(found)
+    assert {"Linear"} == {f.spec for f in found.findings}
 
     class Wrong(torch.nn.Module):
         def __init__(self) -> None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, Unpack
@@ -131,6 +132,8 @@ def _function_of(given: Given, wanted: Wanted) -> Contracted:
     name = str(getattr(named, "__qualname__", type(named).__name__)).replace(".<locals>", "")
     runner = UserCodeRunner(passing=(KeyboardInterrupt,))
     file = _file_of(named, runner)
+    if "site-packages" in file.path.parts:  # a module of a library, whose lines are not the user's
+        file = replace(file, shown=name, source=b"")
     runner.put(str(file.path), name, given)
     return open_function(file, name, wanted)
 
