@@ -108,25 +108,23 @@ class Contraction(ABC):
         and what float32 adds. At a minimum both the gradient and these terms may vanish, but not near by.
         """
         unit, generator = float(finfo(float32).eps) / 2, default_rng(1)
-        exact, short = self._both(params)
-        moves: dict[str, list[Any]] = {name: [] for name in exact}
-        adds: dict[str, list[Any]] = {name: [] for name in exact}
-        for _ in range(SHIFTED):
-            near = self._shifted(params, _UNITS * unit, generator)
-            wide, shorter = self._both({name: value.astype(float32).astype(float64) for name, value in near.items()})
-            for name, value in exact.items():
-                moves[name].append(wide[name] - value)
-                adds[name].append(shorter[name] - wide[name])
+        near = [self._shifted(params, _UNITS * unit, generator) for _ in range(SHIFTED)]
+        points = [params, *({n: a.astype(float32).astype(float64) for n, a in there.items()} for there in near)]
+        away = self._shifted(params, _AWAY, generator)
+        # One type after the other: JAX may have to compile for each change.
+        *exact, far = (self._as_float64(point, wide=True) for point in (*points, away))
+        short = [self._as_float64(point, wide=False) for point in points]
         level = float(sqrt((self.terms(params) ** 2).sum()))
-        away = self.gradient(self._shifted(params, _AWAY, generator), wide=True)
         found = {}
-        for name, value in exact.items():
+        for name, value in exact[0].items():
             size = absolute(params[name])
             natural = level / where(size > 0, size, 1.0)
             least = unit * (absolute(value).max(initial=0.0) + natural)
-            sampled = sqrt((stack(moves[name]) ** 2).mean(axis=0)) / _UNITS + stack(adds[name]).std(axis=0)
-            largest = absolute(stack([value, asarray(away[name]), _NATURAL * natural])).max(initial=0.0)
-            found[name] = stack([short[name], value, least, sampled, largest + zeros(value.shape)])
+            moves = stack([other[name] - value for other in exact[1:]])
+            adds = stack([narrow[name] - wide[name] for narrow, wide in zip(short[1:], exact[1:], strict=True)])
+            sampled = sqrt((moves**2).mean(axis=0)) / _UNITS + adds.std(axis=0)
+            largest = absolute(stack([value, far[name], _NATURAL * natural])).max(initial=0.0)
+            found[name] = stack([short[0][name], value, least, sampled, largest + zeros(value.shape)])
         return found
 
     def _shifted(self, params: Arrays, size: float, generator: Generator) -> dict[str, Array]:
@@ -134,11 +132,9 @@ class Contraction(ABC):
         shifts = {name: asarray(size * generator.uniform(-1, 1, value.shape)) for name, value in params.items()}
         return shifts if self.coordinates else {name: value * (1 + shifts[name]) for name, value in params.items()}
 
-    def _both(self, params: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The gradient in float64 and in float32, as arrays of float64."""
-        exact, short = self.gradient(params, wide=True), self.gradient(params, wide=False)
-        both = ({name: array(found[name], dtype=float64) for name in params} for found in (exact, short))
-        return next(both), next(both)
+    def _as_float64(self, params: Arrays, wide: bool) -> dict[str, Array]:
+        found = self.gradient(params, wide)
+        return {name: array(found[name], dtype=float64) for name in params}
 
     @abstractmethod
     def terms(self, params: Arrays) -> Array:
