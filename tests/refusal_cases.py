@@ -171,6 +171,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
             "sum(a[1:0])",
             "()",
             "sum()",
+            "sum(max(a))",
             "sum(silu(a))",
             "sum(gelu(a))",
             "sum(embedding(W, a))",

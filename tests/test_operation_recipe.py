@@ -17,7 +17,7 @@ RECIPE = GUIDE[GUIDE.index("**An operation.**") : GUIDE.index("**A method.**")]
 EDITS = (
     (
         "bpcli/graph/operations.py",
-        '    Operation("slice"',
+        '    Operation("step"',
         '    Operation("atan", _same, TEN, ARGS, "arc tangent", math.atan),\n',
     ),
     ("bpcli/spec/language.py", '    dict.fromkeys(("tanh"', '    | {"atan": 1}\n'),

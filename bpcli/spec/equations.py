@@ -215,7 +215,10 @@ class _Reader:
             wanted = f"{count} or more arguments" if name in VARIADIC else wanted
             wanted = f"{count} or {most} arguments" if name in OPTIONAL else wanted
             what = f"{name} takes {wanted}, not {len(arguments)}"
-            return self.refuse("arity", what, token, "see `bp list operations`")
+            remedy = "see `bp list operations`"
+            if name in ("max", "min") and len(arguments) == 1:
+                remedy = "it compares two values entry by entry; a smooth maximum of all entries is `logsumexp(v)`"
+            return self.refuse("arity", what, token, remedy)
         return Call(name, arguments, self.place(token))
 
     def subscript(self, node: ast.Subscript) -> Expr:
