@@ -117,6 +117,7 @@ FOUND = {"spec": "a", "method": "b", "tensor": "W", "verdict": "pass"}
 TWICE = json.dumps({"schema_version": 1, "context": {}, "findings": [FOUND, FOUND]})
 JUDGED = json.dumps({"schema_version": 1, "context": {}, "findings": []})
 KERNEL = changed(RECURRENT, "[data]", '[kernel.mine]\nfile = "k.py"\n[data]')
+TRUNCATED = changed(KERNEL, 'file = "k.py"', 'file = "k.py"\nas = "tbptt:k1=4,k2=2"')
 
 CASES: Mapping[str, tuple[Case, ...]] = {
     "the language of equations": tuple(
@@ -352,6 +353,11 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case(f"{CHECK} --kernel mine", SPEC),
         Case(f"{CHECK} --kernel mien", {"net.toml": KERNEL, "k.py": "def mine(p, i, s): return p\n"}),
         Case(f"{CHECK} --kernel mine", {"net.toml": KERNEL}),
+        Case(f"{CHECK} --as bptt", SPEC),
+        Case(f"{CHECK} --kernel k.py:f --as bttp", SPEC | {"k.py": "def f(p, i, s): return p\n"}),
+        Case(f"{CHECK} --kernel k.py:f --as bptt", {"net.toml": FEED_FORWARD, "k.py": "def f(p, i, s): return p\n"}),
+        Case(f"{CHECK} --kernel mine", {"net.toml": TRUNCATED, "k.py": "def mine(p, i, s): return p\n"}),
+        Case("check box.py:B --as bptt", _box("{'a': np.ones(2)}")),
         Case(f"{CHECK} --gradient g.npz", SPEC),
         Case(f"{CHECK} --gradient g.txt", SPEC | {"g.txt": ""}),
         Case(f"{CHECK} --gradient g.npz", SPEC | {"g.npz": {"W": np.ones(2)}}),

@@ -120,6 +120,17 @@ def test_truncation_is_nothing_that_an_oracle_knows(monkeypatch, methods, code, 
     assert said in result.output
 
 
+def test_a_kernel_that_is_meant_to_be_truncated_is_refused(monkeypatch, tmp_path):
+    """The oracle cannot judge it either."""
+    ask(monkeypatch, nothing)
+    (tmp_path / "k.py").write_text("def f(params, inputs, state):\n    return params\n")
+    options = ["--kernel", f"{tmp_path / 'k.py'}:f", "--reference", "oracle", "--set", "n=3"]
+    result = CliRunner().invoke(main, ["check", VANILLA, *options, "--as", "fbptt:3"])
+    assert 2 == result.exit_code
+    assert "error[reference-refused]: kernel:f: the reference oracle" in result.output
+    assert 1 == CliRunner().invoke(main, ["check", VANILLA, *options]).exit_code
+
+
 def test_a_missing_program_is_told_once(monkeypatch):
     """Before any spec is looked at."""
     monkeypatch.setattr(jax.PEER.__class__, "available", lambda self: "JAX is not installed")

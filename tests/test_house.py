@@ -189,8 +189,8 @@ def test_sizes() -> None:
 
 
 def _is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether it is decorated by click, which passes an argument for each option."""
-    return any("click" in ast.unparse(decorator) for decorator in node.decorator_list)
+    """Whether it is a command of click or a `validated` function of Python, with an argument for each option."""
+    return any("click" in (text := ast.unparse(d)) or text == "validated" for d in node.decorator_list)
 
 
 def test_nothing_is_left_to_do() -> None:

@@ -62,6 +62,7 @@ ELSEWHERE: dict[Site, str] = {
     ("api.loaded.LoadedProblem.local_derivatives", "no-state"): "test_api.py",
     ("api.loaded.LoadedProblem.local_derivatives", "out-of-range"): "test_api.py",
     ("api.method_selection.check_options", "usage"): "test_api.py",
+    ("api.check_runner._chosen", "reference-refused"): "test_backends_oracle.py",
     ("api.method_selection.judged", "reference-refused"): "test_backends_oracle.py",
     ("commands.check._reference", ""): "test_backends_oracle.py",
     ("commands.shared_options.opened_cluster", "missing-extra"): CLUSTER,

@@ -138,6 +138,8 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
     results.findings += findings
     results.chosen.setdefault(str(taken), []).append(name)
     rules = [m.text for m in methods if isinstance(m.definition(setup), Recursion)]
+    meant = [f"{m.text} as {m.meant.text}" for m in methods if isinstance(m, GradientSource) and m.meant]
+    results.unused += [f"{name}: judged {', '.join(meant)}"] if meant else []
     if rules:
         results.unused.append(
             f"{name}: {', '.join(rules)}: compared with the same rule on measured local derivatives; an error in the "
@@ -152,6 +154,10 @@ def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple
     own, skipped = applying(setup, chosen, call.alone)
     own, beyond = judged(setup, own, call.methods, call.options)
     others, refused = of_spec(setup, Path(file.path), call.foreign, file.limits)
+    unjudged = check_options.unjudged(setup, others, call.options)
+    remedy = "the reference complex-step judges every method"
+    refused += tuple(Diagnostic("reference-refused", f"{t}: {why}", help=remedy) for t, why in unjudged.items())
+    others = tuple(o for o in others if o.text not in unjudged)
     results.errors += refused if call.alone else [d.about(file.path) for d in refused]
     results.places |= {(setup.spec.name, o.text): o.place for o in others if o.place}
     for name, reason in {**skipped, **beyond}.items():

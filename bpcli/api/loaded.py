@@ -147,6 +147,7 @@ class LoadedProblem:
         mode: str = "auto",
         kernels: Words = (),
         gradients: Words = (),
+        as_: str | None = None,
         user_time: Seconds | None = None,
     ) -> Report:
         """Check gradients against references with error bounds, as `bp check` does.
@@ -163,6 +164,9 @@ class LoadedProblem:
             Functions to check, as `FILE.py:FUNC` or names of `[kernel.NAME]` tables; they run in another process.
         gradients
             Saved gradients to check: `.npz` files with arrays `d_NAME`.
+        as_
+            The method that kernels and saved gradients are to agree with, such as `tbptt:k1=1,k2=4`; by default the
+            exact gradient, or what the spec says of its kernel.
         user_time
             Time limit for each call of a kernel in seconds; 60 by default.
 
@@ -180,7 +184,7 @@ class LoadedProblem:
         """
         calls, options = read_methods(several(methods)), check_options(reference, mode)
         with closing(user_process(self.file.limits, user_time)) as process:
-            asked = read_gradients(several(kernels), several(gradients), process)
+            asked = read_gradients(several(kernels), several(gradients), process, as_)
             return report_on(self, Call(calls, asked, options))
 
 

@@ -16,6 +16,7 @@ from bpcli.checking.sources.gradient_source import GradientSource, saved_gradien
 from bpcli.checking.sources.user_file import UserFile, load
 from bpcli.checking.sources.user_process import USER_TIME_OPTION, Process
 from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, nearest, printable
+from bpcli.methods import MethodCall, advice, parse
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import Limits, default_memory
 from bpcli.spec.paths import resolve
@@ -31,7 +32,8 @@ class Asked:
     """The users' gradients that a call asks for.
 
     `given` are judged on every spec, `names` are kernels declared in specs; all run in `process`. `refused` has the
-    refusals of others, `kernels` and `gradients` the texts of the options.
+    refusals of others, `kernels` and `gradients` the texts of the options. `meant` is the method that all of them are
+    to agree with; None for the exact gradient, or for kernels of specs what the spec says.
     """
 
     given: tuple[GradientSource, ...]
@@ -40,6 +42,7 @@ class Asked:
     refused: tuple[Diagnostic, ...] = ()
     kernels: tuple[str, ...] = ()
     gradients: tuple[str, ...] = ()
+    meant: MethodCall | None = None
 
     def __bool__(self) -> bool:
         return bool(self.given or self.names)
@@ -49,14 +52,15 @@ class Asked:
         """The names of the gradients in reports."""
         return [*(f.text for f in self.given), *(f"kernel:{name}" for name in self.names)]
 
-    def option(self, method: str) -> tuple[str, str]:
-        """The option of `bp check` and its value that select `method`, by its name in reports."""
+    def option(self, method: str) -> tuple[str, ...]:
+        """The options of `bp check` and their values that select `method`, by its name in reports."""
+        meant = () if self.meant is None else ("--as", self.meant.text)
         for text in self.kernels:
             if method in (f"kernel:{text}", f"kernel:{text.rpartition(':')[2]}"):
-                return "--kernel", text
+                return "--kernel", text, *meant
         for text in self.gradients:
             if method == f"gradient:{Path(text).name}":
-                return "--gradient", text
+                return "--gradient", text, *meant
         return "-m", method
 
 
@@ -70,11 +74,15 @@ def user_process(limits: Limits, user_time: float | None = None) -> Process:
     return Process(seconds, lambda: max(default_memory(), limits.max_memory))
 
 
-def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> Asked:
+def read(kernels: Sequence[str], gradients: Sequence[str], process: Process, method: str | None = None) -> Asked:
     """Load `kernels`, given as `FILE.py:FUNC` or as names in specs, and files of saved `gradients`.
 
-    Raises BpError if none of them can be judged.
+    All are to agree with `method`, if it is given. Raises BpError if none of them can be judged.
     """
+    meant = None if method is None else parse(method)
+    if meant and not (kernels or gradients):
+        advice = "add --kernel FILE.py:FUNC or --gradient FILE.npz; -m judges the methods of bp"
+        fail("usage", "--as says what a kernel or a saved gradient computes, but there is none", help=advice)
     collector = Collector()
     given: list[GradientSource] = []
     parts = {text: IN_FILE.fullmatch(text) for text in dict.fromkeys(kernels)}
@@ -87,18 +95,21 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process) -> 
             continue
         called = found["name"] if used.count(found["name"]) == 1 else text
         try:
-            given.append(user_function(_file(found["file"], process), found["name"], f"kernel:{called}", process))
+            given.append(
+                user_function(_file(found["file"], process), found["name"], f"kernel:{called}", process, meant)
+            )
         except BpError as error:
             collector.diagnostics += error.diagnostics
     for path in dict.fromkeys(gradients):
         try:
-            given.append(saved_gradient(Path(path), f"gradient:{Path(path).name}"))
+            given.append(saved_gradient(Path(path), f"gradient:{Path(path).name}", meant))
         except BpError as error:
             collector.diagnostics += error.diagnostics
     names = tuple(text for text, found in parts.items() if not found)
     if not given:
         collector.finish()
-    return Asked(tuple(given), names, process, tuple(collector.diagnostics), tuple(kernels), tuple(gradients))
+    refused = tuple(collector.diagnostics)
+    return Asked(tuple(given), names, process, refused, tuple(kernels), tuple(gradients), meant)
 
 
 def of_spec(
@@ -106,11 +117,11 @@ def of_spec(
 ) -> tuple[tuple[GradientSource, ...], tuple[Diagnostic, ...]]:
     """The gradients to judge on one spec: all that are given, and the kernels that the spec declares by those names.
 
-    Also the refusals of declared kernels that cannot be loaded. Raises BpError if nothing is left to judge.
+    Also the refusals of declared kernels that cannot be loaded, and of methods that do not apply to the graph. Raises
+    BpError if nothing is left to judge.
     """
-    if not asked.names:
-        return asked.given, ()
     collector = Collector()
+    _refuse_method(asked.meant, setup, None, collector)
     own: list[GradientSource] = []
     for name in (n for n in asked.names if n in setup.spec.kernels):
         kernel, source = setup.spec.kernels[name], setup.spec.source
@@ -120,13 +131,28 @@ def of_spec(
             shown = str(path.parent / kernel.file)
             where = source.value("kernel", name, "function")
             try:
+                meant = asked.meant or _declared(setup, name, collector)
                 loaded = load(file, shown, asked.process, place)
-                own.append(user_function(loaded, kernel.function, f"kernel:{name}", asked.process, where))
+                own.append(user_function(loaded, kernel.function, f"kernel:{name}", asked.process, meant, where))
             except BpError as error:
                 collector.diagnostics += error.diagnostics
-    if not own and not asked.given:
+    found = tuple(s for s in (*asked.given, *own) if s.meant is None or s.meant.refusal(setup.graph) is None)
+    if not found:
         collector.finish()
-    return (*asked.given, *own), tuple(collector.diagnostics)
+    return found, tuple(collector.diagnostics)
+
+
+def _declared(setup: Setup, name: str, collector: Collector) -> MethodCall | None:
+    """The method that the spec says its kernel `name` is; refused if it does not apply. Raises BpError if unknown."""
+    text, place = setup.spec.kernels[name].meant, setup.spec.source.value("kernel", name, "as")
+    meant = None if text is None else parse(text, place)
+    _refuse_method(meant, setup, place, collector)
+    return meant
+
+
+def _refuse_method(meant: MethodCall | None, setup: Setup, place: Place | None, collector: Collector) -> None:
+    if meant is not None and (reason := meant.refusal(setup.graph)):
+        collector.add("method-refused", f"{meant.text}: {reason}", place, help=advice(setup.graph))
 
 
 def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:

@@ -53,6 +53,10 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
     help="Check a saved gradient, with the array names of `bp grad`; repeatable.",
 )  # fmt: skip
 @click.option(
+    "--as", "meant", metavar="METHOD",
+    help="Judge kernels and saved gradients as this method, such as tbptt:k1=1,k2=4, not as the exact gradient.",
+)  # fmt: skip
+@click.option(
     "--reference", metavar="NAME", default="auto", callback=_reference,
     help="Reference to judge by; see `bp list references`.",
 )  # fmt: skip
@@ -75,6 +79,7 @@ def check(
     method: tuple[str, ...],
     kernel: tuple[str, ...],
     gradient: tuple[str, ...],
+    meant: str | None,
     reference: str,
     mode: str,
     forward: bool,
@@ -101,7 +106,13 @@ def check(
     boxes, targets, refused = _split_objects(target)
     flags = {f"--{k}": k in common.overrides for k in ("dtype", "seed")}
     others = any(f"--{k}" not in flags for k in common.overrides)
-    given = {"--kernel": kernel, "--gradient": gradient, "--reference": reference not in _OF_OBJECTS, "--power": power}
+    given = {
+        "--kernel": kernel,
+        "--gradient": gradient,
+        "--as": meant,
+        "--reference": reference not in _OF_OBJECTS,
+        "--power": power,
+    }
     alone = {} if targets else {"-m": method, "--set": others, **flags}
     _refuse_combinations(boxes, {**given, **alone}, power)
     _refuse_on_specs(targets or not boxes, {"--forward": forward, "--order": order != "1"})
@@ -110,7 +121,7 @@ def check(
     click.get_current_context().with_resource(contextlib.closing(process))
     if kernel or boxes:
         process.start()
-    asked = read(kernel, gradient, process)
+    asked = read(kernel, gradient, process, meant)
     refused += [*missing, *asked.refused]
     if gradient and len(paths) > 1:
         fail("usage", f"--gradient needs one spec, not {len(paths)}", help="name the spec of the saved gradient")

@@ -88,7 +88,9 @@ def _spec(name: str, document: Document, names: Names, context: Context) -> Spec
         bench=sections.bench(document.bench, known, context),
         source=context.source,
         refused=refused,
-        kernels={n: Kernel(k.file, n if k.function is None else k.function) for n, k in document.kernel.items()},
+        kernels={
+            n: Kernel(k.file, n if k.function is None else k.function, k.meant) for n, k in document.kernel.items()
+        },
     )
 
 

@@ -111,6 +111,7 @@ class Kernel(_Table):
 
     file: NonEmpty
     function: NonEmpty | None = None
+    meant: NonEmpty | None = Field(default=None, alias="as")
 
 
 class Document(_Table):
@@ -229,6 +230,7 @@ _EXPECTED: Mapping[KeyPath, tuple[str, str]] = {
     ("kernel", "*"): ("a table with file, and function where it has another name", '{ file = "kernel.py" }'),
     ("kernel", "*", "file"): (_TEXT, '"kernel.py"'),
     ("kernel", "*", "function"): (_TEXT, '"gradient"'),
+    ("kernel", "*", "as"): (_TEXT, '"tbptt:k1=1,k2=4"'),
     **{(group, "*", "*"): (_ENTRY, "[4]") for group in ARRAYS},
     ("*", "methods", "*"): (_TEXT, '["bptt"]'),
     ("*", "wrt", "*"): (_TEXT, '["params"]'),
@@ -365,7 +367,7 @@ def _refuse_unknown_key(path: KeyPath, context: Context) -> None:
     if table:
         models: dict[str, Any] = {name: f.annotation for name, f in Document.model_fields.items()}
         model = {**models, **ARRAYS, "weights": Weights, "kernel": Kernel}[table[0]]
-    remedy = nearest(key, model.model_fields)
+    remedy = nearest(key, [field.alias or name for name, field in model.model_fields.items()])
     if model is Input:
         remedy = "an input has a shape alone; its numbers come from [data]"
     where = f"[{printable('.'.join(table))}]" if table else "a spec"

@@ -192,10 +192,14 @@ class Bench:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A user's gradient: `function` of a Python file, whose path is relative to the spec. A load leaves it alone."""
+    """A user's gradient: `function` of a Python file, whose path is relative to the spec. A load leaves it alone.
+
+    `meant` is the method that it is to agree with, None for the exact gradient.
+    """
 
     file: str
     function: str
+    meant: str | None = None
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,17 @@ class Answer:
 
 
 class GradientSource(ABC):
-    """A source of the exact gradient outside of bp's methods, called `text` in reports.
+    """A source of a gradient outside of bp's methods, called `text` in reports.
 
     `any_size` says whether it has gradients for other sizes and seeds too; `crashed`, that its last answer ended its
-    process or ran out of time, so that the cause is known and blame need not ask again.
+    process or ran out of time, so that the cause is known and blame need not ask again. `meant` is the method that it
+    is to agree with, None for the exact gradient.
     """
 
     text: str
     any_size: ClassVar[bool]
     crashed: bool = False
+    meant: MethodCall | None = None
 
     @abstractmethod
     def answer(self, problem: Problem) -> Answer:
@@ -73,8 +75,8 @@ class GradientSource(ABC):
         return False
 
     def definition(self, setup: Setup) -> Definition:
-        """The total derivative."""
-        return Exact()
+        """That of the method that is meant, by default the total derivative."""
+        return Exact() if self.meant is None else self.meant.definition(setup)
 
     def cost(self, setup: Setup) -> Cost:
         """The copies that are handed over; the cost of the source itself is unknown."""
@@ -92,6 +94,7 @@ class UserFunction(GradientSource):
     text: str
     function: Function
     process: Process
+    meant: MethodCall | None = None
     crashed: bool = False
 
     def answer(self, problem: Problem) -> Answer:
@@ -123,12 +126,19 @@ class UserFunction(GradientSource):
         return self.function.gradient(problem.arrays, setup.wrt, [setup.dtype], numbers)
 
 
-def user_function(file: UserFile, name: str, text: str, process: Process, place: Place | None = None) -> UserFunction:
+def user_function(
+    file: UserFile,
+    name: str,
+    text: str,
+    process: Process,
+    meant: MethodCall | None = None,
+    place: Place | None = None,
+) -> UserFunction:
     """The function `name` of a file. Raises BpError at `place` where there is none."""
     if not file.seek(name, place)["callable"]:
         what = f'"{printable(name)}" of {printable(file.shown)} is not a function'
         fail("usage", what, place, help="name a function")
-    return UserFunction(text, Function(file, name, file.line_of(name)), process)
+    return UserFunction(text, Function(file, name, file.line_of(name)), process, meant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +152,7 @@ class SavedGradient(GradientSource):
     text: str
     path: Path
     file: ArrayFile
+    meant: MethodCall | None = None
 
     def answer(self, problem: Problem) -> Answer:
         """See `GradientSource`. Raises BpError for a damaged file."""
@@ -164,7 +175,7 @@ class SavedGradient(GradientSource):
         return array
 
 
-def saved_gradient(path: Path, text: str) -> SavedGradient:
+def saved_gradient(path: Path, text: str, meant: MethodCall | None = None) -> SavedGradient:
     """The gradient in a file. Raises BpError where it is no readable .npz, or holds no gradient."""
     shown = printable(str(path))
     if not path.exists():
@@ -176,7 +187,7 @@ def saved_gradient(path: Path, text: str) -> SavedGradient:
         held = ", ".join(printable(n) for n in file.names()[:20]) or "nothing"
         advice = f"d_W is the gradient with respect to W; the file holds {held}"
         fail("missing-array", f"{shown}: no array d_NAME", help=advice)
-    return SavedGradient(text, path, file)
+    return SavedGradient(text, path, file, meant)
 
 
 def ask(call: MethodCall | GradientSource, problem: Problem) -> Answer:

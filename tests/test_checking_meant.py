@@ -1,0 +1,119 @@
+"""`--as METHOD`: kernels and saved gradients that are judged against the definition of a truncated method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_cases import RECURRENT, run, write
+
+import bpcli
+
+SPEC = RECURRENT.replace("T = 3", "T = 7")
+# Each is given the steps that the loss of step t reaches back to: `start(t, T)`, counted from 0.
+KERNELS = """import numpy as np
+
+def truncated(start, params, inputs, state):
+    W, x = params["W"], inputs["x"]
+    T, B, n = x.shape
+    a = [np.broadcast_to(state["a"], (B, n))]
+    for t in range(T):
+        a.append(np.tanh(a[-1] @ W.T + x[t]))
+    g, first, dx = np.zeros_like(W), np.zeros((B, n)), np.zeros_like(x)
+    for end in range(T):
+        d = np.full((B, n), 1 / B)
+        for t in reversed(range(start(end, T), end + 1)):
+            c = (1 - a[t + 1] ** 2) * d
+            dx[t] += c
+            g += c.T @ a[t]
+            d = c @ W
+            if t == 0:
+                first = first + d
+    return {"W": g, "a": first.sum(axis=0), "x": dx}
+
+def staircase(k1, k2):
+    return lambda t, T: max(0, min(T, k1 * (t // k1 + 1)) - k2)
+
+def tbptt_2_4(*arrays):
+    return truncated(staircase(2, 4), *arrays)
+
+def tbptt_2_5(*arrays):
+    return truncated(staircase(2, 5), *arrays)
+
+def fbptt_3(*arrays):
+    return truncated(lambda t, T: max(0, t - 2), *arrays)
+
+def ebptt_4(*arrays):
+    return truncated(lambda t, T: 4 * (t // 4), *arrays)
+
+def ebptt_3(*arrays):
+    return truncated(lambda t, T: 3 * (t // 3), *arrays)
+
+def uneven(*arrays):
+    return truncated(lambda t, T: 0 if t % 2 else t, *arrays)
+
+def exact(*arrays):
+    return truncated(lambda t, T: 0, *arrays)
+"""
+NAMES = {"tbptt_2_4": "tbptt:k1=2,k2=4", "fbptt_3": "tbptt:k1=1,k2=3", "ebptt_4": "ebptt:4"}
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder to work in, with the kernels and the spec."""
+    monkeypatch.chdir(tmp_path)
+    write(Path("mine.py"), KERNELS)
+    write(Path("net.toml"), SPEC)
+
+
+def findings(*args: str) -> tuple[int, list[dict[str, Any]], dict[str, Any]]:
+    """The exit code, the findings and the context of a check of the spec."""
+    result = run("check", "net.toml", *args, "--wrt", "params", "--wrt", "inputs", "--format", "json")
+    document = json.loads(result.stdout)
+    return result.exit_code, document["findings"], document["context"]
+
+
+@pytest.mark.parametrize(("function", "method"), [*NAMES.items(), ("fbptt_3", "fbptt:3"), ("exact", "bptt")])
+def test_a_truncated_kernel_passes_as_what_it_is(function: str, method: str) -> None:
+    """It passes with its bias beside it, and a note says as what it was judged."""
+    code, found, context = findings("--kernel", f"mine.py:{function}", "--as", method)
+    assert 0 == code and {"pass"} == {f["verdict"] for f in found}
+    assert all((f["bias"] > 1e-3) == (function != "exact") for f in found)
+    assert f"net: judged kernel:{function} as {method}" in context["notes"]
+
+
+@pytest.mark.parametrize(
+    ("function", "method"), [("tbptt_2_5", "tbptt:k1=2,k2=4"), ("exact", "ebptt:4"), ("ebptt_3", "ebptt:4")]
+)
+def test_it_is_wrong_as_another(function: str, method: str) -> None:
+    """One off by a step, and the exact gradient, are wrong as a truncated one; the command repeats it."""
+    code, found, _ = findings("--kernel", f"mine.py:{function}", "--as", method)
+    assert 1 == code
+    wrong = [f for f in found if f["verdict"] == "wrong"]
+    assert wrong and all(f"--as {method}" in f["blame"]["reproduce"] for f in wrong)
+
+
+def test_a_saved_gradient_and_python() -> None:
+    """`bp grad` of a truncated method passes as that method, and not by itself."""
+    run("grad", "net.toml", "-m", "tbptt:k1=1,k2=2", "-o", "g.npz", "--wrt", "params", "--wrt", "inputs")
+    assert 0 == findings("--gradient", "g.npz", "--as", "tbptt:k1=1,k2=2")[0]
+    assert 1 == findings("--gradient", "g.npz")[0]
+    problem = bpcli.load("net.toml", wrt=["params"])
+    assert "pass" == problem.check(gradients="g.npz", as_="fbptt:2").verdict
+    assert "wrong" == problem.check(gradients="g.npz", as_="fbptt:3").verdict
+    assert "pass" == problem.check(kernels="mine.py:ebptt_4", as_="ebptt:4").verdict
+    saved = dict(np.load("g.npz"))
+    np.savez("g.npz", **{**saved, "d_W": saved["d_W"] * 1.001})
+    assert "wrong" == problem.check(gradients="g.npz", as_="fbptt:2").verdict
+
+
+def test_a_spec_says_what_its_kernel_is() -> None:
+    """`as` in a kernel's table; the option takes precedence."""
+    write(Path("net.toml"), f'{SPEC}\n[kernel.ebptt_4]\nfile = "mine.py"\nas = "ebptt:4"\n')
+    code, found, context = findings("--kernel", "ebptt_4")
+    assert 0 == code and all(f["bias"] > 1e-3 for f in found)
+    assert "net: judged kernel:ebptt_4 as ebptt:4" in context["notes"]
+    assert 1 == findings("--kernel", "ebptt_4", "--as", "bptt")[0]
