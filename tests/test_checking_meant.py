@@ -117,3 +117,39 @@ def test_a_spec_says_what_its_kernel_is() -> None:
     assert 0 == code and all(f["bias"] > 1e-3 for f in found)
     assert "net: judged kernel:ebptt_4 as ebptt:4" in context["notes"]
     assert 1 == findings("--kernel", "ebptt_4", "--as", "bptt")[0]
+
+
+def causes(*args: str) -> set[str]:
+    """The causes of the wrong findings of a check."""
+    return {str(f["blame"]["cause"]) for f in findings(*args)[1] if f["verdict"] == "wrong"}
+
+
+@pytest.mark.parametrize("function", NAMES)
+def test_a_truncated_kernel_is_named(function: str) -> None:
+    """Judged as the exact gradient, it is named first, with the option that makes it pass; so is a saved one."""
+    name = NAMES[function]
+    assert {f"this is {name}; if that is meant, add --as {name}"} == causes("--kernel", f"mine.py:{function}")
+    run("grad", "net.toml", "-m", name, "-o", "g.npz", "--wrt", "params", "--wrt", "inputs")
+    assert {f"this is {name}; if that is meant, add --as {name}"} == causes("--gradient", "g.npz")
+
+
+def test_a_twin_is_named_otherwise() -> None:
+    """One step more is another method, the exact gradient is `bptt`, and uneven windows are none."""
+    assert {"this is tbptt:k1=2,k2=5; if that is meant, add --as tbptt:k1=2,k2=5"} == causes(
+        "--kernel", "mine.py:tbptt_2_5"
+    )
+    (said,) = causes("--kernel", "mine.py:tbptt_2_5", "--as", "tbptt:k1=2,k2=4")
+    assert said.startswith("this is tbptt:k1=2,k2=5;")
+    (said,) = causes("--kernel", "mine.py:exact", "--as", "ebptt:4")
+    assert said.startswith("this is bptt;")
+    assert not any("this is" in cause for cause in causes("--kernel", "mine.py:uneven"))
+
+
+def test_methods_that_are_the_same_here() -> None:
+    """Blocks of 3 steps are `tbptt:k1=3,k2=3` where 3 divides T; a kernel is asked for another T."""
+    run("grad", "net.toml", "-m", "ebptt:3", "--set", "T=6", "-o", "g.npz", "--wrt", "params", "--wrt", "inputs")
+    (said,) = causes("--gradient", "g.npz", "--set", "T=6")
+    assert "add --as ebptt:3 (tbptt:k1=3,k2=3 is the same here)" in said
+    assert {"this is ebptt:3; if that is meant, add --as ebptt:3"} == causes(
+        "--kernel", "mine.py:ebptt_3", "--set", "T=6"
+    )

@@ -7,7 +7,7 @@ fault can be planted in one of them alone. The code is slow, short, and independ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -110,7 +110,8 @@ Factor = Literal["q", "J", "M", "static"]
 class Edge:
     """One use of a value: argument `slot` of `node`, at step `t`, with the cotangent (B or 1, *shape) of the node.
 
-    `at` is the step whose values are used, `t` itself unless a hook replaces it; `call` counts earlier gradients.
+    `at` is the step whose values are used, `t` itself unless a hook replaces it; `call` counts earlier gradients. A
+    `rule` replaces the right contribution, for a hook that changes what another hook gives.
     """
 
     forward: ForwardPass
@@ -121,6 +122,7 @@ class Edge:
     at: int
     cotangent: FloatArray
     call: int
+    rule: Callable[[Edge], FloatArray] | None = None
 
     @property
     def source(self) -> Node:
@@ -139,6 +141,8 @@ class Edge:
 
     def vjp(self, args: Sequence[FloatArray] | None = None, cotangent: FloatArray | None = None) -> FloatArray:
         """The right contribution to the argument (B or 1, *shape), before it is summed over samples."""
+        if self.rule is not None and args is None and cotangent is None:
+            return self.rule(replace(self, rule=None))
         c = self.cotangent if cotangent is None else cotangent
         return vjp(self.node.op, self.slot, c, self.args if args is None else args, self.value, self.node.numbers)
 

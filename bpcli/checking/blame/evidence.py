@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from bpcli.checking.blame.signatures import LEFT, explained
-from bpcli.checking.faults.fault import Fault, as_method, separate
-from bpcli.checking.interpreter import RIGHT, Edge, ForwardPass, Hooks
+from bpcli.checking.blame.patterns import Numbers
+from bpcli.checking.blame.signatures import LEFT, PLAIN, explained
+from bpcli.checking.faults.fault import Fault, as_method, differentiate, separate
+from bpcli.checking.interpreter import RIGHT, Edge, ForwardPass, Hooks, run_forward
 from bpcli.checking.sources.gradient_source import GradientSource, ask
 from bpcli.checking.sources.validate_gradient import on_pattern
 from bpcli.graph.nodes import Graph, Node
-from bpcli.methods import MethodCall
+from bpcli.methods import MethodCall, parse
 from bpcli.methods.base import Definition
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
@@ -38,7 +41,7 @@ class Evidence:
 
     The method was called at least four times: `answers` are the first and the third, `unsteady` names the tensors that
     differed from call to call. `wrong` names those that are off by more than rounding, in the spec's order, without
-    those of the wrong shape.
+    those of the wrong shape. If `outside`, the method is a user's gradient.
     """
 
     problem: Problem
@@ -48,6 +51,7 @@ class Evidence:
     slack: Mapping[str, FloatArray]
     unsteady: frozenset[str]
     wrong: tuple[str, ...] = ()
+    outside: bool = False
     _planted: dict[tuple[object, ...], Mapping[str, FloatArray]] = field(default_factory=dict)
 
     def accumulates(self, name: str) -> bool:
@@ -59,8 +63,50 @@ class Evidence:
     def planted(self, key: tuple[object, ...], hooks: Hooks, calls: int = 1) -> Mapping[str, FloatArray]:
         """`planted` on this problem, kept under `key` and the number of calls."""
         if (*key, calls) not in self._planted:
-            self._planted[*key, calls] = planted(self.problem, hooks, self.definition, calls)
+            if calls == 1 and hooks.answer is None:
+                found = differentiate(self.problem, self.forward, hooks, self.definition)
+                self._planted[*key, calls] = {name: np.asarray(a, float) for name, a in found.items()}
+            else:
+                self._planted[*key, calls] = planted(self.problem, hooks, self.definition, calls)
         return self._planted[*key, calls]
+
+    def planted_once(self, hooks: Hooks) -> Mapping[str, FloatArray]:
+        """The interpreter's gradient on this problem with some rules replaced, which is not kept."""
+        found = differentiate(self.problem, self.forward, hooks, self.definition)
+        return {name: np.asarray(a, float) for name, a in found.items()}
+
+    @cached_property
+    def numbers(self) -> Numbers:
+        """The first answer and the right gradient of all tensors, and the numbers that may be factors between them."""
+        setup = self.problem.setup
+        known = {**PLAIN, "batch": setup.batch, "1/batch": 1 / setup.batch}
+        if setup.graph.recurrent:
+            known |= {"T": setup.T, "1/T": 1 / setup.T}
+        for constant, value in setup.spec.constants.items():
+            known |= {constant: value, f"1 - {constant}": 1 - value} | ({f"1/{constant}": 1 / value} if value else {})
+        sizes = {name: float(size) for name, size in setup.spec.dims.items()}
+        if setup.graph.recurrent:
+            sizes["batch * T"] = float(setup.batch * setup.T)
+        sizes |= {f"1/{name}" if name.isidentifier() else f"1/({name})": 1 / size for name, size in sizes.items()}
+        slack = {name: self.tolerance(name) for name in self.right}
+        theta = {x.name: np.asarray(self.problem.array(x), float) for x in setup.wrt}
+        return Numbers(self.answers[0], self.right, slack, theta, known, sizes)
+
+    @cached_property
+    def forward(self) -> ForwardPass:
+        """The forward pass, at kinks with their usual slopes."""
+        return run_forward(self.problem)
+
+    def of_method(self, text: str) -> Mapping[str, FloatArray]:
+        """The right gradient by the definition of another method, given as for `-m`."""
+        if ("method", text) not in self._planted:
+            self._planted["method", text] = planted(self.problem, RIGHT, parse(text).definition(self.problem.setup))
+        return self._planted["method", text]
+
+    def stored(self, name: str) -> NDArray[np.bool_]:
+        """The entries of a tensor that a density does not leave out."""
+        x = self.tensor(name)
+        return on_pattern(np.ones(x.shape), x) > 0
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""
@@ -98,7 +144,8 @@ def gather(setup: Setup, call: MethodCall | GradientSource) -> Evidence:
     slack = rounding(problem, definition.over(setup), setup.dtype).gradient
     right = _right(problem, definition, answers[0], slack)
     unsteady = asked[0].unsteady | asked[1].unsteady
-    found = Evidence(problem, definition, (answers[0], answers[1]), right, slack, unsteady)
+    outside = isinstance(call, GradientSource)
+    found = Evidence(problem, definition, (answers[0], answers[1]), right, slack, unsteady, outside=outside)
 
     def is_wrong(x: Tensor) -> bool:
         off = [np.abs(a.get(x.name, np.full(1, np.nan)) - right[x.name]) for a in answers]

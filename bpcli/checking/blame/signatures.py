@@ -38,22 +38,30 @@ def not_finite(given: FloatArray) -> str:
 
 def constant_factor(given: FloatArray, right: FloatArray, slack: FloatArray, known: Mapping[str, float]) -> str:
     """The factor by which the whole tensor is off, by the names of `known` numbers; "" if there is none."""
-    ratio = _projection(given, right)
+    ratio = projection(given, right)
     if ratio is None or not explained(given, right, slack, ratio * right):
         return ""
-    words = [word for word, value in known.items() if abs(ratio - value) <= _SAME * abs(value)]
-    return f"the gradient is {' = '.join(words) or distinct_digits(ratio, 1.0)[0]} times the right one"
+    return f"the gradient is {factor_words(ratio, known, {})} times the right one"
+
+
+def factor_words(ratio: float, known: Mapping[str, float], sizes: Mapping[str, float]) -> str:
+    """A factor by the names of all `known` numbers that it equals, else of `sizes`, else as a number."""
+
+    def named(numbers: Mapping[str, float]) -> str:
+        return " = ".join(word for word, value in numbers.items() if abs(ratio - value) <= _SAME * abs(value))
+
+    return named(known) or named(sizes) or distinct_digits(ratio, 1.0)[0]
 
 
 def proportional(given: FloatArray, right: FloatArray, slack: FloatArray, theta: FloatArray, name: str) -> str:
     """The factor by which the error is proportional to the array `theta`, called `name`; "" if it is not."""
-    share = _projection(given - right, theta) if theta.shape == given.shape else None
+    share = projection(given - right, theta) if theta.shape == given.shape else None
     if share is None or not explained(given, right, slack, right + share * theta):
         return ""
     return f"the error is {share:.6g} times {name} itself, as of a decay that does not fit"
 
 
-def _projection(given: FloatArray, on: FloatArray) -> float | None:
+def projection(given: FloatArray, on: FloatArray) -> float | None:
     """The least-squares coefficient of one array on another; None where it is undefined."""
     largest = float(np.abs(on).max(initial=0.0))
     if not 0 < largest < np.inf or not np.isfinite(given).all():
@@ -89,5 +97,6 @@ def extent(off: NDArray[np.bool_]) -> str:
     if off.ndim and len(rows) == 1:
         return f"row {rows[0]} alone is wrong"
     if off.ndim and len(rows) < len(off) and rows[-1] - rows[0] + 1 == len(rows):
-        return f"rows {rows[0]} to {rows[-1]} alone are wrong, as of one gate's block"
+        blocks = len(off) // len(rows) if len(off) % len(rows) == rows[0] % len(rows) == 0 else 0
+        return f"rows {rows[0]} to {rows[-1]} alone are wrong" + (f", one of {blocks} equal blocks" if blocks else "")
     return f"{int(off.sum())} of {off.size} entries are wrong, without a pattern that is known"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bpcli.checking.interpreter import Edge, Hooks, ReversePass, interpreter_cost, run_forward
+from bpcli.checking.interpreter import Edge, ForwardPass, Hooks, ReversePass, interpreter_cost, run_forward
 from bpcli.checking.sources.validate_gradient import on_pattern
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall
@@ -68,17 +68,24 @@ class Interpreted:
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """The gradient in the spec's dtype, computed in float64."""
-        run, windows = run_forward(problem), self.defined.over(problem.setup)
-        parts = [ReversePass(run, self.hooks, self.calls, w).run().gradient() for w in windows]
-        found = {name: sum((part[name] for part in parts[1:]), array) for name, array in parts[0].items()}
-        if self.hooks.answer is not None:
-            found = self.hooks.answer(problem, found, self.calls)
+        run = run_forward(problem)
+        arrays = differentiate(problem, run, self.hooks, self.defined, self.calls)
         self.calls += 1
-        dtype = problem.setup.dtype
-        tensors = {x.name: x for x in problem.setup.wrt}
-        with np.errstate(all="ignore"):
-            arrays = {n: np.array(on_pattern(a, tensors[n]), dtype, order="C") for n, a in found.items()}
         return Gradient(run.loss, arrays)
+
+
+def differentiate(
+    problem: Problem, run: ForwardPass, hooks: Hooks, defined: Definition, call: int = 0
+) -> dict[str, Array]:
+    """The gradient by reverse mode over a forward pass, with `hooks`, in the spec's dtype."""
+    setup = problem.setup
+    parts = [ReversePass(run, hooks, call, w).run().gradient() for w in defined.over(setup)]
+    found = {name: sum((part[name] for part in parts[1:]), array) for name, array in parts[0].items()}
+    if hooks.answer is not None:
+        found = hooks.answer(problem, found, call)
+    tensors = {x.name: x for x in setup.wrt}
+    with np.errstate(all="ignore"):
+        return {n: np.array(on_pattern(a, tensors[n]), setup.dtype, order="C") for n, a in found.items()}
 
 
 def as_method(name: str, hooks: Hooks, defined: Definition | None = None) -> MethodCall:

@@ -1,0 +1,206 @@
+"""The search for the faults, one or two, that together give all tensors of an answer.
+
+A cause is a claim about all tensors: it must give those that are wrong, and leave those that pass as they are. A single
+fault is looked for first, then one with a pattern in what it leaves, such as a common factor, then two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+
+from bpcli.checking.blame import truncation
+from bpcli.checking.blame.candidates import Candidate, Cause, at_node, both, candidates, compatible
+from bpcli.checking.blame.evidence import Evidence
+from bpcli.checking.blame.patterns import Pattern, patterns
+from bpcli.checking.interpreter import RIGHT, Hooks
+from bpcli.references.base import FloatArray
+
+Arrays = Mapping[str, FloatArray]
+# The first faults of a pair that give some tensors alone, and the nodes among which one fault is tried at several.
+_FIRST, _NODES = 8, 6
+# Entries that must agree for a fault that does not account for all tensors.
+_ENTRIES = 4
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Causes that together give all tensors, and by wrong tensor those that change it.
+
+    `hooks` plant them, None for a method; `patterns` of them were read off the numbers and are not planted.
+    """
+
+    causes: tuple[Cause, ...]
+    of: Mapping[str, tuple[Cause, ...]]
+    hooks: Hooks | None = None
+    patterns: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """A candidate, its gradient, the tensors that it changes, and the wrong ones that it gives."""
+
+    candidate: Candidate
+    values: Arrays
+    moved: frozenset[str]
+    given: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """The causes of what is wrong with an answer, looked for while `in_time()`."""
+
+    evidence: Evidence
+    in_time: Callable[[], bool]
+
+    @cached_property
+    def comparable(self) -> bool:
+        """Whether every tensor can be compared."""
+        answer, right = self.evidence.answers[0], self.evidence.right
+        return bool(self.evidence.wrong) and all(n in answer and answer[n].shape == a.shape for n, a in right.items())
+
+    @cached_property
+    def single(self) -> list[Explanation]:
+        """The explanations by one cause, the likeliest first: a method, a pattern of one tensor, a fault."""
+        if not self.comparable:
+            return []
+        found = [self._of_method(name) for name in truncation.names(self.evidence, self.in_time)]
+        fitting = sorted((t for t in self._usable if t.given == self._wrong), key=lambda t: t.candidate.rank)
+        faults = [self._explanation([t]) for t in fitting]
+        pattern = patterns(self.evidence.numbers, self.evidence.right)
+        if pattern is not None and len(pattern) == 1:
+            whole = [f for f in faults if f.causes[0].node is None]
+            return [*found, *whole, self._explanation([], pattern), *(f for f in faults if f not in whole)]
+        return found + faults
+
+    @cached_property
+    def several(self) -> list[Explanation]:
+        """The first explanation found by several causes."""
+        if not self.comparable:
+            return []
+        found = next(self._pairs(), None)
+        return [] if found is None else [found]
+
+    def partial(self, name: str) -> list[Cause]:
+        """The faults that give one tensor and change none that passes; none for a tensor of few wrong entries."""
+        off = np.abs(self.evidence.error(name)) > self.evidence.tolerance(name)
+        fitting = [t for t in self._usable if name in t.given] if self.comparable and off.sum() >= _ENTRIES else []
+        return [t.candidate.cause for t in sorted(fitting, key=lambda t: (t.candidate.rank, -len(t.given)))]
+
+    def spares(self, hooks: Hooks) -> bool:
+        """Whether a fault changes no tensor that passes."""
+        values = self.evidence.planted_once(hooks)
+        return self._wrong >= {n for n in values if self._differs(n, values[n])}
+
+    @cached_property
+    def _wrong(self) -> frozenset[str]:
+        return frozenset(self.evidence.wrong)
+
+    def _of_method(self, name: str) -> Explanation:
+        advice = f"; if that is meant, add --as {name}" if self.evidence.outside else ""
+        cause = Cause(f"this is {name}{advice}", method=name)
+        return Explanation((cause,), dict.fromkeys(self._wrong, (cause,)))
+
+    @cached_property
+    def _tried(self) -> list[_Tried]:
+        """All candidates that change something."""
+        found = [self._try(candidate) for candidate in candidates(self.evidence, self.in_time)]
+        return [t for t in found if t.moved]
+
+    def _try(self, candidate: Candidate) -> _Tried:
+        values = candidate.gradient(self.evidence)
+        moved = frozenset(n for n in values if self._differs(n, values[n]))
+        given = frozenset(n for n in moved & self._wrong if self.evidence.explained(n, values[n]))
+        return _Tried(candidate, values, moved, given)
+
+    @cached_property
+    def _usable(self) -> list[_Tried]:
+        """Those that change no tensor that passes, the likeliest first."""
+        return sorted((t for t in self._tried if t.moved <= self._wrong), key=lambda t: t.candidate.rank)
+
+    def _differs(self, name: str, value: FloatArray) -> bool:
+        return not bool((np.abs(value - self.evidence.right[name]) <= self.evidence.tolerance(name)).all())
+
+    def _explanation(
+        self, faults: Sequence[_Tried], found: Sequence[Pattern] = (), hooks: Hooks | None = None
+    ) -> Explanation:
+        """The explanation by planted faults and by patterns; `hooks` plant several at once."""
+        parts = [(t.candidate.cause, t.moved) for t in faults] + [(Cause(p.words), p.tensors) for p in found]
+        causes = tuple(cause for cause, _ in parts)
+        own = {n: tuple(c for c, tensors in parts if n in tensors) for n in self._wrong}
+        planted = hooks or (faults[0].candidate.hooks if faults else RIGHT)
+        return Explanation(causes, {n: some or causes for n, some in own.items()}, planted, len(found))
+
+    def confirmed(self, other: Explanation) -> Explanation | None:
+        """An explanation that was found on another case, if it gives all tensors here too."""
+        if other.hooks is None:
+            return other if truncation.agrees(self.evidence, other.causes[0].method) else None
+        faults = [self._try(Candidate(c, c.hooks, 0)) for c in other.causes if c.hooks is not None]
+        values = self.evidence.planted_once(other.hooks)
+        if not other.patterns:
+            return self._explanation(faults, (), other.hooks) if self._gives_all(values) else None
+        found = patterns(self.evidence.numbers, values)
+        same = found is not None and len(found) == other.patterns
+        return self._explanation(faults, found or (), other.hooks) if same else None
+
+    def _pairs(self) -> Iterator[Explanation]:
+        """Patterns of several tensors, one fault and a pattern, one fault at several nodes, two faults."""
+        numbers, right = self.evidence.numbers, self.evidence.right
+        for one in self._usable:
+            if (found := patterns(numbers, one.values)) is not None and len(found) == 1:
+                yield self._explanation([one], found)
+        if (found := patterns(numbers, right)) is not None:
+            yield self._explanation([], found)
+        yield from self._at_several_nodes()
+        for one, other in self._couples():
+            if not self.in_time():
+                return
+            if not compatible(one.candidate.hooks, other.candidate.hooks):
+                continue
+            hooks = both(one.candidate.hooks, other.candidate.hooks)
+            values = self.evidence.planted_once(hooks)
+            if self._gives_all(values):
+                yield self._explanation([one, other], (), hooks)
+            elif not one.given | other.given and (found := patterns(numbers, values)) and len(found) == 1:
+                yield self._explanation([one, other], found, hooks)
+
+    def _gives_all(self, values: Arrays) -> bool:
+        return all(self.evidence.explained(n, values[n]) for n in self.evidence.right)
+
+    def _couples(self) -> Iterator[tuple[_Tried, _Tried]]:
+        """Pairs that change all wrong tensors, first those of which one gives some tensors by itself."""
+        firsts: dict[tuple[frozenset[str], int], _Tried] = {}
+        for t in sorted(self._usable, key=lambda t: -sum(self.evidence.right[n].size for n in t.given)):
+            if t.given and len(firsts) < _FIRST:
+                firsts.setdefault((t.given, t.candidate.rank), t)
+        for one in firsts.values():
+            yield from ((one, other) for other in self._usable if other is not one and self._cover(one, other))
+        general = [t for t in self._usable if t.candidate.cause.node is None]
+        special = [t for t in self._usable if t.candidate.cause.node is not None]
+        yield from (pair for pair in combinations(general, 2) if self._cover(*pair))
+        yield from ((one, other) for one in general for other in special if self._cover(one, other))
+        yield from (pair for pair in combinations(special, 2) if self._cover(*pair))
+
+    def _cover(self, one: _Tried, other: _Tried) -> bool:
+        return one.moved | other.moved == self._wrong
+
+    def _at_several_nodes(self) -> Iterator[Explanation]:
+        """One fault at several nodes, but not at all."""
+        nodes: dict[object, list[_Tried]] = {}
+        for t in self._usable:
+            if len(t.candidate.key) == 2:
+                nodes.setdefault(t.candidate.key[0], []).append(t)
+        every = {t.candidate.key[0]: t for t in self._tried if len(t.candidate.key) == 1}
+        for name, some in nodes.items():
+            for count in range(2, len(some) if len(some) <= _NODES else 0):
+                for chosen in combinations(some, count):
+                    if not self.in_time():
+                        return
+                    indices = [t.candidate.cause.node.index for t in chosen if t.candidate.cause.node]
+                    hooks = at_node(every[name].candidate.hooks, *indices)
+                    if self._gives_all(self.evidence.planted_once(hooks)):
+                        yield self._explanation(chosen, (), hooks)
