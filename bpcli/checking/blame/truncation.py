@@ -83,7 +83,7 @@ def _sums(evidence: Evidence, rows: Mapping[str, FloatArray], in_time: Callable[
         if not in_time():
             return None
         reverse = ReversePass(evidence.forward, window=Window(0, t, t + 1)).run()
-        whole = reverse.gradient()
+        whole = {n: np.asarray(a, float) for n, a in reverse.gradient().items()}
         for s in range(t + 1):
             part: dict[str, FloatArray] = {}
             params = reverse.params(reverse.static[s])
