@@ -1,7 +1,7 @@
 """Handwritten gradients with slips: recurrent and feed-forward networks as kernels for specs, and black boxes.
 
-None is made by the interpreter. Each network is one function of a problem and a set of slips; `SLIPS` says by which words
-a cause of each is right.
+None is made by the interpreter. Each network is one function of a problem's arrays and a set of slips; `SLIPS` has the
+words of right causes.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ c = { shape = ["n"], init = "normal" }
 c = "tanh(W @ c[t-1] + V @ x)"
 loss = "0.5 * sum(c**2) + last * dot(w, c)"
 [data]
-T = 5
-batch = 2
-values = { last = [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]] }
+file = "data.npz"
 """
 PROBABILITIES = """bp = 1
 [dims]
@@ -178,21 +176,21 @@ def lstm(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> Ar
     g = {key: np.zeros_like(value) for key, value in p.items()}
     dh, dc = np.zeros((B, n)), np.zeros((B, n))
     for t in reversed(range(T)):
-        I, F, G, O = gates[t]
+        i_, f_, g_, o_ = gates[t]
         delta = (h[t + 1] @ p["V"].T + p["d"] - target[t]) / (1 if "no 1/B" in slip else B)
         g["V"] += delta.T @ h[t + 1]
         g["d"] += delta.sum(axis=0)
         dh = dh + delta @ p["V"]
         squashed = np.tanh(c[t + 1])
         dO = 0 * dh if "no o" in slip else dh * squashed
-        dc = dc + dh * O * (1 if "no slope of c" in slip else 1 - squashed**2)
-        dI = dc * G
+        dc = dc + dh * o_ * (1 if "no slope of c" in slip else 1 - squashed**2)
+        dI = dc * g_
         dF = dc * (c[t + 1] if "c(t)" in slip else c[t]) * (-1 if "sign of f" in slip else 1)
-        dG = dc * (1 if "no i" in slip else I)
-        so = sigmoid(O) * (1 - sigmoid(O)) if "slope at o" in slip else O * (1 - O)
-        sf = 1 - F**2 if "slope of tanh at f" in slip else F * (1 - F)
-        si = 1.0 if "no slope of i" in slip else I * (1 - I)
-        sg = G * (1 - G) if "slope of sigmoid at g" in slip else 1 - G**2
+        dG = dc * (1 if "no i" in slip else i_)
+        so = sigmoid(o_) * (1 - sigmoid(o_)) if "slope at o" in slip else o_ * (1 - o_)
+        sf = 1 - f_**2 if "slope of tanh at f" in slip else f_ * (1 - f_)
+        si = 1.0 if "no slope of i" in slip else i_ * (1 - i_)
+        sg = g_ * (1 - g_) if "slope of sigmoid at g" in slip else 1 - g_**2
         order = [dF * sf, dI * si] if "i and f" in slip else [dI * si, dF * sf]
         dz = np.concatenate([*order, dG * sg, dO * so], axis=1)
         g["W"] += dz.T @ (x[max(t - 1, 0)] if "x(t-1)" in slip else x[t])
@@ -200,7 +198,7 @@ def lstm(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> Ar
         g["b"] = dz.sum(axis=0) + (0 if "b = for +=" in slip else g["b"])
         true = np.concatenate([dI * si, dF * sf, dG * sg, dO * so], axis=1)
         dh = 0 * dh if "no h[t-1]" in slip else true @ p["U"]
-        dc = 0 * dc if "no c[t-1]" in slip else dc if "no f" in slip else dc * F
+        dc = 0 * dc if "no c[t-1]" in slip else dc if "no f" in slip else dc * f_
     return _of_answer(g, p, slip, "U", "V")
 
 
@@ -268,7 +266,7 @@ def classifier(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips)
     if "b2 is mean" in slip:
         g["b2"] = delta.mean(axis=0)
     if "W2 norm" in slip:
-        g["W2"] = g["W2"] * min(1.0, 0.5 / np.linalg.norm(g["W2"]))
+        g["W2"] = g["W2"] * min(1.0, 0.5 / max(1e-300, float(np.linalg.norm(g["W2"]))))
     if "b2 zero" in slip:
         g["b2"] = 0 * g["b2"]
     if "x rolled" in slip:
@@ -287,8 +285,9 @@ def one_hot(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) ->
     carried = np.zeros_like(c[0])
     for t in reversed(range(T)):
         term = 0.0 if "no term" in slip else 1.0
-        g["w"] += (1 if "term in w alone" in slip else term) * (last[t][:, None] * c[t + 1]).sum(axis=0) / B
-        d = (c[t + 1] + term * last[t][:, None] * p["w"]) / B + carried
+        g["w"] += term * (last[t][:, None] * c[t + 1]).sum(axis=0) / B
+        back = 0.0 if "term in w alone" in slip else term
+        d = (c[t + 1] + back * last[t][:, None] * p["w"]) / B + carried
         h = d * (1 - c[t + 1] ** 2)
         g["W"] += h.T @ c[t]
         g["V"] += h.T @ (x[max(t - 1, 0)] if "x(t-1)" in slip else x[t])
@@ -304,12 +303,12 @@ def normed(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> 
     d = h - h.mean(axis=1, keepdims=True)
     root = np.sqrt((d**2).mean(axis=1, keepdims=True) + 0.1)
     delta = (p["gain"] * d / root + p["bias"] - target) / len(x)
-    dd = delta * p["gain"] / root
+    dd = delta * p["gain"] / (1 if "no root" in slip else root)
     if "no variance" not in slip:
         dd = dd - d * (delta * p["gain"] * d).sum(axis=1, keepdims=True) / n / root**3
     dh = dd if "no mean" in slip else dd - dd.mean(axis=1, keepdims=True)
     g = {"W": dh.T @ x, "gain": (delta * d / root).sum(axis=0), "bias": delta.sum(axis=0)}
-    if "gain without root" in slip:
+    if "no root" in slip:
         g["gain"] = (delta * d).sum(axis=0)
     return g
 
@@ -333,7 +332,7 @@ NETWORKS: Mapping[str, Network] = {
     "one hot": Network(ONE_HOT, one_hot),
     "normed": Network(NORMED, normed),
 }
-_B = ("1/B is missing", "is batch")
+_B = ("1/B is missing", "is batch", "= batch")
 _ONE = ("that of the first sample",)
 _SHIFT, _NOW = ("x(t-1) is used",), ("a(t) is used where a(t-1)",)
 _ANSWER = {
@@ -414,21 +413,21 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "softmax - p": ("softmax − p",),
         "no 1/B": _B,
         "no slope": ("derivative of tanh is missing",),
-        "W1 times B": ("is batch",),
+        "W1 times B": ("is batch", "= batch"),
         "b2 is mean": ("is 1/batch",),
         "W2 norm": ("norm 0.5",),
         "b2 zero": ("gradient is zero", "is left out", "of a bias is missing"),
         "x rolled": ("samples of the batch are mixed",),
     },
     "one hot": {
-        "no term": ("is left out",),
-        "term in w alone": ("is left out",),
+        "no term": ("the term",),
+        "term in w alone": ("path c →", "overwritten rather than added"),
         "x(t-1)": _SHIFT,
     },
     "normed": {
         "no mean": ("path h → m is left out", "path m → d is left out"),
-        "no variance": ("→ v is left out", "path v →", "is left out"),
-        "gain without root": ("missing", "denominator"),
+        "no variance": ("→ v is left out", "path v →", "denominator of a quotient is treated as a constant"),
+        "no root": ("the division by sqrt",),
     },
 }
 """By network and slip, words of which the first cause of every wrong tensor must have one."""
@@ -453,7 +452,7 @@ PAIRS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("softmax - p", "no slope"), ("no 1/B", "b2 zero"), ("W1 times B", "b2 is mean"), ("no slope", "W2 norm"),
         ("x rolled", "softmax - p"),
     ),
-    "normed": (("no mean", "no variance"), ("no mean", "gain without root")),
+    "normed": (("no mean", "no variance"), ("no mean", "no root")),
 }  # fmt: skip
 """Slips that are made together."""
 
@@ -529,4 +528,4 @@ BOXES: Mapping[str, tuple[Callable[[Regression, Arrays], Arrays], tuple[str, ...
         lambda r, g: {**g, "v": g["b"].copy(), "W": g["W"] + 0.1 * r.params["W"]}, ("gradient of b", "0.1 times W"),
     ),
 }  # fmt: skip
-"""Black boxes: the answer from the right one, and words of which the cause must have one, or all where there is an " and "."""
+"""Black boxes: the answer made from the right one, and words of right causes; a name with " and " is two slips."""

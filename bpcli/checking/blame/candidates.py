@@ -12,7 +12,7 @@ from bpcli.checking.faults import CATALOGUE
 from bpcli.checking.faults.fault import Fault, on_edges
 from bpcli.checking.interpreter import Edge, ForwardPass, Hooks
 from bpcli.checking.rules import SLOPES
-from bpcli.graph.nodes import Graph, Node
+from bpcli.graph.nodes import Graph, Node, Phase
 from bpcli.problem.definition import Array, Problem
 from bpcli.references.base import FloatArray
 
@@ -21,7 +21,7 @@ Key = tuple[object, ...]
 _BY_CALLS = frozenset({"race", "buffer-not-cleared", "writes-to-arguments"})
 # Where a fault drops a term because of special numbers, such as a one-hot input, a missing path is the simpler cause.
 _SHIFTS = frozenset({"input-one-step-off", "state-now-for-before", "J-of-wrong-step", "stale-q", "samples-mixed"})
-_EVERYWHERE, _PATH, _SHIFTED, _NODE, _ODD_PATH = range(5)
+_TERM, _EVERYWHERE, _PATH, _SHIFTED, _NODE, _ODD_PATH = range(6)
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ def _of_states(gather: Callable[[Edge, FloatArray], FloatArray]) -> Hooks:
 
 def _paths(graph: Graph) -> Iterator[Candidate]:
     """Faults of one use of a value: left out, of the wrong sign, doubled, or without the other factor of a product."""
+    sums = _sums(graph)
     for node in reversed(graph.nodes):
         for slot, arg in enumerate(node.args):
             source = graph.nodes[arg]
@@ -139,17 +140,31 @@ def _paths(graph: Graph) -> Iterator[Candidate]:
                 continue
             path = f"the path {_source(source)} → {_target(graph, node)}"
             test = _at_slot(node.index, slot)
+            term = node.index in sums and source.phase is not Phase.STATIC
+            lost = f"the term {_source(source)} of the loss" if term else path
             rules: list[tuple[str, str, Callable[[Edge], FloatArray], int]] = [
-                ("left out", f"{path} is left out", lambda e: 0.0 * e.vjp(), _PATH),
+                ("left out", f"{lost} is left out", lambda e: 0.0 * e.vjp(), _TERM if term else _PATH),
                 ("sign", f"{path} has the wrong sign", lambda e: -e.vjp(), _ODD_PATH),
                 ("twice", f"{path} counts twice", lambda e: 2.0 * e.vjp(), _ODD_PATH),
             ]
-            if node.op == "multiply" and len(node.args) == 2:
+            if node.op == "multiply" or (node.op == "divide" and slot == 0):
                 other = _source(graph.nodes[node.args[1 - slot]])
-                rules.append(("factor", f"the factor {other} is missing on {path}", _without_factor, _ODD_PATH))
+                what = f"the factor {other}" if node.op == "multiply" else f"the division by {other}"
+                rules.append(("factor", f"{what} is missing on {path}", _without_factor, _ODD_PATH))
             for kind, what, rule, rank in rules:
                 hooks = on_edges(test, rule)
                 yield Candidate(Cause(what, None, node, key=(kind, node.index, slot), hooks=hooks), hooks, rank)
+
+
+def _sums(graph: Graph) -> set[int]:
+    """The additions that make the loss of its terms."""
+    found, todo = set[int](), [graph.loss]
+    while todo:
+        node = graph.nodes[todo.pop()]
+        if node.op in ("add", "subtract", "copy"):
+            found.add(node.index)
+            todo += node.args
+    return found
 
 
 def _at_slot(index: int, slot: int) -> Callable[[Edge], bool]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from bpcli.checking.blame import truncation
 from bpcli.checking.blame.candidates import Cause
 from bpcli.checking.blame.evidence import Evidence, node_label
 from bpcli.checking.blame.patterns import of_one
-from bpcli.checking.blame.search import Search
+from bpcli.checking.blame.search import Explanation, Search
 from bpcli.checking.blame.signatures import extent, not_finite, single_precision
 from bpcli.checking.faults import CATALOGUE
 from bpcli.checking.interpreter import Hooks
@@ -19,23 +20,55 @@ from bpcli.checking.interpreter import Hooks
 _BY_NAME = {fault.name: fault for fault in CATALOGUE}
 
 
-def causes(search: Search, name: str, smaller: Sequence[Search]) -> list[Cause]:
-    """The causes of tensor `name` that account for all tensors, the likeliest first; none where none does.
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What is known of the causes of an answer: by a search on the case itself, and others on smaller cases.
 
-    Several at once, with their words joined, are looked for on `smaller` cases, if there are any, and confirmed here.
+    The smaller cases come with few steps first, and the one that reproduces the error last; there are none if the case
+    itself has a single cause, or if there is no answer for other sizes.
     """
-    evidence = search.evidence
-    if name in evidence.unsteady:
-        return _unsteady(evidence, name, search.in_time)
-    if (lost := not_finite(evidence.right[name])) and evidence.explained(name, evidence.right[name]):
-        return [Cause(f"{lost} by the right rules either: a value on the way leaves the range of floats")]
-    found = search.single
-    for other in () if found else smaller:
-        confirmed = (search.confirmed(e) for e in (*other.single, *other.several))
-        found = found or [e for e in confirmed if e is not None]
-    if not found and not smaller:
-        found = search.several
-    return [_joined(e.of[name]) for e in found]
+
+    search: Search
+    smaller: Sequence[Search]
+
+    def causes(self, name: str) -> list[Cause]:
+        """The causes that fit the answer for tensor `name`, the likeliest first; at least one.
+
+        Those that account for all tensors precede what is known of this one alone.
+        """
+        evidence = self.search.evidence
+        if name in evidence.unsteady:
+            return _unsteady(evidence, name, self.search.in_time)
+        if (lost := not_finite(evidence.right[name])) and evidence.explained(name, evidence.right[name]):
+            return [Cause(f"{lost} by the right rules either: a value on the way leaves the range of floats")]
+        return [_joined(e.of[name]) for e in self._overall] or of_tensor(self.search, name) or self._last(name)
+
+    @cached_property
+    def _overall(self) -> list[Explanation]:
+        """The explanations of all tensors; those of smaller cases must be confirmed here."""
+        if self.search.single or not self.smaller:
+            return self.search.single or self.search.several(())
+        hints: list[Explanation] = []
+        for other in self.smaller:
+            own = other.single or other.several(hints)
+            if found := [e for e in map(self.search.confirmed, own) if e is not None]:
+                return found
+            hints += own
+        return []
+
+    @cached_property
+    def _in_smallest(self) -> list[Explanation]:
+        """The explanations of the smallest case, where some faults may not show, that change nothing that passes."""
+        if not self.smaller:
+            return []
+        found = self.smaller[-1].single or self.smaller[-1].several(())
+        return [e for e in found if e.hooks and not e.patterns and self.search.spares(e.hooks)]
+
+    def _last(self, name: str) -> list[Cause]:
+        """The causes of the smallest case, else the extent of the error."""
+        joined = [_joined(e.of[name]) for e in self._in_smallest if name in e.of]
+        found = [replace(cause, what=f"in the smallest case: {cause.what}") for cause in joined]
+        return found or [Cause(extent_of(self.search.evidence, name))]
 
 
 def of_tensor(search: Search, name: str) -> list[Cause]:
@@ -51,15 +84,6 @@ def of_tensor(search: Search, name: str) -> list[Cause]:
     if single_precision(given, right, slack, evidence.float32_rounding(name)):
         return [Cause("the gradient has the accuracy of float32", _BY_NAME["float32-accumulator"])]
     return []
-
-
-def in_smallest(search: Search, smallest: Search, name: str) -> list[Cause]:
-    """The causes in the smallest case, where other faults may not show, that change nothing that passes here."""
-    if name not in smallest.evidence.wrong:
-        return []
-    found = [e.of[name] for e in (*smallest.single, *smallest.several) if e.hooks and search.spares(e.hooks)]
-    joined = [_joined(parts) for parts in found]
-    return [replace(cause, what=f"in the smallest case: {cause.what}") for cause in joined]
 
 
 def extent_of(evidence: Evidence, name: str) -> str:

@@ -120,6 +120,11 @@ class Evidence:
         """Whether `value` is the answer, to within rounding or a negligible part of its error."""
         return explained(self.answers[call][name], self.right[name], self.tolerance(name), value)
 
+    def left(self, name: str) -> float:
+        """The part of a tensor's error that an explanation may leave."""
+        error = np.abs(self.error(name))
+        return LEFT * float(error[np.isfinite(error)].max(initial=0.0))
+
     def tolerance(self, name: str) -> FloatArray:
         """The rounding of two gradients."""
         return np.asarray(_BOTH * self.slack[name])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bpcli.checking.blame.candidates import Cause
-from bpcli.checking.blame.cause import causes, extent_of, fits, in_smallest, of_tensor
+from bpcli.checking.blame.cause import Diagnosis, fits
 from bpcli.checking.blame.evidence import Evidence, errors_by_step, faulty_node, gather, node_label, step_and_sample
 from bpcli.checking.blame.search import Search
 from bpcli.checking.check_options import CheckOptions
@@ -82,10 +82,10 @@ def _blames(
     case = None if crashed or recursion else _affordable(setup, reproducer, small)
     evidence = gather(case, call) if case is not None else None
     in_time = _deadline()
-    searches = [] if evidence is None else _searches(evidence, call, reproducer, small, in_time)
+    diagnosis = None if evidence is None else _diagnosis(evidence, call, reproducer, small, in_time)
     found = []
     for finding in wrong:
-        fields, fitting = _blame(finding, searches, in_time)
+        fields, fitting = _blame(finding, diagnosis, in_time)
         if recursion and not finding.cause:
             fields = {**fields, "cause": _OTHER_STEPS}
         if evidence is not None:
@@ -98,58 +98,49 @@ def _blames(
     return found
 
 
-def _searches(
+def _diagnosis(
     evidence: Evidence,
     call: MethodCall | GradientSource,
     reproducer: Reproducer,
     small: Mapping[str, object],
     in_time: Callable[[], bool],
-) -> list[Search]:
+) -> Diagnosis:
     """The search on the case itself and, if it finds no single cause, those on a few steps and the smallest case."""
-    found, setup = [Search(evidence, in_time)], evidence.problem.setup
+    search, setup = Search(evidence, in_time), evidence.problem.setup
     few: dict[str, object] = {"batch": min(setup.batch, _FEW_SAMPLES)}
-    few |= {"T": min(setup.T, _FEW_STEPS)} if setup.graph.recurrent else {}
-    if found[0].single or not _any_size(call):
-        return found
-    for settings in (few, small):
+    cases = [few]
+    if setup.graph.recurrent:  # faults in what goes back through time do not show in a single step
+        cases = [{**few, "T": T} for T in (1, min(setup.T, _FEW_STEPS))]
+    if search.single or not _any_size(call):
+        return Diagnosis(search, ())
+    smaller = []
+    for settings in (*cases, small):
         try:
             other = gather(reproducer.open(settings), call)
         except Exception:  # refused sizes, or an exception of the program under test
             continue
-        found.append(Search(other, _deadline()))
-    return found
+        smaller.append(Search(other, _deadline()))
+    return Diagnosis(search, smaller)
 
 
-def _blame(finding: Finding, searches: Sequence[Search], in_time: Callable[[], bool]) -> Blame:
+def _blame(finding: Finding, diagnosis: Diagnosis | None, in_time: Callable[[], bool]) -> Blame:
     """The fields of a blame but for its text, and the causes that fit."""
-    evidence = searches[0].evidence if searches else None
     index = worst_index(finding)
     fields: dict[str, object] = {"index": index, "step": None, "sample": None, "node": None, "factor": None}
     if message := _message(finding.cause):
         return {**fields, "cause": message}, []
     if finding.tensor == LOSS:
         return {**fields, "cause": "the loss that comes with the gradient is not that of the spec"}, []
-    if evidence is None or finding.tensor not in evidence.wrong:
+    if diagnosis is None or finding.tensor not in diagnosis.search.evidence.wrong:
         cause = finding.cause or "the error did not show again in a case small enough to look into"
         return {**fields, "cause": cause}, []
-    fitting = _causes(finding.tensor, searches)
+    evidence, fitting = diagnosis.search.evidence, diagnosis.causes(finding.tensor)
     step, sample = None, None
     if in_time():
         step, sample = step_and_sample(evidence, finding.tensor, tuple(index) if index is not None else None)
     node = fitting[0].node or faulty_node(evidence)
     fields |= {"step": step, "sample": sample, "node": node_label(node) if node else None}
     return {**fields, "factor": fitting[0].factor, "cause": _words(fitting)}, fitting
-
-
-def _causes(name: str, searches: Sequence[Search]) -> list[Cause]:
-    """The causes that account for all tensors of the case itself, else those of the smallest case, else weaker ones."""
-    first = searches[0]
-    return (
-        causes(first, name, searches[1:])
-        or of_tensor(first, name)
-        or [c for smaller in searches[1:][-1:] for c in in_smallest(first, smaller, name)]
-        or [Cause(extent_of(first.evidence, name))]
-    )
 
 
 def _message(cause: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ Arrays = Mapping[str, FloatArray]
 # Entries that a factor, and a multiple of the array itself, must agree in.
 _FOR_FACTOR, _FOR_DECAY = 2, 3
 _ROUND, _DIGITS = 1e-9, 3
+_BLOCKS = 8  # at most, as of gates that share a matrix
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def of_one(numbers: Numbers, base: Arrays, name: str) -> str:
     """The pattern of one tensor; "" without any."""
     if numbers.given[name].size > 1 and not numbers.given[name].any():
         return "the gradient is zero, as if it were never computed"
-    for rule in (_transposed, _copied, _clipped_norm, _factor, _clipped, _block, _decay):
+    for rule in (_transposed, _copied, _clipped_norm, _factor, _clipped, _block, _exchanged_blocks, _decay):
         if words := rule(numbers, base, name):
             return words
     return ""
@@ -169,6 +171,20 @@ def _block(numbers: Numbers, base: Arrays, name: str) -> str:
     if (right[rows] != 0).sum() < _FOR_FACTOR or not numbers.explained(name, value):
         return ""
     return f"rows {rows.start} to {rows.stop - 1}, a block, are {numbers.ratio(ratio)} times the right ones"
+
+
+def _exchanged_blocks(numbers: Numbers, base: Arrays, name: str) -> str:
+    """Two of at least two equal blocks of rows that are exchanged."""
+    right = base[name]
+    counts = [c for c in range(2, _BLOCKS + 1) if right.ndim and len(right) % c == 0 and right.size > c]
+    for count, (i, j) in ((c, pair) for c in counts for pair in combinations(range(c), 2)):
+        blocks = np.split(right, count)
+        blocks[i], blocks[j] = blocks[j], blocks[i]
+        if numbers.explained(name, np.concatenate(blocks)):
+            size = len(right) // count
+            one, other = (f"{k * size} to {(k + 1) * size - 1}" for k in (i, j))
+            return f"rows {one} and rows {other} are exchanged"
+    return ""
 
 
 def aligned(off: NDArray[np.bool_]) -> slice | None:

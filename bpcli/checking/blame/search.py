@@ -6,12 +6,14 @@ fault is looked for first, then one with a pattern in what it leaves, such as a 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.checking.blame import truncation
 from bpcli.checking.blame.candidates import Candidate, Cause, at_node, both, candidates, compatible
@@ -21,6 +23,7 @@ from bpcli.checking.interpreter import RIGHT, Hooks
 from bpcli.references.base import FloatArray
 
 Arrays = Mapping[str, FloatArray]
+Mask = NDArray[np.bool_]
 # The first faults of a pair that give some tensors alone, and the nodes among which one fault is tried at several.
 _FIRST, _NODES = 8, 6
 # Entries that must agree for a fault that does not account for all tensors.
@@ -42,12 +45,13 @@ class Explanation:
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """A candidate, its gradient, the tensors that it changes, and the wrong ones that it gives."""
+    """A candidate, its gradient, the tensors and entries that it changes, and the wrong entries that it gives."""
 
     candidate: Candidate
     values: Arrays
-    moved: frozenset[str]
-    given: frozenset[str]
+    tensors: frozenset[str]
+    moved: Mask
+    given: Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,32 +73,31 @@ class Search:
         if not self.comparable:
             return []
         found = [self._of_method(name) for name in truncation.names(self.evidence, self.in_time)]
-        fitting = sorted((t for t in self._usable if t.given == self._wrong), key=lambda t: t.candidate.rank)
-        faults = [self._explanation([t]) for t in fitting]
+        faults = [self._explanation([t]) for t in self._usable if self._gives_all(t.values)]
         pattern = patterns(self.evidence.numbers, self.evidence.right)
         if pattern is not None and len(pattern) == 1:
             whole = [f for f in faults if f.causes[0].node is None]
             return [*found, *whole, self._explanation([], pattern), *(f for f in faults if f not in whole)]
         return found + faults
 
-    @cached_property
-    def several(self) -> list[Explanation]:
-        """The first explanation found by several causes."""
+    def several(self, hints: Sequence[Explanation]) -> list[Explanation]:
+        """The first explanation found by several causes; `hints` are those of cases in which fewer faults show."""
         if not self.comparable:
             return []
-        found = next(self._pairs(), None)
+        found = next(itertools.chain(self._simple_pairs(), self._with_hints(hints), self._pairs()), None)
         return [] if found is None else [found]
 
     def partial(self, name: str) -> list[Cause]:
         """The faults that give one tensor and change none that passes; none for a tensor of few wrong entries."""
         off = np.abs(self.evidence.error(name)) > self.evidence.tolerance(name)
-        fitting = [t for t in self._usable if name in t.given] if self.comparable and off.sum() >= _ENTRIES else []
-        return [t.candidate.cause for t in sorted(fitting, key=lambda t: (t.candidate.rank, -len(t.given)))]
+        if not self.comparable or off.sum() < _ENTRIES:
+            return []
+        fitting = [t for t in self._usable if name in t.tensors and self.evidence.explained(name, t.values[name])]
+        return [t.candidate.cause for t in sorted(fitting, key=lambda t: (t.candidate.rank, -t.given.sum()))]
 
     def spares(self, hooks: Hooks) -> bool:
         """Whether a fault changes no tensor that passes."""
-        values = self.evidence.planted_once(hooks)
-        return self._wrong >= {n for n in values if self._differs(n, values[n])}
+        return not (self._moved(self.evidence.planted_once(hooks)) & ~self._off).any()
 
     @cached_property
     def _wrong(self) -> frozenset[str]:
@@ -109,27 +112,58 @@ class Search:
     def _tried(self) -> list[_Tried]:
         """All candidates that change something."""
         found = [self._try(candidate) for candidate in candidates(self.evidence, self.in_time)]
-        return [t for t in found if t.moved]
+        return [t for t in found if t.moved.any()]
 
     def _try(self, candidate: Candidate) -> _Tried:
         values = candidate.gradient(self.evidence)
-        moved = frozenset(n for n in values if self._differs(n, values[n]))
-        given = frozenset(n for n in moved & self._wrong if self.evidence.explained(n, values[n]))
-        return _Tried(candidate, values, moved, given)
+        moved = self._moved(values)
+        given = moved & self._off & self._given(values)
+        return _Tried(candidate, values, self._tensors(values), moved, given)
 
     @cached_property
     def _usable(self) -> list[_Tried]:
-        """Those that change no tensor that passes, the likeliest first."""
-        return sorted((t for t in self._tried if t.moved <= self._wrong), key=lambda t: t.candidate.rank)
+        """Those that change no entry that passes, the likeliest first."""
+        return sorted((t for t in self._tried if not (t.moved & ~self._off).any()), key=lambda t: t.candidate.rank)
 
-    def _differs(self, name: str, value: FloatArray) -> bool:
-        return not bool((np.abs(value - self.evidence.right[name]) <= self.evidence.tolerance(name)).all())
+    def _flat(self, arrays: Arrays) -> FloatArray:
+        return np.concatenate([np.asarray(arrays[n], float).reshape(-1) for n in self.evidence.right])
+
+    @cached_property
+    def _slack(self) -> FloatArray:
+        return self._flat({n: self.evidence.tolerance(n) for n in self.evidence.right})
+
+    @cached_property
+    def _room(self) -> FloatArray:
+        """What may be left of the error of each entry."""
+        left = {n: self.evidence.tolerance(n) + self.evidence.left(n) for n in self.evidence.right}
+        return self._flat(left)
+
+    @cached_property
+    def _off(self) -> Mask:
+        """The wrong entries."""
+        return self._moved(self.evidence.answers[0])
+
+    def _moved(self, values: Arrays) -> Mask:
+        with np.errstate(invalid="ignore"):
+            return ~(np.abs(self._flat(values) - self._flat(self.evidence.right)) <= self._slack)
+
+    def _given(self, values: Arrays) -> Mask:
+        """The entries that are those of the answer."""
+        value, answer = self._flat(values), self._flat(self.evidence.answers[0])
+        with np.errstate(invalid="ignore"):
+            return (np.abs(value - answer) <= self._room) | ~(np.isfinite(value) | np.isfinite(answer))
+
+    def _tensors(self, values: Arrays) -> frozenset[str]:
+        """The tensors that are changed."""
+        right = self.evidence.right
+        same = (n for n in right if (np.abs(values[n] - right[n]) <= self.evidence.tolerance(n)).all())
+        return frozenset(right) - frozenset(same)
 
     def _explanation(
         self, faults: Sequence[_Tried], found: Sequence[Pattern] = (), hooks: Hooks | None = None
     ) -> Explanation:
         """The explanation by planted faults and by patterns; `hooks` plant several at once."""
-        parts = [(t.candidate.cause, t.moved) for t in faults] + [(Cause(p.words), p.tensors) for p in found]
+        parts = [(t.candidate.cause, t.tensors) for t in faults] + [(Cause(p.words), p.tensors) for p in found]
         causes = tuple(cause for cause, _ in parts)
         own = {n: tuple(c for c, tensors in parts if n in tensors) for n in self._wrong}
         planted = hooks or (faults[0].candidate.hooks if faults else RIGHT)
@@ -147,8 +181,8 @@ class Search:
         same = found is not None and len(found) == other.patterns
         return self._explanation(faults, found or (), other.hooks) if same else None
 
-    def _pairs(self) -> Iterator[Explanation]:
-        """Patterns of several tensors, one fault and a pattern, one fault at several nodes, two faults."""
+    def _simple_pairs(self) -> Iterator[Explanation]:
+        """Patterns of several tensors, one fault or method and a pattern, one fault at several nodes."""
         numbers, right = self.evidence.numbers, self.evidence.right
         for one in self._usable:
             if (found := patterns(numbers, one.values)) is not None and len(found) == 1:
@@ -156,6 +190,21 @@ class Search:
         if (found := patterns(numbers, right)) is not None:
             yield self._explanation([], found)
         yield from self._at_several_nodes()
+
+    def _with_hints(self, hints: Sequence[Explanation]) -> Iterator[Explanation]:
+        """The faults of another case together with one that does not show there."""
+        for hint in (h for h in hints if not h.patterns):
+            known = [self._try(Candidate(c, c.hooks, 0)) for c in hint.causes if c.hooks is not None]
+            for other in self._usable:
+                if not self.in_time():
+                    return
+                if hint.hooks is not None and compatible(hint.hooks, other.candidate.hooks):
+                    hooks = both(hint.hooks, other.candidate.hooks)
+                    if self._gives_all(self.evidence.planted_once(hooks)):
+                        yield self._explanation([*known, other], (), hooks)
+
+    def _pairs(self) -> Iterator[Explanation]:
+        """Two faults."""
         for one, other in self._couples():
             if not self.in_time():
                 return
@@ -165,20 +214,23 @@ class Search:
             values = self.evidence.planted_once(hooks)
             if self._gives_all(values):
                 yield self._explanation([one, other], (), hooks)
-            elif not one.given | other.given and (found := patterns(numbers, values)) and len(found) == 1:
-                yield self._explanation([one, other], found, hooks)
+            elif not (one.given | other.given).any():
+                found = patterns(self.evidence.numbers, values)
+                if found is not None and len(found) == 1:
+                    yield self._explanation([one, other], found, hooks)
 
     def _gives_all(self, values: Arrays) -> bool:
         return all(self.evidence.explained(n, values[n]) for n in self.evidence.right)
 
     def _couples(self) -> Iterator[tuple[_Tried, _Tried]]:
-        """Pairs that change all wrong tensors, first those of which one gives some tensors by itself."""
-        firsts: dict[tuple[frozenset[str], int], _Tried] = {}
-        for t in sorted(self._usable, key=lambda t: -sum(self.evidence.right[n].size for n in t.given)):
-            if t.given and len(firsts) < _FIRST:
-                firsts.setdefault((t.given, t.candidate.rank), t)
+        """Pairs that change all wrong entries, first those of which one gives some entries by itself."""
+        firsts: dict[bytes, _Tried] = {}
+        for t in sorted(self._usable, key=lambda t: -t.given.sum()):
+            if t.given.sum() >= _ENTRIES and len(firsts) < _FIRST:
+                firsts.setdefault(t.given.tobytes(), t)
         for one in firsts.values():
-            yield from ((one, other) for other in self._usable if other is not one and self._cover(one, other))
+            others = [t for t in self._usable if t is not one and self._cover(one, t)]
+            yield from ((one, t) for t in others if not (t.moved & one.given).any())
         general = [t for t in self._usable if t.candidate.cause.node is None]
         special = [t for t in self._usable if t.candidate.cause.node is not None]
         yield from (pair for pair in combinations(general, 2) if self._cover(*pair))
@@ -186,7 +238,7 @@ class Search:
         yield from (pair for pair in combinations(special, 2) if self._cover(*pair))
 
     def _cover(self, one: _Tried, other: _Tried) -> bool:
-        return one.moved | other.moved == self._wrong
+        return bool((one.moved | other.moved)[self._off].all())
 
     def _at_several_nodes(self) -> Iterator[Explanation]:
         """One fault at several nodes, but not at all."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from bpcli.checking.blame.signatures import PLAIN, constant_factor, extent, not_finite, proportional
+from bpcli.checking.blame.box_cause import NOT_CLEARED, accumulates, box_causes
 from bpcli.checking.check_options import Mode
 from bpcli.checking.findings import Finding, not_compared, overrule, worst_entry, worst_index
 from bpcli.checking.sources.gradient_source import differing
@@ -65,7 +65,8 @@ AFFORDABLE = 30.0
 class BlackBox:
     """An `object` in a user's file, called `name` in reports, with its `params`, arrays of float64 or float32.
 
-    `lines` are those of `loss` and `grad` in the file, as far as they are known.
+    `lines` are those of `loss` and `grad` in the file, as far as they are known. `judged` are tensors that were judged
+    entry by entry.
     """
 
     name: str
@@ -73,6 +74,7 @@ class BlackBox:
     object: str
     params: Mapping[str, Array]
     lines: Mapping[str, int]
+    judged: dict[str, Entries] = field(default_factory=dict)
 
     def function(self, part: str) -> Function:
         """Its `loss` or `grad`."""
@@ -98,7 +100,7 @@ def losses_to_narrow(tensor: Tensor) -> int:
 
 def judge_box_entries(box: BlackBox, tensor: Tensor, value: Array) -> Finding:
     """Judge every entry."""
-    array, wide = box.params[tensor.name].astype(np.float64), value.astype(np.float64)
+    wide = value.astype(np.float64)
     entries = _each(box, tensor, value, np.arange(tensor.entries), tensor.shape)
     verdict, cause, worst = summarise(entries)
     if verdict == "wrong" and cause:
@@ -108,24 +110,22 @@ def judge_box_entries(box: BlackBox, tensor: Tensor, value: Array) -> Finding:
         error = angle = None
     known = (box.name, METHOD, tensor.name, tensor.shape, tensor.entries, verdict, cause, worst, error)
     kink = at_kink(entries, worst)
+    box.judged[tensor.name] = entries
     # At a kink the true gradient is not unique.
-    found = Finding(*known, None if kink else error, None if kink else angle, kink=kink)
-    if verdict != "wrong":
-        return found
-    return replace(found, blame=_blame(found, cause or _describe_error(tensor.name, array, wide, entries)))
+    return Finding(*known, None if kink else error, None if kink else angle, kink=kink)
 
 
-def _describe_error(name: str, theta: FloatArray, value: FloatArray, entries: Entries) -> str:
-    """The pattern of the error in a gradient `value` of the array `theta`, from its judged `entries`."""
-    right, slack = entries.reference, entries.bound
-    square = value.ndim == 2 and value.shape == value.T.shape
-    transposed = square and (np.abs(value.T - right) <= slack).all()
-    return (
-        not_finite(value)
-        or constant_factor(value, right, slack, PLAIN)
-        or proportional(value, right, slack, theta, name)
-        or ("the gradient is transposed" if transposed else extent(entries.verdict == WRONG))
-    )
+def _explained(
+    box: BlackBox, findings: Sequence[Finding], first: Mapping[str, Array], second: Mapping[str, Array]
+) -> list[Finding]:
+    """The findings with the causes that their numbers show; `first` and `second` are the gradients of two calls."""
+    causes = box_causes(first, box.params, {n: e for n, e in box.judged.items() if n in first})
+    again = {n for n in first if n in second and accumulates(first[n], second[n])}
+    told = {
+        f.tensor: NOT_CLEARED if f.tensor in again else "" if f.cause else causes.get(f.tensor, "") for f in findings
+    }
+    wrong = [f.verdict == "wrong" and bool(told[f.tensor]) for f in findings]
+    return [replace(f, blame=_blame(f, told[f.tensor])) if w else f for f, w in zip(findings, wrong, strict=True)]
 
 
 def _blame(found: Finding, cause: str) -> dict[str, object]:
@@ -324,6 +324,7 @@ def _judged(box: BlackBox, tensors: Sequence[Tensor], limits: Limits, mode: Mode
         elif tensor.name in unsteady:
             found = overrule(found, f"not deterministic{where}")
         findings.append(found)
+    findings = _explained(box, findings, first.arrays, two.returned.arrays)
     if any(f.checked and f.verdict != "pass" for f in findings) and (fault := _fault_of_loss(box, _REPEATS)):
         return [_wrong(box, LOSS, fault)]
     return findings + [_wrong(box, n, f) for n, f in first.faults.items() if n not in box.params]
