@@ -102,6 +102,8 @@ def leaky(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> A
             slope = np.ones_like(slope)
         if "slope of sigmoid" in slip:
             slope = f[t] * (1 - f[t])
+        if "slope of 0.9 a" in slip:
+            slope = 1 - 0.9 * f[t] ** 2
         h = alpha * c * slope
         into = h / alpha if "no α in M" in slip else h
         kept = 0.0 if "no first step" in slip and t == 0 else 1.0
@@ -109,13 +111,17 @@ def leaky(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> A
         seen = np.roll(before, 1, axis=0) if "mixed" in slip else before
         share = kept * into.T @ seen
         g["W"] = share if "= for +=" in slip else g["W"] + share
-        g["W_in"] += kept * into.T @ (x[max(t - 1, 0)] if "x(t-1)" in slip else x[t])
+        kept = kept * (t % 2 if "even steps left out" in slip else 1)
+        seen = x[t] ** 2 if "x squared" in slip else x[t]
+        g["W_in"] += kept * into.T @ (x[max(t - 1, 0)] if "x(t-1)" in slip else seen)
         g["b_rec"] += kept * (into[0] if "bias of one sample" in slip else into.sum(axis=0))
         leak = 0.0 if "no leak" in slip else 1 - alpha
         back = h / alpha if "no α in J" in slip else h
         carried = leak * c + back @ (p["W"].T if "W for Wᵀ" in slip else p["W"])
         if "middle" in slip and t == T // 2:
             carried = 0 * carried
+    if "a wave" in slip:
+        g = {key: value * (1 + 0.01 * np.sin(np.arange(value.size)).reshape(value.shape)) for key, value in g.items()}
     return _of_answer(g, p, slip, "W", "W_out")
 
 
@@ -190,6 +196,7 @@ def lstm(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> Ar
         so = sigmoid(o_) * (1 - sigmoid(o_)) if "slope at o" in slip else o_ * (1 - o_)
         sf = 1 - f_**2 if "slope of tanh at f" in slip else f_ * (1 - f_)
         si = 1.0 if "no slope of i" in slip else i_ * (1 - i_)
+        f_ = np.maximum(f_, 0.5) if "f at least 0.5" in slip else f_
         sg = g_ * (1 - g_) if "slope of sigmoid at g" in slip else 1 - g_**2
         order = [dF * sf, dI * si] if "i and f" in slip else [dI * si, dF * sf]
         dz = np.concatenate([*order, dG * sg, dO * so], axis=1)
@@ -332,6 +339,8 @@ NETWORKS: Mapping[str, Network] = {
     "one hot": Network(ONE_HOT, one_hot),
     "normed": Network(NORMED, normed),
 }
+NO_CAUSE = ("entries are wrong", "alone are wrong", "alone is wrong", "a single entry is wrong", "did not show again")
+"""Words that claim no cause: right where the slip is none that could be known."""
 _B = ("1/B is missing", "is batch", "= batch")
 _ONE = ("that of the first sample",)
 _SHIFT, _NOW = ("x(t-1) is used",), ("a(t) is used where a(t-1)",)
@@ -365,6 +374,10 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "no α in J": ("missing in J",),
         "W for Wᵀ": ("W is used where Wᵀ",),
         "middle": ("beyond the middle",),
+        "slope of 0.9 a": NO_CAUSE,
+        "x squared": NO_CAUSE,
+        "even steps left out": NO_CAUSE,
+        "a wave": NO_CAUSE,
         **_ANSWER,
     },
     "fbptt3": {"exactly": ("this is tbptt:k1=1,k2=3",)},
@@ -388,6 +401,7 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "no h[t-1]": ("path h[t-1] → gates is left out",),
         "no c[t-1]": ("path c[t-1] → c is left out", "leak is missing in J"),
         "no f": ("the factor f is missing",),
+        "f at least 0.5": NO_CAUSE,
         "out twice": _ANSWER["out twice"],
         "clipped norm": _ANSWER["clipped norm"],
     },
@@ -495,8 +509,6 @@ class Regression:
         return a * np.array([[1.0], [1.1], [0.9], [1.3]])
 
 
-NO_CAUSE = ("entries are wrong", "alone are wrong", "alone is wrong", "a single entry is wrong", "did not show again")
-"""Words that claim no cause."""
 BOXES: Mapping[str, tuple[Callable[[Regression, Arrays], Arrays], tuple[str, ...]]] = {
     "sign": (lambda r, g: {n: -a for n, a in g.items()}, ("-1 times",)),
     "half": (lambda r, g: {n: a / 2 for n, a in g.items()}, ("1/2 times",)),

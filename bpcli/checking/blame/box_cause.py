@@ -29,7 +29,7 @@ def box_causes(given: Arrays, theta: Arrays, judged: Mapping[str, Entries]) -> d
     held = {n: np.asarray(a, float) for n, a in theta.items()}
     numbers = Numbers({n: wide[n] for n in names}, right, slack, held, PLAIN)
     found = patterns(numbers, right) if names and any(wrong[n].any() for n in names) else None
-    whole = {n: p.words for p in found or () for n in p.tensors}
+    whole = {n: "; and ".join(p.words for p in found or () if n in p.tensors) for n in names}
     return {
         n: not_finite(wide[n]) or whole.get(n, "") or (of_one(numbers, right, n) if n in names else "") or extent(off)
         for n, off in wrong.items()

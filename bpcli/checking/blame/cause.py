@@ -47,7 +47,9 @@ class Diagnosis:
     def _overall(self) -> list[Explanation]:
         """The explanations of all tensors; those of smaller cases must be confirmed here."""
         if self.search.single or not self.smaller:
-            return self.search.single or self.search.several(())
+            return self.search.single or self.search.truncated or self.search.several(())
+        if self.search.truncated:
+            return self.search.truncated
         hints: list[Explanation] = []
         for other in self.smaller:
             own = other.single or other.several(hints)

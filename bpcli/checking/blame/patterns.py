@@ -61,6 +61,26 @@ def patterns(numbers: Numbers, base: Arrays) -> list[Pattern] | None:
         return None
     if words := _of_all(numbers, base, left):
         return [Pattern(words, frozenset(left))]
+    return _one_by_one(numbers, base, left) or _after_ratio(numbers, base, left)
+
+
+def _after_ratio(numbers: Numbers, base: Arrays, left: Sequence[str]) -> list[Pattern] | None:
+    """One factor of all tensors, which several show, and the patterns of the others."""
+    for name in left:
+        ratio = projection(numbers.given[name], base[name])
+        if not ratio or (base[name] != 0).sum() < _FOR_FACTOR:
+            continue
+        scaled = {n: ratio * a for n, a in base.items()}
+        others = [n for n in numbers.given if not numbers.explained(n, scaled[n])]
+        if len(others) + 2 > len(numbers.given) or (found := _one_by_one(numbers, scaled, others)) is None:
+            continue
+        words = f"the gradient is {numbers.ratio(ratio)} times the right one"
+        return [Pattern(words, frozenset(left)), *found]
+    return None
+
+
+def _one_by_one(numbers: Numbers, base: Arrays, left: Sequence[str]) -> list[Pattern] | None:
+    """The patterns of single tensors; None where one has none."""
     found: dict[str, frozenset[str]] = {}
     for name in left:
         words = of_one(numbers, base, name)

@@ -80,6 +80,19 @@ class Search:
             return [*found, *whole, self._explanation([], pattern), *(f for f in faults if f not in whole)]
         return found + faults
 
+    @cached_property
+    def truncated(self) -> list[Explanation]:
+        """The explanations by a truncated method and a pattern in what it leaves."""
+        found = []
+        for name in truncation.near(self.evidence, self.in_time) if self.comparable else ():
+            cause = Cause(f"this is {name} but for another slip", method=name)
+            pattern = patterns(self.evidence.numbers, self.evidence.of_method(name))
+            if pattern is not None and len(pattern) == 1:
+                own, left = (Cause(pattern[0].words),), pattern[0].tensors
+                of = {n: (cause, *own) if n in left else (cause,) for n in self._wrong}
+                found.append(Explanation((cause, *own), of))
+        return found
+
     def several(self, hints: Sequence[Explanation]) -> list[Explanation]:
         """The first explanation found by several causes; `hints` are those of cases in which fewer faults show."""
         if not self.comparable:

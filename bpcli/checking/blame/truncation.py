@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.checking.blame.evidence import Evidence
 from bpcli.checking.interpreter import ReversePass, interpreter_cost
@@ -35,6 +36,21 @@ def names(evidence: Evidence, in_time: Callable[[], bool]) -> list[str]:
 
     Several are equal for these sizes.
     """
+    matches = _matches(evidence, in_time)
+    whole = [same for same, agreeing in matches if agreeing.all() and agrees(evidence, same[0])]
+    return [method for same in whole for method in same]
+
+
+def near(evidence: Evidence, in_time: Callable[[], bool]) -> list[str]:
+    """The methods that give several wrong tensors, and more of them than others do; of equal ones the simplest."""
+    wrong = np.array([n in evidence.wrong for n in evidence.right])
+    counts = {same[0]: int((agreeing & wrong).sum()) for same, agreeing in _matches(evidence, in_time)}
+    most = max(counts.values(), default=0)
+    return [method for method, count in counts.items() if count == most > 1]
+
+
+def _matches(evidence: Evidence, in_time: Callable[[], bool]) -> list[tuple[list[str], NDArray[np.bool_]]]:
+    """Methods, and by tensor whether they agree with the answer along a few directions."""
     setup, answer = evidence.problem.setup, evidence.answers[0]
     whole = all(n in answer and answer[n].shape == a.shape for n, a in evidence.right.items())
     finite = whole and all(np.isfinite(answer[n]).all() for n in evidence.right)
@@ -47,12 +63,12 @@ def names(evidence: Evidence, in_time: Callable[[], bool]) -> list[str]:
         return []
     given, right, slack = (_along(rows, a) for a in (answer, evidence.right, _tolerances(evidence)))
     room = _CLOSE * np.abs(given - right) + np.abs(slack) + np.abs(_CLOSE**2 * right)
-    found: list[str] = []
+    found: list[tuple[list[str], NDArray[np.bool_]]] = []
     for windows, same in _truncations(setup.T).items():
         value = sum(sums[w.start, w.stop] - sums[w.start, w.loss_from] for w in windows)
-        if windows == evidence.definition.over(setup) or not (np.abs(value - given) <= room).all():
-            continue
-        found += [method for method in same[:1] if agrees(evidence, method)] and same
+        if windows != evidence.definition.over(setup):
+            close = np.abs(value - given) <= room
+            found.append((same, close.reshape(len(rows), _DIRECTIONS).all(axis=1)))
     return found
 
 
