@@ -60,7 +60,7 @@ class Diagnosis:
 
     @cached_property
     def _in_smallest(self) -> list[Explanation]:
-        """The explanations of the smallest case, where some faults may not show, that change nothing that passes."""
+        """The explanations of the smallest case, where some faults may not show, that leave here what passes."""
         if not self.smaller:
             return []
         found = self.smaller[-1].single or self.smaller[-1].several(())
@@ -68,7 +68,8 @@ class Diagnosis:
 
     def _last(self, name: str) -> list[Cause]:
         """The causes of the smallest case, else the extent of the error."""
-        joined = [_joined(e.of[name]) for e in self._in_smallest if name in e.of]
+        likely = (e for e in self._in_smallest if name in e.of and e.hooks and self.search.nearer(e.hooks, name))
+        joined = [_joined(e.of[name]) for e in likely]
         found = [replace(cause, what=f"in the smallest case: {cause.what}") for cause in joined]
         return found or [Cause(extent_of(self.search.evidence, name))]
 

@@ -28,6 +28,7 @@ Mask = NDArray[np.bool_]
 _FIRST, _NODES = 8, 6
 # Entries that must agree for a fault that does not account for all tensors.
 _ENTRIES = 4
+_LARGER_PART = 0.5
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class Search:
     def spares(self, hooks: Hooks) -> bool:
         """Whether a fault changes no tensor that passes."""
         return not (self._moved(self.evidence.planted_once(hooks)) & ~self._off).any()
+
+    def nearer(self, hooks: Hooks, name: str) -> bool:
+        """Whether a fault accounts for the larger part of a tensor's error."""
+        rest = self.evidence.answers[0][name] - self.evidence.planted_once(hooks)[name]
+        return bool(np.linalg.norm(rest) <= _LARGER_PART * np.linalg.norm(self.evidence.error(name)))
 
     @cached_property
     def _wrong(self) -> frozenset[str]:
