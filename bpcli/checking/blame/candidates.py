@@ -29,7 +29,7 @@ class Cause:
     """A cause in words, the `fault` of the catalogue that it is, if any, and its `node` if it is in one place.
 
     `method` is the method whose gradient the answer is, if it is one. `hooks` plant the cause, kept under `key`; None
-    where it was read off the numbers.
+    where it was read off the numbers. If `local`, it is one of many faults that can be planted in single places.
     """
 
     what: str
@@ -38,6 +38,7 @@ class Cause:
     method: str = ""
     key: Key = ()
     hooks: Hooks | None = None
+    local: bool = False
 
     @property
     def factor(self) -> str | None:
@@ -86,7 +87,7 @@ def candidates(evidence: Evidence, in_time: Callable[[], bool]) -> Iterator[Cand
             if not in_time():
                 return
             node, here = graph.nodes[index], at_node(hooks, index)
-            cause = Cause(what, fault, node, key=(name, index), hooks=here)
+            cause = Cause(what, fault, node, key=(name, index), hooks=here, local=True)
             yield Candidate(cause, here, _NODE)
 
 
@@ -153,7 +154,8 @@ def _paths(graph: Graph) -> Iterator[Candidate]:
                 rules.append(("factor", f"{what} is missing on {path}", _without_factor, _ODD_PATH))
             for kind, what, rule, rank in rules:
                 hooks = on_edges(test, rule)
-                yield Candidate(Cause(what, None, node, key=(kind, node.index, slot), hooks=hooks), hooks, rank)
+                cause = Cause(what, None, node, key=(kind, node.index, slot), hooks=hooks, local=rank != _TERM)
+                yield Candidate(cause, hooks, rank)
 
 
 def _sums(graph: Graph) -> set[int]:

@@ -24,12 +24,15 @@ _BY_NAME = {fault.name: fault for fault in CATALOGUE}
 class Diagnosis:
     """What is known of the causes of an answer: by a search on the case itself, and others on smaller cases.
 
-    The smaller cases come with few steps first, and the one that reproduces the error last; there are none if the case
-    itself has a single cause, or if there is no answer for other sizes.
+    The smaller cases are one of `few` steps, where a search takes less time, one of a single step, and the smallest one
+    that reproduces the error. They are opened where they are needed; each may be None. What they show is confirmed on
+    the case itself.
     """
 
     search: Search
-    smaller: Sequence[Search]
+    few: Callable[[], Search | None]
+    one_step: Callable[[], Search | None]
+    smallest: Callable[[], Search | None]
 
     def causes(self, name: str) -> list[Cause]:
         """The causes that fit the answer for tensor `name`, the likeliest first; at least one.
@@ -41,29 +44,46 @@ class Diagnosis:
             return _unsteady(evidence, name, self.search.in_time)
         if (lost := not_finite(evidence.right[name])) and evidence.explained(name, evidence.right[name]):
             return [Cause(f"{lost} by the right rules either: a value on the way leaves the range of floats")]
-        return [_joined(e.of[name]) for e in self._overall] or of_tensor(self.search, name) or self._last(name)
+        return [_joined(e.of[name]) for e in self._overall] or self._of_tensor(name) or self._last(name)
+
+    @cached_property
+    def _quick(self) -> Search:
+        """The case of few steps if the same tensors are wrong there, else the case itself."""
+        few = self.few()
+        return few if few is not None and set(few.evidence.wrong) == set(self.search.evidence.wrong) else self.search
 
     @cached_property
     def _overall(self) -> list[Explanation]:
-        """The explanations of all tensors; those of smaller cases must be confirmed here."""
-        if self.search.single or not self.smaller:
-            return self.search.single or self.search.truncated or self.search.several(())
-        if self.search.truncated:
-            return self.search.truncated
-        hints: list[Explanation] = []
-        for other in self.smaller:
-            own = other.single or other.several(hints)
-            if found := [e for e in map(self.search.confirmed, own) if e is not None]:
-                return found
-            hints += own
+        """The explanations of all tensors."""
+        quick, search = self._quick, self.search
+        if found := search.with_faults(self._confirmed(quick.faults)) or search.truncated:
+            return found
+        one = self.one_step()
+        hints = [] if one is None else one.single or one.several(())
+        return self._confirmed(hints) or self._confirmed(quick.several(hints))
+
+    def _confirmed(self, found: Sequence[Explanation]) -> list[Explanation]:
+        return [e for e in map(self.search.confirmed, found) if e is not None]
+
+    def _of_tensor(self, name: str) -> list[Cause]:
+        """The causes that fit one tensor where none accounts for all."""
+        evidence = self.search.evidence
+        given, right, slack = evidence.answers[0][name], evidence.right[name], evidence.tolerance(name)
+        if lost := not_finite(given):
+            return [Cause(lost)]
+        if pattern := of_one(evidence.numbers, evidence.right, name):
+            return [Cause(pattern)]
+        if found := [c for c in self._quick.partial(name) if c.hooks is not None and self.search.allows(c.hooks, name)]:
+            return found
+        if single_precision(given, right, slack, evidence.float32_rounding(name)):
+            return [Cause("the gradient has the accuracy of float32", _BY_NAME["float32-accumulator"])]
         return []
 
     @cached_property
     def _in_smallest(self) -> list[Explanation]:
         """The explanations of the smallest case, where some faults may not show, that leave here what passes."""
-        if not self.smaller:
-            return []
-        found = self.smaller[-1].single or self.smaller[-1].several(())
+        smallest = self.smallest()
+        found = [] if smallest is None else smallest.single or smallest.several(())
         return [e for e in found if e.hooks and not e.patterns and self.search.spares(e.hooks)]
 
     def _last(self, name: str) -> list[Cause]:
@@ -72,21 +92,6 @@ class Diagnosis:
         joined = [_joined(e.of[name]) for e in likely]
         found = [replace(cause, what=f"in the smallest case: {cause.what}") for cause in joined]
         return found or [Cause(extent_of(self.search.evidence, name))]
-
-
-def of_tensor(search: Search, name: str) -> list[Cause]:
-    """The causes that fit tensor `name` where none accounts for all tensors."""
-    evidence = search.evidence
-    given, right, slack = evidence.answers[0][name], evidence.right[name], evidence.tolerance(name)
-    if lost := not_finite(given):
-        return [Cause(lost)]
-    if pattern := of_one(evidence.numbers, evidence.right, name):
-        return [Cause(pattern), *search.partial(name)[:1]]
-    if found := search.partial(name):
-        return found
-    if single_precision(given, right, slack, evidence.float32_rounding(name)):
-        return [Cause("the gradient has the accuracy of float32", _BY_NAME["float32-accumulator"])]
-    return []
 
 
 def extent_of(evidence: Evidence, name: str) -> str:

@@ -105,22 +105,25 @@ def _diagnosis(
     small: Mapping[str, object],
     in_time: Callable[[], bool],
 ) -> Diagnosis:
-    """The search on the case itself and, if it finds no single cause, those on a few steps and the smallest case."""
-    search, setup = Search(evidence, in_time), evidence.problem.setup
-    few: dict[str, object] = {"batch": min(setup.batch, _FEW_SAMPLES)}
-    cases = [few]
-    if setup.graph.recurrent:  # faults in what goes back through time do not show in a single step
-        cases = [{**few, "T": T} for T in (1, min(setup.T, _FEW_STEPS))]
-    if search.single or not _any_size(call):
-        return Diagnosis(search, ())
-    smaller = []
-    for settings in (*cases, small):
-        try:
-            other = gather(reproducer.open(settings), call)
-        except Exception:  # refused sizes, or an exception of the program under test
-            continue
-        smaller.append(Search(other, _deadline()))
-    return Diagnosis(search, smaller)
+    """The search on the case itself, and on smaller ones if the answer can be had for them."""
+    setup = evidence.problem.setup
+    batch = min(setup.batch, _FEW_SAMPLES)
+
+    def case(settings: Mapping[str, object] | None) -> Callable[[], Search | None]:
+        def opened() -> Search | None:
+            if settings is None or not _any_size(call):
+                return None
+            try:
+                return Search(gather(reproducer.open(settings), call), _deadline())
+            except Exception:  # refused sizes, or an exception of the program under test
+                return None
+
+        return opened
+
+    steps = {"T": min(setup.T, _FEW_STEPS)} if setup.graph.recurrent else {}
+    few = {"batch": batch, **steps} if setup.T > _FEW_STEPS or setup.batch > batch else None
+    one = {"batch": batch, "T": 1} if setup.graph.recurrent and setup.T > 1 else None
+    return Diagnosis(Search(evidence, in_time), case(few), case(one), case(small or None))
 
 
 def _blame(finding: Finding, diagnosis: Diagnosis | None, in_time: Callable[[], bool]) -> Blame:

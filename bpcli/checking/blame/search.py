@@ -70,16 +70,23 @@ class Search:
 
     @cached_property
     def single(self) -> list[Explanation]:
-        """The explanations by one cause, the likeliest first: a method, a pattern of one tensor, a fault."""
+        """The explanations by one cause, the likeliest first."""
+        return self.with_faults(self.faults)
+
+    def with_faults(self, faults: Sequence[Explanation]) -> list[Explanation]:
+        """The methods that give the answer, those of `faults` that are not local, a pattern, and local faults."""
         if not self.comparable:
             return []
         found = [self._of_method(name) for name in truncation.names(self.evidence, self.in_time)]
-        faults = [self._explanation([t]) for t in self._usable if self._gives_all(t.values)]
         pattern = patterns(self.evidence.numbers, self.evidence.right)
-        if pattern is not None and len(pattern) == 1:
-            whole = [f for f in faults if f.causes[0].node is None]
-            return [*found, *whole, self._explanation([], pattern), *(f for f in faults if f not in whole)]
-        return found + faults
+        read = [self._explanation([], pattern)] if pattern is not None and len(pattern) == 1 else []
+        local = [f for f in faults if f.causes[0].local]
+        return [*found, *(f for f in faults if f not in local), *read, *local]
+
+    @cached_property
+    def faults(self) -> list[Explanation]:
+        """The explanations by one planted fault."""
+        return [self._explanation([t]) for t in self._usable if self._gives_all(t.values)] if self.comparable else []
 
     @cached_property
     def truncated(self) -> list[Explanation]:
@@ -112,6 +119,10 @@ class Search:
     def spares(self, hooks: Hooks) -> bool:
         """Whether a fault changes no tensor that passes."""
         return not (self._moved(self.evidence.planted_once(hooks)) & ~self._off).any()
+
+    def allows(self, hooks: Hooks, name: str) -> bool:
+        """Whether a fault gives one tensor, and changes no tensor that passes."""
+        return self.spares(hooks) and self.evidence.explained(name, self.evidence.planted_once(hooks)[name])
 
     def nearer(self, hooks: Hooks, name: str) -> bool:
         """Whether a fault accounts for the larger part of a tensor's error."""
@@ -250,8 +261,8 @@ class Search:
         for one in firsts.values():
             others = [t for t in self._usable if t is not one and self._cover(one, t)]
             yield from ((one, t) for t in others if not (t.moved & one.given).any())
-        general = [t for t in self._usable if t.candidate.cause.node is None]
-        special = [t for t in self._usable if t.candidate.cause.node is not None]
+        general = [t for t in self._usable if not t.candidate.cause.local]
+        special = [t for t in self._usable if t.candidate.cause.local]
         yield from (pair for pair in combinations(general, 2) if self._cover(*pair))
         yield from ((one, other) for one in general for other in special if self._cover(one, other))
         yield from (pair for pair in combinations(special, 2) if self._cover(*pair))
