@@ -145,6 +145,12 @@ def test_a_twin_is_named_otherwise() -> None:
     assert not any("this is" in cause for cause in causes("--kernel", "mine.py:uneven"))
 
 
+def test_a_long_sequence() -> None:
+    """Where a comparison of all truncations is too much, it is made on fewer steps."""
+    (said,) = causes("--kernel", "mine.py:fbptt_3", "--set", "T=200")
+    assert said.startswith("this is tbptt:k1=1,k2=3;")
+
+
 def test_methods_that_are_the_same_here() -> None:
     """Blocks of 3 steps are `tbptt:k1=3,k2=3` where 3 divides T; a kernel is asked for another T."""
     run("grad", "net.toml", "-m", "ebptt:3", "--set", "T=6", "-o", "g.npz", "--wrt", "params", "--wrt", "inputs")

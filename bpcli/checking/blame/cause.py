@@ -24,13 +24,14 @@ _BY_NAME = {fault.name: fault for fault in CATALOGUE}
 class Diagnosis:
     """What is known of the causes of an answer: by a search on the case itself, and others on smaller cases.
 
-    The smaller cases are one of `few` steps, where a search takes less time, one of a single step, and the smallest one
-    that reproduces the error. They are opened where they are needed; each may be None. What they show is confirmed on
-    the case itself.
+    The smaller cases are one of `fewer` steps, where truncations are compared if they are too many here, some of `few`,
+    where a search takes less time, one of a single step, and the smallest one that reproduces the error. They are
+    opened where they are needed; each may be None. What they show is confirmed on the case itself.
     """
 
     search: Search
-    few: Callable[[], Search | None]
+    fewer: Callable[[], Search | None]
+    few: Sequence[Callable[[], Search | None]]
     one_step: Callable[[], Search | None]
     smallest: Callable[[], Search | None]
 
@@ -48,13 +49,17 @@ class Diagnosis:
 
     @cached_property
     def _quick(self) -> Search:
-        """The case of few steps if the same tensors are wrong there, else the case itself."""
-        few = self.few()
-        return few if few is not None and set(few.evidence.wrong) == set(self.search.evidence.wrong) else self.search
+        """The first case of few steps in which the same tensors are wrong, else the case itself."""
+        for few in (opened() for opened in self.few):
+            if few is not None and few.evidence.wrong == self.search.evidence.wrong:
+                return few
+        return self.search
 
     @cached_property
     def _overall(self) -> list[Explanation]:
         """The explanations of all tensors."""
+        if (fewer := self.fewer()) is not None and (found := self._confirmed(fewer.methods)):
+            return found
         quick, search = self._quick, self.search
         if found := search.with_faults(self._confirmed(quick.faults)) or search.truncated:
             return found

@@ -226,8 +226,13 @@ def node_label(node: Node) -> str:
     return node.name or f"{node.op} at line {node.place.line}, column {node.place.column}"
 
 
-def step_and_sample(evidence: Evidence, name: str, index: tuple[int, ...] | None) -> tuple[int | None, int | None]:
-    """The one step and the one sample, from 1, whose contributions alone are wrong; None where several are."""
+def step_and_sample(
+    evidence: Evidence, name: str, index: tuple[int, ...] | None, in_time: Callable[[], bool]
+) -> tuple[int | None, int | None]:
+    """The one step and the one sample, from 1, whose contributions alone are wrong; None where several are.
+
+    None also where the search takes until `in_time()` is false.
+    """
     x, setup = evidence.tensor(name), evidence.problem.setup
     if x.kind == "input" and index is not None:
         return (index[0] + 1, index[1] + 1) if setup.graph.recurrent else (None, index[0] + 1)
@@ -237,12 +242,14 @@ def step_and_sample(evidence: Evidence, name: str, index: tuple[int, ...] | None
         return None, None
     steps = [at_step(RIGHT, t) for t in range(setup.T)] if setup.T > 1 else []
     samples = [_of_sample(b) for b in range(setup.batch)] if setup.batch > 1 else []
-    return _only_part(evidence, name, "step", steps), _only_part(evidence, name, "sample", samples)
+    return _only_part(evidence, name, "step", steps, in_time), _only_part(evidence, name, "sample", samples, in_time)
 
 
-def _only_part(evidence: Evidence, name: str, kind: str, parts: list[Hooks]) -> int | None:
+def _only_part(evidence: Evidence, name: str, kind: str, parts: list[Hooks], in_time: Callable[[], bool]) -> int | None:
     """The number, from 1, of the one part of the gradient whose rescaling turns the right one into the answer."""
     for number, hooks in enumerate(parts, start=1):
+        if not in_time():
+            return None
         part: FloatArray = evidence.planted((kind, number), hooks)[name]
         size = float((part * part).sum())
         if size and evidence.explained(

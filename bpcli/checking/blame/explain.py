@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bpcli.checking.blame import truncation
 from bpcli.checking.blame.candidates import Cause
 from bpcli.checking.blame.cause import Diagnosis, fits
 from bpcli.checking.blame.evidence import Evidence, errors_by_step, faulty_node, gather, node_label, step_and_sample
@@ -26,8 +27,10 @@ from bpcli.problem.definition import Setup
 _SECONDS = 5.0
 _LATEST = 30.0
 _WORK = 5e7
-# The case on which several causes at once are looked for.
-_FEW_STEPS, _FEW_SAMPLES = 4, 3
+# The cases on which causes are looked for first.
+_FEW_STEPS, _FEW_SAMPLES = (4, 8), 3
+# The case on which truncations are compared with an answer of many steps.
+_FEWER_STEPS = 24
 _MESSAGES = {
     "changes its arguments": "the method writes into the arrays that it is given",
     "missing": "the answer has no gradient of that name",
@@ -120,10 +123,13 @@ def _diagnosis(
 
         return opened
 
-    steps = {"T": min(setup.T, _FEW_STEPS)} if setup.graph.recurrent else {}
-    few = {"batch": batch, **steps} if setup.T > _FEW_STEPS or setup.batch > batch else None
+    few = [{"batch": batch, "T": T} for T in _FEW_STEPS if setup.T > T]
+    if not setup.graph.recurrent:
+        few = [{"batch": batch}] if setup.batch > batch else []
     one = {"batch": batch, "T": 1} if setup.graph.recurrent and setup.T > 1 else None
-    return Diagnosis(Search(evidence, in_time), case(few), case(one), case(small or None))
+    many = setup.graph.recurrent and setup.T > _FEWER_STEPS and not truncation.affordable(setup)
+    fewer = {"batch": 1, "T": _FEWER_STEPS} if many else None
+    return Diagnosis(Search(evidence, in_time), case(fewer), [case(f) for f in few], case(one), case(small or None))
 
 
 def _blame(finding: Finding, diagnosis: Diagnosis | None, in_time: Callable[[], bool]) -> Blame:
@@ -139,8 +145,9 @@ def _blame(finding: Finding, diagnosis: Diagnosis | None, in_time: Callable[[], 
         return {**fields, "cause": cause}, []
     evidence, fitting = diagnosis.search.evidence, diagnosis.causes(finding.tensor)
     step, sample = None, None
-    if in_time():
-        step, sample = step_and_sample(evidence, finding.tensor, tuple(index) if index is not None else None)
+    if in_time() and not fitting[0].method:
+        at = tuple(index) if index is not None else None
+        step, sample = step_and_sample(evidence, finding.tensor, at, in_time)
     node = fitting[0].node or faulty_node(evidence)
     fields |= {"step": step, "sample": sample, "node": node_label(node) if node else None}
     return {**fields, "factor": fitting[0].factor, "cause": _words(fitting)}, fitting

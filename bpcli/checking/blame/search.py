@@ -73,15 +73,20 @@ class Search:
         """The explanations by one cause, the likeliest first."""
         return self.with_faults(self.faults)
 
+    @cached_property
+    def methods(self) -> list[Explanation]:
+        """The methods that give the answer."""
+        names = truncation.names(self.evidence, self._matches) if self.comparable else []
+        return [self._of_method(name) for name in names]
+
     def with_faults(self, faults: Sequence[Explanation]) -> list[Explanation]:
         """The methods that give the answer, those of `faults` that are not local, a pattern, and local faults."""
         if not self.comparable:
             return []
-        found = [self._of_method(name) for name in truncation.names(self.evidence, self.in_time)]
         pattern = patterns(self.evidence.numbers, self.evidence.right)
         read = [self._explanation([], pattern)] if pattern is not None and len(pattern) == 1 else []
         local = [f for f in faults if f.causes[0].local]
-        return [*found, *(f for f in faults if f not in local), *read, *local]
+        return [*self.methods, *(f for f in faults if f not in local), *read, *local]
 
     @cached_property
     def faults(self) -> list[Explanation]:
@@ -89,10 +94,14 @@ class Search:
         return [self._explanation([t]) for t in self._usable if self._gives_all(t.values)] if self.comparable else []
 
     @cached_property
+    def _matches(self) -> truncation.Matches:
+        return truncation.compare(self.evidence, self.in_time)
+
+    @cached_property
     def truncated(self) -> list[Explanation]:
         """The explanations by a truncated method and a pattern in what it leaves."""
         found = []
-        for name in truncation.near(self.evidence, self.in_time) if self.comparable else ():
+        for name in truncation.near(self.evidence, self._matches) if self.comparable else ():
             cause = Cause(f"this is {name} but for another slip", method=name)
             pattern = patterns(self.evidence.numbers, self.evidence.of_method(name))
             if pattern is not None and len(pattern) == 1:

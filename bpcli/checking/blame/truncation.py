@@ -20,7 +20,7 @@ from bpcli.references.base import FloatArray
 from bpcli.runtime.reverse_mode import Window, staircase
 
 # Operations of the interpreter for reverse passes from all steps.
-_WORK = 3e8
+_WORK = 6e7
 _DIRECTIONS = 3
 # Relative to the error along a direction; a sum that is closer is compared entry by entry.
 _CLOSE = 1e-6
@@ -31,26 +31,29 @@ def affordable(setup: Setup) -> bool:
     return setup.graph.recurrent and setup.T > 1 and interpreter_cost(setup) * setup.T / 2 <= _WORK
 
 
-def names(evidence: Evidence, in_time: Callable[[], bool]) -> list[str]:
+Matches = list[tuple[list[str], NDArray[np.bool_]]]
+"""Methods that are equal for these sizes, and by tensor whether they agree with the answer along a few directions."""
+
+
+def names(evidence: Evidence, matches: Matches) -> list[str]:
     """The methods, other than the one that is meant, that give all tensors of the answer to within rounding.
 
     Several are equal for these sizes.
     """
-    matches = _matches(evidence, in_time)
     whole = [same for same, agreeing in matches if agreeing.all() and agrees(evidence, same[0])]
     return [method for same in whole for method in same]
 
 
-def near(evidence: Evidence, in_time: Callable[[], bool]) -> list[str]:
+def near(evidence: Evidence, matches: Matches) -> list[str]:
     """The methods that give several wrong tensors, and more of them than others do; of equal ones the simplest."""
     wrong = np.array([n in evidence.wrong for n in evidence.right])
-    counts = {same[0]: int((agreeing & wrong).sum()) for same, agreeing in _matches(evidence, in_time)}
+    counts = {same[0]: int((agreeing & wrong).sum()) for same, agreeing in matches}
     most = max(counts.values(), default=0)
     return [method for method, count in counts.items() if count == most > 1]
 
 
-def _matches(evidence: Evidence, in_time: Callable[[], bool]) -> list[tuple[list[str], NDArray[np.bool_]]]:
-    """Methods, and by tensor whether they agree with the answer along a few directions."""
+def compare(evidence: Evidence, in_time: Callable[[], bool]) -> Matches:
+    """All truncations beside the answer; none where that is not affordable."""
     setup, answer = evidence.problem.setup, evidence.answers[0]
     whole = all(n in answer and answer[n].shape == a.shape for n, a in evidence.right.items())
     finite = whole and all(np.isfinite(answer[n]).all() for n in evidence.right)
@@ -63,7 +66,7 @@ def _matches(evidence: Evidence, in_time: Callable[[], bool]) -> list[tuple[list
         return []
     given, right, slack = (_along(rows, a) for a in (answer, evidence.right, _tolerances(evidence)))
     room = _CLOSE * np.abs(given - right) + np.abs(slack) + np.abs(_CLOSE**2 * right)
-    found: list[tuple[list[str], NDArray[np.bool_]]] = []
+    found: Matches = []
     for windows, same in _truncations(setup.T).items():
         value = sum(sums[w.start, w.stop] - sums[w.start, w.loss_from] for w in windows)
         if windows != evidence.definition.over(setup):
