@@ -320,6 +320,94 @@ def normed(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> 
     return g
 
 
+def stacked(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> Arrays:
+    """specs/stacked_rnn.toml."""
+    x, target = i["x"], i["y_star"]
+    T, B = x.shape[:2]
+    one, two = [np.broadcast_to(s["a1"], (B, len(p["W1"])))], [np.broadcast_to(s["a2"], (B, len(p["W2"])))]
+    for t in range(T):
+        one.append(np.tanh(one[t] @ p["W1"].T + x[t] @ p["V1"].T + p["b1"]))
+        two.append(np.tanh(two[t] @ p["W2"].T + one[t + 1] @ p["V2"].T + p["b2"]))
+    g = {key: np.zeros_like(value) for key, value in p.items()}
+    d1, d2 = np.zeros_like(one[0]), np.zeros_like(two[0])
+    for t in reversed(range(T)):
+        delta = (two[t + 1] @ p["W_out"].T - target[t]) / B
+        delta = delta * (2 if "loss twice" in slip else 1)
+        if "last loss alone" in slip and t < T - 1:
+            delta = 0 * delta
+        g["W_out"] += delta.T @ two[t + 1]
+        d2 = d2 + delta @ p["W_out"]
+        h2 = d2 * (1 - two[t + 1] ** 2)
+        g["W2"] += h2.T @ (two[t + 1] if "W2 sees a2(t)" in slip else two[t])
+        g["V2"] += h2.T @ (one[t] if "V2 sees a1(t-1)" in slip else one[t + 1])
+        g["b2"] += h2.sum(axis=0)
+        down = 0 if "layers apart" in slip else h2 @ p["V2"]
+        d1 = d1 + down
+        h1 = d1 * (1.0 if "no slope below" in slip else 1 - one[t + 1] ** 2)
+        g["W1"] += h1.T @ one[t]
+        g["V1"] += h1.T @ x[t]
+        g["b1"] += h1[-1] if "b1 of the last sample" in slip else h1.sum(axis=0)
+        d1 = 0 * d1 if "no time below" in slip else h1 @ p["W1"]
+        d2 = h2 @ (p["W2"].T if "W2 for its transpose" in slip else p["W2"])
+        if "clip on the way" in slip:
+            d2 = np.clip(d2, -0.05, 0.05)
+    if "b1 zero" in slip:
+        g["b1"] = 0 * g["b1"]
+    return g
+
+
+def residual(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> Arrays:
+    """specs/residual_mlp.toml."""
+    x, target, decay = i["x"], i["y_star"], q.decay
+    h1 = x @ p["W_in"].T
+    t1 = np.tanh(h1 @ p["W1"].T + p["b1"])
+    h2 = h1 + t1 @ p["W2"].T
+    t2 = np.tanh(h2 @ p["W3"].T + p["b3"])
+    h3 = h2 + t2 @ p["W4"].T
+    delta = (h3 @ p["W_out"].T - target) / (1 if "no 1/B" in slip else len(x))
+    g = {"W_out": delta.T @ h3}
+    d3 = delta @ p["W_out"]
+    g["W4"] = d3.T @ t2
+    c2 = (d3 @ p["W4"]) * (1 - (np.tanh(t2) if "slope at output above" in slip else t2) ** 2)
+    g["W3"], g["b3"] = c2.T @ h2, c2.sum(axis=0)
+    d2 = (0 if "no skip above" in slip else d3) + (0 if "no branch above" in slip else c2 @ p["W3"])
+    g["W2"] = d2.T @ t1
+    c1 = (d2 @ p["W2"]) * (1 - t1**2)
+    g["W1"], g["b1"] = c1.T @ (h2 if "W1 sees h2" in slip else h1), c1.sum(axis=0)
+    d1 = (0 if "no skip below" in slip else d2) + c1 @ p["W1"]
+    g["W_in"] = d1.T @ x
+    for name in ("W1", "W2", "W3", "W4"):
+        if not ("no decay of W3" in slip and name == "W3") and "no decay" not in slip:
+            g[name] = g[name] + (2 if "decay without 1/2" in slip else 1) * decay * p[name]
+    if "W_out of the first sample" in slip:
+        g["W_out"] = delta[:1].T @ h3[:1]
+    return g
+
+
+def diagonal(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> Arrays:
+    """specs/indrnn.toml."""
+    x, target = i["x"], i["y_star"]
+    T, B = x.shape[:2]
+    a, h = [np.broadcast_to(s["a"], (B, len(p["u"])))], []
+    for t in range(T):
+        h.append(p["u"] * a[t] + x[t] @ p["W"].T + p["b"])
+        a.append(np.logaddexp(0, h[t]))
+    g = {key: np.zeros_like(value) for key, value in p.items()}
+    d = np.zeros_like(a[0])
+    for t in reversed(range(T)):
+        delta = (a[t + 1] @ p["V"].T - target[t]) / B
+        g["V"] += delta.T @ (a[t] if "V sees a(t-1)" in slip else a[t + 1])
+        d = d + delta @ p["V"]
+        slope = 1 / (1 + np.exp(-(a[t + 1] if "slope at output" in slip else h[t])))
+        c = d * (1.0 if "no slope" in slip else (h[t] > 0) * 1.0 if "slope of relu" in slip else slope)
+        share = (c * (a[t + 1] if "u sees a(t)" in slip else a[t])).sum(axis=0)
+        g["u"] = share if "u = for +=" in slip else g["u"] + share
+        g["W"] += c.T @ x[t]
+        g["b"] += c.mean(axis=0) if "b is mean" in slip else c.sum(axis=0)
+        d = c * (1.0 if "no u" in slip else p["u"])
+    return g
+
+
 @dataclass(frozen=True)
 class Network:
     """A handwritten gradient of a spec: a file of `specs`, or a text."""
@@ -338,6 +426,9 @@ NETWORKS: Mapping[str, Network] = {
     "classifier": Network(PROBABILITIES, classifier),
     "one hot": Network(ONE_HOT, one_hot),
     "normed": Network(NORMED, normed),
+    "stacked": Network("stacked_rnn", stacked),
+    "residual": Network("residual_mlp", residual),
+    "diagonal": Network("indrnn", diagonal),
 }
 NO_CAUSE = ("entries are wrong", "alone are wrong", "alone is wrong", "a single entry is wrong", "did not show again")
 """Words that claim no cause: right where the slip is none that could be known."""
@@ -443,6 +534,41 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "no variance": ("→ v is left out", "path v →", "denominator of a quotient is treated as a constant"),
         "no root": ("the division by sqrt",),
     },
+    "stacked": {
+        "loss twice": ("counts twice", "is 2 "),
+        "last loss alone": ("all losses but the last",),
+        "W2 sees a2(t)": _NOW,
+        "V2 sees a1(t-1)": NO_CAUSE,
+        "layers apart": ("path a1 →", "gradient is zero"),
+        "no slope below": ("derivative of tanh is missing",),
+        "b1 of the last sample": ("first sample", "one sample", *NO_CAUSE),
+        "no time below": ("path a1[t-1] → a1 is left out",),
+        "W2 for its transpose": ("W is used where Wᵀ",),
+        "clip on the way": NO_CAUSE,
+        "b1 zero": ("gradient is zero", "is left out"),
+    },
+    "residual": {
+        "no 1/B": _B,
+        "slope at output above": ("taken at the output",),
+        "no skip above": ("path h2 → h3 is left out", "overwritten rather than added"),
+        "no branch above": ("path h2 → h3 is left out", "is left out"),
+        "W1 sees h2": NO_CAUSE,
+        "no skip below": ("path h1 → h2 is left out", "overwritten rather than added"),
+        "no decay of W3": ("times W3 itself", "is left out"),
+        "no decay": ("term of parameters alone", "is left out"),
+        "decay without 1/2": ("counts twice", "is missing"),
+        "W_out of the first sample": ("first sample", *NO_CAUSE),
+    },
+    "diagonal": {
+        "V sees a(t-1)": NO_CAUSE,
+        "slope at output": ("taken at the output",),
+        "no slope": ("derivative of softplus is missing",),
+        "slope of relu": NO_CAUSE,
+        "u sees a(t)": _NOW,
+        "u = for +=": ("= in place of +=", "gradient is zero"),  # the initial state is zero
+        "b is mean": ("is 1/batch", "= 1/batch"),
+        "no u": ("the factor u is missing",),
+    },
 }
 """By network and slip, words of which the first cause of every wrong tensor must have one."""
 PAIRS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -467,6 +593,17 @@ PAIRS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("x rolled", "softmax - p"),
     ),
     "normed": (("no mean", "no variance"), ("no mean", "no root")),
+    "stacked": (
+        ("loss twice", "layers apart"), ("W2 sees a2(t)", "b1 zero"), ("no slope below", "W2 for its transpose"),
+        ("no time below", "W2 sees a2(t)"), ("last loss alone", "no slope below"),
+    ),
+    "residual": (
+        ("no 1/B", "no skip above"), ("no skip above", "no skip below"), ("no decay", "slope at output above"),
+        ("no decay of W3", "no branch above"),
+    ),
+    "diagonal": (
+        ("slope at output", "u = for +="), ("no u", "b is mean"), ("u sees a(t)", "no slope"),
+    ),
 }  # fmt: skip
 """Slips that are made together."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from bpcli.checking.blame.evidence import Evidence, node_label
 from bpcli.checking.faults import CATALOGUE
 from bpcli.checking.faults.fault import Fault, on_edges
+from bpcli.checking.faults.local import of_parameters
 from bpcli.checking.interpreter import Edge, ForwardPass, Hooks
 from bpcli.checking.rules import SLOPES
 from bpcli.graph.nodes import Graph, Node, Phase
@@ -21,6 +22,8 @@ Key = tuple[object, ...]
 _BY_CALLS = frozenset({"race", "buffer-not-cleared", "writes-to-arguments"})
 # Where a fault drops a term because of special numbers, such as a one-hot input, a missing path is the simpler cause.
 _SHIFTS = frozenset({"input-one-step-off", "state-now-for-before", "J-of-wrong-step", "stale-q", "samples-mixed"})
+# At a single value, a path that is left out is the more precise cause.
+_ADDING = frozenset({"fan-out-overwritten", "tied-weight-once"})
 _TERM, _EVERYWHERE, _PATH, _SHIFTED, _NODE, _ODD_PATH = range(6)
 
 
@@ -72,9 +75,10 @@ def candidates(evidence: Evidence, in_time: Callable[[], bool]) -> Iterator[Cand
     for name, what, hooks, fault in (*known, *more):
         if not in_time():
             return
-        rank = _SHIFTED if name in _SHIFTS else _EVERYWHERE
         places[name] = _touched(evidence, name, hooks)
-        yield Candidate(Cause(what, fault, key=(name,), hooks=hooks), hooks, rank)
+        path = name in _ADDING and len(places[name]) == 1
+        rank = _SHIFTED if path or name in _SHIFTS else _EVERYWHERE
+        yield Candidate(Cause(what, fault, key=(name,), hooks=hooks, local=path), hooks, rank)
         if hooks.gather:
             through = _of_states(hooks.gather)
             yield Candidate(Cause(what, fault, key=(name, "M"), hooks=through), through, rank)
@@ -262,6 +266,16 @@ def _normalised(e: Edge) -> FloatArray:
     return np.asarray(e.cotangent + y * weights)
 
 
+def _data_times_batch(forward: ForwardPass) -> FloatArray:
+    mean = forward.setup.spec.objective.over_batch == "mean"
+    return forward.weights * (forward.setup.batch if mean else 1)
+
+
+def _averaged(e: Edge) -> FloatArray:
+    mean = e.forward.setup.spec.objective.over_batch == "mean"
+    return e.vjp() / (e.forward.setup.batch if mean else 1)
+
+
 _MORE: tuple[tuple[str, str, Hooks], ...] = (
     ("tanh-as-sigmoid", "the derivative of tanh has the form of sigmoid's, y (1 − y)",
      _other_form("tanh", lambda y: y * (1.0 - y))),
@@ -272,6 +286,8 @@ _MORE: tuple[tuple[str, str, Hooks], ...] = (
     *((f"{op}-slope-missing", f"the derivative of {op} is missing: its cotangent goes through as it is",
        on_edges(lambda e, op=op: e.node.op == op, lambda e: e.cotangent))  # type: ignore[misc]
       for op in sorted(set(SLOPES) - {"tanh", "sigmoid", "power"})),
+    ("batch-average-of-data", "1/B is missing, but not in the term of parameters alone",
+     Hooks(weights=_data_times_batch, edge=lambda e: _averaged(e) if of_parameters(e) else e.vjp())),
     ("first-step-alone", "only the first step's share is kept: = in place of += over the steps",
      _kept(lambda t, T: t == 0)),
     ("last-step-alone", "only the last step's share is kept: = in place of += over the steps",

@@ -28,7 +28,7 @@ _SECONDS = 5.0
 _LATEST = 30.0
 _WORK = 5e7
 # The cases on which causes are looked for first.
-_FEW_STEPS, _FEW_SAMPLES = (4, 8), 3
+_FEW_STEPS, _FEW_SAMPLES = (4, 8), (3, 5)
 # The case on which truncations are compared with an answer of many steps.
 _FEWER_STEPS = 24
 _MESSAGES = {
@@ -110,7 +110,8 @@ def _diagnosis(
 ) -> Diagnosis:
     """The search on the case itself, and on smaller ones if the answer can be had for them."""
     setup = evidence.problem.setup
-    batch = min(setup.batch, _FEW_SAMPLES)
+    # Of another size, so that a factor of batch is no factor of 2 or 3.
+    batch = 1 if setup.batch == 1 else next(size for size in _FEW_SAMPLES if size != setup.batch)
 
     def case(settings: Mapping[str, object] | None) -> Callable[[], Search | None]:
         def opened() -> Search | None:
@@ -125,7 +126,7 @@ def _diagnosis(
 
     few = [{"batch": batch, "T": T} for T in _FEW_STEPS if setup.T > T]
     if not setup.graph.recurrent:
-        few = [{"batch": batch}] if setup.batch > batch else []
+        few = [{"batch": batch}] if setup.batch > 1 else []
     one = {"batch": batch, "T": 1} if setup.graph.recurrent and setup.T > 1 else None
     many = setup.graph.recurrent and setup.T > _FEWER_STEPS and not truncation.affordable(setup)
     fewer = {"batch": 1, "T": _FEWER_STEPS} if many else None
@@ -180,7 +181,7 @@ def _discriminated(
 
 def _words(fitting: Sequence[Cause]) -> str:
     """The likeliest cause, and the second one as an alternative."""
-    if fitting[0].method and fitting[1:]:
+    if fitting[0].method and fitting[1:] and fitting[1].method:
         return f"{fitting[0].what} ({fitting[1].method} is the same here)"
     return " (or: ".join(cause.what for cause in fitting[:2]) + (")" if len(fitting) > 1 else "")
 

@@ -86,7 +86,10 @@ class Search:
         pattern = patterns(self.evidence.numbers, self.evidence.right)
         read = [self._explanation([], pattern)] if pattern is not None and len(pattern) == 1 else []
         local = [f for f in faults if f.causes[0].local]
-        return [*self.methods, *(f for f in faults if f not in local), *read, *local]
+        whole = [f for f in faults if not f.causes[0].local]
+        if len(self._wrong) > 1 and not any(self.evidence.answers[0][n].any() for n in self._wrong):
+            return [*self.methods, *whole, *local, *read]  # of several tensors that are zero one path may be the cause
+        return [*self.methods, *whole, *read, *local]
 
     @cached_property
     def faults(self) -> list[Explanation]:

@@ -123,7 +123,8 @@ def _square(e: Edge, slot: int) -> bool:
 def _bias(e: Edge) -> bool:
     """Whether the edge adds a static value, such as a bias, to one that varies."""
     static = e.source.phase is Phase.STATIC and e.node.phase is not Phase.STATIC
-    return static and e.node.op in ("add", "subtract") and e.node.args[0] != e.node.args[-1]
+    term = e.node.shape == () and of_parameters(e)
+    return static and not term and e.node.op in ("add", "subtract") and e.node.args[0] != e.node.args[-1]
 
 
 def _product(e: Edge, slot: int) -> bool:
@@ -191,7 +192,7 @@ def _reordered(e: Edge) -> FloatArray:
     return e.vjp([e.args[0], _samples(e)[::-1]], e.cotangent[::-1])[::-1]
 
 
-def _of_parameters(e: Edge) -> bool:
+def of_parameters(e: Edge) -> bool:
     """Whether the edge adds a term of parameters alone to the loss."""
     source, node = e.source, e.node
     static = source.phase is Phase.STATIC and source.op not in ("param", "constant") and source.shape == ()
@@ -227,7 +228,7 @@ FAULTS = (
           Hooks(add=_once), _OTHER_ORDER),
     Fault("weight-decay-dropped", "a term of parameters alone is left out of the gradient", "q",
           advise("the loss has no term of parameters alone, such as weight decay"),
-          on_edges(_of_parameters, lambda e: 0.0 * e.vjp()), on_edges(_of_parameters, lambda e: e.vjp() * 1.0)),
+          on_edges(of_parameters, lambda e: 0.0 * e.vjp()), on_edges(of_parameters, lambda e: e.vjp() * 1.0)),
     Fault("slope-at-output", "the derivative is taken at the output rather than at the preactivation", "",
           advise("the functions used here have the same slope at both, or none is used"),
           on_edges(_op(*_OWN_SLOPE), _at_output), on_edges(_op(*_OWN_SLOPE), _recomputed)),
