@@ -356,6 +356,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case(f"{CHECK} --as bptt", SPEC),
         Case(f"{CHECK} --kernel k.py:f --as bttp", SPEC | {"k.py": "def f(p, i, s): return p\n"}),
         Case(f"{CHECK} --kernel k.py:f --as bptt", {"net.toml": FEED_FORWARD, "k.py": "def f(p, i, s): return p\n"}),
+        Case(f"{CHECK} --kernel k.py:f --as uoro", SPEC | {"k.py": "def f(p, i, s): return p\n"}),
         Case(f"{CHECK} --kernel mine", {"net.toml": TRUNCATED, "k.py": "def mine(p, i, s): return p\n"}),
         Case("check box.py:B --as bptt", _box("{'a': np.ones(2)}")),
         Case(f"{CHECK} --gradient g.npz", SPEC),

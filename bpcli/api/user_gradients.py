@@ -136,7 +136,7 @@ def of_spec(
                 own.append(user_function(loaded, kernel.function, f"kernel:{name}", asked.process, meant, where))
             except BpError as error:
                 collector.diagnostics += error.diagnostics
-    found = tuple(s for s in (*asked.given, *own) if s.meant is None or s.meant.refusal(setup.graph) is None)
+    found = tuple(s for s in (*asked.given, *own) if s.meant is None or _refusal(s.meant, setup) is None)
     if not found:
         collector.finish()
     return found, tuple(collector.diagnostics)
@@ -151,8 +151,15 @@ def _declared(setup: Setup, name: str, collector: Collector) -> MethodCall | Non
 
 
 def _refuse_method(meant: MethodCall | None, setup: Setup, place: Place | None, collector: Collector) -> None:
-    if meant is not None and (reason := meant.refusal(setup.graph)):
+    if meant is not None and (reason := _refusal(meant, setup)):
         collector.add("method-refused", f"{meant.text}: {reason}", place, help=advice(setup.graph))
+
+
+def _refusal(meant: MethodCall, setup: Setup) -> str | None:
+    """Why a user's gradient cannot be judged as a method; None if it can."""
+    if "random" in meant.method.tags:
+        return "it draws random numbers, which another program cannot repeat"
+    return meant.refusal(setup.graph)
 
 
 def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
