@@ -145,6 +145,20 @@ def test_a_twin_is_named_otherwise() -> None:
     assert not any("this is" in cause for cause in causes("--kernel", "mine.py:uneven"))
 
 
+def test_an_approximate_online_method_is_named() -> None:
+    """SnAp-1 by its name; a gradient that resembles it, by none."""
+    run("grad", "net.toml", "-m", "snap:k=1", "-o", "g.npz", "--wrt", "params")
+    asked = ("check", "net.toml", "--gradient", "g.npz", "--wrt", "params", "--format", "json")
+    (found,) = (f for f in json.loads(run(*asked).stdout)["findings"] if f["tensor"] == "W")
+    assert found["blame"]["cause"].startswith("this is snap:k=1; if that is meant, add --as snap:k=1")
+    assert 0 == run(*asked, "--as", "snap:k=1").exit_code
+    saved = dict(np.load("g.npz"))
+    saved["d_W"][0, 1] *= 1.001
+    np.savez("g.npz", **saved)
+    (found,) = (f for f in json.loads(run(*asked).stdout)["findings"] if f["tensor"] == "W")
+    assert "this is" not in found["blame"]["cause"]
+
+
 def test_a_long_sequence() -> None:
     """Where a comparison of all truncations is too much, it is made on fewer steps."""
     (said,) = causes("--kernel", "mine.py:fbptt_3", "--set", "T=200")

@@ -76,7 +76,9 @@ class Search:
     @cached_property
     def methods(self) -> list[Explanation]:
         """The methods that give the answer."""
-        names = truncation.names(self.evidence, self._matches) if self.comparable else []
+        if not self.comparable:
+            return []
+        names = truncation.names(self.evidence, self._matches) or truncation.approximations(self.evidence)
         return [self._of_method(name) for name in names]
 
     def with_faults(self, faults: Sequence[Explanation]) -> list[Explanation]:
