@@ -28,6 +28,10 @@ def turned(params, inputs, state):
     g = both(params, inputs, state)
     return {**g, "V": g["V"].T.copy()}
 
+def lacking(params, inputs, state):
+    g = both(params, inputs, state)
+    return {"V": g["V"].T.copy()}
+
 def noisy(params, inputs, state):
     g = both(params, inputs, state)
     return {**g, "V": g["V"] * (1 + 1e-3 * np.random.normal())}
@@ -68,6 +72,14 @@ def test_what_alone_is_wrong_is_wrong_where_it_is_used() -> None:
     assert "is transposed" in finding["blame"]["text"]
     assert finding["blame"]["node"].startswith("matmul at line 12, column 26")
     assert "n=2" in finding["blame"]["reproduce"]  # of one unit nothing is transposed
+
+
+def test_a_missing_tensor_hides_no_cause() -> None:
+    """What is returned is looked at by itself."""
+    found = wrong("lacking")
+    assert {"W", "V"} == set(found)
+    assert "no gradient of that name" in found["W"]["blame"]["text"]
+    assert "is transposed" in found["V"]["blame"]["text"]
 
 
 def test_noise_is_not_taken_for_an_error_of_some_kind() -> None:

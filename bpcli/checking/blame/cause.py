@@ -76,7 +76,7 @@ class Diagnosis:
         given, right, slack = evidence.answers[0][name], evidence.right[name], evidence.tolerance(name)
         if lost := not_finite(given):
             return [Cause(lost)]
-        if pattern := of_one(evidence.numbers, evidence.right, name):
+        if pattern := of_one(evidence.numbers, evidence.numbers.right, name):
             return [Cause(pattern)]
         if found := [c for c in self._quick.partial(name) if c.hooks is not None and self.search.allows(c.hooks, name)]:
             return found

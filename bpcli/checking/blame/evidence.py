@@ -88,9 +88,10 @@ class Evidence:
         if setup.graph.recurrent:
             sizes["batch * T"] = float(setup.batch * setup.T)
         sizes |= {f"1/{name}" if name.isidentifier() else f"1/({name})": 1 / size for name, size in sizes.items()}
-        slack = {name: self.tolerance(name) for name in self.right}
         theta = {x.name: np.asarray(self.problem.array(x), float) for x in setup.wrt}
-        return Numbers(self.answers[0], self.right, slack, theta, known, sizes)
+        given = {n: a for n, a in self.answers[0].items() if n in self.right and a.shape == self.right[n].shape}
+        slack = {name: self.tolerance(name) for name in given}
+        return Numbers(given, {name: self.right[name] for name in given}, slack, theta, known, sizes)
 
     @cached_property
     def forward(self) -> ForwardPass:
