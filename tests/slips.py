@@ -408,6 +408,27 @@ def diagonal(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -
     return g
 
 
+def tied(p: Arrays, i: Arrays, s: Arrays, q: SimpleNamespace, slip: Slips) -> Arrays:
+    """specs/tied_autoencoder.toml."""
+    x = i["x"]
+    z = np.tanh(x @ p["W"].T + p["b"])
+    delta = (z @ p["W"] + p["c"] - x) / (len(x) ** 2 if "1/B twice" in slip else len(x))
+    back = delta @ p["W"].T
+    h = back * (z * (1 - z) if "slope of sigmoid" in slip else 1 - z**2)
+    if "slope 1 - z" in slip:
+        h = back * (1 - z)
+    encoder, decoder = h.T @ x, (h if "decoder sees h" in slip else z).T @ delta
+    if "mixed" in slip:
+        encoder = h.T @ np.roll(x, 1, axis=0)
+    W = encoder * (0 if "decoder alone" in slip else 1) + decoder * (0 if "encoder alone" in slip else 1)
+    W = W - 2 * decoder if "decoder's sign" in slip else W
+    c = delta.sum(axis=0) * (0.5 if "c halved" in slip else 1)
+    g = {"W": W, "b": h.sum(axis=0), "c": c}
+    if "rms" in slip:
+        g = {key: value / np.sqrt((value**2).mean()) for key, value in g.items()}
+    return g
+
+
 @dataclass(frozen=True)
 class Network:
     """A handwritten gradient of a spec: a file of `specs`, or a text."""
@@ -429,6 +450,7 @@ NETWORKS: Mapping[str, Network] = {
     "stacked": Network("stacked_rnn", stacked),
     "residual": Network("residual_mlp", residual),
     "diagonal": Network("indrnn", diagonal),
+    "tied": Network("tied_autoencoder", tied),
 }
 NO_CAUSE = ("entries are wrong", "alone are wrong", "alone is wrong", "a single entry is wrong", "did not show again")
 """Words that claim no cause: right where the slip is none that could be known."""
@@ -569,6 +591,18 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "b is mean": ("is 1/batch", "= 1/batch"),
         "no u": ("the factor u is missing",),
     },
+    "tied": {
+        "1/B twice": ("applied twice", "1/batch"),
+        "slope of sigmoid": ("form of sigmoid's",),
+        "slope 1 - z": ("1 − y in place of",),
+        "decoder sees h": NO_CAUSE,
+        "mixed": ("samples of the batch are mixed", *NO_CAUSE),
+        "decoder alone": ("one use alone", "is left out"),
+        "encoder alone": ("one use alone", "is left out"),
+        "decoder's sign": ("has the wrong sign",),
+        "c halved": ("1/2 times",),
+        "rms": ("times the right one", *NO_CAUSE),
+    },
 }
 """By network and slip, words of which the first cause of every wrong tensor must have one."""
 PAIRS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -603,6 +637,9 @@ PAIRS: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "diagonal": (
         ("slope at output", "u = for +="), ("no u", "b is mean"), ("u sees a(t)", "no slope"),
+    ),
+    "tied": (
+        ("1/B twice", "decoder alone"), ("slope of sigmoid", "c halved"), ("decoder's sign", "slope 1 - z"),
     ),
 }  # fmt: skip
 """Slips that are made together."""
