@@ -106,15 +106,9 @@ def check(
     boxes, targets, refused = _split_objects(target)
     flags = {f"--{k}": k in common.overrides for k in ("dtype", "seed")}
     others = any(f"--{k}" not in flags for k in common.overrides)
-    given = {
-        "--kernel": kernel,
-        "--gradient": gradient,
-        "--as": meant,
-        "--reference": reference not in _OF_OBJECTS,
-        "--power": power,
-    }
+    given = {"--kernel": kernel, "--gradient": gradient, "--as": meant, "--power": power}
     alone = {} if targets else {"-m": method, "--set": others, **flags}
-    _refuse_combinations(boxes, {**given, **alone}, power)
+    _refuse_combinations(boxes, {**given, "--reference": reference not in _OF_OBJECTS, **alone}, power)
     _refuse_on_specs(targets or not boxes, {"--forward": forward, "--order": order != "1"})
     paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
     process = user_process(common.limits(), common.user_time)
