@@ -187,13 +187,14 @@ class Pilot:
         if not len(rows):
             return rows
         self._measured[rows] = True
-        offsets = np.arange(POINTS) - POINTS // 2
+        middle = 0 if self.sampler.sided else POINTS // 2
+        offsets = np.arange(POINTS) - middle
         change, _ = self.sampler.shift(np.repeat(rows, POINTS), np.outer(self.steps[rows], offsets).ravel())
         values = change.reshape(len(rows), POINTS, -1).transpose(0, 2, 1)
         own = 2.0 * table_noise(values)
         louder = own > self.noise[rows]
-        around = np.delete(values, POINTS // 2, axis=2)
-        apart = np.abs(around.mean(axis=2) - values[:, :, POINTS // 2])
+        around = np.delete(values, middle, axis=2)
+        apart = np.abs(around.mean(axis=2) - values[:, :, middle])
         spread = around.max(axis=2) - around.min(axis=2)
         level = self.sampler.level
         self.unresolved[rows] = (apart > _SPIKE * spread) & (apart > _NO_NOISE * level) & (level > 0)

@@ -75,7 +75,7 @@ def _at_spacings(
 
     The noise is infinite where none shows.
     """
-    offsets = np.arange(POINTS) - POINTS // 2
+    offsets = np.arange(POINTS) - (0 if sampler.sided else POINTS // 2)
     everything = np.concatenate([np.outer(spacing, offsets).ravel() for spacing in spacings])
     change, _ = sampler.shift(np.tile(np.repeat(rows, POINTS), len(spacings)), everything)
     values = change.reshape(len(spacings), len(rows), POINTS, -1).transpose(0, 1, 3, 2)
