@@ -128,7 +128,9 @@ def plan(path: Path, methods: Sequence[str]) -> Plan:
     assert command is not None
     with command.make_context("bp check", [], default_map=defaults(command)) as context:
         common = replace(bundle(context.params), quiet=True)
-        options = selection.check_options(context.params["reference"], context.params["mode"])
+        options = selection.check_options(
+            context.params["reference"], context.params["mode"], context.params["tolerance"]
+        )
     problem = open_spec(path, common)
     chosen = selection.choose(problem.setup, selection.read(methods), weak=True)
     calls, skipped = selection.applying(problem.setup, chosen, alone=False)
@@ -207,15 +209,18 @@ def bp_check(request: pytest.FixtureRequest) -> Callable[..., None]:
     """A function that checks the gradient of a loss, and fails the test if it is wrong.
 
     `bp_check(loss, grad, params)`: `params` is a dict of arrays, `loss(params)` a number, `grad(params)` a dict of
-    arrays under the same names.
+    arrays under the same names. With `tolerance=1e-6` a gradient passes that is off by so much of its largest entry.
     """
 
     def judge(
-        loss: Callable[[dict[str, Any]], Any], grad: Callable[[dict[str, Any]], Any], params: Mapping[str, Any]
+        loss: Callable[[dict[str, Any]], Any],
+        grad: Callable[[dict[str, Any]], Any],
+        params: Mapping[str, Any],
+        tolerance: float = 0.0,
     ) -> None:
         __tracebackhide__ = True
         try:
-            report = bpcli.check_gradient(loss, grad, params)
+            report = bpcli.check_gradient(loss, grad, params, tolerance=tolerance)
         except bpcli.BpError as error:
             raise bpcli.GradientError(str(error)) from None
         _settle(report, request.config)

@@ -33,12 +33,13 @@ def check_gradient(
     *,
     wrt: Words = (),
     mode: str = "auto",
+    tolerance: float = 0.0,
     limits: InstanceOf[Limits] | None = None,
 ) -> Report:
     """Check the gradient `grad(params)` against differences of `loss(params)`, whose noise is measured.
 
     Both run in this process, on copies of the arrays. A function that raises an exception, changes its arguments, or
-    returns different values for the same arguments is a wrong finding.
+    returns values for the same arguments that differ by more than rounding is a wrong finding.
 
     Parameters
     ----------
@@ -54,8 +55,11 @@ def check_gradient(
     mode
         `full` checks every entry, `directional` eight directions per array, and entries where a direction fails;
         `auto` chooses `directional` if all entries would take more than half a minute.
+    tolerance
+        The error at which a gradient still passes, relative to the largest entry of its array: for implicit layers and
+        adjoint solvers, which are right to the tolerance of a solver.
     limits
-        The seconds that the check may take, predicted from two calls of the loss.
+        The seconds that the check may take, predicted from two calls of the loss after the first, which may compile.
 
     Raises
     ------
@@ -74,9 +78,9 @@ def check_gradient(
     >>> report.verdict
     'pass'
     """
-    options, names = check_options("auto", mode), several(wrt)
+    options, names = check_options("auto", mode, tolerance), several(wrt)
     box = _box_of(loss, grad, params)
-    findings = check_box(box, names, limits or Limits(), options.mode)
+    findings = check_box(box, names, limits or Limits(), options.mode, tolerance)
     results = Results()
     results.add_object(box.name, [(f, box.place(f.tensor) if box.file.source else None) for f in findings])
     said = {"set": {}, "wrt": list(names), "specs": [], "objects": [box.name]}

@@ -141,7 +141,9 @@ def unknown(asked: Asked, declared: Sequence[str]) -> list[Diagnostic]:
     ]
 
 
-def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mode: Mode) -> list[tuple[Finding, Place]]:
+def judge(
+    target: str, process: Process, wrt: Sequence[str], limits: Limits, mode: Mode, tolerance: float = 0.0
+) -> list[tuple[Finding, Place]]:
     """The findings on the object `FILE.py:NAME`, each with the place of its gradient; raises BpError for no object.
 
     `wrt` names arrays of its params, all by default.
@@ -152,8 +154,8 @@ def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mod
 
     def judged() -> list[tuple[Finding, Place]]:
         box = open_box(_file(parts["file"], process), name)
-        found = check_box(box, wrt, limits, mode)
-        return [(_again(f, target, mode), box.place(f.tensor)) for f in found]
+        found = check_box(box, wrt, limits, mode, tolerance)
+        return [(_again(f, target, mode, tolerance), box.place(f.tensor)) for f in found]
 
     try:
         found = judged()
@@ -165,12 +167,13 @@ def judge(target: str, process: Process, wrt: Sequence[str], limits: Limits, mod
     return judged() if wrong and process.restart(str(path), name) else found
 
 
-def _again(finding: Finding, target: str, mode: Mode) -> Finding:
+def _again(finding: Finding, target: str, mode: Mode, tolerance: float) -> Finding:
     """The finding, with the command line that reproduces it in its blame."""
     if finding.blame is None:
         return finding
     words = ["bp", "check", target, *(("--wrt", finding.tensor) if finding.checked else ())]
     words += ["--mode", mode] if mode != "auto" else []
+    words += ["--tolerance", f"{tolerance:g}"] if tolerance > 0 else []
     return replace(finding, blame={**finding.blame, "reproduce": shlex.join(words)})
 
 

@@ -262,21 +262,31 @@ def settle(entries: Entries, right: Mask, wrong: Mask) -> Entries:
 def accept(entries: Entries, within: FloatArray | float, cause: str) -> Entries:
     """Pass the entries that agree with a reference whose bound is `within` an absolute size, for a `cause`."""
     passes = undecided(entries) & (entries.z <= 1) & (entries.bound <= within)
-    return decide(entries, passes, PASS, cause)
+    return with_verdict(entries, passes, PASS, cause)
 
 
-def tolerate(entries: Entries, tolerance: float) -> Entries:
-    """Pass the entries that are off by `tolerance` at most, relative to the largest entry of the reference.
+def tolerate(entries: Entries, allowed: FloatArray | float, unsure: FloatArray | float = 0.0) -> Entries:
+    """Pass the entries that are off by what the user has `allowed`, and leave open those that are off by `unsure`.
 
-    Where the reference rejects an entry, its error counts, where it can't tell, the error and the bound.
+    Where a reference rejects an entry its error counts, where none can tell the error and the bound.
     """
-    largest = float(np.abs(entries.reference).max(initial=0.0))
     error = np.abs(entries.value - entries.reference)
     off = error + np.where(entries.verdict == INCONCLUSIVE, entries.bound, 0.0)
-    return decide(entries, (entries.verdict != PASS) & (off <= tolerance * largest), PASS, WITHIN_TOLERANCE)
+    within = off <= allowed
+    entries = with_verdict(entries, (entries.verdict == WRONG) & ~within & (off <= unsure), INCONCLUSIVE, "no power")
+    return with_verdict(entries, (entries.verdict != PASS) & within, PASS, WITHIN_TOLERANCE)
 
 
-def decide(entries: Entries, mask: Mask, verdict: int, cause: str) -> Entries:
+def tolerate_along(entries: Entries, tolerance: float, rows: FloatArray, largest: float) -> Entries:
+    """`tolerate` along directions `rows (K, size)`, for a `tolerance` relative to the `largest` entry of the gradient.
+
+    Errors of that size in all entries are taken to be independent; if they add up, entries have to tell.
+    """
+    allowed = tolerance * largest
+    return tolerate(entries, allowed * np.sqrt((rows**2).sum(axis=1)), allowed * np.abs(rows).sum(axis=1))
+
+
+def with_verdict(entries: Entries, mask: Mask, verdict: int, cause: str) -> Entries:
     """The entries in `mask` with another verdict and cause."""
     verdicts = np.where(mask, verdict, entries.verdict).astype(np.int8)
     return replace(entries, verdict=verdicts, cause=np.where(mask, _CAUSE[cause], entries.cause).astype(np.int8))

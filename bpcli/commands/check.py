@@ -40,6 +40,17 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
     return value
 
 
+def _tolerance(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A click callback that accepts a relative error."""
+    from bpcli.api.method_selection import check_options
+
+    try:
+        check_options("auto", "auto", value)
+    except BpError as error:
+        raise Refused(error.diagnostics[0].what, error.diagnostics[0].help) from None
+    return value
+
+
 @click.command()
 @click.argument("target", nargs=-1)
 @click.option("-m", "--method", multiple=True, metavar="METHOD", help="Method, such as tbptt:k1=1,k2=4; repeatable.")
@@ -59,6 +70,10 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
     "--mode", metavar="MODE", default="auto", callback=one_of(_modes),
     help="full (every entry), directional (random directions), or auto (by the predicted cost).",
 )  # fmt: skip
+@click.option(
+    "--tolerance", metavar="NUMBER", type=float, default=0.0, callback=_tolerance,
+    help="Pass gradients that are off by this much, relative to the largest entry of their tensor; 0 by default.",
+)  # fmt: skip
 @click.option("--power", is_flag=True, help="Instead of checking, plant known faults and show which ones are found.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
@@ -71,6 +86,7 @@ def check(
     gradient: tuple[str, ...],
     reference: str,
     mode: str,
+    tolerance: float,
     power: bool,
     common: Common,
 ) -> int:
@@ -102,7 +118,7 @@ def check(
     refused += [*missing, *asked.refused]
     if gradient and len(paths) > 1:
         fail("usage", f"--gradient needs one spec, not {len(paths)}", help="name the spec of the saved gradient")
-    options = check_options(reference, mode)
+    options = check_options(reference, mode, tolerance)
     if power:
         from bpcli.commands.fault_power import plant
 
@@ -188,7 +204,9 @@ def _judge(paths: Sequence[Path], boxes: Sequence[str], call: Call, common: Comm
         for box in boxes:
             say(box)
             try:
-                found = judge(box, call.foreign.process, common.wrt, common.limits(), call.options.mode)
+                found = judge(
+                    box, call.foreign.process, common.wrt, common.limits(), call.options.mode, call.options.tolerance
+                )
                 results.add_object(box, found)
             except Exception as error:
                 results.errors += translate(error).diagnostics

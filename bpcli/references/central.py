@@ -173,9 +173,9 @@ class _StepSearch:
             return where_finite(with_known_kinks(rung, jump, 2 * j1 - j2, self.sampler.kinks[rows] / h[:, None]))
         pilot, doubt = self.pilot.jump[rows], self.pilot.doubt(rows)
         at_kink = (np.abs(pilot) > doubt) & (np.abs(jump - pilot) <= np.abs(pilot) / 4)
-        # Where noise hides the jump from the pilot, one that is the same at all three steps is at the point too.
+        # Where rounding in float32 hides the jump from the pilot, one that three steps see alike is at the point too.
         hidden, alike = doubt > np.abs(jump) / 4, np.maximum(np.abs(j1 - jump), np.abs(j4 - jump)) <= np.abs(jump) / 8
-        seen = hidden & alike & (np.abs(jump) > _SEEN * noise)
+        seen = self.sampler.coarse & hidden & alike & (np.abs(jump) > _SEEN * noise)
         at_kink, pilot = at_kink | seen, np.where(seen, jump, pilot)
         near = np.where(at_kink, np.maximum(np.abs(jump - pilot) - doubt, 0.0), np.abs(jump)) / 2
         near = np.where(seen, np.abs(j1 - jump), near)

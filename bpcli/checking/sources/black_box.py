@@ -29,6 +29,7 @@ from bpcli.checking.sources.black_box_noise import (
     dtype_of,
     gradient_noise,
     in_float64,
+    is_coarse,
     sizes,
     unsteadiness,
 )
@@ -318,7 +319,7 @@ def _judge_jointly(box: BlackBox, findings: Sequence[Finding], kinked: Sequence[
     cause = f"entries share a kink: the slope along {words.removeprefix(' + ').strip()} is {value}, should be {right}"
     cause += box.function(METHOD).where
     return [
-        replace(f, verdict="wrong", cause=cause) if f.tensor in found.tensors and f.verdict != "wrong" else f
+        overrule(replace(f, verdict="pass"), cause) if f.tensor in found.tensors and f.verdict != "wrong" else f
         for f in findings
     ]
 
@@ -352,7 +353,8 @@ def _judge_of(
     noise = gradient_noise(lambda params: function.gradient([params], tensors, FLOATS), box.params, first)
     judged = [tensor for tensor in tensors if tensor.name in first]
     size = sizes(box.value, box.point, judged)[1]
-    return DifferenceJudge(box.value, box.point, noise, size, each, tolerance)
+    coarse = is_coarse(box.value, box.point)
+    return DifferenceJudge(box.value, box.point, noise, size, each, tolerance, coarse)
 
 
 def _differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> dict[str, str]:

@@ -77,18 +77,28 @@ def in_float64(loss: Loss, params: Params) -> Params | None:
         return None
     wide: Params = {name: array.astype(np.float64) for name, array in params.items()}
     narrow, base = loss(params), loss(wide)
-    rng = np.random.default_rng(0)
-    rows = {name: array * rng.uniform(0.5, 1.5, array.shape) for name, array in wide.items()}
-
-    def along(step: float) -> float:
-        return loss({name: np.asarray(array + step * rows[name]) for name, array in wide.items()})
-
-    values = np.array([along(_FINE * k) for k in range(POINTS)])  # on one side, for a kink at the point
-    level = max(abs(base), abs(along(_AWAY)))
+    values = _beside(loss, wide)
+    level = max(abs(base), float(np.abs(values).max()))
     if not (np.isfinite(values).all() and abs(base - narrow) <= ROUNDING_LIKE[np.dtype(np.float32)] * level):
         return None
-    fine = float(table_noise(values)) <= _DIGITS * level
+    fine = float(table_noise(values[:POINTS])) <= _DIGITS * level
     return wide if fine and (np.diff(values) != 0).any() and not _single(values) else None
+
+
+def is_coarse(loss: Loss, params: Params) -> bool:
+    """Whether the loss computes in float32: by the type of its arguments, or as its values have no more digits."""
+    if any(array.dtype == np.float32 for array in params.values()):
+        return True
+    values = _beside(loss, params)
+    return bool(np.isfinite(values).all()) and dtype_of(values) == np.float32
+
+
+def _beside(loss: Loss, params: Params) -> FloatArray:
+    """The loss at tiny steps to one side, as there may be a kink at the point, and at a large one."""
+    rng = np.random.default_rng(0)
+    rows = {name: array * rng.uniform(0.5, 1.5, array.shape) for name, array in params.items()}
+    steps = (*(_FINE * k for k in range(POINTS)), _AWAY)
+    return np.array([loss({n: np.asarray(a + step * rows[n], a.dtype) for n, a in params.items()}) for step in steps])
 
 
 def _single(values: Array) -> bool:

@@ -27,11 +27,12 @@ from bpcli.checking.verdict import (
     Mask,
     References,
     accept,
-    decide,
     judge,
     select,
     tolerate,
+    tolerate_along,
     undecided,
+    with_verdict,
 )
 from bpcli.problem.definition import Array, Tensor
 from bpcli.references.base import Estimate, FloatArray
@@ -63,8 +64,9 @@ Rounding = Callable[[Estimate], FloatArray]
 class DifferenceJudge:
     """Judges gradients of `loss`, NaN where there is none, at the `point`, by tensor.
 
-    `noise` is that of the gradient, `size` that of gradients near the point, `each` the seconds that a loss takes. A
-    gradient that is off by `tolerance` at most, relative to the largest entry of its tensor, passes.
+    `noise` is that of the gradient, `size` that of gradients near the point, `each` the seconds that a loss takes; a
+    `coarse` loss has the digits of float32. A gradient that is off by `tolerance` at most, relative to the largest
+    entry of its tensor, passes.
     """
 
     loss: Callable[[Mapping[str, Array]], float]
@@ -73,6 +75,7 @@ class DifferenceJudge:
     size: float
     each: float
     tolerance: float = 0.0
+    coarse: bool = False
 
     def entries(self, tensor: Tensor, value: Array, places: Indices, shape: tuple[int, ...]) -> Entries:
         """Judge the entries of `value` at the flat `places`, in `shape`."""
@@ -92,8 +95,10 @@ class DifferenceJudge:
             every = self.noise.rounding(tensor.name, value, reference.value)
             return np.where(reference.kink > 0, every.least, every.bounds.reshape(-1)[places].reshape(shape))
 
-        entries = self._decided(sampler, wide, dtype_of(value), rounding)
-        return self._where_kinks_meet(tensor, entries, places)
+        entries = self._where_kinks_meet(tensor, self._decided(sampler, wide, dtype_of(value), rounding), places)
+        if self.tolerance > 0:
+            entries = tolerate(entries, self.tolerance * float(np.abs(entries.reference).max(initial=0.0)))
+        return entries
 
     def _where_kinks_meet(self, tensor: Tensor, entries: Entries, places: Indices) -> Entries:
         """Do not reject values at several kinks by the slopes at both sides alone: slopes near by count too.
@@ -103,6 +108,7 @@ class DifferenceJudge:
         width = (entries.high - entries.low).reshape(-1)
         wrong = np.flatnonzero((entries.verdict.reshape(-1) == WRONG) & (width > 0))
         shape = entries.verdict.shape
+        low_end, high_end = entries.low.copy(), entries.high.copy()
         for row in wrong[: self._affordable(NEARBY)]:
             value, low, high = (float(a.reshape(-1)[row]) for a in (entries.value, entries.low, entries.high))
             unit = np.zeros(self.point[tensor.name].size)
@@ -110,9 +116,12 @@ class DifferenceJudge:
             found = slopes_nearby(self.loss, self.point, {tensor.name: unit})
             slack = _LIKE * width[row]
             if not len(found) or ((np.abs(found - low) > slack) & (np.abs(found - high) > slack)).any():
-                inside = len(found) and min(low, found.min()) - slack <= value <= max(high, found.max()) + slack
-                entries = decide(entries, _mask(np.array([row]), shape), PASS if inside else INCONCLUSIVE, "kink")
-        return decide(entries, _mask(wrong[self._affordable(NEARBY) :], shape), INCONCLUSIVE, "kink")
+                ends = float(min(low, *found)) if len(found) else low, float(max(high, *found)) if len(found) else high
+                low_end.reshape(-1)[row], high_end.reshape(-1)[row] = ends
+                inside = ends[0] - slack <= value <= ends[1] + slack
+                entries = with_verdict(entries, _mask(np.array([row]), shape), PASS if inside else INCONCLUSIVE, "kink")
+        entries = replace(entries, low=low_end, high=high_end)
+        return with_verdict(entries, _mask(wrong[self._affordable(NEARBY) :], shape), INCONCLUSIVE, "kink")
 
     def along(self, tensor: Tensor, value: Array, rows: FloatArray) -> tuple[Entries, FloatArray]:
         """Judge `value` along directions `rows (K, size)`; returns also its components along them."""
@@ -126,7 +135,11 @@ class DifferenceJudge:
         wide = value.astype(np.float64)
         along = dot(rows, wide)
         bounds = norms(rows, self.noise.rounding(tensor.name, value, wide[np.isfinite(wide)]).bounds)
-        return self._decided(sampler, along, dtype_of(value), lambda reference: bounds), along
+        entries = self._decided(sampler, along, dtype_of(value), lambda reference: bounds)
+        if self.tolerance > 0:
+            largest = float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
+            entries = tolerate_along(entries, self.tolerance, rows, largest)
+        return entries, along
 
     def _decided(self, sampler: Sampler, value: FloatArray, dtype: np.dtype[Any], rounding: Rounding) -> Entries:
         """Judge `value`, on a second step ladder too if the first one rejects an entry.
@@ -150,9 +163,7 @@ class DifferenceJudge:
         if len(rows):
             sharper = judged(_sharper(sampler, rows, central, 1.0), lambda: _sharper(sampler, rows, central, 0.75))
             entries = select(_mask(rows, shape), sharper, entries)
-        if self.tolerance > 0:
-            entries = tolerate(entries, self.tolerance)
-        return decide(entries, edges.mask & (entries.verdict == INCONCLUSIVE), INCONCLUSIVE, EDGE)
+        return with_verdict(entries, edges.mask & (entries.verdict == INCONCLUSIVE), INCONCLUSIVE, EDGE)
 
     def _accepted(self, entries: Entries, dtype: np.dtype[Any]) -> Entries:
         """Pass entries that are rounding alone beside the gradients near by, or right to some digits of the largest."""
@@ -160,7 +171,7 @@ class DifferenceJudge:
         negligible = _RESOLVED * self.size
         least = max(SMALL, _ROUNDINGS * unit_roundoff(dtype)) * self.size
         largest = float(np.abs(entries.reference).max(initial=0.0))
-        entries = accept(entries, np.where(nothing, least, 0.0), "")
+        entries = accept(entries, np.where(nothing, least, _ROUNDINGS * UNIT_ROUNDOFF * self.size), "")
         return accept(entries, max(_DIGITS * largest, min(negligible, _AT_MOST * largest)), FEW_DIGITS)
 
     def _one_sided(self, sampler: Sampler, central: Estimate) -> _Edges:
@@ -187,10 +198,10 @@ class DifferenceJudge:
             some = left[start : start + _AT_ONCE]
             right, resolved = confirms(sampler, some, known.value.reshape(-1)[some], error[some])
             for rows, cause in ((some[~right & resolved], STEPS_DISAGREE), (some[~resolved], "noise")):
-                entries = decide(entries, _mask(rows, entries.value.shape), INCONCLUSIVE, cause)
+                entries = with_verdict(entries, _mask(rows, entries.value.shape), INCONCLUSIVE, cause)
             if right.any():
                 return entries
-        return decide(entries, _mask(left[most:], entries.value.shape), INCONCLUSIVE, "noise")
+        return with_verdict(entries, _mask(left[most:], entries.value.shape), INCONCLUSIVE, "noise")
 
     def _affordable(self, evaluations: int) -> int:
         """How many times so many losses are affordable; at least once."""
@@ -208,7 +219,7 @@ class DifferenceJudge:
                 values[row] = self.loss({**point, tensor.name: shifted})
             return values
 
-        return replace(Sampler.of(losses, around), sided=True)
+        return replace(Sampler.of(losses, around), sided=True, coarse=self.coarse)
 
 
 @dataclass(frozen=True, eq=False)
