@@ -236,6 +236,16 @@ def test_options() -> None:
         assert 2 == judge(BOX, "box.py:box", *args)[0], args
 
 
+def test_tolerance() -> None:
+    """--tolerance passes small errors, and is part of the command that shows a larger one again."""
+    text = BOX.replace("2 * t", "2.00001 * t")
+    code, document = judge(text, "box.py:box", "--tolerance", "1e-4")
+    assert (0, ("pass", "within tolerance")) == (code, outcomes(document)["w"])
+    code, document = judge(text, "box.py:box", "--tolerance", "1e-6")
+    assert (1, ("wrong", "")) == (code, outcomes(document)["w"])
+    assert "bp check box.py:box --wrt w --tolerance 1e-06" == document["findings"][0]["blame"]["reproduce"]
+
+
 LARGE = """import numpy as np
 
 class Large:

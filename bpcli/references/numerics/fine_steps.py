@@ -22,40 +22,49 @@ EVALUATIONS = 4 * RUNGS
 _OFFSETS = (1.0, 1.09375)
 # Extrapolations at neighbouring steps resolve an error of so many times their spread, and then miss by such a part.
 _RESOLVED, _NEAR = 8.0, 0.25
+# Finest steps that are compared with all, and the part of the largest change that may not come about within them.
+_FINEST, _WILD = 7, 0.1
 # The smallest step in units of roundoff of the number.
 _SPACING = 4.0
 
 
 def confirms(sampler: Sampler, rows: Indices, known: FloatArray, error: FloatArray) -> tuple[Mask, Mask]:
     """Whether the finest steps that resolve an `error (R,)` in a derivative agree with `known (R,)`; and whether there
-    are such steps. The probe's losses are summed: S is 1."""
+    are such steps. The probe's losses are summed: S is 1.
+
+    None agree where the loss changes as much within the finest steps as within all: it oscillates within less.
+    """
     with np.errstate(all="ignore"):
-        found, steps = _extrapolated(sampler, rows)
+        found, steps, wild = _extrapolated(sampler, rows)
         floor = NOISE_FACTOR * loss_noise(sampler, FIRST_STEP * scales(sampler.probe))[0] / steps[1:]
         spread = np.maximum(floor, found.max(axis=0) - found.min(axis=0))
         centre = found.mean(axis=0)
-        # Three extrapolations at each of a few neighbouring steps.
         clear = (spread[:-1] <= error / _RESOLVED) & (spread[1:] <= error / _RESOLVED)
         clear &= np.abs(centre[1:] - centre[:-1]) <= error / _RESOLVED
         clear = clear[:-1] & clear[1:]
         right = clear & (np.abs(centre[1:-1] - known) <= _NEAR * error)
         finest = np.where(clear.any(axis=0), len(clear) - 1 - clear[::-1].argmax(axis=0), 0)
-        return np.asarray(np.take_along_axis(right, finest[None], axis=0)[0]), np.asarray(clear.any(axis=0))
+        agrees = np.take_along_axis(right, finest[None], axis=0)[0]
+        return np.asarray(agrees & ~wild), np.asarray(clear.any(axis=0))
 
 
-def _extrapolated(sampler: Sampler, rows: Indices) -> tuple[FloatArray, FloatArray]:
-    """R(h) = (4 D(h) - D(2h)) / 3, `(2, RUNGS - 1, R)`, at steps of two offsets, NaN below the spacing of floats; and
-    the steps `(RUNGS, R)`."""
+def _extrapolated(sampler: Sampler, rows: Indices) -> tuple[FloatArray, FloatArray, Mask]:
+    """R(h) = (4 D(h) - D(2h)) / 3, `(2, RUNGS - 1, R)`, at steps of two offsets, NaN below the spacing of floats; the
+    steps `(RUNGS, R)`; and where the loss changes within the finest of them as much as within all."""
     scale = np.exp2(np.round(np.log2(scales(sampler.probe)[rows])))
     size = np.abs(sampler.probe.points[rows]).max(axis=1)
     steps = scale * 0.5 ** np.arange(RUNGS)[:, None]
-    least = _SPACING * float(np.finfo(sampler.dtype).eps) * size
-    found = []
+    known = steps >= _SPACING * float(np.finfo(sampler.dtype).eps) * size
+    last = RUNGS - 1 - known[::-1].argmax(axis=0)
+    fine = known & (np.arange(RUNGS)[:, None] > last - _FINEST)
+    found, changes = [], []
     for offset in _OFFSETS:
-        slope = differences(sampler, np.tile(rows, RUNGS), offset * steps.ravel())[0].reshape(RUNGS, len(rows))
-        slope[steps < least] = np.nan
+        slope, _, largest = differences(sampler, np.tile(rows, RUNGS), offset * steps.ravel())
+        slope, largest = (np.where(known, a.reshape(steps.shape), np.nan) for a in (slope, largest))
         found.append((4 * slope[1:] - slope[:-1]) / 3)
-    return np.stack(found), steps
+        changes.append(largest * steps)
+    most, least = (np.nanmax(np.where(m, changes, np.nan), axis=(0, 1)) for m in (known, fine))
+    return np.stack(found), steps, np.asarray(least >= _WILD * most)
 
 
 _SIDED = 40
