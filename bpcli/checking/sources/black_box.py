@@ -34,6 +34,7 @@ from bpcli.checking.sources.black_box_noise import (
     unsteadiness,
 )
 from bpcli.checking.sources.difference_judge import AFFORDABLE, DifferenceJudge
+from bpcli.checking.sources.shared_kinks import EVALUATIONS as EVALUATIONS_AT_KINKS
 from bpcli.checking.sources.shared_kinks import AtKink, unfit
 from bpcli.checking.sources.user_file import Function, UserFile
 from bpcli.checking.sources.user_process import EndedError
@@ -282,7 +283,7 @@ def _judged(box: BlackBox, tensors: Sequence[Tensor], limits: Limits, mode: Mode
         elif tensor.name in unsteady:
             found = overrule(found, f"not deterministic: {unsteady[tensor.name]}{where}")
         findings.append(found)
-    findings = _judge_jointly(box, findings, kinked)
+    findings = _judge_jointly(box, findings, kinked, judge.affordable(EVALUATIONS_AT_KINKS))
     if any(f.checked and f.verdict != "pass" for f in findings) and (fault := _fault_of_loss(box, tensors, _REPEATS)):
         return [_wrong(box, LOSS, fault)]
     return findings + [_wrong(box, n, f) for n, f in first.faults.items() if n not in box.params]
@@ -302,10 +303,13 @@ def _judge_tensor(
     return found, None
 
 
-def _judge_jointly(box: BlackBox, findings: Sequence[Finding], kinked: Sequence[AtKink]) -> list[Finding]:
-    """The findings, of which those are wrong whose entries do not fit together at a kink that they share."""
+def _judge_jointly(box: BlackBox, findings: Sequence[Finding], kinked: Sequence[AtKink], most: int) -> list[Finding]:
+    """The findings, of which those are wrong whose entries do not fit together at a kink that they share.
+
+    At most so many entries are tested.
+    """
     shapes = {f.tensor: f.shape for f in findings}
-    found = unfit(box.value, box.point, kinked)
+    found = unfit(box.value, box.point, kinked, most)
     if found is None:
         return list(findings)
     words = ""

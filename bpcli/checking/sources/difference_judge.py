@@ -39,8 +39,18 @@ from bpcli.references.base import Estimate, FloatArray
 from bpcli.references.central import TARGET, differentiate
 from bpcli.references.ladder import RUNGS, extrapolate
 from bpcli.references.numerics.fine_steps import EVALUATIONS, SIDED_EVALUATIONS, confirms, one_sided
-from bpcli.references.numerics.noise import UNIT_ROUNDOFF
-from bpcli.references.numerics.probe import NOISE_ROWS, Indices, Probe, Sampler, dot, norms, points_along
+from bpcli.references.numerics.noise import UNIT_ROUNDOFF, loss_noise
+from bpcli.references.numerics.probe import (
+    FIRST_STEP,
+    NOISE_ROWS,
+    Indices,
+    Probe,
+    Sampler,
+    dot,
+    norms,
+    points_along,
+    scales,
+)
 from bpcli.references.numerics.rounding import unit_roundoff
 
 AFFORDABLE = 30.0
@@ -95,7 +105,9 @@ class DifferenceJudge:
             every = self.noise.rounding(tensor.name, value, reference.value)
             return np.where(reference.kink > 0, every.least, every.bounds.reshape(-1)[places].reshape(shape))
 
-        entries = self._where_kinks_meet(tensor, self._decided(sampler, wide, dtype_of(value), rounding), places)
+        entries = self._decided(
+            sampler, wide, dtype_of(value), rounding, lambda entries: self._where_kinks_meet(tensor, entries, places)
+        )
         if self.tolerance > 0:
             entries = tolerate(entries, self.tolerance * float(np.abs(entries.reference).max(initial=0.0)))
         return entries
@@ -109,7 +121,7 @@ class DifferenceJudge:
         wrong = np.flatnonzero((entries.verdict.reshape(-1) == WRONG) & (width > 0))
         shape = entries.verdict.shape
         low_end, high_end = entries.low.copy(), entries.high.copy()
-        for row in wrong[: self._affordable(NEARBY)]:
+        for row in wrong[: self.affordable(NEARBY)]:
             value, low, high = (float(a.reshape(-1)[row]) for a in (entries.value, entries.low, entries.high))
             unit = np.zeros(self.point[tensor.name].size)
             unit[places[row]] = 1.0
@@ -121,7 +133,7 @@ class DifferenceJudge:
                 inside = ends[0] - slack <= value <= ends[1] + slack
                 entries = with_verdict(entries, _mask(np.array([row]), shape), PASS if inside else INCONCLUSIVE, "kink")
         entries = replace(entries, low=low_end, high=high_end)
-        return with_verdict(entries, _mask(wrong[self._affordable(NEARBY) :], shape), INCONCLUSIVE, "kink")
+        return with_verdict(entries, _mask(wrong[self.affordable(NEARBY) :], shape), INCONCLUSIVE, "kink")
 
     def along(self, tensor: Tensor, value: Array, rows: FloatArray) -> tuple[Entries, FloatArray]:
         """Judge `value` along directions `rows (K, size)`; returns also its components along them."""
@@ -135,16 +147,24 @@ class DifferenceJudge:
         wide = value.astype(np.float64)
         along = dot(rows, wide)
         bounds = norms(rows, self.noise.rounding(tensor.name, value, wide[np.isfinite(wide)]).bounds)
-        entries = self._decided(sampler, along, dtype_of(value), lambda reference: bounds)
+        entries = self._decided(sampler, along, dtype_of(value), lambda reference: bounds, lambda entries: entries)
         if self.tolerance > 0:
             largest = float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
             entries = tolerate_along(entries, self.tolerance, rows, largest)
         return entries, along
 
-    def _decided(self, sampler: Sampler, value: FloatArray, dtype: np.dtype[Any], rounding: Rounding) -> Entries:
+    def _decided(
+        self,
+        sampler: Sampler,
+        value: FloatArray,
+        dtype: np.dtype[Any],
+        rounding: Rounding,
+        at_kinks: Callable[[Entries], Entries],
+    ) -> Entries:
         """Judge `value`, on a second step ladder too if the first one rejects an entry.
 
         `rounding` takes the estimate to the error to allow, except where both it and `value` are exactly zero.
+        `at_kinks` looks again at values that are rejected at kinks.
         """
         shape = value.shape
         central = _estimate(sampler, shape, 1.0)
@@ -155,11 +175,11 @@ class DifferenceJudge:
             entries = judge(value, References(central=first), bound, dtype)
             if entries.suspect.any():
                 entries = judge(value, References(central=first, second=second()), bound, dtype)
-                entries = self._confirmed(sampler, entries, first, edges.mask)
+                entries = self._confirmed(sampler, at_kinks(entries), first, edges.mask)
             return self._accepted(entries, dtype)
 
         entries = judged(edges.replaced(central, 1.0), lambda: edges.replaced(_estimate(sampler, shape, 0.75), 0.75))
-        rows = np.flatnonzero(undecided(entries) & ~edges.mask)[: self._affordable(_LADDER_EVALUATIONS)]
+        rows = np.flatnonzero(undecided(entries) & ~edges.mask)[: self.affordable(_LADDER_EVALUATIONS)]
         if len(rows):
             sharper = judged(_sharper(sampler, rows, central, 1.0), lambda: _sharper(sampler, rows, central, 0.75))
             entries = select(_mask(rows, shape), sharper, entries)
@@ -170,18 +190,19 @@ class DifferenceJudge:
         nothing = np.maximum(np.abs(entries.value), np.abs(entries.reference)) <= entries.bound
         negligible = _RESOLVED * self.size
         least = max(SMALL, _ROUNDINGS * unit_roundoff(dtype)) * self.size
-        largest = float(np.abs(entries.reference).max(initial=0.0))
+        known = np.where(entries.bound <= np.abs(entries.reference), np.abs(entries.reference), 0.0)
+        largest = float(min(known.max(initial=0.0), np.abs(entries.value).max(initial=0.0)))
         entries = accept(entries, np.where(nothing, least, _ROUNDINGS * UNIT_ROUNDOFF * self.size), "")
         return accept(entries, max(_DIGITS * largest, min(negligible, _AT_MOST * largest)), FEW_DIGITS)
 
     def _one_sided(self, sampler: Sampler, central: Estimate) -> _Edges:
         """The entries without a reference that have a loss on one side only."""
         mask = np.zeros(central.value.shape, dtype=np.bool_)
-        rows = np.flatnonzero(~np.isfinite(central.bound))[: self._affordable(2 * SIDED_EVALUATIONS)]
+        rows = np.flatnonzero(~np.isfinite(central.bound))[: self.affordable(2 * SIDED_EVALUATIONS)]
         if not len(rows):
             return _Edges(mask, {})
-        level = np.full(len(rows), UNIT_ROUNDOFF * float(sampler.level[0]))
-        each = {offset: one_sided(sampler, rows, level, offset) for offset in (1.0, 0.75)}
+        noise = np.full(len(rows), loss_noise(sampler, FIRST_STEP * scales(sampler.probe))[0])
+        each = {offset: one_sided(sampler, rows, noise, offset) for offset in (1.0, 0.75)}
         mask.reshape(-1)[rows] = sided = each[1.0][2]
         return _Edges(mask, {o: (rows[sided], value[sided], bound[sided]) for o, (value, bound, _) in each.items()})
 
@@ -192,7 +213,7 @@ class DifferenceJudge:
         """
         left = np.flatnonzero((entries.verdict == WRONG) & (entries.cause == 0) & ~edges)
         left = left[np.argsort(-entries.z.reshape(-1)[left], kind="stable")]
-        most = min(_WITNESSES, self._affordable(EVALUATIONS))
+        most = min(_WITNESSES, self.affordable(EVALUATIONS))
         error = np.abs(entries.value - entries.reference).reshape(-1)
         for start in range(0, min(most, len(left)), _AT_ONCE):
             some = left[start : start + _AT_ONCE]
@@ -203,7 +224,7 @@ class DifferenceJudge:
                 return entries
         return with_verdict(entries, _mask(left[most:], entries.value.shape), INCONCLUSIVE, "noise")
 
-    def _affordable(self, evaluations: int) -> int:
+    def affordable(self, evaluations: int) -> int:
         """How many times so many losses are affordable; at least once."""
         return max(1, int(AFFORDABLE / max(self.each * evaluations, 1e-9)))
 

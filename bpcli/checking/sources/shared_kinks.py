@@ -21,6 +21,8 @@ from bpcli.problem.definition import Array
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.probe import Indices
 
+EVALUATIONS = 24
+"""Evaluations of the loss in `unfit` for each entry."""
 _MOST = 128  # entries to test together, those with the widest intervals
 _STEPS = {np.dtype(np.float64): 2.0**-12, np.dtype(np.float32): 2.0**-6}
 # By so much of the sum of all kinks two steps may differ, may a direction bend the other way, and must one be off.
@@ -55,13 +57,16 @@ class Unfit:
 
 
 def unfit(
-    loss: Callable[[Mapping[str, Array]], float], point: Mapping[str, Array], found: Sequence[AtKink]
+    loss: Callable[[Mapping[str, Array]], float], point: Mapping[str, Array], found: Sequence[AtKink], most: int = _MOST
 ) -> Unfit | None:
-    """A direction along which a gradient at kinks is no combination of slopes; None where all fit, or it is unsure."""
+    """A direction along which a gradient at kinks is no combination of slopes; None where all fit, or it is unsure.
+
+    At most so many entries are tested.
+    """
     every = [
         (f.name, int(p), float(v), float(k)) for f in found for p, v, k in zip(f.places, f.value, f.kink, strict=True)
     ]
-    every = sorted(every, key=lambda row: -row[3])[:_MOST]
+    every = sorted(every, key=lambda row: -row[3])[: min(most, _MOST)]
     if len(every) < 2:
         return None
     values, kinks = (np.array([row[i] for row in every]) for i in (2, 3))
