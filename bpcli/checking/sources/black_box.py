@@ -356,9 +356,9 @@ def _judge_of(
     function = box.function(METHOD)
     noise = gradient_noise(lambda params: function.gradient([params], tensors, FLOATS), box.params, first)
     judged = [tensor for tensor in tensors if tensor.name in first]
-    size = sizes(box.value, box.point, judged)[1]
+    level, size = sizes(box.value, box.point, judged)
     coarse = is_coarse(box.value, box.point)
-    return DifferenceJudge(box.value, box.point, noise, size, each, tolerance, coarse)
+    return DifferenceJudge(box.value, box.point, noise, level, size, each, tolerance, coarse)
 
 
 def _differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> dict[str, str]:

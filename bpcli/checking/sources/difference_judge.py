@@ -74,14 +74,15 @@ Rounding = Callable[[Estimate], FloatArray]
 class DifferenceJudge:
     """Judges gradients of `loss`, NaN where there is none, at the `point`, by tensor.
 
-    `noise` is that of the gradient, `size` that of gradients near the point, `each` the seconds that a loss takes; a
-    `coarse` loss has the digits of float32. A gradient that is off by `tolerance` at most, relative to the largest
-    entry of its tensor, passes.
+    `noise` is that of the gradient, `level` and `size` are those of the loss and of gradients near the point, `each`
+    the seconds that a loss takes; a `coarse` loss has the digits of float32. A gradient that is off by `tolerance` at
+    most, relative to the largest entry of its tensor, passes.
     """
 
     loss: Callable[[Mapping[str, Array]], float]
     point: Mapping[str, Array]
     noise: GradientNoise
+    level: float
     size: float
     each: float
     tolerance: float = 0.0
@@ -217,7 +218,7 @@ class DifferenceJudge:
         error = np.abs(entries.value - entries.reference).reshape(-1)
         for start in range(0, min(most, len(left)), _AT_ONCE):
             some = left[start : start + _AT_ONCE]
-            right, resolved = confirms(sampler, some, known.value.reshape(-1)[some], error[some])
+            right, resolved = confirms(sampler, some, known.value.reshape(-1)[some], error[some], self.level)
             for rows, cause in ((some[~right & resolved], STEPS_DISAGREE), (some[~resolved], "noise")):
                 entries = with_verdict(entries, _mask(rows, entries.value.shape), INCONCLUSIVE, cause)
             if right.any():

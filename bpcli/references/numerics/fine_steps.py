@@ -9,9 +9,11 @@ that resolve it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from bpcli.references.numerics.derivatives import NOISE_FACTOR, Mask, differences
+from bpcli.references.numerics.derivatives import NOISE_FACTOR, SMALL, Mask, differences
 from bpcli.references.numerics.noise import UNIT_ROUNDOFF, loss_noise
 from bpcli.references.numerics.probe import FIRST_STEP, FloatArray, Indices, Sampler, scales
 
@@ -24,34 +26,55 @@ _OFFSETS = (1.0, 1.09375)
 _RESOLVED, _NEAR = 8.0, 0.25
 # Finest steps that are compared with all, and the part of the largest change that may not come about within them.
 _FINEST, _WILD = 7, 0.1
+# An entry this small beside the scale of the steps may be on a scale of its own.
+_TINY = 2.0**-16
 # The smallest step in units of roundoff of the number.
 _SPACING = 4.0
 
 
-def confirms(sampler: Sampler, rows: Indices, known: FloatArray, error: FloatArray) -> tuple[Mask, Mask]:
+def confirms(sampler: Sampler, rows: Indices, known: FloatArray, error: FloatArray, level: float) -> tuple[Mask, Mask]:
     """Whether the finest steps that resolve an `error (R,)` in a derivative agree with `known (R,)`; and whether there
     are such steps. The probe's losses are summed: S is 1.
 
-    None agree where the loss changes as much within the finest steps as within all: it oscillates within less.
+    None agree where the loss changes as much within the finest steps as within all: it oscillates within less, unless
+    these changes are nothing beside the `level` of the loss.
     """
     with np.errstate(all="ignore"):
-        found, steps, wild = _extrapolated(sampler, rows)
-        floor = NOISE_FACTOR * loss_noise(sampler, FIRST_STEP * scales(sampler.probe))[0] / steps[1:]
-        spread = np.maximum(floor, found.max(axis=0) - found.min(axis=0))
-        centre = found.mean(axis=0)
-        clear = (spread[:-1] <= error / _RESOLVED) & (spread[1:] <= error / _RESOLVED)
-        clear &= np.abs(centre[1:] - centre[:-1]) <= error / _RESOLVED
-        clear = clear[:-1] & clear[1:]
-        right = clear & (np.abs(centre[1:-1] - known) <= _NEAR * error)
-        finest = np.where(clear.any(axis=0), len(clear) - 1 - clear[::-1].argmax(axis=0), 0)
-        agrees = np.take_along_axis(right, finest[None], axis=0)[0]
-        return np.asarray(agrees & ~wild), np.asarray(clear.any(axis=0))
+        size = np.abs(sampler.probe.points[rows]).max(axis=1)
+        scale = np.exp2(np.round(np.log2(scales(sampler.probe)[rows])))
+        agrees, resolved = _confirms(sampler, rows, known, error, level, scale)
+        # Beside the edge of a domain an entry's own size may be the scale of the loss.
+        small = np.flatnonzero((size > 0) & (size < _TINY * scale))
+        if len(small):
+            own = np.exp2(np.round(np.log2(size[small])))
+            nearer, found = _confirms(sampler, rows[small], known[small], error[small], level, own)
+            agrees[small] = np.where(found, nearer, agrees[small])
+            resolved[small] |= found
+    return agrees, resolved
 
 
-def _extrapolated(sampler: Sampler, rows: Indices) -> tuple[FloatArray, FloatArray, Mask]:
+def _confirms(
+    sampler: Sampler, rows: Indices, known: FloatArray, error: FloatArray, level: float, scale: FloatArray
+) -> tuple[Mask, Mask]:
+    """`confirms` by steps from `scale (R,)` on."""
+    found, steps, wild = _extrapolated(sampler, rows, level, scale)
+    noise = loss_noise(replace(sampler, probe=sampler.probe.rows(rows)), FIRST_STEP * scale)[0]
+    spread = np.maximum(NOISE_FACTOR * noise / steps[1:], found.max(axis=0) - found.min(axis=0))
+    centre = found.mean(axis=0)
+    clear = (spread[:-1] <= error / _RESOLVED) & (spread[1:] <= error / _RESOLVED)
+    clear &= np.abs(centre[1:] - centre[:-1]) <= error / _RESOLVED
+    clear = clear[:-1] & clear[1:]
+    right = clear & (np.abs(centre[1:-1] - known) <= _NEAR * error)
+    finest = np.where(clear.any(axis=0), len(clear) - 1 - clear[::-1].argmax(axis=0), 0)
+    agrees = np.take_along_axis(right, finest[None], axis=0)[0]
+    return np.array(agrees & ~wild), np.array(clear.any(axis=0))
+
+
+def _extrapolated(
+    sampler: Sampler, rows: Indices, level: float, scale: FloatArray
+) -> tuple[FloatArray, FloatArray, Mask]:
     """R(h) = (4 D(h) - D(2h)) / 3, `(2, RUNGS - 1, R)`, at steps of two offsets, NaN below the spacing of floats; the
     steps `(RUNGS, R)`; and where the loss changes within the finest of them as much as within all."""
-    scale = np.exp2(np.round(np.log2(scales(sampler.probe)[rows])))
     size = np.abs(sampler.probe.points[rows]).max(axis=1)
     steps = scale * 0.5 ** np.arange(RUNGS)[:, None]
     known = steps >= _SPACING * float(np.finfo(sampler.dtype).eps) * size
@@ -62,9 +85,10 @@ def _extrapolated(sampler: Sampler, rows: Indices) -> tuple[FloatArray, FloatArr
         slope, _, largest = differences(sampler, np.tile(rows, RUNGS), offset * steps.ravel())
         slope, largest = (np.where(known, a.reshape(steps.shape), np.nan) for a in (slope, largest))
         found.append((4 * slope[1:] - slope[:-1]) / 3)
-        changes.append(largest * steps)
-    most, least = (np.nanmax(np.where(m, changes, np.nan), axis=(0, 1)) for m in (known, fine))
-    return np.stack(found), steps, np.asarray(least >= _WILD * most)
+        changes.append(np.nan_to_num(largest * steps, nan=0.0, posinf=0.0))
+    most, least = (np.where(m, changes, 0.0).max(axis=(0, 1)) for m in (known, fine))
+    wild = (least > 0) & (least >= np.maximum(_WILD * most, SMALL * level))
+    return np.stack(found), steps, np.asarray(wild)
 
 
 _SIDED = 40
