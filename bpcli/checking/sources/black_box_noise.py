@@ -102,7 +102,8 @@ def _beside(loss: Loss, params: Params) -> FloatArray:
 
 
 def _single(values: Array) -> bool:
-    return bool((values.astype(np.float32) == values).all())
+    with np.errstate(all="ignore"):
+        return bool((values.astype(np.float32) == values).all())
 
 
 def dtype_of(value: Array) -> np.dtype[np.floating]:
@@ -164,5 +165,6 @@ def gradient_noise(gradient: Gradient, params: Params, first: Mapping[str, Array
             for name, was in first.items():
                 with np.errstate(all="ignore"):
                     off = arrays[name].astype(np.float64) - was.astype(np.float64)
-                    total[name] += np.where(np.isfinite(off), off, 0.0) ** 2
-    return GradientNoise({n: np.sqrt(t / max(1, count)) / UNITS for n, t in total.items()})
+                    # hypot, since squares of huge numbers leave the range.
+                    total[name] = np.hypot(total[name], np.where(np.isfinite(off), off, 0.0))
+    return GradientNoise({n: t / (math.sqrt(max(1, count)) * UNITS) for n, t in total.items()})
