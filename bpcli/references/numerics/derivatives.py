@@ -137,7 +137,7 @@ class Pilot:
     """
 
     def __init__(self, sampler: Sampler, steps: FloatArray, noise: FloatArray) -> None:
-        self.sampler, self.steps = sampler, steps.copy()
+        self.sampler, self.steps, self._of_loss = sampler, steps.copy(), noise
         self.noise = np.tile(noise, (len(steps), 1))
         self.slope, self.jump, self.size = (np.zeros_like(self.noise) for _ in range(3))
         self.unresolved = np.zeros(self.noise.shape, dtype=np.bool_)
@@ -148,6 +148,8 @@ class Pilot:
         """Evaluate the differences of `rows` with `steps (R,)`."""
         self.steps[rows] = steps
         self.unresolved[rows] = self._measured[rows] = False
+        if self.sampler.sided:  # what was measured at larger steps may have been the edge of a domain
+            self.noise[rows] = self._of_loss
         slope, even, self.size[rows] = differences(self.sampler, rows, steps)
         self.jump[rows] = even / steps[:, None]
         if self.sampler.kinks is not None:
