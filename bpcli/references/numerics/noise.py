@@ -13,6 +13,7 @@ from bpcli.references.numerics.probe import ROWS, FloatArray, Sampler
 POINTS = 9
 _AGREE = 4.0
 UNIT_ROUNDOFF = 2.0**-53
+_SINGLE = 2.0**-24
 _SUBNORMAL = float(np.finfo(np.float64).smallest_subnormal)
 # Rounding noise does not depend on the spacing, the effect of a kink or an oscillation does: the smallest counts.
 _SPACINGS = (2.0**-26, 2.0**-16, 2.0**-8)
@@ -71,7 +72,9 @@ def loss_noise(sampler: Sampler, steps: FloatArray) -> FloatArray:
         )
         noise = np.where(moves, noise, np.where(moves_further, further, np.inf))
     noise = np.where(np.isfinite(noise), 2.0 * noise, 0.0)
-    return np.asarray(np.maximum(noise, UNIT_ROUNDOFF * sampler.level + _SUBNORMAL), dtype=np.float64)
+    return np.asarray(
+        np.maximum(noise, (_SINGLE if sampler.coarse else UNIT_ROUNDOFF) * sampler.level + _SUBNORMAL), dtype=np.float64
+    )
 
 
 def _at_spacings(
