@@ -128,7 +128,9 @@ def plan(path: Path, methods: Sequence[str]) -> Plan:
     assert command is not None
     with command.make_context("bp check", [], default_map=defaults(command)) as context:
         common = replace(bundle(context.params), quiet=True)
-        options = selection.check_options(context.params["reference"], context.params["mode"])
+        options = selection.check_options(
+            context.params["reference"], context.params["mode"], context.params["tolerance"]
+        )
     problem = open_spec(path, common)
     chosen = selection.choose(problem.setup, selection.read(methods), weak=True)
     calls, skipped = selection.applying(problem.setup, chosen, alone=False)

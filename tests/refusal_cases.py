@@ -311,6 +311,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         ),
         Case(f"{CHECK} --reference nothing", SPEC),
         Case(f"{CHECK} --mode some", SPEC),
+        Case(f"{CHECK} --tolerance 2", SPEC),
     ),
     "options and outputs": (
         Case("chekc"),

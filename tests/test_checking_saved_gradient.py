@@ -52,6 +52,20 @@ def test_what_is_wrong_with_a_file(spoil: Callable[[Arrays], Arrays], expected: 
     assert (int(any(v == "wrong" for v, _ in wrong.values())), wrong) == (code, outcomes(document))
 
 
+@pytest.mark.parametrize("mode", ["full", "directional"])
+def test_tolerance(mode: str) -> None:
+    """A gradient that is off by less of its largest entry passes, and one that is off by more does not."""
+    with np.load("g.npz") as held:
+        np.savez("g.npz", d_W=(1 + 3e-7) * held["d_W"])
+    for tolerance, outcome in (("1e-6", ("pass", "within tolerance")), ("1e-7", ("wrong", "")), ("0", ("wrong", ""))):
+        _, document = check("--gradient", "g.npz", "--mode", mode, "--tolerance", tolerance)
+        assert {"W": outcome} == outcomes(document)
+        (finding,) = document["findings"]
+        assert abs(finding["kernel_error"] - 3e-7) <= 1e-9 and document["context"].get("tolerance", 0) == float(
+            tolerance
+        )
+
+
 def test_a_file_fails_again_as_it_is() -> None:
     """The reproducing command keeps all sizes, as the file holds the gradient of one case."""
     with np.load("g.npz") as held:

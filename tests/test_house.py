@@ -56,7 +56,8 @@ DOORS = {
     ("render", "errors"): "a path that cannot be written is refused",
     ("__main__", "cli"): "the way in",
 }
-MANY_ARGUMENTS = ("bpcli.kernels", "bpcli.tape.plan")  # compiled functions take arrays and strides one by one
+# Compiled functions take arrays and strides one by one; the public API takes options by keyword.
+MANY_ARGUMENTS = ("bpcli.kernels", "bpcli.tape.plan", "bpcli.api.check_functions", "bpcli.api.loaded")
 
 
 @cache

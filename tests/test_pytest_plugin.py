@@ -175,6 +175,23 @@ def test_a_kernel_that_is_not_there_fails_alone(pytester: pytest.Pytester) -> No
     result.stdout.re_match_lines_random([r"specs/square.toml::kernel:gone FAILED.*", r".*no file .*x\.py.*"])
 
 
+def test_the_tolerance_of_the_fixture(pytester: pytest.Pytester) -> None:
+    """A gradient that is right to a solver's tolerance passes if told so."""
+    project(pytester, "")
+    pytester.makepyfile(
+        """
+        import numpy as np
+        import pytest
+
+        @pytest.mark.parametrize("tolerance", [1e-5, 1e-7])
+        def test_implicit(bp_check, tolerance):
+            params = {"w": np.array([0.5, -1.5])}
+            bp_check(lambda p: p["w"] @ p["w"], lambda p: {"w": 2.000001 * p["w"]}, params, tolerance=tolerance)
+        """
+    )
+    run(pytester).assert_outcomes(passed=1, failed=1)
+
+
 @pytest.mark.parametrize(
     ("variable", "table", "words"),
     [
@@ -231,7 +248,7 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
             'E*error[[]usage[]]: *params[[]"w"[]] is of type*',
             "E*GradientError: *<lambda> vjp x: wrong: x[[]*[]] has z *",
             "E*ignores its cotangent*",
-            "E*grad loss: wrong: not deterministic*",
+            "E*grad loss: wrong: draws random numbers*",
         ]
     )
     result.stdout.no_fnmatch_line("*pytest_plugin*")

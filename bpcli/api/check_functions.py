@@ -41,6 +41,7 @@ class DerivativeOptions(TypedDict, total=False):
     order: Literal[1, 2]
     wrt: Words
     mode: str
+    tolerance: float
     limits: InstanceOf[Limits] | None
 
 
@@ -54,7 +55,7 @@ def check_gradient(fn: Callable[..., Any], *inputs: Any, **options: Unpack[Deriv
     number, and `grad(params)` arrays like those in the dict `params`, in a dict of the same keys or in their order.
 
     All run in this process, on copies of the arrays. A function that raises an exception, changes its arguments, or
-    returns different values for the same arguments is a wrong finding.
+    returns values for the same arguments that differ by more than rounding is a wrong finding.
 
     Parameters
     ----------
@@ -77,8 +78,11 @@ def check_gradient(fn: Callable[..., Any], *inputs: Any, **options: Unpack[Deriv
     mode
         `full` checks every entry, `directional` eight directions per array, and entries where a direction fails;
         `auto` chooses `directional` if all entries would take more than half a minute.
+    tolerance
+        The error at which a gradient still passes, relative to the largest entry of its array: for implicit layers and
+        adjoint solvers, which are right to the tolerance of a solver.
     limits
-        The seconds that the check may take, predicted from calls of the function.
+        The seconds that the check may take, predicted from calls of the function after the first, which may compile.
 
     Raises
     ------
@@ -102,15 +106,16 @@ def _report(fn: Callable[..., Any], inputs: tuple[Any, ...], options: Derivative
     """The report on a function, or on a loss if `inputs` are its gradient and its parameters."""
     given = {"vjp": options.get("vjp"), "jvp": options.get("jvp"), "hvp": options.get("hvp")}
     rules = {rule: function for rule, function in given.items() if function is not None}
-    judged, names = check_options("auto", options.get("mode", "auto")), tuple(several(options.get("wrt", ())))
-    wanted = Wanted(names, judged.mode, options.get("forward", False), options.get("order", 1))
+    judged = check_options("auto", options.get("mode", "auto"), options.get("tolerance", 0.0))
+    names = tuple(several(options.get("wrt", ())))
+    wanted = Wanted(names, judged.mode, options.get("forward", False), options.get("order", 1), judged.tolerance)
     limits, results = options.get("limits") or Limits(), Results()
     if not rules and len(inputs) == 2 and callable(inputs[0]) and isinstance(inputs[1], Mapping):
         if wanted.also:
             what = "check_gradient: forward and order apply to functions of PyTorch, JAX or NumPy"
             fail("usage", what, help="leave them out beside a loss and its gradient")
         box = _box_of(fn, inputs[0], inputs[1])
-        found = check_box(box, names, limits, judged.mode)
+        found = check_box(box, names, limits, judged.mode, judged.tolerance)
     else:
         function = _function_of(Given(fn, inputs, rules), wanted)
         try:

@@ -95,6 +95,7 @@ class Results:
             "foreign": list(foreign),
             "reference": options.reference,
             "mode": options.mode,
+            **({"tolerance": options.tolerance} if options.tolerance else {}),
             "spec_sha256": self.digests,
             "notes": notes,
         }

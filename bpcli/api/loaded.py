@@ -145,6 +145,7 @@ class LoadedProblem:
         *,
         reference: str = "auto",
         mode: str = "auto",
+        tolerance: float = 0.0,
         kernels: Words = (),
         gradients: Words = (),
         as_: str | None = None,
@@ -160,6 +161,8 @@ class LoadedProblem:
             `auto`, a reference (see `bp list references`), or `jax` or `torch`, if installed.
         mode
             `full` checks every entry, `directional` eight directions per tensor; `auto` goes by the predicted cost.
+        tolerance
+            The error at which a gradient still passes, relative to the largest entry of its array.
         kernels
             Functions to check, as `FILE.py:FUNC` or names of `[kernel.NAME]` tables; they run in another process.
         gradients
@@ -182,7 +185,7 @@ class LoadedProblem:
         >>> report.verdict
         'pass'
         """
-        calls, options = read_methods(several(methods)), check_options(reference, mode)
+        calls, options = read_methods(several(methods)), check_options(reference, mode, tolerance)
         with closing(user_process(self.file.limits, user_time)) as process:
             asked = read_gradients(several(kernels), several(gradients), process, as_)
             return report_on(self, Call(calls, asked, options))

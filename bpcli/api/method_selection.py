@@ -38,14 +38,17 @@ def known_references() -> tuple[str, ...]:
     return (AUTO, *references.known(), *backends.known_names())
 
 
-def check_options(reference: str, mode: str) -> CheckOptions:
+def check_options(reference: str, mode: str, tolerance: float = 0.0) -> CheckOptions:
     """The options of a check; raises BpError for an unknown value, or a backend that is not installed."""
     for what, word, known in (("reference", reference, known_references()), ("mode", mode, MODES)):
         if word not in known:
             fail("usage", f'{what}: unknown value "{word}"', help=nearest(word, known))
+    if not 0 <= tolerance < 1:
+        what = f"tolerance: expected a number from 0 to 1, got {tolerance:g}"
+        fail("usage", what, help="it is relative to the largest entry of a gradient, for example 1e-6")
     if reference in backends.known_names():
         backends.get(reference)
-    return CheckOptions(reference, cast("Mode", mode))
+    return CheckOptions(reference, cast("Mode", mode), tolerance)
 
 
 def judged(

@@ -194,7 +194,7 @@ def judge(
         else:
             _refuse_more(target, wanted)
             box = open_box(file, name)
-            found = Judged(check_box(box, wanted.wrt, limits, wanted.mode))
+            found = Judged(check_box(box, wanted.wrt, limits, wanted.mode, wanted.tolerance))
         return [(_again(f, target, wanted), box.place(f.tensor)) for f in found.findings], found.notes
 
     try:
@@ -220,6 +220,7 @@ def _again(finding: Finding, target: str, wanted: Wanted) -> Finding:
         return finding
     words = ["bp", "check", target, *(("--wrt", finding.tensor) if finding.checked else ())]
     words += ["--mode", wanted.mode] if wanted.mode != "auto" else []
+    words += ["--tolerance", f"{wanted.tolerance:g}"] if wanted.tolerance > 0 else []
     words += {JVP: ["--forward"], HVP: ["--order", "2"]}.get(finding.method, [])
     return replace(finding, blame={**finding.blame, "reproduce": shlex.join(words)})
 

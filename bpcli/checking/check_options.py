@@ -47,11 +47,13 @@ class CheckOptions:
     """`reference` is the name of the reference or backend that judges; "auto" takes the complex step and differences.
 
     The mode "full" judges every entry and checks each by differences, "directional" judges directions first, and "auto"
-    judges every entry if that is affordable, and checks as many by differences as are.
+    judges every entry if that is affordable, and checks as many by differences as are. A gradient that is off by
+    `tolerance` at most, relative to the largest entry of its tensor, passes.
     """
 
     reference: str = AUTO
     mode: Mode = "auto"
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ from bpcli.checking.verdict import (
     select,
     settle,
     summarise,
+    tolerate,
+    tolerate_along,
     undecided,
 )
 from bpcli.methods import MethodCall
@@ -74,7 +76,7 @@ def check_problem(
     setup = problem.setup
     check_finite(problem)
     chosen = choose(setup, calls, options)
-    cache = ReferenceCache(problem, chosen.references, options.reference == AUTO, executor)
+    cache = ReferenceCache(problem, chosen.references, options.reference == AUTO, executor, options.tolerance)
     judge_tensor = judge_along if chosen.mode == "directional" else judge_entries
     findings: list[Finding] = []
     # A density may leave a tensor without entries to compare; it is judged only if all are like that.
@@ -227,7 +229,10 @@ def decide(cache: ReferenceCache, definition: Definition, tensor: Tensor, value:
         entries = select(mask_of(places, value.shape), sharper, entries)
         if len(places := _open(entries, tensor)):
             entries = settle(entries, *cache.taylor_verdicts(definition, tensor, places, value, entries.reference))
-    return require_power(entries, known.scale, known.lost[tensor.name])
+    entries = require_power(entries, known.scale, known.lost[tensor.name])
+    if cache.tolerance > 0:
+        entries = tolerate(entries, cache.tolerance * float(np.abs(entries.reference).max(initial=0.0)))
+    return entries
 
 
 def decide_along(
@@ -241,7 +246,11 @@ def decide_along(
     entries = judge(along, cache.along(definition, tensor, rows), rounding, dtype)
     if entries.suspect.any():
         entries = judge(along, cache.along(definition, tensor, rows, second=True), rounding, dtype)
-    return require_power(entries, known.scale * np.sqrt((rows**2).sum(axis=1)), lost)
+    entries = require_power(entries, known.scale * np.sqrt((rows**2).sum(axis=1)), lost)
+    if cache.tolerance > 0:
+        largest = float(np.abs(value[np.isfinite(value)]).max(initial=0.0))
+        entries = tolerate_along(entries, cache.tolerance, rows, largest)
+    return entries
 
 
 def _search(cache: ReferenceCache, definition: Definition, tensor: Tensor, value: FloatArray) -> Tensor:

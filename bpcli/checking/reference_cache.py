@@ -46,13 +46,14 @@ class ReferenceCache:
     """Estimates by `references` on one problem, kept by definition.
 
     `sharpens` allows Richardson extrapolation and the Taylor rate where the references do not decide. `executor`
-    computes the perturbed losses.
+    computes the perturbed losses. `tolerance` is that of `CheckOptions`.
     """
 
     problem: Problem
     references: tuple[Reference, ...]
     sharpens: bool = True
     executor: Executor | None = None
+    tolerance: float = 0.0
     _estimates: dict[tuple[str, Definition], Mapping[str, Estimate]] = field(default_factory=dict)
     _alongs: dict[tuple[Reference, Definition, Tensor], Estimate] = field(default_factory=dict)
     _roundings: dict[Definition, Rounding] = field(default_factory=dict)
@@ -159,7 +160,9 @@ class ReferenceCache:
     def restricted(self, tensor: Tensor) -> ReferenceCache:
         """A cache for one tensor, or for the part of it in its pattern; what is known of recursions is shared."""
         setup = replace(self.problem.setup, wrt=(tensor,))
-        own = ReferenceCache(replace(self.problem, setup=setup), self.references, self.sharpens, self.executor)
+        own = ReferenceCache(
+            replace(self.problem, setup=setup), self.references, self.sharpens, self.executor, self.tolerance
+        )
         own._recursions.update(self._recursions)
         own._roundings.update({d: found for d, found in self._roundings.items() if isinstance(d, Recursion)})
         return own

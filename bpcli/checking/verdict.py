@@ -21,7 +21,18 @@ Codes = NDArray[np.int8]
 
 PASS, INCONCLUSIVE, WRONG = 0, 1, 2
 VERDICTS: tuple[Verdict, ...] = ("pass", "inconclusive", "wrong")
-CAUSES = ("", "not finite", "kink", "underflow", "noise", "no power", "references disagree", "overflow")
+WITHIN_TOLERANCE, FEW_DIGITS, EDGE, STEPS_DISAGREE = (
+    "within tolerance",
+    "few digits",
+    "edge of the domain",
+    "steps disagree",
+)
+CAUSES = (
+    "", "not finite", "kink", "underflow", "noise", "no power", "references disagree", "overflow",
+    WITHIN_TOLERANCE, FEW_DIGITS, EDGE, STEPS_DISAGREE,
+)  # fmt: skip
+# Causes of a tensor that passes, by which its entries pass for another reason than that all digits are right.
+_OF_PASSING = (WITHIN_TOLERANCE, "kink", FEW_DIGITS)
 _CAUSE = {cause: code for code, cause in enumerate(CAUSES)}
 
 # The relative error that differences alone must resolve, in entries down to 1e-6 of the largest.
@@ -248,6 +259,39 @@ def settle(entries: Entries, right: Mask, wrong: Mask) -> Entries:
     return replace(entries, verdict=verdict, cause=cause)
 
 
+def accept(entries: Entries, within: FloatArray | float, cause: str) -> Entries:
+    """Pass the entries that agree with a reference whose bound is `within` an absolute size, for a `cause`."""
+    passes = undecided(entries) & (entries.z <= 1) & (entries.bound <= within)
+    return with_verdict(entries, passes, PASS, cause)
+
+
+def tolerate(entries: Entries, allowed: FloatArray | float, unsure: FloatArray | float = 0.0) -> Entries:
+    """Pass the entries that are off by what the user has `allowed`, and leave open those that are off by `unsure`.
+
+    Where a reference rejects an entry its error counts, where none can tell the error and the bound.
+    """
+    error = np.abs(entries.value - entries.reference)
+    off = error + np.where(entries.verdict == INCONCLUSIVE, entries.bound, 0.0)
+    within = off <= allowed
+    entries = with_verdict(entries, (entries.verdict == WRONG) & ~within & (off <= unsure), INCONCLUSIVE, "no power")
+    return with_verdict(entries, (entries.verdict != PASS) & within, PASS, WITHIN_TOLERANCE)
+
+
+def tolerate_along(entries: Entries, tolerance: float, rows: FloatArray, largest: float) -> Entries:
+    """`tolerate` along directions `rows (K, size)`, for a `tolerance` relative to the `largest` entry of the gradient.
+
+    Errors of that size in all entries are taken to be independent; if they add up, entries have to tell.
+    """
+    allowed = tolerance * largest
+    return tolerate(entries, allowed * np.sqrt((rows**2).sum(axis=1)), allowed * np.abs(rows).sum(axis=1))
+
+
+def with_verdict(entries: Entries, mask: Mask, verdict: int, cause: str) -> Entries:
+    """The entries in `mask` with another verdict and cause."""
+    verdicts = np.where(mask, verdict, entries.verdict).astype(np.int8)
+    return replace(entries, verdict=verdicts, cause=np.where(mask, _CAUSE[cause], entries.cause).astype(np.int8))
+
+
 def kernel_error(value: FloatArray, intended: Estimate) -> float | None:
     """‖value − derivative‖ / ‖derivative‖, at kinks the nearest over the largest; None where no derivative is known."""
     known = np.isfinite(intended.bound)
@@ -300,8 +344,9 @@ def summarise(entries: Entries, places: NDArray[np.int64] | None = None) -> tupl
     value, reference, bound = (float(a.reshape(-1)[worst]) for a in (entries.value, entries.reference, entries.bound))
     index = tuple(int(i) for i in np.unravel_index(worst, entries.verdict.shape))
     cause = CAUSES[int(entries.cause.reshape(-1)[worst])]
-    if decided == PASS and (entries.cause.reshape(-1)[places] == CAUSES.index("kink")).any():
-        cause = "kink"
+    if decided == PASS:
+        passing = entries.cause.reshape(-1)[places]
+        cause = next((word for word in _OF_PASSING if (passing == CAUSES.index(word)).any()), cause)
     z_worst = float(entries.z.reshape(-1)[worst])
     return VERDICTS[decided], cause, Worst(index, value, reference, bound, z_worst)
 

@@ -41,6 +41,17 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
     return value
 
 
+def _tolerance(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A click callback that accepts a relative error."""
+    from bpcli.api.method_selection import check_options
+
+    try:
+        check_options("auto", "auto", value)
+    except BpError as error:
+        raise Refused(error.diagnostics[0].what, error.diagnostics[0].help) from None
+    return value
+
+
 @click.command()
 @click.argument("target", nargs=-1)
 @click.option("-m", "--method", multiple=True, metavar="METHOD", help="Method, such as tbptt:k1=1,k2=4; repeatable.")
@@ -69,6 +80,10 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
     "--order", metavar="N", default="1", callback=one_of(lambda: ("1", "2")),
     help="2: check the derivative of a function's gradient too.",
 )  # fmt: skip
+@click.option(
+    "--tolerance", metavar="NUMBER", type=float, default=0.0, callback=_tolerance,
+    help="Pass gradients that are off by this much, relative to the largest entry of their tensor; 0 by default.",
+)  # fmt: skip
 @click.option("--power", is_flag=True, help="Instead of checking, plant known faults and show which ones are found.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
@@ -84,6 +99,7 @@ def check(
     mode: str,
     forward: bool,
     order: str,
+    tolerance: float,
     power: bool,
     common: Common,
 ) -> int:
@@ -119,7 +135,7 @@ def check(
     refused += [*missing, *asked.refused]
     if gradient and len(paths) > 1:
         fail("usage", f"--gradient needs one spec, not {len(paths)}", help="name the spec of the saved gradient")
-    options = check_options(reference, mode)
+    options = check_options(reference, mode, tolerance)
     if power:
         from bpcli.commands.fault_power import plant
 
@@ -129,7 +145,7 @@ def check(
     paths, boxes = ([], []) if unread else (paths, boxes)
     call = Call(methods, asked, options, from_project(), alone=len(paths) == 1 and not refused + boxes)
     results = Results(errors=list(refused))
-    wanted = Wanted(common.wrt, options.mode, forward, int(order))
+    wanted = Wanted(common.wrt, options.mode, forward, int(order), options.tolerance)
     with opened_cluster(common) as cluster:
         _judge(paths, boxes, hooked(call, common, cluster), common, results, wanted)
     results.errors += unknown(asked, results.declared)

@@ -63,6 +63,8 @@ ROUNDS = 8
 _LEAP = 2.0**8
 # Largest step relative to the entry; and relative to the median step at which other entries show truncation.
 _LARGEST, _BEYOND = 2.0, 8.0
+# Jump of the slope over the noise of a difference, from which on it is no noise.
+_SEEN = 8.0
 
 
 def differentiate(sampler: Sampler, target: float, offset: float = 1.0) -> Derivatives:
@@ -171,7 +173,12 @@ class _StepSearch:
             return where_finite(with_known_kinks(rung, jump, 2 * j1 - j2, self.sampler.kinks[rows] / h[:, None]))
         pilot, doubt = self.pilot.jump[rows], self.pilot.doubt(rows)
         at_kink = (np.abs(pilot) > doubt) & (np.abs(jump - pilot) <= np.abs(pilot) / 4)
+        # Where rounding in float32 hides the jump from the pilot, one that three steps see alike is at the point too.
+        hidden, alike = doubt > np.abs(jump) / 4, np.maximum(np.abs(j1 - jump), np.abs(j4 - jump)) <= np.abs(jump) / 8
+        seen = self.sampler.coarse & hidden & alike & (np.abs(jump) > _SEEN * noise)
+        at_kink, pilot = at_kink | seen, np.where(seen, jump, pilot)
         near = np.where(at_kink, np.maximum(np.abs(jump - pilot) - doubt, 0.0), np.abs(jump)) / 2
+        near = np.where(seen, np.abs(j1 - jump), near)
         kink = np.where(at_kink, np.abs(jump) / 2, 0.0)
         return where_finite(replace(rung, truncation=rung.truncation + near, kink=kink))
 

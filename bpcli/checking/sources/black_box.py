@@ -8,65 +8,74 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from bpcli.checking.blame.box_cause import NOT_CLEARED, accumulates, box_causes
 from bpcli.checking.check_options import Mode
-from bpcli.checking.findings import Finding, not_compared, overrule, worst_entry, worst_index
-from bpcli.checking.sources.gradient_source import differing
+from bpcli.checking.findings import (
+    Finding,
+    distinct_digits,
+    not_compared,
+    overrule,
+    position,
+    worst_entry,
+    worst_index,
+)
+from bpcli.checking.sources.black_box_noise import (
+    ROUNDING_LIKE,
+    dtype_of,
+    gradient_noise,
+    in_float64,
+    is_coarse,
+    sizes,
+    unsteadiness,
+)
+from bpcli.checking.sources.difference_judge import AFFORDABLE, DifferenceJudge
+from bpcli.checking.sources.shared_kinks import EVALUATIONS as EVALUATIONS_AT_KINKS
+from bpcli.checking.sources.shared_kinks import AtKink, unfit
 from bpcli.checking.sources.user_file import Function, UserFile
 from bpcli.checking.sources.user_process import EndedError
 from bpcli.checking.sources.user_protocol import Message
 from bpcli.checking.sources.validate_gradient import FLOATS, LOSS, same
 from bpcli.checking.verdict import (
+    FEW_DIGITS,
     WRONG,
     Entries,
-    References,
     as_direction,
     at_kink,
     cosine,
-    judge,
     relative_error,
     summarise,
 )
 from bpcli.errors import Place, fail, nearest, printable
 from bpcli.problem.definition import Array, Tensor
 from bpcli.problem.limits import Limits, format_duration
-from bpcli.references.base import Estimate, FloatArray
-from bpcli.references.central import TARGET, differentiate
 from bpcli.references.numerics.noise import EVALUATIONS
 from bpcli.references.numerics.probe import (
     COUNT,
     NOISE_ROWS,
-    Indices,
-    Probe,
-    Sampler,
     directions,
-    dot,
-    norms,
-    points_along,
 )
-from bpcli.references.numerics.rounding import FACTOR, unit_roundoff
 
 METHOD = "grad"
 # Evaluations of the loss: per tensor for its noise, and per entry or direction for two step ladders.
 _FOR_NOISE, _EVALUATIONS = 8 * EVALUATIONS, 14
 _REPEATS = 16  # evaluations that detect a loss with random numbers, whose differences are unreliable
+_SEEDED = 4  # evaluations with the same random numbers, which agree if the loss is random on purpose
+_NAMED = 4  # entries that a sentence names
 _BLOCK = 64  # entries left at the end of a bisection, to be judged one by one
-AFFORDABLE = 30.0
-"""Predicted seconds up to which "auto" judges every entry."""
 
 
 @dataclass(frozen=True, eq=False)
 class BlackBox:
     """An `object` in a user's file, called `name` in reports, with its `params`, arrays of float64 or float32.
 
-    `lines` are those of `loss` and `grad` in the file, as far as they are known. `judged` are tensors that were judged
-    entry by entry.
+    `lines` are those of `loss` and `grad` in the file, as far as they are known. `wide` are the params in float64 for a
+    loss that computes in the type of its arguments, and is judged so. `judged` are tensors that were judged entry by
+    entry.
     """
 
     name: str
@@ -74,7 +83,18 @@ class BlackBox:
     object: str
     params: Mapping[str, Array]
     lines: Mapping[str, int]
+    wide: Mapping[str, Array] | None = None
     judged: dict[str, Entries] = field(default_factory=dict)
+
+    @property
+    def point(self) -> Mapping[str, Array]:
+        """The params at which the loss is differentiated."""
+        return self.params if self.wide is None else self.wide
+
+    def value(self, params: Mapping[str, Array]) -> float:
+        """The loss; NaN where there is none. Raises EndedError."""
+        value, _ = self.function(LOSS).loss(params)
+        return math.nan if value is None else value
 
     def function(self, part: str) -> Function:
         """Its `loss` or `grad`."""
@@ -98,21 +118,45 @@ def losses_to_narrow(tensor: Tensor) -> int:
     return halvings * (NOISE_ROWS * EVALUATIONS + 4 * _EVALUATIONS) + _FOR_NOISE + 2 * _EVALUATIONS * _BLOCK
 
 
-def judge_box_entries(box: BlackBox, tensor: Tensor, value: Array) -> Finding:
-    """Judge every entry."""
+def judge_box_entries(
+    box: BlackBox, tensor: Tensor, value: Array, judge: DifferenceJudge
+) -> tuple[Finding, AtKink | None]:
+    """Judge every entry; returns also the entries that pass at kinks."""
     wide = value.astype(np.float64)
-    entries = _each(box, tensor, value, np.arange(tensor.entries), tensor.shape)
+    entries = judge.entries(tensor, value, np.arange(tensor.entries), tensor.shape)
     verdict, cause, worst = summarise(entries)
-    if verdict == "wrong" and cause:
-        cause += box.function(METHOD).where
+    cause = _in_words(box, verdict, cause, entries)
     error, angle = relative_error(wide, entries.reference), cosine(wide, entries.reference)
-    if not np.isfinite(entries.bound).all():
+    if not np.isfinite(entries.bound).all() or _vanishes(verdict, entries):
         error = angle = None
     known = (box.name, METHOD, tensor.name, tensor.shape, tensor.entries, verdict, cause, worst, error)
     kink = at_kink(entries, worst)
     box.judged[tensor.name] = entries
     # At a kink the true gradient is not unique.
-    return Finding(*known, None if kink else error, None if kink else angle, kink=kink)
+    found = Finding(*known, None if kink else error, None if kink else angle, kink=kink)
+    if verdict == "wrong":
+        return found, None
+    half = (entries.high - entries.low).reshape(-1) / 2
+    places = np.flatnonzero(half > 0)
+    return found, AtKink(tensor.name, places, wide.reshape(-1)[places], half[places])
+
+
+def _in_words(box: BlackBox, verdict: str, cause: str, entries: Entries) -> str:
+    """The cause of a verdict, with the line of a wrong gradient, or the digits that are known to be right."""
+    if verdict == "wrong" and cause:
+        return cause + box.function(METHOD).where
+    if cause == FEW_DIGITS:
+        largest = float(np.abs(entries.reference).max())
+        bound = float(entries.bound.max())
+        digits = max(1, math.floor(-math.log10(bound / largest))) if 0 < bound < largest else 0
+        return f"right to {digits} digit{'s' if digits > 1 else ''} of the largest entry" if digits else ""
+    return cause
+
+
+def _vanishes(verdict: str, entries: Entries) -> bool:
+    """Whether a gradient passes that is rounding alone, so that relative errors mean nothing."""
+    largest = np.maximum(np.abs(entries.value), np.abs(entries.reference))
+    return verdict == "pass" and bool((largest <= entries.bound).all())
 
 
 def _explained(
@@ -135,20 +179,19 @@ def _blame(found: Finding, cause: str) -> dict[str, object]:
     return {"index": worst_index(found), **unknown, "cause": cause, "text": text, "reproduce": None}
 
 
-def judge_box_along(box: BlackBox, tensor: Tensor, value: Array) -> Finding:
+def judge_box_along(box: BlackBox, tensor: Tensor, value: Array, judge: DifferenceJudge) -> Finding:
     """Judge directions."""
     rows = directions(tensor)
-    entries, along = _along(box, tensor, value, rows)
+    entries, along = judge.along(tensor, value, rows)
     verdict, cause, worst = summarise(entries)
-    if verdict == "wrong" and cause:
-        cause += box.function(METHOD).where
-    error = relative_error(along, entries.reference)
+    cause = _in_words(box, verdict, cause, entries)
+    error = None if _vanishes(verdict, entries) else relative_error(along, entries.reference)
     bias = None if (entries.high > entries.low).any() else error
     known = (box.name, METHOD, tensor.name, tensor.shape, len(rows), verdict, cause, as_direction(worst), error)
     return Finding(*known, bias, None)
 
 
-def locate_wrong_entry(box: BlackBox, tensor: Tensor, value: Array, found: Finding) -> Finding:
+def locate_wrong_entry(box: BlackBox, tensor: Tensor, value: Array, found: Finding, judge: DifferenceJudge) -> Finding:
     """Locate a wrong entry by bisection of `found`, a wrong direction: the half with the larger error is kept.
 
     Returns `found` as it is where errors are too spread out for a half, or an entry in the end, to be wrong by itself.
@@ -161,93 +204,16 @@ def locate_wrong_entry(box: BlackBox, tensor: Tensor, value: Array, found: Findi
         rows = np.zeros((2, tensor.entries))
         for part, half in zip(rows, halves, strict=True):
             part[half] = row[half]
-        entries, _ = _along(box, tensor, value, rows)
+        entries, _ = judge.along(tensor, value, rows)
         if not (entries.verdict == WRONG).any():
             return found
         z = np.where(np.isnan(entries.z), np.inf, entries.z)
         block = halves[int(np.where(entries.verdict == WRONG, z, -1.0).argmax())]
-    verdict, _, worst = summarise(_each(box, tensor, value, block, (len(block),)))
+    verdict, _, worst = summarise(judge.entries(tensor, value, block, (len(block),)))
     if verdict != "wrong" or worst is None or worst.index is None:
         return found
     index = tuple(int(i) for i in np.unravel_index(block[worst.index[0]], tensor.shape))
     return replace(found, checked=len(block), worst=replace(worst, index=index))
-
-
-def _each(box: BlackBox, tensor: Tensor, value: Array, places: Indices, shape: tuple[int, ...]) -> Entries:
-    """Judge the entries at the flat `places`, in `shape`."""
-    array = box.params[tensor.name].astype(np.float64).reshape(-1)
-
-    def moved(entry: int, delta: float) -> FloatArray:
-        found = array.copy()
-        found[entry] += delta
-        return found
-
-    around = Probe(places, array[places, None], np.arange(len(places))[:, None], summed=True)
-    # In float32 a step is rounded to the spacing of the entry.
-    sampler = replace(_sampler(box, tensor, around, moved), dtype=box.params[tensor.name].dtype)
-    wide = value.astype(np.float64).reshape(-1)[places].reshape(shape)
-    return _decided(sampler, wide, value.dtype, lambda reference: _rounding(value.dtype, reference))
-
-
-def _along(box: BlackBox, tensor: Tensor, value: Array, rows: FloatArray) -> tuple[Entries, FloatArray]:
-    """Judge directions `rows (K, size)`; returns also the gradient's components along them."""
-    array = box.params[tensor.name].astype(np.float64)
-
-    def moved(row: int, delta: float) -> FloatArray:
-        return np.asarray(array.reshape(-1) + delta * rows[row])
-
-    around = points_along(array, rows)
-    sampler = replace(_sampler(box, tensor, around, moved), noise_rows=NOISE_ROWS)
-    wide = value.astype(np.float64)
-    along = dot(rows, wide)
-    bounds = norms(rows, np.full(wide.shape, _rounding(value.dtype, wide[np.isfinite(wide)])))
-    return _decided(sampler, along, value.dtype, lambda reference: bounds), along
-
-
-def _rounding(dtype: np.dtype[Any], gradient: FloatArray) -> float:
-    """The rounding error to allow in any entry of a gradient computed in `dtype`."""
-    largest = float(np.abs(gradient).max(initial=0.0))
-    return FACTOR * unit_roundoff(dtype) * largest + float(np.finfo(dtype).tiny)
-
-
-def _decided(
-    sampler: Sampler, value: FloatArray, dtype: np.dtype[Any], rounding: Callable[[FloatArray], FloatArray | float]
-) -> Entries:
-    """Judge `value`, on a second step ladder too if the first one rejects an entry.
-
-    `rounding` takes the estimate to the error to allow, except where both it and `value` are exactly zero.
-    """
-    shape = value.shape
-    central = _estimate(sampler, shape, 1.0)
-    bound = np.where((value == 0) & (central.value == 0), 0.0, rounding(central.value))
-    entries = judge(value, References(central=central), bound, dtype)
-    if entries.suspect.any():
-        entries = judge(value, References(central=central, second=_estimate(sampler, shape, 0.75)), bound, dtype)
-    return entries
-
-
-def _estimate(sampler: Sampler, shape: tuple[int, ...], offset: float) -> Estimate:
-    found = differentiate(sampler, TARGET, offset)
-    parts = (found.value, found.bound, found.noise, found.kink)
-    return Estimate(*(sampler.probe.scatter(part, shape) for part in parts))
-
-
-def _sampler(box: BlackBox, tensor: Tensor, around: Probe, moved: Callable[[int, float], FloatArray]) -> Sampler:
-    """The loss around one tensor's values, with `moved(entry, delta)` the flat perturbed ones; NaN where it raises.
-
-    Raises EndedError.
-    """
-    array, loss = box.params[tensor.name], box.function(LOSS)
-
-    def losses(entries: Indices, deltas: FloatArray) -> FloatArray:
-        values = np.full((len(entries), 1), np.nan)
-        for row, (entry, delta) in enumerate(zip(entries, deltas, strict=True)):
-            shifted = moved(int(entry), float(delta)).reshape(array.shape).astype(array.dtype)
-            value, _ = loss.loss({**box.params, tensor.name: shifted})
-            values[row] = np.nan if value is None else value
-        return values
-
-    return Sampler.of(losses, around)
 
 
 def open_box(file: UserFile, name: str) -> BlackBox:
@@ -274,27 +240,107 @@ def open_box(file: UserFile, name: str) -> BlackBox:
     return BlackBox(f"{file.shown}:{name}", file, name, params, lines)
 
 
-def check_box(box: BlackBox, wrt: Sequence[str], limits: Limits, mode: Mode = "auto") -> list[Finding]:
+def check_box(
+    box: BlackBox, wrt: Sequence[str], limits: Limits, mode: Mode = "auto", tolerance: float = 0.0
+) -> list[Finding]:
     """Judge `grad` of the tensors `wrt` (all if empty), and whether `loss` is reproducible and finite.
 
     The mode "full" judges every entry. "directional" judges directions, and where these do not pass every entry if that
-    is affordable, else those that a bisection finds. "auto" chooses by the predicted time. Raises BpError for an
-    unknown name, or if the check would exceed the time limit.
+    is affordable, else those that a bisection finds. "auto" chooses by the predicted time. A gradient that is off by
+    `tolerance` at most, relative to the largest entry of its tensor, passes. Raises BpError for an unknown name, or if
+    the check would exceed the time limit.
     """
     tensors = _chosen(box, wrt)
     try:
-        return [_blamed(found) for found in _judged(box, tensors, limits, mode)]
+        return [_blamed(found) for found in _judged(box, tensors, limits, mode, tolerance)]
     except EndedError as error:
         return [_blamed(_wrong(box, LOSS, box.file.ended(error, box.lines[LOSS])))]
 
 
-def _judged(box: BlackBox, tensors: Sequence[Tensor], limits: Limits, mode: Mode) -> list[Finding]:
+def _judged(box: BlackBox, tensors: Sequence[Tensor], limits: Limits, mode: Mode, tolerance: float) -> list[Finding]:
     """`check_box` without blame. Raises EndedError if the loss ends its process."""
-    start = time.perf_counter()
-    fault = _fault_of_loss(box, 2)
-    each = (time.perf_counter() - start) / 2
+    fault, each = _try_loss(box, tensors)
     if fault:
         return [_wrong(box, LOSS, fault)]
+    directional = _choose_directions(box, tensors, limits, mode, each)
+    function = box.function(METHOD)
+    one = function.gradient([box.params], tensors, FLOATS)
+    two = one if one.ended else function.gradient([box.params], tensors, FLOATS)
+    first = two.returned if two.ended else one.returned
+    changed = tuple(dict.fromkeys((*one.changed, *two.changed)))
+    unsteady = {} if two.ended else _differences(first.arrays, two.returned.arrays)
+    if any(tensor.name not in first.faults for tensor in tensors):
+        box = replace(box, wide=in_float64(box.value, box.params))
+    findings, kinked, where = list[Finding](), list[AtKink](), function.where
+    judge = _judge_of(box, tensors, first.arrays, each, tolerance)
+    for tensor in tensors:
+        if tensor.name in first.faults:
+            findings.append(_wrong(box, tensor.name, first.faults[tensor.name], tensor.shape))
+            continue
+        found, kinks = _judge_tensor(box, tensor, first.arrays[tensor.name], directional, judge)
+        kinked += [kinks] if kinks else []
+        if changed:
+            found = overrule(found, f"changes its arguments: {', '.join(changed)}{where}")
+        elif tensor.name in unsteady:
+            found = overrule(found, f"not deterministic: {unsteady[tensor.name]}{where}")
+        findings.append(found)
+    findings = _explained(box, findings, first.arrays, two.returned.arrays)
+    findings = _judge_jointly(box, findings, kinked, judge.affordable(EVALUATIONS_AT_KINKS))
+    if any(f.checked and f.verdict != "pass" for f in findings) and (fault := _fault_of_loss(box, tensors, _REPEATS)):
+        return [_wrong(box, LOSS, fault)]
+    return findings + [_wrong(box, n, f) for n, f in first.faults.items() if n not in box.params]
+
+
+def _judge_tensor(
+    box: BlackBox, tensor: Tensor, value: Array, directional: bool, judge: DifferenceJudge
+) -> tuple[Finding, AtKink | None]:
+    """Judge entries, or directions and then as many entries as are affordable."""
+    if not directional:
+        return judge_box_entries(box, tensor, value, judge)
+    found = judge_box_along(box, tensor, value, judge)
+    if found.verdict != "pass" and judge.each * losses_taken(tensor, along=False) <= AFFORDABLE:
+        return judge_box_entries(box, tensor, value, judge)
+    if found.verdict == "wrong" and judge.each * losses_to_narrow(tensor) <= AFFORDABLE:
+        return locate_wrong_entry(box, tensor, value, found, judge), None
+    return found, None
+
+
+def _judge_jointly(box: BlackBox, findings: Sequence[Finding], kinked: Sequence[AtKink], most: int) -> list[Finding]:
+    """The findings, of which those are wrong whose entries do not fit together at a kink that they share.
+
+    At most so many entries are tested.
+    """
+    shapes = {f.tensor: f.shape for f in findings}
+    found = unfit(box.value, box.point, kinked, most)
+    if found is None:
+        return list(findings)
+    words = ""
+    for name, place, sign in found.entries[:_NAMED]:
+        at = position(tuple(int(i) for i in np.unravel_index(place, shapes[name])))
+        words += f"{' + ' if sign > 0 else ' - '}{name}{at}"
+    words += f" and {len(found.entries) - _NAMED} more" if len(found.entries) > _NAMED else ""
+    value, low = distinct_digits(found.slope, found.low)
+    high = f"{found.high:.6g}"
+    right = low if f"{found.low:.6g}" == high else f"from {low} to {high}"
+    cause = f"entries share a kink: the slope along {words.removeprefix(' + ').strip()} is {value}, should be {right}"
+    cause += box.function(METHOD).where
+    return [
+        overrule(replace(f, verdict="pass"), cause) if f.tensor in found.tensors and f.verdict != "wrong" else f
+        for f in findings
+    ]
+
+
+def _try_loss(box: BlackBox, tensors: Sequence[Tensor]) -> tuple[str, float]:
+    """Why the loss is unusable, or "", and the seconds that it takes; the first call may compile, and is not timed."""
+    if fault := _fault_of_loss(box, tensors, 1):
+        return fault, 0.0
+    start = time.perf_counter()
+    fault = _fault_of_loss(box, tensors, 2)
+    return fault, (time.perf_counter() - start) / 2
+
+
+def _choose_directions(box: BlackBox, tensors: Sequence[Tensor], limits: Limits, mode: Mode, each: float) -> bool:
+    """Whether to judge directions. Raises BpError if the check would exceed the time limit."""
     entries, along = (each * sum(losses_taken(t, along) for t in tensors) for along in (False, True))
     directional = mode == "directional" or (mode == "auto" and entries > max(AFFORDABLE, along))
     seconds = along if directional else entries
@@ -302,32 +348,36 @@ def _judged(box: BlackBox, tensors: Sequence[Tensor], limits: Limits, mode: Mode
         what = f"{box.name} would take about {format_duration(seconds)}, {format_duration(each)} a loss"
         advice = "choose fewer tensors with --wrt, make it smaller, take --mode directional, or raise --max-time"
         fail("too-long", f"{what}; the limit is {format_duration(limits.max_time)}", help=advice)
+    return directional
+
+
+def _judge_of(
+    box: BlackBox, tensors: Sequence[Tensor], first: Mapping[str, Array], each: float, tolerance: float
+) -> DifferenceJudge:
+    """The judge of a gradient of which `first` are the arrays that can be judged. Raises EndedError."""
     function = box.function(METHOD)
-    one = function.gradient([box.params], tensors, FLOATS)
-    two = one if one.ended else function.gradient([box.params], tensors, FLOATS)
-    first = two.returned if two.ended else one.returned
-    changed = tuple(dict.fromkeys((*one.changed, *two.changed)))
-    unsteady = differing((None, first.arrays), (None, two.returned.arrays))
-    findings, where = [], function.where
-    for tensor in tensors:
-        if tensor.name in first.faults:
-            findings.append(_wrong(box, tensor.name, first.faults[tensor.name], tensor.shape))
+    noise = gradient_noise(lambda params: function.gradient([params], tensors, FLOATS), box.params, first)
+    judged = [tensor for tensor in tensors if tensor.name in first]
+    level, size = sizes(box.value, box.point, judged)
+    coarse = is_coarse(box.value, box.point)
+    return DifferenceJudge(box.value, box.point, noise, level, size, each, tolerance, coarse)
+
+
+def _differences(one: Mapping[str, Array], two: Mapping[str, Array]) -> dict[str, str]:
+    """By tensor, how far two gradients at the same point differ, where that is more than rounding."""
+    found = {}
+    for name, array in one.items():
+        other = two.get(name)
+        if same(array, other):
             continue
-        value = first.arrays[tensor.name]
-        found = judge_box_along(box, tensor, value) if directional else judge_box_entries(box, tensor, value)
-        if directional and found.verdict != "pass" and each * losses_taken(tensor, along=False) <= AFFORDABLE:
-            found = judge_box_entries(box, tensor, value)
-        elif directional and found.verdict == "wrong" and each * losses_to_narrow(tensor) <= AFFORDABLE:
-            found = locate_wrong_entry(box, tensor, value, found)
-        if changed:
-            found = overrule(found, f"changes its arguments: {', '.join(changed)}{where}")
-        elif tensor.name in unsteady:
-            found = overrule(found, f"not deterministic{where}")
-        findings.append(found)
-    findings = _explained(box, findings, first.arrays, two.returned.arrays)
-    if any(f.checked and f.verdict != "pass" for f in findings) and (fault := _fault_of_loss(box, _REPEATS)):
-        return [_wrong(box, LOSS, fault)]
-    return findings + [_wrong(box, n, f) for n, f in first.faults.items() if n not in box.params]
+        if other is None:
+            found[name] = "a second call has none"
+            continue
+        largest = float(np.abs(array).max())
+        apart = float(np.abs(array.astype(np.float64) - other).max()) / (largest or 1.0)
+        if not apart <= ROUNDING_LIKE[dtype_of(array)]:
+            found[name] = f"two calls differ by {apart:.2g} of the largest entry"
+    return found
 
 
 def _blamed(found: Finding) -> Finding:
@@ -360,7 +410,7 @@ def _chosen(box: BlackBox, wrt: Sequence[str]) -> list[Tensor]:
     return [t for t in tensors if t.entries]
 
 
-def _fault_of_loss(box: BlackBox, times: int) -> str:
+def _fault_of_loss(box: BlackBox, tensors: Sequence[Tensor], times: int) -> str:
     """Evaluate the loss several times at the starting point; returns why it is unusable, or ""."""
     function = box.function(LOSS)
     values = []
@@ -368,10 +418,15 @@ def _fault_of_loss(box: BlackBox, times: int) -> str:
         value, fault = function.loss(box.params)
         if value is None:
             return fault
-        values.append(np.float64(value))
+        values.append(value)
     if not np.isfinite(values[0]):
         return f"not finite{function.where}"
-    return "" if all(same(values[0], v) for v in values) else f"not deterministic{function.where}"
+    apart = unsteadiness(box.value, box.params, values, lambda: sizes(box.value, box.params, tensors)[0])
+    if apart <= ROUNDING_LIKE[np.dtype(np.float64)]:
+        return ""
+    again = [function.loss(box.params, seed=0)[0] for _ in range(_SEEDED)]
+    why = "draws random numbers" if None not in again and len(set(again)) == 1 else "not deterministic"
+    return f"{why}: calls differ by {apart:.2g} of the loss{function.where}"
 
 
 def _wrong(box: BlackBox, name: str, cause: str, shape: tuple[int, ...] = ()) -> Finding:

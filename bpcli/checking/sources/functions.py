@@ -18,6 +18,7 @@ from bpcli.checking.findings import Finding, Worst, overrule, worst_entry
 from bpcli.checking.sources import black_box
 from bpcli.checking.sources.black_box import BlackBox, check_box, losses_taken
 from bpcli.checking.sources.contractions import FORWARD, MIXED, ONES, SECOND, SHIFTED, TANGENTS
+from bpcli.checking.sources.difference_judge import AFFORDABLE
 from bpcli.checking.sources.user_file import UserFile
 from bpcli.checking.sources.user_process import EndedError
 from bpcli.checking.sources.validate_gradient import FLOATS, LOSS, same
@@ -42,13 +43,14 @@ _TELLING = 0.1  # the largest rounding with which a float32 gradient may pass, r
 class Wanted:
     """The derivatives to judge: of the leaves `wrt`, all if empty, by reverse mode, and by `forward` mode too.
 
-    With `order` 2 the derivatives of gradients that pass are judged as well.
+    With `order` 2 the derivatives of gradients that pass are judged as well. `tolerance` as in `check_box`.
     """
 
     wrt: Sequence[str] = ()
     mode: Mode = "auto"
     forward: bool = False
     order: int = 1
+    tolerance: float = 0.0
 
     @property
     def also(self) -> list[str]:
@@ -146,7 +148,7 @@ def check_function(function: Contracted, wanted: Wanted, limits: Limits) -> Judg
     if wanted.order == 2 and pulled and all(f.verdict == "pass" for f in pulled):
         box = function.boxes[SECOND]
         mode = _mode(box, wanted, 1)
-        second = check_contraction(function, SECOND, wanted.wrt, limits, mode)
+        second = check_contraction(function, SECOND, wanted.wrt, limits, mode, wanted.tolerance)
         found.findings += [replace(f, method=HVP) for f in second]
     elif wanted.order == 2:
         found.notes.append(f"{function.name}: its second derivatives are not judged, as its vjp does not pass")
@@ -154,11 +156,11 @@ def check_function(function: Contracted, wanted: Wanted, limits: Limits) -> Judg
 
 
 def check_contraction(
-    function: Contracted, label: str, wrt: Sequence[str], limits: Limits, mode: Mode
+    function: Contracted, label: str, wrt: Sequence[str], limits: Limits, mode: Mode, tolerance: float = 0.0
 ) -> list[Finding]:
     """Judge a contraction as a black box, and the float32 gradient of code that is judged in float64."""
     box = function.boxes[label]
-    found = check_box(box, wrt, limits, mode)
+    found = check_box(box, wrt, limits, mode, tolerance)
     names = [f.tensor for f in found if function.sharp and f.verdict == "pass" and not f.kink]
     tensors = [Tensor(name, "param", (5, *box.params[name].shape)) for name in names]
     if not tensors:
@@ -167,16 +169,16 @@ def check_contraction(
     returned = answer.gradient([box.params], tensors, FLOATS).returned
     for place, finding in enumerate(found):
         if finding.tensor in returned.arrays:
-            found[place] = _in_single(finding, returned.arrays[finding.tensor].astype(np.float64))
+            found[place] = _in_single(finding, returned.arrays[finding.tensor].astype(np.float64), tolerance)
         elif finding.tensor in names:
             found[place] = overrule(finding, returned.faults[finding.tensor])
     return found
 
 
-def _in_single(found: Finding, parts: FloatArray) -> Finding:
+def _in_single(found: Finding, parts: FloatArray, tolerance: float) -> Finding:
     """A finding that passes in float64, for the float32 gradient of the same code, by the `parts` of `in_single`."""
     value, exact, least, sampled, largest = parts
-    bound = FACTOR * (least + sampled) + float(np.finfo(np.float32).tiny)
+    bound = FACTOR * (least + sampled) + float(np.finfo(np.float32).tiny) + tolerance * float(np.abs(exact).max())
     with np.errstate(all="ignore"):
         z = np.where(np.isfinite(value), np.abs(value - exact) / bound, np.inf)
     error = max(found.kernel_error or 0.0, relative_error(value, exact) or 0.0)
@@ -204,14 +206,17 @@ def _pulled(function: Contracted, wanted: Wanted, limits: Limits) -> list[Findin
     labels = list(function.labels)
     mode = _mode(function.box, wanted, len(labels))
     modes = {label: mode if label == labels[0] or wanted.mode != "auto" else "directional" for label in labels}
-    each = {label: check_contraction(function, label, wanted.wrt, limits, modes[label]) for label in labels}
+    each = {
+        label: check_contraction(function, label, wanted.wrt, limits, modes[label], wanted.tolerance)
+        for label in labels
+    }
     names = list(dict.fromkeys(f.tensor for found in each.values() for f in found))
     if LOSS in names:
         return [replace(next(f for found in each.values() for f in found if f.tensor == LOSS), method=VJP)]
     tensors = [Tensor(n, "param", a.shape) for n, a in function.boxes[labels[0]].params.items() if n in names]
     if MIXED in function.boxes and not _adds_up(function, tensors):
         labels.append(MIXED)
-        each[MIXED] = check_contraction(function, MIXED, wanted.wrt, limits, mode)
+        each[MIXED] = check_contraction(function, MIXED, wanted.wrt, limits, mode, wanted.tolerance)
     worst = {n: max(((f, label) for label in labels for f in each[label] if f.tensor == n), key=_rank) for n in names}
     wrong = {n for n, (f, _) in worst.items() if f.verdict == "wrong" and (f.blame or {}).get("cause") != IN_SINGLE}
     causes = _causes(function, [t for t in tensors if t.name in wrong], limits, mode)
@@ -251,7 +256,7 @@ def _mode(box: BlackBox, wanted: Wanted, times: int) -> Mode:
         return "auto"
     each = times * (time.perf_counter() - start)
     entries, along = (each * sum(losses_taken(t, way) for t in tensors) for way in (False, True))
-    return "directional" if entries > max(black_box.AFFORDABLE, along) else "full"
+    return "directional" if entries > max(AFFORDABLE, along) else "full"
 
 
 def _adds_up(function: Contracted, tensors: Sequence[Tensor]) -> bool:
@@ -293,7 +298,7 @@ def _other(function: Contracted) -> str:
 def _pushed(function: Contracted, wanted: Wanted, limits: Limits, pulled: Sequence[Finding]) -> list[Finding]:
     """Judge forward mode along tangents, and where it passes, compare it with reverse mode to within rounding."""
     shapes = {n: a.shape for n, a in function.boxes[ONES].params.items()}
-    found = check_contraction(function, FORWARD, wanted.wrt, limits, "full")
+    found = check_contraction(function, FORWARD, wanted.wrt, limits, "full", wanted.tolerance)
     passing = [f.tensor for f in pulled if f.verdict == "pass" and not f.kink]
     compared = [f.tensor for f in found if f.verdict == "pass" and not f.kink and f.tensor in passing]
     apart = _gaps(function, compared)

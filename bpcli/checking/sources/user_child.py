@@ -9,7 +9,8 @@ It imports NumPy and the standard library alone. A message has a `do`, a `file` 
 - `function`: make black boxes of a function, found under its name and their labels, and describe it;
 - `close`: leave the framework of a function as it was;
 - `call`: call a function, or the `part` of an object, with copies of the arrays in `groups`, and validate what it
-  returns: a gradient for the `shapes` asked for, else a loss.
+  returns: a gradient for the `shapes` asked for, else a loss. A `seed` is that of the global random numbers, whose
+  state is restored after the call.
 
 An exception of user code is an answer too: `raised` in words, and the innermost `line` of the file in its traceback.
 
@@ -25,6 +26,7 @@ import faulthandler
 import importlib.util
 import inspect
 import os
+import random
 import select
 import signal
 import sys
@@ -38,6 +40,7 @@ from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from numpy import array, dtype, float64, ndarray
+from numpy import random as numpy_random
 
 from bpcli.checking.sources.contractions import MIXED, ONES, SECOND, contractions, require
 from bpcli.checking.sources.differentiable import Given, UnusableError
@@ -159,7 +162,9 @@ class UserCodeRunner:
         numbers = message.get("numbers")
         if numbers is not None and _takes_four(function):
             given.append(dict(numbers))
-        answer, found = _validated(function(*given), message)
+        with _seeded(message.get("seed")):
+            returned = function(*given)
+        answer, found = _validated(returned, message)
         changed = [name for now, was in zip(given, groups, strict=False) for name in altered(now, was)]
         changed += [CONSTANTS] if given[len(groups) :] not in ([], [numbers]) else []
         return {**answer, "changed": changed}, found
@@ -186,6 +191,27 @@ class UserCodeRunner:
             self._current = None
             self._inside.enter_context(_importable(file.path.parent, file.modules))
             self._current = file
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and, where it is loaded, PyTorch; then restore their states."""
+    if seed is None:
+        yield
+        return
+    torch = sys.modules.get("torch")
+    states = random.getstate(), numpy_random.get_state(), torch.get_rng_state() if torch else None
+    try:
+        random.seed(seed)
+        numpy_random.seed(seed)
+        if torch:
+            torch.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        numpy_random.set_state(states[1])
+        if torch:
+            torch.set_rng_state(states[2])
 
 
 def failure(error: BaseException, file: str) -> Message:

@@ -135,9 +135,12 @@ class Function:
         returned = ReturnedGradient(answer["loss"], arrays, answer["faults"]).located(self.where)
         return CallResult(returned, tuple(answer["changed"]))
 
-    def loss(self, params: Mapping[str, Array]) -> tuple[float | None, str]:
-        """Call it for a loss, with copies of the params: the number, or None and the reason. Raises EndedError."""
-        answer, _ = self._call([params])
+    def loss(self, params: Mapping[str, Array], seed: int | None = None) -> tuple[float | None, str]:
+        """Call it for a loss, with copies of the params: the number, or None and the reason. Raises EndedError.
+
+        A `seed` is that of global random numbers during the call.
+        """
+        answer, _ = self._call([params], seed=seed)
         if "raised" in answer:
             return None, self.file.raised(answer, self.line)
         if answer["flaw"]:

@@ -137,7 +137,7 @@ class Pilot:
     """
 
     def __init__(self, sampler: Sampler, steps: FloatArray, noise: FloatArray) -> None:
-        self.sampler, self.steps = sampler, steps.copy()
+        self.sampler, self.steps, self._of_loss = sampler, steps.copy(), noise
         self.noise = np.tile(noise, (len(steps), 1))
         self.slope, self.jump, self.size = (np.zeros_like(self.noise) for _ in range(3))
         self.unresolved = np.zeros(self.noise.shape, dtype=np.bool_)
@@ -148,6 +148,8 @@ class Pilot:
         """Evaluate the differences of `rows` with `steps (R,)`."""
         self.steps[rows] = steps
         self.unresolved[rows] = self._measured[rows] = False
+        if self.sampler.sided:  # what was measured at larger steps may have been the edge of a domain
+            self.noise[rows] = self._of_loss
         slope, even, self.size[rows] = differences(self.sampler, rows, steps)
         self.jump[rows] = even / steps[:, None]
         if self.sampler.kinks is not None:
@@ -187,13 +189,14 @@ class Pilot:
         if not len(rows):
             return rows
         self._measured[rows] = True
-        offsets = np.arange(POINTS) - POINTS // 2
+        middle = 0 if self.sampler.sided else POINTS // 2
+        offsets = np.arange(POINTS) - middle
         change, _ = self.sampler.shift(np.repeat(rows, POINTS), np.outer(self.steps[rows], offsets).ravel())
         values = change.reshape(len(rows), POINTS, -1).transpose(0, 2, 1)
         own = 2.0 * table_noise(values)
         louder = own > self.noise[rows]
-        around = np.delete(values, POINTS // 2, axis=2)
-        apart = np.abs(around.mean(axis=2) - values[:, :, POINTS // 2])
+        around = np.delete(values, middle, axis=2)
+        apart = np.abs(around.mean(axis=2) - values[:, :, middle])
         spread = around.max(axis=2) - around.min(axis=2)
         level = self.sampler.level
         self.unresolved[rows] = (apart > _SPIKE * spread) & (apart > _NO_NOISE * level) & (level > 0)

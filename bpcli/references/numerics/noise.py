@@ -13,6 +13,7 @@ from bpcli.references.numerics.probe import ROWS, FloatArray, Sampler
 POINTS = 9
 _AGREE = 4.0
 UNIT_ROUNDOFF = 2.0**-53
+_SINGLE = 2.0**-24
 _SUBNORMAL = float(np.finfo(np.float64).smallest_subnormal)
 # Rounding noise does not depend on the spacing, the effect of a kink or an oscillation does: the smallest counts.
 _SPACINGS = (2.0**-26, 2.0**-16, 2.0**-8)
@@ -60,22 +61,30 @@ def loss_noise(sampler: Sampler, steps: FloatArray) -> FloatArray:
     """
     rows = np.linspace(0, len(sampler.probe.entries) - 1, sampler.noise_rows).astype(np.int64)
     spread = steps[rows] * _FACTORS[: len(rows)]
-    noise, moves = _at_spacings(sampler, rows, [spread * spacing for spacing in _SPACINGS])
+    near = [spread * spacing for spacing in _SPACINGS]
+    noise, moves = _at_spacings(sampler, rows, near, False)
+    if sampler.sided:
+        beside, moves_beside = _at_spacings(sampler, rows, near, True)
+        noise, moves = np.minimum(noise, beside), moves | moves_beside
     if not moves.all():
-        further, moves_further = _at_spacings(sampler, rows, [spread * spacing for spacing in _WIDE_SPACINGS])
+        further, moves_further = _at_spacings(
+            sampler, rows, [spread * spacing for spacing in _WIDE_SPACINGS], sampler.sided
+        )
         noise = np.where(moves, noise, np.where(moves_further, further, np.inf))
     noise = np.where(np.isfinite(noise), 2.0 * noise, 0.0)
-    return np.asarray(np.maximum(noise, UNIT_ROUNDOFF * sampler.level + _SUBNORMAL), dtype=np.float64)
+    return np.asarray(
+        np.maximum(noise, (_SINGLE if sampler.coarse else UNIT_ROUNDOFF) * sampler.level + _SUBNORMAL), dtype=np.float64
+    )
 
 
 def _at_spacings(
-    sampler: Sampler, rows: NDArray[np.int64], spacings: list[FloatArray]
+    sampler: Sampler, rows: NDArray[np.int64], spacings: list[FloatArray], sided: bool
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Minimum over the spacings `(rows,)` of the median noise of `rows`, and whether the loss varies, `(S,)` each.
 
     The noise is infinite where none shows.
     """
-    offsets = np.arange(POINTS) - POINTS // 2
+    offsets = np.arange(POINTS) - (0 if sided else POINTS // 2)
     everything = np.concatenate([np.outer(spacing, offsets).ravel() for spacing in spacings])
     change, _ = sampler.shift(np.tile(np.repeat(rows, POINTS), len(spacings)), everything)
     values = change.reshape(len(spacings), len(rows), POINTS, -1).transpose(0, 1, 3, 2)

@@ -115,7 +115,8 @@ class Sampler:
 
     Shifted numbers are rounded to `dtype` before they enter the loss. The noise is measured at `noise_rows` of them.
     `kinks (K, S)` are distances of the kinks whose side rounding hides, negative where there are none; losses beyond
-    other kinks are then NaN. None: kinks are unknown.
+    other kinks are then NaN. None: kinks are unknown. Noise is measured on one side of the point if `sided`, so that a
+    kink at the point itself is not taken for noise. A `coarse` loss has the digits of float32, whatever its type.
     """
 
     losses: Losses
@@ -124,6 +125,8 @@ class Sampler:
     dtype: DType = _DOUBLE
     noise_rows: int = ROWS
     kinks: FloatArray | None = None
+    sided: bool = False
+    coarse: bool = False
 
     @staticmethod
     def of(losses: Losses, probe: Probe) -> Sampler:
