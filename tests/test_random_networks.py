@@ -38,7 +38,7 @@ from bpcli.references.numerics import rounding
 from bpcli.runtime.reverse_mode import Window, unrolled
 
 TESTS = Path(__file__).parent
-SEEN = range(300)
+SEEN = range(360)
 HELD, COMPARED = range(140), range(140, 300)
 EXTRAS_EVERY = 20
 

@@ -277,7 +277,7 @@ ONE_CHANGE = [
         "[data]",
         '▸[kernel.f]\n▸path = "k.py"\nfunction = ▸3\n[data]',
         "missing-key unknown-key wrong-type",
-        'write file = … | known: file, function | write function = "gradient", for example',
+        'write file = … | known: as, file, function | write function = "gradient", for example',
     ),
     ("[data]", '[weights]\nfile = "w.npz"\nmap = { ▸Z = "q" }\n[data]', "unknown-name", "known: V, W, b"),
     (

@@ -16,6 +16,7 @@ from bpcli.errors import BpError, Diagnostic, fail, printable
 if TYPE_CHECKING:
     from bpcli.api.check_runner import Call, Results
     from bpcli.checking.sources.functions import Wanted
+    from bpcli.checking.sources.user_process import Process
     from bpcli.cluster.connect import Cluster
     from bpcli.methods import MethodCall
 
@@ -115,23 +116,19 @@ def check(
     """
     from bpcli.api.check_runner import Call, Results
     from bpcli.api.method_selection import check_options
-    from bpcli.api.user_gradients import read, unknown, user_process
+    from bpcli.api.user_gradients import read, unknown
     from bpcli.checking.sources.functions import Wanted
     from bpcli.commands.specs import find
 
     boxes, targets, refused = _split_objects(target)
     flags = {f"--{k}": k in common.overrides for k in ("dtype", "seed")}
-    others = any(f"--{k}" not in flags for k in common.overrides)
     given = {"--kernel": kernel, "--gradient": gradient, "--as": meant, "--power": power}
-    alone = {} if targets else {"-m": method, "--set": others, **flags}
+    flags["--set"] = any(f"--{k}" not in flags for k in common.overrides)
+    alone = {} if targets else {"-m": method, **flags}
     _refuse_combinations(boxes, {**given, "--reference": reference not in _OF_OBJECTS, **alone}, power)
     _refuse_on_specs(targets or not boxes, {"--forward": forward, "--order": order != "1"})
     paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
-    process = user_process(common.limits(), common.user_time)
-    click.get_current_context().with_resource(contextlib.closing(process))
-    if kernel or boxes:
-        process.start()
-    asked = read(kernel, gradient, process, meant)
+    asked = read(kernel, gradient, _process(common, bool(kernel or boxes)), meant)
     refused += [*missing, *asked.refused]
     if gradient and len(paths) > 1:
         fail("usage", f"--gradient needs one spec, not {len(paths)}", help="name the spec of the saved gradient")
@@ -150,6 +147,17 @@ def check(
         _judge(paths, boxes, hooked(call, common, cluster), common, results, wanted)
     results.errors += unknown(asked, results.declared)
     return _show(results, call, common, paths, boxes)
+
+
+def _process(common: Common, needed: bool) -> Process:
+    """The process for users' code, started where it is `needed`, and closed with the command."""
+    from bpcli.api.user_gradients import user_process
+
+    process = user_process(common.limits(), common.user_time)
+    click.get_current_context().with_resource(contextlib.closing(process))
+    if needed:
+        process.start()
+    return process
 
 
 def _split_objects(targets: Sequence[str]) -> tuple[list[str], list[str], list[Diagnostic]]:

@@ -20,6 +20,7 @@ Arrays = Mapping[str, Array]
 NOT_CLEARED = "the buffer is not cleared: a second call adds to the first"
 
 
+@np.errstate(all="ignore")  # of huge numbers norms and products overflow
 def box_causes(given: Arrays, theta: Arrays, judged: Mapping[str, Entries]) -> dict[str, str]:
     """A cause for each wrong tensor, all of whose entries were `judged`; `theta` are the arrays differentiated."""
     wrong = {n: entries.verdict == WRONG for n, entries in judged.items()}

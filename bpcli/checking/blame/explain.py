@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from bpcli.checking.blame import truncation
 from bpcli.checking.blame.candidates import Cause
 from bpcli.checking.blame.cause import Diagnosis, fits
@@ -53,6 +55,7 @@ class Reproducer:
     command: Callable[[str, Mapping[str, object]], str]
 
 
+@np.errstate(all="ignore")  # of huge numbers norms and products overflow
 def explain(
     findings: Sequence[Finding],
     setup: Setup,
