@@ -35,6 +35,7 @@ from bpcli.problem.setup import open_setup
 from bpcli.references.base import Estimate
 from bpcli.references.central import Central
 from bpcli.references.numerics import rounding
+from bpcli.runtime import trace
 from bpcli.runtime.reverse_mode import Window, unrolled
 
 TESTS = Path(__file__).parent
@@ -217,10 +218,45 @@ def test_without_influences_that_underflow_it_is_taken_for_an_error(monkeypatch:
     rounding.rounding.cache_clear()
 
 
+@pytest.fixture
+def dirty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that comes full of a number, rather than of what was there before."""
+    allocate = trace.Memory.allocate
+
+    def filled(self: trace.Memory, entries: int, dtype: np.dtype) -> tuple[np.ndarray, int]:
+        numbers, address = allocate(self, entries, dtype)
+        numbers[:] = 1e3
+        return numbers, address
+
+    monkeypatch.setattr(trace.Memory, "allocate", filled)
+    monkeypatch.setattr(trace.Memory, "acquire", lambda self, *key: trace.Views(self, *key))
+
+
+@pytest.mark.usefixtures("dirty")
 @pytest.mark.parametrize("seed", COMPARED)
 def test_methods_agree_on_a_network(seed: int) -> None:
-    """With each other and with the twin: the quick half of it, on as many again."""
+    """With each other and with the twin, whatever memory holds: the quick half of it, on as many again."""
     assert [] == examine(network(seed).text(), judged=False).failures, network(seed).text()
+
+
+PARTS = """bp = 1
+[params]
+p = { shape = [3], init = "normal" }
+[state]
+a = { shape = [3], init = "normal" }
+[equations]
+a = "concat(a[t-1][2:3], p[1:3]) + 0.5 * p[0]"
+loss = "sum(a)"
+[data]
+T = 3
+"""
+
+
+@pytest.mark.usefixtures("dirty")
+def test_a_vector_of_which_a_step_reads_a_part() -> None:
+    """The rest of it, which is read only before the first step, has no influence of its own; it was once left as it
+    was in memory."""
+    assert [] == examine(PARTS).failures
 
 
 @pytest.mark.skipif(JAX.available() is not None, reason="no jax")

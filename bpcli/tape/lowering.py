@@ -135,7 +135,8 @@ def lower_reverse(
     """The instructions that take cotangents from `seeds` to the active leaves.
 
     Whoever runs the program clears the cotangents of states, and of leaves and static nodes; the latter two not if
-    `own`, where each row has cotangents of its own for them. Those of the leaves `fresh` are not even cleared.
+    `own`, where each row has cotangents of its own for them, and the static phase is left out. Those of the leaves
+    `fresh` are not even cleared.
     """
     draft = _Draft(graph, fusion, active, set(seeds))
     for node in sorted(graph.nodes, key=lambda node: (-node.phase, -node.index)):
@@ -144,7 +145,8 @@ def lower_reverse(
     alias = _cotangent_aliases(graph, fusion, active, draft.touched)
     held = {n.index for n in graph.nodes if (n.op in LEAVES or n.phase is Phase.STATIC) and not own} - set(fresh)
     held |= {resolve(alias, n).owner for n in (*seeds, *graph.new.values())}
-    rows = _with_modes(graph, _without_aliased(draft.rows, alias), alias, held, fresh)
+    used = [(part, row) for part, row in draft.rows if not own or part != _part(Phase.STATIC)]
+    rows = _with_modes(graph, _without_aliased(used, alias), alias, held, fresh)
     code, bounds = _pack(rows)
     kept = {resolve(alias, product.delta).owner for product in draft.products}
     kept |= {resolve(alias, n).owner for n in draft.touched if graph.nodes[n].phase is not Phase.RECURRENT}
