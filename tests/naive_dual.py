@@ -224,27 +224,28 @@ def _apply(rule: Callable[[Scalar], tuple[Scalar, Scalar]], u: Dual) -> Dual:
     return chain(value, (slope, u))
 
 
-def _shares(z: list[Dual]) -> tuple[Scalar, list[Scalar]]:
-    """(log Σ exp(z), softmax(z)) as numbers, shifted by the largest."""
+def _shares(z: list[Dual]) -> tuple[float, Scalar, list[Scalar]]:
+    """m = max z, log Σ exp(z - m) and softmax(z), as numbers."""
     shift = max(u.value.real for u in z)
     exps = [_lib(u.value).exp(u.value - shift) for u in z]
     total = sum(exps)
-    return shift + _lib(total).log(total), [e / total for e in exps]
+    return shift, _lib(total).log(total), [e / total for e in exps]
 
 
 def _logsumexp(z: list[Dual]) -> Dual:
     """∂/∂z_k = softmax(z)_k."""
-    value, s = _shares(z)
-    return chain(value, *zip(s, z, strict=True))
+    shift, log, s = _shares(z)
+    return chain(shift + log, *zip(s, z, strict=True))
 
 
 def _softmax(z: list[Dual]) -> list[Dual]:
     """∂s_k/∂z_j = s_k (δ_kj - s_j)."""
-    _, s = _shares(z)
+    *_, s = _shares(z)
     return [chain(s[k], *((s[k] * ((j == k) - s[j]), z[j]) for j in range(len(z)))) for k in range(len(z))]
 
 
 def _log_softmax(z: list[Dual]) -> list[Dual]:
     """∂/∂z_j = δ_kj - s_j."""
-    value, s = _shares(z)
-    return [chain(z[k].value - value, *(((j == k) - s[j], z[j]) for j in range(len(z)))) for k in range(len(z))]
+    shift, log, s = _shares(z)
+    each = range(len(z))
+    return [chain((z[k].value - shift) - log, *(((j == k) - s[j], z[j]) for j in each)) for k in each]
