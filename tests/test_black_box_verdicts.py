@@ -201,3 +201,21 @@ def test_the_first_call_is_not_timed() -> None:
     limits = bpcli.Limits(max_time=20.0)
     found = bpcli.check_gradient(loss, lambda p: {"x": 2 * p["x"]}, {"x": np.ones(3)}, limits=limits)
     assert "pass" == found.verdict
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_chaos_in_float32_is_no_error(seed: int) -> None:
+    """Twenty steps of the logistic map: the loss bends within a few roundings of x, so that no difference tells."""
+
+    def steps(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        g = np.ones_like(x)
+        for _ in range(20):
+            g = g * np.float32(3.9) * (np.float32(1) - np.float32(2) * x)
+            x = np.float32(3.9) * x * (np.float32(1) - x)
+        return x, g
+
+    x = np.random.default_rng(seed).uniform(0.2, 0.8, 5).astype(np.float32)
+    report = bpcli.check_gradient(
+        lambda p: steps(p["x"].astype(np.float32))[0].sum(), lambda p: {"x": steps(p["x"])[1]}, {"x": x}
+    )
+    assert report.verdict == "inconclusive"

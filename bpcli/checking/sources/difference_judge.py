@@ -64,6 +64,8 @@ _ROUNDINGS = 4096
 _WITNESSES, _AT_ONCE = 64, 4
 # Slopes this close, relative to the jump at a kink, are alike.
 _LIKE = 0.02
+# A bound on the gradient's rounding, relative to its largest entry, at which a loss in float32 rejects nothing.
+_CHAOTIC = 0.1
 _LADDER_EVALUATIONS = 2 * RUNGS
 
 Rounding = Callable[[Estimate], FloatArray]
@@ -109,9 +111,20 @@ class DifferenceJudge:
         entries = self._decided(
             sampler, wide, dtype_of(value), rounding, lambda entries: self._where_kinks_meet(tensor, entries, places)
         )
+        entries = self._unless_chaotic(entries, tensor, value)
         if self.tolerance > 0:
             entries = tolerate(entries, self.tolerance * float(np.abs(entries.reference).max(initial=0.0)))
         return entries
+
+    def _unless_chaotic(self, entries: Entries, tensor: Tensor, value: Array) -> Entries:
+        """Reject nothing by a loss in float32 where a few roundings of the params change the gradient much: it bends
+        within less than differences can tell."""
+        wide = value.astype(np.float64)
+        largest = float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
+        bounds = self.noise.rounding(tensor.name, value, wide[np.isfinite(wide)]).bounds
+        if not self.coarse or not float(np.max(bounds, initial=0.0)) > _CHAOTIC * largest:
+            return entries
+        return with_verdict(entries, entries.verdict == WRONG, INCONCLUSIVE, STEPS_DISAGREE)
 
     def _where_kinks_meet(self, tensor: Tensor, entries: Entries, places: Indices) -> Entries:
         """Do not reject values at several kinks by the slopes at both sides alone: slopes near by count too.
@@ -149,6 +162,7 @@ class DifferenceJudge:
         along = dot(rows, wide)
         bounds = norms(rows, self.noise.rounding(tensor.name, value, wide[np.isfinite(wide)]).bounds)
         entries = self._decided(sampler, along, dtype_of(value), lambda reference: bounds, lambda entries: entries)
+        entries = self._unless_chaotic(entries, tensor, value)
         if self.tolerance > 0:
             largest = float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
             entries = tolerate_along(entries, self.tolerance, rows, largest)

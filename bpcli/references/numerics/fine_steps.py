@@ -4,7 +4,7 @@ steps can tell.
 `confirms` is asked before a derivative from elsewhere is called wrong. Bounds of differences rest on measured noise,
 and noise may depend on the step: where a loss is a sum of squares of almost nothing, or where steps span oscillations,
 smaller steps tell another derivative than larger ones. The error in question must then stand out at the finest steps
-that resolve it.
+that resolve it, and none that are finer may fail to for anything but noise.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ EVALUATIONS = 4 * RUNGS
 _OFFSETS = (1.0, 1.09375)
 # Extrapolations at neighbouring steps resolve an error of so many times their spread, and then miss by such a part.
 _RESOLVED, _NEAR = 8.0, 0.25
+# Steps at which noise is so many times less than what resolves an error ought to resolve it.
+_QUIET = 32.0
 # Finest steps that are compared with all, and the part of the largest change that may not come about within them.
 _FINEST, _WILD = 7, 0.1
 # An entry this small beside the scale of the steps may be on a scale of its own.
@@ -67,7 +69,12 @@ def _confirms(
     right = clear & (np.abs(centre[1:-1] - known) <= _NEAR * error)
     finest = np.where(clear.any(axis=0), len(clear) - 1 - clear[::-1].argmax(axis=0), 0)
     agrees = np.take_along_axis(right, finest[None], axis=0)[0]
-    return np.array(agrees & ~wild), np.array(clear.any(axis=0))
+    # Finer steps that noise leaves room for, and that do not resolve the error or tell something else, deny it.
+    quiet = (NOISE_FACTOR * noise / steps[3:] <= error / (_RESOLVED * _QUIET)) & np.isfinite(spread[2:])
+    other = (spread <= error / 2) & (np.abs(centre - known) > spread + _NEAR * error)
+    rung = np.arange(len(spread))[:, None]
+    denied = (quiet & ~clear & (rung[:-2] > finest)).any(axis=0) | (other & (rung > finest)).any(axis=0)
+    return np.array(agrees & ~wild & ~denied), np.array(clear.any(axis=0))
 
 
 def _extrapolated(
