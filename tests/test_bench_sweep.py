@@ -56,7 +56,7 @@ def test_a_grid_becomes_points_with_the_methods_that_run_there(grid, methods, ex
 
 
 def test_options_in_a_method_of_the_command_line_win_over_the_grid_of_the_spec():
-    """Those in the spec give way to its own grid, and all of them to the grid of the command line."""
+    """Options of methods in the spec give way to its grid, and both to the grid of the command line."""
     leaky = SpecFile(str(VANILLA.with_name("leaky_rnn.toml")), "leaky", {}, (), Limits())
     texts = ("tbptt:k1=2,k2=16", "tbptt:k1=1,k2=4")
 

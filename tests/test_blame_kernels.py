@@ -75,7 +75,7 @@ def test_what_alone_is_wrong_is_wrong_where_it_is_used() -> None:
 
 
 def test_a_missing_tensor_hides_no_cause() -> None:
-    """What is returned is looked at by itself."""
+    """The gradients that are returned are explained without it."""
     found = wrong("lacking")
     assert {"W", "V"} == set(found)
     assert "no gradient of that name" in found["W"]["blame"]["text"]

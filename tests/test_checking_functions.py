@@ -47,7 +47,7 @@ def verdicts(report: bpcli.Report, method: str = "vjp") -> dict[str, str]:
 
 
 def texts(report: bpcli.Report) -> str:
-    """What is said of wrong findings."""
+    """The texts of the blames in a report."""
     return "\n".join(str(f.blame["text"]) for f in report.findings if f.blame)
 
 

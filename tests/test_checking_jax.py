@@ -36,7 +36,7 @@ def verdicts(report: bpcli.Report, method: str = "vjp") -> dict[str, str]:
 
 
 def texts(report: bpcli.Report) -> str:
-    """What is said of wrong findings."""
+    """The texts of the blames in a report."""
     return "\n".join(str(f.blame["text"]) for f in report.findings if f.blame)
 
 
@@ -149,7 +149,7 @@ def test_pytrees() -> None:
 
 @pytest.mark.parametrize("x64", [False], indirect=True)
 def test_code_that_varies() -> None:
-    """What is compiled for speed does not hide that."""
+    """Compiling a function with jit does not hide that its values vary."""
     found = bpcli.check_gradient(lambda x: jnp.sum(x) * np.random.random(), jnp.asarray(X))
     assert "pass" not in {f.verdict for f in found.findings}
     branches = bpcli.check_gradient(lambda x: x**2 if float(jnp.sum(x)) > 5 else x**3, jnp.ones(3))

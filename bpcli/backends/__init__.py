@@ -33,7 +33,7 @@ class Peer(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in rows and on the command line."""
+        """Its name in rows and on the command line."""
 
     def available(self) -> str | None:
         """Why the program can't run here; None when it can."""

@@ -59,7 +59,7 @@ class Candidate:
 
     @property
     def key(self) -> Key:
-        """What its gradient is kept under."""
+        """The key of its gradient among those that are kept."""
         return self.cause.key
 
     def gradient(self, evidence: Evidence) -> dict[str, FloatArray]:

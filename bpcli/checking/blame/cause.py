@@ -22,7 +22,7 @@ _BY_NAME = {fault.name: fault for fault in CATALOGUE}
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What is known of the causes of an answer: by a search on the case itself, and others on smaller cases.
+    """The searches for the cause of an answer: one on the case itself, and others on smaller cases.
 
     The smaller cases are one of `fewer` steps, where truncations are compared if they are too many here, some of `few`,
     where a search takes less time, one of a single step, and the smallest one that reproduces the error. They are

@@ -166,7 +166,7 @@ class Search:
 
     @cached_property
     def _usable(self) -> list[_Tried]:
-        """Those that change no entry that passes, the likeliest first."""
+        """The candidates that change no passing entry, the likeliest first."""
         return sorted((t for t in self._tried if not (t.moved & ~self._off).any()), key=lambda t: t.candidate.rank)
 
     def _flat(self, arrays: Arrays) -> FloatArray:
@@ -178,7 +178,7 @@ class Search:
 
     @cached_property
     def _room(self) -> FloatArray:
-        """What may be left of the error of each entry."""
+        """The error of each entry that a cause may leave unexplained."""
         left = {n: self.evidence.tolerance(n) + self.evidence.left(n) for n in self.evidence.right}
         return self._flat(left)
 
