@@ -26,16 +26,13 @@ Action = tuple[Literal["save", "restore", "advance", "record"], int]
 Schedule = Callable[[int, Any], Iterator[Action]]
 
 
-def snapshots(actions: Iterator[Action]) -> int:
-    """The most snapshots that are alive at a time."""
-    alive, most = set[int](), 0
-    for action, k in actions:
-        if action == "save":
-            alive.add(k)
-        elif action == "record":
-            alive.discard(k)
-        most = max(most, len(alive))
-    return most
+@dataclass(frozen=True)
+class Counts:
+    """Of a schedule, how many segments it advances, how often the first of them, and the most snapshots alive."""
+
+    advances: int
+    first: int
+    snapshots: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +68,7 @@ def segments_of(setup: Setup, steps: int) -> Segments:
 class Checkpointed:
     """A method given by its `schedule(segments, options)`, and the steps in a segment, `steps(T, options)`.
 
+    `counts(segments, options)` foretells the schedule, which may be too long to go through.
     `summary`, `tags` and `Options` are as in `Method`.
     """
 
@@ -78,6 +76,7 @@ class Checkpointed:
     summary: str
     Options: type[Any]
     schedule: Schedule
+    counts: Callable[[int, Any], Counts]
     steps: Callable[[int, Any], int]
     tags: frozenset[str] = frozenset({"exact", "recurrent", "reverse"})
 
@@ -92,23 +91,16 @@ class Checkpointed:
     def _segments(self, setup: Setup, options: Any) -> Segments:
         return segments_of(setup, max(1, min(setup.T, self.steps(setup.T, options))))
 
-    def advances(self, setup: Setup, options: Any) -> int:
-        """The steps that are advanced; recordings are not counted."""
-        segments, steps = self._segments(setup, options), 0
-        for action, k in self.schedule(segments.count, options):
-            first, last = segments.ends(k)
-            steps += (last - first) * (action == "advance")
-        return steps
-
     def cost(self, setup: Setup, options: Any) -> Cost:
         """The advances beside the cost of `bptt`; memory for one segment, the snapshots, and the losses with
         their weights."""
         segments, exact = self._segments(setup, options), unrolled(setup, Exact().over(setup))
-        again = self.advances(setup, options)
+        counts, (first, last) = self.counts(segments.count, options), segments.ends(0)
+        again = counts.advances * segments.steps - counts.first * (segments.steps - (last - first))
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         state = sum(setup.graph.nodes[n].size for n in setup.graph.previous.values())
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
-        held = segments.plan.entries + snapshots(self.schedule(segments.count, options)) * setup.batch * state + results
+        held = segments.plan.entries + counts.snapshots * setup.batch * state + results
         held_bytes = held * setup.dtype.itemsize + 16 * setup.T * setup.batch
         return Cost(exact.flops + setup.batch * once * again, held_bytes, setup.T + again)
 

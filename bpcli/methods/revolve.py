@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb
 
-from bpcli.methods._checkpointed import Action, Checkpointed
+from bpcli.methods._checkpointed import Action, Checkpointed, Counts
 
 # Repetitions, at most, with segments of the default length.
 _MOST = 3
@@ -52,8 +52,18 @@ def advances(n: int, s: int) -> int:
 
 def split(n: int, s: int) -> int:
     """The m steps before the next snapshot that minimise m + t(n - m, s - 1) + t(m, s), for n >= 2."""
+    if s == 1:
+        return n - 1
     r = repetitions(n, s)
-    return max(1, min(comb(s + r - 1, s), n - comb(s + r - 2, s - 1))) if s > 1 else n - 1
+    return max(1, min(comb(s + r - 1, s), n - comb(s + r - 2, s - 1)))
+
+
+def counts(segments: int, options: Options) -> Counts:
+    """Of the schedule: it goes forwards from the first segment once for each of the steps there are to split."""
+    sweeps, left = 0, segments
+    while left > 1:
+        sweeps, left = sweeps + 1, split(left, options.s)
+    return Counts(advances(segments, options.s), sweeps, min(options.s, segments - 1))
 
 
 def schedule(segments: int, options: Options) -> Iterator[Action]:
@@ -79,5 +89,6 @@ METHOD = Checkpointed(
     summary="bptt with s snapshots by the optimal binomial schedule: any memory, a few more forward passes",
     Options=Options,
     schedule=schedule,
+    counts=counts,
     steps=lambda T, options: options.steps or max(options.s, -(-T // comb(options.s + _MOST, _MOST))),
 )

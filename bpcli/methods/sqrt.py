@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from bpcli.methods._checkpointed import Action, Checkpointed
+from bpcli.methods._checkpointed import Action, Checkpointed, Counts
 from bpcli.methods.base import NoOptions
 
 
@@ -30,5 +30,6 @@ METHOD = Checkpointed(
     summary="bptt from snapshots every sqrt(T) steps: one more forward pass, memory for 2 sqrt(T) steps",
     Options=NoOptions,
     schedule=schedule,
+    counts=lambda segments, options: Counts(segments - 1, min(1, segments - 1), segments - 1),
     steps=lambda T, options: math.isqrt(T - 1) + 1,
 )
