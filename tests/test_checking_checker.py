@@ -293,7 +293,7 @@ def test_the_memory_of_a_check_is_foreseen(
     """The predicted memory is an upper bound on that allocated, and not much more."""
     setup, options = small_setup(name, ("params",), **sizes), CheckOptions(reference)  # type: ignore[arg-type]
     calls = [parse(text) for text in methods]
-    check(small_setup(name, ("params",)), calls, options)  # what is imported and compiled is not the check's
+    check(small_setup(name, ("params",), **sizes), calls, options)  # kernels are loaded here: they are not the check's
     tracemalloc.start()
     check(setup, calls, options)
     peak = tracemalloc.get_traced_memory()[1]
