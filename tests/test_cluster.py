@@ -54,7 +54,7 @@ LASTING = (
     "cell", "spec", "method", "backend", "grid", "settings", "T", "batch", "dtype", "threads", "parameters",
     "predicted_bytes", "forward_steps", "flops", "bias", "cosine", "check",
 )  # fmt: skip
-HERE = Facts("here", Machine("cpu", 2, "Linux", "3.11.1", {"bp": "1", "numba": "0.68", "numpy": "2.1"}), "abc")
+HERE = Facts("here", Machine("cpu", 2, "avx2", "Linux", "3.11.1", {"bp": "1", "numba": "0.68", "numpy": "2.1"}), "abc")
 
 
 @pytest.fixture

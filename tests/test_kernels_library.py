@@ -15,7 +15,7 @@ import pytest
 from kernel_cases import SMALL, SPECS, by_copies, distance, expected, gradient, problem_of
 
 from bpcli.errors import BpError
-from bpcli.kernels import blas
+from bpcli.kernels import blas, simd
 from bpcli.runtime import kernel_cache as folder
 from bpcli.runtime import kernel_loader as library
 
@@ -145,6 +145,7 @@ def test_the_folder_changes_with_the_sources(tmp_path: Path, monkeypatch: pytest
     """Another line in any source is another folder; the same sources elsewhere are the same."""
     for room in ("kernels", "graph", "tape", "runtime"):
         shutil.copytree(PACKAGE / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PACKAGE / "errors.py", tmp_path)
     if source:
         with (tmp_path / source).open("a", encoding="utf-8") as file:
             file.write("# changed\n")
@@ -386,3 +387,47 @@ def test_the_numpy_product_at_offsets(m: int, n: int, k: int, dtype: str) -> Non
         got = C[2 : 2 + m * 8].reshape(-1, 8)
         assert np.allclose(want, got[:, :n], rtol=1e-5, atol=1e-6)
         assert np.array_equal(flat[2][2 : 2 + m * 8].reshape(-1, 8)[:, n:], got[:, n:])
+
+
+AVX512 = {"avx512f": True, "avx512vl": True, "avx2": True, "fma": True, "sse2": True, "evex512": False}
+AVX2 = {"avx512f": False, "avx2": True, "fma": True, "sse2": True}
+
+
+@pytest.mark.parametrize(
+    ("features", "wish", "path"),
+    [
+        (AVX512, "", "avx512"),
+        (AVX512, "avx2", "avx2"),
+        (AVX512, "sse2", "sse2"),
+        (AVX2, "", "avx2"),
+        ({"sse2": True}, "", "sse2"),
+        ({"neon": True}, "", "native"),
+    ],
+)
+def test_the_vector_path(features: dict[str, bool], wish: str, path: str) -> None:
+    """The widest, or that of BP_VECTORS."""
+    assert path == simd.chosen_path(features, wish)
+
+
+@pytest.mark.parametrize(("features", "wish"), [(AVX2, "avx512"), ({"neon": True}, "avx2"), (AVX512, "AVX2")])
+def test_a_path_that_the_processor_lacks(features: dict[str, bool], wish: str) -> None:
+    """Is refused, with those that it has."""
+    with pytest.raises(BpError, match="no vector path of this processor") as refused:
+        simd.chosen_path(features, wish)
+    assert all(path in (refused.value.diagnostics[0].help or "") for path in simd.vector_paths(features))
+
+
+def test_code_of_a_path_has_no_wider_vectors() -> None:
+    """The features that it is compiled for leave them out, and keep what else there is."""
+    has = simd.target("avx2", AVX512)[1].split(",")
+    assert {"+avx2", "+fma", "-avx512f", "-avx512vl", "-evex512"} <= {*has}
+    assert not any(name.startswith("+avx512") for name in has)
+    assert "+avx512f" in simd.target("avx512", AVX512)[1].split(",")
+    assert ("x86-64", "+sse2") == simd.target("sse2", AVX512)
+
+
+def test_each_path_has_a_folder_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of one is not loaded for another."""
+    own = folder._digest()
+    monkeypatch.setattr(simd, "VECTOR_PATH", "another")
+    assert own != folder._digest()

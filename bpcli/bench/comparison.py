@@ -95,8 +95,10 @@ def compare(base: Run, head: Run, timed: bool) -> Comparison:
 
 
 def machine_differences(base: Run, head: Run) -> list[str]:
-    """Differences that make times incomparable: processor, cores, versions, threads."""
+    """Differences that make times incomparable: processor, cores, vector path, versions, threads."""
     named = [(k, base.machine.get(k), head.machine.get(k)) for k in ("cpu", "cores", "python")]
+    if "vectors" in base.machine and "vectors" in head.machine:  # runs saved before there was a choice don't have it
+        named.append(("vectors", base.machine["vectors"], head.machine["vectors"]))
     old, new = (run.machine.get("versions") or {} for run in (base, head))
     named += [(p, old.get(p), new.get(p)) for p in sorted({*old, *new} - {"bp"})]
     threads = [sorted({str(row["threads"]) for row in run.rows if "threads" in row}) for run in (base, head)]

@@ -24,7 +24,7 @@ _VERDICTS = ("pass", "wrong", "inconclusive")
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _FIGURES = ("bias", "cosine", "time_s", "flops", "gemm_fraction")
 _SAME = ("version", "budget_s", "threads", "set", "wrt", "peers")
-_SAME_MACHINE = ("cpu", "cores", "system", "python", "versions")
+_SAME_MACHINE = ("cpu", "cores", "vectors", "system", "python", "versions")
 
 
 @dataclass(frozen=True)

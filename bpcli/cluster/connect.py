@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,7 +81,7 @@ def together(machines: Sequence[Machine]) -> Machine:
         return " or ".join(sorted({str(getattr(m, name)) for m in machines}))
 
     cores = first.cores if len({m.cores for m in machines}) == 1 else listed("cores")
-    return Machine(listed("cpu"), cores, listed("system"), first.python, first.versions)  # type: ignore[arg-type]
+    return replace(first, cpu=listed("cpu"), cores=cores, vectors=listed("vectors"), system=listed("system"))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -38,10 +38,12 @@ def _packages() -> Lines:
 
 
 def _processor() -> Lines:
+    from bpcli.kernels.simd import VECTORS_OF_HOST
     from bpcli.runtime.machine import describe
 
     machine = describe()
     yield "processor", "ok", f"{machine.cpu}, {machine.cores} cores, {machine.system}"
+    yield "vectors", "ok", f"{machine.vectors} of {', '.join(VECTORS_OF_HOST)}; BP_VECTORS chooses"
 
 
 def _threads() -> Lines:

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
 import llvmlite.binding as llvm
 
 from bpcli import kernels
+from bpcli.errors import fail
 
-WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
-"""Whether the processor has vectors of 64 bytes, and 32 registers for them."""
-VECTOR_BYTES = 64 if WIDE else 32
+PATHS = {"avx512": ("avx512f", 64), "avx2": ("avx2", 32), "sse2": ("sse2", 16)}
+"""The vector paths of x86 processors, the widest first: the feature that each needs, and the bytes of its vectors."""
+_NATIVE = "native"
+"""The path of a processor that has none of these."""
+
+
+def vector_paths(features: Mapping[str, bool]) -> list[str]:
+    """The vector paths of a processor with these features, the widest first."""
+    return [path for path, (feature, _) in PATHS.items() if features.get(feature)] or [_NATIVE]
+
+
+def chosen_path(features: Mapping[str, bool], wish: str) -> str:
+    """The path that BP_VECTORS asks for, or the widest. Raises BpError where the processor lacks it."""
+    paths = vector_paths(features)
+    if wish and wish not in paths:
+        what = f'BP_VECTORS is "{wish}", which is no vector path of this processor'
+        fail("vectors", what, help=f"set it to {' or '.join(paths)}, or unset it for {paths[0]}")
+    return wish or paths[0]
+
+
+_FEATURES = llvm.get_host_cpu_features()
+VECTORS_OF_HOST = vector_paths(_FEATURES)
+"""The vector paths of this processor, the widest first."""
+VECTOR_PATH = chosen_path(_FEATURES, os.environ.get("BP_VECTORS", ""))
+"""The path that kernels of this process take. Results of two paths may differ by rounding."""
+WIDE = VECTOR_PATH == "avx512"
+"""Whether vectors have 64 bytes, and 32 registers."""
+VECTOR_BYTES = PATHS[VECTOR_PATH][1] if VECTOR_PATH in PATHS else 32
+
+
+def target(path: str = VECTOR_PATH, features: Mapping[str, bool] = _FEATURES) -> tuple[str, str]:
+    """The processor and the features that code of a path is compiled for: this processor, without wider vectors."""
+    if path == "sse2":
+        return "x86-64", "+sse2"  # every processor of this kind, as code for others must be
+    without = [f"-{name}" for name in features if path == "avx2" and name.startswith(("avx512", "avx10", "evex"))]
+    has = [f"+{name}" for name, there in features.items() if there and f"-{name}" not in without]
+    return llvm.get_host_cpu_name(), ",".join([*has, *without, *["-prefer-256-bit"] * (path == "avx512")])
+
 
 if kernels.compiling:
     from llvmlite import ir

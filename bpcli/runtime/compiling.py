@@ -129,7 +129,7 @@ def _object_code(python: Any, dtype: np.dtype) -> bytes:
 def main(requests: list[str]) -> None:
     """Compile what is asked for, in order, each into a file of its own, which appears when it is whole."""
 
-    from bpcli.kernels.simd import WIDE
+    from bpcli.kernels.simd import WIDE, target
 
     if not os.environ.get("NUMBA_OPT"):
         numba.config.OPT = type(numba.config.OPT)(_OPTIMISED)
@@ -138,8 +138,8 @@ def main(requests: list[str]) -> None:
         # latency, more would leave short rows with lanes off alone; and by itself the compiler takes half the width.
         llvm.set_option("bp", "-prefer-predicate-over-epilogue=predicate-else-scalar-epilogue")
         llvm.set_option("bp", "-force-vector-interleave=2")
-        if not numba.config.CPU_FEATURES and not numba.config.CPU_NAME:
-            numba.config.CPU_FEATURES = f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+    if not numba.config.CPU_FEATURES and not numba.config.CPU_NAME:
+        numba.config.CPU_NAME, numba.config.CPU_FEATURES = target()
     gc.disable()  # what a compiler makes it keeps
     _postpone_code()
     _skip_passes()

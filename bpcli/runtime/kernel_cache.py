@@ -65,12 +65,14 @@ def cache_folder() -> Path:
 
 def sources(package: Path) -> list[Path]:
     """The files that compiled code is made of: the kernels, the modules that they import, and the compiling process."""
-    others = ("graph/operations.py", "tape/instructions.py", "runtime/compiling.py")
+    others = ("errors.py", "graph/operations.py", "tape/instructions.py", "runtime/compiling.py")
     return [*sorted((package / "kernels").glob("*.py")), *(package / name for name in others)]
 
 
 def _digest() -> str:
-    machine = (sys.platform, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    from bpcli.kernels.simd import VECTOR_PATH  # once it is known whether this process compiles
+
+    machine = (sys.platform, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), VECTOR_PATH)
     settings = [os.environ.get(f"NUMBA_{name}") for name in ("OPT", "CPU_NAME", "CPU_FEATURES")]
     versions = (__version__, version("numba"), version("llvmlite"), sys.version_info[:2])
     digest = hashlib.sha256(repr((versions, machine, settings)).encode())

@@ -16,10 +16,14 @@ _PACKAGES = ("numpy", "numba", "scipy", "llvmlite")
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine and its software; `versions` maps packages to versions, `cores` counts those of this process."""
+    """A machine and its software.
+
+    `versions` maps packages to versions, `cores` counts those of this process, `vectors` is the path of its kernels.
+    """
 
     cpu: str
     cores: int
+    vectors: str
     system: str
     python: str
     versions: Mapping[str, str]
@@ -27,9 +31,11 @@ class Machine:
 
 def describe(packages: tuple[str, ...] = ()) -> Machine:
     """This machine, with the versions of bp's dependencies and of `packages` where they are installed."""
+    from bpcli.kernels.simd import VECTOR_PATH  # once it is known whether this process compiles
+
     versions = {"bp": __version__} | {p: v for p in (*_PACKAGES, *packages) if (v := _version(p))}
     system = f"{platform.system()} {platform.release()}"
-    return Machine(_cpu(), cores(), system, platform.python_version(), versions)
+    return Machine(_cpu(), cores(), VECTOR_PATH, system, platform.python_version(), versions)
 
 
 def cores() -> int:
