@@ -444,6 +444,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("report a.json -o p.html", {"a.json": json.dumps({"schema_version": 9, "cells": []})}),
         Case("report a.json -o p.html", {"a.json": json.dumps({"schema_version": 1, "cells": [{}]})}),
         Case("report a.json -o a.json", {"a.json": RUN}),
+        Case("report a.json -o p.pdf", {"a.json": RUN}),
         Case("report a.json -o p.svg --plot p.svg", {"a.json": RUN}),
         Case("report a.json --plot p.gif", {"a.json": RUN}),
         Case("report a.json --plot p.svg", {"a.json": RUN}),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -154,6 +156,12 @@ def bench(*args: str) -> Result:
     return CliRunner().invoke(main, ["bench", "net.toml", "--budget", "0.001", "--threads", "1", *args])
 
 
+def rows_file(folder: Path) -> Path:
+    """The one CSV file of the network under reports/."""
+    (file,) = (folder / "reports").glob("bench-net*.csv")
+    return file
+
+
 def table(result: Result) -> pd.DataFrame:
     """The CSV on stdout."""
     return pd.read_csv(io.StringIO(result.stdout))
@@ -175,7 +183,7 @@ def test_the_csv_has_exactly_the_columns_and_a_row_a_cell(verdicts, tmp_path):
     assert (frame.time_low_s <= frame.time_s).all() and (frame.time_s <= frame.time_high_s).all()
     assert (frame.time_s > 0).all() and (frame.flops == 4000).all()
     assert [32, 72] == sorted(set(frame.predicted_bytes))
-    pd.testing.assert_frame_equal(frame, pd.read_csv(tmp_path / "reports" / "bench-net.csv"))
+    pd.testing.assert_frame_equal(frame, pd.read_csv(rows_file(tmp_path)))
 
 
 def test_bias_and_cosine_are_those_of_the_whole_gradient(verdicts):
@@ -297,8 +305,8 @@ def test_ctrl_c_keeps_what_was_measured(verdicts, tmp_path):
     result = bench("second.toml", "--format", "csv")
     assert 130 == result.exit_code
     assert {"net"} == set(table(result).spec)
-    assert 6 == len(pd.read_csv(tmp_path / "reports" / "bench-net.csv"))
-    assert not (tmp_path / "reports" / "bench-second.csv").exists()
+    assert 6 == len(pd.read_csv(rows_file(tmp_path)))
+    assert not list((tmp_path / "reports").glob("bench-second*"))
 
 
 def test_ctrl_c_before_anything_was_measured(verdicts, tmp_path):
@@ -317,7 +325,7 @@ def test_specs_of_one_file_name_have_files_of_their_own(verdicts, tmp_path):
     targets = ["a/net.toml", "b/net.toml", "a-net.toml"]
     result = CliRunner().invoke(main, ["bench", *targets, "--budget", "0.001", "-g", "n=2", "-m", "bptt"])
     assert 0 == result.exit_code, result.output
-    files = {p.stem: set(pd.read_csv(p).spec) for p in (tmp_path / "reports").iterdir()}
+    files = {re.sub("-[0-9a-f]{6}", "", p.stem): set(pd.read_csv(p).spec) for p in (tmp_path / "reports").iterdir()}
     assert {"bench-a-net": {"a/net"}, "bench-b-net": {"b/net"}, "bench-a-net-": {"a-net"}} == files
 
 
@@ -450,6 +458,16 @@ def test_a_shard_that_is_none_is_refused(verdicts, text):
     assert (2, True) == (result.exit_code, "--shard" in result.output)
 
 
+def test_only_the_same_call_replaces_a_file(verdicts, tmp_path):
+    """Rows of a call with other methods, grid or settings stay where they are."""
+    calls = [("-g", "n=2"), ("-g", "n=3"), ("-g", "n=2", "-m", "bptt"), ("-g", "n=2", "--seed", "5")]
+    for count, call in enumerate(calls, start=1):
+        assert 0 == bench(*call).exit_code
+        assert count == len([*(tmp_path / "reports").iterdir()])
+    assert 0 == bench(*calls[0]).exit_code
+    assert len(calls) == len([*(tmp_path / "reports").iterdir()])
+
+
 def test_seeds_share_a_row_of_the_table_and_have_their_own_elsewhere(verdicts, tmp_path):
     """The CSV stays tidy; JSON has the spread; the table shows it."""
     result = bench("-m", "tbptt:k1=1,k2=2", "-g", "n=2", "-g", "k2=2", "-g", "seed=0,1,2", "--output", "json=r.json")
@@ -458,7 +476,7 @@ def test_seeds_share_a_row_of_the_table_and_have_their_own_elsewhere(verdicts, t
     assert [0, 1, 2] == [c["settings"]["seed"] for c in document["cells"]]
     (together,) = document["summary"]["over_seeds"]
     assert [0, 1, 2] == together["seeds"] and "time_s" in together["spread"]
-    assert [0, 1, 2] == list(pd.read_csv(tmp_path / "reports" / "bench-net.csv").seed)
+    assert [0, 1, 2] == list(pd.read_csv(rows_file(tmp_path)).seed)
     assert 1 == sum(line.startswith("tbptt") and " 3 " in line for line in result.stdout.splitlines())
 
 
@@ -487,7 +505,7 @@ def test_the_journal_names_the_run_and_goes_when_all_is_done(verdicts, tmp_path,
     monkeypatch.setattr(journal.Journal, "write", spy)
     assert 0 == bench("-g", "n=2").exit_code
     assert [2, 3, 4] == seen
-    assert ["bench-net.csv"] == [p.name for p in (tmp_path / "reports").iterdir()]
+    assert [rows_file(tmp_path)] == list((tmp_path / "reports").iterdir())
 
 
 def test_json_says_what_the_run_was_made_of(verdicts):

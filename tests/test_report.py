@@ -129,6 +129,7 @@ def test_bad_documents(name: str, tmp_path: Path) -> None:
         (["RUN"], "needs -o/--out or --plot"),
         (["RUN", "--plot", "a.pdf"], "neither .svg nor .png"),
         (["RUN", "-o", "RUN"], "is both an input and an output"),
+        (["RUN", "-o", "page.pdf"], "the page is HTML"),
         (["RUN", "-o", "same.svg", "--plot", "same.svg"], "two outputs go to"),
         (["RUN", "-o", "/no/such/folder/page.html"], "its folder does not exist"),
         (["nowhere.json", "-o", "page.html"], 'cannot read "nowhere.json"'),

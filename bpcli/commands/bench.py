@@ -86,7 +86,8 @@ def bench(
     Every cell of the sweep runs in its own process. Its gradient is checked first; a wrong gradient is not timed.
     Without TARGET, the vanilla RNN that ships with bp is measured. Methods and grid come from [bench] in the spec; -m
     replaces the methods, -g adds keys to the grid or replaces them. The rows of each spec are also written to
-    reports/bench-SPEC.csv, or to the file of --output csv=PATH. Finished cells survive any interruption: run the same
+    reports/bench-SPEC.csv, with options to reports/bench-SPEC-DIGEST.csv, so that only the same call replaces them, or
+    to the file of --output csv=PATH. Finished cells survive any interruption: run the same
     command with --resume to continue. On a cluster, each worker measures one cell at a time; the specs and the files
     they name must exist there at the same paths.
     """
@@ -123,7 +124,7 @@ def _bench(target: Sequence[str], options: BenchOptions, resume: bool, where: tu
     paths, results.errors = find_or_packaged(target, common)
     options = dataclasses.replace(options, alone=len(paths) == 1)
     sweeps = planned(paths, options, common, results)
-    files = csv_files((sweep.spec.name for sweep in sweeps), common)
+    files = csv_files((sweep.spec.name for sweep in sweeps), options, common)
     about = _identity(sweeps, options, cluster)
     with open_journal(about, resume, common) if cells_of(sweeps, options.shard) else nullcontext() as journal:
         interrupted = journal is not None and _run(sweeps, options, results, journal, where)

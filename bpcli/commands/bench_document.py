@@ -27,21 +27,26 @@ from bpcli.render import Case, Column, Document, digits, seconds, words, write
 if TYPE_CHECKING:
     from bpcli.bench.journal import Journal
     from bpcli.bench.measurement import BenchResults
+    from bpcli.bench.sweep import BenchOptions
 
 
 _REPORTS = Path("reports")
 _NAMED = 12
 
 
-def csv_files(specs: Iterable[str], common: Common) -> dict[str, Path]:
-    """The CSV file of each spec; none if --output names one. Raises BpError for a file that cannot be written."""
+def csv_files(specs: Iterable[str], options: BenchOptions, common: Common) -> dict[str, Path]:
+    """The CSV file of each spec; none if --output names one. Raises BpError for a file that cannot be written.
+
+    The name says what was asked for besides the spec by a digest, so that another call leaves it alone.
+    """
     if any(name == "csv" for name, _ in common.outputs):
         return {}
     from bpcli.problem.array_files import check_writable
 
     files: dict[str, Path] = {}
+    asked = _asked(options, common)
     for spec in specs:
-        stem = spec.replace("/", "-")
+        stem = spec.replace("/", "-") + asked
         while (file := _REPORTS / f"bench-{stem}.csv") in files.values():
             stem += "-"  # a/net and a-net are two specs
         files[spec] = file
@@ -54,6 +59,18 @@ def csv_files(specs: Iterable[str], common: Common) -> dict[str, Path]:
     for file in files.values():
         check_writable(file)
     return files
+
+
+def _asked(options: BenchOptions, common: Common) -> str:
+    """A digest of the settings that are not the defaults, "" where there are none."""
+    from bpcli.bench.journal import run_hash
+
+    names = ("methods", "grid", "budget", "shard")
+    plain = type(options)()
+    given = {n: getattr(options, n) for n in names if getattr(options, n) != getattr(plain, n)}
+    given |= {n: v for n in ("overrides", "wrt", "threads", "scheduler", "local_cluster") if (v := getattr(common, n))}
+    given |= {"peers": [peer.name for peer in options.peers]} if options.peers else {}
+    return f"-{run_hash(given)[:6]}" if given else ""
 
 
 def write_csv(files: Mapping[str, Path], results: BenchResults, common: Common) -> None:

@@ -280,6 +280,9 @@ def _plot_kinds(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) ->
             fail("usage", f'"{path}" is both an input and an output', help="name another file")
         if written.count(path) > 1:
             fail("usage", f'two outputs go to "{path}"', help="give each a path of its own")
+    if out and Path(out).suffix.lower() not in (".html", ".htm"):
+        fail("usage", f'the page is HTML, "{out}" is not', help="name it page.html; a browser prints it to PDF")
+    for path in written:
         check_writable(path)
     return kinds
 
