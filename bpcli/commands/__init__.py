@@ -35,6 +35,7 @@ COMMANDS = {
     "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
     "ab": Entry("bpcli.commands.compare", "Compare two installations of bp, timed in turn.", "comparisons"),
     "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
+    "schema": Entry("bpcli.commands.json_schema", "Print the JSON Schema of specs, for editors."),
     "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
 }
 
