@@ -83,8 +83,6 @@ class LazyGroup(click.Group):
     ) -> Any:
         """Run and exit; without `standalone_mode`, return the exit code and propagate errors."""
         given = sys.argv[1:] if args is None else list(args)
-        if given[:1] == ["help"]:
-            given = [*given[1:], "--help"]
         gc.set_threshold(100_000, 20, 20)  # imported objects stay alive; collecting them takes a tenth
         if not standalone_mode:
             return super().main(given, prog_name, standalone_mode=False, **extra)

@@ -238,3 +238,16 @@ def test_list(what: str) -> None:
     """Every entry of a catalogue has a name and a line."""
     entries = json.loads(run("list", what, "--format", "json").stdout)["entries"]
     assert entries and all(e["name"] and e["summary"] for e in entries)
+
+
+def test_help_of_topics_and_commands() -> None:
+    """Pages as they are written, commands as `--help` shows them, and both in a list; another word is refused."""
+    from bpcli.commands.help_page import PAGES, topics
+
+    for topic in topics():
+        assert (PAGES / f"{topic}.md").read_text(encoding="utf-8") == run("help", topic).stdout
+    assert run("check", "--help").stdout == run("help", "check").stdout
+    listed = run("help").stdout
+    assert all(f"  {name} " in listed for name in (*topics(), *COMMANDS))
+    refused = run("help", "verdict")
+    assert 2 == refused.exit_code and 'did you mean "verdicts"' in refused.stderr

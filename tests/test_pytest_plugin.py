@@ -312,8 +312,8 @@ def test_the_entry_point() -> None:
 
 
 def test_the_readme(pytester: pytest.Pytester) -> None:
-    """The examples of the README run as they stand; with the gradient halved, the test fails."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## In your tests")[2].partition("## In CI")[0]
+    """The examples of `bp help python` run as they stand; with the gradient halved, the test fails."""
+    text = (ROOT / "bpcli" / "help" / "python.md").read_text(encoding="utf-8").partition("## In your tests")[2]
     python, toml = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)[0] for kind in ("python", "toml"))
     pytester.makepyprojecttoml(toml)
     pytester.mkdir("specs").joinpath("net.toml").write_text(RECURRENT, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The README: every snippet and command runs as it stands; gradients in it pass, and beside them twins must fail."""
+"""The README and the pages of `bp help`: what is in them runs as it stands; right gradients pass, wrong ones fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "bpcli" / "help").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def blocks(kind: str) -> list[str]:
@@ -24,10 +25,11 @@ def blocks(kind: str) -> list[str]:
 
 FILES = {text.split()[1]: text for text in blocks("python") if text.startswith("# ")}
 SNIPPETS = [text for text in blocks("python") if text.startswith("import bpcli")]
-COMMANDS = [
+SHELL = [
     *(line.removeprefix("> ") for text in blocks("text") for line in text.splitlines() if line.startswith("> ")),
     *(line.partition("  #")[0].strip() for text in blocks("sh") for line in text.splitlines()),
 ]
+COMMANDS = list(dict.fromkeys(SHELL))
 # Requirements of commands beside bp, by a word in them. The `console` lines install bp: `.ci/run` runs these.
 TAKES = {
     "torch_rnn.py": "torch",
@@ -65,6 +67,16 @@ def bp(*args: str) -> subprocess.CompletedProcess[str]:
     """`bp` in a process of its own: frameworks warn and change settings."""
     command = [sys.executable, "-m", "bpcli", *args]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+
+
+def test_the_readme_is_short_and_names_every_page() -> None:
+    """It links to all pages of `bp help`, and no link in any page leads nowhere."""
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert readme.count("\n") <= 200
+    assert {page.stem for page in PAGES[1:]} == set(re.findall(r"\[`(\w+)`\]\(bpcli/help/\1\.md\)", readme))
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+        assert [] == [link for link in links if not (page.parent / link).exists()]
 
 
 def test_nothing_is_left_out() -> None:

@@ -36,6 +36,7 @@ COMMANDS = {
     "ab": Entry("bpcli.commands.compare", "Compare two installations of bp, timed in turn.", "comparisons"),
     "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
     "schema": Entry("bpcli.commands.json_schema", "Print the JSON Schema of specs, for editors."),
+    "help": Entry("bpcli.commands.help_page", "Show a page on a topic, or the options of a command."),
     "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
 }
 
