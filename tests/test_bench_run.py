@@ -136,6 +136,8 @@ def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Preche
     monkeypatch.setattr(worker_process, "Worker", lambda threads: Here())
     monkeypatch.setattr(library, "set_threads", lambda count: None)  # other tests run in this process too
     monkeypatch.setattr(profiling, "sample_controls", lambda: {"gemm": 1e-3, "copy": 2e-3})
+    monkeypatch.setattr(profiling, "_RATE_GEMM_SIZE", 32)
+    monkeypatch.setattr(profiling, "_RATE_COPY_BYTES", 1 << 12)
     # Of a process with so much in it that takes long; processes of its own have it in test_bench_profiling.
     monkeypatch.setattr(profiling, "peak_growth", lambda work: work() and 4096)
     given: dict[str, Precheck] = {}
