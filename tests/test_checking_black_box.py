@@ -260,7 +260,7 @@ class Large:
 
 
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss takes a millisecond, however busy the machine is: a search by halves is affordable, all entries are not."""
+    """A loss takes a millisecond on any machine: a search by halves is affordable, all entries are not."""
     ticks = itertools.count(0.0, 2e-3)
     monkeypatch.setattr("bpcli.checking.sources.black_box.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 

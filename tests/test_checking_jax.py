@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from cli_cases import run, write
+from user_code_cases import texts, verdicts
 
 import bpcli
 
@@ -22,22 +23,12 @@ RIGHT = {"x": "pass", "w": "pass"}
 
 @pytest.fixture(params=[False, True], ids=["float32", "float64"], autouse=True, scope="module")
 def x64(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """As JAX is configured by default, and with 64-bit types: for all tests of one mode, which share what is compiled."""
+    """As JAX is configured by default, and with 64-bit types; tests of one mode share what is compiled."""
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", request.param)
     jax.clear_caches()  # of constants of the other mode
     yield request.param
     jax.config.update("jax_enable_x64", before)
-
-
-def verdicts(report: bpcli.Report, method: str = "vjp") -> dict[str, str]:
-    """The verdict on each leaf."""
-    return {f.tensor: f.verdict for f in report.findings if f.method == method}
-
-
-def texts(report: bpcli.Report) -> str:
-    """The texts of the blames in a report."""
-    return "\n".join(str(f.blame["text"]) for f in report.findings if f.blame)
 
 
 def scaled(x: Any, w: Any) -> Any:
