@@ -9,7 +9,6 @@ of its own, as JAX computes in float64 only where a whole process does. The whol
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script_journal
 from black_box_corpus import FAULTS, LIBRARIES, Box, Case, Params, build, cases
 
 import bpcli
@@ -136,12 +136,10 @@ def _row(key: tuple[str, ...], members: list[dict[str, Any]]) -> tuple[Any, ...]
 
 def work(name: str, dtype: str, share: int, only: str, journal: Path) -> None:
     """Run the cases of one library and dtype that the journal lacks."""
-    done = _read(journal)
+    done = script_journal.read(journal)
     for case in _wanted(share, only):
         if (case.library, case.dtype) == (name, dtype) and str(case) not in done:
-            line = run(case)
-            with journal.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(line) + "\n")
+            script_journal.add(journal, run(case))
 
 
 def _wanted(share: int, only: str) -> list[Case]:
@@ -164,17 +162,8 @@ def main() -> int:
         if any((case.library, case.dtype) == (name, dtype) for case in wanted):
             environment = {**os.environ, "JAX_ENABLE_X64": str(int(dtype == "float64")), "JAX_PLATFORMS": "cpu"}
             subprocess.run([sys.executable, *sys.argv, "--worker", f"{name}:{dtype}"], env=environment, check=True)
-    names = {str(case) for case in wanted}
-    lines = [line for name, line in _read(asked.journal).items() if name in names]
-    print(f"{len(lines)} of {len(wanted)} cases")
+    lines = script_journal.lines_of(asked.journal, wanted)
     return 0 if report(lines, asked.share == 1 and not asked.only) else 1
-
-
-def _read(journal: Path) -> dict[str, dict[str, Any]]:
-    if not journal.exists():
-        return {}
-    lines = (json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines())
-    return {line["case"]: line for line in lines}
 
 
 if __name__ == "__main__":

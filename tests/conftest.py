@@ -14,6 +14,10 @@ import pytest
 from bpcli import kernels
 from bpcli.errors import Diagnostic
 
+# Bytecode is kept even where the shell forbids it: pytest rewrites all of bpcli, and tests start many processes.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 kernels.compiling = not kernels.plain  # elementwise functions are tested as compiled functions of their own
 
 pytest_plugins = ["pytester"]

@@ -8,7 +8,6 @@ the work between processes; whichever comes last writes `reports/false-alarms.cs
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import script_journal
 from corpus import ROOT, Case, cases, exact_methods, problem
 
 from bpcli import __version__
@@ -106,25 +106,15 @@ def main() -> int:
     asked = parser.parse_args()
     part, parts = (int(word) for word in asked.part.split("/"))
     wanted = [case for case in cases() if asked.only in case.group]
-    done = _read(asked.journal)
+    done = script_journal.read(asked.journal)
     for number, case in enumerate(wanted):
         if number % parts == part - 1 and str(case) not in done:
             line = run(case)
-            with asked.journal.open("a", encoding="utf-8") as journal:
-                journal.write(json.dumps(line) + "\n")
+            script_journal.add(asked.journal, line)
             if line.get("odd"):
                 print(line["case"], line["odd"], file=sys.stderr)
-    names = {str(case) for case in wanted}
-    lines = [line for name, line in _read(asked.journal).items() if name in names]
-    print(f"{len(lines)} of {len(wanted)} cases")
+    lines = script_journal.lines_of(asked.journal, wanted)
     return 0 if report(lines, len(lines) == len(wanted) and not asked.only) else 1
-
-
-def _read(journal: Path) -> dict[str, dict[str, Any]]:
-    if not journal.exists():
-        return {}
-    lines = (json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines())
-    return {line["case"]: line for line in lines}
 
 
 if __name__ == "__main__":

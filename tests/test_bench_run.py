@@ -132,21 +132,28 @@ class Here:
 
 
 @pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Precheck]:
-    """A folder with `net.toml`, three methods, and a check that passes all but what the test puts into the mapping."""
-    known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """An empty folder, a worker in this process, and figures of the machine that cost nothing."""
     monkeypatch.setattr(worker_process, "Worker", lambda threads: Here())
     monkeypatch.setattr(library, "set_threads", lambda count: None)  # other tests run in this process too
     monkeypatch.setattr(profiling, "sample_controls", lambda: {"gemm": 1e-3, "copy": 2e-3})
+    monkeypatch.setattr(profiling, "_RATE_GEMM_SIZE", 32)
+    monkeypatch.setattr(profiling, "_RATE_COPY_BYTES", 1 << 12)
     # Of a process with so much in it that takes long; processes of its own have it in test_bench_profiling.
     monkeypatch.setattr(profiling, "peak_growth", lambda work: work() and 4096)
+    monkeypatch.setattr(profiling, "BLOCK_SECONDS", 1e-4)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def verdicts(here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> dict[str, Precheck]:
+    """`net.toml`, three methods, and a check that passes all but what the test puts into the mapping."""
+    known = {m.name: m for m in (Ones(), Tilted(), Stopped())}
     given: dict[str, Precheck] = {}
     monkeypatch.setattr(methods, "known_names", lambda: tuple(sorted(known)))
     monkeypatch.setattr(methods, "load", known.__getitem__)
-    monkeypatch.setattr(profiling, "BLOCK_SECONDS", 1e-4)
     good = Precheck("pass", "every entry", "")
     monkeypatch.setattr(precheck, "vouch", lambda problem, call, *rest: given.get(call.text, good))
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "net.toml").write_text(SPEC)
     return given
 
@@ -361,9 +368,8 @@ def test_a_kernel_is_measured_beside_the_exact_method(tmp_path, monkeypatch, fac
         ("mine.py:gradient", "raises ValueError: no (mine.py:4)"),
     ],
 )
-def test_what_is_no_kernel_is_refused(tmp_path, monkeypatch, kernel, what):
+def test_what_is_no_kernel_is_refused(here, tmp_path, kernel, what):
     """A name, a file and a function that there is, and that does not fail."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(KERNEL.replace("FACTOR", "0") + "KERNEL = 1\n")
     (tmp_path / "net.toml").write_text('bp = 1\n[params]\np = [3]\n[equations]\nloss = "sum(p**2)"\n')
     result = CliRunner().invoke(main, ["bench", "net.toml", "-m", "backprop", "--kernel", kernel, "--budget", "0.001"])

@@ -10,34 +10,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from cli_cases import run, write
+from user_code_cases import texts, verdicts
 
 import bpcli
 
 jax = pytest.importorskip("jax")
 jnp = pytest.importorskip("jax.numpy")
-X = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
-W = np.linspace(0.5, 1.0, 3)
+X = np.linspace(-1.0, 1.0, 4).reshape(2, 2)
+W = np.array([0.5, 1.0])
 RIGHT = {"x": "pass", "w": "pass"}
 
 
-@pytest.fixture(params=[False, True], ids=["float32", "float64"], autouse=True)
+@pytest.fixture(params=[False, True], ids=["float32", "float64"], autouse=True, scope="module")
 def x64(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """As JAX is configured by default, and with 64-bit types."""
+    """As JAX is configured by default, and with 64-bit types; tests of one mode share what is compiled."""
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", request.param)
     jax.clear_caches()  # of constants of the other mode
     yield request.param
     jax.config.update("jax_enable_x64", before)
-
-
-def verdicts(report: bpcli.Report, method: str = "vjp") -> dict[str, str]:
-    """The verdict on each leaf."""
-    return {f.tensor: f.verdict for f in report.findings if f.method == method}
-
-
-def texts(report: bpcli.Report) -> str:
-    """The texts of the blames in a report."""
-    return "\n".join(str(f.blame["text"]) for f in report.findings if f.blame)
 
 
 def scaled(x: Any, w: Any) -> Any:
@@ -129,7 +120,7 @@ class Registered:
         return cls(*children)
 
 
-@pytest.mark.parametrize("x64", [False], indirect=True)
+@pytest.mark.parametrize("x64", [False], indirect=True, scope="module")
 def test_pytrees() -> None:
     """Python floats are differentiated; objects that JAX knows are pytrees too."""
 
@@ -139,7 +130,7 @@ def test_pytrees() -> None:
             h = jnp.tanh(h @ layer["w"] + layer["b"]) ** params.power
         return {"y": h + 0 * jax.random.normal(key), "sizes": len(h)}, other.a * rate
 
-    layers = [{"w": np.eye(3), "b": jnp.zeros(3)}, {"w": np.ones((3, 2)), "b": np.ones(2)}]
+    layers = [{"w": np.eye(2), "b": jnp.zeros(2)}, {"w": np.ones((2, 1)), "b": np.ones(1)}]
     report = bpcli.check_gradient(network, Params(layers, 1), Registered(jnp.ones(2)), 0.5, jax.random.key(0))
     names = [f"params.layers[{i}].{name}" for i in (0, 1) for name in ("w", "b")]
     assert [*names, "other[<flat index 0>]", "rate"] == list(verdicts(report))
@@ -147,7 +138,7 @@ def test_pytrees() -> None:
     assert "not differentiated: params.power (int), key (key<" in str(report)
 
 
-@pytest.mark.parametrize("x64", [False], indirect=True)
+@pytest.mark.parametrize("x64", [False], indirect=True, scope="module")
 def test_code_that_varies() -> None:
     """Compiling a function with jit does not hide that its values vary."""
     found = bpcli.check_gradient(lambda x: jnp.sum(x) * np.random.random(), jnp.asarray(X))
@@ -170,7 +161,7 @@ loss_inputs = ({"w": jnp.ones((2, 3))}, jnp.arange(3.0) / 8)
 """
 
 
-@pytest.mark.parametrize("x64", [False], indirect=True)
+@pytest.mark.parametrize("x64", [False], indirect=True, scope="module")
 def test_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A jitted function of a file, forwards and to second order."""
     monkeypatch.chdir(tmp_path)

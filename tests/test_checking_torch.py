@@ -9,22 +9,13 @@ from typing import Any
 
 import pytest
 from cli_cases import run, write
+from user_code_cases import texts, verdicts
 
 import bpcli
 
 torch = pytest.importorskip("torch")
-X = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64).reshape(2, 3)
-W = torch.linspace(0.5, 1.0, 3, dtype=torch.float64)
-
-
-def verdicts(report: bpcli.Report, method: str = "vjp") -> dict[str, str]:
-    """The verdict on each leaf."""
-    return {f.tensor: f.verdict for f in report.findings if f.method == method}
-
-
-def texts(report: bpcli.Report) -> str:
-    """The texts of the blames in a report."""
-    return "\n".join(str(f.blame["text"]) for f in report.findings if f.blame)
+X = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64).reshape(2, 2)
+W = torch.tensor([0.5, 1.0], dtype=torch.float64)
 
 
 class Scaled(torch.autograd.Function):
@@ -185,7 +176,7 @@ def test_modules() -> None:
     trained = {n for n, p in module.named_parameters() if p.requires_grad}
     assert {*trained, "x"} == set(verdicts(report)) and {"pass"} == set(verdicts(report).values())
     assert torch.equal(before, module.norm.running_mean) and torch.float32 == module.one.weight.dtype
-    linear = torch.nn.Linear(3, 2)
+    linear = torch.nn.Linear(2, 2)
     linear.weight.register_hook(lambda g: g)
     found = bpcli.check_gradient(linear, X.float())
     assert {"weight": "pass", "bias": "pass", "input": "pass"} == verdicts(found)
@@ -274,6 +265,11 @@ def test_the_command_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     write(Path("ops.py"), FILE.replace("3 * x**2 * g", "2 * x**2 * g"))
     if name == "Cube":
         assert "::error file=ops.py,line=10," in run("check", "ops.py:Cube", "--format", "github").stdout
+
+
+def test_inputs_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The error has the lines to add."""
+    monkeypatch.chdir(tmp_path)
     write(Path("bare.py"), "import torch\ndef f(x, y): return x + y\n")
     lines = "import torch; torch.manual_seed(0); f_inputs = (torch.randn(4, 3), torch.randn(4, 3),)  # x, y"
     assert lines in run("check", "bare.py:f").stderr

@@ -1,4 +1,4 @@
-"""Shared by the tests of user code: a right gradient function for the toy spec, and ways to check it."""
+"""Shared by the tests of user code: a right gradient function for the toy spec, and ways to check and to read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cli_cases import RECURRENT, run, write
+
+import bpcli
 
 GOOD = """import numpy as np
 
@@ -43,3 +45,13 @@ def check(*args: str, spec: str = RECURRENT) -> tuple[int, dict[str, Any]]:
 def outcomes(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Verdict and cause by tensor."""
     return {f["tensor"]: (f["verdict"], f["cause"]) for f in document["findings"]}
+
+
+def verdicts(report: bpcli.Report, method: str = "vjp") -> dict[str, str]:
+    """The verdict on each leaf of a function."""
+    return {f.tensor: f.verdict for f in report.findings if f.method == method}
+
+
+def texts(report: bpcli.Report) -> str:
+    """The texts of the blames in a report."""
+    return "\n".join(str(f.blame["text"]) for f in report.findings if f.blame)
