@@ -33,7 +33,7 @@ KINDS = (
     "crash", "hang", "internal", "printed", "warning", "disagreement", "accusation", "reference", "missed", "refused",
     "memory",
 )  # fmt: skip
-CAUSES = ("noise", "no power", "references disagree")
+CAUSES = ("noise", "no power", "references disagree", "jump", "overflow", "underflow")
 COLUMNS = (
     "scales",
     "dtype",

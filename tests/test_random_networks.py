@@ -17,7 +17,8 @@ import naive_dual
 import numpy as np
 import pytest
 import random_networks
-from network_differential import LAWFUL, LIMITS, Failure, examine
+from checking_cases import FakeMethod, call
+from network_differential import LAWFUL, LIMITS, Failure, Outcome, examine, methods, problem_of_text
 from network_generator import ROWS, SCALES, generate
 from network_shrinker import shrink
 from network_terms import Network
@@ -25,9 +26,11 @@ from network_terms import Network
 from bpcli.backends.jax import PEER as JAX
 from bpcli.checking import checker as run
 from bpcli.checking import reference_cache as truth
+from bpcli.checking.check_options import CheckOptions
 from bpcli.errors import BpError
 from bpcli.graph.nodes import Phase, ancestors
 from bpcli.graph.operations import OPERATIONS
+from bpcli.methods import parse
 from bpcli.methods.rtrl import RTRL
 from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.draw import draw
@@ -182,12 +185,13 @@ def undisturbed(problem: Problem, windows: tuple[Window, ...]) -> tuple[dict[str
     return {name: np.zeros_like(a) for name, a in exact.items()}, exact
 
 
-ONCE_ACCUSED = {
-    title: text
-    for title, _, text in (
-        part.partition("\n") for part in Path(__file__).with_name("once_accused.txt").read_text().split("## ")[1:]
-    )
-}
+def cases(file: str) -> dict[str, str]:
+    """The specs of a file by their titles."""
+    parts = Path(__file__).with_name(file).read_text().split("## ")[1:]
+    return {title: text for title, _, text in (part.partition("\n") for part in parts)}
+
+
+ONCE_ACCUSED = cases("once_accused.txt")
 """Networks that were accused once, or at odds with the twin, by the seed that an earlier generator made them from.
 
 They lose digits by cancellation in a pass forwards or backwards, have influences that underflow, the logarithm of a sum
@@ -216,6 +220,49 @@ def test_without_influences_that_underflow_it_is_taken_for_an_error(monkeypatch:
     rounding.rounding.cache_clear()
     assert "accusation" in {failure.kind for failure in examine(ONCE_ACCUSED["7511"]).failures}
     rounding.rounding.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda x: (abs(x), float(np.sign(x)) * (1 + 1e-9)),  # wrong off the kink
+        lambda x: (abs(x), float(np.sign(x))) if abs(x) > 1e-16 else (1e-300, 9.0),  # no slope at the kink
+    ],
+)
+def test_the_twin_on_another_side_of_a_kink_has_to_agree_there(
+    monkeypatch: pytest.MonkeyPatch, rule: Callable[[float], tuple[float, float]]
+) -> None:
+    """A twin of the test above, where arguments of abs and clip are zero but for rounding."""
+    monkeypatch.setitem(naive_dual.ELEMENTWISE, "abs", rule)
+    assert "disagreement" in {failure.kind for failure in examine(ONCE_ACCUSED["100045"], judged=False).failures}
+
+
+ONCE_OPEN = cases("once_open.txt")
+"""Networks of ordinary numbers that were once inconclusive.
+
+They have gradients that are zero by cancellation, in every tensor or in one at a kink, a loss that saturates within the
+smallest step, and jumps that lie near by.
+"""
+
+
+@pytest.mark.parametrize("name", ONCE_OPEN)
+def test_what_can_be_known_is_decided(name: str) -> None:
+    """Every tensor passes, and in each that has no kink an entry that is off is wrong."""
+    outcome, found = examine(ONCE_OPEN[name]), Outcome()
+    assert ([], []) == (outcome.failures, outcome.open)
+    problem = problem_of_text(ONCE_OPEN[name], found)
+    assert problem is not None
+    own = parse(methods(problem.setup)[0])
+    passed = {f.tensor for f in run.check_problem(problem, [own], CheckOptions()) if f.kink is None}
+    right = own.gradient(problem).arrays
+    off = {n: np.array(a) for n, a in right.items()}
+    for tensor in problem.setup.wrt:
+        if tensor.entries:
+            first = 0 if tensor.pattern is None else tensor.pattern[0]
+            off[tensor.name].reshape(-1)[first] += 1e-2 * max(1.0, float(np.abs(right[tensor.name]).max()))
+    spoiled = call(FakeMethod(lambda arrays, *_: arrays.update(off)))
+    verdicts = {f.tensor: f.verdict for f in run.check_problem(problem, [spoiled], CheckOptions())}
+    assert dict.fromkeys(passed, "wrong") == {name: verdicts[name] for name in passed}
 
 
 @pytest.fixture

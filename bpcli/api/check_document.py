@@ -75,6 +75,7 @@ _WHY = {
     "kink": "many kinks meet in {at}: the value is right only for a program that does not treat all of them alike",
     "underflow": "{at}, or an intermediate value, loses digits near the smallest numbers of its type",
     "overflow": "an intermediate value of {at} overflows, even in a correct program",
+    "jump": "an argument of step is zero within rounding, and {at} fits no side of that jump that could be compared",
     "edge of the domain": "{at} is on the edge of the loss's domain, where differences of one side do not converge",
     "steps disagree": "{at}: small steps tell another derivative than larger ones, as where a loss oscillates",
     "references disagree": "two references disagree at {at}, so that neither can reject the gradient",

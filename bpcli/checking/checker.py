@@ -18,8 +18,10 @@ from bpcli.checking.reference_cache import AUTO, ReferenceCache, mask_of
 from bpcli.checking.sources.gradient_source import Answer, GradientSource, ask
 from bpcli.checking.sources.validate_gradient import LOSS, on_pattern
 from bpcli.checking.verdict import (
+    JUMP,
     WRONG,
     Entries,
+    accept_zeros,
     as_direction,
     at_kink,
     cosine,
@@ -29,13 +31,14 @@ from bpcli.checking.verdict import (
     require_power,
     select,
     settle,
+    small,
     summarise,
     tolerate,
     tolerate_along,
     undecided,
 )
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Definition, Exact
+from bpcli.methods.base import Definition, Exact, Recursion
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references import complex_step
@@ -116,7 +119,7 @@ def _check_tensor(
     if given.dtype != setup.dtype:
         return replace(blank, cause="wrong type")
     value = on_pattern(given, tensor).astype(np.float64)
-    found = judge_tensor(cache, call.definition(setup), tensor, value, blank)
+    found = _judge_sides(cache, call.definition(setup), tensor, value, blank, judge_tensor)
     if answer.changed:
         named = f": {', '.join(answer.changed)}" if answer.where else ""
         return overrule(found, f"changes its arguments{named}{answer.where}")
@@ -129,25 +132,50 @@ def _check_tensor(
     return found
 
 
+def _judge_sides(
+    cache: ReferenceCache, definition: Definition, tensor: Tensor, value: FloatArray, blank: Finding, judge: Judge
+) -> Finding:
+    """Judge a gradient; at a jump it passes if it is right on one side, and is wrong if it is so on all."""
+    if not cache.jumps:
+        return judge(cache, definition, tensor, value, blank)
+    # A recursion is measured by steps of the network as it is.
+    caches, complete = ((cache,), False) if isinstance(definition, Recursion) else cache.sides
+    found: list[Finding] = []
+    for side in caches:
+        found.append(judge(side, definition, tensor, value, blank))
+        if found[-1].verdict == "pass":
+            return found[-1]
+    if complete and all(f.verdict == "wrong" for f in found):
+        return found[0]
+    return replace(found[0], verdict="inconclusive", cause=JUMP, kernel_error=None, bias=None, cosine=None)
+
+
 def _check_loss(cache: ReferenceCache, call: MethodCall | GradientSource, answer: Answer) -> list[Finding]:
     """A finding if the loss that came with the gradient is wrong, or is not that of one of bp's methods."""
     spec = cache.problem.setup.spec.name
     if LOSS in answer.faults:
         return [not_compared(spec, call.text, LOSS, answer.faults[LOSS])]
-    if answer.loss is None:
+    given = answer.loss
+    if given is None:
         return []
-    reference, bound = cache.loss, cache.rounding(call.definition(cache.problem.setup)).loss
-    error = abs(answer.loss - reference)
+    definition = call.definition(cache.problem.setup)
+    caches, complete = cache.sides
+    if isinstance(definition, Recursion) and cache.jumps:
+        definition = Exact()  # which has the same loss
+    each = [(side.loss, side.rounding(definition).loss) for side in caches]
+    reference, bound = min(each, key=lambda pair: abs(given - pair[0]) - pair[1])
+    error = abs(given - reference)
     steady = LOSS not in answer.unsteady | answer.threaded
     good = bool(error <= bound) and steady
-    blind = steady and not np.isfinite(bound)  # e.g. where rounding alone takes a root out of its domain
+    # Rounding alone may take a root out of its domain, or the network to a side of a jump that was not tried.
+    blind = steady and (not np.isfinite(bound) or not (good or complete))
     if (good or blind) and not isinstance(call, GradientSource):
         return []
-    cause = "no power" if blind else "" if steady else f"not deterministic{answer.where}"
-    if not blind and not np.isfinite(answer.loss):
+    cause = (JUMP if cache.jumps else "no power") if blind else "" if steady else f"not deterministic{answer.where}"
+    if not blind and not np.isfinite(given):
         cause = f"not finite{answer.where}"
     z = float(error / bound) if bound > 0 else (0.0 if error == 0 else float("inf"))
-    worst = Worst((), answer.loss, reference, bound, z)
+    worst = Worst((), given, reference, bound, z)
     relative = error / abs(reference) if reference else None
     verdict: Verdict = "pass" if good else "inconclusive" if blind else "wrong"
     return [Finding(spec, call.text, LOSS, (), 1, verdict, cause, worst, relative, None, None)]
@@ -230,6 +258,11 @@ def decide(cache: ReferenceCache, definition: Definition, tensor: Tensor, value:
         if len(places := _open(entries, tensor)):
             entries = settle(entries, *cache.taylor_verdicts(definition, tensor, places, value, entries.reference))
     entries = require_power(entries, known.scale, known.lost[tensor.name])
+    real, each = (
+        cache.estimates(definition, tensor).central,
+        (rounding, known.lost[tensor.name], known.terms[tensor.name]),
+    )
+    entries = accept_zeros(entries, real, each, known.scale, small(dtype))
     if cache.tolerance > 0:
         entries = tolerate(entries, cache.tolerance * float(np.abs(entries.reference).max(initial=0.0)))
     return entries
@@ -240,13 +273,16 @@ def decide_along(
 ) -> Entries:
     """The verdict on `value` along each of the directions `rows (K, size)`."""
     known = cache.rounding(definition)
-    rounding, lost = (norms(rows, part[tensor.name]) for part in (known.gradient, known.lost))
+    rounding, lost, terms = (norms(rows, part[tensor.name]) for part in (known.gradient, known.lost, known.terms))
     along, dtype = dot(rows, value), cache.problem.setup.dtype
     rounding = cache.allow_overflow(definition, along, rounding)
     entries = judge(along, cache.along(definition, tensor, rows), rounding, dtype)
     if entries.suspect.any():
         entries = judge(along, cache.along(definition, tensor, rows, second=True), rounding, dtype)
-    entries = require_power(entries, known.scale * np.sqrt((rows**2).sum(axis=1)), lost)
+    scale = known.scale * np.sqrt((rows**2).sum(axis=1))
+    entries = require_power(entries, scale, lost)
+    real = cache.along(definition, tensor, rows).central
+    entries = accept_zeros(entries, real, (rounding, lost, terms), scale, small(dtype))
     if cache.tolerance > 0:
         largest = float(np.abs(value[np.isfinite(value)]).max(initial=0.0))
         entries = tolerate_along(entries, cache.tolerance, rows, largest)

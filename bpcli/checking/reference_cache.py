@@ -20,6 +20,7 @@ from bpcli.references.numerics.differences import Neighbourhood
 from bpcli.references.numerics.probe import FloatArray, dot, norms, probe
 from bpcli.references.numerics.recursion import recursion_estimates, recursion_rounding
 from bpcli.references.numerics.rounding import Rounding, overflows, rounding
+from bpcli.references.perturbation.jumps import jumps, sides
 from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime.evaluation import whole_loss
 from bpcli.runtime.reverse_mode import Window
@@ -156,6 +157,20 @@ class ReferenceCache:
     def loss(self) -> float:
         """The total loss in float64."""
         return whole_loss(self.problem)
+
+    @cached_property
+    def jumps(self) -> bool:
+        """Whether rounding decides on which side of a jump the network is."""
+        return jumps(self.problem)
+
+    @cached_property
+    def sides(self) -> tuple[tuple[ReferenceCache, ...], bool]:
+        """At a jump, a cache for the network on each of its sides, and whether these are all; else this one."""
+        found = sides(self.problem)
+        if found is None:
+            return (self,), not self.jumps
+        own = (ReferenceCache(p, self.references, self.sharpens, None, self.tolerance) for p in found.problems)
+        return tuple(own), found.complete
 
     def restricted(self, tensor: Tensor) -> ReferenceCache:
         """A cache for one tensor, or for the part of it in its pattern; what is known of recursions is shared."""

@@ -21,18 +21,21 @@ Codes = NDArray[np.int8]
 
 PASS, INCONCLUSIVE, WRONG = 0, 1, 2
 VERDICTS: tuple[Verdict, ...] = ("pass", "inconclusive", "wrong")
-WITHIN_TOLERANCE, FEW_DIGITS, EDGE, STEPS_DISAGREE = (
+WITHIN_TOLERANCE, FEW_DIGITS, EDGE, STEPS_DISAGREE, JUMP = (
     "within tolerance",
     "few digits",
     "edge of the domain",
     "steps disagree",
+    "jump",
 )
 CAUSES = (
     "", "not finite", "kink", "underflow", "noise", "no power", "references disagree", "overflow",
-    WITHIN_TOLERANCE, FEW_DIGITS, EDGE, STEPS_DISAGREE,
+    WITHIN_TOLERANCE, FEW_DIGITS, EDGE, STEPS_DISAGREE, JUMP,
 )  # fmt: skip
 # Causes of a tensor that passes, by which its entries pass for another reason than that all digits are right.
 _OF_PASSING = (WITHIN_TOLERANCE, "kink", FEW_DIGITS)
+# Causes of entries that agree with a reference which is not sharp enough.
+_POWERLESS = ("noise", "no power", "underflow")
 _CAUSE = {cause: code for code, cause in enumerate(CAUSES)}
 
 # The relative error that differences alone must resolve, in entries down to 1e-6 of the largest.
@@ -40,6 +43,10 @@ POWER = 1e-3
 SMALL = 1e-6
 # The largest bound with which an entry may pass, relative to the largest gradient of all tensors.
 _TELLING = 0.1
+# A difference that is so many times less than the rounding of a correct gradient knows that the derivative is zero.
+_NOTHING = 1e-9
+# A larger bound on nothing is due to rounding, not to the range of floats.
+_ROUNDING = 1e-100
 # Below this multiple of the smallest normal number, intermediate products may have been flushed to zero.
 _NEAR_UNDERFLOW = 1e3
 
@@ -236,9 +243,37 @@ def require_power(entries: Entries, scale: FloatArray | float, lost: FloatArray 
     weak = (entries.verdict == PASS) & ~(entries.bound <= _TELLING * scale) & (entries.cause != _CAUSE["kink"])
     verdict = np.where(weak, INCONCLUSIVE, entries.verdict).astype(np.int8)
     cause = np.where(weak, _CAUSE["no power"], entries.cause)
-    little = (scale <= _NEAR_UNDERFLOW * float(np.finfo(np.float64).tiny)) | (lost > entries.bound / 4)
+    least = _NEAR_UNDERFLOW * float(np.finfo(np.float64).tiny)
+    little = ((scale <= least) & ~(entries.bound > _ROUNDING)) | (lost > entries.bound / 4)
     little &= (verdict == INCONCLUSIVE) & np.isin(cause, [_CAUSE["no power"], _CAUSE["noise"]])
     return replace(entries, verdict=verdict, cause=np.where(little, _CAUSE["underflow"], cause).astype(np.int8))
+
+
+@np.errstate(all="ignore")
+def accept_zeros(
+    entries: Entries,
+    real: Estimate | None,
+    known: tuple[FloatArray, FloatArray, FloatArray],
+    scale: FloatArray | float,
+    part: float,
+) -> Entries:
+    """Pass entries whose derivative is zero, where no size of entries tells whether their bound is a small one.
+
+    `known` are the rounding of correct gradients, the part of it due to underflow, and the rounding of the terms of
+    entries that cancel. `real` are differences, `scale` the largest gradient of all tensors, `part` as of `small`. If
+    nothing at all has a gradient, and differences show none beside the rounding of a correct one, this may be that of
+    its terms, if there are any. An entry of exactly zero passes, in a tensor of zeros, where the reference is zero
+    within the smallest part of `scale` that counts.
+    """
+    if real is None:
+        return entries
+    rounding, lost, terms = known
+    open_ = (entries.verdict == INCONCLUSIVE) & np.isin(entries.cause, [_CAUSE[c] for c in _POWERLESS])
+    zero = (real.value == 0) & (real.kink == 0) & (entries.z <= 1)
+    of_terms = (rounding <= terms) | ((terms == 0) & (entries.value == 0))
+    cancels = zero & (np.fmax(real.bound, lost) <= _NOTHING * rounding) & of_terms & ~(rounding <= _TELLING * scale)
+    exact = zero & (entries.value == 0) & (real.bound + rounding <= POWER * part * scale)
+    return with_verdict(entries, open_ & (cancels | exact), PASS, "")
 
 
 def undecided(entries: Entries) -> Mask:

@@ -34,6 +34,7 @@ from bpcli.references.numerics.derivatives import (
     Mask,
     Pilot,
     differences,
+    scales_of_loss,
     where_finite,
     with_known_kinks,
 )
@@ -53,7 +54,6 @@ from bpcli.references.numerics.probe import (
     FloatArray,
     Indices,
     Sampler,
-    scales,
 )
 from bpcli.references.perturbation.kinks import analytic
 from bpcli.references.perturbation.perturbed import Executor
@@ -88,10 +88,11 @@ class _StepSearch:
 
     def __init__(self, sampler: Sampler, target: float, offset: float) -> None:
         self.sampler, self.target, self.offset = sampler, target, offset
-        self.step = offset * _power_of_two(FIRST_STEP * scales(sampler.probe))
+        self.size = scales_of_loss(sampler)
+        self.step = offset * _power_of_two(FIRST_STEP * self.size)
         self.own = np.abs(sampler.probe.points).max(axis=1)
         self.low, self.high = np.zeros_like(self.step), np.full_like(self.step, np.inf)
-        self.least, self.size = self.step * PILOT, scales(sampler.probe)
+        self.least = self.step * PILOT
         self.pilot = Pilot(sampler, self.least, loss_noise(sampler, self.step))
         self.best = self.pilot.derivatives(np.arange(len(self.step)))
         self.only_pilot = np.ones(self.best.value.shape, dtype=np.bool_)

@@ -23,6 +23,7 @@ from bpcli.references.numerics.derivatives import (
     Derivatives,
     Pilot,
     differences,
+    scales_of_loss,
     where_finite,
     with_known_kinks,
 )
@@ -35,7 +36,6 @@ from bpcli.references.numerics.probe import (
     FloatArray,
     Indices,
     Sampler,
-    scales,
 )
 from bpcli.references.perturbation.kinks import FREE
 from bpcli.references.perturbation.perturbed import Executor
@@ -55,7 +55,7 @@ def extrapolate(sampler: Sampler, offset: float = 1.0) -> Derivatives:
     pilot difference contradicts the result, which happens when steps span oscillations of the loss.
     """
     with np.errstate(all="ignore"):
-        first = offset * np.exp2(np.round(np.log2(_LARGEST * scales(sampler.probe))))
+        first = offset * np.exp2(np.round(np.log2(_LARGEST * scales_of_loss(sampler))))
         pilot = Pilot(sampler, first * (FIRST_STEP / _LARGEST * PILOT), loss_noise(sampler, first))
         rows = np.arange(len(first))
         found, again = _agreed(sampler, rows, first, pilot)

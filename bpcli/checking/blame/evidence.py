@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import FloatArray
 from bpcli.references.numerics.rounding import rounding
+from bpcli.references.perturbation.jumps import pinned, sides
 from bpcli.references.perturbation.kinks import ALIKE, slopes_of
 
 # Two gradients are compared, each with its rounding.
@@ -140,7 +142,8 @@ class Evidence:
         """The rounding of a gradient in float32; zero if that is the spec's dtype."""
         if self.problem.setup.dtype == _SINGLE:
             return np.zeros_like(self.slack[name])
-        return rounding(self.problem, self.definition.over(self.problem.setup), _SINGLE).gradient[name]
+        held = pinned(self.problem)  # at a jump rounding has no bound
+        return rounding(held, self.definition.over(held.setup), _SINGLE).gradient[name]
 
 
 def gather(setup: Setup, call: MethodCall | GradientSource) -> Evidence:
@@ -153,8 +156,9 @@ def gather(setup: Setup, call: MethodCall | GradientSource) -> Evidence:
         given = [(x, answer.arrays[x.name]) for x in setup.wrt if x.name in answer.arrays]
         kept = {x.name: on_pattern(a, x) if a.shape == x.shape else a for x, a in given}
         answers.append({name: np.array(a, dtype=np.float64) for name, a in kept.items()})
-    slack = rounding(problem, definition.over(setup), setup.dtype).gradient
-    right = _right(problem, definition, answers[0], slack)
+    at_jump = sides(problem)
+    tried = [_right(side, definition, answers[0]) for side in (at_jump.problems if at_jump else (problem,))]
+    _, right, slack = max(tried, key=itemgetter(0))
     unsteady = asked[0].unsteady | asked[1].unsteady
     outside = isinstance(call, GradientSource)
     found = Evidence(problem, definition, (answers[0], answers[1]), right, slack, unsteady, outside=outside)
@@ -167,19 +171,22 @@ def gather(setup: Setup, call: MethodCall | GradientSource) -> Evidence:
     return replace(found, wrong=tuple(x.name for x in comparable if is_wrong(x)))
 
 
-def _right(
-    problem: Problem, definition: Definition, answer: Mapping[str, FloatArray], slack: Mapping[str, FloatArray]
-) -> Mapping[str, FloatArray]:
-    """The right gradient; at kinks, with the slopes, among those that programs take, that agree best with `answer`."""
-    slopes = slopes_of(problem)
-    if slopes is None:
-        return planted(problem, RIGHT, definition)
+Arrays = Mapping[str, FloatArray]
 
-    def agreeing(right: Mapping[str, FloatArray]) -> int:
+
+def _right(problem: Problem, definition: Definition, answer: Arrays) -> tuple[int, Arrays, Arrays]:
+    """The right gradient and its rounding, and in how many entries `answer` agrees with it; at kinks, with the slopes,
+    among those that programs take, that agree best."""
+    slack = rounding(problem, definition.over(problem.setup), problem.setup.dtype).gradient
+    slopes = slopes_of(problem)
+
+    def agreeing(right: Arrays) -> int:
         pairs = [(right[n], value, _BOTH * slack[n]) for n, value in answer.items() if n in right]
         return sum(int((np.abs(a - b) <= room).sum()) for a, b, room in pairs if a.shape == b.shape)
 
-    return max((planted(slopes.chosen(share), RIGHT, definition) for share in ALIKE), key=agreeing)
+    problems = [problem] if slopes is None else [slopes.chosen(share) for share in ALIKE]
+    right = max((planted(each, RIGHT, definition) for each in problems), key=agreeing)
+    return agreeing(right), right, slack
 
 
 def planted(problem: Problem, hooks: Hooks, definition: Definition, calls: int = 1) -> Mapping[str, FloatArray]:

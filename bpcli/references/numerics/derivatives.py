@@ -29,6 +29,11 @@ _SPIKE, _NO_NOISE = 8.0, 1e-2
 # Least step over the distance of a kink whose side rounding hides; and noise of a jump over the noise of a slope.
 _PAST, _JUMPY = 4.0, 3.0
 
+# Steps so many times smaller than the smallest one, at so many entries and so often; how nearly these have to agree,
+# and what part of them the smallest step has to miss, before the scale of the loss is taken to be smaller.
+_CLOSER, _LOOKED_AT, _TIMES = (2.0**-16, 2.0**-15, 2.0**-13), 4, 3
+_ALIKE, _MISSED = 0.25, 0.5
+
 Mask = NDArray[np.bool_]
 
 
@@ -128,6 +133,31 @@ class SpotCheck:
             near = np.abs(value - known.value) <= room + NOISE_FACTOR * self.noise / step
             nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * self.noise / (PILOT * step)
             return bool((near & nearer).all())
+
+
+def scales_of_loss(sampler: Sampler) -> FloatArray:
+    """`scales`, reduced for entries of zero where the loss saturates within less than the steps that follow from them.
+
+    The size of such an entry says nothing on its scale, which a network that grows from zero may make as small as it
+    likes. A few entries stand for all of a tensor. Of a black box the rounding is unknown.
+    """
+    found = scales(sampler.probe)
+    zero = np.flatnonzero(~sampler.probe.points.any(axis=1))
+    if not len(zero) or sampler.kinks is None:
+        return found
+    rows = zero[np.linspace(0, len(zero) - 1, min(_LOOKED_AT, len(zero))).astype(np.int64)]
+    for _ in range(_TIMES):
+        smallest = FIRST_STEP * PILOT * found[rows]
+        steps = np.concatenate([smallest, *(smallest * closer for closer in _CLOSER)])
+        own, *closer = differences(sampler, np.tile(rows, 4), steps)[0].reshape(4, len(rows), -1)
+        nearer = np.abs(closer[0])
+        noise = 4 * NOISE_FACTOR * UNIT_ROUNDOFF * sampler.level / (_CLOSER[0] * smallest[:, None])
+        alike = np.max([np.abs(slope - closer[0]) for slope in closer], axis=0) <= _ALIKE * nearer
+        steep = alike & (nearer > noise) & (np.abs(own - closer[0]) > _MISSED * nearer)
+        if not steep.any():
+            break
+        found[zero] *= _CLOSER[0]
+    return found
 
 
 class Pilot:

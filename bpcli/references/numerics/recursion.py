@@ -35,7 +35,8 @@ from bpcli.references.numerics.rounding import (
     shifted,
     unit_roundoff,
 )
-from bpcli.references.perturbation.kinks import find_kinks, jumps
+from bpcli.references.perturbation.jumps import jumps
+from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import Factor, LocalDerivatives, LocalSteps, by_tensor, influence_layout
@@ -104,7 +105,8 @@ def recursion_rounding(
         found = bound(sizes[name], spreads[name], np.where(nothing, 0.0, np.inf), dtype, scale)
         each[name] = np.where(np.isfinite(value), found + FACTOR * disturbed[name], np.inf)
     whole = rounding(problem, Exact().over(problem.setup), dtype)
-    return Rounding(each, whole.loss, scale, {name: np.zeros(value.shape) for name, value in exact.items()})
+    none = {name: np.zeros(value.shape) for name, value in exact.items()}
+    return Rounding(each, whole.loss, scale, none, none)
 
 
 def recursion_flops(recursion: Recursion) -> float:

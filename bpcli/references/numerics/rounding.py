@@ -27,7 +27,8 @@ from bpcli.problem.definition import Array, Problem, Setup, Tensor, cast
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation import ALONG
-from bpcli.references.perturbation.kinks import ALIKE, jumps, slopes_of
+from bpcli.references.perturbation.jumps import jumps, pinned
+from bpcli.references.perturbation.kinks import ALIKE, slopes_of
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.local_derivatives import LocalSteps, influence_layout, local_derivatives
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
@@ -48,6 +49,8 @@ _SATURATED = 1 / 8
 _UNDERFLOWS = 1e3
 # Roundings of the loss that a gradient which is zero by cancellation may show, at a minimum for instance.
 _CANCELLED = 1e5
+# Roundings of its terms that an entry may show which is zero by cancellation, where nothing else gives it a size.
+_OF_TERMS = 1e3
 # A bound of so many roundings, or such a part, of the largest gradients near by leaves no doubt that they are like it.
 _SURE, _AT_MOST = 1e6, 1e-2
 _LOSS = ""  # beside the names of tensors
@@ -68,13 +71,14 @@ class Rounding:
 
     `scale` is the largest entry of the gradient, averaged over the samples, or at the point itself if rounding makes
     samples unreliable, and at least the rounding of a loss that cancels. A bound beyond `scale` is uninformative.
-    `lost` is the part of the bounds due to underflow.
+    `lost` is the part of the bounds due to underflow, `terms` the rounding of the terms of entries that cancel.
     """
 
     gradient: Mapping[str, FloatArray]
     loss: float
     scale: float
     lost: Mapping[str, FloatArray]
+    terms: Mapping[str, FloatArray]
 
 
 @functools.lru_cache(maxsize=2)
@@ -83,20 +87,28 @@ def rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.f
 
     The bound of an entry without contributions is exactly zero. It is infinite where an intermediate value leaves the
     range of `dtype`. At a kink a shift would select a slope, which is no rounding: the bound is then the maximum over
-    the slopes that programs choose. Where an argument of `step` is zero within rounding it is infinite.
+    the slopes that programs choose. Where an argument of `step` is zero within rounding it is infinite; elsewhere all
+    samples are on the side that the program takes.
     """
-    slopes = slopes_of(problem)
     if jumps(problem):
         known = _rounding(problem, windows, dtype)
         return replace(known, gradient={n: np.full_like(b, np.inf) for n, b in known.gradient.items()}, loss=np.inf)
+    problem = pinned(problem)
+    slopes = slopes_of(problem)
     if slopes is None:
         return _rounding(problem, windows, dtype)
     each = [_rounding(slopes.chosen(share), windows, dtype) for share in ALIKE]
-    gradient, lost = (
-        {name: functools.reduce(np.maximum, [part[name] for part in parts]) for name in parts[0]}
-        for parts in ([r.gradient for r in each], [r.lost for r in each])
+    gradient, lost, terms = (
+        {name: functools.reduce(extreme, [part[name] for part in parts]) for name in parts[0]}
+        for extreme, parts in (
+            (np.maximum, [r.gradient for r in each]),
+            (np.maximum, [r.lost for r in each]),
+            (np.fmin, [r.terms for r in each]),
+        )
     )
-    return Rounding(gradient, float(np.max([r.loss for r in each])), float(np.max([r.scale for r in each])), lost)
+    return Rounding(
+        gradient, float(np.max([r.loss for r in each])), float(np.max([r.scale for r in each])), lost, terms
+    )
 
 
 def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> Rounding:
@@ -123,7 +135,8 @@ def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.
             # In a chaotic network samples are of any size, and no measure of the gradient at the point.
             largest = min(largest, here)
         scale = max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS]))
-        return Rounding(each, float(loss), scale, lost)
+        terms = {name: _OF_TERMS * unit_roundoff(dtype) * m for name, m in known.magnitudes.items()}
+        return Rounding(each, float(loss), scale, lost, terms)
 
 
 def _natural(problem: Problem, name: str, loss: FloatArray) -> FloatArray:

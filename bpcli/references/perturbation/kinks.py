@@ -107,30 +107,18 @@ NO_KINKS: Kinks = Kinks({}, {})
 @functools.lru_cache(maxsize=2)
 def find_kinks(problem: Problem) -> Kinks:
     """Find the branches taken, and the arguments whose sign is uncertain under rounding in the problem's dtype."""
-    arguments = _arguments(problem.setup.graph, _kinked(problem.setup.graph))
+    operations = kinked(problem.setup.graph)
     steps: dict[int, Branches] = {}
     static: dict[int, Branches] = {}
-    for node, (exact, _, at) in _near_zero(problem, arguments).items():
+    for node, (exact, _, at) in near_zero(problem, operations).items():
         (static if at.ndim == 1 else steps)[node] = Branches(at, np.isfinite(exact) & ~at, exact > 0)
-    return Kinks(steps, static) if arguments else NO_KINKS
+    return Kinks(steps, static) if operations else NO_KINKS
 
 
-@functools.lru_cache(maxsize=2)
-def jumps(problem: Problem) -> bool:
-    """Whether rounding hides the side on which an argument of `step` is: a correct program may be on either.
-
-    An argument that is zero however the program rounds, as a state before the first step may be, is on one side.
-    """
-    graph = problem.setup.graph
-    arguments = _arguments(graph, [node for node in graph.nodes if node.op == "step"])
-    found = _near_zero(problem, arguments).values()
-    return any(bool((at & np.any([other != exact for other in others], axis=0)).any()) for exact, others, at in found)
-
-
-def _near_zero(
-    problem: Problem, arguments: Mapping[int, list[tuple[int, int]]]
-) -> dict[int, tuple[FloatArray, list[FloatArray], Mask]]:
-    """By node its values in float64, those of float32 and disturbed passes, and where they are zero within rounding."""
+def near_zero(problem: Problem, operations: Iterable[Node]) -> dict[int, tuple[FloatArray, list[FloatArray], Mask]]:
+    """By node that operations compare with zero, its values in float64, those of float32 and of disturbed passes, and
+    where they are zero within rounding."""
+    arguments = _arguments(problem.setup.graph, operations)
     found: dict[int, tuple[FloatArray, list[FloatArray], Mask]] = {}
     if not arguments:
         return found
@@ -162,11 +150,11 @@ def _spread(exact: FloatArray, others: Sequence[FloatArray]) -> FloatArray:
 
 def analytic(graph: Graph) -> bool:
     """Whether no operation that has a derivative has a kink."""
-    return not _kinked(graph)
+    return not kinked(graph)
 
 
 @lru_cache(maxsize=16)
-def _kinked(graph: Graph) -> tuple[Node, ...]:
+def kinked(graph: Graph) -> tuple[Node, ...]:
     """The operations with a kink on some way from the loss back to leaves, over steps: not those behind stop_gradient
     alone."""
     args = [() if node.op in STOPPING else node.args for node in graph.nodes]
@@ -374,10 +362,10 @@ def _linear(setup: Setup) -> _Linear:
         leaf[name] = add(node, op, (), phase=phase, numbers=(), name=name)
         return leaf[name]
 
-    kinked = {node.index for node in _kinked(old)}
+    operations = {node.index for node in kinked(old)}
     for node in old.nodes:
         args = tuple(places[a] for a in node.args)
-        if node.index not in kinked:
+        if node.index not in operations:
             places[node.index] = add(node, node.op, args)
         elif node.op in SWITCHED:
             leaves[node.index] = names = f"slope {node.index}", f"rest {node.index}"
