@@ -13,7 +13,7 @@ from bpcli.checking.sources.black_box import check_box, open_box
 from bpcli.checking.sources.contractions import OPTIONS
 from bpcli.checking.sources.functions import HVP, JVP, Judged, Wanted, check_function, is_function, open_function
 from bpcli.checking.sources.gradient_source import GradientSource, saved_gradient, user_function
-from bpcli.checking.sources.user_file import UserFile, load
+from bpcli.checking.sources.user_file import IN_FILE, UserFile, load
 from bpcli.checking.sources.user_process import USER_TIME_OPTION, Process
 from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, nearest, printable
 from bpcli.methods import MethodCall, advice, parse
@@ -23,8 +23,6 @@ from bpcli.spec.paths import resolve
 
 USER_TIME = 60.0
 """The default time limit for each call of user code, in seconds."""
-IN_FILE = re.compile(r"(?P<file>.+\.pyw?):(?P<name>[^:/\\]*)", re.DOTALL | re.IGNORECASE)
-"""`FILE.py:NAME`."""
 
 
 @dataclass(frozen=True)

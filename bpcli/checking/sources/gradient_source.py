@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bpcli.checking.sources.user_file import CallResult, Function, UserFile
+from bpcli.checking.sources.user_file import CallResult, Function, UserFile, function_of
 from bpcli.checking.sources.user_process import Process
 from bpcli.checking.sources.validate_gradient import LOSS, parse_gradient, same
 from bpcli.errors import Place, fail, printable
@@ -135,10 +135,7 @@ def user_function(
     place: Place | None = None,
 ) -> UserFunction:
     """The function `name` of a file. Raises BpError at `place` where there is none."""
-    if not file.seek(name, place)["callable"]:
-        what = f'"{printable(name)}" of {printable(file.shown)} is not a function'
-        fail("usage", what, place, help="name a function")
-    return UserFunction(text, Function(file, name, file.line_of(name)), process, meant)
+    return UserFunction(text, function_of(file, name, place), process, meant)
 
 
 @dataclass(frozen=True, eq=False)
