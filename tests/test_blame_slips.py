@@ -96,7 +96,7 @@ def test_patterns_of_one_tensor(given: object, right: object, words: str) -> Non
 
 
 def test_a_factor_of_the_data_is_none_of_a_decay() -> None:
-    """All but the terms of parameters is off by a factor; with the same factor of these it is one of all, with another there is no pattern."""
+    """Of all but the terms of parameters; with the same one it is of all, with another there is no pattern."""
     right = {"a": np.arange(1.0, 4.0), "W": np.arange(4.0).reshape(2, 2) + 1}
     terms = {"a": 0 * right["a"], "W": np.array([[0.3, -0.1], [0.2, 0.5]])}
     slack = {n: np.full_like(a, 1e-14) for n, a in right.items()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -180,6 +182,17 @@ def function_of(file: UserFile, name: str, place: Place | None = None) -> Functi
         what = f'"{printable(name)}" of {printable(file.shown)} is not a function'
         fail("usage", what, place, help="name a function")
     return Function(file, name, file.line_of(name))
+
+
+def file_of(function: Callable[..., Any], host: Host) -> UserFile:
+    """The source file of a function object, empty if there is none."""
+    try:
+        path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
+        source = path.read_bytes()
+    except (TypeError, ValueError, OSError):
+        path, source = Path.cwd() / "function", b""
+    shown = path.relative_to(here) if path.is_relative_to(here := Path(os.getcwd())) else path
+    return UserFile(path, str(shown), source, host)
 
 
 def read_source(path: Path, shown: str, place: Place | None = None) -> bytes:
