@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from slips_more import COUPLES, SPECS, WORDS
 
 Arrays = dict[str, NDArray[Any]]
 Slips = frozenset[str]
@@ -451,6 +452,7 @@ NETWORKS: Mapping[str, Network] = {
     "residual": Network("residual_mlp", residual),
     "diagonal": Network("indrnn", diagonal),
     "tied": Network("tied_autoencoder", tied),
+    **{name: Network(*spec) for name, spec in SPECS.items()},
 }
 NO_CAUSE = ("entries are wrong", "alone are wrong", "alone is wrong", "a single entry is wrong", "did not show again")
 """Words that claim no cause: right where the slip is none that could be known."""
@@ -603,6 +605,7 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "c halved": ("1/2 times",),
         "rms": ("times the right one", *NO_CAUSE),
     },
+    **{name: {slip: words or NO_CAUSE for slip, words in some.items()} for name, some in WORDS.items()},
 }
 """By network and slip, words of which the first cause of every wrong tensor must have one."""
 PAIRS: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -641,6 +644,7 @@ PAIRS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "tied": (
         ("1/B twice", "decoder alone"), ("slope of sigmoid", "c halved"), ("decoder's sign", "slope 1 - z"),
     ),
+    **COUPLES,
 }  # fmt: skip
 """Slips that are made together."""
 

@@ -364,7 +364,7 @@ def test_a_kernel_is_measured_beside_the_exact_method(tmp_path, monkeypatch, fac
         ("mine.py", "expected FILE.py:FUNC"),
         ("other.py:gradient", 'no file "other.py"'),
         ("mine.py:grad", 'mine.py has no "grad"'),
-        ("mine.py:KERNEL", '"mine.py:KERNEL" is not a function'),
+        ("mine.py:KERNEL", '"KERNEL" of mine.py is not a function'),
         ("mine.py:gradient", "raises ValueError: no (mine.py:4)"),
     ],
 )

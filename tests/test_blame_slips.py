@@ -12,7 +12,7 @@ from bpcli.checking.blame.patterns import Numbers, of_one, patterns
 FAST = ("classifier", "normed", "one hot")
 SOME = (
     ("leaky", "h[-1]"), ("leaky", "= for +="), ("leaky", "slope of sigmoid"), ("leaky", "x squared"),
-    ("gru", "b_r is b_z"), ("gru", "d_c without r"),
+    ("gru", "b_r is b_z"), ("gru", "d_c without r"), ("relu", "mean over classes"), ("relu", "mask the other way"),
 )  # fmt: skip
 
 
@@ -93,6 +93,23 @@ def test_patterns_of_one_tensor(given: object, right: object, words: str) -> Non
     found = numbers(given, right, 0.7 * np.sin(np.arange(np.size(right))).reshape(np.shape(right)))
     said = of_one(found, found.right, "w")
     assert words in said and bool(words) == bool(said)
+
+
+def test_a_factor_of_the_data_is_none_of_a_decay() -> None:
+    """Of all but the terms of parameters; with the same one it is of all, with another there is no pattern."""
+    right = {"a": np.arange(1.0, 4.0), "W": np.arange(4.0).reshape(2, 2) + 1}
+    terms = {"a": 0 * right["a"], "W": np.array([[0.3, -0.1], [0.2, 0.5]])}
+    slack = {n: np.full_like(a, 1e-14) for n, a in right.items()}
+
+    def said(of_terms: float) -> list[str]:
+        given = {n: 0.25 * (a - terms[n]) + of_terms * terms[n] for n, a in right.items()}
+        held = {"a": right["a"], "W": 2 * terms["W"]}
+        found = patterns(Numbers(given, right, slack, held, terms=terms), right)
+        return [p.words for p in found or ()]
+
+    assert ["the gradient is 0.25 times the right one, but for the term of parameters alone"] == said(1.0)
+    assert ["the gradient is 0.25 times the right one"] == said(0.25)
+    assert [] == said(2.0)
 
 
 def test_patterns_account_for_all_tensors() -> None:

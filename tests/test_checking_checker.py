@@ -332,6 +332,19 @@ def test_auto_is_what_is_affordable(
     assert ("--mode full" in str(taken)) == (mode == "directional")
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes", "mode"),
+    [("vanilla_rnn", {"T": 3000}, "full"), ("leaky_rnn", {"n": 512, "T": 200}, "directional")],
+)
+def test_directions_are_no_slower_than_every_entry(name: str, sizes: dict[str, object], mode: str) -> None:
+    """Few units over many steps: every entry takes less time, and the note says so; many units: directions."""
+    setup = small_setup(name, ("params",), **{**DEFAULTS, **sizes})
+    taken = choose(setup, [parse("bptt")], CheckOptions(mode="directional"))
+    every = choose(setup, [parse("bptt")], CheckOptions(mode="full"))
+    assert mode == taken.mode and taken.flops <= every.flops
+    assert ("8 directions a tensor would take" in str(taken)) == (mode == "full") == (taken.spared > taken.flops)
+
+
 def test_the_notes_say_what_was_chosen() -> None:
     """By the names of the specs."""
     assert ["judged by darts: a, b"] == Results(chosen={"by darts": ["a", "b"]}).notes()

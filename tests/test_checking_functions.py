@@ -15,9 +15,12 @@ from cli_cases import run, write
 from user_code_cases import texts, verdicts
 
 import bpcli
+from bpcli.checking.sources import functions
+from bpcli.checking.sources.black_box import losses_taken
 from bpcli.checking.sources.differentiable import Given
 from bpcli.checking.sources.frameworks import open_function
 from bpcli.checking.sources.pytree import flatten, rebuild
+from bpcli.problem.definition import Tensor
 
 X, W = np.linspace(-1.0, 1.0, 12).reshape(4, 3), np.linspace(0.3, 1.0, 6).reshape(3, 2)
 
@@ -360,3 +363,20 @@ def test_refusals(call: Callable[[], Any], words: str) -> None:
     with pytest.raises(bpcli.BpError) as caught:
         call()
     assert words in str(caught.value) and "\nhelp: " in str(caught.value)
+
+
+def test_the_time_limit_is_that_of_all_cotangents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of a second: three values take three times the time of one, and are refused before any is judged."""
+    monkeypatch.setattr(functions, "_seconds_of_loss", lambda box: 1.0)
+    x = np.array([0.1, 0.2, 0.3])
+    most = 2.0 * losses_taken(Tensor("x", "param", x.shape), along=False)
+
+    def verdict(fn: Callable[..., Any], seconds: float) -> str:
+        def vjp(x: Any, u: Any) -> Any:
+            return u * np.cos(x)
+
+        return bpcli.check_gradient(fn, x, vjp=vjp, mode="full", limits=bpcli.Limits(max_time=seconds)).verdict
+
+    with pytest.raises(bpcli.BpError, match="would take about"):
+        verdict(np.sin, most)
+    assert "pass" == verdict(np.sin, 2 * most) == verdict(lambda x: np.sin(x).sum(), most)

@@ -110,6 +110,21 @@ def test_a_saved_gradient_and_python() -> None:
     assert "wrong" == problem.check(gradients="g.npz", as_="fbptt:2").verdict
 
 
+def test_a_function_object_is_judged_as_what_it_is() -> None:
+    """Given to `check` itself; as another method, or as none, it is wrong, and the blame says how to see it again."""
+    held: dict[str, Any] = {}
+    exec(KERNELS, held)
+    problem = bpcli.load("net.toml", wrt=["params"])
+    assert "pass" == problem.check(held["tbptt_2_4"], as_="tbptt:k1=2,k2=4").verdict
+    assert "pass" == problem.check(held["exact"]).verdict
+    for method in ("tbptt:k1=2,k2=5", None):
+        report = problem.check(held["tbptt_2_4"], as_=method)
+        assert "wrong" == report.verdict
+        (again,) = {f["blame"]["reproduce"] for f in report.to_dict()["findings"] if f["verdict"] == "wrong"}
+        said = "" if method is None else f', as_="{method}"'
+        assert again.startswith('bpcli.load("net.toml"') and again.endswith(f".check(tbptt_2_4{said})")
+
+
 def test_a_spec_says_what_its_kernel_is() -> None:
     """`as` in a kernel's table; the option takes precedence."""
     write(Path("net.toml"), f'{SPEC}\n[kernel.ebptt_4]\nfile = "mine.py"\nas = "ebptt:4"\n')

@@ -23,8 +23,6 @@ ELSEWHERE: dict[Site, str] = {
     ("bench.journal.Journal._reopened", "other-run"): JOURNAL,
     ("bench.journal.Journal._parsed", "damaged"): JOURNAL,
     ("bench.worker.Session.run", "unsteady"): GUARD,
-    ("bench.user_kernel.UserKernel.gradient_function", "user-code"): KERNEL,
-    ("bench.user_kernel.UserKernel.gradient_function", "usage"): KERNEL,
     ("bench.user_kernel.UserKernel.gradient_function.gradient", "user-code"): KERNEL,
     ("bench.worker._open", "changed"): "test_bench_run.py, in a process that measures",
     ("bench.worker_process.Worker.__init__", "no-environment"): "takes an interpreter that goes while it is started",
@@ -37,7 +35,7 @@ ELSEWHERE: dict[Site, str] = {
     ("checking.sources.user_process.Process.start", "unsupported"): "takes Windows",
     ("checking.sources.user_file.load", "bad-file"): GUARD,
     (
-        "checking.sources.user_file._read",
+        "checking.sources.user_file.read_source",
         "unreadable-file 3",
     ): "root may read everything, other causes depend on Python",
     ("cluster.connect.Cluster.require", ""): CLUSTER,

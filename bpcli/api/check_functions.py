@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, Unpack
 
@@ -23,7 +20,7 @@ from bpcli.checking.sources.black_box import BlackBox, check_box, open_box
 from bpcli.checking.sources.differentiable import Given
 from bpcli.checking.sources.functions import Contracted, Wanted, check_function, open_function
 from bpcli.checking.sources.user_child import UserCodeRunner
-from bpcli.checking.sources.user_file import Host, UserFile
+from bpcli.checking.sources.user_file import file_of
 from bpcli.errors import fail
 from bpcli.problem.limits import Limits
 
@@ -136,7 +133,7 @@ def _function_of(given: Given, wanted: Wanted) -> Contracted:
     named = owner if isinstance(owner, type) else function if hasattr(function, "__qualname__") else type(function)
     name = str(getattr(named, "__qualname__", type(named).__name__)).replace(".<locals>", "")
     runner = UserCodeRunner(passing=(KeyboardInterrupt,))
-    file = _file_of(named, runner)
+    file = file_of(named, runner)
     if "site-packages" in file.path.parts:  # a module of a library, whose lines are not the user's
         file = replace(file, shown=name, source=b"")
     runner.put(str(file.path), name, given)
@@ -148,7 +145,7 @@ def _box_of(loss: Callable[[Params], Any], grad: Callable[[Params], Any], params
     name = getattr(grad, "__qualname__", type(grad).__name__).replace(".<locals>", "")
     # Both are part of the caller's program, so that Ctrl-C must interrupt them.
     runner = UserCodeRunner(passing=(KeyboardInterrupt,))
-    file = _file_of(grad, runner)
+    file = file_of(grad, runner)
     runner.put(str(file.path), name, SimpleNamespace(loss=loss, grad=_by_name(grad, params), params=params))
     return open_box(file, name)
 
@@ -169,14 +166,3 @@ def _by_name(grad: Callable[[Params], Any], params: Mapping[str, Any]) -> Callab
 def _is_array(value: Any) -> bool:
     """Whether `value` is an array of any library."""
     return hasattr(value, "__array__")
-
-
-def _file_of(function: Callable[..., Any], host: Host) -> UserFile:
-    """The source file of a function, empty if there is none."""
-    try:
-        path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
-        source = path.read_bytes()
-    except (TypeError, ValueError, OSError):
-        path, source = Path.cwd() / "function", b""
-    shown = path.relative_to(here) if path.is_relative_to(here := Path(os.getcwd())) else path
-    return UserFile(path, str(shown), source, host)

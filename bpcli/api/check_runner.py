@@ -171,8 +171,13 @@ def again(file: SpecFile, foreign: Asked) -> Reproducer:
     from bpcli.checking.blame.explain import Reproducer
 
     def command(method: str, settings: Mapping[str, object]) -> str:
-        words = ["bp", "check", file.path, *foreign.option(method)]
         merged = {**file.overrides, **settings}
+        if method in foreign.functions:
+            sizes = "".join(f", {key}={value!r}" for key, value in merged.items())
+            sizes += f", wrt={list(file.wrt)!r}" if file.wrt else ""
+            meant = "" if foreign.meant is None else f', as_="{foreign.meant.text}"'
+            return f'bpcli.load("{file.path}"{sizes}).check({method.removeprefix("kernel:")}{meant})'
+        words = ["bp", "check", file.path, *foreign.option(method)]
         words += [w for key, value in merged.items() for w in ("--set", f"{key}={value}")]
         return shlex.join([*words, *(w for x in file.wrt for w in ("--wrt", x))])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from bpcli.api.check_runner import Call, Results, judge_spec
 from bpcli.api.method_selection import applying, check_options
 from bpcli.api.method_selection import read as read_methods
 from bpcli.api.user_gradients import read as read_gradients
-from bpcli.api.user_gradients import unknown, user_process
+from bpcli.api.user_gradients import unknown, user_process, with_function
 from bpcli.errors import BpError, fail, nearest, printable
 from bpcli.methods import MethodCall, parse
 from bpcli.methods.base import Gradient
@@ -141,7 +141,7 @@ class LoadedProblem:
     @validated
     def check(
         self,
-        methods: Words = (),
+        methods: Words | Callable[..., Any] = (),
         *,
         reference: str = "auto",
         mode: str = "auto",
@@ -157,6 +157,7 @@ class LoadedProblem:
         ----------
         methods
             Methods such as `bptt` or `tbptt:k1=1,k2=4`; by default those named by the spec, else those for its kind.
+            Or a function `fn(params, inputs, state)` that returns the dict of gradients, and is called in this process.
         reference
             `auto`, a reference (see `bp list references`), or `jax` or `torch`, if installed.
         mode
@@ -168,8 +169,8 @@ class LoadedProblem:
         gradients
             Saved gradients to check: `.npz` files with arrays `d_NAME`.
         as_
-            The method that kernels and saved gradients are to agree with, such as `tbptt:k1=1,k2=4`; by default the
-            exact gradient, or what the spec says of its kernel.
+            The method that a function, kernels and saved gradients are to agree with, such as `tbptt:k1=1,k2=4`; by
+            default the exact gradient, or what the spec says of its kernel.
         user_time
             Time limit for each call of a kernel in seconds; 60 by default.
 
@@ -185,9 +186,13 @@ class LoadedProblem:
         >>> report.verdict
         'pass'
         """
-        calls, options = read_methods(several(methods)), check_options(reference, mode, tolerance)
+        own = methods if callable(methods) else None
+        calls = read_methods(() if callable(methods) else several(methods))
+        options = check_options(reference, mode, tolerance)
         with closing(user_process(self.file.limits, user_time)) as process:
-            asked = read_gradients(several(kernels), several(gradients), process, as_)
+            saved = several(gradients)
+            asked = read_gradients(several(kernels), saved, process, as_ if own is None or kernels or saved else None)
+            asked = asked if own is None else with_function(asked, own, as_)
             return report_on(self, Call(calls, asked, options))
 
 

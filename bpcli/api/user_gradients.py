@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bpcli.checking.findings import Finding
 from bpcli.checking.sources.black_box import check_box, open_box
 from bpcli.checking.sources.contractions import OPTIONS
 from bpcli.checking.sources.functions import HVP, JVP, Judged, Wanted, check_function, is_function, open_function
-from bpcli.checking.sources.gradient_source import GradientSource, saved_gradient, user_function
-from bpcli.checking.sources.user_file import UserFile, load
+from bpcli.checking.sources.gradient_source import GradientSource, UserFunction, saved_gradient, user_function
+from bpcli.checking.sources.user_child import UserCodeRunner
+from bpcli.checking.sources.user_file import IN_FILE, Function, UserFile, file_of, load
 from bpcli.checking.sources.user_process import USER_TIME_OPTION, Process
 from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, nearest, printable
 from bpcli.methods import MethodCall, advice, parse
@@ -23,8 +25,6 @@ from bpcli.spec.paths import resolve
 
 USER_TIME = 60.0
 """The default time limit for each call of user code, in seconds."""
-IN_FILE = re.compile(r"(?P<file>.+\.pyw?):(?P<name>[^:/\\]*)", re.DOTALL | re.IGNORECASE)
-"""`FILE.py:NAME`."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Asked:
 
     `given` are judged on every spec, `names` are kernels declared in specs; all run in `process`. `refused` has the
     refusals of others, `kernels` and `gradients` the texts of the options. `meant` is the method that all of them are
-    to agree with; None for the exact gradient, or for kernels of specs what the spec says.
+    to agree with; None for the exact gradient, or for kernels of specs what the spec says. `functions` are the names of
+    functions of the caller's program.
     """
 
     given: tuple[GradientSource, ...]
@@ -43,6 +44,7 @@ class Asked:
     kernels: tuple[str, ...] = ()
     gradients: tuple[str, ...] = ()
     meant: MethodCall | None = None
+    functions: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.given or self.names)
@@ -110,6 +112,18 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process, met
         collector.finish()
     refused = tuple(collector.diagnostics)
     return Asked(tuple(given), names, process, refused, tuple(kernels), tuple(gradients), meant)
+
+
+def with_function(asked: Asked, function: Callable[..., Any], method: str | None) -> Asked:
+    """Judge a function of this program too, called in its own process, as `method` if it is given."""
+    meant = None if method is None else parse(method)
+    name = getattr(function, "__qualname__", type(function).__qualname__).replace(".<locals>", "")
+    # It is part of the caller's program, so that Ctrl-C must interrupt it.
+    runner = UserCodeRunner(passing=(KeyboardInterrupt,))
+    file = file_of(function, runner)
+    runner.put(str(file.path), name, function)
+    source = UserFunction(f"kernel:{name}", Function(file, name, file.line_of(name)), runner, meant)
+    return replace(asked, given=(source, *asked.given), functions=(source.text,), meant=meant)
 
 
 def of_spec(

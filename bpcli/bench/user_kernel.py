@@ -7,24 +7,21 @@ these. It is measured wherever the exact reverse-mode method of the spec is, and
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 from bpcli.checking.sources.user_child import UserCodeRunner
-from bpcli.checking.sources.user_file import Function, UserFile
+from bpcli.checking.sources.user_file import IN_FILE, function_of, load, read_source
 from bpcli.errors import fail, printable
 from bpcli.methods import exact_method
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup
 
-_TEXT = re.compile(r"(?P<file>.+\.pyw?):(?P<name>[^:/\\]+)", re.DOTALL | re.IGNORECASE)
-
 
 def is_user_kernel(backend: str) -> bool:
     """Whether a backend's name is `FILE.py:FUNC`."""
-    return _TEXT.fullmatch(backend) is not None
+    return IN_FILE.fullmatch(backend) is not None
 
 
 class UserKernel:
@@ -34,14 +31,14 @@ class UserKernel:
     methods: ClassVar[tuple[str, ...]] = ("backprop", "bptt")
 
     def __init__(self, text: str) -> None:
-        """Raises BpError where `text` is not of the form, or there is no such file."""
-        match = _TEXT.fullmatch(text)
-        if match is None:
+        """Raises BpError where `text` is not of the form, or there is no such file; its code does not run yet."""
+        match = IN_FILE.fullmatch(text)
+        if match is None or not match["name"]:
             what = f'expected FILE.py:FUNC for --kernel, got "{printable(text)}"'
             fail("usage", what, help="for example --kernel mine.py:bptt")
-        self.name, self.path, self._function = text, Path(match["file"]), match["name"]
-        if not self.path.is_file():
-            fail("no-such-file", f'no file "{printable(match["file"])}"', help="--kernel takes FILE.py:FUNC")
+        self.name, self._shown, self._function = text, match["file"], match["name"]
+        self.path = Path(self._shown).absolute()
+        read_source(self.path, self._shown)
 
     @property
     def sha256(self) -> str:
@@ -63,14 +60,7 @@ class UserKernel:
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
         """See `Peer`. Raises BpError where the file cannot be loaded, and at a call that fails."""
-        file = UserFile(self.path.resolve(), str(self.path), self.path.read_bytes(), UserCodeRunner())
-        answer, _ = file.ask("load")
-        if "raised" in answer:
-            what = f"{printable(file.shown)} cannot be loaded: {answer['raised']}"
-            fail("user-code", what, file.place(answer["line"] or 1), help="run it with python first")
-        if not file.seek(self._function)["callable"]:
-            fail("usage", f'"{printable(self.name)}" is not a function', help="name a function")
-        function = Function(file, self._function, file.line_of(self._function))
+        function = function_of(load(self.path, self._shown, UserCodeRunner()), self._function)
         setup, numbers = problem.setup, {**problem.setup.spec.constants, **problem.setup.spec.dims}
 
         def gradient() -> Gradient:

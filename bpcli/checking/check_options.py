@@ -39,6 +39,7 @@ Mode = Literal["auto", "full", "directional"]
 
 AFFORDABLE = 2e11
 """Predicted flops up to which "auto" judges every entry, about ten seconds' worth."""
+_QUICK = 3e7  # predicted flops, some tenths of a second, up to which "directional" judges directions at any cost
 _CALLS = 2  # of every method
 
 
@@ -46,8 +47,9 @@ _CALLS = 2  # of every method
 class CheckOptions:
     """`reference` is the name of the reference or backend that judges; "auto" takes the complex step and differences.
 
-    The mode "full" judges every entry and checks each by differences, "directional" judges directions first, and "auto"
-    judges every entry if that is affordable, and checks as many by differences as are. A gradient that is off by
+    The mode "full" judges every entry and checks each by differences, "directional" judges directions first, or every
+    entry where that takes less time, and "auto" judges every entry if that is affordable, and checks as many by
+    differences as are. A gradient that is off by
     `tolerance` at most, relative to the largest entry of its tensor, passes.
     """
 
@@ -58,13 +60,17 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """The references and mode chosen. `flops` are predicted for that mode, `full_flops` for every entry."""
+    """The references and mode chosen. `flops` are predicted for that mode, `full_flops` for every entry.
+
+    `spared` are predicted for directions that were asked for, where every entry takes less; else 0.
+    """
 
     mode: Literal["full", "directional"]
     references: tuple[Reference, ...]
     sampled: bool
     flops: float
     full_flops: float
+    spared: float = 0.0
 
     def __str__(self) -> str:
         """The choice in words."""
@@ -74,6 +80,8 @@ class Choice:
         words = f"{what} by {judge}" + (f", with {beside[0]} beside it{seen}" if beside else "")
         if self.mode == "directional":
             words += f" (every entry, --mode full, would take {self.full_flops:.1g} operations)"
+        if self.spared:
+            words += f" ({COUNT} directions a tensor would take {self.spared / self.flops:.1f} times as long)"
         return words
 
 
@@ -90,11 +98,11 @@ def choose(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: 
     full += 0.0 if Exact() in definitions else used[0].cost(setup, Exact().over(setup))
     windowed = (definitions - recursions) | {Exact()}
     along = asked + sum(r.cost_along(setup, d.over(setup), COUNT) for r in used for d in windowed)
-    dear = options.mode == AUTO and full > max(AFFORDABLE, along)
-    if dear or options.mode == "directional":
+    least = {AUTO: max(AFFORDABLE, along), "directional": along if along > _QUICK else 0.0}.get(options.mode, math.inf)
+    if full > least:
         return Choice("directional", references_for(setup, options.reference, "directional"), False, along, full)
     sampled = any(isinstance(r, Central) and copy_count(setup, r.sample) < copy_count(setup) for r in used)
-    return Choice("full", used, sampled, full, full)
+    return Choice("full", used, sampled, full, full, along if options.mode == "directional" else 0.0)
 
 
 def unjudged(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions) -> dict[str, str]:

@@ -162,7 +162,7 @@ def _process(common: Common, needed: bool) -> Process:
 
 def _split_objects(targets: Sequence[str]) -> tuple[list[str], list[str], list[Diagnostic]]:
     """The targets `FILE.py:OBJECT`, the other targets, and a refusal for each Python file without an object."""
-    from bpcli.api.user_gradients import IN_FILE
+    from bpcli.checking.sources.user_file import IN_FILE
 
     boxes, others, refused = [], [], []
     for target in dict.fromkeys(targets):

@@ -25,8 +25,9 @@ class Diagnosis:
     """The searches for the cause of an answer: one on the case itself, and others on smaller cases.
 
     The smaller cases are one of `fewer` steps, where truncations are compared if they are too many here, some of `few`,
-    where a search takes less time, one of a single step, and the smallest one that reproduces the error. They are
-    opened where they are needed; each may be None. What they show is confirmed on the case itself.
+    where a search takes less time, one of a single step, and the smallest one that reproduces the error, which is also
+    `redrawn` with other seeds. They are opened where they are needed; each may be None. What they show is confirmed on
+    the case itself.
     """
 
     search: Search
@@ -34,6 +35,7 @@ class Diagnosis:
     few: Sequence[Callable[[], Search | None]]
     one_step: Callable[[], Search | None]
     smallest: Callable[[], Search | None]
+    redrawn: Sequence[Callable[[], Search | None]] = ()
 
     def causes(self, name: str) -> list[Cause]:
         """The causes that fit the answer for tensor `name`, the likeliest first; at least one.
@@ -86,10 +88,15 @@ class Diagnosis:
 
     @cached_property
     def _in_smallest(self) -> list[Explanation]:
-        """The explanations of the smallest case, where some faults may not show, that leave here what passes."""
+        """The explanations of the smallest case, where some faults may not show, that leave here what passes.
+
+        They must explain it with other numbers too.
+        """
         smallest = self.smallest()
         found = [] if smallest is None else smallest.single or smallest.several(())
-        return [e for e in found if e.hooks and not e.patterns and self.search.spares(e.hooks)]
+        spared = [e for e in found if e.hooks and not e.patterns and self.search.spares(e.hooks)]
+        others = [search for again in self.redrawn if spared and (search := again()) is not None]
+        return [e for e in spared if all(e.hooks and other.agrees(e.hooks) for other in others)]
 
     def _last(self, name: str) -> list[Cause]:
         """The causes of the smallest case, else the extent of the error."""

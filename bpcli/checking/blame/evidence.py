@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from bpcli.checking.blame.patterns import Numbers
 from bpcli.checking.blame.signatures import LEFT, PLAIN, explained
-from bpcli.checking.faults.fault import Fault, as_method, differentiate, separate
+from bpcli.checking.faults.fault import Fault, as_method, differentiate, on_edges, separate
+from bpcli.checking.faults.local import of_parameters
 from bpcli.checking.interpreter import RIGHT, Edge, ForwardPass, Hooks, run_forward
 from bpcli.checking.sources.gradient_source import GradientSource, ask
 from bpcli.checking.sources.validate_gradient import on_pattern
@@ -93,7 +94,15 @@ class Evidence:
         theta = {x.name: np.asarray(self.problem.array(x), float) for x in setup.wrt}
         given = {n: a for n, a in self.answers[0].items() if n in self.right and a.shape == self.right[n].shape}
         slack = {name: self.tolerance(name) for name in given}
-        return Numbers(given, {name: self.right[name] for name in given}, slack, theta, known, sizes)
+        right = {name: self.right[name] for name in given}
+        return Numbers(given, right, slack, theta, known, sizes, self._terms)
+
+    @cached_property
+    def _terms(self) -> Mapping[str, FloatArray]:
+        """The gradient of the terms of parameters alone, such as weight decay; empty without any."""
+        data = self.planted(("data alone",), on_edges(of_parameters, lambda e: 0.0 * e.vjp()))
+        terms = {n: a - data[n] for n, a in self.right.items()}
+        return terms if any(a.any() for a in terms.values()) else {}
 
     @cached_property
     def forward(self) -> ForwardPass:

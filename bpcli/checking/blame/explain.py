@@ -31,6 +31,8 @@ _LATEST = 30.0
 _WORK = 5e7
 # The cases on which causes are looked for first.
 _FEW_STEPS, _FEW_SAMPLES = (4, 8), (3, 5)
+# Other draws of the smallest case: a unit that happens to be on or off makes many faults equal there.
+_REDRAWN = 3
 # The case on which truncations are compared with an answer of many steps.
 _FEWER_STEPS = 24
 _MESSAGES = {
@@ -133,7 +135,10 @@ def _diagnosis(
     one = {"batch": batch, "T": 1} if setup.graph.recurrent and setup.T > 1 else None
     many = setup.graph.recurrent and setup.T > _FEWER_STEPS and not truncation.affordable(setup)
     fewer = {"batch": 1, "T": _FEWER_STEPS} if many else None
-    return Diagnosis(Search(evidence, in_time), case(fewer), [case(f) for f in few], case(one), case(small or None))
+    seed = setup.spec.data.seed
+    redrawn = [case({**small, "seed": seed + k}) for k in range(1, _REDRAWN + 1)]
+    few_cases = [case(f) for f in few]
+    return Diagnosis(Search(evidence, in_time), case(fewer), few_cases, case(one), case(small or None), redrawn)
 
 
 def _blame(finding: Finding, diagnosis: Diagnosis | None, in_time: Callable[[], bool]) -> Blame:

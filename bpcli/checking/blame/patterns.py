@@ -35,7 +35,8 @@ class Pattern:
 class Numbers:
     """Gradients by name: `given`, `right`, and the `slack` between them; the arrays `theta` that they are of.
 
-    `known` are numbers with a name that may be factors, those of `sizes` only where no other is equal.
+    `known` are numbers with a name that may be factors, those of `sizes` where no plain number is equal. `terms` are
+    gradients of the terms of parameters alone, empty where there are none.
     """
 
     given: Arrays
@@ -44,6 +45,7 @@ class Numbers:
     theta: Arrays
     known: Mapping[str, float] = field(default_factory=lambda: PLAIN)
     sizes: Mapping[str, float] = field(default_factory=dict)
+    terms: Arrays = field(default_factory=dict)
 
     def explained(self, name: str, value: FloatArray) -> bool:
         """Whether `value` is what is given, to within rounding or a negligible part of its error."""
@@ -113,12 +115,27 @@ def _of_all(numbers: Numbers, base: Arrays, left: Sequence[str]) -> str:
             if 0 < ratio < 1 and _is_round(norm):
                 return f"the gradient is clipped: the norm of all tensors is {norm:.6g}, {_share(ratio)}"
             return f"the gradient is {numbers.ratio(ratio)} times the right one"
+    if numbers.terms and (words := _of_data(numbers, base, whole)):
+        return words
     bound = max(float(np.abs(numbers.given[n]).max(initial=0.0)) for n in left)
     clipped = {n: np.clip(base[n], -bound, bound) for n in whole}
     reached = sum(int((np.abs(numbers.given[n]) == bound).sum()) for n in left)
     if (reached > 1 or _is_round(bound)) and bound and all(numbers.explained(n, clipped[n]) for n in whole):
         return f"entries are clipped at ±{bound:.6g}"
     return ""
+
+
+def _of_data(numbers: Numbers, base: Arrays, whole: Sequence[str]) -> str:
+    """A factor of all but the terms of parameters alone."""
+    given, right, terms = (
+        np.concatenate([a[n].reshape(-1) for n in whole]) for a in (numbers.given, base, numbers.terms)
+    )
+    ratio = projection(given - terms, right - terms)
+    if not ratio or not all(
+        numbers.explained(n, ratio * (base[n] - numbers.terms[n]) + numbers.terms[n]) for n in whole
+    ):
+        return ""
+    return f"the gradient is {numbers.ratio(ratio)} times the right one, but for the term of parameters alone"
 
 
 def _share(ratio: float) -> str:

@@ -138,6 +138,10 @@ class Search:
         """Whether a fault gives one tensor, and changes no tensor that passes."""
         return self.spares(hooks) and self.evidence.explained(name, self.evidence.planted_once(hooks)[name])
 
+    def agrees(self, hooks: Hooks) -> bool:
+        """Whether a fault gives all tensors."""
+        return self._gives_all(self.evidence.planted_once(hooks))
+
     def nearer(self, hooks: Hooks, name: str) -> bool:
         """Whether a fault accounts for the larger part of a tensor's error."""
         rest = self.evidence.answers[0][name] - self.evidence.planted_once(hooks)[name]

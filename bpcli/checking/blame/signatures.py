@@ -45,12 +45,17 @@ def constant_factor(given: FloatArray, right: FloatArray, slack: FloatArray, kno
 
 
 def factor_words(ratio: float, known: Mapping[str, float], sizes: Mapping[str, float]) -> str:
-    """A factor by the names of all `known` numbers that it equals, else of `sizes`, else as a number."""
+    """A factor by the names of all `known` numbers and `sizes` that it equals, else as a number.
 
-    def named(numbers: Mapping[str, float]) -> str:
-        return " = ".join(word for word, value in numbers.items() if abs(ratio - value) <= _SAME * abs(value))
+    One of `PLAIN` needs no size of that value.
+    """
 
-    return named(known) or named(sizes) or distinct_digits(ratio, 1.0)[0]
+    def equal(numbers: Mapping[str, float]) -> list[str]:
+        return [word for word, value in numbers.items() if abs(ratio - value) <= _SAME * abs(value)]
+
+    names = equal(known)
+    names += [] if equal(PLAIN) else [word for word in equal(sizes) if word not in names]
+    return " = ".join(names) or distinct_digits(ratio, 1.0)[0]
 
 
 def proportional(given: FloatArray, right: FloatArray, slack: FloatArray, theta: FloatArray, name: str) -> str:

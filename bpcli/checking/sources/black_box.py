@@ -343,12 +343,16 @@ def _choose_directions(box: BlackBox, tensors: Sequence[Tensor], limits: Limits,
     """Whether to judge directions. Raises BpError if the check would exceed the time limit."""
     entries, along = (each * sum(losses_taken(t, along) for t in tensors) for along in (False, True))
     directional = mode == "directional" or (mode == "auto" and entries > max(AFFORDABLE, along))
-    seconds = along if directional else entries
+    refuse_long(box.name, along if directional else entries, each, limits)
+    return directional
+
+
+def refuse_long(name: str, seconds: float, each: float, limits: Limits) -> None:
+    """Raise BpError if a check of `seconds`, with `each` second for a loss, would exceed the time limit."""
     if seconds > limits.max_time:
-        what = f"{box.name} would take about {format_duration(seconds)}, {format_duration(each)} a loss"
+        what = f"{name} would take about {format_duration(seconds)}, {format_duration(each)} a loss"
         advice = "choose fewer tensors with --wrt, make it smaller, take --mode directional, or raise --max-time"
         fail("too-long", f"{what}; the limit is {format_duration(limits.max_time)}", help=advice)
-    return directional
 
 
 def _judge_of(

@@ -16,7 +16,7 @@ import numpy as np
 from bpcli.checking.check_options import Mode
 from bpcli.checking.findings import Finding, Worst, overrule, worst_entry
 from bpcli.checking.sources import black_box
-from bpcli.checking.sources.black_box import BlackBox, check_box, losses_taken
+from bpcli.checking.sources.black_box import BlackBox, check_box, losses_taken, refuse_long
 from bpcli.checking.sources.contractions import FORWARD, MIXED, ONES, SECOND, SHIFTED, TANGENTS
 from bpcli.checking.sources.difference_judge import AFFORDABLE
 from bpcli.checking.sources.user_file import UserFile
@@ -206,6 +206,9 @@ def _pulled(function: Contracted, wanted: Wanted, limits: Limits) -> list[Findin
     labels = list(function.labels)
     mode = _mode(function.box, wanted, len(labels))
     modes = {label: mode if label == labels[0] or wanted.mode != "auto" else "directional" for label in labels}
+    if len(labels) > 1 and (one := _seconds_of_loss(function.box)) is not None:
+        losses = sum(_losses(function.box, wanted, way == "directional") for way in modes.values())
+        refuse_long(function.name, losses * one, one, limits)  # of all cotangents, before any is judged
     each = {
         label: check_contraction(function, label, wanted.wrt, limits, modes[label], wanted.tolerance)
         for label in labels
@@ -247,16 +250,28 @@ def _mode(box: BlackBox, wanted: Wanted, times: int) -> Mode:
     """Every entry of a box and others like it where that is affordable for all of them, else directions."""
     if wanted.mode != "auto":
         return wanted.mode
-    tensors = [Tensor(n, "param", a.shape) for n, a in box.params.items() if not wanted.wrt or n in wanted.wrt]
+    each = _seconds_of_loss(box)
+    if each is None:
+        return "auto"
+    entries, along = (times * each * _losses(box, wanted, way) for way in (False, True))
+    return "directional" if entries > max(AFFORDABLE, along) else "full"
+
+
+def _seconds_of_loss(box: BlackBox) -> float | None:
+    """The time of a loss; None where it ends its process."""
     try:
         box.function(LOSS).loss(box.params)  # which may compile it
         start = time.perf_counter()
         box.function(LOSS).loss(box.params)
     except EndedError:
-        return "auto"
-    each = times * (time.perf_counter() - start)
-    entries, along = (each * sum(losses_taken(t, way) for t in tensors) for way in (False, True))
-    return "directional" if entries > max(AFFORDABLE, along) else "full"
+        return None
+    return time.perf_counter() - start
+
+
+def _losses(box: BlackBox, wanted: Wanted, along: bool) -> int:
+    """The losses that a check of a box takes, along directions or for every entry."""
+    tensors = [Tensor(n, "param", a.shape) for n, a in box.params.items() if not wanted.wrt or n in wanted.wrt]
+    return sum(losses_taken(t, along) for t in tensors)
 
 
 def _adds_up(function: Contracted, tensors: Sequence[Tensor]) -> bool:

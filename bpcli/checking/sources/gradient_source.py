@@ -15,8 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bpcli.checking.sources.user_file import CallResult, Function, UserFile
-from bpcli.checking.sources.user_process import Process
+from bpcli.checking.sources.user_file import CallResult, Function, Host, UserFile, function_of
 from bpcli.checking.sources.validate_gradient import LOSS, parse_gradient, same
 from bpcli.errors import Place, fail, printable
 from bpcli.methods import MethodCall
@@ -87,13 +86,13 @@ class GradientSource(ABC):
 class UserFunction(GradientSource):
     """A function `FUNC(params, inputs, state)` in a Python file; a fourth parameter gets the constants and dims.
 
-    It gets copies and is called twice in `process`. Whatever it does is a finding and never ends the check.
+    It gets copies and is called twice in `process`, a host. Whatever it does is a finding and never ends the check.
     """
 
     any_size: ClassVar[bool] = True
     text: str
     function: Function
-    process: Process
+    process: Host
     meant: MethodCall | None = None
     crashed: bool = False
 
@@ -130,15 +129,12 @@ def user_function(
     file: UserFile,
     name: str,
     text: str,
-    process: Process,
+    process: Host,
     meant: MethodCall | None = None,
     place: Place | None = None,
 ) -> UserFunction:
     """The function `name` of a file. Raises BpError at `place` where there is none."""
-    if not file.seek(name, place)["callable"]:
-        what = f'"{printable(name)}" of {printable(file.shown)} is not a function'
-        fail("usage", what, place, help="name a function")
-    return UserFunction(text, Function(file, name, file.line_of(name)), process, meant)
+    return UserFunction(text, function_of(file, name, place), process, meant)
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,6 +93,10 @@ class UserCodeRunner:
                 raise
             return failure(error, message["file"]), []
 
+    def restart(self, file: str, name: str = "") -> bool:
+        """Whether it started afresh: never, as it shares its process."""
+        return False
+
     def _load(self, message: Message, _: Sequence[Array]) -> _Answer:
         path = message["file"]
         if path not in self._files:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Mapping, Sequence
+import inspect
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from bpcli.checking.sources.user_process import EndedError, Process
+from bpcli.checking.sources.user_process import EndedError
 from bpcli.checking.sources.user_protocol import Array, Message
 from bpcli.checking.sources.validate_gradient import ReturnedGradient, all_faulty, on_pattern
 from bpcli.errors import BpError, Diagnostic, Place, fail, nearest, printable
 from bpcli.problem.definition import Tensor
 
+IN_FILE = re.compile(r"(?P<file>.+\.pyw?):(?P<name>[^:/\\]*)", re.DOTALL | re.IGNORECASE)
+"""`FILE.py:NAME`."""
 _A_FILE = "name a Python file that can be read"
 
 
@@ -25,6 +30,9 @@ class Host(Protocol):
 
     def ask(self, message: Message, arrays: Sequence[Array] = ()) -> tuple[Message, list[Array]]:
         """The answer to a message of `user_child`, and its arrays, valid until the next. Raises EndedError."""
+
+    def restart(self, file: str, name: str = "") -> bool:
+        """Start afresh if other code than `name` of `file` ran there and may have spoiled it; returns whether."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,20 +163,40 @@ class Function:
         return self.file.ask("call", self.name, arrays, part=self.part, groups=names, **more)
 
 
-def load(path: Path, shown: str, process: Process, place: Place | None = None) -> UserFile:
+def load(path: Path, shown: str, host: Host, place: Place | None = None) -> UserFile:
     """Run the file at `path` as a module. Raises BpError at `place` if it is missing, or at its line if it fails."""
-    source = _read(path, shown, place)
+    source = read_source(path, shown, place)
     if importlib.util.spec_from_file_location("user", path) is None:
         fail("bad-file", f'"{printable(shown)}" is no Python file', place, help="name a file that ends in .py")
-    file = UserFile(path, shown, source, process)
-    if (refusal := _refusal(file)) is not None and process.restart(str(path)):
+    file = UserFile(path, shown, source, host)
+    if (refusal := _refusal(file)) is not None and host.restart(str(path)):
         refusal = _refusal(file)
     if refusal is not None:
         raise BpError([refusal])
     return file
 
 
-def _read(path: Path, shown: str, place: Place | None) -> bytes:
+def function_of(file: UserFile, name: str, place: Place | None = None) -> Function:
+    """The function `name` of a file. Raises BpError at `place` where there is none."""
+    if not file.seek(name, place)["callable"]:
+        what = f'"{printable(name)}" of {printable(file.shown)} is not a function'
+        fail("usage", what, place, help="name a function")
+    return Function(file, name, file.line_of(name))
+
+
+def file_of(function: Callable[..., Any], host: Host) -> UserFile:
+    """The source file of a function object, empty if there is none."""
+    try:
+        path = Path(inspect.getsourcefile(inspect.unwrap(function)) or "")
+        source = path.read_bytes()
+    except (TypeError, ValueError, OSError):
+        path, source = Path.cwd() / "function", b""
+    shown = path.relative_to(here) if path.is_relative_to(here := Path(os.getcwd())) else path
+    return UserFile(path, str(shown), source, host)
+
+
+def read_source(path: Path, shown: str, place: Place | None = None) -> bytes:
+    """The bytes of a Python file. Raises BpError at `place` if it cannot be read."""
     try:
         if path.is_dir():
             fail("unreadable-file", f'"{printable(shown)}" is a folder, not a Python file', place, help=_A_FILE)
