@@ -137,7 +137,7 @@ def test_no_circles_of_imports() -> None:
 
 
 def test_one_name_for_one_module() -> None:
-    """No two modules of one name, but for packages, `base`, which holds the protocol of its room, and methods' names."""
+    """No two modules of one name, but for packages, and `base`, which holds the protocol of its room."""
     files = [m.split(".")[-1] for m, path in MODULES.items() if path.name not in ("__init__.py", "base.py")]
     files.remove("forward")  # a method, beside the kernel
     assert [] == [name for name, count in Counter(files).items() if count > 1]

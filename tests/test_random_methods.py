@@ -14,6 +14,7 @@ import pytest
 from kernel_cases import RECURRENT, SPECS, Words, distance, gradient, problem_of, small, written
 from test_local_derivatives import SPOILED, Planted
 
+from bpcli.bench.profiling import allocated_bytes
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check_problem
 from bpcli.methods import MethodCall, artbp, parse
@@ -361,3 +362,13 @@ def test_an_overflow_is_not_a_crash(text: str) -> None:
     huge = {**problem.params, "W_in": problem.params["W_in"] * np.inf}
     found = parse(text).gradient(replace(problem, params=huge)).arrays
     assert not np.isfinite(found["W"]).all()
+
+
+@pytest.mark.parametrize("text", ["kf-rtrl", "rkf-rtrl", "ok:1", "ok:4", "artbp:0.2", "forward:2"])
+def test_memory_is_as_predicted(text: str) -> None:
+    """No dense M, and no more than foretold."""
+    problem = problem_of(SPECS / "vanilla_rnn.toml", {"n": 48, "T": 8, "batch": 2}, ("params",))
+    call = parse(text)
+    call.gradient(problem)
+    cost = call.cost(problem.setup)
+    assert 0.5 * cost.bytes <= allocated_bytes(lambda: call.gradient(problem)) <= 1.05 * cost.bytes + 100_000

@@ -57,11 +57,12 @@ class Kronecker:
     def start(self, setup: Setup, options: Any, rng: np.random.Generator) -> Influence:
         """M(0): initial states alone have an influence."""
         layout, terms = influence_layout(setup), dict[Key, Terms]()
-        M = layout.initial(setup.batch, setup.dtype)
-        for name in layout.states:
+        for name, rows in layout.states.items():
             if name in layout.columns:
                 columns = layout.columns[name]
-                terms[columns.start, 0, False] = (Factor(columns, M[:, :, columns], None, False, None),)
+                M = np.zeros((setup.batch, layout.N, rows.stop - rows.start), setup.dtype)
+                M[:, rows] = np.eye(rows.stop - rows.start)
+                terms[columns.start, 0, False] = (Factor(columns, M, None, False, None),)
         return Influence(terms, terms, options, rng)
 
     def step(self, state: Influence, local: LocalDerivatives) -> Influence:

@@ -7,8 +7,9 @@ local derivatives J and q of a step,
 
 of which the mean over all cuts is that of BPTT, as a derivative that crosses r steps is there with probability
 (1 − p)^r. What a loss owes to the state before its own step crosses too. Cuts are the same for all samples. As much is
-held as the longest piece between two cuts has; time is that of BPTT, a step at a time. A large p has a large variance:
-the weights grow like (1 − p)^-r.
+held as the longest piece between two cuts has. The operations are those of BPTT, but the reverse pass takes a step at a
+time, which in small networks takes longer than its arithmetic. A large p has a large variance: the weights grow like
+(1 − p)^-r.
 
 The definition of a draw is the same in forward mode: M(t-1) is weighted like λ(t) before it enters step t.
 """

@@ -141,6 +141,10 @@ draw as the recursion that it is, and the mean over draws.
 """
 
 
+KINDS = {Exact: "exact", Windows: "truncated", Recursion: "approximate", Expectation: "unbiased"}
+"""The kind of gradient by the class of its definition."""
+
+
 def of_one_draw(definition: Definition) -> Exact | Windows | Recursion:
     """The definition of a single gradient: of an expectation the recursion, given its random numbers."""
     return definition.given if isinstance(definition, Expectation) else definition

@@ -94,7 +94,7 @@ METHOD = Online(
     Options=Options,
     rule=_kronecker.Kronecker(mixed, lambda products, options: options.r + 1),
     flops=lambda layout, options: _kronecker.flops(layout, options.r) + _decomposition(layout, options.r),
-    entries=lambda layout, options: _kronecker.entries(layout, options.r),
+    entries=lambda layout, options: _kronecker.entries(layout, options.r) + _decomposed_entries(layout, options.r),
     unfit=_kronecker.unfit,
 )
 
@@ -102,3 +102,8 @@ METHOD = Online(
 def _decomposition(layout: InfluenceLayout, r: int) -> float:
     """Operations of the QR decompositions and of the products with their factors."""
     return sum(8.0 * (r + 1) ** 2 * (layout.N * m + n) for m, n in _kronecker.product_sizes(layout))
+
+
+def _decomposed_entries(layout: InfluenceLayout, r: int) -> int:
+    """Numbers of the decomposition of the largest product."""
+    return 3 * r * max((layout.N * m + n for m, n in _kronecker.product_sizes(layout)), default=0)
