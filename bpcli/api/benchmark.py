@@ -50,10 +50,8 @@ def bench(
     grid
         Maps keys to a value or several: dims, constants, `T`, `batch`, `dtype`, `seed`, `threads` or method options.
         Keys are added to the grid of the spec, or replace those in it.
-    peers, budget, limits
-        `jax` and `torch`, to measure as well; seconds to spend on each cell; limits of a cell in bytes and seconds.
-    draws
-        How many draws of a random method have its bias, cosine and variance.
+    peers, budget, draws, limits
+        `jax` and `torch`, to measure as well; seconds for each cell; draws of a random method; limits of a cell.
     **settings
         Settings of all cells: dims, constants, `T`, `batch`, `dtype`, `seed`.
 
