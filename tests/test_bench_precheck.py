@@ -13,14 +13,16 @@ import pytest
 from click.testing import CliRunner
 
 from bpcli.bench import precheck, profiling
+from bpcli.bench.measurement import Cell
 from bpcli.bench.precheck import distance, flat, true_gradient
+from bpcli.bench.worker import Session
 from bpcli.cli import main
 from bpcli.methods import MethodCall, parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
-from bpcli.problem.setup import open_setup
+from bpcli.problem.setup import SpecFile, open_setup
 
 SPEC = Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml"
 KINKED = Path(__file__).with_name("checking_leaky_kinked_rnn.toml")
@@ -160,3 +162,45 @@ def test_a_bench_of_the_packaged_network_runs_as_it_is(monkeypatch, tmp_path):
     assert "all gradients checked first" in result.stdout
     (file,) = (tmp_path / "reports").iterdir()
     assert re.fullmatch(r"bench-vanilla_rnn-[0-9a-f]{6}\.csv", file.name)
+
+
+def test_the_mean_and_the_variance_of_draws():
+    """Those of gradients by other seeds, on the same arrays; a method that is not random has neither."""
+    problem = draw(open_setup(SPEC, {"n": 3, "T": 4}, (), Limits()))
+    true, call = true_gradient(problem, Limits()), parse("kf-rtrl")
+    assert true is not None
+    first, right = call.gradient(problem), flat(problem.setup, true)
+    mean, variance = precheck.drawn(problem, call, first, 3)
+    assert variance is not None
+    seeds = [problem.setup.spec.data.seed + (k << 32) for k in range(3)]
+    found = np.array([flat(problem.setup, call.gradient(seeded(problem, seed))) for seed in seeds])
+    np.testing.assert_allclose(mean, found.mean(axis=0), rtol=1e-12)
+    assert variance == pytest.approx(found.var(axis=0, ddof=1).sum())
+    bias, _, relative = precheck.spread(mean, variance, right)
+    assert bias == distance(mean, right)[0] and relative == pytest.approx(variance / (right @ right))
+    assert bias != distance(flat(problem.setup, first), right)[0]
+    same, none_ = precheck.drawn(problem, parse("bptt"), true, 3)
+    assert np.array_equal(same, right) and none_ is None
+    assert (None, None, None) == precheck.spread(mean, variance, None)
+    assert precheck.drawn(problem, call, first, 1)[1] is None
+
+
+def seeded(problem: Problem, seed: int) -> Problem:
+    """The same arrays, with another seed for what a method draws."""
+    setup = problem.setup
+    spec = dataclasses.replace(setup.spec, data=dataclasses.replace(setup.spec.data, seed=seed))
+    return dataclasses.replace(problem, setup=dataclasses.replace(setup, spec=spec))
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "random"),
+    [("bptt", "exact", False), ("tbptt:k1=1,k2=2", "truncated", False), ("snap:k=1", "approximate", False),
+     ("kf-rtrl", "unbiased", True)],
+)  # fmt: skip
+def test_a_row_tells_kind_and_errors(method, kind, random):
+    """What a worker says of a cell: exactness at a glance, and the three errors apart."""
+    cell = Cell(SpecFile(str(SPEC), "net", {}, (), Limits()), "", 1, method, settings={"n": 3, "T": 4}, draws=4)
+    row = Session().answer({"do": "describe", "cell": cell.to_json()})["row"]
+    assert (kind, 4 if random else None) == (row["kind"], row["draws"])
+    assert row["kernel_error"] < 1e-12 and (row["variance"] is not None) == random
+    assert (row["bias"] > 1e-3) == (kind != "exact")

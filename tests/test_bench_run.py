@@ -48,7 +48,7 @@ k2 = [1, 2]
 CSV = [
     "spec", "method", "backend", "n", "k2", "T", "batch", "dtype", "threads", "time_s", "time_low_s", "time_high_s",
     "compile_s", "predicted_bytes", "allocated_bytes", "peak_bytes", "forward_steps", "flops", "gemm_fraction",
-    "bias", "cosine", "limit",
+    "bias", "cosine", "limit", "kind", "kernel_error", "variance", "draws",
 ]  # fmt: skip
 
 
@@ -186,7 +186,8 @@ def test_the_csv_has_exactly_the_columns_and_a_row_a_cell(verdicts, tmp_path):
     assert {("net", "bp", 4, 2, "float64", 1, 4)} == set(
         frame[["spec", "backend", "T", "batch", "dtype", "threads", "forward_steps"]].itertuples(index=False, name=None)
     )
-    assert all(frame[c].dtype.kind in "if" for c in CSV if c not in ("spec", "method", "backend", "dtype", "limit"))
+    texts = ("spec", "method", "backend", "dtype", "limit", "kind")
+    assert all(frame[c].dtype.kind in "if" for c in CSV if c not in texts)
     assert (frame.time_low_s <= frame.time_s).all() and (frame.time_s <= frame.time_high_s).all()
     assert (frame.time_s > 0).all() and (frame.flops == 4000).all()
     assert [32, 72] == sorted(set(frame.predicted_bytes))

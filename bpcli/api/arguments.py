@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, validate_call
 from bpcli.errors import fail, printable
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
 """A positive time in seconds."""
 P = ParamSpec("P")
 R = TypeVar("R")

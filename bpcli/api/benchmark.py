@@ -12,11 +12,11 @@ import pandas as pd
 from pydantic import InstanceOf
 
 from bpcli import backends
-from bpcli.api.arguments import Seconds, validated
+from bpcli.api.arguments import Count, Seconds, validated
 from bpcli.api.loaded import Words, plain_setting, several, spec_file
 from bpcli.bench.bench_run import Done, run_bench
 from bpcli.bench.measurement import BenchResults, Cell, Row, table
-from bpcli.bench.sweep import BenchOptions, plan_sweep
+from bpcli.bench.sweep import DRAWS, BenchOptions, plan_sweep
 from bpcli.errors import BpError, fail
 from bpcli.problem.limits import Limits
 from bpcli.runtime import kernel_loader
@@ -32,6 +32,7 @@ def bench(
     grid: Mapping[str, Any] | None = None,
     peers: Words = (),
     budget: Seconds = 0.5,
+    draws: Count = DRAWS,
     limits: InstanceOf[Limits] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -49,17 +50,17 @@ def bench(
     grid
         Maps keys to a value or several: dims, constants, `T`, `batch`, `dtype`, `seed`, `threads` or method options.
         Keys are added to the grid of the spec, or replace those in it.
-    peers, budget, limits
-        `jax` and `torch`, to measure as well; seconds to spend on each cell; limits of a cell in bytes and seconds.
+    peers, budget, draws, limits
+        `jax` and `torch`, to measure as well; seconds for each cell; draws of a random method; limits of a cell.
     **settings
         Settings of all cells: dims, constants, `T`, `batch`, `dtype`, `seed`.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each cell and backend, with the columns of the CSV files of `bp bench`: seconds, bytes, flops, bias,
-        cosine, and one for each key of the grid. `time_s` is NaN for wrong gradients. Wrong gradients and refused cells
-        are also warnings; `attrs["notes"]` lists other cells that were left out.
+        A row for each cell and backend, with the columns of the CSV files of `bp bench`: seconds, bytes, flops, kind,
+        kernel error, bias, cosine, variance, and one for each key of the grid. `time_s` is NaN for wrong gradients.
+        Wrong gradients and refused cells are also warnings; `attrs["notes"]` lists other cells that were left out.
 
     Raises
     ------
@@ -74,7 +75,7 @@ def bench(
     swept = {canonical(key): tuple(map(plain_setting, _listed(key, values))) for key, values in (grid or {}).items()}
     file, others = spec_file(spec, settings, (), limits), tuple(map(backends.get, dict.fromkeys(several(peers))))
     fixed, chosen = frozenset(file.overrides), tuple(several(methods))
-    options = BenchOptions(chosen, False, swept, fixed, budget, cores(), others, file.limits)
+    options = BenchOptions(chosen, False, swept, fixed, budget, cores(), others, file.limits, draws=draws)
     results = BenchResults()
     run_bench([plan_sweep(file, options, results)], options, results, progress=_prepared)
     if not results.rows and results.errors:

@@ -139,12 +139,18 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
     results.findings += findings
     results.chosen.setdefault(str(taken), []).append(name)
     rules = [m.text for m in methods if isinstance(m.definition(setup), Recursion)]
+    random = [m.text for m in methods if check_options.has_mean(setup, m)]
     meant = [f"{m.text} as {m.meant.text}" for m in methods if isinstance(m, GradientSource) and m.meant]
     results.unused += [f"{name}: judged {', '.join(meant)}"] if meant else []
     if rules:
         results.unused.append(
             f"{name}: {', '.join(rules)}: compared with the same rule on measured local derivatives; an error in the "
             "rule itself shows only as bias"
+        )
+    if random:
+        results.unused.append(
+            f"{name}: {', '.join(random)}: given their random numbers, compared with the same rule on measured local "
+            "derivatives; the mean over all outcomes, or over draws where these are many, with the true gradient"
         )
 
 

@@ -185,8 +185,14 @@ def _trade_off(row: Row, base: Row) -> str:
     if _is_exact(row):
         return f"{row['method']} gives the same gradient at {price}."
     if row["cosine"] >= GOOD_COSINE:
-        return f"{row['method']} reaches cosine {_cosine(row['cosine'])} at {price}."
-    return f"{row['method']} gets no nearer than cosine {_cosine(row['cosine'])}, at {price}."
+        return f"{row['method']} reaches {_reached(row)} at {price}."
+    return f"{row['method']} gets no nearer than {_reached(row)}, at {price}."
+
+
+def _reached(row: Row) -> str:
+    """The cosine; of a random method that of the mean, which takes as many times the time."""
+    draws = row.get("draws")
+    return f"cosine {_cosine(row['cosine'])}" + (f" in the mean of {draws} draws, each" if draws else "")
 
 
 def _best(family: Sequence[Row]) -> Row:

@@ -35,11 +35,12 @@ HEAD = ("spec", "method", "backend")
 TAIL = (
     "T", "batch", "dtype", "threads", "time_s", "time_low_s", "time_high_s", "compile_s",
     "predicted_bytes", "allocated_bytes", "peak_bytes", "forward_steps", "flops", "gemm_fraction", "bias", "cosine",
-    "limit",
+    "limit", "kind", "kernel_error", "variance", "draws",
 )  # fmt: skip
 _REPORTED = ("T", "batch", "dtype", "parameters")
 _PREDICTED = ("predicted_bytes", "forward_steps", "flops", "moved_bytes")
-_SPREAD = ("time_s", "allocated_bytes", "peak_bytes", "bias", "cosine", "gemm_fraction")
+_JUDGED = ("kind", "kernel_error", "bias", "cosine", "variance", "draws")
+_SPREAD = ("time_s", "allocated_bytes", "peak_bytes", "kernel_error", "bias", "cosine", "variance", "gemm_fraction")
 _MEDIANS = (*_SPREAD, "time_min_s", "compile_s", "first_s")
 _WORST_FIRST = ("wrong", "inconclusive", "pass")
 
@@ -50,7 +51,8 @@ class Cell:
 
     `base` is the method before grid options replaced its own. `settings` are values of the spec's keys; `grid` holds
     the swept keys that apply, options and threads included, in the grid's order. `sha256` is the spec's digest when
-    the run was planned. `index` numbers the cells of a run. `backends`, `dtype` and the predictions `seconds` and
+    the run was planned. `index` numbers the cells of a run. The mean and variance of a random method are over `draws`.
+    `backends`, `dtype` and the predictions `seconds` and
     `bytes`, for all backends together, are set when the cell is admitted to a run (`sweep.admit`).
     """
 
@@ -62,6 +64,7 @@ class Cell:
     settings: Mapping[str, Value] = field(default_factory=dict)
     grid: Mapping[str, Value] = field(default_factory=dict)
     index: int = 0
+    draws: int = 1
     backends: tuple[str, ...] = (OURS,)
     dtype: str = ""
     seconds: float = 0.0
@@ -80,15 +83,15 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """The cell as workers of all versions of bp read it: the fields of its spec beside its own."""
-        own = {k: getattr(self, k) for k in ("sha256", "threads", "method")}
+        own = {k: getattr(self, k) for k in ("sha256", "threads", "method", "draws")}
         return {**self.spec.to_json(), **own, "settings": dict(self.settings), "grid": dict(self.grid)}
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Cell:
-        """A cell that another process sent; an older bp sends no digest."""
+        """A cell that another process sent; an older bp sends no digest and no draws."""
         sha256, threads = given.get("sha256", ""), int(given["threads"])
         names = {k: given[k] for k in ("method", "settings", "grid")}
-        return cls(SpecFile.from_json(given), sha256, threads, **names)
+        return cls(SpecFile.from_json(given), sha256, threads, **names, draws=int(given.get("draws", 1)))
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Measurement:
             **self._roofline(),
             "allocated_bytes": report.get("allocated_bytes") if timed else None,
             "peak_bytes": None if growth is None else max(0, growth - self.floor),
-            "bias": report["bias"], "cosine": report["cosine"], "check": report["check"], "ratio": self._ratio(ours),
+            **{k: report.get(k) for k in _JUDGED}, "check": report["check"], "ratio": self._ratio(ours),
             "control_moved": dict(self.moved), "contaminated": contaminated(self.moved),
         }  # fmt: skip
 

@@ -24,7 +24,7 @@ from bpcli.checking.findings import Finding, Verdict
 from bpcli.checking.verdict import cosine, relative_error
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall, exact_method, parse
-from bpcli.methods.base import Cost, Definition, Exact, Gradient
+from bpcli.methods.base import Cost, Definition, Exact, Expectation, Gradient
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.limits import Limits, array_bytes
 from bpcli.references.perturbation.kinks import analytic
@@ -33,15 +33,21 @@ AFFORDABLE_FLOPS, MAX_FLOPS = 1e9, 1e11
 """Cost of a check up to which every entry is judged, and up to which a sample is judged by differences too."""
 _ONE_REFERENCE = "complex-step"
 _MIN_ENTRIES, _MAX_ENTRIES = 2, 16
+_SEED_BITS = 32
+"""Seeds of further draws are so many bits longer, beyond those that are given."""
 
 
 @dataclass(frozen=True)
 class Precheck:
-    """The verdict on a gradient; `how` names the comparison, `detail` the difference found, if any."""
+    """The verdict on a gradient; `how` names the comparison, `detail` the difference found, if any.
+
+    `kernel_error` is the largest of any tensor, against the method's definition; None where none is known.
+    """
 
     verdict: Verdict
     how: str
     detail: str
+    kernel_error: float | None = None
 
 
 _NO_COMPARISON = Precheck("inconclusive", "nothing", "no right gradient to compare with")
@@ -68,6 +74,33 @@ def distance(found: NDArray[np.float64], true: NDArray[np.float64]) -> tuple[flo
     found, true = found / scale, true / scale
     angle = cosine(found, true)
     return relative_error(found, true), None if angle is None else max(-1.0, min(1.0, angle))
+
+
+def spread(
+    mean: NDArray[np.float64], variance: float | None, true: NDArray[np.float64] | None
+) -> tuple[float | None, float | None, float | None]:
+    """Bias and cosine of a mean, and the variance relative to ‖g*‖²; None where they are unknown."""
+    if true is None:
+        return None, None, None
+    size = float((true * true).sum())
+    return (*distance(mean, true), variance / size if variance is not None and size > 0 else None)
+
+
+def drawn(problem: Problem, call: MethodCall, first: Gradient, draws: int) -> tuple[NDArray[np.float64], float | None]:
+    """The mean of a method's gradient over draws, of which `first` is one, and their variance, E ‖g - E g‖².
+
+    Other draws have the same arrays and seeds of their own. A method that is not random has no variance.
+    """
+    setup = problem.setup
+    if draws < 2 or not isinstance(call.definition(setup), Expectation):
+        return flat(setup, first), None
+    found = [flat(setup, first)]
+    for k in range(1, draws):
+        data = dataclasses.replace(setup.spec.data, seed=setup.spec.data.seed + (k << _SEED_BITS))
+        other = dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, data=data))
+        found.append(flat(setup, call.gradient(dataclasses.replace(problem, setup=other))))
+    mean = np.mean(found, axis=0)
+    return mean, float(sum(((g - mean) ** 2).sum() for g in found)) / (draws - 1)
 
 
 def tolerance(setup: Setup) -> float:
@@ -124,19 +157,20 @@ def vouch(problem: Problem, call: MethodCall, gradient: Gradient, true: Gradient
     bias, _ = distance(flat(setup, gradient), flat(setup, true))
     how = f"{judged.how}, and all against reverse mode"
     if bias is not None and not bias <= tolerance(setup):
-        return Precheck("wrong", how, f"differs from reverse mode by {bias:.2g}")
-    return Precheck(judged.verdict, how, judged.detail)
+        return Precheck("wrong", how, f"differs from reverse mode by {bias:.2g}", judged.kernel_error)
+    return Precheck(judged.verdict, how, judged.detail, judged.kernel_error)
 
 
 def _worst(findings: Sequence[Finding], call: MethodCall, how: str) -> Precheck:
     """The worst verdict on a method's tensors."""
     own = [f for f in findings if f.method == call.text]
+    error = max((f.kernel_error for f in own if f.kernel_error is not None), default=None)
     for verdict in ("wrong", "inconclusive"):
         bad = [f for f in own if f.verdict == verdict]
         if bad:
             worst = f", z = {bad[0].worst.z:.3g}" if bad[0].worst else ""
-            return Precheck(bad[0].verdict, how, f"{bad[0].tensor}: {bad[0].cause or verdict}{worst}")
-    return Precheck("pass", how, "")
+            return Precheck(bad[0].verdict, how, f"{bad[0].tensor}: {bad[0].cause or verdict}{worst}", error)
+    return Precheck("pass", how, "", error)
 
 
 def _sampled(setup: Setup, call: MethodCall) -> Setup:

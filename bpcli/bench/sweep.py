@@ -19,6 +19,7 @@ from bpcli.backends import Peer
 from bpcli.bench.measurement import OURS, THREADS, BenchResults, Cell, Value
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, Place, fail, nearest
+from bpcli.methods.base import Expectation
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import FLOPS_PER_SECOND, PASSES, SECONDS_PER_STEP, Limits, array_bytes, check_cost
 from bpcli.problem.setup import SpecFile, digest
@@ -32,6 +33,8 @@ MethodOptions = Mapping[str, tuple[str, ...]]
 
 ROUNDS = 7
 """Rounds of timed blocks a cell: the fewest samples whose median has a 95% interval."""
+DRAWS = 16
+"""Draws of a random method."""
 MAX_THREADS = 1024
 _DATA_KEYS = ("T", "batch", "dtype", "seed")
 _START_SECONDS = 1.5
@@ -41,12 +44,13 @@ _CONCERNS_ONE_CELL = ("too-large", "too-long", "method-refused")
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Methods, grid, budget and limits of a bench run.
+    """Methods, grid, budget, limits and draws of a bench run.
 
     `methods` replace those of the spec, or give way to them where `spec_first`. `fixed` names the settings that the
     command line sets, which a grid must not sweep. `budget` is the seconds of timed blocks a row, `peers` are measured
     beside bp, and `shard` (i, n) takes part i of n of the cells, counted from 1. `alone`: there is one spec, so that
-    messages need not name it and a method that does not apply is an error.
+    messages need not name it and a method that does not apply is an error. `draws` of a random method have its bias and
+    variance.
     """
 
     methods: tuple[str, ...] = ()
@@ -59,6 +63,7 @@ class BenchOptions:
     limits: Limits = field(default_factory=Limits)
     shard: tuple[int, int] = (1, 1)
     alone: bool = True
+    draws: int = DRAWS
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def plan_sweep(spec: SpecFile, options: BenchOptions, results: BenchResults) -> 
         for variant in variants:
             both_values = {**point, **variant.values}
             swept = {k: both_values[k] for k in grid if k in both_values}
-            cells.append(Cell(spec, sha256, threads, variant.method, variant.base, of_spec, swept))
+            cells.append(Cell(spec, sha256, threads, variant.method, variant.base, of_spec, swept, draws=options.draws))
     return Sweep(spec, sha256, tuple(cells), places)
 
 
@@ -181,7 +186,9 @@ def _admitted(cell: Cell, setup: Setup, options: BenchOptions, told: tuple[Place
         raise BpError(located, error.exit_code) from None
     backends = (OURS, *(p.name for p in options.peers if p.refusal(setup, call.text) is None))
     once = cost.flops / FLOPS_PER_SECOND + PASSES * cost.forward_steps * SECONDS_PER_STEP
+    drawn = cell.draws if isinstance(call.definition(setup), Expectation) else 1
     seconds = len(backends) * (_START_SECONDS + _UNTIMED_CALLS * once + max(options.budget, ROUNDS * once))
+    seconds += (drawn - 1) * once
     held = int(cost.bytes) + sum(array_bytes(setup).values())
     return [dataclasses.replace(cell, backends=backends, dtype=setup.dtype.name, seconds=seconds, bytes=held)]
 

@@ -43,7 +43,7 @@ from bpcli.bench.user_kernel import UserKernel, is_user_kernel
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, fail
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Gradient
+from bpcli.methods.base import KINDS, Gradient
 from bpcli.problem.definition import Problem, Setup
 from bpcli.problem.draw import draw
 from bpcli.problem.setup import digest
@@ -99,13 +99,17 @@ class Session:
         true = precheck.true_gradient(problem, asked.spec.limits)
         judged = (problem, call, gradient, true)
         verdict = precheck.vouch(*judged) if backend == OURS else precheck.judge_peer(*judged, ours)
-        flats = [precheck.flat(setup, g) for g in (gradient, true) if g]
-        bias, cosine = precheck.distance(*flats) if true else (None, None)
+        judgement = dataclasses.asdict(verdict)
+        draws = asked.draws if backend == OURS else 1
+        mean, variance = precheck.drawn(problem, call, gradient, draws if verdict.verdict != "wrong" else 1)
+        bias, cosine, variance = precheck.spread(mean, variance, precheck.flat(setup, true) if true else None)
         row: Answer = {
             "spec": asked.spec.name, "method": asked.method, "backend": backend,
             "grid": asked.grid, "settings": asked.settings,
-            "threads": threads, "first_s": first, "compile_s": compiling, "check": dataclasses.asdict(verdict),
-            **_predicted(setup, call, backend), "bias": bias, "cosine": cosine,
+            "threads": threads, "first_s": first, "compile_s": compiling, "check": judgement,
+            **_predicted(setup, call, backend), "bias": bias, "cosine": cosine, "variance": variance,
+            "draws": None if variance is None else draws, "kind": KINDS[type(call.definition(setup))],
+            "kernel_error": judgement.pop("kernel_error"),
         }  # fmt: skip
         if verdict.verdict == "wrong":
             return {"row": row}

@@ -14,7 +14,7 @@ from bpcli.checking.reference_cache import AUTO, references_for
 from bpcli.checking.sources.gradient_source import GradientSource
 from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Definition, Exact, Recursion
+from bpcli.methods.base import Definition, Exact, Expectation, Recursion, of_one_draw
 from bpcli.problem.definition import Setup, Tensor
 from bpcli.problem.limits import array_bytes
 from bpcli.references.base import ChainPlan, Reference, copy_count
@@ -22,6 +22,7 @@ from bpcli.references.central import Central
 from bpcli.references.complex_step import ComplexStep
 from bpcli.references.numerics.chain_rule import AT_ONCE, SAMPLES
 from bpcli.references.numerics.derivatives import COMPARED, SIGNED
+from bpcli.references.numerics.expectation import DRAWS
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.probe import COUNT, ROWS
 from bpcli.references.numerics.recursion import measured_bytes, recursion_flops
@@ -88,9 +89,10 @@ class Choice:
 def choose(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions) -> Choice:
     """Choose references and mode by `options` and the sizes of the problem, and predict the cost."""
     used = references_for(setup, options.reference, options.mode)
-    definitions = {call.definition(setup) for call in calls}
+    definitions = {of_one_draw(call.definition(setup)) for call in calls}
     recursions = {d for d in definitions if isinstance(d, Recursion)}
     asked = sum(_CALLS * call.cost(setup).flops for call in calls)
+    asked += sum(DRAWS * call.cost(setup).flops for call in calls if has_mean(setup, call))
     asked += sum(rounding_flops(setup, d.over(setup)) for d in definitions)
     asked += sum(recursion_flops(d) for d in recursions)
     full = asked + sum(r.cost(setup, d.over(setup)) for r in used for d in definitions - recursions)
@@ -105,9 +107,14 @@ def choose(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: 
     return Choice("full", used, sampled, full, full, along if options.mode == "directional" else 0.0)
 
 
+def has_mean(setup: Setup, call: MethodCall | GradientSource) -> bool:
+    """Whether a method is judged in the mean too; a gradient from outside is one draw."""
+    return isinstance(call, MethodCall) and isinstance(call.definition(setup), Expectation)
+
+
 def unjudged(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions) -> dict[str, str]:
     """The methods, by text, that the reference cannot judge, and why."""
-    reasons = {call.text: _refusal(options.reference, call.definition(setup)) for call in calls}
+    reasons = {call.text: _refusal(options.reference, of_one_draw(call.definition(setup))) for call in calls}
     return {text: reason for text, reason in reasons.items() if reason}
 
 
@@ -151,7 +158,7 @@ def check_bytes(setup: Setup, calls: Sequence[MethodCall | GradientSource], opti
     """
     chosen = choose(setup, calls, options)
     used = chosen.references
-    definitions = {call.definition(setup) for call in calls} | {Exact()}
+    definitions = {of_one_draw(call.definition(setup)) for call in calls} | {Exact()}
     windows = [d.over(setup) for d in definitions]
     results = sum(math.prod(t.shape) for t in setup.wrt)
     kept = _DOUBLE * results * len(windows) * (_OF_ESTIMATE * len(used) + _OF_ROUNDING)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.checking.check_options import CheckOptions, choose
+from bpcli.checking.check_options import CheckOptions, choose, has_mean
 from bpcli.checking.findings import Finding, Verdict, Worst, not_compared, overrule
 from bpcli.checking.reference_cache import AUTO, ReferenceCache, mask_of
 from bpcli.checking.sources.gradient_source import Answer, GradientSource, ask
@@ -38,17 +38,20 @@ from bpcli.checking.verdict import (
     undecided,
 )
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Definition, Exact, Recursion
+from bpcli.methods.base import Definition, Exact, Expectation, Recursion, of_one_draw
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references import complex_step
 from bpcli.references.base import Estimate, FloatArray, forward_flops
+from bpcli.references.numerics.expectation import DRAWS, mean_of
 from bpcli.references.numerics.probe import directions, dot, norms
 from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime.evaluation import check_finite
 
 AFFORDABLE = 2e10
 """Predicted flops to spend on entries that the first references leave open, or on the search for a wrong entry."""
+MOST_ERRORS = 10.0
+"""Standard errors by which the mean of a right method may be off in any entry, over draws."""
 _COMPLEX_FLOPS, _REAL_FLOPS = 4, 24
 # Directions in each half of the entries during the search for wrong ones.
 _PROBES = 2
@@ -100,9 +103,30 @@ def _check_call(
     setup = cache.problem.setup
     answer = ask(call, cache.problem)
     found = [_check_tensor(cache, call, answer, tensor, judge_tensor) for tensor in tensors]
+    if has_mean(setup, call) and all(f.verdict == "pass" for f in found):
+        found = _check_mean(cache.problem, call.definition(setup), found)
     found += _check_loss(cache, call, answer)
     unknown = [name for name in answer.faults if name not in {LOSS, *(t.name for t in setup.wrt)}]
     return found + [not_compared(setup.spec.name, call.text, n, answer.faults[n]) for n in unknown]
+
+
+def _check_mean(problem: Problem, definition: Definition, found: list[Finding]) -> list[Finding]:
+    """Findings on right draws of a random method, overruled where the mean is another: for certain over all outcomes.
+
+    Over draws a rare outcome may be missed, so that they accuse nothing.
+    """
+    assert isinstance(definition, Expectation)
+    mean = mean_of(problem, definition)
+    judged = list[Finding]()
+    for finding in found:
+        off = mean.off[finding.tensor]
+        if mean.bits is not None and off > 1:
+            finding = overrule(finding, f"wrong in the mean over all {2**mean.bits} outcomes of its random bits")
+        elif mean.bits is None and off > MOST_ERRORS:
+            cause = f"the mean over {DRAWS} draws is off by {off:.2g} standard errors"
+            finding = replace(finding, verdict="inconclusive", cause=cause)
+        judged.append(finding)
+    return judged
 
 
 def _check_tensor(
@@ -119,7 +143,7 @@ def _check_tensor(
     if given.dtype != setup.dtype:
         return replace(blank, cause="wrong type")
     value = on_pattern(given, tensor).astype(np.float64)
-    found = _judge_sides(cache, call.definition(setup), tensor, value, blank, judge_tensor)
+    found = _judge_sides(cache, of_one_draw(call.definition(setup)), tensor, value, blank, judge_tensor)
     if answer.changed:
         named = f": {', '.join(answer.changed)}" if answer.where else ""
         return overrule(found, f"changes its arguments{named}{answer.where}")
@@ -158,7 +182,7 @@ def _check_loss(cache: ReferenceCache, call: MethodCall | GradientSource, answer
     given = answer.loss
     if given is None:
         return []
-    definition = call.definition(cache.problem.setup)
+    definition = of_one_draw(call.definition(cache.problem.setup))
     caches, complete = cache.sides
     if isinstance(definition, Recursion) and cache.jumps:
         definition = Exact()  # which has the same loss

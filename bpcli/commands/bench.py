@@ -62,6 +62,10 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     "--budget", type=float, default=0.5, show_default=True, metavar="SECONDS", callback=finite_seconds,
     help="Time to spend on each cell; at least seven blocks of calls are timed.",
 )  # fmt: skip
+@click.option(
+    "--draws", type=click.IntRange(1, 10000), default=16, show_default=True, metavar="N",
+    help="Take the bias, cosine and variance of a random method over N draws.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same call.")
 @click.option(
     "--shard", metavar="I/N", callback=_shard, help="Measure part I of N of the cells; `bp merge` joins the parts."
@@ -77,6 +81,7 @@ def bench(
     kernel: tuple[str, ...],
     peer: tuple[str, ...],
     budget: float,
+    draws: int,
     resume: bool,
     shard: tuple[int, int],
     common: Common,
@@ -108,7 +113,8 @@ def bench(
         peers: tuple[Peer, ...] = tuple(get(name) for name in dict.fromkeys(peer))
         peers += tuple(UserKernel(text) for text in dict.fromkeys(kernel))
         swept = dict(map(parse_axis, grid))
-        options = BenchOptions(method, from_project(), swept, fixed, budget, threads, peers, common.limits(), shard)
+        limits = common.limits()
+        options = BenchOptions(method, from_project(), swept, fixed, budget, threads, peers, limits, shard, draws=draws)
         return _bench(target, options, resume, (common, cluster))
 
 
@@ -162,6 +168,7 @@ def _identity(sweeps: Sequence[Sweep], options: BenchOptions, cluster: Cluster |
     return {
         "machine": cluster.identity if cluster else dataclasses.asdict(describe(tuple(peers))),
         "budget_s": options.budget,
+        "draws": options.draws,
         "threads": options.threads,
         "peers": peers,
         "kernels": {p.name: p.sha256 for p in options.peers if isinstance(p, UserKernel)},
@@ -226,6 +233,7 @@ def _show(
         specs=[str(p) for p in paths],
         peers=run["peers"],
         budget_s=run["budget_s"],
+        draws=run["draws"],
         skipped=results.notes,
         spec_sha256=run["spec_sha256"],
         run_sha256=run_hash(run),

@@ -65,7 +65,7 @@ def _asked(options: BenchOptions, common: Common) -> str:
     """A digest of the settings that are not the defaults, "" where there are none."""
     from bpcli.bench.journal import run_hash
 
-    names = ("methods", "grid", "budget", "shard")
+    names = ("methods", "grid", "budget", "draws", "shard")
     plain = type(options)()
     given = {n: getattr(options, n) for n in names if getattr(options, n) != getattr(plain, n)}
     given |= {n: v for n in ("overrides", "wrt", "threads", "scheduler", "local_cluster") if (v := getattr(common, n))}
@@ -252,18 +252,21 @@ _SHOWN: Mapping[str, Callable[[Any], str]] = {
     **dict.fromkeys(("predicted_bytes", "allocated_bytes", "peak_bytes"), _bytes),
     "gemm_fraction": _percent,
     "cosine": digits(6),
+    **dict.fromkeys(("kernel_error", "bias", "variance"), digits(2)),
 }
 
-_LEFT = frozenset({*HEAD, "dtype", "limit"})
+_LEFT = frozenset({*HEAD, "dtype", "limit", "kind"})
 _OVER_SEEDS = ("spec", "method", "backend", "threads", "settings", "seeds", "spread", "time_s", "bias", "cosine")
 _MEASURED = frozenset(
     {"spread", "seeds", "range", "ratio", "check"}
     | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "limit", "cosine"}
+    | {"kernel_error", "bias", "variance"}
 )
 _BRIEF = (
     Column("spec", "spec", itemgetter("spec"), words, right=False, label=True),
     Column("method", "method", itemgetter("method"), words, right=False, label=True),
     Column("backend", "by", itemgetter("backend"), words, right=False, label=True),
+    Column("kind", "kind", lambda row: row.get("kind"), words, right=False),
     Column("time_s", "time", itemgetter("time_s"), seconds),
     Column("spread", "+-", _spread, _percent),
     Column("ratio", "of bp's", itemgetter("ratio"), _times),
@@ -272,7 +275,10 @@ _BRIEF = (
     Column("peak_bytes", "grows by", itemgetter("peak_bytes"), _bytes),
     Column("gemm_fraction", "of GEMM rate", itemgetter("gemm_fraction"), _percent),
     Column("limit", "limit", lambda row: row.get("limit"), words, right=False),
+    Column("kernel_error", "kernel error", lambda row: row.get("kernel_error"), digits(2)),
+    Column("bias", "bias", itemgetter("bias"), digits(2)),
     Column("cosine", "cosine", itemgetter("cosine"), digits(6)),
+    Column("variance", "variance", lambda row: row.get("variance"), digits(2)),
     Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, words),
     Column("range", "over seeds", _range, words),
     Column("pareto", "unbeaten", lambda row: "*" if row["pareto"] else None, words, right=False),

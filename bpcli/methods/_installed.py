@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from bpcli.errors import fail, printable
 from bpcli.graph.nodes import Graph
-from bpcli.methods.base import Cost, Definition, Exact, Gradient, Method, Recursion, Windows
+from bpcli.methods.base import Cost, Definition, Exact, Expectation, Gradient, Method, Recursion, Windows
 from bpcli.problem.definition import Problem, Setup
 
 _Result = TypeVar("_Result")
@@ -71,7 +71,7 @@ def _defined(found: Any) -> Definition:
     """Check that `found` is a definition. Raises TypeError if it is none."""
     if isinstance(found, Windows):
         return Windows(tuple(found.windows))
-    if isinstance(found, Exact | Recursion):
+    if isinstance(found, Exact | Recursion | Expectation):
         return found
     raise TypeError(f"definition gives {type(found).__name__}, not Exact() or Windows(windows) of bpcli.methods.base")
 

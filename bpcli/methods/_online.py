@@ -10,7 +10,7 @@ import numpy as np
 
 from bpcli.errors import fail
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.methods.base import Cost, Definition, Gradient, OnlineRule, Recursion
+from bpcli.methods.base import Cost, Definition, Exact, Expectation, Gradient, OnlineRule, Recursion
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.problem.draw import generator
 from bpcli.runtime.forward_mode import rtrl_plan
@@ -32,16 +32,32 @@ class Steps(Protocol):
         """The gradient by tensor, from the part through the influence (batch, P) and the direct part."""
 
 
+def drawing(setup: Setup, name: str) -> np.random.Generator:
+    """A method's source of random numbers, seeded by the seed of the data and its name."""
+    return generator(setup.spec.data.seed, "method", name)
+
+
+def run(recursion: Recursion, steps: Steps, rng: np.random.Generator | None = None) -> Gradient:
+    """The gradient of a recursion on given steps; `rng` stands in for its own source of random numbers."""
+    rng = rng or drawing(steps.setup, recursion.draws)
+    found = follow(recursion.rule, steps, recursion.options, recursion.draws, rng)
+    if recursion.project is None:
+        return found
+    return Gradient(found.loss, recursion.project(steps.setup, recursion.options, found.arrays, rng))
+
+
 @np.errstate(all="ignore")  # the check reports values that are not finite
-def follow(rule: OnlineRule[Any], steps: Steps, options: Any, draws: str) -> Gradient:
+def follow(
+    rule: OnlineRule[Any], steps: Steps, options: Any, draws: str, rng: np.random.Generator | None = None
+) -> Gradient:
     """Run a rule from the first step to the last, and sum the gradients that it credits.
 
-    The rule has a random generator of its own, seeded by the seed of the data and the name `draws`.
+    Its random numbers are from `rng`, by default a generator of its own by the name `draws`.
     """
     setup = steps.setup
     influence = np.zeros((setup.batch, influence_layout(setup).P), setup.dtype)
     direct = {x.name: np.zeros(x.shape, setup.dtype) for x in setup.wrt if x.kind != "state"}
-    loss, state = 0.0, rule.start(setup, options, generator(setup.spec.data.seed, "method", draws))
+    loss, state = 0.0, rule.start(setup, options, rng or drawing(setup, draws))
     for local in steps.since(0):
         state = rule.step(state, local)
         found = rule.credit(state, local)
@@ -65,9 +81,10 @@ def _at(total: Array, x: Tensor, t: int) -> Array:
 class Online:
     """An online method given by its rule.
 
-    `defined(setup, options)` is its definition; None stands for the recursion itself. Of the influence's layout and the
-    options, `flops` are the rule's operations per step and sample, `entries` the numbers that it holds per sample, and
-    `shared` those that it holds once.
+    `defined(setup, options)` is its definition; None stands for the recursion itself, of which the mean is exact where
+    the tags have "unbiased". Of the influence's layout and the options, `flops` are the rule's operations per step and
+    sample, `entries` the numbers that it holds per sample, and `shared` those that it holds once. `unfit(graph)` says
+    why a graph with a state is none for the rule; None when it is.
     """
 
     name: str
@@ -79,14 +96,18 @@ class Online:
     entries: Callable[[InfluenceLayout, Any], int]
     shared: Callable[[InfluenceLayout, Any], int] = lambda layout, options: 0
     defined: Callable[[Setup, Any], Definition] | None = None
+    unfit: Callable[[Graph], str | None] = lambda graph: None
 
     def refusal(self, graph: Graph) -> str | None:
         """The graph needs a state."""
-        return None if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
+        return self.unfit(graph) if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
 
     def definition(self, setup: Setup, options: Any) -> Definition:
         """See `Method`."""
-        return self.defined(setup, options) if self.defined else Recursion(setup, self.rule, options, self.name)
+        if self.defined:
+            return self.defined(setup, options)
+        own = Recursion(setup, self.rule, options, self.name)
+        return Expectation(Exact(), own) if "unbiased" in self.tags else own
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """The rule's own cost, and per step and sample N single-step reverse passes for J and M̄ and one for q."""

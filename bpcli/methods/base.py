@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -85,23 +85,28 @@ class OnlineRule(Protocol[State]):
         """The gradient of the losses of step t, given the state after it."""
 
 
+Projection = Callable[[Setup, Any, Mapping[str, Array], np.random.Generator], Mapping[str, Array]]
+
+
 @dataclass(frozen=True, eq=False)
 class Recursion:
     """The gradient that `rule` computes from the local derivatives of `setup` in float64.
 
     The rule's approximation is part of the definition, not an error. `draws` names the generator of its random numbers.
-    Recursions are equal if they share one rule and one setup (by identity) and have equal options.
+    `project(setup, options, arrays, rng)`, if given, makes the gradient of the rule's. Recursions are equal if they
+    share one rule and one setup (by identity) and have equal options.
     """
 
     setup: Setup
     rule: OnlineRule[Any]
     options: Any
     draws: str
+    project: Projection | None = None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Recursion) or self.rule is not other.rule or self.setup is not other.setup:
             return False
-        return (self.options, self.draws) == (other.options, other.draws)
+        return (self.options, self.draws, self.project) == (other.options, other.draws, other.project)
 
     def __hash__(self) -> int:
         return hash((id(self.rule), id(self.setup), self.draws))
@@ -111,12 +116,38 @@ class Recursion:
         return Exact().over(setup)
 
 
-Definition = Exact | Windows | Recursion
+@dataclass(frozen=True)
+class Expectation:
+    """A random estimate of the gradient `of`: a draw is the recursion `given` its random numbers, and its mean is `of`.
+
+    The random numbers are bits, so that the mean can be taken over all of them: `rng.integers(0, 2, shape)`, and
+    `rng.binomial(1, p, shape)` where they are not fair.
+    """
+
+    of: Exact | Recursion
+    given: Recursion
+
+    def over(self, setup: Setup) -> tuple[Window, ...]:
+        """One window with all steps and all losses."""
+        return self.given.over(setup)
+
+
+Definition = Exact | Windows | Recursion | Expectation
 """The mathematical definition of a gradient.
 
 `Exact` and `Windows` are judged by references that differentiate the losses of the windows `over(setup)`; a `Recursion`
-by running its rule on local derivatives that are measured without the reverse-mode kernels.
+by running its rule on local derivatives that are measured without the reverse-mode kernels; of an `Expectation` the
+draw as the recursion that it is, and the mean over draws.
 """
+
+
+KINDS = {Exact: "exact", Windows: "truncated", Recursion: "approximate", Expectation: "unbiased"}
+"""The kind of gradient by the class of its definition."""
+
+
+def of_one_draw(definition: Definition) -> Exact | Windows | Recursion:
+    """The definition of a single gradient: of an expectation the recursion, given its random numbers."""
+    return definition.given if isinstance(definition, Expectation) else definition
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bpcli.methods._online import Online
+from bpcli.methods._random import balance, signs
 from bpcli.methods.base import NoOptions, StepGradient
 from bpcli.problem.definition import Array, Setup
 from bpcli.runtime.local_derivatives import LocalDerivatives, influence_layout
@@ -42,17 +43,17 @@ class UORO:
         a, theta = np.zeros((setup.batch, layout.N), setup.dtype), np.zeros((setup.batch, layout.P), setup.dtype)
         for name, rows in layout.states.items():
             if name in layout.columns:
-                a[:, rows] = theta[:, layout.columns[name]] = _signs(rng, (setup.batch, rows.stop - rows.start))
+                a[:, rows] = theta[:, layout.columns[name]] = signs(rng, (setup.batch, rows.stop - rows.start))
         return Factors(a, theta, (a, theta), rng)
 
     def step(self, state: Factors, local: LocalDerivatives) -> Factors:
         """Carry both on, and add a random direction to both."""
-        nu = _signs(state.rng, state.a.shape).astype(state.a.dtype)
+        nu = signs(state.rng, state.a.shape).astype(state.a.dtype)
         carried = (local.J @ state.a[:, :, None])[:, :, 0]  # J ã
         entered = np.zeros_like(state.theta)  # νᵀ M̄
         for factor in local.factors:
             entered[:, factor.columns] += factor.times(nu)
-        rho0, rho1 = _balance(state.theta, carried), _balance(entered, nu)
+        rho0, rho1 = balance(state.theta, carried), balance(entered, nu)
         a = rho0 * carried + rho1 * nu
         theta = state.theta / rho0 + entered / rho1
         return replace(state, a=a, theta=theta, before=(state.a, state.theta))
@@ -62,18 +63,6 @@ class UORO:
         a, theta = state.before
         g = (local.q * state.a).sum(axis=1, keepdims=True) * state.theta
         return StepGradient(g + (local.q_before * a).sum(axis=1, keepdims=True) * theta, local.direct)
-
-
-def _signs(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    return 2.0 * rng.integers(0, 2, shape) - 1.0
-
-
-def _balance(one: Array, other: Array) -> Array:
-    """(‖one‖ / ‖other‖)^½ of rows, (batch, 1); 1 where either is zero or not finite."""
-    sizes = [np.sqrt((x * x).sum(axis=1, keepdims=True)) for x in (one, other)]
-    known = (sizes[0] > 0) & (sizes[1] > 0)
-    root = np.sqrt(sizes[0] / np.where(known, sizes[1], 1))
-    return np.where(known & np.isfinite(root) & (root > 0), root, 1).astype(one.dtype)
 
 
 METHOD = Online(

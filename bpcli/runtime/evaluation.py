@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from bpcli.errors import fail
 from bpcli.graph.nodes import Node, Phase
-from bpcli.problem.definition import FloatArray, Problem, Values, cast
+from bpcli.problem.definition import Array, FloatArray, Problem, Setup, Values, cast
 from bpcli.runtime.copies import plan_of
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Disturbance, Trace
@@ -62,6 +63,35 @@ def whole_loss(problem: Problem) -> float:
     for first, last in trace.chunks(steps):
         losses[first:last] = trace.losses(first, last)
     return float(total_of(losses[:, None], loss_weights(problem.setup)).sum())
+
+
+_COMPLEX = np.dtype(np.complex128)
+_STEP = 1e-30
+"""Imaginary step: products of two are negligible beside the values, and none underflows."""
+
+
+@np.errstate(all="ignore")
+def loss_along(problem: Problem, direction: Mapping[str, Array]) -> tuple[float, float]:
+    """The total loss, and its derivative along `direction`, by the names of tensors of the setup and in their shapes.
+
+    One forward pass in complex arithmetic, whose imaginary parts are tangents.
+    """
+    setup, loss = problem.setup, problem.setup.graph.loss
+    moved = cast(problem, _COMPLEX)
+    for x in setup.wrt:
+        if x.name in direction:
+            moved = moved.with_array(x, moved.array(x) + 1j * _STEP * direction[x.name].reshape(x.shape))
+    weights = loss_weights(setup)
+    losses = np.broadcast_to(node_values(moved, {loss})[loss], (setup.T, setup.batch, 1))
+    total = total_of(losses[:, None, :, 0], weights).sum()
+    return float(total.real), float(total.imag / _STEP)
+
+
+def loss_along_bytes(setup: Setup) -> int:
+    """Bytes held by `loss_along`: the forward pass, and the arrays before and after the step."""
+    declared = (*setup.spec.params.values(), *setup.spec.inputs.values(), *setup.spec.states.values())
+    numbers = sum(math.prod(setup.array_shape(x)) for x in declared)
+    return _COMPLEX.itemsize * (plan_of(setup, setup.T, (setup.graph.loss,)).entries + 2 * numbers)
 
 
 _SMALLER = "scale the parameters or the inputs, or keep arguments in range"

@@ -98,17 +98,21 @@ def loss_weights(setup: Setup) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=8)
-def unrolled(setup: Setup, windows: tuple[Window, ...]) -> Unrolled:
+def unrolled(setup: Setup, windows: tuple[Window, ...], carried: float = 1.0) -> Unrolled:
     """The `Unrolled` of a setup and windows; the plan of a gradient that is taken again is kept."""
-    return Unrolled(setup, windows)
+    return Unrolled(setup, windows, carried)
 
 
 @dataclass(frozen=True, eq=False)
 class Unrolled:
-    """The gradient of a setup restricted to windows, in ascending order of `stop`; sizes are known before it runs."""
+    """The gradient of a setup restricted to windows, in ascending order of `stop`; sizes are known before it runs.
+
+    Cotangents of states are multiplied by `carried` on the way from a step to the one before it.
+    """
 
     setup: Setup
     windows: Sequence[Window]
+    carried: float = 1.0
 
     @cached_property
     def batched(self) -> BatchedWindowsPlan | None:
@@ -120,6 +124,8 @@ class Unrolled:
         if any(x.kind == "input" for x in setup.wrt):
             held = setup.T
         if count == 1 or held > chunk_steps(held, setup.batch) or self.windows != staircase(setup.T, apart, longest):
+            return None
+        if self.carried != 1:
             return None
         return BatchedWindowsPlan(setup.graph, frozenset(self._leaves), setup.batch, apart, longest, count, held)
 
@@ -240,14 +246,16 @@ class Unrolled:
         return loss
 
     def _back(self, trace: Trace, window: Window, weights: NDArray[np.float64]) -> None:
-        last = window.stop
+        last, most = window.stop, self.plan.extent.chunk if self.carried == 1 else 1
         while last > window.start:
-            first = max(window.start, last - self.plan.extent.chunk)
+            first = max(window.start, last - most)
             part = weights[first:last]
             if first < window.loss_from:
                 part = part.copy()
                 part[: window.loss_from - first] = 0
             trace.reverse(first, last, part, fresh=last == window.stop)
+            if self.carried != 1 and first > window.start:
+                trace.scale_states(self.carried)
             last = first
 
     def _collect(

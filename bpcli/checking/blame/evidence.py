@@ -23,7 +23,7 @@ from bpcli.checking.sources.gradient_source import GradientSource, ask
 from bpcli.checking.sources.validate_gradient import on_pattern
 from bpcli.graph.nodes import Graph, Node
 from bpcli.methods import MethodCall, parse
-from bpcli.methods.base import Definition, Recursion
+from bpcli.methods.base import Definition, Recursion, of_one_draw
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.references.base import FloatArray
@@ -113,7 +113,7 @@ class Evidence:
         """The right gradient by the definition of another method, given as for `-m`."""
         if ("method", text) not in self._planted:
             call = parse(text)
-            definition = call.definition(self.problem.setup)
+            definition = of_one_draw(call.definition(self.problem.setup))
             if isinstance(definition, Recursion):  # which reverse mode does not compute
                 found = call.gradient(separate(self.problem)).arrays
                 self._planted["method", text] = {name: np.asarray(a, float) for name, a in found.items()}

@@ -21,7 +21,7 @@ from bpcli.checking.sources.gradient_source import GradientSource
 from bpcli.checking.sources.validate_gradient import LOSS
 from bpcli.errors import BpError
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Recursion
+from bpcli.methods.base import Recursion, of_one_draw
 from bpcli.problem.definition import Setup
 
 # Seconds of the processor, and of the clock at most, for the causes and for the shrinking of one method's case: a busy
@@ -86,7 +86,7 @@ def _blames(
     crashed = isinstance(call, GradientSource) and call.crashed
     small = {} if crashed else shrink(wrong, setup, call, reproducer, _deadline())
     command = reproducer.command(call.text, small)
-    recursion = isinstance(call.definition(setup), Recursion)
+    recursion = isinstance(of_one_draw(call.definition(setup)), Recursion)
     case = None if crashed or recursion else _affordable(setup, reproducer, small)
     evidence = gather(case, call) if case is not None else None
     in_time = _deadline()

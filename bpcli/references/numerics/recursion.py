@@ -1,9 +1,10 @@
 """Estimates of a recursion: its rule, run in float64 on local derivatives J, M̄ and q measured by the complex step.
 
 To measure them a step is cut out of the time loop, so that all steps and samples are rows of one batch. With the states
-before it as inputs it gives J = ∂a(t)/∂a(t-1), with the static values that rows read as parameters M̄ = ∂a(t)/∂w; with
-the states after it as inputs of the loss it gives q, q_before and the direct derivatives. Each number is perturbed by
-itself in a complex forward pass; no reverse-mode kernel is involved.
+before it as inputs it gives J = ∂a(t)/∂a(t-1), with the static values that rows read as parameters M̄ = ∂a(t)/∂w, and
+with a product as an input the factor of M̄ that is its own; with the states after it as inputs of the loss it gives q,
+q_before and the direct derivatives. Each number is perturbed by itself in a complex forward pass; no reverse-mode
+kernel is involved.
 
 The rule's approximation is part of the definition, so that the bound is rounding alone. It is sampled as for other
 gradients (see `rounding`): the rule on the kernels' local derivatives in float32 and in float64, at slightly shifted
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Node, Phase, ancestors
-from bpcli.methods._online import Steps, follow
+from bpcli.methods._online import Steps, run
 from bpcli.methods.base import Exact, Gradient, Recursion
 from bpcli.problem.definition import Array, FloatArray, Problem, Setup, Tensor, Values, cast
 from bpcli.references.base import Estimate, finite_estimate
@@ -41,6 +42,8 @@ from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import Factor, LocalDerivatives, LocalSteps, by_tensor, influence_layout
 from bpcli.runtime.reverse_mode import loss_weights
+from bpcli.tape.dependency import ColumnSpan
+from bpcli.tape.instructions import Product
 from bpcli.tape.plan import node_flops
 
 _DOUBLE, _SINGLE, _COMPLEX = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.complex128)
@@ -124,7 +127,7 @@ def _double(problem: Problem, recursion: Recursion) -> Problem:
 
 @np.errstate(all="ignore")
 def _followed(recursion: Recursion, steps: Steps) -> Gradient:
-    return follow(recursion.rule, steps, recursion.options, recursion.draws)
+    return run(recursion, steps)
 
 
 def _by_kernels(recursion: Recursion, problem: Problem) -> dict[str, FloatArray]:
@@ -159,6 +162,8 @@ def _disturbed(double: Problem, recursion: Recursion, roundoff: float) -> tuple[
 _COMPLEX_FLOPS = 4
 _SMALL = 1e-30
 """Imaginary step: products of two are negligible beside the values, and none underflows."""
+_NEGLIGIBLE = 1e-9
+"""Part of M̄ up to which a difference from its products is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,10 +230,12 @@ def _cut(setup: Setup, rows: Mapping[int, Values], shared: Mapping[int, Values],
 
 
 class MeasuredSteps:
-    """The local derivatives of all steps of a problem, in float64; M̄ has dense factors, one per name.
+    """The local derivatives of all steps of a problem, in float64.
 
-    `J (T, batch, N, N)`, `q` and `q_before (T, batch, N)`; `parts[start] (T, batch, N, columns)` are columns of M̄ from
-    `start` on, for an input those of step t alone; `direct` by tensor (T, *shape), for an input (T, batch, *shape).
+    `J (T, batch, N, N)`, `q` and `q_before (T, batch, N)`; `products` with the factors D (T, batch, N, m) and x
+    (T, batch, n) of their terms of M̄; `parts[start] (T, batch, N, columns)` are columns of M̄ from `start` on, for an
+    input those of step t alone, of a matrix what its products leave over, if anything; `direct` by tensor (T, *shape),
+    for an input (T, batch, *shape).
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -247,6 +254,7 @@ class MeasuredSteps:
         self._one = {n: v[:1] for n, v in rows.items()}
         self._weights = loss_weights(self.setup)
         self._measure_step(_cut(self.setup, rows, self._params | roots, self._new))
+        self._measure_products(rows, self._params | roots)
         self._measure_loss(_cut(self.setup, rows | {n: self._rows(values[n]) for n in self._new}, self._params))
 
     def _rows(self, values: Values) -> Values:
@@ -263,6 +271,39 @@ class MeasuredSteps:
             if graph.nodes[span.node].op != "previous":
                 entries = self.plan.patterns.get(span.node, np.arange(graph.nodes[span.node].size))
                 self.parts[span.start] = self._states(cut, span.node, entries)
+
+    def _measure_products(self, rows: Mapping[int, Values], shared: Mapping[int, Values]) -> None:
+        """D = ∂a(t)/∂p of every product p = W x, with the values of x."""
+        self.products = list[tuple[ColumnSpan, Product, FloatArray, FloatArray]]()
+        spans = {s.node: s for s in self.plan.column_spans if s.start in self.parts}
+        products = [p for p in self.plan.step.products if p.matrix in spans]
+        values = self._kept({n for p in products for n in (p.delta, p.vector)})
+        for p in products:
+            cut = _cut(self.setup, {**rows, p.delta: self._rows(values[p.delta])}, shared, self._new)
+            D = self._states(cut, p.delta, np.arange(self.setup.graph.nodes[p.delta].size))
+            self.products.append((spans[p.matrix], p, D, values[p.vector]))
+        for start in {span.start for span, *_ in self.products}:
+            part = self.parts.pop(start)
+            found = [sum(f.dense() for f in self._terms(t) if f.columns.start == start) for t in range(self.setup.T)]
+            over = part - np.asarray(found)
+            if not np.abs(over).max(initial=0.0) <= _NEGLIGIBLE * np.abs(part).max(initial=0.0):
+                self.parts[start] = over
+
+    def _kept(self, nodes: set[int]) -> dict[int, FloatArray]:
+        """Values (T, batch, size) of nodes in whose places sums may be accumulated: those of copies."""
+        graph = self.setup.graph
+        copies = {n: len(graph.nodes) + i for i, n in enumerate(sorted(nodes))}
+        added = [replace(graph.nodes[n], index=c, op="copy", args=(n,), numbers=(), name="") for n, c in copies.items()]
+        setup = replace(self.setup, graph=replace(graph, nodes=(*graph.nodes, *added)))
+        found = node_values(replace(self._double, setup=setup), set(copies.values()))
+        rows = self.setup.T, self.setup.batch
+        return {n: np.broadcast_to(found[c], (*rows, found[c].shape[-1])) for n, c in copies.items()}
+
+    def _terms(self, t: int) -> Iterator[Factor]:
+        """The products' terms of M̄ at step t."""
+        for span, p, D, x in self.products:
+            columns = slice(span.start, span.start + span.columns)
+            yield Factor(columns, D[t], np.asarray(x[t]), p.turned, self.plan.patterns.get(span.node))
 
     def _states(self, cut: Cut, leaf: int, entries: NDArray[np.int64]) -> FloatArray:
         """Derivatives (T, batch, N, entries) of the new states with respect to entries of a leaf."""
@@ -316,6 +357,7 @@ class MeasuredSteps:
             )
 
     def _factors(self, t: int) -> Iterator[Factor]:
+        yield from self._terms(t)
         for span in self.plan.column_spans:
             if span.start in self.parts and span.columns:
                 part = self.parts[span.start][t]
@@ -361,7 +403,8 @@ def measured_bytes(setup: Setup) -> int:
     static = layout.P - (setup.T - 1) * sum(
         graph.nodes[s.node].size for s in rtrl_plan(setup, False).column_spans if graph.nodes[s.node].op == "input"
     )
-    real = rows * layout.N * (layout.N + static + 2) + 2 * setup.batch * layout.N * layout.P
+    factors = sum(layout.N * graph.nodes[p.delta].size + graph.nodes[p.vector].size for p in layout.plan.step.products)
+    real = rows * (layout.N * (layout.N + 2 * static + 2) + factors) + 2 * setup.batch * layout.N * layout.P
     direct = setup.T * sum(int(np.prod(x.shape)) for x in setup.wrt if x.kind == "param")
     return _DOUBLE.itemsize * (real + direct) + _COMPLEX.itemsize * rows * (moving + 2 * (inputs + layout.N))
 
@@ -370,4 +413,5 @@ def _numbers(setup: Setup) -> int:
     """The count of numbers that are perturbed, one after the other."""
     graph, plan = setup.graph, rtrl_plan(setup, False)
     met = sum(graph.nodes[s.node].size for s in plan.column_spans)
+    met += sum(graph.nodes[p.delta].size for p in plan.step.products)
     return 3 * plan.size + met + sum(x.entries if x.kind == "param" else 1 for x in setup.wrt if x.kind != "state")
