@@ -13,7 +13,7 @@ import math
 import pkgutil
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,12 @@ class MethodCall:
     def gradient(self, problem: Problem) -> Gradient:
         """The gradient with respect to `problem.setup.wrt`."""
         return self.method.gradient(problem, self.options)
+
+    def step_gradients(self, problem: Problem) -> Iterator[Gradient] | None:
+        """The gradient of every step, see `Stepwise`; None where the method has none."""
+        from bpcli.methods.base import Stepwise
+
+        return self.method.step_gradients(problem, self.options) if isinstance(self.method, Stepwise) else None
 
 
 def known_names() -> tuple[str, ...]:
@@ -92,6 +98,14 @@ def advice(graph: Graph) -> str:
     """A phrase that lists the built-in methods that apply to a graph."""
     fit = [name for name in known_names() if name not in installed() and load(name).refusal(graph) is None]
     return f"methods that apply here: {', '.join(fit)}"
+
+
+def stepwise_methods(graph: Graph) -> tuple[str, ...]:
+    """The built-in methods that apply to a graph and have the gradient of every step, with some of their options."""
+    from bpcli.methods.base import Stepwise
+
+    found = [(name, load(name)) for name in known_names() if name not in installed()]
+    return tuple(n for n, m in found if isinstance(m, Stepwise) and "online" in m.tags and m.refusal(graph) is None)
 
 
 def exact_method(graph: Graph) -> str:

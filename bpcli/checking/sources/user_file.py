@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from bpcli.checking.sources.validate_gradient import ReturnedGradient, all_fault
 from bpcli.errors import BpError, Diagnostic, Place, fail, nearest, printable
 from bpcli.problem.definition import Tensor
 
+IN_FILE = re.compile(r"(?P<file>.+\.pyw?):(?P<name>[^:/\\]*)", re.DOTALL | re.IGNORECASE)
+"""`FILE.py:NAME`."""
 _A_FILE = "name a Python file that can be read"
 
 
