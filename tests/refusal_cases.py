@@ -336,6 +336,12 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("grad net.toml -m bptt -o a.csv", SPEC),
         Case("grad net.toml -m bptt --per-step", SPEC),
         Case("grad net.toml -m rtrl --per-step -o a.txt", SPEC),
+        Case("list methods --set n=3"),
+        Case("list tasks --for net.toml", SPEC),
+        Case("advise net.toml", SPEC),
+        Case("advise net.toml --memory 3bananas", SPEC),
+        Case("advise net.toml --memory 1MB --bias -1", SPEC),
+        Case("advise net.toml --memory 1MB --per-step-time soon", SPEC),
         Case(f"{CHECK} --scheduler tcp://x --local-cluster 2", SPEC),
     ),
     "settings of a project": (

@@ -141,4 +141,5 @@ def _shaped(setup: Setup, x: Tensor, leaves: dict[int, Array], run: RtrlRun, dir
     return np.asarray(values.reshape(x.shape), order="C")
 
 
+PER_STEP = ("2 N² P + 2 N F", "N P")
 METHOD = RTRL()

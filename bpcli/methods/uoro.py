@@ -76,6 +76,7 @@ def _balance(one: Array, other: Array) -> Array:
     return np.where(known & np.isfinite(root) & (root > 0), root, 1).astype(one.dtype)
 
 
+PER_STEP = ("2 N P + 2 N² + 2 N F", "8 P")
 METHOD = Online(
     name="uoro",
     summary="unbiased random influence of rank one: the gradient is right in the mean over seeds; in plain NumPy",
