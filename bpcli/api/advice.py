@@ -99,8 +99,8 @@ def advise(file: SpecFile, setup: Setup, demand: Demand, threads: int) -> Advice
         known = [c for c in map(biases.of, fitting) if c.bias is not None and c.bias > demand.bias]
         nearest = _nearest(failing, candidates, known, demand)
     fastest = min((c.seconds for c in found), default=0.0)
-    # Of equally fast ones that of the best prediction: `bptt` rather than a schedule with as many snapshots as steps.
-    found.sort(key=lambda c: max(c.seconds, _ALIKE * fastest))
+    # Of equally fast ones the one without options: `bptt` rather than a schedule with as many snapshots as steps.
+    found.sort(key=lambda c: (max(c.seconds, _ALIKE * fastest), ":" in c.call.text))
     return Advice(tuple(found), nearest, len(fitting), len(candidates))
 
 

@@ -97,7 +97,7 @@ def _document(found: Advice, demand: Demand, setup: Setup, spec: str, common: Co
         "advise", common, spec=setup.spec.name, memory_bytes=demand.memory, bias=demand.bias, per_step_time_s=limit,
         fitting=found.fitting, considered=found.considered,
     )  # fmt: skip
-    sentences = _chosen(found, demand, spec, common) if found.found else _none(found, demand)
+    sentences = _chosen(found, demand, _bench(setup, spec, common)) if found.found else _none(found, demand)
     return Document("Advice", "methods", columns, rows, context, sentences=sentences)
 
 
@@ -123,7 +123,16 @@ def _row(candidate: Candidate, advice: str) -> dict[str, Any]:
     }
 
 
-def _chosen(found: Advice, demand: Demand, spec: str, common: Common) -> tuple[str, ...]:
+def _bench(setup: Setup, spec: str, common: Common) -> list[str]:
+    """The command that measures a method at the same sizes, which the spec's own grid must not replace."""
+    own = {**setup.spec.constants, **setup.spec.dims, "T": setup.T, "batch": setup.batch, "dtype": setup.dtype.name}
+    swept = {key: own[key] for key in setup.spec.bench.grid if key in own}
+    sizes = {**swept, **common.overrides}
+    words = ["bp", "bench", spec, *(w for k, v in sizes.items() for w in ("--set", f"{k}={v}"))]
+    return [*words, *(w for x in common.wrt for w in ("--wrt", x)), "-m"]
+
+
+def _chosen(found: Advice, demand: Demand, bench: list[str]) -> tuple[str, ...]:
     """The advice with its reason, and the command that measures it."""
     from bpcli.problem.limits import format_bytes
 
@@ -134,8 +143,7 @@ def _chosen(found: Advice, demand: Demand, spec: str, common: Common) -> tuple[s
     )
     many = f"{found.fitting} of {found.considered} candidates fit in memory{_and_time(demand)}"
     within = " with a bias that is allowed" if demand.bias > 0 else " that are exact"
-    words = ["bp", "bench", spec, *(w for k, v in common.overrides.items() for w in ("--set", f"{k}={v}"))]
-    again = shlex.join([*words, *(w for x in common.wrt for w in ("--wrt", x)), "-m", best.call.text])
+    again = shlex.join([*bench, best.call.text])
     return (f"{best.call.text}: {amount}; the fastest of those{within} ({many}).", f"measure it: {again}")
 
 
