@@ -17,6 +17,7 @@ _HOMES = {
     "Limits": "bpcli.problem.limits",
     "LoadedProblem": "bpcli.api.loaded",
     "Report": "bpcli.api.check_report",
+    "StepGradients": "bpcli.methods.base",
     "check_gradient": "bpcli.api.check_functions",
     "load": "bpcli.api.loaded",
 }

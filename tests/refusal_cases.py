@@ -116,6 +116,11 @@ MEASURED = json.dumps({**BENCH, "cells": [CELL]})
 FOUND = {"spec": "a", "method": "b", "tensor": "W", "verdict": "pass"}
 TWICE = json.dumps({"schema_version": 1, "context": {}, "findings": [FOUND, FOUND]})
 JUDGED = json.dumps({"schema_version": 1, "context": {}, "findings": []})
+RULE = "class R:\n    def start(self, *_): return 0\n    step = credit = start\n"
+GOOD_RULE = (
+    "class R:\n    def start(self, *_): return 0\n    def step(self, *_): return 0\n    def credit(self, s, l): "
+)
+GOOD_RULE += "return l.Mbar.sum(axis=1), l.direct\n"
 KERNEL = changed(RECURRENT, "[data]", '[kernel.mine]\nfile = "k.py"\n[data]')
 TRUNCATED = changed(KERNEL, 'file = "k.py"', 'file = "k.py"\nas = "tbptt:k1=4,k2=2"')
 
@@ -317,7 +322,6 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("chekc"),
         Case("check --no-such-option"),
         Case("grad"),
-        Case("grad net.toml -m bptt", SPEC),
         Case("export net.toml other.toml -o a.npz", SPEC),
         Case(f"{CHECK} --threads many", SPEC),
         Case(f"{CHECK} --format tabel", SPEC),
@@ -330,6 +334,14 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("grad net.toml -m bptt -o net.toml", SPEC),
         Case("grad net.toml -m bptt -o a.npz --output json=a.npz", SPEC),
         Case("grad net.toml -m bptt -o a.csv", SPEC),
+        Case("grad net.toml -m bptt --per-step", SPEC),
+        Case("grad net.toml -m rtrl --per-step -o a.txt", SPEC),
+        Case("list methods --set n=3"),
+        Case("list tasks --for net.toml", SPEC),
+        Case("advise net.toml", SPEC),
+        Case("advise net.toml --memory 3bananas", SPEC),
+        Case("advise net.toml --memory 1MB --bias -1", SPEC),
+        Case("advise net.toml --memory 1MB --per-step-time soon", SPEC),
         Case(f"{CHECK} --scheduler tcp://x --local-cluster 2", SPEC),
     ),
     "settings of a project": (
@@ -360,6 +372,19 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case(f"{CHECK} --kernel k.py:f --as uoro", SPEC | {"k.py": "def f(p, i, s): return p\n"}),
         Case(f"{CHECK} --kernel mine", {"net.toml": TRUNCATED, "k.py": "def mine(p, i, s): return p\n"}),
         Case("check box.py:B --as bptt", _box("{'a': np.ones(2)}")),
+        Case(f"{CHECK} -m r.py:R", SPEC),
+        Case(f"{CHECK} -m r.py:R", SPEC | {"r.py": "S = 1\n"}),
+        Case(f"{CHECK} -m r.py:R", SPEC | {"r.py": "class R:\n    def start(self): pass\n"}),
+        Case(f"{CHECK} -m r.py:R", SPEC | {"r.py": f"{RULE}    definition = 3\n"}),
+        Case(f"{CHECK} -m r.py:R", SPEC | {"r.py": f"{RULE}    definition = 'bttp'\n"}),
+        Case(f"{CHECK} -m r.py:R", SPEC | {"r.py": f"{RULE}    definition = 'uoro'\n"}),
+        Case(f"{CHECK} -m r.py:R", SPEC | {"r.py": f"{RULE}    definition = 'backprop'\n"}),
+        Case(
+            "check net.toml -m r.py:R", SPEC | {"r.py": f"{GOOD_RULE}    def definition(self, *_): return 'backprop'\n"}
+        ),
+        Case("grad net.toml -m r.py:R", SPEC | {"r.py": RULE}),
+        Case("bench net.toml -m r.py:R", SPEC),
+        Case(f"{CHECK} -m r.py:R", {"net.toml": FEED_FORWARD, "r.py": RULE}),
         Case(f"{CHECK} --gradient g.npz", SPEC),
         Case(f"{CHECK} --gradient g.txt", SPEC | {"g.txt": ""}),
         Case(f"{CHECK} --gradient g.npz", SPEC | {"g.npz": {"W": np.ones(2)}}),

@@ -52,7 +52,7 @@ ELSEWHERE: dict[Site, str] = {
     ("cluster.connect.answered", "memory"): CLUSTER,
     ("cluster.connect.answered", "internal"): CLUSTER,
     ("api.arguments.validated.call", "usage"): "test_api.py",
-    ("methods._online.follow", "bad-step-gradient"): "test_recursions.py",
+    ("methods._online.credited", "bad-step-gradient"): "test_recursions.py",
     ("api.benchmark._listed", "usage"): "test_api.py",
     ("api.check_functions._report", "usage"): "test_checking_functions.py",
     ("api.loaded.plain_setting", "usage"): "test_api.py",

@@ -17,7 +17,7 @@ from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.findings import Finding
 from bpcli.checking.sources.gradient_source import GradientSource
 from bpcli.errors import Diagnostic, Place
-from bpcli.methods import MethodCall
+from bpcli.methods import MethodCall, advice
 from bpcli.methods.base import Recursion
 from bpcli.problem.definition import Setup
 from bpcli.problem.limits import PASSES, check_cost
@@ -138,7 +138,11 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
         findings = explain(findings, setup, methods, again(file, call.foreign))
     results.findings += findings
     results.chosen.setdefault(str(taken), []).append(name)
-    rules = [m.text for m in methods if isinstance(m.definition(setup), Recursion)]
+    compared = {f.method for f in findings if f.checked}
+    ruled = [
+        m for m in methods if m.text in compared and isinstance(d := m.definition(setup), Recursion) and _own(m, d)
+    ]
+    rules = [m.text for m in ruled]
     random = [m.text for m in methods if check_options.has_mean(setup, m)]
     meant = [f"{m.text} as {m.meant.text}" for m in methods if isinstance(m, GradientSource) and m.meant]
     results.unused += [f"{name}: judged {', '.join(meant)}"] if meant else []
@@ -154,6 +158,11 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
         )
 
 
+def _own(method: MethodCall | GradientSource, definition: Recursion) -> bool:
+    """Whether a recursion is the method's own, not that of another method that a user's gradient is meant to be."""
+    return isinstance(method, MethodCall) or (method.meant is None and definition.draws == method.text)
+
+
 def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple[MethodCall | GradientSource, ...]:
     """The methods and users' gradients to judge on a spec; skipped and refused ones are added to `results`."""
     elsewhere = bool(call.foreign) and (call.weak or not call.methods)
@@ -164,7 +173,14 @@ def _chosen(file: SpecFile, setup: Setup, call: Call, results: Results) -> tuple
     unjudged = check_options.unjudged(setup, others, call.options)
     remedy = "the reference complex-step judges every method"
     refused += tuple(Diagnostic("reference-refused", f"{t}: {why}", help=remedy) for t, why in unjudged.items())
-    others = tuple(o for o in others if o.text not in unjudged)
+    unfit = {o.text: why for o in others if (why := o.refusal(setup))}
+    if call.alone:
+        refused += tuple(
+            Diagnostic("method-refused", f"{t}: {why}", help=advice(setup.graph)) for t, why in unfit.items()
+        )
+    else:
+        skipped = {**skipped, **unfit}
+    others = tuple(o for o in others if o.text not in {**unjudged, **unfit})
     results.errors += refused if call.alone else [d.about(file.path) for d in refused]
     results.places |= {(setup.spec.name, o.text): o.place for o in others if o.place}
     for name, reason in {**skipped, **beyond}.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +19,11 @@ from bpcli.api.check_report import Report, describe
 from bpcli.api.check_runner import Call, Results, judge_spec
 from bpcli.api.method_selection import applying, check_options
 from bpcli.api.method_selection import read as read_methods
+from bpcli.api.user_gradients import opened_method, split_rules, unknown, user_process, with_function
 from bpcli.api.user_gradients import read as read_gradients
-from bpcli.api.user_gradients import unknown, user_process, with_function
 from bpcli.errors import BpError, fail, nearest, printable
-from bpcli.methods import MethodCall, parse
-from bpcli.methods.base import Gradient
+from bpcli.methods import MethodCall, stepwise_methods
+from bpcli.methods.base import Gradient, StepGradients
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import PASSES, Limits, check_cost
@@ -106,7 +107,7 @@ class LoadedProblem:
 
     @validated
     def gradient(self, method: str | InstanceOf[MethodCall]) -> Gradient:
-        """Compute the gradient by a method, written as for `bp grad`: `rtrl`, `tbptt:k1=1,k2=4`.
+        """Compute the gradient by a method, written as for `bp grad`: `rtrl`, `tbptt:k1=1,k2=4`, `FILE.py:RULE`.
 
         `loss` is the total loss, for truncated methods too; `arrays[name]` has the shape of the array and the dtype of
         the problem, with zeros for entries that a sparse array does not store. Raises BpError for a method that is
@@ -116,11 +117,50 @@ class LoadedProblem:
         >>> gradient.arrays["W"].shape
         (16, 16)
         """
-        call = parse(method) if isinstance(method, str) else method
+        with self._chosen(method) as call:
+            self._admit(call)
+            return call.gradient(draw(self.setup))
+
+    @validated
+    def step_gradients(self, method: str | InstanceOf[MethodCall]) -> StepGradients:
+        """Compute the gradient g(t) that an online method credits to the loss of each step.
+
+        Raises BpError as `gradient` does, and for a method that takes the losses of several steps back together.
+
+        >>> steps = load("specs/vanilla_rnn.toml", n=16, T=5).step_gradients("rtrl")
+        >>> steps.losses.shape, steps.arrays["W"].shape
+        ((5,), (5, 16, 16))
+        """
+        with self._chosen(method) as call:
+            setup = self.setup
+            shapes = {x.name: (setup.T, *x.shape) for x in setup.wrt}
+            self._admit(call, sum(map(math.prod, shapes.values())) * setup.dtype.itemsize)
+            each = call.step_gradients(draw(setup)) if setup.graph.recurrent else None
+            if each is None:
+                has = f"these have: {', '.join(stepwise_methods(setup.graph))}; tbptt with k1=1, ebptt with tau=1"
+                remedy = has if setup.graph.recurrent else "a network without a state has no steps"
+                fail("no-steps", f"{call.text} has no gradient of each step", help=remedy)
+            losses, arrays = np.zeros(setup.T), {name: np.zeros(shape, setup.dtype) for name, shape in shapes.items()}
+            for t, found in enumerate(each):
+                losses[t] = found.loss
+                for name, rows in arrays.items():
+                    rows[t] = found.arrays[name]
+            return StepGradients(losses, arrays)
+
+    @contextmanager
+    def _chosen(self, method: str | MethodCall) -> Iterator[MethodCall]:
+        """The method, given as for `-m`; a user's rule runs in a process that ends with the block."""
+        if isinstance(method, str):
+            with opened_method(method, self.file.limits) as call:
+                yield call
+        else:
+            yield method
+
+    def _admit(self, call: MethodCall, more: int = 0) -> None:
+        """Raise BpError for a method that does not apply, or exceeds the limits with `more` bytes."""
         applying(self.setup, (call,), alone=True)
         cost, limits = call.cost(self.setup), self.file.limits
-        check_cost(self.setup, call.text, cost.bytes, cost.flops, limits, PASSES * cost.forward_steps)
-        return call.gradient(draw(self.setup))
+        check_cost(self.setup, call.text, cost.bytes + more, cost.flops, limits, PASSES * cost.forward_steps)
 
     @validated
     def local_derivatives(self, t: int) -> LocalDerivatives:
@@ -156,8 +196,9 @@ class LoadedProblem:
         Parameters
         ----------
         methods
-            Methods such as `bptt` or `tbptt:k1=1,k2=4`; by default those named by the spec, else those for its kind.
-            Or a function `fn(params, inputs, state)` that returns the dict of gradients, and is called in this process.
+            Methods such as `bptt` or `tbptt:k1=1,k2=4`, or online rules of yours, `FILE.py:RULE`; by default those that
+            the spec names, else those for its kind. Or a function `fn(params, inputs, state)` that returns the dict of
+            gradients, and is called in this process.
         reference
             `auto`, a reference (see `bp list references`), or `jax` or `torch`, if installed.
         mode
@@ -169,8 +210,8 @@ class LoadedProblem:
         gradients
             Saved gradients to check: `.npz` files with arrays `d_NAME`.
         as_
-            The method that a function, kernels and saved gradients are to agree with, such as `tbptt:k1=1,k2=4`; by
-            default the exact gradient, or what the spec says of its kernel.
+            The method that a function, kernels, rules and saved gradients are to agree with, such as `tbptt:k1=1,k2=4`;
+            by default the exact gradient, or what the spec says of its kernel.
         user_time
             Time limit for each call of a kernel in seconds; 60 by default.
 
@@ -187,11 +228,12 @@ class LoadedProblem:
         'pass'
         """
         own = methods if callable(methods) else None
-        calls = read_methods(() if callable(methods) else several(methods))
-        options = check_options(reference, mode, tolerance)
+        named, rules = split_rules(() if callable(methods) else several(methods))
+        calls, options = read_methods(named), check_options(reference, mode, tolerance)
         with closing(user_process(self.file.limits, user_time)) as process:
-            saved = several(gradients)
-            asked = read_gradients(several(kernels), saved, process, as_ if own is None or kernels or saved else None)
+            given = kernels or gradients or rules
+            meant = as_ if own is None or given else None
+            asked = read_gradients(several(kernels), several(gradients), process, meant, rules)
             asked = asked if own is None else with_function(asked, own, as_)
             return report_on(self, Call(calls, asked, options))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bpcli.checking.sources.gradient_source import GradientSource, UserFunction,
 from bpcli.checking.sources.user_child import UserCodeRunner
 from bpcli.checking.sources.user_file import IN_FILE, Function, UserFile, file_of, load
 from bpcli.checking.sources.user_process import USER_TIME_OPTION, Process
+from bpcli.checking.sources.user_rule import UserRule, is_rule, method_of, open_rule
 from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, nearest, printable
 from bpcli.methods import MethodCall, advice, parse
 from bpcli.problem.definition import Setup
@@ -63,7 +65,7 @@ class Asked:
         for text in self.gradients:
             if method == f"gradient:{Path(text).name}":
                 return "--gradient", text, *meant
-        return "-m", method
+        return "-m", method, *(meant if is_rule(method) else ())
 
 
 def user_process(limits: Limits, user_time: float | None = None) -> Process:
@@ -76,15 +78,21 @@ def user_process(limits: Limits, user_time: float | None = None) -> Process:
     return Process(seconds, lambda: max(default_memory(), limits.max_memory))
 
 
-def read(kernels: Sequence[str], gradients: Sequence[str], process: Process, method: str | None = None) -> Asked:
-    """Load `kernels`, given as `FILE.py:FUNC` or as names in specs, and files of saved `gradients`.
+def read(
+    kernels: Sequence[str],
+    gradients: Sequence[str],
+    process: Process,
+    method: str | None = None,
+    rules: Sequence[str] = (),
+) -> Asked:
+    """Load `kernels`, given as `FILE.py:FUNC` or as names in specs, files of saved `gradients`, and online `rules`.
 
     All are to agree with `method`, if it is given. Raises BpError if none of them can be judged.
     """
     meant = None if method is None else parse(method)
-    if meant and not (kernels or gradients):
-        advice = "add --kernel FILE.py:FUNC or --gradient FILE.npz; -m judges the methods of bp"
-        fail("usage", "--as says what a kernel or a saved gradient computes, but there is none", help=advice)
+    if meant and not (kernels or gradients or rules):
+        advice = "add --kernel FILE.py:FUNC, --gradient FILE.npz or -m FILE.py:RULE; other -m judge the methods of bp"
+        fail("usage", "--as says what a gradient or a rule of yours computes, but there is none", help=advice)
     collector = Collector()
     given: list[GradientSource] = []
     parts = {text: IN_FILE.fullmatch(text) for text in dict.fromkeys(kernels)}
@@ -107,6 +115,10 @@ def read(kernels: Sequence[str], gradients: Sequence[str], process: Process, met
             given.append(saved_gradient(Path(path), f"gradient:{Path(path).name}", meant))
         except BpError as error:
             collector.diagnostics += error.diagnostics
+    for text in dict.fromkeys(rules):
+        with collector.gather():
+            rule = open_rule(text, process)
+            given.append(UserRule(text, rule, process, meant or rule.meant))
     names = tuple(text for text, found in parts.items() if not found)
     if not given:
         collector.finish()
@@ -126,6 +138,22 @@ def with_function(asked: Asked, function: Callable[..., Any], method: str | None
     return replace(asked, given=(source, *asked.given), functions=(source.text,), meant=meant)
 
 
+def split_rules(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The texts of methods, and those of users' rules, `FILE.py:RULE`."""
+    stripped = [text.strip() for text in texts]
+    return tuple(t for t in texts if not is_rule(t)), tuple(t for t in stripped if is_rule(t))
+
+
+@contextmanager
+def opened_method(text: str, limits: Limits, user_time: float | None = None) -> Iterator[MethodCall]:
+    """A method to run, given as for `-m`; a user's rule runs in a process, which ends with the block."""
+    if not is_rule(text):
+        yield parse(text)
+        return
+    with closing(user_process(limits, user_time)) as process:
+        yield method_of(open_rule(text, process), text.strip())
+
+
 def of_spec(
     setup: Setup, path: Path, asked: Asked, limits: Limits
 ) -> tuple[tuple[GradientSource, ...], tuple[Diagnostic, ...]]:
@@ -136,6 +164,8 @@ def of_spec(
     """
     collector = Collector()
     _refuse_method(asked.meant, setup, None, collector)
+    for given in (s for s in asked.given if s.meant is not asked.meant):
+        _refuse_method(given.meant, setup, given.place, collector)
     own: list[GradientSource] = []
     for name in (n for n in asked.names if n in setup.spec.kernels):
         kernel, source = setup.spec.kernels[name], setup.spec.source

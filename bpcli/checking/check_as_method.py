@@ -11,6 +11,7 @@ from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
 from bpcli.checking.checker import check_problem
 from bpcli.checking.findings import Finding
 from bpcli.checking.reference_cache import AUTO
+from bpcli.checking.sources.user_rule import is_rule, parse_rule
 from bpcli.errors import Place
 from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall, exact_method, parse
@@ -70,8 +71,13 @@ class Checking:
 
 
 def parse_measurable(text: str, place: Place | None = None) -> MethodCall:
-    """Parse a method, a reference or "check". Raises BpError as `methods.parse`."""
+    """Parse a method, a reference, "check" or a user's rule, `FILE.py:RULE`. Raises BpError as `methods.parse`.
+
+    A spec, which has a place, does not name code to run in bp's own processes.
+    """
     name = text.strip()
+    if place is None and is_rule(name):
+        return parse_rule(name)
     if name == CHECK or name in references.known():
         # The protocol has class variables where this has fields.
         return MethodCall(name, cast("Method", Checking(name)), NoOptions())

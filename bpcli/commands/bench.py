@@ -47,7 +47,8 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 @click.argument("target", nargs=-1)
 @click.option(
     "-m", "--method", multiple=True, metavar="METHOD",
-    help="Measure a method such as tbptt:k1=1,k2=4, a reference, or `check`, a complete check; repeatable.",
+    help="Measure a method such as tbptt:k1=1,k2=4, a reference, `check`, a complete check, or FILE.py:RULE, an online "
+    "rule of yours; repeatable.",
 )  # fmt: skip
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",
@@ -162,6 +163,7 @@ def _identity(sweeps: Sequence[Sweep], options: BenchOptions, cluster: Cluster |
     """Everything that the rows depend on; --resume continues only a run of the same identity."""
     from bpcli.bench.sweep import cells_of
     from bpcli.bench.user_kernel import UserKernel
+    from bpcli.checking.sources.user_rule import is_rule, sha256
     from bpcli.runtime.machine import describe
 
     peers = [p.name for p in options.peers]
@@ -172,6 +174,7 @@ def _identity(sweeps: Sequence[Sweep], options: BenchOptions, cluster: Cluster |
         "threads": options.threads,
         "peers": peers,
         "kernels": {p.name: p.sha256 for p in options.peers if isinstance(p, UserKernel)},
+        "rules": {text: sha256(text) for text in options.methods if is_rule(text)},
         "shard": "{}/{}".format(*options.shard),
         "spec_sha256": {sweep.spec.name: sweep.sha256 for sweep in sweeps},
         "settings": [[dict(sweep.spec.overrides), list(sweep.spec.wrt)] for sweep in sweeps],

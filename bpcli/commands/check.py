@@ -55,7 +55,13 @@ def _tolerance(context: click.Context, parameter: click.Parameter, value: float)
 
 @click.command()
 @click.argument("target", nargs=-1)
-@click.option("-m", "--method", multiple=True, metavar="METHOD", help="Method, such as tbptt:k1=1,k2=4; repeatable.")
+@click.option(
+    "-m",
+    "--method",
+    multiple=True,
+    metavar="METHOD",
+    help="Method, such as tbptt:k1=1,k2=4, or FILE.py:RULE, an online rule of yours; repeatable.",
+)
 @click.option(
     "--kernel", multiple=True, metavar="FILE.py:FUNC",
     help="Check a function of yours, or a [kernel.NAME] of the spec; repeatable.",
@@ -66,7 +72,7 @@ def _tolerance(context: click.Context, parameter: click.Parameter, value: float)
 )  # fmt: skip
 @click.option(
     "--as", "meant", metavar="METHOD",
-    help="Judge kernels and saved gradients as this method, such as tbptt:k1=1,k2=4, not as the exact gradient.",
+    help="Judge gradients and rules of yours as this method, such as tbptt:k1=1,k2=4, not as the exact gradient.",
 )  # fmt: skip
 @click.option(
     "--reference", metavar="NAME", default="auto", callback=_reference,
@@ -116,7 +122,7 @@ def check(
     """
     from bpcli.api.check_runner import Call, Results
     from bpcli.api.method_selection import check_options
-    from bpcli.api.user_gradients import read, unknown
+    from bpcli.api.user_gradients import read, split_rules, unknown
     from bpcli.checking.sources.functions import Wanted
     from bpcli.commands.specs import find
 
@@ -128,7 +134,8 @@ def check(
     _refuse_combinations(boxes, {**given, "--reference": reference not in _OF_OBJECTS, **alone}, power)
     _refuse_on_specs(targets or not boxes, {"--forward": forward, "--order": order != "1"})
     paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
-    asked = read(kernel, gradient, _process(common, bool(kernel or boxes)), meant)
+    method, rules = split_rules(method)
+    asked = read(kernel, gradient, _process(common, bool(kernel or boxes or rules)), meant, rules)
     refused += [*missing, *asked.refused]
     if gradient and len(paths) > 1:
         fail("usage", f"--gradient needs one spec, not {len(paths)}", help="name the spec of the saved gradient")

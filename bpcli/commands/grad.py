@@ -70,33 +70,47 @@ COLUMNS = (
 
 @click.command()
 @click.argument("spec")
-@click.option("-m", "--method", required=True, metavar="METHOD", help="Method, as bptt or tbptt:k1=1,k2=4.")
-@click.option("-o", "--out", required=True, metavar="OUT.npz", help="Output file.")
+@click.option(
+    "-m", "--method", required=True, metavar="METHOD",
+    help="Method, as bptt or tbptt:k1=1,k2=4, or FILE.py:RULE, an online rule of yours.",
+)  # fmt: skip
+@click.option("-o", "--out", metavar="OUT.npz", help="Output file; with --per-step also OUT.csv, a line a step.")
+@click.option("--per-step", is_flag=True, help="The gradient that an online method credits to each step.")
 @shared(
-    "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "allow_outside",
+    "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
     "format", "output", "quiet", "verbose",
 )  # fmt: skip
-def grad(spec: str, method: str, out: str, common: Common) -> int:
-    """Write the loss of SPEC and its gradient to OUT.npz, as loss and one array d_NAME for each array NAME.
+def grad(spec: str, method: str, out: str | None, per_step: bool, common: Common) -> int:
+    """Compute the loss of SPEC and its gradient, and write them to OUT.npz, as loss and an array d_NAME for each NAME.
 
     The loss is that of all steps, for truncated methods too. Gradients of sparse arrays are dense, with zeros for
-    entries that are not stored.
+    entries that are not stored. With --per-step, loss and d_NAME have an axis of steps in front, and a table shows the
+    size of each step's gradient, and for approximate methods its bias and its cosine with the exact one; --format json
+    has all numbers.
     """
+    from bpcli.api.user_gradients import opened_method
+    from bpcli.commands import per_step as steps
     from bpcli.commands.output import announce, progress
     from bpcli.commands.specs import open_spec, single
-    from bpcli.methods import parse
     from bpcli.problem.array_files import write_npz
 
-    call = parse(method)
     path = single(spec)
-    _check_out(out, path, common)
-    problem = open_spec(path, common)
-    announce(common)
-    with progress(common) as say:
-        say(f"{problem.setup.spec.name}: {call.text}")
-        gradient = problem.gradient(call)
-    write_npz(out, arrays(gradient))
-    common.note(f"wrote {out}")
+    with opened_method(method, common.limits(), common.user_time) as call:
+        if out is not None:
+            _check_out(out, path, common, (".npz", ".csv") if per_step else (".npz",))
+        problem = open_spec(path, common)
+        announce(common)
+        with progress(common) as say:
+            say(f"{problem.setup.spec.name}: {call.text}")
+            if per_step:
+                document = steps.document(problem, call, common)
+            else:
+                gradient = problem.gradient(call)
+    if per_step:
+        return steps.show(document, out, common)
+    if out is not None:
+        write_npz(out, arrays(gradient))
+        common.note(f"wrote {out}")
     return _show(problem.setup, gradient, call.text, common)
 
 
@@ -141,8 +155,8 @@ def export(spec: str, out: str, common: Common) -> int:
     return emit(arrays_document("Arrays", rows, context, ()), common, silent=common.quiet)
 
 
-def _check_out(out: str, spec: Path, common: Common) -> None:
-    """Raise BpError for an output file that is no .npz, cannot be written, or is the spec or an `--output`."""
+def _check_out(out: str, spec: Path, common: Common, suffixes: Sequence[str] = (".npz",)) -> None:
+    """Raise BpError for an output file that has another suffix, cannot be written, or is the spec or an `--output`."""
     from bpcli.problem.array_files import check_writable
 
     target = os.path.realpath(out)
@@ -150,6 +164,7 @@ def _check_out(out: str, spec: Path, common: Common) -> None:
         fail("usage", f'-o "{out}" is the spec itself', help="name another file")
     if target in {os.path.realpath(path) for _, path in common.outputs}:
         fail("usage", f'-o and --output both go to "{out}"', help="give each a path of its own")
-    if not out.lower().endswith(".npz") and (os.path.isfile(out) or not os.path.exists(out)):
-        fail("usage", f'-o "{out}" does not end in .npz, the only format for arrays', help="name an .npz file")
+    if not out.lower().endswith(tuple(suffixes)) and (os.path.isfile(out) or not os.path.exists(out)):
+        named = " or ".join(suffixes)
+        fail("usage", f'-o "{out}" does not end in {named}', help=f"name an {named} file")
     check_writable(out)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bpcli.commands.shared_options import Common, one_of, shared
-from bpcli.errors import BpError, printable
+from bpcli.errors import BpError, fail, printable
 from bpcli.render import FORMATS, Column, Document
 
 Row = Mapping[str, Any]
@@ -92,9 +92,26 @@ def _words(value: str | Sequence[str]) -> str:
 
 @click.command("list")
 @click.argument("what", required=False, metavar=f"[{'|'.join(CATALOGUES)}]", callback=one_of(lambda: CATALOGUES))
-@shared("format", "output")
-def list(what: str | None, common: Common) -> int:
-    """List the methods, tasks, operations, references and output formats of bp, or one of these catalogues."""
+@click.option(
+    "--for", "spec", metavar="SPEC", help="Methods for a spec: their kind, cost and source, or why they don't apply."
+)
+@shared("set", "dtype", "wrt", "max_memory", "allow_outside", "format", "output")
+def list(what: str | None, spec: str | None, common: Common) -> int:
+    """List the methods, tasks, operations, references and output formats of bp, or one of these catalogues.
+
+    With --for SPEC, the methods for a spec at its sizes: their kind (exact, windows, recursion, or expectation: right
+    in the mean over random numbers), their cost for each step and sample in symbols, and the operations and bytes of a
+    gradient. F are the operations of a step forwards, V the numbers that one holds, N the size of the state, P the
+    parameters that reach it, c the entries in a column of the influence.
+    """
     from bpcli.commands.output import emit
 
-    return emit(catalogue(what), common)
+    if spec is None:
+        if common.overrides or common.wrt:
+            fail("usage", "--set, --dtype and --wrt are for a spec", help="add --for SPEC")
+        return emit(catalogue(what), common)
+    if what not in (None, "methods"):
+        fail("usage", f"--for lists methods, not {what}", help="bp list methods --for SPEC")
+    from bpcli.commands.methods_for import document
+
+    return emit(document(spec, common), common)

@@ -117,7 +117,7 @@ def finite_seconds(context: click.Context, parameter: click.Parameter, value: fl
     return value
 
 
-def _bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+def size_option(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Parse a size such as 500MB to bytes."""
     if value is None:
         return None
@@ -140,7 +140,7 @@ OPTIONS: Mapping[str, Callable[[Command], Command]] = {
         help="Differentiate with respect to params, inputs, state or one array; repeatable."),
     "threads": click.option("--threads", metavar="N", type=click.IntRange(1, 1024),
         help="Number of threads; default: NUMBA_NUM_THREADS, or one per core."),
-    "max_memory": click.option("--max-memory", metavar="SIZE", callback=_bytes,
+    "max_memory": click.option("--max-memory", metavar="SIZE", callback=size_option,
         help="Memory limit, as 500MB or 2GiB; default: 80% of free memory."),
     "max_time": click.option("--max-time", type=float, metavar="SECONDS", callback=_seconds,
         help="Refuse runs predicted to take longer; default: 3600."),

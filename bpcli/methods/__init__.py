@@ -13,7 +13,7 @@ import math
 import pkgutil
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,12 @@ class MethodCall:
         """The gradient with respect to `problem.setup.wrt`."""
         return self.method.gradient(problem, self.options)
 
+    def step_gradients(self, problem: Problem) -> Iterator[Gradient] | None:
+        """The gradient of every step, see `Stepwise`; None where the method has none."""
+        from bpcli.methods.base import Stepwise
+
+        return self.method.step_gradients(problem, self.options) if isinstance(self.method, Stepwise) else None
+
 
 def known_names() -> tuple[str, ...]:
     """The names of all methods, sorted. Nothing is imported: a method of another package may still fail to load."""
@@ -88,10 +94,52 @@ def load(name: str) -> Method:
     return typing.cast("Method", module.METHOD)
 
 
+@dataclass(frozen=True)
+class About:
+    """A method's source, a paper with its year, and its cost for each step and sample in symbols.
+
+    F are the operations of a step forwards, V the numbers that one holds, N the state's size, P the parameters that
+    reach it, c the entries of a column of the influence M. All are "" where the method's package does not say them.
+    """
+
+    source: str = ""
+    time: str = ""
+    memory: str = ""
+
+
+def about(name: str) -> About:
+    """Of a built-in method: the first parenthesis with a year in its module's docstring, and `PER_STEP` there."""
+    if name not in built_in():
+        return About()
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    source = re.search(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)", (module.__doc__ or "").partition("\n\n")[0])
+    return About(" ".join(source[1].split()) if source else "", *getattr(module, "PER_STEP", ()))
+
+
+_TYPICAL = {"k": "1", "k1": "1", "k2": "8", "tau": "8", "s": "10", "p": "0.1", "r": "2", "h": "8"}
+
+
+def typical(name: str) -> MethodCall:
+    """A method with usual values of the options that have no default. Raises BpError if it cannot be used."""
+    method = load(name)
+    needed = [f for f in dataclasses.fields(method.Options) if _default(f) == "…"]
+    types = typing.get_type_hints(method.Options)
+    given = [f"{f.name}={_TYPICAL.get(f.name, '4' if types[f.name] is int else '0.5')}" for f in needed]
+    return parse(f"{name}:{','.join(given)}" if given else name)
+
+
 def advice(graph: Graph) -> str:
     """A phrase that lists the built-in methods that apply to a graph."""
     fit = [name for name in known_names() if name not in installed() and load(name).refusal(graph) is None]
     return f"methods that apply here: {', '.join(fit)}"
+
+
+def stepwise_methods(graph: Graph) -> tuple[str, ...]:
+    """The built-in methods that apply to a graph and have the gradient of every step, with some of their options."""
+    from bpcli.methods.base import Stepwise
+
+    found = [(name, load(name)) for name in known_names() if name not in installed()]
+    return tuple(n for n, m in found if isinstance(m, Stepwise) and "online" in m.tags and m.refusal(graph) is None)
 
 
 def exact_method(graph: Graph) -> str:

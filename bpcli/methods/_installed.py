@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
 from bpcli.errors import fail, printable
 from bpcli.graph.nodes import Graph
-from bpcli.methods.base import Cost, Definition, Exact, Expectation, Gradient, Method, Recursion, Windows
+from bpcli.methods.base import (
+    Cost,
+    Definition,
+    Exact,
+    Expectation,
+    Gradient,
+    Method,
+    Recursion,
+    Stepwise,
+    Windows,
+)
 from bpcli.problem.definition import Problem, Setup
 
 _Result = TypeVar("_Result")
@@ -59,6 +69,20 @@ class _Guarded:
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """See `Method`."""
         return self._run(lambda: self.method.gradient(problem, options))
+
+    def step_gradients(self, problem: Problem, options: Any) -> Iterator[Gradient] | None:
+        """See `Stepwise`."""
+        if not isinstance(self.method, Stepwise):
+            return None
+        method = self.method
+        found = self._run(lambda: method.step_gradients(problem, options))
+        return None if found is None else self._each(found)
+
+    def _each(self, gradients: Iterator[Gradient]) -> Iterator[Gradient]:
+        try:
+            yield from gradients
+        except (Exception, SystemExit) as error:
+            _refuse(self.point, error)
 
     def _run(self, part: Callable[[], _Result]) -> _Result:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from bpcli.errors import fail
 from bpcli.graph.nodes import Graph, Phase
-from bpcli.methods.base import Cost, Definition, Exact, Expectation, Gradient, OnlineRule, Recursion
+from bpcli.methods.base import Cost, Definition, Exact, Expectation, Gradient, OnlineRule, Recursion, StepGradient
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.problem.draw import generator
 from bpcli.runtime.forward_mode import rtrl_plan
@@ -46,30 +46,66 @@ def run(recursion: Recursion, steps: Steps, rng: np.random.Generator | None = No
     return Gradient(found.loss, recursion.project(steps.setup, recursion.options, found.arrays, rng))
 
 
-@np.errstate(all="ignore")  # the check reports values that are not finite
-def follow(
+Credited = tuple[LocalDerivatives, StepGradient]
+
+
+def credited(
     rule: OnlineRule[Any], steps: Steps, options: Any, draws: str, rng: np.random.Generator | None = None
-) -> Gradient:
-    """Run a rule from the first step to the last, and sum the gradients that it credits.
+) -> Iterator[Credited]:
+    """Run a rule from the first step to the last; yields the local derivatives of each step, and what it is credited.
 
     Its random numbers are from `rng`, by default a generator of its own by the name `draws`.
     """
     setup = steps.setup
-    influence = np.zeros((setup.batch, influence_layout(setup).P), setup.dtype)
-    direct = {x.name: np.zeros(x.shape, setup.dtype) for x in setup.wrt if x.kind != "state"}
-    loss, state = 0.0, rule.start(setup, options, rng or drawing(setup, draws))
+    shape = setup.batch, influence_layout(setup).P
+    with np.errstate(all="ignore"):  # the check reports values that are not finite
+        state = rule.start(setup, options, rng or drawing(setup, draws))
     for local in steps.since(0):
-        state = rule.step(state, local)
-        found = rule.credit(state, local)
-        if np.shape(found.influence) != influence.shape:
+        with np.errstate(all="ignore"):
+            state = rule.step(state, local)
+            found = rule.credit(state, local)
+        if np.shape(found.influence) != shape:
             what = f"method {draws}: a StepGradient has an influence of shape {np.shape(found.influence)}"
-            fail("bad-step-gradient", what, help=f"`credit` returns one of shape (batch, P) = {influence.shape}")
+            fail("bad-step-gradient", what, help=f"`credit` returns one of shape (batch, P) = {shape}")
+        yield local, found
+
+
+@np.errstate(all="ignore")
+def follow(
+    rule: OnlineRule[Any], steps: Steps, options: Any, draws: str, rng: np.random.Generator | None = None
+) -> Gradient:
+    """The sum of the gradients that a rule credits to all steps; see `credited`."""
+    setup = steps.setup
+    influence = np.zeros((setup.batch, influence_layout(setup).P), setup.dtype)
+    direct, loss = _nothing(setup), 0.0
+    for local, found in credited(rule, steps, options, draws, rng):
         influence += found.influence
-        for x in setup.wrt:
-            if x.name in found.direct:
-                _at(direct[x.name], x, local.t)[...] += found.direct[x.name]
+        _add(direct, setup, local, found)
         loss += float((local.losses * local.weights).sum())
     return Gradient(loss, steps.gradient(influence, direct))
+
+
+def follow_each(rule: OnlineRule[Any], steps: Steps, options: Any, draws: str) -> Iterator[Gradient]:
+    """The gradients that a rule credits to each step, and the step's loss; see `credited`."""
+    setup = steps.setup
+    for local, found in credited(rule, steps, options, draws):
+        direct = _nothing(setup)
+        with np.errstate(all="ignore"):
+            _add(direct, setup, local, found)
+            loss = float((local.losses * local.weights).sum())
+            arrays = steps.gradient(np.asarray(found.influence, setup.dtype), direct)
+        yield Gradient(loss, arrays)
+
+
+def _nothing(setup: Setup) -> dict[str, Array]:
+    """Direct parts to add up."""
+    return {x.name: np.zeros(x.shape, setup.dtype) for x in setup.wrt if x.kind != "state"}
+
+
+def _add(direct: Mapping[str, Array], setup: Setup, local: LocalDerivatives, found: StepGradient) -> None:
+    for x in setup.wrt:
+        if x.name in found.direct:
+            _at(direct[x.name], x, local.t)[...] += found.direct[x.name]
 
 
 def _at(total: Array, x: Tensor, t: int) -> Array:
@@ -126,3 +162,9 @@ class Online:
         found = follow(self.rule, steps, options, self.name)
         steps.close()
         return found
+
+    def step_gradients(self, problem: Problem, options: Any) -> Iterator[Gradient]:
+        """The gradient that the rule credits to each step."""
+        steps = LocalSteps(problem)
+        yield from follow_each(self.rule, steps, options, self.name)
+        steps.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from bpcli.graph.nodes import Graph
 from bpcli.methods.base import Cost, Definition, Exact, Gradient
 from bpcli.problem.definition import Problem, Setup
-from bpcli.runtime.reverse_mode import Window, memory_traffic, unrolled
+from bpcli.runtime.reverse_mode import Unrolled, Window, memory_traffic, unrolled
 
 Defined = Callable[[int, Any], Definition]
 
@@ -49,6 +49,13 @@ class Unrolling:
         """One forward pass and a reverse pass through every window; memory for the longest window."""
         plan = unrolled(setup, _resolved(self.defined, setup, options)[1])
         return Cost(plan.flops, plan.bytes, setup.T, memory_traffic(plan))
+
+    def step_gradients(self, problem: Problem, options: Any) -> Iterator[Gradient] | None:
+        """The windows' gradients, where each has the loss of one step."""
+        windows = _resolved(self.defined, problem.setup, options)[1]
+        if [(w.loss_from, w.stop) for w in windows] != [(t, t + 1) for t in range(problem.setup.T)]:
+            return None
+        return (Gradient(*found) for found in Unrolled(problem.setup, windows, singly=True).gradients(problem))
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """One forward pass, with a reverse pass from the end of each window."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph
 from bpcli.problem.definition import Array, Problem, Setup
@@ -33,6 +34,17 @@ class Gradient:
     """The total loss and its gradient; `arrays[name]` has the shape of its `Tensor` and the spec's dtype."""
 
     loss: float
+    arrays: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class StepGradients:
+    """The gradient of every step, in time: `losses (T,)`, with their weights, and `arrays[name] (T, *shape)`.
+
+    They sum up to the total loss and to the gradient, but for rounding.
+    """
+
+    losses: NDArray[np.float64]
     arrays: Mapping[str, Array]
 
 
@@ -174,3 +186,14 @@ class Method(Protocol):
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """The gradient with respect to `problem.setup.wrt`."""
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A method that also gives the gradients of single steps, which sum up to that of `gradient`."""
+
+    def step_gradients(self, problem: Problem, options: Any) -> Iterator[Gradient] | None:
+        """The loss of each step, with its weight, and the gradient credited to it; None where losses go back together.
+
+        All arrays have the shapes of the whole gradient.
+        """

@@ -6,6 +6,7 @@ c(t) = q(t) + J(t+1)ᵀ c(t+1) backwards from the last loss, g = Σ_t c(t) M̄(t
 from bpcli.methods._unrolling import Unrolling
 from bpcli.methods.base import Exact, NoOptions
 
+PER_STEP = ("3 F", "T V")
 METHOD = Unrolling(
     name="bptt",
     summary="reverse pass of the unrolled graph; keeps all steps in memory",

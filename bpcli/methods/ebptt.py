@@ -26,6 +26,7 @@ def epochs(T: int, tau: int) -> tuple[Window, ...]:
     return tuple(Window(start, start, min(start + tau, T)) for start in range(0, T, tau))
 
 
+PER_STEP = ("3 F", "tau V")
 METHOD = Unrolling(
     name="ebptt",
     summary="consecutive epochs of tau steps, each backpropagated to its own start",

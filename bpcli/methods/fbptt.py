@@ -18,6 +18,7 @@ class Options:
             raise ValueError(f"tau must be at least 1, not {self.tau}")
 
 
+PER_STEP = ("(1 + 2 tau) F", "tau V")
 METHOD = Unrolling(
     name="fbptt",
     summary="every loss goes back through tau steps (tbptt with k1 = 1, k2 = tau)",

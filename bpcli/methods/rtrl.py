@@ -8,6 +8,7 @@ the parameters are constant; memory does not grow with T.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import ClassVar
 
@@ -76,6 +77,34 @@ class RTRL:
         run.close()
         return Gradient(loss, arrays)
 
+    def step_gradients(self, problem: Problem, options: NoOptions) -> Iterator[Gradient]:
+        """Run forwards a step at a time, and read off each step's own gradient."""
+        setup, plan = problem.setup, rtrl_plan(problem.setup)
+        run, weights = RtrlRun(plan, setup.dtype, problem.arrays), _weights(setup)
+        trace, inputs = run.trace, [n for n in plan.leaves if setup.graph.nodes[n].op == "input"]
+        trace.start()
+        for t in range(setup.T):
+            with np.errstate(all="ignore"):
+                trace.forward(t, t + 1)
+                loss = float((trace.losses(t, t + 1) * weights[t : t + 1]).sum())
+                trace.clear()
+                run.G[:] = 0
+                trace.reverse(t, t + 1, weights[t : t + 1], later={})
+                direct = {n: _alone(trace.take_window(n, 1), t, setup.T) for n in inputs}
+                run.advance(t, t + 1)
+                arrays = _collect(problem, run, direct)
+            yield Gradient(loss, arrays)
+            if t + 1 < setup.T:
+                trace.slide(1)
+        run.close()
+
+
+def _alone(rows: Array, t: int, T: int) -> list[Array]:
+    """Rows of step t among zeros."""
+    found = np.zeros((T, *rows.shape[1:]), rows.dtype)
+    found[t] = rows[0]
+    return [found]
+
 
 _weights = lru_cache(maxsize=8)(loss_weights)
 """Cached for repeated gradients; read-only."""
@@ -112,4 +141,5 @@ def _shaped(setup: Setup, x: Tensor, leaves: dict[int, Array], run: RtrlRun, dir
     return np.asarray(values.reshape(x.shape), order="C")
 
 
+PER_STEP = ("2 N² P + 2 N F", "N P")
 METHOD = RTRL()

@@ -48,6 +48,7 @@ def _times(q: Array, M: Array) -> Array:
     return np.asarray((q[:, None] @ M)[:, 0])
 
 
+PER_STEP = ("2 N² P + 2 N F", "5 N P")
 METHOD = Online(
     name="rtrl-dense",
     summary="rtrl in plain NumPy, M <- J M + Mbar with dense arrays: written to be read, not to be fast",

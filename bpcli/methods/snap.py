@@ -109,6 +109,7 @@ def _terms(layout: InfluenceLayout, options: Options) -> tuple[int, int]:
     return int(counts.sum()), int((counts * counts).sum())
 
 
+PER_STEP = ("2 Σ c² + 2 N F", "12 Σ c + 3 Σ c²")
 METHOD = Online(
     name="snap",
     summary="rtrl on the pattern of k steps, exact where J is diagonal; in plain NumPy",

@@ -25,6 +25,7 @@ def schedule(segments: int, options: NoOptions) -> Iterator[Action]:
         yield "record", k
 
 
+PER_STEP = ("4 F", "2 √T V")
 METHOD = Checkpointed(
     name="sqrt",
     summary="bptt from snapshots every sqrt(T) steps: one more forward pass, memory for 2 sqrt(T) steps",

@@ -24,6 +24,7 @@ class Options:
             raise ValueError(f"k2 must be at least k1, got k1={self.k1}, k2={self.k2}")
 
 
+PER_STEP = ("(1 + 2 k2/k1) F", "k2 V")
 METHOD = Unrolling(
     name="tbptt",
     summary="every k1 steps, the last k1 losses go back through k2 steps",

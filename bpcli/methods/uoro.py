@@ -65,6 +65,7 @@ class UORO:
         return StepGradient(g + (local.q_before * a).sum(axis=1, keepdims=True) * theta, local.direct)
 
 
+PER_STEP = ("2 N P + 2 N² + 2 N F", "8 P")
 METHOD = Online(
     name="uoro",
     summary="unbiased random influence of rank one: the gradient is right in the mean over seeds; in plain NumPy",

@@ -107,12 +107,14 @@ def unrolled(setup: Setup, windows: tuple[Window, ...], carried: float = 1.0) ->
 class Unrolled:
     """The gradient of a setup restricted to windows, in ascending order of `stop`; sizes are known before it runs.
 
-    Cotangents of states are multiplied by `carried` on the way from a step to the one before it.
+    Cotangents of states are multiplied by `carried` on the way from a step to the one before it. Short windows are
+    batched unless it is to give the gradient of each (`singly`).
     """
 
     setup: Setup
     windows: Sequence[Window]
     carried: float = 1.0
+    singly: bool = False
 
     @cached_property
     def batched(self) -> BatchedWindowsPlan | None:
@@ -123,7 +125,12 @@ class Unrolled:
         held = min(setup.T, longest + (count - 1) * apart)
         if any(x.kind == "input" for x in setup.wrt):
             held = setup.T
-        if count == 1 or held > chunk_steps(held, setup.batch) or self.windows != staircase(setup.T, apart, longest):
+        if (
+            self.singly
+            or count == 1
+            or held > chunk_steps(held, setup.batch)
+            or self.windows != staircase(setup.T, apart, longest)
+        ):
             return None
         if self.carried != 1:
             return None
@@ -214,6 +221,21 @@ class Unrolled:
         if done < self.setup.T:
             loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
         return loss, self._collect(trace, initial, disturb)
+
+    @np.errstate(all="ignore")
+    def gradients(self, problem: Problem) -> Iterator[tuple[float, dict[str, Array]]]:
+        """The gradient of each window by itself, with the losses of the steps since the last one; needs `singly`."""
+        trace, done = Trace(self.plan, problem.setup.dtype, problem.arrays), 0
+        states = [x.name for x in self.setup.wrt if x.kind == "state"]
+        trace.start()
+        for window in self.windows:
+            loss, done = self._advance(trace, done, window, self._weights), window.stop
+            trace.clear()
+            self._back(trace, window, self._weights)
+            none = {name: np.zeros((self.setup.batch, self._size(name))) for name in states}
+            initial = {name: trace.initial(name) for name in states} if window.start == 0 else none
+            yield loss, collect(self.setup, trace.finish(), initial)
+        trace.close()
 
     def _batched_gradient(
         self, trace: Trace, weights: NDArray[np.float64], plan: BatchedWindowsPlan, disturb: Disturb | None, seed: float

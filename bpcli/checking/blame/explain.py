@@ -41,7 +41,7 @@ _MESSAGES = {
     "wrong shape": "the gradient has another shape than its array",
     "wrong type": "the gradient is not of the spec's dtype",
 }
-_OTHER_STEPS = "the same rule on local derivatives by the complex step gives another gradient"
+_OTHER_STEPS = "{} on local derivatives by the complex step gives another gradient"
 Blame = tuple[dict[str, object], list[Cause]]
 
 
@@ -95,7 +95,8 @@ def _blames(
     for finding in wrong:
         fields, fitting = _blame(finding, diagnosis, in_time)
         if recursion and not finding.cause:
-            fields = {**fields, "cause": _OTHER_STEPS}
+            meant = call.meant.text if isinstance(call, GradientSource) and call.meant else "the same rule"
+            fields = {**fields, "cause": _OTHER_STEPS.format(meant)}
         if evidence is not None:
             fields, fitting = _discriminated((fields, fitting), finding, reproducer, call, evidence)
         fields = {**fields, "text": _text(finding, fields), "reproduce": command}

@@ -73,6 +73,10 @@ class GradientSource(ABC):
         """Move to a fresh process if other code ran in this one and may have spoiled it; returns whether it did."""
         return False
 
+    def refusal(self, setup: Setup) -> str | None:
+        """Why it does not apply to a spec; None if it does."""
+        return None
+
     def definition(self, setup: Setup) -> Definition:
         """That of the method that is meant, by default the total derivative."""
         return Exact() if self.meant is None else self.meant.definition(setup)

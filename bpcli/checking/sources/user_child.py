@@ -8,6 +8,8 @@ It imports NumPy and the standard library alone. A message has a `do`, a `file` 
 - `kind`: report whether the object of that name is judged as a function;
 - `function`: make black boxes of a function, found under its name and their labels, and describe it;
 - `close`: leave the framework of a function as it was;
+- `rule`, `rule_define`, `rule_start`, `rule_advance`: describe an online rule, ask for its definition, begin a run of
+  it, and take a step (see `rule_child`);
 - `call`: call a function, or the `part` of an object, with copies of the arrays in `groups`, and validate what it
   returns: a gradient for the `shapes` asked for, else a loss. A `seed` is that of the global random numbers, whose
   state is restored after the call.
@@ -172,6 +174,28 @@ class UserCodeRunner:
         changed = [name for now, was in zip(given, groups, strict=False) for name in altered(now, was)]
         changed += [CONSTANTS] if given[len(groups) :] not in ([], [numbers]) else []
         return {**answer, "changed": changed}, found
+
+    def _rule(self, message: Message, _: Sequence[Array]) -> _Answer:
+        return self._run_of(message).describe(), []
+
+    def _rule_define(self, message: Message, arrays: Sequence[Array]) -> _Answer:
+        return self._run_of(message).define(arrays), []
+
+    def _rule_start(self, message: Message, arrays: Sequence[Array]) -> _Answer:
+        return self._run_of(message).start(arrays), []
+
+    def _rule_advance(self, message: Message, arrays: Sequence[Array]) -> _Answer:
+        answer: _Answer = self._run_of(message).advance(message, arrays)
+        return answer
+
+    def _run_of(self, message: Message) -> Any:
+        """The run of a rule."""
+        from bpcli.checking.sources.rule_child import RuleRun
+
+        file, name = self._entered(message), message["name"]
+        if f"{name}:rule" not in file.made:
+            file.made[f"{name}:rule"] = RuleRun(self._made(file, name))
+        return file.made[f"{name}:rule"]
 
     def _made(self, file: _File, name: str) -> Any:
         """The object of that name; a class is called once to make it, and a function for its contractions."""
