@@ -38,9 +38,17 @@ from bpcli.references.numerics.rounding import (
 from bpcli.references.perturbation.kinks import find_kinks, jumps
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.forward_mode import rtrl_plan
-from bpcli.runtime.local_derivatives import Factor, LocalDerivatives, LocalSteps, by_tensor, influence_layout
+from bpcli.runtime.local_derivatives import (
+    DenseJacobian,
+    Factor,
+    LocalDerivatives,
+    LocalSteps,
+    by_tensor,
+    influence_layout,
+)
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.tape.plan import node_flops
+from bpcli.tape.probing import PATHS, Paths, held_nodes
 
 _DOUBLE, _SINGLE, _COMPLEX = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.complex128)
 # Relative shifts of the arrays, and number of disturbed samples.
@@ -65,7 +73,8 @@ class _Disturbed:
             factors = tuple(replace(f, delta=self._off(f.delta)) for f in local.factors)
             direct = {name: self._off(values) for name, values in local.direct.items()}
             J, q, q_before = (self._off(values) for values in (local.J, local.q, local.q_before))
-            yield replace(local, J=J, q=q, q_before=q_before, factors=factors, direct=direct)
+            jacobian = DenseJacobian(J, {kind: self._off(local.jacobian.along(kind)) for kind in PATHS})
+            yield replace(local, jacobian=jacobian, q=q, q_before=q_before, factors=factors, direct=direct)
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
         return self.steps.gradient(influence, direct)
@@ -110,7 +119,7 @@ def recursion_rounding(
 def recursion_flops(recursion: Recursion) -> float:
     """Predicted floating-point operations of an estimate and its rounding bounds, without the rule's own."""
     setup = recursion.setup
-    plan = rtrl_plan(setup, False)
+    plan = rtrl_plan(setup)
     once = 2.0 * plan.size * plan.size * plan.parameters * setup.T * setup.batch
     return measured_flops(setup) + (1 + 2 * (2 * len(_SHIFTS) + _DISTURBED + 1)) * once
 
@@ -231,7 +240,7 @@ class MeasuredSteps:
 
     def __init__(self, problem: Problem) -> None:
         self._double = cast(problem, _DOUBLE)
-        self.setup, self.plan = self._double.setup, rtrl_plan(self._double.setup, False)
+        self.setup, self.plan = self._double.setup, rtrl_plan(self._double.setup)
         graph = self.setup.graph
         self._previous, self._new = tuple(graph.previous.values()), tuple(graph.new.values())
         self._static = [s for s in self.plan.column_spans if graph.nodes[s.node].phase is Phase.STATIC]
@@ -245,6 +254,7 @@ class MeasuredSteps:
         self._one = {n: v[:1] for n, v in rows.items()}
         self._weights = loss_weights(self.setup)
         self._measure_step(_cut(self.setup, rows, self._params | roots, self._new))
+        self._measure_paths(rows)
         self._measure_loss(_cut(self.setup, rows | {n: self._rows(values[n]) for n in self._new}, self._params))
 
     def _rows(self, values: Values) -> Values:
@@ -261,6 +271,25 @@ class MeasuredSteps:
             if graph.nodes[span.node].op != "previous":
                 entries = self.plan.patterns.get(span.node, np.arange(graph.nodes[span.node].size))
                 self.parts[span.start] = self._states(cut, span.node, entries)
+
+    def _measure_paths(self, rows: Mapping[int, Values]) -> None:
+        """Parts of J: derivatives of the new states in a step in which everything off the paths is held fixed."""
+        graph, self.paths = self.setup.graph, dict[Paths, FloatArray]()
+        for kind in PATHS:
+            held = self._kept(sorted(held_nodes(graph, kind)))
+            cut = _cut(self.setup, {**rows, **held}, self._params, self._new)
+            parts = [self._states(cut, n, np.arange(graph.nodes[n].size)) for n in self._previous]
+            self.paths[kind] = np.concatenate(parts, axis=3)
+
+    def _kept(self, held: list[int]) -> dict[int, Values]:
+        """The values of any nodes at every step and sample, of copies: a product may have no storage of its own."""
+        nodes = list(self.setup.graph.nodes)
+        for n in held:
+            nodes.append(replace(nodes[n], index=len(nodes), op="copy", args=(n,), numbers=(), name=""))
+        copies = range(len(self.setup.graph.nodes), len(nodes))
+        setup = replace(self.setup, graph=replace(self.setup.graph, nodes=tuple(nodes)))
+        values = node_values(replace(self._double, setup=setup), copies)
+        return {n: self._rows(values[copy]) for n, copy in zip(held, copies, strict=True)}
 
     def _states(self, cut: Cut, leaf: int, entries: NDArray[np.int64]) -> FloatArray:
         """Derivatives (T, batch, N, entries) of the new states with respect to entries of a leaf."""
@@ -304,7 +333,7 @@ class MeasuredSteps:
             yield LocalDerivatives(
                 t,
                 layout,
-                self.J[t],
+                DenseJacobian(self.J[t], {kind: part[t] for kind, part in self.paths.items()}),
                 self.q[t],
                 self.q_before[t],
                 tuple(self._factors(t)),
@@ -357,15 +386,15 @@ def measured_bytes(setup: Setup) -> int:
     rows, moving = setup.T * setup.batch, sum(n.size for n in graph.nodes if n.phase is not Phase.STATIC)
     inputs = sum(n.size for n in graph.nodes if n.op == "input")
     static = layout.P - (setup.T - 1) * sum(
-        graph.nodes[s.node].size for s in rtrl_plan(setup, False).column_spans if graph.nodes[s.node].op == "input"
+        graph.nodes[s.node].size for s in rtrl_plan(setup).column_spans if graph.nodes[s.node].op == "input"
     )
-    real = rows * layout.N * (layout.N + static + 2) + 2 * setup.batch * layout.N * layout.P
+    real = rows * layout.N * (3 * layout.N + static + 2) + 2 * setup.batch * layout.N * layout.P
     direct = setup.T * sum(int(np.prod(x.shape)) for x in setup.wrt if x.kind == "param")
     return _DOUBLE.itemsize * (real + direct) + _COMPLEX.itemsize * rows * (moving + 2 * (inputs + layout.N))
 
 
 def _numbers(setup: Setup) -> int:
     """The count of numbers that are perturbed, one after the other."""
-    graph, plan = setup.graph, rtrl_plan(setup, False)
+    graph, plan = setup.graph, rtrl_plan(setup)
     met = sum(graph.nodes[s.node].size for s in plan.column_spans)
-    return 3 * plan.size + met + sum(x.entries if x.kind == "param" else 1 for x in setup.wrt if x.kind != "state")
+    return 5 * plan.size + met + sum(x.entries if x.kind == "param" else 1 for x in setup.wrt if x.kind != "state")
