@@ -116,7 +116,7 @@ class SparseKernels:
         passes as M̄ and A have colours (J at most the work of N), and one for q."""
         plan = sparse_plan(setup, self.sparsity(options))
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
-        flops = setup.T * setup.batch * (plan.local.flops + 3 * once + plan.advance_flops)
+        flops = setup.T * setup.batch * (plan.local.flops + 3 * once + plan.flops)
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
         held = plan.local.entries + setup.batch * plan.layout.P + 3 * results
         return Cost(flops, held * setup.dtype.itemsize, setup.T)

@@ -45,7 +45,8 @@ class First(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LocalPlan:
-    """Programs and sizes of the local derivatives of the steps of a chunk of at most `most` steps, for RTRL's `base`.
+    """Programs and sizes of the local derivatives of a chunk of at most `most` steps (`fixed`: no fewer), for RTRL's
+    `base`.
 
     `kinds` are the paths whose derivatives are taken, "affine" and "elementwise". Without `jacobian`, nothing but M̄
     and these is known; `seeded`, J is taken by unit seeds in any case. Numbers behind those of the trace: cotangents of each probe, then `extra` for others.
@@ -57,6 +58,7 @@ class LocalPlan:
     most: int
     extra: int = 0
     seeded: bool = False
+    fixed: bool = False
 
     @property
     def graph(self) -> Graph:
@@ -101,6 +103,8 @@ class LocalPlan:
         """Steps taken at a time."""
         per_step = self.base.batch * sum(probe.entries for probe in self.probes.values())
         steps = self.base.steps
+        if self.fixed:
+            return min(steps, self.most)
         return max(1, min(chunk_steps(steps, self.base.batch), self.most, SEED_ENTRIES // max(1, per_step)))
 
     @cached_property

@@ -1,12 +1,15 @@
 """RTRL on the entries of a pattern: M ← A M + M̄, with J or a part of it for A, in compiled code.
 
-Columns of M with the same rows are groups, which the kernel `groups` takes through the steps of a chunk. Of A the
-entries that a group needs are computed alone, from the parts of J at their entries (see `bpcli.runtime.local_plan`); if
-that is no cheaper than N reverse passes, as where a step mixes all units, J is taken by these. No dense M is formed.
+Columns of M with the same rows are groups, which the kernels of `bpcli.kernels.column_groups` advance a block of steps at
+a time. Of A the entries that a group needs are computed alone, from the parts of J at their entries (see
+`bpcli.runtime.local_plan`); if that is no cheaper than N reverse passes, as where a step mixes all units, J is taken by
+these. No dense M is formed.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -16,51 +19,53 @@ import numpy as np
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import column_groups as kernel
 from bpcli.problem.definition import Array, Problem, Setup
-from bpcli.runtime.forward_mode import JOB_FLOPS, JOBS, RtrlPlan, SourceSpan, rtrl_plan
+from bpcli.runtime.forward_mode import JOB_FLOPS, JOBS, RtrlPlan, rtrl_plan
 from bpcli.runtime.jobs import Call, cut
 from bpcli.runtime.local_derivatives import InfluenceLayout, by_tensor, influence_layout, scattered
-from bpcli.runtime.local_plan import LocalPlan, Probing, probe_schedule
+from bpcli.runtime.local_plan import First, LocalPlan, Probing, probe_schedule
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.schedule import MOST_KEPT
 from bpcli.runtime.trace import Trace
-from bpcli.tape.dependency import reached_states
 from bpcli.tape.instructions import BASE, INNER_ROW, OUTER, Integers
 from bpcli.tape.layout import Allocator
 from bpcli.tape.plan import node_flops
-from bpcli.tape.probing import Paths
+from bpcli.tape.probing import Paths, Probe
 from bpcli.tape.row_sets import Entering, RowSets, entering, row_sets
 
 MOST_STEPS = 128
-"""Steps in a chunk."""
-BLOCK_ENTRIES = 1 << 11
-"""Numbers in a group's part of M: with g they stay in the first cache."""
-JACOBIAN_ENTRIES = 1 << 19
-"""Numbers that the blocks of J of a chunk may take."""
+"""Steps in a block, unless they are given."""
+SLOT_ENTRIES, SLOT_SHARE = 1 << 19, 2
+"""Numbers that the blocks of A of all steps may take, or this part of M, which is read and written for every block."""
+PIECE_ENTRIES = 1 << 15
+"""Numbers in a group's part of M and g: wide enough for products, and there are several for several threads."""
+BUNDLE_ROWS = 64
+"""Rows of M and g in a bundle of groups of one shape."""
 TERM = 8
 """Operations of a reverse pass that take as long as gathering a term of an entry of J."""
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """The pattern of M of `steps` (None: any number), and the paths of A (None: all, A = J)."""
+    """The pattern of M of `steps` (None: any number), the paths of A (None: all, A = J), and the steps of a `block`
+    (None: as many as are fast)."""
 
     steps: int | None
     paths: Paths | None
+    block: int | None = None
 
 
 class Terms(NamedTuple):
-    """Terms of entries of J: of each the `entry` and the offsets of its factors among cotangents, and in the matrix.
+    """Terms of entries of A: of each where its entry stands in a slot row, and the offsets of its factors among
+    cotangents, in the matrix, and among those of "elementwise" paths. A factor without a node is 1."""
 
-    A factor of which there is no node, or no matrix, is 1.
-    """
-
-    entry: Integers
-    delta: int | None
+    probe: str
+    place: Integers
+    delta: int
     at_delta: Integers
-    matrix: tuple[int, bool] | None
-    at_matrix: Integers
-    vector: int | None
-    at_vector: Integers
+    matrix: int | None = None
+    at_matrix: Integers | None = None
+    vector: int | None = None
+    at_vector: Integers | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,46 +97,74 @@ class SparsePlan:
         return order[self.rows.sets.any(axis=0)[self.rows.of[order]]]
 
     @cached_property
-    def groups(self) -> Integers:
-        """The table of groups, without their runs."""
-        sets = self.rows.of[self.order]
-        counts = self.rows.sets.sum(axis=0)
-        starts = np.flatnonzero(np.diff(sets, prepend=-1)).tolist()
-        blocks = np.cumsum(np.where(np.isin(np.arange(len(counts)), sets), counts**2, 0))
-        first_rows, table, place = np.cumsum(counts) - counts, list[list[int]](), 0
-        for start, stop in zip(starts, [*starts[1:], len(sets)], strict=True):
-            which = int(sets[start])
-            r, block = int(counts[which]), int(blocks[which] - counts[which] ** 2)
-            most = max(1, BLOCK_ENTRIES // r)
-            for first in range(start, stop, most):
-                c = min(most, stop - first)
-                table.append([int(first_rows[which]), r, c, block, place, first, 0, 0])
-                place += r * c
-        return np.array(table, np.int64).reshape(len(table), kernel.GROUP)
+    def _used(self) -> Integers:
+        """The sets of rows that a column with entries has, in the order of the groups."""
+        return np.unique(self.rows.of[self.order])
 
     @cached_property
-    def pairs(self) -> tuple[Integers, Integers]:
-        """Rows and columns of the entries of A in the blocks, set by set."""
-        used = np.unique(self.rows.of[self.order])
-        lists = [np.flatnonzero(self.rows.sets[:, s]) for s in used]
-        nothing = [np.zeros(0, np.int64)]
-        rows = np.concatenate(nothing + [np.repeat(r, len(r)) for r in lists])
-        return rows, np.concatenate(nothing + [np.tile(r, len(r)) for r in lists])
+    def row_lists(self) -> Integers:
+        """The rows of all used sets, set by set."""
+        return np.nonzero(self.rows.sets[:, self._used].T)[1].astype(np.int64)
+
+    @cached_property
+    def sets(self) -> Integers:
+        """The table of sets."""
+        counts = self.rows.sets[:, self._used].sum(axis=0).astype(np.int64)
+        slots = counts * (counts + 1)
+        return np.stack([np.cumsum(counts) - counts, counts, np.cumsum(slots) - slots], axis=1)
 
     @property
-    def entries(self) -> int:
-        """Entries of M."""
-        return int((self.groups[:, kernel.COUNT] * self.groups[:, kernel.WIDTH]).sum())
+    def slot_row(self) -> int:
+        """Numbers of the slots of a step and sample."""
+        return int((self.sets[:, kernel.COUNT] * (self.sets[:, kernel.COUNT] + 1)).sum())
+
+    @cached_property
+    def groups(self) -> Integers:
+        """Of each group its set, its columns, and its first one in the order; (groups, 3)."""
+        which = np.searchsorted(self._used, self.rows.of[self.order])
+        starts = np.flatnonzero(np.diff(which, prepend=-1))
+        widths = np.diff(starts, append=len(which))
+        sets = which[starts]
+        most = np.maximum(1, PIECE_ENTRIES // (self.sets[sets, kernel.COUNT] + 1))
+        pieces = -(-widths // most)
+        piece = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        first = np.repeat(starts, pieces) + piece * np.repeat(most, pieces)
+        width = np.minimum(np.repeat(most, pieces), np.repeat(starts + widths, pieces) - first)
+        return np.stack([np.repeat(sets, pieces), width, first], axis=1)
+
+    @cached_property
+    def _counts(self) -> Integers:
+        """The rows of each group."""
+        return np.asarray(self.sets[self.groups[:, 0], kernel.COUNT])
+
+    @cached_property
+    def places(self) -> Integers:
+        """Where each group's part of M and g begins, and after the last."""
+        sizes = (self._counts + 1) * self.groups[:, 1]
+        return np.concatenate([[0], np.cumsum(sizes)])
+
+    @cached_property
+    def pairs(self) -> tuple[Integers, Integers, Integers]:
+        """Rows and columns of the entries of A that sets need, and where they stand in a slot row."""
+        counts, lists = self.sets[:, kernel.COUNT], self.row_lists
+        many = np.repeat(counts, counts)
+        rows = np.repeat(lists, many)
+        start = np.repeat(np.repeat(self.sets[:, kernel.FIRST_ROW], counts), many)
+        k = np.arange(len(rows)) - np.repeat(np.cumsum(many) - many, many)
+        within = np.repeat(np.arange(len(lists)) - np.repeat(self.sets[:, kernel.FIRST_ROW], counts), many)
+        slot = np.repeat(np.repeat(self.sets[:, kernel.SLOT], counts), many)
+        return rows, lists[start + k], slot + within * np.repeat(many, many) + k
 
     @cached_property
     def local(self) -> LocalPlan:
         """The passes through a step, with room for blocks of J, M, g, and a group for each job."""
-        base, paths, pairs = self.base, self.sparsity.paths, len(self.pairs[0])
-        most = max(1, min(MOST_STEPS, JACOBIAN_ENTRIES // max(1, base.batch * pairs)))
+        base, paths, block = self.base, self.sparsity.paths, self.sparsity.block
+        slots = max(SLOT_ENTRIES, base.batch * int(self.places[-1]) // SLOT_SHARE)
+        most = max(1, min(MOST_STEPS, slots // max(1, base.batch * self.slot_row)))
         kinds: tuple[Paths, ...] = ("elementwise",) if paths is None else (paths,)
-        plan = LocalPlan(base, kinds, paths is None, most)
+        plan = LocalPlan(base, kinds, paths is None, block or most, fixed=block is not None)
         if paths is None and (plan.firsts is None or self._terms_are_many(plan)):
-            plan = LocalPlan(base, (), True, most, seeded=True)
+            plan = replace(plan, kinds=(), seeded=True)
         return replace(plan, extra=self._room(plan.chunk)["end"])
 
     def _terms_are_many(self, plan: LocalPlan) -> bool:
@@ -142,7 +175,7 @@ class SparsePlan:
 
     def _count(self, plan: LocalPlan) -> float:
         """How many terms the entries of J have through products."""
-        total, (rows, columns) = 0.0, self.pairs
+        total, (rows, columns, _) = 0.0, self.pairs
         for first in plan.firsts or ():
             delta = plan.probes["deltas"].reach.get(first.delta)
             if delta is not None:
@@ -150,32 +183,39 @@ class SparsePlan:
         return total
 
     def _room(self, chunk: int) -> dict[str, int]:
-        """Offsets in the room."""
+        """Offsets in the room, of the slots, M with g, and the room of jobs, and how much that is for each job."""
         allocator, batch = Allocator(0), self.base.batch
-        widest = int((self.groups[:, kernel.COUNT] * self.groups[:, kernel.WIDTH]).max(initial=0))
+        r, c = self._counts, self.groups[:, 1]
+        most = int(r.max(initial=0)) + 1
+        spare = chunk * max(BUNDLE_ROWS, most) + max(int((r * c).max(initial=0)), most * most)
         found = {
-            "jacobians": allocator.take(chunk * batch * len(self.pairs[0])),
-            "influence": allocator.take(batch * self.entries),
-            "gradient": allocator.take(batch * len(self.order)),
-            "spare": allocator.take(self.jobs(chunk) * widest),
+            "slots": allocator.take((chunk + 1) * batch * self.slot_row),
+            "influence": allocator.take(batch * int(self.places[-1])),
+            "spare": allocator.take(max(self.jobs(flops, chunk) for flops in self.advance_flops) * spare),
         }
-        return {**found, "widest": widest, "end": allocator.size}
+        return {**found, "each": spare, "end": allocator.size}
 
     @cached_property
     def room(self) -> dict[str, int]:
-        """Offsets of blocks of J, M, g and groups of jobs, from the end of the cotangents."""
+        """Offsets behind the cotangents."""
         return self._room(self.local.chunk)
 
     @cached_property
-    def advance_flops(self) -> float:
-        """Floating-point operations of A M, M̄ and q M in a step, of a sample."""
-        r, c = self.groups[:, kernel.COUNT].astype(float), self.groups[:, kernel.WIDTH]
-        return float((2 * r * r * c + 4 * r * c).sum())
+    def advance_flops(self) -> tuple[float, float]:
+        """Floating-point operations of a step and sample: of L and λ; and of M̄ and q M, without L M once a block."""
+        r, width = self.sets[:, kernel.COUNT].astype(float), self.groups[:, 1]
+        return float((2 * r * r * (r + 1)).sum()), float((2 * (self._counts + 1.0) * width).sum())
 
-    def jobs(self, steps: int) -> int:
-        """Jobs that share out the groups of all samples."""
-        items = max(1, self.base.batch * len(self.groups))
-        return max(1, min(JOBS, items, int(self.advance_flops * self.base.batch * steps / JOB_FLOPS)))
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of a step and sample with the influence."""
+        r, width = self._counts.astype(float), self.groups[:, 1]
+        return sum(self.advance_flops) + float((2 * r * (r + 1) * width).sum()) / self.local.chunk
+
+    def jobs(self, flops: float, steps: int) -> int:
+        """Jobs that share out the sets or groups of all samples, which take so many operations in a step."""
+        most = self.base.batch * max(1, len(self.groups))
+        return max(1, min(JOBS, most, int(flops * self.base.batch * steps / JOB_FLOPS)))
 
 
 def _vector_reach(plan: LocalPlan, vector: int) -> Array:
@@ -213,41 +253,40 @@ def sparse_schedule(plan: SparsePlan, dtype: np.dtype) -> SparseSchedule:
 
 
 class SparseSchedule:
-    """The terms of J and the calls of the kernel of a plan, on the array of its trace."""
+    """The terms of A and the calls of the kernels of a plan, on the array of its trace."""
 
     def __init__(self, plan: SparsePlan, dtype: np.dtype) -> None:
         self.plan, self.probes = plan, probe_schedule(plan.local, dtype)
         self.end = self.probes.trace.entries + plan.local.bases["extra"]
-        self.terms = self._terms()
-        self.credits, self.runs, self.groups = self._credits(), *self._runs()
-        self.rows = np.nonzero(plan.rows.sets.T)[1].astype(np.int64)
-        self.call = lru_cache(MOST_KEPT)(self._call)
+        self.terms, self.credits = self._terms(), self._credits()
+        self.bundles, self.runs, self.deltas = self._bundles()
+        self.calls = lru_cache(MOST_KEPT)(self._calls)
 
-    def _terms(self) -> list[tuple[str, Terms]]:
-        """Of each part of J its probe and terms."""
-        plan, local, found = self.plan, self.plan.local, list[tuple[str, Terms]]()
-        rows, columns = plan.pairs
+    def _terms(self) -> list[Terms]:
+        """The terms of each part of A."""
+        plan, local, found = self.plan, self.plan.local, list[Terms]()
+        rows, columns, places = plan.pairs
         name = "deltas" if local.firsts is None and plan.sparsity.paths is None else local.kinds[0]
-        probe, starts, none = local.probes[name], plan.layout.states, np.zeros(0, np.int64)
+        probe, starts = local.probes[name], plan.layout.states
         for n, own in zip(local.graph.previous.values(), starts.values(), strict=True):
             there = (columns >= own.start) & (columns < own.stop)
             if n in probe.reach:
                 entry = np.flatnonzero(there)
                 entry = entry[probe.reach[n][rows[entry], columns[entry] - own.start]]
                 at = probe.at(n, rows[entry], columns[entry] - own.start)
-                found.append((name, Terms(entry, n, at, None, none, None, none)))
+                found.append(Terms(name, places[entry], n, at))
         if plan.sparsity.paths is None:
             for first in local.firsts or ():
-                found += [("deltas", terms) for terms in self._through(first)]
+                found += self._through(first)
         return found
 
-    def _through(self, first) -> list[Terms]:  # type: ignore[no-untyped-def]
+    def _through(self, first: First) -> list[Terms]:
         """The terms of a product, by the state before whose entry they end at."""
         plan, local = self.plan, self.plan.local
         deltas, paths = local.probes["deltas"], local.probes["elementwise"]
         if first.delta not in deltas.reach:
             return []
-        rows, columns = plan.pairs
+        rows, columns, places = plan.pairs
         by_row, by_column = _listed(deltas.reach[first.delta]), _listed(_vector_reach(local, first.vector).T)
         many = by_row[1][rows] * by_column[1][columns]
         entry = np.repeat(np.arange(len(rows)), many)
@@ -266,11 +305,10 @@ class SparseSchedule:
             here = (j >= own.start) & (j < own.stop)
             if here.any():
                 at_vector = paths.at(n, start + c[here], j[here] - own.start)
-                itself = first.vector == n
                 at_delta = deltas.at(first.delta, i[here], r[here])
-                matrix = (first.matrix, at_matrix[here])
-                vector = (None, at_vector[:0]) if itself else (n, at_vector)
-                found.append(Terms(entry[here], first.delta, at_delta, (matrix[0], False), matrix[1], *vector))
+                vector = () if first.vector == n else (n, at_vector)
+                place = places[entry[here]]
+                found.append(Terms("deltas", place, first.delta, at_delta, first.matrix, at_matrix[here], *vector))
         return found
 
     def _credits(self) -> Integers:
@@ -282,79 +320,102 @@ class SparseSchedule:
             entries = np.arange(graph.nodes[previous].size)
             parts = []
             for n in (graph.new[name], previous):
-                parts += [start + int(table[n, BASE]) + entries, np.full(entries.size, int(table[n, INNER_ROW]))]
+                there = n != previous or n in plan.local.trace.reverse.touched
+                at = start + int(table[n, BASE]) + entries if there else np.full(entries.size, -1)
+                parts += [at, np.full(entries.size, int(table[n, INNER_ROW]))]
             lines.append(np.stack(parts, axis=1))
         return np.concatenate(lines).astype(np.int64)
 
-    def _runs(self) -> tuple[Integers, Integers]:
-        """The tables of runs and of groups with them."""
-        plan, groups = self.plan, self.plan.groups.copy()
+    def _bundles(self) -> tuple[Integers, Integers, Integers]:
+        """The tables of bundles and of runs, and the places of cotangents."""
+        plan, groups, sets = self.plan, self.plan.groups, self.plan.sets
+        segments, deltas = self._segments()
+        bounds = np.searchsorted(segments[:, -2], np.arange(len(groups) + 1))
+        shapes = [segments[one:other, : kernel.RUN].tobytes() for one, other in itertools.pairwise(bounds)]
+        table, runs, places, first = list[list[int]](), [segments[:0, : kernel.RUN]], [deltas[:0]], 0
+        while first < len(groups):
+            own, width, _ = groups[first].tolist()
+            r, last = int(sets[own, kernel.COUNT]), first + 1
+            while last < len(groups) and (last - first + 1) * (r + 1) <= BUNDLE_ROWS:
+                follows = groups[last, 0] == own + last - first and groups[last, 1] == width
+                if not follows or sets[groups[last, 0], kernel.COUNT] != r or shapes[last] != shapes[first]:
+                    break
+                last += 1
+            count, start = int(bounds[first + 1] - bounds[first]), sum(map(len, runs))
+            line = [own, last - first, width, int(plan.places[first]), int(last - first > 1)]
+            table.append([*line, start, start + count, sum(map(len, places))])
+            runs.append(segments[bounds[first] : bounds[first + 1], : kernel.RUN])
+            ends = segments[bounds[first] : bounds[last], -1].reshape(last - first, count).T.ravel()
+            places.append(deltas[(ends[:, None] + np.arange(r)).ravel()])
+            first = last
+        bundles = np.array(table, np.int64).reshape(len(table), kernel.BUNDLE)
+        return bundles, np.ascontiguousarray(np.concatenate(runs)), np.concatenate(places)
+
+    def _segments(self) -> tuple[Integers, Integers]:
+        """The runs of every group by itself, each with its group and where its cotangents' places begin; and these."""
+        plan = self.plan
         place = np.full(plan.layout.P, -1)
         place[plan.order] = np.arange(len(plan.order))
-        owner = np.repeat(np.arange(len(groups)), groups[:, kernel.WIDTH])
-        lines = [np.zeros((0, kernel.RUN + 1), np.int64)]
-        lines += [part for way in plan.ways for part in self._of_way(way, place, owner)]
+        owner = np.repeat(np.arange(len(plan.groups)), plan.groups[:, 1])
+        lines, lists, start = [np.zeros((0, kernel.RUN + 2), np.int64)], [np.zeros(0, np.int64)], 0
+        for way in plan.ways:
+            found, deltas = self._of_way(way, place, owner)
+            found[:, -1] += start
+            lines.append(found)
+            lists.append(deltas)
+            start += len(deltas)
         table = np.concatenate(lines)
-        table = table[np.argsort(table[:, -1], kind="stable")]
-        bounds = np.searchsorted(table[:, -1], np.arange(len(groups) + 1))
-        groups[:, kernel.FIRST_RUN], groups[:, kernel.LAST_RUN] = bounds[:-1], bounds[1:]
-        return np.ascontiguousarray(table[:, :-1]), groups
+        return table[np.argsort(table[:, -2], kind="stable")], np.concatenate(lists)
 
-    def _of_way(self, way: Entering, place: Integers, owner: Integers) -> list[Integers]:
-        """The runs of a way in which columns enter, each with its group."""
-        plan, local = self.plan, self.plan.local
-        probe = local.probes["deltas"]
-        if way.delta not in probe.reach:
-            return []
-        at = np.argsort(place[way.columns])
+    def _of_way(self, way: Entering, place: Integers, owner: Integers) -> tuple[Integers, Integers]:
+        """The same of a way in which columns enter."""
+        plan, local, probe = self.plan, self.plan.local, self.plan.local.probes["deltas"]
+        at = np.argsort(place[way.columns], kind="stable")
         at = at[place[way.columns[at]] >= 0]
+        if way.delta not in probe.reach or not len(at):
+            return np.zeros((0, kernel.RUN + 2), np.int64), np.zeros(0, np.int64)
         position, m, n = place[way.columns[at]], way.m[at], way.n[at]
-        if not len(at):
-            return []
         group = owner[position]
         same = (np.diff(position) == 1) & (np.diff(group) == 0) & (np.diff(m) == 0) & (np.diff(n) == 1)
         first = np.flatnonzero(np.concatenate([[True], ~same]))
-        length = np.diff(np.append(first, len(at)))
         group, m, n = group[first], m[first], n[first]
-        start = position[first] - plan.groups[group, kernel.COLUMN]
-        table = local.places["deltas"][0].table[way.delta]
-        values = local.trace.values.table
-        found = list[Integers]()
-        counts = plan.groups[group, kernel.COUNT]
-        rows = np.nonzero(plan.rows.sets.T)[1]
-        for a in range(int(counts.max(initial=0))):
-            here = np.flatnonzero(counts > a)
-            state = rows[plan.groups[group[here], kernel.FIRST_ROW] + a]
-            met = probe.reach[way.delta][state, m[here]]
-            here, state = here[met], state[met]
-            line = np.zeros((len(here), kernel.RUN + 1), np.int64)
-            line[:, kernel.ROW_OF], line[:, kernel.START], line[:, kernel.LENGTH_OF] = a, start[here], length[here]
-            base = self.probes.trace.entries + local.bases["deltas"] + int(table[BASE])
-            line[:, kernel.DELTA] = base + probe.colors[state] * int(table[INNER_ROW]) + m[here]
-            line[:, kernel.DELTA_ROW], line[:, kernel.VECTOR] = int(table[OUTER]), -1
-            if way.vector is not None:
-                line[:, kernel.VECTOR] = int(values[way.vector, BASE]) + n[here]
-                line[:, kernel.VECTOR_ROW] = int(values[way.vector, INNER_ROW])
-            line[:, kernel.STEP], line[:, -1] = way.step, group[here]
-            found.append(line)
-        return found
+        own = plan.sets[plan.groups[group, 0]]
+        counts = own[:, kernel.COUNT]
+        starts = np.cumsum(counts) - counts
+        table, values = local.places["deltas"][0].table[way.delta], local.trace.values.table
+        found = np.zeros((len(first), kernel.RUN + 2), np.int64)
+        found[:, kernel.START] = position[first] - plan.groups[group, 2]
+        found[:, kernel.COLUMNS] = np.diff(first, append=len(at))
+        found[:, kernel.VECTOR], found[:, kernel.DELTA_ROW], found[:, kernel.STEP] = -1, int(table[OUTER]), way.step
+        if way.vector is not None:
+            found[:, kernel.VECTOR] = int(values[way.vector, BASE]) + n
+            found[:, kernel.VECTOR_ROW] = int(values[way.vector, INNER_ROW])
+        found[:, -2], found[:, -1] = group, starts
+        a = np.arange(int(counts.sum())) - np.repeat(starts, counts)
+        state, m = plan.row_lists[np.repeat(own[:, kernel.FIRST_ROW], counts) + a], np.repeat(m, counts)
+        base = self.probes.trace.entries + local.bases["deltas"] + int(table[BASE])
+        there = base + probe.colors[state] * int(table[INNER_ROW]) + m
+        return found, np.where(probe.reach[way.delta][state, m], there, -1)
 
-    def _call(self, first: int, last: int) -> Call:
-        """The groups, through the steps `first` to `last`."""
-        plan, room, tables = self.plan, self.plan.room, (self.groups, self.runs, self.rows, self.credits)
+    def _calls(self, first: int, last: int) -> tuple[Call, Call]:
+        """The sets, then the bundles, through the steps `first` to `last`."""
+        plan, room, steps = self.plan, self.plan.room, last - first
+        tables = plan.sets, self.bundles, self.runs, self.deltas, plan.row_lists, self.credits
+        fields = kernel.SETS, kernel.BUNDLES, kernel.RUNS, kernel.DELTAS, kernel.ROWS, kernel.CREDITS
         job = np.zeros(kernel.JOB, np.int64)
         job[kernel.LENGTH] = self.probes.trace.entries + plan.local.bases["end"]
-        for field, table in zip((kernel.GROUPS, kernel.RUNS, kernel.ROWS, kernel.CREDITS), tables, strict=True):
+        for field, table in zip(fields, tables, strict=True):
             job[field], job[field + 1] = table.ctypes.data, len(table)
-        job[kernel.BATCH], job[kernel.STEP0], job[kernel.STEPS] = plan.base.batch, first, last - first
-        touched = plan.local.trace.reverse.touched
-        job[kernel.BEFORE] = int(any(n in touched for n in plan.base.graph.previous.values()))
-        job[kernel.JACOBIANS], job[kernel.JACOBIAN_ROW] = self.end + room["jacobians"], len(plan.pairs[0])
-        job[kernel.INFLUENCE], job[kernel.INFLUENCE_ROW] = self.end + room["influence"], plan.entries
-        job[kernel.GRADIENT], job[kernel.GRADIENT_ROW] = self.end + room["gradient"], len(plan.order)
-        jobs = cut(job, kernel.FIRST_ITEM, 0, plan.base.batch * len(self.groups), plan.jobs(plan.local.chunk))
-        jobs[:, kernel.SPARE] = self.end + room["spare"] + np.arange(len(jobs)) * room["widest"]
-        return Call("groups", jobs, keeps=tables)
+        job[kernel.BATCH], job[kernel.STEP0], job[kernel.STEPS] = plan.base.batch, first, steps
+        job[kernel.SLOTS], job[kernel.SLOT_ROW] = self.end + room["slots"], plan.slot_row
+        job[kernel.INFLUENCE], job[kernel.INFLUENCE_ROW] = self.end + room["influence"], int(plan.places[-1])
+        calls = list[Call]()
+        for name, count, flops in zip(("sets", "groups"), map(len, tables[:2]), plan.advance_flops, strict=True):
+            items = plan.base.batch * count
+            jobs = cut(job.copy(), kernel.FIRST_ITEM, 0, items, min(items or 1, plan.jobs(flops, steps)))
+            jobs[:, kernel.SPARE] = self.end + room["spare"] + np.arange(len(jobs)) * room["each"]
+            calls.append(Call(name, jobs, keeps=tables))
+        return calls[0], calls[1]
 
 
 def _listed(reach: Array) -> tuple[Integers, Integers, Integers]:
@@ -363,7 +424,7 @@ def _listed(reach: Array) -> tuple[Integers, Integers, Integers]:
     return np.nonzero(reach)[1], counts, np.cumsum(counts) - counts
 
 
-def _starts(probe) -> list[tuple[int, int]]:  # type: ignore[no-untyped-def]
+def _starts(probe: Probe) -> list[tuple[int, int]]:
     """The roots of a probe, and where the entries of each begin."""
     found, start = list[tuple[int, int]](), 0
     for n in probe.graph.new.values():
@@ -381,28 +442,23 @@ class SparseRun:
         local = plan.local
         self.trace = Trace(local.trace, setup.dtype, problem.arrays, room=local.bases["end"])
         self.probing = Probing(local, self.trace)
-        room, batch = self.trace.room[local.bases["extra"] :], setup.batch
-        at = plan.room
-        pairs = len(plan.pairs[0])
-        self.A = room[at["jacobians"] :][: local.chunk * batch * pairs].reshape(-1, pairs)
-        self.M = room[at["influence"] :][: batch * plan.entries].reshape(batch, plan.entries)
-        self.G = room[at["gradient"] :][: batch * len(plan.order)].reshape(batch, -1)
-        self.M[:], self.G[:] = 0, 0
-        self._begin()
+        room, at, rows = self.trace.room[local.bases["extra"] :], plan.room, (local.chunk + 1) * setup.batch
+        self.A = room[at["slots"] :][: rows * plan.slot_row].reshape(rows, plan.slot_row)
+        self.M = room[at["influence"] :][: setup.batch * int(plan.places[-1])].reshape(setup.batch, -1)
+        self.M[:] = 0
         self._matrices = dict[int, Array]()
+        if plan.layout.initial_rows:
+            self._begin(plan.layout.initial_rows)
 
-    def _begin(self) -> None:
+    def _begin(self, rows: Mapping[int, int]) -> None:
         """M(0): the identity where initial states are differentiated."""
         plan = self.plan
-        initial = plan.layout.initial_rows
-        rows = np.nonzero(plan.rows.sets.T)[1]
-        for group in plan.groups:
-            first, r, c, _, place, column = group[: kernel.FIRST_RUN].tolist()
-            if initial:
-                own = rows[first : first + r]
-                for k, p in enumerate(plan.order[column : column + c].tolist()):
-                    if p in initial:
-                        self.M[:, place + int(np.searchsorted(own, initial[p])) * c + k] = 1
+        for (own, c, first), place in zip(plan.groups.tolist(), plan.places.tolist(), strict=False):
+            start, r, _ = plan.sets[own].tolist()
+            lists = plan.row_lists[start : start + r]
+            for k, p in enumerate(plan.order[first : first + c].tolist()):
+                if p in rows:
+                    self.M[:, place + int(np.searchsorted(lists, rows[p])) * c + k] = 1
 
     @np.errstate(all="ignore")
     def advance(self, first: int, last: int) -> None:
@@ -411,34 +467,34 @@ class SparseRun:
         rows = (last - first) * self.setup.batch
         A = self.A[:rows]
         A[:] = 0
-        for name, terms in self.schedule.terms:
-            self._add(A, name, terms, rows)
-        self.trace.run((self.schedule.call(first, last),))
+        for terms in self.schedule.terms:
+            self._add(A, terms, rows)
+        self.trace.run(self.schedule.calls(first, last))
 
-    def _add(self, A: Array, name: str, terms: Terms, rows: int) -> None:
+    def _add(self, A: Array, terms: Terms, rows: int) -> None:
         """Add terms to the entries of A."""
-        assert terms.delta is not None
-        found = self.probing.rows(name, terms.delta, 0, rows)[:, terms.at_delta]
+        found = self.probing.rows(terms.probe, terms.delta, 0, rows)[:, terms.at_delta]
         if terms.matrix is not None:
-            if terms.matrix[0] not in self._matrices:
-                self._matrices[terms.matrix[0]] = self.probing.matrix(terms.matrix[0], False).ravel()
-            found = found * self._matrices[terms.matrix[0]][terms.at_matrix]
+            if terms.matrix not in self._matrices:
+                self._matrices[terms.matrix] = self.probing.matrix(terms.matrix, False).ravel()
+            found = found * self._matrices[terms.matrix][terms.at_matrix]
         if terms.vector is not None:
             found = found * self.probing.rows("elementwise", terms.vector, 0, rows)[:, terms.at_vector]
-        starts = np.flatnonzero(np.diff(terms.entry, prepend=-1))
-        if len(starts) < len(terms.entry):
+        starts = np.flatnonzero(np.diff(terms.place, prepend=-1))
+        if len(starts) < len(terms.place):
             found = np.add.reduceat(found, starts, axis=1)
-        A[:, terms.entry[starts]] += found
+        A[:, terms.place[starts]] += found
 
     def influence(self) -> Array:
         """g, (batch, P)."""
         found = np.zeros((self.setup.batch, self.plan.layout.P), self.setup.dtype)
-        found[:, self.plan.order] = self.G
+        for (own, c, first), end in zip(self.plan.groups.tolist(), self.plan.places[1:].tolist(), strict=True):
+            found[:, self.plan.order[first : first + c]] = self.M[:, end - c : end]
         return found
 
     def close(self) -> None:
         """Release the memory to the next trace; nothing can be read any more."""
-        del self.A, self.M, self.G, self.probing
+        del self.A, self.M, self.probing
         self.trace.close()
 
 
