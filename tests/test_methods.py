@@ -48,7 +48,7 @@ def same_bits(first: Gradient, second: Gradient) -> bool:
 def test_the_tables_hold_every_spec_and_method() -> None:
     """Nothing that is shipped is left out above, but approximate rules, which are compared in test_online_rules.py."""
     assert {path.stem for path in SPECS.glob("*.toml")} == {*RECURRENT, *FEED_FORWARD}
-    assert {*known_names()} - {"snap", "uoro"} == {method.split(":")[0] for _, method in CASES}
+    assert {*known_names()} - {"eprop", "rflo", "snap", "uoro"} == {method.split(":")[0] for _, method in CASES}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -23,12 +23,19 @@ from bpcli.methods.snap import Options
 from bpcli.methods.uoro import UORO, Factors
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.runtime.local_derivatives import (
+    InfluenceLayout,
     LocalDerivatives,
     LocalSteps,
     influence_layout,
-    influence_pattern,
     local_derivatives,
 )
+from bpcli.runtime.sparse_influence import Sparsity, sets_of
+
+
+def influence_pattern(layout: InfluenceLayout, k: int) -> Array:
+    """The entries (N, P) of the influence that may differ from zero within k steps of what enters them."""
+    return sets_of(layout, Sparsity(k, None)).pattern()
+
 
 EVERY = ("params", "inputs", "state")
 
@@ -166,7 +173,7 @@ def judged(problem: Problem, text: str, how: str | None = None) -> list[Finding]
     assert isinstance(method, Online)
     if how is not None:
         defined = lambda setup, options, rule=method: rule.definition(setup, options)  # noqa: E731
-        method = replace(method, rule=Planted(method.rule, SPOILED[how]), defined=defined)
+        method = replace(method, rule=Planted(method.rule, SPOILED[how]), defined=defined, compiled=None)
     return check_problem(problem, [MethodCall(text, method, call.options)], CheckOptions())
 
 

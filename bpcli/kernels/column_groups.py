@@ -1,4 +1,4 @@
-"""The kernels of sparse influence matrices: M ← A M + M̄ and g += q M over a block of steps, on the entries of a pattern.
+"""The kernels of sparse influence matrices: M ← A M + M̄ and g += q M over a block of steps, on a pattern of entries.
 
 Columns of M with the same rows R form a group: a matrix (r, c), which only the block A[R, R] advances. As A, q and the
 terms of M̄, outer products Δ(s) v(s), depend on the forward pass alone, steps s = 0 … S-1 are taken at once (Schmidhuber
@@ -7,8 +7,8 @@ terms of M̄, outer products Δ(s) v(s), depend on the forward pass alone, steps
     L(s) = L(s+1) A(s)        λ(s-1) = q(s-1) + q_before(s) + λ(s) A(s)                     `sets_span`
     M ← L(0) M + Σ_s L(s+1) Δ(s) v(s)        g += (λ(0) A(0) + q_before(0)) M + Σ_s λ(s) Δ(s) v(s)        `groups_span`
 
-so that all sums over steps are products of matrices. L above λ stand in slots (r + 1, r): that of step s + 1 is L(s+1) and
-λ(s), the first L(0) and what multiplies M in g. g is the last row of its group, below M. Groups of one shape that
+so that all sums over steps are products of matrices. L above λ stand in slots (r + 1, r): that of step s + 1 is L(s+1)
+and λ(s), the first L(0) and what multiplies M in g. g is the last row of its group, below M. Groups of one shape that
 take the same vectors v are a bundle, whose products are one.
 """
 
@@ -76,9 +76,10 @@ BUNDLE = FIRST_DELTA + 1
     VECTOR_ROW,  # from one row (step, sample) to the next, numbers
     DELTA_ROW,  # from one row of Δ to the next, numbers
     STEP,  # the step at which it contributes, -1: every step
-) = range(6)
+    AGAIN,  # 1: Δ is that of the run before
+) = range(7)
 """Fields of a run: neighbouring columns of every group of a bundle, and neighbouring entries of v."""
-RUN = STEP + 1
+RUN = AGAIN + 1
 
 (
     AFTER,  # where q of the new state stands, offset of row 0
@@ -177,6 +178,22 @@ def _carry(job, V, sets, bundle, b):
 
 
 @inner
+def _factor(V, r, slot, deltas, first, shift, out):
+    """out (r + 1) = L Δ, and λ Δ below."""
+    if r == 1:
+        delta = V[deltas[first] + shift] if deltas[first] >= 0 else V.dtype.type(0)
+        V[out], V[out + 1] = V[slot] * delta, V[slot + 1] * delta
+        return
+    for k in range(r + 1):
+        V[out + k] = 0
+    for a in range(r):
+        if deltas[first + a] >= 0:
+            delta = V[deltas[first + a] + shift]
+            for k in range(r + 1):
+                V[out + k] += V[slot + k * r + a] * delta
+
+
+@inner
 def _enter(job, V, sets, bundle, run, deltas, which, b):
     """Add Σ_s L(s+1) Δ(s) v(s) and Σ_s λ(s) Δ(s) v(s) to the columns of a run of every group of a bundle."""
     r, groups, c, batch, x = sets[bundle[SET_OF], COUNT], bundle[GROUPS], bundle[WIDTH], job[BATCH], job[SPARE]
@@ -187,19 +204,14 @@ def _enter(job, V, sets, bundle, run, deltas, which, b):
         end = begin + 1
         if begin < 0 or begin >= job[STEPS]:
             return
-    for s in range(begin, end):
-        row = s * batch + b
-        for i in range(groups):
-            at = bundle[FIRST_DELTA] + (which * groups + i) * r
-            slot = job[SLOTS] + (row + batch) * job[SLOT_ROW] + sets[bundle[SET_OF] + i * bundle[APART], SLOT]
-            out = x + (s - begin) * high + i * (r + 1)
-            for k in range(r + 1):
-                V[out + k] = 0
-            for a in range(r):
-                if deltas[at + a] >= 0:
-                    delta = V[deltas[at + a] + row * run[DELTA_ROW]]
-                    for k in range(r + 1):
-                        V[out + k] += V[slot + k * r + a] * delta
+    if run[AGAIN] == 0:
+        first = bundle[FIRST_DELTA] + which * groups * r
+        for s in range(begin, end):
+            row, out = s * batch + b, x + (s - begin) * high
+            slots = job[SLOTS] + (row + batch) * job[SLOT_ROW]
+            for i in range(groups):
+                slot = slots + sets[bundle[SET_OF] + i * bundle[APART], SLOT]
+                _factor(V, r, slot, deltas, first + i * r, row * run[DELTA_ROW], out + i * (r + 1))
     out, steps = job[INFLUENCE] + b * job[INFLUENCE_ROW] + bundle[PLACE] + run[START], end - begin
     if run[VECTOR] < 0:
         for s in range(steps):

@@ -78,8 +78,8 @@ class Online:
 
     `defined(setup, options)` is its definition; None stands for the recursion itself. Of the influence's layout and the
     options, `flops` are the rule's operations per step and sample, `entries` the numbers that it holds per sample, and
-    `shared` those that it holds once; `reads_J`: it reads J, which is put together for it. With `compiled`, that computes
-    the gradient, and the rule defines it.
+    `shared` those that it holds once; `reads_jacobian`: J is put together for it. With `compiled`, that computes the
+    gradient, and the rule defines it.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Online:
     entries: Callable[[InfluenceLayout, Any], int]
     shared: Callable[[InfluenceLayout, Any], int] = lambda layout, options: 0
     defined: Callable[[Setup, Any], Definition] | None = None
-    reads_J: bool = True
+    reads_jacobian: bool = True
     compiled: Compiled | None = None
 
     def refusal(self, graph: Graph) -> str | None:
@@ -110,10 +110,11 @@ class Online:
         plan, layout = local_plan(rtrl_plan(setup)), influence_layout(setup)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
-        local = plan.flops + self.reads_J * layout.N * step
+        local = plan.flops + self.reads_jacobian * layout.N * step
         flops = setup.T * setup.batch * (local + 3 * once + self.flops(layout, options))
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
         own = setup.batch * (self.entries(layout, options) + layout.local_entries) + self.shared(layout, options)
+        own += sum(plan.graph.nodes[first.matrix].size for first in plan.firsts or ())
         held = plan.entries + own + 3 * results
         return Cost(flops, held * setup.dtype.itemsize, setup.T)
 

@@ -3,9 +3,9 @@
     ε(t) = Ε(t) ε(t-1) + M̄(t)          eligibility (N, P)                             (1)
     g(t) = q(t) ε(t) + direct           learning signal q = ∂l(t)/∂a(t)                (2)
 
-Ε is what a unit's state owes to its own state before, ∂a_j(t)/∂a_j(t-1) at fixed activity of the others. Defined for any
-graph: Ε is J along elementwise paths, which go through gates and nonlinearities, but through no product with a matrix
-and no sum over units, and M̄ is exact within its step. Ε is
+Ε is the derivative of a unit's state by its own state before, ∂a_j(t)/∂a_j(t-1) at fixed activity of the others. On any
+graph that is J along elementwise paths, which go through gates and nonlinearities, but through no product with a
+matrix and no sum over units; M̄ is exact within its step. Ε is
 
     leaky RNN   (1 - α) I, as in `rflo`         vanilla RNN   0
     GRU         diag(z)                         IndRNN, LRU   J itself: the rule is exact there

@@ -8,9 +8,11 @@ hold fixed the values of all operations of a step that are not affine in a(t-1),
 with matrices, sums over units); Λ is the Jacobian of what is left. So of two factors that both vary with a(t-1), the
 product is held fixed; of `z * h[t-1]` with a gate z, that is a nonlinearity, the factor z counts. Λ is
 
-    leaky RNN   (1 - α) I                       vanilla RNN, IndRNN   0, all of a(t-1) is inside a nonlinearity
-    GRU         diag(z)                         LSTM                  diag(f) from c(t-1) to c(t); h = o tanh(c) is outside
-    LRU         J itself: the rule is exact there
+    leaky RNN             (1 - α) I
+    vanilla RNN, IndRNN   0: all of a(t-1) is inside a nonlinearity
+    GRU                   diag(z)
+    LSTM                  diag(f) from c(t-1) to c(t), and 0 from there to h(t) = o tanh(c(t)), a nonlinearity
+    LRU                   J itself: the rule is exact there
 
 Learning signals are q = ∂l(t)/∂a(t) here; random feedback is an option of `eprop`. The immediate influence M̄ is exact
 within its step. Exact where W_rec = 0; on a leaky or vanilla RNN the same as `snap:k=1` where the diagonal of W_rec is

@@ -13,8 +13,8 @@ Between blocks the influence is carried as in RTRL:
 
 Memory does not grow with T, as that of BPTT does; M counts where that of RTRL does, on its structural pattern.
 
-Cost a step of a vanilla RNN: n³ for (1), n P = n³ for the sums of (4), and n² P / h = n⁴ / h for its product, where RTRL
-has n² P; memory n P + h n².
+Cost a step of a vanilla RNN: n³ for (1), n P = n³ for the sums of (4), and n² P / h = n⁴ / h for its product, where
+RTRL has n² P; memory n P + h n².
 """
 
 from __future__ import annotations

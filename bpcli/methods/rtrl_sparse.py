@@ -6,10 +6,10 @@
 The pattern is closed under J, so nothing is left out: it is that of `snap:k=…` for any k from the diameter of the
 network on. Read off the equations, never off values; densities count.
 
-Cost: columns that reach the same r states are advanced by an r × r block of J. Where units do not feed each other, as in
-IndRNN or LRU, r is the states of one unit, and a step takes O(P) in time and memory; with a density, r is what a unit
-reaches in any number of steps; of a full W all N, and the cost is that of RTRL, in less well-shaped products: `rtrl` is
-faster then.
+Cost: columns that reach the same r states are advanced by an r × r block of J, many steps at a time as in `rtrl-block`.
+Where units do not feed each other, as in IndRNN or LRU, r is the states of one unit, and a step takes O(P) in time and
+memory; with a density, r is what a unit reaches in any number of steps. Of a full W that is all N: then M is full, and
+the cost that of `rtrl-block`.
 """
 
 from __future__ import annotations

@@ -85,5 +85,5 @@ METHOD = Online(
     rule=UORO(),
     flops=lambda layout, options: 2.0 * layout.N * layout.N + 2.0 * layout.N * layout.P + 6.0 * layout.P,
     entries=lambda layout, options: 8 * layout.P + 6 * layout.N,
-    reads_J=False,
+    reads_jacobian=False,
 )

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Node, Phase
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.runtime.forward_mode import RtrlPlan, rtrl_plan
-from bpcli.runtime.local_plan import Probing, local_plan
+from bpcli.runtime.local_plan import Captured, Probing, local_plan
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Trace
 from bpcli.tape.dependency import ColumnSpan
@@ -53,12 +53,14 @@ class InfluenceLayout:
 
     @property
     def local_entries(self) -> int:
-        """The numbers of a sample in J and the cotangents of M̄ of a step."""
+        """The numbers of a sample in J, its parts and the cotangents of M̄ of a step."""
         graph, step = self.plan.graph, self.plan.step
         matrices = {p.matrix for p in step.products}
         vectors = [s.node for s in self.plan.column_spans if s.node not in matrices]
         sizes = [graph.nodes[n].size for n in (*(p.delta for p in step.products), *vectors)]
-        return self.N * (self.N + sum(sizes))
+        firsts = local_plan(self.plan).firsts or ()
+        sizes += [graph.nodes[n].size for first in firsts for n in (first.delta, first.vector, first.vector)]
+        return self.N * (2 * self.N + sum(sizes))
 
     @cached_property
     def initial_rows(self) -> Mapping[int, int]:
@@ -176,45 +178,53 @@ class DenseJacobian:
 
 
 @dataclass(frozen=True, eq=False)
-class Through:
-    """A term Δ W V of J: `delta (batch, N, m)`, `matrix (m, n)`, and `vector (batch, n, N)`, or the columns `states` of
-    the identity that stand for it where the product's vector is a state itself."""
-
-    delta: Array
-    matrix: Array
-    vector: Array | None
-    states: slice
-
-
-@dataclass(frozen=True, eq=False)
 class FactoredJacobian:
-    """J = E + Σ Δ W V: E is its part along elementwise paths."""
+    """J = E + Σ Δ W V (see `bpcli.runtime.local_plan`) of captured cotangents; `matrices` are those of the products.
 
-    parts: Mapping[Paths, Array]
-    terms: tuple[Through, ...]
+    New states were seeded with `unit`, other roots with 1.
+    """
+
+    captured: Captured
+    layout: InfluenceLayout
+    matrices: Mapping[int, Array]
+    unit: float
+
+    @cached_property
+    def _paths(self) -> Array:
+        """Elementwise paths from the states before to the new states, and to the vectors of products."""
+        return self.captured.states("elementwise")
+
+    def along(self, paths: Paths) -> Array:
+        """See `Jacobian`."""
+        found = self._paths if paths == "elementwise" else self.captured.states(paths)
+        return found[:, : self.layout.N]
+
+    @cached_property
+    def _terms(self) -> list[tuple[Array, Array, Array]]:
+        """Δ, W and V of each product."""
+        plan, found = self.captured.plan, list[tuple[Array, Array, Array]]()
+        for first in plan.firsts or ():
+            start = plan.probes["elementwise"].start(first.vector)
+            V = self._paths[:, start : start + plan.graph.nodes[first.vector].size]
+            V = V / self.unit if first.vector in plan.graph.new.values() else V
+            W = self.matrices[first.matrix]
+            found.append((self.captured.dense("deltas", first.delta), W.T if first.turned else W, V))
+        return found
 
     def dense(self) -> Array:
         """See `Jacobian`."""
-        J = self.parts["elementwise"].copy()
-        for term in self.terms:
-            part = term.delta @ term.matrix
-            if term.vector is None:
-                J[:, :, term.states] += part
-            else:
-                J += part @ term.vector
+        J = self.along("elementwise").copy()
+        for delta, W, V in self._terms:
+            J += delta @ W @ V
         return J
 
     def times(self, a: Array) -> Array:
         """See `Jacobian`."""
-        found = self.parts["elementwise"] @ a[:, :, None]
-        for term in self.terms:
-            v = a[:, term.states, None] if term.vector is None else term.vector @ a[:, :, None]
-            found += term.delta @ (term.matrix @ v)
+        a = a[:, :, None]
+        found = self.along("elementwise") @ a
+        for delta, W, V in self._terms:
+            found += delta @ (W @ (V @ a))
         return np.asarray(found[:, :, 0])
-
-    def along(self, paths: Paths) -> Array:
-        """See `Jacobian`."""
-        return self.parts[paths]
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,37 +336,29 @@ class LocalSteps:
             trace.reverse(t, t + 1, weights, later={})
             leaves = trace.finish()
         previous, new = plan.graph.previous.values(), plan.graph.new.values()
+        captured = self._probing.captured(rows, rows + batch)
         return LocalDerivatives(
             t,
             self.layout,
-            self._jacobian(rows, rows + batch),
+            self._jacobian(captured),
             np.concatenate([self._brought(n) for n in new], axis=1),
             np.concatenate([self._brought(n) for n in previous], axis=1),
-            tuple(self._factors(t, rows)),
+            tuple(self._factors(t, rows, captured)),
             {x.name: self._direct(x, leaves, t - first) for x in self.setup.wrt if x.kind != "state"},
             losses,
             weights[0],
         )
 
-    @np.errstate(all="ignore")
-    def _jacobian(self, first: int, last: int) -> Jacobian:
-        """J and its parts at some rows of the chunk, as many as samples."""
-        probing, plan, N = self._probing, self._local, self.plan.size
-        paths = {kind: probing.states(kind, first, last) for kind in plan.kinds}
-        parts = {kind: found[:, :N] for kind, found in paths.items()}
-        if plan.firsts is None:
-            return DenseJacobian(probing.states("deltas", first, last), parts)
-        terms, whole, starts = list[Through](), paths["elementwise"], dict[int, int]()
-        for n in plan.probes["elementwise"].graph.new.values():
-            starts[n] = sum(plan.graph.nodes[m].size for m in starts)
-        previous = dict(zip(plan.graph.previous.values(), self.layout.states.values(), strict=True))
-        for delta, matrix, turned, v in plan.firsts:
-            vector = whole[:, starts[v] : starts[v] + plan.graph.nodes[v].size]
-            if v in plan.graph.new.values():
-                vector = vector / self._unit
-            W, states = probing.matrix(matrix, turned), previous.get(v, slice(0))
-            terms.append(Through(probing.dense("deltas", delta, first, last), W, None if states.stop else vector, states))
-        return FactoredJacobian(parts, tuple(terms))
+    @cached_property
+    def _matrices(self) -> Mapping[int, Array]:
+        """Copies of the matrices that J is put together with."""
+        return {first.matrix: self._probing.matrix(first.matrix) for first in self._local.firsts or ()}
+
+    def _jacobian(self, captured: Captured) -> Jacobian:
+        """J and its parts."""
+        if self._local.firsts is not None:
+            return FactoredJacobian(captured, self.layout, self._matrices, self._unit)
+        return DenseJacobian(captured.states("deltas"), {kind: captured.states(kind) for kind in self._local.kinds})
 
     def _brought(self, n: int) -> Array:
         """The cotangent of a state, (batch, size)."""
@@ -372,7 +374,7 @@ class LocalSteps:
             return _on_pattern(values.reshape(x.shape), x)
         return np.array(values.reshape(-1, *x.shape[1:])[row])
 
-    def _factors(self, t: int, rows: int) -> Iterator[Factor]:
+    def _factors(self, t: int, rows: int, captured: Captured) -> Iterator[Factor]:
         """The terms of M̄ at step t, whose rows in the chunk begin at `rows`."""
         plan = self.plan
         for span in plan.column_spans:
@@ -380,16 +382,12 @@ class LocalSteps:
             products = [p for p in plan.step.products if p.matrix == span.node]
             for p in products:
                 vector = self._vectors(p.vector, rows)
-                yield Factor(_slice(span), self._deltas(p.delta, rows), vector, p.turned, entries)
+                yield Factor(_slice(span), captured.dense("deltas", p.delta), vector, p.turned, entries)
             if node.op == "input":
                 own = slice(span.start + t * node.size, span.start + (t + 1) * node.size)
-                yield Factor(own, self._deltas(span.node, rows), None, False, None)
+                yield Factor(own, captured.dense("deltas", span.node), None, False, None)
             elif node.op != "previous" and not products:
-                yield Factor(_slice(span), self._deltas(span.node, rows), None, False, entries)
-
-    def _deltas(self, n: int, rows: int) -> Array:
-        """Cotangents (batch, N, size) of a node, for unit seeds at the entries of the new states."""
-        return self._probing.dense("deltas", n, rows, rows + self.setup.batch)
+                yield Factor(_slice(span), captured.dense("deltas", span.node), None, False, entries)
 
     def _vectors(self, n: int, rows: int) -> Array:
         """A node's values (batch, size)."""

@@ -17,7 +17,6 @@ from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.kernels import reverse as reverse_kernel
@@ -48,8 +47,9 @@ class LocalPlan:
     """Programs and sizes of the local derivatives of a chunk of at most `most` steps (`fixed`: no fewer), for RTRL's
     `base`.
 
-    `kinds` are the paths whose derivatives are taken, "affine" and "elementwise". Without `jacobian`, nothing but M̄
-    and these is known; `seeded`, J is taken by unit seeds in any case. Numbers behind those of the trace: cotangents of each probe, then `extra` for others.
+    `kinds` are the paths whose derivatives are taken. Without `jacobian`, nothing but M̄ and these is known; `seeded`, J
+    is taken by unit seeds in any case. Behind the numbers of the trace stand the cotangents of each probe, then `extra`
+    numbers for others.
     """
 
     base: RtrlPlan
@@ -236,22 +236,37 @@ class Probing:
         view = np.lib.stride_tricks.as_strided(C[base + first * row :], (last - first, passes, size), strides)
         return view.reshape(last - first, passes * size)
 
-    def dense(self, name: str, node: int, first: int, last: int) -> Array:
-        """The same as a matrix for each row, (rows, entries of the roots, size)."""
+    def captured(self, first: int, last: int) -> Captured:
+        """A copy of all wanted cotangents of some rows."""
+        found = {
+            (name, n): self.rows(name, n, first, last).copy() for name, p in self.plan.probes.items() for n in p.reach
+        }
+        return Captured(self.plan, last - first, self._trace.dtype, found)
+
+    def matrix(self, node: int) -> Array:
+        """A copy of a static matrix."""
+        there = self.plan.graph.nodes[node]
+        return np.array(self._trace.value(node, there.size)).reshape(there.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """The cotangents of some `rows`, by probe and wanted node."""
+
+    plan: LocalPlan
+    rows: int
+    dtype: np.dtype
+    cotangents: Mapping[tuple[str, int], Array]
+
+    def dense(self, name: str, node: int) -> Array:
+        """The cotangents of a node as a matrix for each row, (rows, entries of the roots, size)."""
         probe = self.plan.probes[name]
-        found = np.zeros((last - first, len(probe.colors), self.plan.graph.nodes[node].size), self._trace.dtype)
-        if node in probe.reach:
+        found = np.zeros((self.rows, len(probe.colors), self.plan.graph.nodes[node].size), self.dtype)
+        if (name, node) in self.cotangents:
             seeds, entries, at = probe.listed(node)
-            found[:, seeds, entries] = self.rows(name, node, first, last)[:, at]
+            found[:, seeds, entries] = self.cotangents[name, node][:, at]
         return found
 
-    def states(self, name: str, first: int, last: int) -> Array:
-        """The cotangents of the states before, side by side: (rows, entries of the roots, N)."""
-        previous = self.plan.graph.previous.values()
-        return np.concatenate([self.dense(name, n, first, last) for n in previous], axis=2)
-
-    def matrix(self, node: int, turned: bool) -> NDArray[np.floating]:
-        """A copy of a static matrix, transposed if it is used so."""
-        there = self.plan.graph.nodes[node]
-        values = np.array(self._trace.value(node, there.size)).reshape(there.shape)
-        return values.T if turned else values
+    def states(self, name: str) -> Array:
+        """Those of the states before, side by side: (rows, entries of the roots, N)."""
+        return np.concatenate([self.dense(name, n) for n in self.plan.graph.previous.values()], axis=2)

@@ -1,7 +1,7 @@
 """RTRL on the entries of a pattern: M ← A M + M̄, with J or a part of it for A, in compiled code.
 
-Columns of M with the same rows are groups, which the kernels of `bpcli.kernels.column_groups` advance a block of steps at
-a time. Of A the entries that a group needs are computed alone, from the parts of J at their entries (see
+Columns of M with the same rows are groups, which the kernels of `bpcli.kernels.column_groups` take through a block of
+steps at a time. Of A the entries that groups need are computed alone, from the parts of J at their entries (see
 `bpcli.runtime.local_plan`); if that is no cheaper than N reverse passes, as where a step mixes all units, J is taken by
 these. No dense M is formed.
 """
@@ -12,9 +12,9 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Phase
 from bpcli.kernels import column_groups as kernel
@@ -29,7 +29,7 @@ from bpcli.runtime.trace import Trace
 from bpcli.tape.instructions import BASE, INNER_ROW, OUTER, Integers
 from bpcli.tape.layout import Allocator
 from bpcli.tape.plan import node_flops
-from bpcli.tape.probing import Paths, Probe
+from bpcli.tape.probing import Paths
 from bpcli.tape.row_sets import Entering, RowSets, entering, row_sets
 
 MOST_STEPS = 128
@@ -44,6 +44,9 @@ TERM = 8
 """Operations of a reverse pass that take as long as gathering a term of an entry of J."""
 
 
+Index = slice | Integers
+
+
 @dataclass(frozen=True)
 class Sparsity:
     """The pattern of M of `steps` (None: any number), the paths of A (None: all, A = J), and the steps of a `block`
@@ -54,7 +57,8 @@ class Sparsity:
     block: int | None = None
 
 
-class Terms(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Terms:
     """Terms of entries of A: of each where its entry stands in a slot row, and the offsets of its factors among
     cotangents, in the matrix, and among those of "elementwise" paths. A factor without a node is 1."""
 
@@ -66,6 +70,17 @@ class Terms(NamedTuple):
     at_matrix: Integers | None = None
     vector: int | None = None
     at_vector: Integers | None = None
+
+    @cached_property
+    def starts(self) -> Integers:
+        """Where the terms of each entry begin."""
+        return np.flatnonzero(np.diff(self.place, prepend=-1))
+
+    @cached_property
+    def ranges(self) -> tuple[Index, Index, Index]:
+        """Where each entry stands, and the offsets among cotangents of Δ and of paths."""
+        nothing = np.zeros(0, np.int64) if self.at_vector is None else self.at_vector
+        return _range(self.place[self.starts]), _range(self.at_delta), _range(nothing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +109,7 @@ class SparsePlan:
         for k, way in enumerate(reversed(self.ways)):
             m[way.columns], n[way.columns], span[way.columns] = way.m, way.n, k
         order = np.lexsort((n, m, span, self.rows.of))
-        return order[self.rows.sets.any(axis=0)[self.rows.of[order]]]
+        return np.asarray(order[(self.rows.sets.sum(axis=0) > 0)[self.rows.of[order]]])
 
     @cached_property
     def _used(self) -> Integers:
@@ -142,6 +157,12 @@ class SparsePlan:
         """Where each group's part of M and g begins, and after the last."""
         sizes = (self._counts + 1) * self.groups[:, 1]
         return np.concatenate([[0], np.cumsum(sizes)])
+
+    @cached_property
+    def gradient_places(self) -> Integers:
+        """Where g of each column of the order stands among all groups' parts of M and g."""
+        _, width, first = self.groups.T
+        return np.repeat(self.places[1:] - width - first, width) + np.arange(len(self.order))
 
     @cached_property
     def pairs(self) -> tuple[Integers, Integers, Integers]:
@@ -218,18 +239,15 @@ class SparsePlan:
         return max(1, min(JOBS, most, int(flops * self.base.batch * steps / JOB_FLOPS)))
 
 
-def _vector_reach(plan: LocalPlan, vector: int) -> Array:
+def _vector_reach(plan: LocalPlan, vector: int) -> NDArray[np.bool_]:
     """Which states before a step (N) reach which entries of a product's vector (n, N)."""
-    graph, previous, start = plan.graph, plan.graph.previous.values(), 0
-    N = plan.base.size
-    probe = plan.probes["elementwise"]
-    for n in probe.graph.new.values():
-        size = graph.nodes[n].size
-        if n == vector:
-            parts = [probe.reach.get(p, np.zeros((start + size, graph.nodes[p].size), bool)) for p in previous]
-            return np.concatenate([part[start : start + size] for part in parts], axis=1)
-        start += size
-    return np.zeros((0, N), bool)
+    graph, probe = plan.graph, plan.probes["elementwise"]
+    start, size = probe.start(vector), graph.nodes[vector].size
+    none = np.zeros((len(probe.colors), 0), bool)
+    parts = [probe.reach.get(n, none) for n in graph.previous.values()]
+    sizes = [graph.nodes[n].size for n in graph.previous.values()]
+    whole = [p if p.shape[1] else np.zeros((len(probe.colors), k), bool) for p, k in zip(parts, sizes, strict=True)]
+    return np.concatenate(whole, axis=1)[start : start + size]
 
 
 @lru_cache(maxsize=16)
@@ -274,7 +292,7 @@ class SparseSchedule:
                 entry = np.flatnonzero(there)
                 entry = entry[probe.reach[n][rows[entry], columns[entry] - own.start]]
                 at = probe.at(n, rows[entry], columns[entry] - own.start)
-                found.append(Terms(name, places[entry], n, at))
+                found += [Terms(name, places[entry], n, at)] if len(entry) else []
         if plan.sparsity.paths is None:
             for first in local.firsts or ():
                 found += self._through(first)
@@ -299,14 +317,14 @@ class SparseSchedule:
         if first.matrix in plan.base.patterns:
             kept = np.isin(at_matrix, plan.base.patterns[first.matrix])
             entry, i, j, r, c, at_matrix = (x[kept] for x in (entry, i, j, r, c, at_matrix))
-        start = next(s for n, s in _starts(paths) if n == first.vector)
+        root = paths.start(first.vector)
         found = list[Terms]()
-        for n, own in zip(local.graph.previous.values(), plan.layout.states.values(), strict=True):
+        for state, own in zip(local.graph.previous.values(), plan.layout.states.values(), strict=True):
             here = (j >= own.start) & (j < own.stop)
             if here.any():
-                at_vector = paths.at(n, start + c[here], j[here] - own.start)
+                at_vector = paths.at(state, root + c[here], j[here] - own.start)
                 at_delta = deltas.at(first.delta, i[here], r[here])
-                vector = () if first.vector == n else (n, at_vector)
+                vector = () if first.vector == state else (state, at_vector)
                 place = places[entry[here]]
                 found.append(Terms("deltas", place, first.delta, at_delta, first.matrix, at_matrix[here], *vector))
         return found
@@ -344,9 +362,13 @@ class SparseSchedule:
             count, start = int(bounds[first + 1] - bounds[first]), sum(map(len, runs))
             line = [own, last - first, width, int(plan.places[first]), int(last - first > 1)]
             table.append([*line, start, start + count, sum(map(len, places))])
-            runs.append(segments[bounds[first] : bounds[first + 1], : kernel.RUN])
-            ends = segments[bounds[first] : bounds[last], -1].reshape(last - first, count).T.ravel()
-            places.append(deltas[(ends[:, None] + np.arange(r)).ravel()])
+            own_runs = segments[bounds[first] : bounds[first + 1], : kernel.RUN].copy()
+            ends = segments[bounds[first] : bounds[last], -1].reshape(last - first, count).T
+            own_places = deltas[ends[:, :, None] + np.arange(r)].reshape(count, (last - first) * r)
+            own_runs[1:, kernel.AGAIN] = (own_places[1:] == own_places[:-1]).all(axis=1)
+            own_runs[1:, kernel.AGAIN] &= own_runs[1:, kernel.STEP] == own_runs[:-1, kernel.STEP]
+            runs.append(own_runs)
+            places.append(own_places.ravel())
             first = last
         bundles = np.array(table, np.int64).reshape(len(table), kernel.BUNDLE)
         return bundles, np.ascontiguousarray(np.concatenate(runs)), np.concatenate(places)
@@ -418,19 +440,23 @@ class SparseSchedule:
         return calls[0], calls[1]
 
 
-def _listed(reach: Array) -> tuple[Integers, Integers, Integers]:
+def _range(indices: Integers) -> Index:
+    """Indices as a slice, which takes no copy, where they are evenly spaced."""
+    if len(indices) > 1:
+        step = int(indices[1] - indices[0])
+        if step > 0 and (np.diff(indices) == step).all():
+            return slice(int(indices[0]), int(indices[-1]) + 1, step)
+    return indices
+
+
+def _listed(reach: NDArray[np.bool_]) -> tuple[Integers, Integers, Integers]:
     """The columns of each row's entries in one list, how many they are, and where each row's begin."""
     counts = reach.sum(axis=1)
     return np.nonzero(reach)[1], counts, np.cumsum(counts) - counts
 
 
-def _starts(probe: Probe) -> list[tuple[int, int]]:
-    """The roots of a probe, and where the entries of each begin."""
-    found, start = list[tuple[int, int]](), 0
-    for n in probe.graph.new.values():
-        found.append((n, start))
-        start += probe.graph.nodes[n].size
-    return found
+_weights = lru_cache(maxsize=8)(loss_weights)
+"""Cached for repeated gradients; read-only."""
 
 
 class SparseRun:
@@ -473,23 +499,22 @@ class SparseRun:
 
     def _add(self, A: Array, terms: Terms, rows: int) -> None:
         """Add terms to the entries of A."""
-        found = self.probing.rows(terms.probe, terms.delta, 0, rows)[:, terms.at_delta]
+        place, at_delta, at_vector = terms.ranges
+        found = self.probing.rows(terms.probe, terms.delta, 0, rows)[:, at_delta]
         if terms.matrix is not None:
             if terms.matrix not in self._matrices:
-                self._matrices[terms.matrix] = self.probing.matrix(terms.matrix, False).ravel()
+                self._matrices[terms.matrix] = self.probing.matrix(terms.matrix).ravel()
             found = found * self._matrices[terms.matrix][terms.at_matrix]
         if terms.vector is not None:
-            found = found * self.probing.rows("elementwise", terms.vector, 0, rows)[:, terms.at_vector]
-        starts = np.flatnonzero(np.diff(terms.place, prepend=-1))
-        if len(starts) < len(terms.place):
-            found = np.add.reduceat(found, starts, axis=1)
-        A[:, terms.place[starts]] += found
+            found = found * self.probing.rows("elementwise", terms.vector, 0, rows)[:, at_vector]
+        if len(terms.starts) < len(terms.place):
+            found = np.add.reduceat(found, terms.starts, axis=1)
+        A[:, place] += found
 
     def influence(self) -> Array:
         """g, (batch, P)."""
         found = np.zeros((self.setup.batch, self.plan.layout.P), self.setup.dtype)
-        for (own, c, first), end in zip(self.plan.groups.tolist(), self.plan.places[1:].tolist(), strict=True):
-            found[:, self.plan.order[first : first + c]] = self.M[:, end - c : end]
+        found[:, self.plan.order] = self.M[:, self.plan.gradient_places]
         return found
 
     def close(self) -> None:
@@ -502,7 +527,7 @@ class SparseRun:
 def sparse_gradient(problem: Problem, sparsity: Sparsity) -> tuple[float, dict[str, Array]]:
     """The total loss, and the gradient by tensor."""
     setup, plan = problem.setup, sparse_plan(problem.setup, sparsity)
-    run, weights = SparseRun(plan, problem), loss_weights(setup)
+    run, weights = SparseRun(plan, problem), _weights(setup)
     trace, graph, loss = run.trace, setup.graph, 0.0
     inputs = {x.name: graph.leaf[x.name] for x in setup.wrt if x.kind == "input" and x.name in graph.leaf}
     direct = {name: np.zeros((setup.T, setup.batch, graph.nodes[n].size), setup.dtype) for name, n in inputs.items()}

@@ -145,9 +145,15 @@ class Probe:
         return np.asarray(self.colors[seeds] * self.graph.nodes[node].size + entries)
 
     def listed(self, node: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The pattern of a wanted node: seeds, entries, and offsets among its cotangents of a row."""
-        if node not in self.reach:
-            nothing = np.zeros(0, np.int64)
-            return nothing, nothing, nothing
-        seeds, entries = np.nonzero(self.reach[node])
-        return seeds, entries, self.at(node, seeds, entries)
+        """The pattern of a node that is reached: seeds, entries, and offsets among its cotangents of a row."""
+        return self._lists[node]
+
+    @cached_property
+    def _lists(self) -> Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+        pairs = {n: np.nonzero(reach) for n, reach in self.reach.items()}
+        return {n: (seeds, entries, self.at(n, seeds, entries)) for n, (seeds, entries) in pairs.items()}
+
+    def start(self, root: int) -> int:
+        """The first entry of a root among those of all."""
+        roots = list(self.graph.new.values())
+        return sum(self.graph.nodes[n].size for n in roots[: roots.index(root)])
