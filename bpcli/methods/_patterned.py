@@ -118,7 +118,7 @@ class SparseKernels:
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         flops = setup.T * setup.batch * (plan.local.flops + 3 * once + plan.flops)
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
-        held = plan.local.entries + setup.batch * plan.layout.P + 3 * results
+        held = plan.local.entries + plan.gathered + setup.batch * plan.layout.P + 3 * results
         return Cost(flops, held * setup.dtype.itemsize, setup.T)
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:

@@ -83,7 +83,7 @@ METHOD = Online(
     tags=frozenset({"online", "random", "recurrent", "unbiased"}),
     Options=NoOptions,
     rule=UORO(),
-    flops=lambda layout, options: 2.0 * layout.N * layout.N + 2.0 * layout.N * layout.P + 6.0 * layout.P,
+    flops=lambda layout, options: 2.0 * layout.local_entries + 8.0 * layout.P,
     entries=lambda layout, options: 8 * layout.P + 6 * layout.N,
     reads_jacobian=False,
 )

@@ -233,6 +233,13 @@ class SparsePlan:
         r, width = self._counts.astype(float), self.groups[:, 1]
         return sum(self.advance_flops) + float((2 * r * (r + 1) * width).sum()) / self.local.chunk
 
+    @property
+    def gathered(self) -> int:
+        """Numbers held while terms of A are gathered, and matrices for that."""
+        firsts = (self.local.firsts or ()) if self.sparsity.paths is None else ()
+        matrices = sum(self.base.graph.nodes[first.matrix].size for first in firsts)
+        return 3 * self.local.chunk * self.base.batch * len(self.pairs[0]) + matrices
+
     def jobs(self, flops: float, steps: int) -> int:
         """Jobs that share out the sets or groups of all samples, which take so many operations in a step."""
         most = self.base.batch * max(1, len(self.groups))
