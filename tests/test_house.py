@@ -164,7 +164,9 @@ def test_commands_start_fast() -> None:
 
 def test_methods_do_not_know_each_other() -> None:
     """They share the protocol, and all but their windows, schedule or rule; those of other packages come by one way."""
-    shared = {f"bpcli.methods.{m}" for m in ("base", "_unrolling", "_online", "_checkpointed", "_installed")}
+    shared = {
+        f"bpcli.methods.{m}" for m in ("base", "_unrolling", "_online", "_patterned", "_checkpointed", "_installed")
+    }
     own = [m for m in MODULES if room(m) == "methods"]
     assert [] == [(m, n) for m in own for n, _ in imported(m) if room(n) == "methods" and n not in shared]
 

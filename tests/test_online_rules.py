@@ -29,7 +29,7 @@ from bpcli.runtime.local_derivatives import (
     influence_layout,
     local_derivatives,
 )
-from bpcli.runtime.sparse_influence import Sparsity, sets_of
+from bpcli.runtime.sparse_plan import Sparsity, sets_of
 
 
 def influence_pattern(layout: InfluenceLayout, k: int) -> Array:

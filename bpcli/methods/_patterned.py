@@ -18,7 +18,8 @@ from bpcli.methods._online import Online
 from bpcli.methods.base import Cost, Definition, Gradient, StepGradient
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.runtime.local_derivatives import InfluenceLayout, LocalDerivatives, influence_layout
-from bpcli.runtime.sparse_influence import Sparsity, sets_of, sparse_gradient, sparse_plan
+from bpcli.runtime.sparse_influence import sparse_gradient
+from bpcli.runtime.sparse_plan import Sparsity, sets_of, sparse_plan
 from bpcli.tape.plan import phase_flops
 from bpcli.tape.probing import Paths
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from bpcli.methods._patterned import patterned
 from bpcli.methods.base import NoOptions
-from bpcli.runtime.sparse_influence import Sparsity
+from bpcli.runtime.sparse_plan import Sparsity
 
 METHOD = patterned(
     name="eprop",

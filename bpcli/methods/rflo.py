@@ -11,7 +11,8 @@ product is held fixed; of `z * h[t-1]` with a gate z, that is a nonlinearity, th
     leaky RNN             (1 - α) I
     vanilla RNN, IndRNN   0: all of a(t-1) is inside a nonlinearity
     GRU                   diag(z)
-    LSTM                  diag(f) from c(t-1) to c(t), and 0 from there to h(t) = o tanh(c(t)), a nonlinearity
+    LSTM                  diag(f) from c(t-1) to c(t), and 0 from there to h(t) = o tanh(c(t)), a nonlinearity: a loss
+                          of h alone learns nothing from the traces of c (`eprop` does)
     LRU                   J itself: the rule is exact there
 
 Learning signals are q = ∂l(t)/∂a(t) here; random feedback is an option of `eprop`. The immediate influence M̄ is exact
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 from bpcli.methods._patterned import patterned
 from bpcli.methods.base import NoOptions
-from bpcli.runtime.sparse_influence import Sparsity
+from bpcli.runtime.sparse_plan import Sparsity
 
 METHOD = patterned(
     name="rflo",

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from bpcli.methods._patterned import patterned
 from bpcli.methods.base import Exact
-from bpcli.runtime.sparse_influence import Sparsity
+from bpcli.runtime.sparse_plan import Sparsity
 
 
 @dataclass(frozen=True)

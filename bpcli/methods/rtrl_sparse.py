@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bpcli.methods._patterned import patterned
 from bpcli.methods.base import Exact, NoOptions
-from bpcli.runtime.sparse_influence import Sparsity
+from bpcli.runtime.sparse_plan import Sparsity
 
 METHOD = patterned(
     name="rtrl-sparse",

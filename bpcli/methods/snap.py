@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bpcli.methods._patterned import patterned
-from bpcli.runtime.sparse_influence import Sparsity
+from bpcli.runtime.sparse_plan import Sparsity
 
 
 @dataclass(frozen=True)
