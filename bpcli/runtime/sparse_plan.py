@@ -224,7 +224,9 @@ def sets_of(layout: InfluenceLayout, sparsity: Sparsity) -> RowSets:
     """The pattern of M."""
     base = layout.plan
     ways = entering(base.graph, base.column_spans, base.step.products, base.patterns, base.steps)
-    return row_sets(base.graph, ways, layout.P, layout.initial_rows, base.patterns, sparsity.steps, sparsity.paths)
+    initial = np.full(layout.P, -1)
+    initial[list(layout.initial_rows)] = list(layout.initial_rows.values())
+    return row_sets(base.graph, ways, initial, base.patterns, sparsity.steps, sparsity.paths)
 
 
 @lru_cache(maxsize=8)

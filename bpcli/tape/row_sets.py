@@ -73,18 +73,17 @@ def entering(
 def row_sets(
     graph: Graph,
     ways: Sequence[Entering],
-    columns: int,
-    initial: Mapping[int, int],
+    initial: Integers,
     patterns: Mapping[int, Integers],
     steps: int | None,
     paths: Paths | None,
 ) -> RowSets:
     """The rows that columns reach within so many steps (None: any number), from step to step along `paths` (None: all).
 
-    `initial` takes the column of an initial state to its row.
+    `initial` (P,) has the row at which a column of an initial state is 1, -1 of other columns.
     """
     reach, N = reached_states(graph, patterns), sum(graph.nodes[n].size for n in graph.new.values())
-    of, lists = np.zeros(columns, np.int64), [np.zeros((N, 1), bool)]
+    of, lists = np.zeros(len(initial), np.int64), [np.zeros((N, 1), bool)]
     for way in ways:
         if way.delta not in reach:
             continue
@@ -97,9 +96,9 @@ def row_sets(
         joined = np.concatenate(lists, axis=1)
         lists.append(joined[:, keys // size] | reach[way.delta][:, keys % size])
         of[way.columns] = joined.shape[1] + which
-    if initial:
-        lists.append(np.eye(N, dtype=bool)[:, list(initial.values())])
-        of[list(initial)] = sum(part.shape[1] for part in lists[:-1]) + np.arange(len(initial))
+    own = np.flatnonzero(initial >= 0)
+    lists.append(np.eye(N, dtype=bool)[:, initial[own]])
+    of[own] = sum(part.shape[1] for part in lists[:-1]) + np.arange(len(own))
     sets, of = _distinct(np.concatenate(lists, axis=1), of)
     step = _step(graph, patterns, paths).astype(np.float32)
     first = sets
