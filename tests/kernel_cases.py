@@ -33,7 +33,7 @@ FEED_FORWARD = (
     "classifier", "elementwise", "exercise", "linear", "many_to_many", "residual_mlp", "square", "tied_autoencoder",
 )  # fmt: skip
 RECURRENT = ("gru", "indrnn", "leaky_rnn", "lru", "lstm", "masked_rnn", "stacked_rnn", "vanilla_rnn")
-EXACT = ("bptt", "rtrl", "rtrl-dense", "sqrt", "revolve:s=2")
+EXACT = ("bptt", "rtrl", "rtrl-block:h=3", "rtrl-dense", "rtrl-sparse", "sqrt", "revolve:s=2")
 TRUNCATED = (
     "tbptt:k1=1,k2=1", "tbptt:k1=1,k2=3", "tbptt:k1=2,k2=3", "tbptt:k1=3,k2=3", "tbptt:k1=5,k2=9",
     "ebptt:2", "ebptt:3", "fbptt:2",

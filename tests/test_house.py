@@ -168,8 +168,8 @@ def test_methods_do_not_know_each_other() -> None:
 
     The dense recursion is the definition of a draw where a method is random.
     """
-    shared = {f"bpcli.methods.{m}" for m in ("base", "_unrolling", "_online", "_checkpointed", "_installed")}
-    shared |= {f"bpcli.methods.{m}" for m in ("_random", "_kronecker", "rtrl_dense")}
+    shared = {f"bpcli.methods.{m}" for m in ("base", "_unrolling", "_online", "_patterned", "_checkpointed")}
+    shared |= {f"bpcli.methods.{m}" for m in ("_installed", "_random", "_kronecker", "rtrl_dense")}
     own = [m for m in MODULES if room(m) == "methods"]
     assert [] == [(m, n) for m in own for n, _ in imported(m) if room(n) == "methods" and n not in shared]
 

@@ -21,12 +21,14 @@ from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.runtime import forward_mode
 from bpcli.runtime.local_derivatives import (
+    DenseJacobian,
     LocalDerivatives,
     influence_layout,
     local_derivatives,
     local_derivatives_at,
 )
 from bpcli.runtime.reverse_mode import loss_weights
+from bpcli.tape.probing import PATHS
 
 Array = np.ndarray[Any, Any]
 # The loss looks past a(t) in every way; V enters transposed, and the sum within the step is of a state and an input.
@@ -189,10 +191,15 @@ class Planted:
         return self.rule.credit(state[0], state[2])
 
 
+def with_J(local: LocalDerivatives, J: Array) -> LocalDerivatives:
+    """The same with another J; the parts along paths are as they were."""
+    return replace(local, jacobian=DenseJacobian(J, {kind: local.jacobian.along(kind) for kind in PATHS}))
+
+
 SPOILED: Mapping[str, Callable[[LocalDerivatives, LocalDerivatives], LocalDerivatives]] = {
-    "J transposed": lambda local, before: replace(local, J=local.J.swapaxes(1, 2)),
-    "J of the step before": lambda local, before: replace(local, J=before.J),
-    "no J": lambda local, before: replace(local, J=0 * local.J),
+    "J transposed": lambda local, before: with_J(local, local.J.swapaxes(1, 2)),
+    "J of the step before": lambda local, before: with_J(local, before.J),
+    "no J": lambda local, before: with_J(local, 0 * local.J),
     "no M̄": lambda local, before: replace(local, factors=()),
     "M̄ of the step before": lambda local, before: replace(local, factors=before.factors),
     "M̄ without its last term": lambda local, before: replace(local, factors=local.factors[:-1]),

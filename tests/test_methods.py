@@ -50,7 +50,7 @@ def test_the_tables_hold_every_spec_and_method() -> None:
     random methods, in test_random_methods.py."""
     assert {path.stem for path in SPECS.glob("*.toml")} == {*RECURRENT, *FEED_FORWARD}
     random = {name for name in known_names() if "random" in load(name).tags}
-    assert {*known_names()} - {"snap"} - random == {method.split(":")[0] for _, method in CASES}
+    assert {*known_names()} - {"eprop", "rflo", "snap"} - random == {method.split(":")[0] for _, method in CASES}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -26,9 +26,9 @@ from bpcli.runtime.local_derivatives import (
     LocalDerivatives,
     LocalSteps,
     influence_layout,
-    influence_pattern,
     local_derivatives,
 )
+from bpcli.runtime.sparse_plan import influence_pattern
 
 EVERY = ("params", "inputs", "state")
 
@@ -166,7 +166,7 @@ def judged(problem: Problem, text: str, how: str | None = None) -> list[Finding]
     assert isinstance(method, Online)
     if how is not None:
         defined = lambda setup, options, rule=method: rule.definition(setup, options)  # noqa: E731
-        method = replace(method, rule=Planted(method.rule, SPOILED[how]), defined=defined)
+        method = replace(method, rule=Planted(method.rule, SPOILED[how]), defined=defined, compiled=None)
     return check_problem(problem, [MethodCall(text, method, call.options)], CheckOptions())
 
 

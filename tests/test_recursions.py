@@ -11,7 +11,7 @@ from typing import cast as typed
 import numpy as np
 import pytest
 from kernel_cases import RECURRENT, distance, gradient, small, written
-from test_local_derivatives import ODD, SPOILED, Planted
+from test_local_derivatives import ODD, SPOILED, Planted, with_J
 
 from bpcli.checking.blame.explain import Reproducer, explain
 from bpcli.checking.check_options import CheckOptions, Mode, check_bytes, choose, unjudged
@@ -24,6 +24,7 @@ from bpcli.methods.base import Exact, NoOptions, Recursion
 from bpcli.problem.definition import Problem
 from bpcli.references.numerics.recursion import MeasuredSteps, recursion_flops
 from bpcli.runtime.local_derivatives import LocalDerivatives, local_derivatives
+from bpcli.tape.probing import PATHS
 
 DENSE = typed("Online", load("rtrl-dense"))
 # The new value of b is an addend of a product, whose sum would be built up in its place if nobody wanted it.
@@ -46,7 +47,7 @@ TEXTS = {"odd": ODD, "addend": ADDEND}
 
 def diagonal(local: LocalDerivatives, before: LocalDerivatives) -> LocalDerivatives:
     """J without what units feed each other."""
-    return replace(local, J=local.J * np.eye(local.J.shape[1], dtype=local.J.dtype))
+    return with_J(local, local.J * np.eye(local.J.shape[1], dtype=local.J.dtype))
 
 
 def dense() -> Online:
@@ -77,6 +78,9 @@ def test_measured_steps_are_the_kernels(tmp_path: Path, name: str) -> None:
     measured = MeasuredSteps(problem)
     for local, other in zip(local_derivatives(problem), measured.since(0), strict=True):
         for one, two in ((getattr(x, n) for x in (local, other)) for n in ("J", "Mbar", "q", "q_before", "losses")):
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-13)
+        for kind in PATHS:
+            one, two = local.jacobian.along(kind), other.jacobian.along(kind)
             np.testing.assert_allclose(one, two, rtol=0, atol=1e-13)
         for tensor, values in local.direct.items():
             np.testing.assert_allclose(values, other.direct[tensor], rtol=0, atol=1e-13)

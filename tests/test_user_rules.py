@@ -16,7 +16,8 @@ import bpcli
 RULES = """import os
 import numpy as np
 from bpcli.methods.base import Exact, StepGradient, Windows
-from bpcli.runtime.local_derivatives import influence_layout, influence_pattern
+from bpcli.runtime.local_derivatives import influence_layout
+from bpcli.runtime.sparse_plan import influence_pattern
 from bpcli.runtime.reverse_mode import Window
 
 

@@ -15,6 +15,7 @@ from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.problem.draw import generator
 from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import InfluenceLayout, LocalDerivatives, LocalSteps, influence_layout
+from bpcli.runtime.local_plan import local_plan
 from bpcli.tape.plan import phase_flops
 
 
@@ -113,14 +114,25 @@ def _at(total: Array, x: Tensor, t: int) -> Array:
     return total[t : t + 1] if x.kind == "input" else total
 
 
+class Compiled(Protocol):
+    """A rule in compiled code."""
+
+    def cost(self, setup: Setup, options: Any) -> Cost:
+        """See `Method`."""
+
+    def gradient(self, problem: Problem, options: Any) -> Gradient:
+        """What the rule computes."""
+
+
 @dataclass(frozen=True)
 class Online:
     """An online method given by its rule.
 
     `defined(setup, options)` is its definition; None stands for the recursion itself, of which the mean is exact where
     the tags have "unbiased". Of the influence's layout and the options, `flops` are the rule's operations per step and
-    sample, `entries` the numbers that it holds per sample, and `shared` those that it holds once. `unfit(graph)` says
-    why a graph with a state is none for the rule; None when it is.
+    sample, `entries` the numbers that it holds per sample, and `shared` those that it holds once; `reads_jacobian`: J
+    is put together for it. `unfit(graph)` says why a graph with a state is none for the rule; None when it is. With
+    `compiled`, that computes the gradient, and the rule defines it.
     """
 
     name: str
@@ -133,6 +145,8 @@ class Online:
     shared: Callable[[InfluenceLayout, Any], int] = lambda layout, options: 0
     defined: Callable[[Setup, Any], Definition] | None = None
     unfit: Callable[[Graph], str | None] = lambda graph: None
+    reads_jacobian: bool = True
+    compiled: Compiled | None = None
 
     def refusal(self, graph: Graph) -> str | None:
         """The graph needs a state."""
@@ -146,18 +160,25 @@ class Online:
         return Expectation(Exact(), own) if "unbiased" in self.tags else own
 
     def cost(self, setup: Setup, options: Any) -> Cost:
-        """The rule's own cost, and per step and sample N single-step reverse passes for J and M̄ and one for q."""
-        plan, layout = rtrl_plan(setup, False), influence_layout(setup)
+        """The rule's own cost, and per step and sample one single-step reverse pass for q, as many as it has colours
+        for M̄, and the work of N for J."""
+        if self.compiled is not None:
+            return self.compiled.cost(setup, options)
+        plan, layout = local_plan(rtrl_plan(setup)), influence_layout(setup)
         once = sum(phase_flops(setup.graph, phase) for phase in Phase if phase is not Phase.STATIC)
         step = phase_flops(setup.graph, Phase.RECURRENT) + phase_flops(setup.graph, Phase.INPUT)
-        flops = setup.T * setup.batch * (plan.size * step + 3 * once + self.flops(layout, options))
+        local = plan.flops + self.reads_jacobian * layout.N * step
+        flops = setup.T * setup.batch * (local + 3 * once + self.flops(layout, options))
         results = sum(int(np.prod(x.shape)) for x in setup.wrt)
         own = setup.batch * (self.entries(layout, options) + layout.local_entries) + self.shared(layout, options)
+        own += sum(plan.graph.nodes[first.matrix].size for first in plan.firsts or ())
         held = plan.entries + own + 3 * results
         return Cost(flops, held * setup.dtype.itemsize, setup.T)
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
-        """Run the rule on local derivatives from the kernels."""
+        """Run the rule on local derivatives from the kernels, or compiled code in its place."""
+        if self.compiled is not None:
+            return self.compiled.gradient(problem, options)
         steps = LocalSteps(problem)
         found = follow(self.rule, steps, options, self.name)
         steps.close()

@@ -112,4 +112,5 @@ def _pieces(setup: Setup, options: Cutting) -> Unrolled:
     return unrolled(setup, windows, 1 / (1 - options.p))
 
 
+PER_STEP = ("3 F", "V / p")
 METHOD = ARTBP()

@@ -110,4 +110,5 @@ class Forward:
         return Gradient(losses[0], arrays)
 
 
+PER_STEP = ("4 k F", "2 V")
 METHOD = Forward()

@@ -37,6 +37,7 @@ def mixed(terms: tuple[Factor, ...], entered: Factor, signs: Array, options: Any
     return (replace(entered, vector=u, delta=A),)
 
 
+PER_STEP = ("Σ 2 N² m + 2 N F", "Σ (N m + n)")
 METHOD = Online(
     name="kf-rtrl",
     summary="unbiased random Kronecker factors of the influence, inputs times (states, units); in plain NumPy",

@@ -87,6 +87,7 @@ def roots(d: Array, signs: Array, r: int) -> Array:
     return np.asarray((scale * signs)[:, :, None] * plane)  # Eq. (2): 1 - z zᵀ is plane planeᵀ
 
 
+PER_STEP = ("Σ 2 r N² m + r² (N m + n) + 2 N F", "Σ r (N m + n)")
 METHOD = Online(
     name="ok",
     summary="unbiased random Kronecker sum of r terms of least variance for the influence; in plain NumPy",

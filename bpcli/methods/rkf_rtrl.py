@@ -39,6 +39,7 @@ def mixed(terms: tuple[Factor, ...], entered: Factor, signs: Array, options: Any
     return (replace(entered, vector=A, delta=B, turned=not entered.turned),)
 
 
+PER_STEP = ("Σ 2 N² n + 2 N F", "Σ (N n + m)")
 METHOD = Online(
     name="rkf-rtrl",
     summary="unbiased random Kronecker factors of the influence, units times (states, inputs); in plain NumPy",

@@ -8,7 +8,8 @@ the expectation of the outer product ã θ̃ᵀ is the influence M(t), since E �
 vanish; so the expectation of the gradient is exact. The norms are balanced to keep the variance low: ρ₀ = (‖θ̃‖ / ‖J
 ã‖)^½ and ρ₁ = (‖νᵀ M̄‖ / ‖ν‖)^½ are even in the signs. Every sample has signs of its own. Where initial states are
 differentiated, ã(0) and θ̃(0) have random signs at their entries. The rule takes O(N² + P) a step in plain NumPy, on
-any recurrent graph; the local derivatives that it is given take N reverse passes of single steps.
+any recurrent graph whose gates and nonlinearities are elementwise; where a step mixes units before it ends, as in
+stacked layers, the local derivatives that it is given take up to N reverse passes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class UORO:
     def step(self, state: Factors, local: LocalDerivatives) -> Factors:
         """Carry both on, and add a random direction to both."""
         nu = signs(state.rng, state.a.shape).astype(state.a.dtype)
-        carried = (local.J @ state.a[:, :, None])[:, :, 0]  # J ã
+        carried = local.jacobian.times(state.a)  # J ã
         entered = np.zeros_like(state.theta)  # νᵀ M̄
         for factor in local.factors:
             entered[:, factor.columns] += factor.times(nu)
@@ -72,6 +73,7 @@ METHOD = Online(
     tags=frozenset({"online", "random", "recurrent", "unbiased"}),
     Options=NoOptions,
     rule=UORO(),
-    flops=lambda layout, options: 2.0 * layout.N * layout.N + 2.0 * layout.N * layout.P + 6.0 * layout.P,
+    flops=lambda layout, options: 2.0 * layout.local_entries + 8.0 * layout.P,
     entries=lambda layout, options: 8 * layout.P + 6 * layout.N,
+    reads_jacobian=False,
 )

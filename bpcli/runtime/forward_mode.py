@@ -64,11 +64,7 @@ class Room:
 
 @dataclass(frozen=True, eq=False)
 class RtrlPlan:
-    """Programs, layout and sizes of RTRL. `patterns[node]` lists the entries that exist of a sparse matrix.
-
-    Without `advances` no M is held: an online rule takes J and M̄, and keeps M itself or a stand-in for it. The losses'
-    cotangents stop at the new states then: q(t) = ∂l(t)/∂a(t), and ∂l(t)/∂a(t-1) at fixed a(t).
-    """
+    """Programs, layout and sizes of RTRL. `patterns[node]` lists the entries that exist of a sparse matrix."""
 
     graph: Graph
     leaves: frozenset[int]
@@ -76,7 +72,6 @@ class RtrlPlan:
     batch: int
     steps: int
     patterns: Mapping[int, NDArray[np.int64]]
-    advances: bool = True
 
     @cached_property
     def step(self) -> Reverse:
@@ -143,9 +138,8 @@ class RtrlPlan:
         """The plan of the forward pass and of the reverse program from the loss."""
         static = [s.node for s in self.column_spans if self.graph.nodes[s.node].phase is Phase.STATIC]
         seeds = [self.graph.loss, *static]
-        stops = () if self.advances else self.graph.new.values()
         reads, leaves = self.step.reads, self.leaves
-        return make_plan(self.graph, leaves, self.batch, self.chunk, seeds, reads=reads, apart=True, stops=stops)
+        return make_plan(self.graph, leaves, self.batch, self.chunk, seeds, reads=reads, apart=True)
 
     @cached_property
     def seeds(self) -> Places:
@@ -193,7 +187,7 @@ class RtrlPlan:
     @property
     def influence(self) -> int:
         """Numbers that the influence matrices take, in panels."""
-        return self.batch * packed_entries(self.size, self.parameters) if self.advances else 0
+        return self.batch * packed_entries(self.size, self.parameters)
 
     @cached_property
     def block(self) -> int:
@@ -219,7 +213,7 @@ class RtrlPlan:
         """The layout behind the trace."""
         allocator = Allocator(0)
         collected, spare = self.batch * packed_entries(1, self.parameters), self.jobs * self.spare
-        sizes = self.influence, collected * self.advances, spare * self.advances, self.seeds.size
+        sizes = self.influence, collected, spare, self.seeds.size
         influence, gradient, own, seeds = map(allocator.take, sizes)
         return Room(influence, gradient, own, seeds, allocator.size)
 
@@ -230,13 +224,13 @@ class RtrlPlan:
 
 
 @lru_cache(maxsize=8)
-def rtrl_plan(setup: Setup, advances: bool = True) -> RtrlPlan:
+def rtrl_plan(setup: Setup) -> RtrlPlan:
     """The plan of a setup's gradient; those of gradients that are taken again are kept."""
     graph = setup.graph
     leaves = frozenset(graph.leaf[x.name] for x in setup.wrt if x.kind != "state" and x.name in graph.leaf)
     patterns = {graph.leaf[x.name]: x.pattern for x in setup.wrt if x.pattern is not None and x.name in graph.leaf}
     states = any(x.kind == "state" for x in setup.wrt)
-    return RtrlPlan(graph, leaves, states, setup.batch, setup.T, patterns, advances)
+    return RtrlPlan(graph, leaves, states, setup.batch, setup.T, patterns)
 
 
 @lru_cache(maxsize=8)

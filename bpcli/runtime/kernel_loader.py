@@ -40,6 +40,8 @@ KERNELS = {
     "reverse": "bpcli.kernels.reverse:reverse_span",
     "products": "bpcli.kernels.matrix_gradients:matrix_product",
     "influence": "bpcli.kernels.influence:influence_span",
+    "sets": "bpcli.kernels.column_groups:sets_span",
+    "groups": "bpcli.kernels.column_groups:groups_span",
     "pack": "bpcli.kernels.tiles:pack_span",
     "thread_pool": "bpcli.kernels.thread_pool:pool_span",
 }

@@ -10,6 +10,9 @@ of every step columns of its own. `InfluenceLayout` names the rows and the colum
 Losses l(t) count with their weights ∂L/∂l(t), as `over_time` and `over_batch` have it. The gradient of a
 step's losses splits at a(t): g(t) = q M(t) + q_before M(t-1) + direct, with q_before = ∂L/∂a(t-1) and
 direct = ∂L/∂w, both at fixed a(t). q_before is zero unless the loss looks past a(t), at a[t-1] or inside the step.
+
+M̄ takes as many reverse passes as its pattern has colours, of an elementwise cell one. J is put together when it is read
+(see `bpcli.runtime.local_plan`); `times` multiplies by it without.
 """
 
 from __future__ import annotations
@@ -18,17 +21,20 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.graph.nodes import Node, Phase
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
-from bpcli.runtime.forward_mode import RtrlPlan, rtrl_plan, rtrl_schedule
+from bpcli.runtime.forward_mode import RtrlPlan, rtrl_plan
+from bpcli.runtime.local_plan import Captured, Probing, local_plan
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Trace
-from bpcli.tape.dependency import ColumnSpan, reached_states
-from bpcli.tape.instructions import BASE, INNER_ROW, OUTER
+from bpcli.tape.dependency import ColumnSpan
+from bpcli.tape.instructions import BASE, INNER_ROW
+from bpcli.tape.probing import Paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +53,24 @@ class InfluenceLayout:
 
     @property
     def local_entries(self) -> int:
-        """The numbers of a sample in J and the cotangents of M̄ of a step."""
+        """The numbers of a sample in J, its parts and the cotangents of M̄ of a step."""
         graph, step = self.plan.graph, self.plan.step
         matrices = {p.matrix for p in step.products}
         vectors = [s.node for s in self.plan.column_spans if s.node not in matrices]
         sizes = [graph.nodes[n].size for n in (*(p.delta for p in step.products), *vectors)]
-        return self.N * (self.N + sum(sizes))
+        firsts = local_plan(self.plan).firsts or ()
+        sizes += [graph.nodes[n].size for first in firsts for n in (first.delta, first.vector, first.vector)]
+        return self.N * (2 * self.N + sum(sizes))
+
+    @cached_property
+    def initial_rows(self) -> Mapping[int, int]:
+        """The row at which M(0) is 1, by column of a differentiated initial state."""
+        found = dict[int, int]()
+        for name, rows in self.states.items():
+            if name in self.columns:
+                columns = range(self.columns[name].start, self.columns[name].stop)
+                found |= dict(zip(columns, range(rows.start, rows.stop), strict=True))
+        return found
 
     def initial(self, batch: int, dtype: np.dtype) -> Array:
         """M(0), (batch, N, P): the identity where initial states are differentiated, else zero."""
@@ -66,37 +84,12 @@ class InfluenceLayout:
 @lru_cache(maxsize=8)
 def influence_layout(setup: Setup) -> InfluenceLayout:
     """The layout of a setup with a state; known before anything is computed."""
-    plan = rtrl_plan(setup, False)
+    plan = rtrl_plan(setup)
     sizes = [plan.graph.nodes[n].size for n in plan.graph.previous.values()]
     ends = list(itertools.accumulate(sizes, initial=0))
     states = {name: slice(*ends[i : i + 2]) for i, name in enumerate(plan.graph.previous)}
     columns = {_called(plan.graph.nodes[s.node]): _slice(s) for s in plan.column_spans}
     return InfluenceLayout(plan.size, plan.parameters, states, columns, plan)
-
-
-@lru_cache(maxsize=8)
-def influence_pattern(layout: InfluenceLayout, steps: int) -> NDArray[np.bool_]:
-    """The entries (N, P) of the influence that may differ from zero within so many steps of what enters them.
-
-    It is read off the equations, never off values. Initial states are columns of the identity to begin with.
-    """
-    plan = layout.plan
-    graph, reach = plan.graph, reached_states(plan.graph, plan.patterns)
-    found = first = np.zeros((layout.N, layout.P), bool)
-    for span in plan.column_spans:
-        node, products = graph.nodes[span.node], [p for p in plan.step.products if p.matrix == span.node]
-        entries, own = plan.patterns.get(span.node, np.arange(node.size)), first[:, _slice(span)]
-        if node.op == "previous":
-            own |= layout.initial(1, np.dtype(np.float64))[0][:, _slice(span)] > 0
-        for p in products:
-            own |= reach[p.delta][:, entries % node.shape[1] if p.turned else entries // node.shape[1]]
-        if node.op != "previous" and not products and span.node in reach:
-            own |= np.tile(reach[span.node][:, entries], span.columns // len(entries))
-    nothing = {n: np.zeros((layout.N, graph.nodes[n].size), bool) for n in graph.previous.values()}
-    J = np.concatenate([reach.get(n, none) for n, none in nothing.items()], axis=1)
-    for _ in range(steps - 1):
-        found = first | (J @ found)
-    return found
 
 
 def _called(node: Node) -> str:
@@ -151,18 +144,101 @@ class Factor:
         return whole if self.entries is None else whole[:, :, self.entries]
 
 
+class Jacobian(Protocol):
+    """J of a step, and its parts by the paths that they go along."""
+
+    def dense(self) -> Array:
+        """J, (batch, N, N)."""
+
+    def times(self, a: Array) -> Array:
+        """J a of vectors (batch, N)."""
+
+    def along(self, paths: Paths) -> Array:
+        """∂a(t)/∂a(t-1) along paths of a kind, (batch, N, N)."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseJacobian:
+    """J as an array, and its parts."""
+
+    J: Array
+    parts: Mapping[Paths, Array]
+
+    def dense(self) -> Array:
+        """See `Jacobian`."""
+        return self.J
+
+    def times(self, a: Array) -> Array:
+        """See `Jacobian`."""
+        return np.asarray((self.J @ a[:, :, None])[:, :, 0])
+
+    def along(self, paths: Paths) -> Array:
+        """See `Jacobian`."""
+        return self.parts[paths]
+
+
+@dataclass(frozen=True, eq=False)
+class FactoredJacobian:
+    """J = E + Σ Δ W V (see `bpcli.runtime.local_plan`) of captured cotangents; `matrices` are those of the products.
+
+    New states were seeded with `unit`, other roots with 1.
+    """
+
+    captured: Captured
+    layout: InfluenceLayout
+    matrices: Mapping[int, Array]
+    unit: float
+
+    @cached_property
+    def _paths(self) -> Array:
+        """Elementwise paths from the states before to the new states, and to the vectors of products."""
+        return self.captured.states("elementwise")
+
+    def along(self, paths: Paths) -> Array:
+        """See `Jacobian`."""
+        found = self._paths if paths == "elementwise" else self.captured.states(paths)
+        return found[:, : self.layout.N]
+
+    @cached_property
+    def _terms(self) -> list[tuple[Array, Array, Array]]:
+        """Δ, W and V of each product."""
+        plan, found = self.captured.plan, list[tuple[Array, Array, Array]]()
+        for first in plan.firsts or ():
+            start = plan.probes["elementwise"].start(first.vector)
+            V = self._paths[:, start : start + plan.graph.nodes[first.vector].size]
+            V = V / self.unit if first.vector in plan.graph.new.values() else V
+            W = self.matrices[first.matrix]
+            found.append((self.captured.dense("deltas", first.delta), W.T if first.turned else W, V))
+        return found
+
+    def dense(self) -> Array:
+        """See `Jacobian`."""
+        J = self.along("elementwise").copy()
+        for delta, W, V in self._terms:
+            J += delta @ W @ V
+        return J
+
+    def times(self, a: Array) -> Array:
+        """See `Jacobian`."""
+        a = a[:, :, None]
+        found = self.along("elementwise") @ a
+        for delta, W, V in self._terms:
+            found += delta @ (W @ (V @ a))
+        return np.asarray(found[:, :, 0])
+
+
 @dataclass(frozen=True, eq=False)
 class LocalDerivatives:
     """The derivatives of step t (from 0) in the problem's dtype.
 
-    `J (batch, N, N)`, `q` and `q_before (batch, N)` as above, `factors` of M̄, `direct` by the name of a tensor: in its
-    shape and summed over samples for a parameter, `(batch, *shape)` of this step for an input. `losses (batch,)` are
-    not weighted, `weights (batch,)` are the ∂L/∂l(t) that are in q, q_before and direct.
+    `J (batch, N, N)` of a `jacobian`, `q` and `q_before (batch, N)` as above, `factors` of M̄, `direct` by the name of a
+    tensor: in its shape and summed over samples for a parameter, `(batch, *shape)` of this step for an input. `losses
+    (batch,)` are not weighted, `weights (batch,)` are the ∂L/∂l(t) that are in q, q_before and direct.
     """
 
     t: int
     layout: InfluenceLayout
-    J: Array
+    jacobian: Jacobian
     q: Array
     q_before: Array
     factors: tuple[Factor, ...]
@@ -171,9 +247,14 @@ class LocalDerivatives:
     weights: Array
 
     @cached_property
+    def J(self) -> Array:
+        """J (batch, N, N), dense."""
+        return self.jacobian.dense()
+
+    @cached_property
     def Mbar(self) -> Array:
         """M̄ (batch, N, P), dense."""
-        found = np.zeros((*self.q.shape, self.layout.P), self.J.dtype)
+        found = np.zeros((*self.q.shape, self.layout.P), self.q.dtype)
         for factor in self.factors:
             found[:, :, factor.columns] += factor.dense()
         return found
@@ -200,38 +281,31 @@ class LocalSteps:
     def __init__(self, problem: Problem, unit: float = 1.0) -> None:
         if not problem.setup.graph.recurrent:
             raise ValueError("there is no state: no J, M̄ and q")
-        self.setup, self.plan = problem.setup, rtrl_plan(problem.setup, False)
+        self.setup, self.plan = problem.setup, rtrl_plan(problem.setup)
         self.layout, self._unit = influence_layout(problem.setup), unit
-        self._schedule = rtrl_schedule(self.plan, self.setup.dtype)
-        self._trace = Trace(self.plan.trace, self.setup.dtype, problem.arrays, room=self.plan.room.entries)
-        self._seeded = self._trace.room[self.plan.room.seeds :][: self.plan.seeds.size]
+        self._local = local_plan(self.plan)
+        self._trace = Trace(self._local.trace, self.setup.dtype, problem.arrays, room=self._local.bases["end"])
+        self._probing = Probing(self._local, self._trace, unit)
         self._weights = loss_weights(self.setup)
 
     def since(self, start: int) -> Iterator[LocalDerivatives]:
         """The steps from `start` on; those before it are taken forwards alone.
 
-        Compiled kernels take J and the cotangents of M̄ for a chunk of steps at once.
+        Compiled kernels take the cotangents of M̄ and the parts of J for a chunk of steps at once.
         """
         trace, T = self._trace, self.setup.T
         trace.start()
-        for first in range(0, T, self.plan.chunk):
-            last = min(T, first + self.plan.chunk)
+        for first in range(0, T, self._local.chunk):
+            last = min(T, first + self._local.chunk)
             with np.errstate(all="ignore"):  # the check reports non-finite values
                 trace.forward(first, last)
             losses = trace.losses(first, last).copy()
             if last > start:
-                self._differentiate(last - first)
+                self._probing.run(last - first)
             for t in range(max(first, start), last):
                 yield self._at(t, first, losses[t - first])
             if last < T:
                 trace.slide(last - first)
-
-    @np.errstate(all="ignore")
-    def _differentiate(self, steps: int) -> None:
-        """J, and the cotangents of M̄, of the chunk that has just been run forwards."""
-        self._seeded[: self.plan.cleared] = 0
-        self._seeded[self._schedule.units] = self._unit
-        self._trace.run((self._schedule.jacobians(steps),))
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
         """The gradient by tensor: its part through the influence, (batch, P), and the direct part.
@@ -250,34 +324,45 @@ class LocalSteps:
 
     def close(self) -> None:
         """Let the next trace have the memory; no step can be taken any more."""
-        del self._seeded
+        del self._probing
         self._trace.close()
 
     def _at(self, t: int, first: int, losses: Array) -> LocalDerivatives:
         """The derivatives of a step of the chunk that begins at `first`."""
-        plan, trace, batch, N = self.plan, self._trace, self.setup.batch, self.plan.size
+        plan, trace, batch = self.plan, self._trace, self.setup.batch
         rows, weights = (t - first) * batch, self._weights[t : t + 1]
         with np.errstate(all="ignore"):
             trace.clear()
             trace.reverse(t, t + 1, weights, later={})
             leaves = trace.finish()
         previous, new = plan.graph.previous.values(), plan.graph.new.values()
-        start = int(plan.seeds.table[next(iter(previous)), BASE]) + rows * N * N
+        captured = self._probing.captured(rows, rows + batch)
         return LocalDerivatives(
             t,
             self.layout,
-            self._seeded[start : start + batch * N * N].reshape(batch, N, N).copy(),
+            self._jacobian(captured),
             np.concatenate([self._brought(n) for n in new], axis=1),
             np.concatenate([self._brought(n) for n in previous], axis=1),
-            tuple(self._factors(t, rows)),
+            tuple(self._factors(t, rows, captured)),
             {x.name: self._direct(x, leaves, t - first) for x in self.setup.wrt if x.kind != "state"},
             losses,
             weights[0],
         )
 
+    @cached_property
+    def _matrices(self) -> Mapping[int, Array]:
+        """Copies of the matrices that J is put together with."""
+        return {first.matrix: self._probing.matrix(first.matrix) for first in self._local.firsts or ()}
+
+    def _jacobian(self, captured: Captured) -> Jacobian:
+        """J and its parts."""
+        if self._local.firsts is not None:
+            return FactoredJacobian(captured, self.layout, self._matrices, self._unit)
+        return DenseJacobian(captured.states("deltas"), {kind: captured.states(kind) for kind in self._local.kinds})
+
     def _brought(self, n: int) -> Array:
         """The cotangent of a state, (batch, size)."""
-        size, base = self.plan.graph.nodes[n].size, int(self.plan.trace.cotangents.table[n, BASE])
+        size, base = self.plan.graph.nodes[n].size, int(self._local.trace.cotangents.table[n, BASE])
         return self._trace.C[base : base + self.setup.batch * size].reshape(-1, size)
 
     def _direct(self, x: Tensor, leaves: Mapping[int, Array], row: int) -> Array:
@@ -289,7 +374,7 @@ class LocalSteps:
             return _on_pattern(values.reshape(x.shape), x)
         return np.array(values.reshape(-1, *x.shape[1:])[row])
 
-    def _factors(self, t: int, rows: int) -> Iterator[Factor]:
+    def _factors(self, t: int, rows: int, captured: Captured) -> Iterator[Factor]:
         """The terms of M̄ at step t, whose rows in the chunk begin at `rows`."""
         plan = self.plan
         for span in plan.column_spans:
@@ -297,22 +382,16 @@ class LocalSteps:
             products = [p for p in plan.step.products if p.matrix == span.node]
             for p in products:
                 vector = self._vectors(p.vector, rows)
-                yield Factor(_slice(span), self._deltas(p.delta, rows), vector, p.turned, entries)
+                yield Factor(_slice(span), captured.dense("deltas", p.delta), vector, p.turned, entries)
             if node.op == "input":
                 own = slice(span.start + t * node.size, span.start + (t + 1) * node.size)
-                yield Factor(own, self._deltas(span.node, rows), None, False, None)
+                yield Factor(own, captured.dense("deltas", span.node), None, False, None)
             elif node.op != "previous" and not products:
-                yield Factor(_slice(span), self._deltas(span.node, rows), None, False, entries)
-
-    def _deltas(self, n: int, rows: int) -> Array:
-        """Cotangents (batch, N, size) of a node, for unit seeds at the entries of the new states."""
-        base, row, seed = (int(k) for k in self.plan.seeds.table[n, [BASE, OUTER, INNER_ROW]])
-        shape = self.setup.batch, self.plan.size, self.plan.graph.nodes[n].size
-        return _strided(self._seeded[base + rows * row :], shape, (row, seed, 1))
+                yield Factor(_slice(span), captured.dense("deltas", span.node), None, False, entries)
 
     def _vectors(self, n: int, rows: int) -> Array:
         """A node's values (batch, size)."""
-        base, row = (int(k) for k in self.plan.trace.values.table[n, [BASE, INNER_ROW]])
+        base, row = (int(k) for k in self._local.trace.values.table[n, [BASE, INNER_ROW]])
         return _strided(self._trace.V[base + rows * row :], (self.setup.batch, self.plan.graph.nodes[n].size), (row, 1))
 
 

@@ -16,7 +16,14 @@ from bpcli.checking.sources.user_protocol import Array, Message
 from bpcli.errors import printable
 from bpcli.methods.base import Exact, NoOptions, Windows
 from bpcli.problem.definition import Setup
-from bpcli.runtime.local_derivatives import Factor, InfluenceLayout, LocalDerivatives, influence_layout
+from bpcli.runtime.local_derivatives import (
+    DenseJacobian,
+    Factor,
+    InfluenceLayout,
+    LocalDerivatives,
+    influence_layout,
+)
+from bpcli.tape.probing import PATHS
 
 FUNCTIONS = ("start", "step", "credit")
 """The functions of a rule."""
@@ -87,7 +94,8 @@ class RuleRun:
 
 def sent(local: LocalDerivatives) -> _Answer:
     """Local derivatives as a message and its arrays."""
-    steps = (local.J, local.q, local.q_before, local.losses, local.weights)
+    paths = [local.jacobian.along(kind) for kind in PATHS]
+    steps = (local.J, *paths, local.q, local.q_before, local.losses, local.weights)
     arrays: list[np.ndarray[Any, np.dtype[Any]]] = [*steps, *local.direct.values()]
     lines = []
     for factor in local.factors:
@@ -100,14 +108,15 @@ def sent(local: LocalDerivatives) -> _Answer:
 def received(message: Message, arrays: Sequence[Array], layout: InfluenceLayout) -> LocalDerivatives:
     """The local derivatives that `sent` made a message of, in copies that the rule may keep."""
     rest: Iterator[Array] = (np.array(a) for a in arrays)
-    J, q, q_before, losses, weights = (next(rest) for _ in range(5))
+    jacobian = DenseJacobian(next(rest), {kind: next(rest) for kind in PATHS})
+    q, q_before, losses, weights = (next(rest) for _ in range(4))
     direct = {name: next(rest) for name in message["direct"]}
     factors = []
     for start, stop, turned, has_vector, has_entries in message["factors"]:
         delta = next(rest)
         vector = next(rest) if has_vector else None
         factors.append(Factor(slice(start, stop), delta, vector, turned, next(rest) if has_entries else None))
-    return LocalDerivatives(message["t"], layout, J, q, q_before, tuple(factors), direct, losses, weights)
+    return LocalDerivatives(message["t"], layout, jacobian, q, q_before, tuple(factors), direct, losses, weights)
 
 
 def pickled(*values: object) -> list[Array]:

@@ -40,11 +40,19 @@ from bpcli.references.perturbation.jumps import jumps
 from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.forward_mode import rtrl_plan
-from bpcli.runtime.local_derivatives import Factor, LocalDerivatives, LocalSteps, by_tensor, influence_layout
+from bpcli.runtime.local_derivatives import (
+    DenseJacobian,
+    Factor,
+    LocalDerivatives,
+    LocalSteps,
+    by_tensor,
+    influence_layout,
+)
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.tape.dependency import ColumnSpan
 from bpcli.tape.instructions import Product
 from bpcli.tape.plan import node_flops
+from bpcli.tape.probing import PATHS, Paths, held_nodes
 
 _DOUBLE, _SINGLE, _COMPLEX = np.dtype(np.float64), np.dtype(np.float32), np.dtype(np.complex128)
 # Relative shifts of the arrays, and number of disturbed samples.
@@ -69,7 +77,8 @@ class _Disturbed:
             factors = tuple(replace(f, delta=self._off(f.delta)) for f in local.factors)
             direct = {name: self._off(values) for name, values in local.direct.items()}
             J, q, q_before = (self._off(values) for values in (local.J, local.q, local.q_before))
-            yield replace(local, J=J, q=q, q_before=q_before, factors=factors, direct=direct)
+            jacobian = DenseJacobian(J, {kind: self._off(local.jacobian.along(kind)) for kind in PATHS})
+            yield replace(local, jacobian=jacobian, q=q, q_before=q_before, factors=factors, direct=direct)
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
         return self.steps.gradient(influence, direct)
@@ -115,7 +124,7 @@ def recursion_rounding(
 def recursion_flops(recursion: Recursion) -> float:
     """Predicted floating-point operations of an estimate and its rounding bounds, without the rule's own."""
     setup = recursion.setup
-    plan = rtrl_plan(setup, False)
+    plan = rtrl_plan(setup)
     once = 2.0 * plan.size * plan.size * plan.parameters * setup.T * setup.batch
     return measured_flops(setup) + (1 + 2 * (2 * len(_SHIFTS) + _DISTURBED + 1)) * once
 
@@ -240,7 +249,7 @@ class MeasuredSteps:
 
     def __init__(self, problem: Problem) -> None:
         self._double = cast(problem, _DOUBLE)
-        self.setup, self.plan = self._double.setup, rtrl_plan(self._double.setup, False)
+        self.setup, self.plan = self._double.setup, rtrl_plan(self._double.setup)
         graph = self.setup.graph
         self._previous, self._new = tuple(graph.previous.values()), tuple(graph.new.values())
         self._static = [s for s in self.plan.column_spans if graph.nodes[s.node].phase is Phase.STATIC]
@@ -255,6 +264,7 @@ class MeasuredSteps:
         self._weights = loss_weights(self.setup)
         self._measure_step(_cut(self.setup, rows, self._params | roots, self._new))
         self._measure_products(rows, self._params | roots)
+        self._measure_paths(rows)
         self._measure_loss(_cut(self.setup, rows | {n: self._rows(values[n]) for n in self._new}, self._params))
 
     def _rows(self, values: Values) -> Values:
@@ -289,8 +299,17 @@ class MeasuredSteps:
             if not np.abs(over).max(initial=0.0) <= _NEGLIGIBLE * np.abs(part).max(initial=0.0):
                 self.parts[start] = over
 
-    def _kept(self, nodes: set[int]) -> dict[int, FloatArray]:
-        """Values (T, batch, size) of nodes in whose places sums may be accumulated: those of copies."""
+    def _measure_paths(self, rows: Mapping[int, Values]) -> None:
+        """Parts of J: derivatives of the new states in a step in which everything off the paths is held fixed."""
+        graph, self.paths = self.setup.graph, dict[Paths, FloatArray]()
+        for kind in PATHS:
+            held = {n: self._rows(values) for n, values in self._kept(held_nodes(graph, kind)).items()}
+            cut = _cut(self.setup, {**rows, **held}, self._params, self._new)
+            parts = [self._states(cut, n, np.arange(graph.nodes[n].size)) for n in self._previous]
+            self.paths[kind] = np.concatenate(parts, axis=3)
+
+    def _kept(self, nodes: Collection[int]) -> dict[int, FloatArray]:
+        """Values (T, batch, size) of any nodes, of copies: a product may have no storage of its own, or share it."""
         graph = self.setup.graph
         copies = {n: len(graph.nodes) + i for i, n in enumerate(sorted(nodes))}
         added = [replace(graph.nodes[n], index=c, op="copy", args=(n,), numbers=(), name="") for n, c in copies.items()]
@@ -347,7 +366,7 @@ class MeasuredSteps:
             yield LocalDerivatives(
                 t,
                 layout,
-                self.J[t],
+                DenseJacobian(self.J[t], {kind: part[t] for kind, part in self.paths.items()}),
                 self.q[t],
                 self.q_before[t],
                 tuple(self._factors(t)),
@@ -401,17 +420,17 @@ def measured_bytes(setup: Setup) -> int:
     rows, moving = setup.T * setup.batch, sum(n.size for n in graph.nodes if n.phase is not Phase.STATIC)
     inputs = sum(n.size for n in graph.nodes if n.op == "input")
     static = layout.P - (setup.T - 1) * sum(
-        graph.nodes[s.node].size for s in rtrl_plan(setup, False).column_spans if graph.nodes[s.node].op == "input"
+        graph.nodes[s.node].size for s in rtrl_plan(setup).column_spans if graph.nodes[s.node].op == "input"
     )
     factors = sum(layout.N * graph.nodes[p.delta].size + graph.nodes[p.vector].size for p in layout.plan.step.products)
-    real = rows * (layout.N * (layout.N + 2 * static + 2) + factors) + 2 * setup.batch * layout.N * layout.P
+    real = rows * (layout.N * (3 * layout.N + 2 * static + 2) + factors) + 2 * setup.batch * layout.N * layout.P
     direct = setup.T * sum(int(np.prod(x.shape)) for x in setup.wrt if x.kind == "param")
     return _DOUBLE.itemsize * (real + direct) + _COMPLEX.itemsize * rows * (moving + 2 * (inputs + layout.N))
 
 
 def _numbers(setup: Setup) -> int:
     """The count of numbers that are perturbed, one after the other."""
-    graph, plan = setup.graph, rtrl_plan(setup, False)
+    graph, plan = setup.graph, rtrl_plan(setup)
     met = sum(graph.nodes[s.node].size for s in plan.column_spans)
     met += sum(graph.nodes[p.delta].size for p in plan.step.products)
-    return 3 * plan.size + met + sum(x.entries if x.kind == "param" else 1 for x in setup.wrt if x.kind != "state")
+    return 5 * plan.size + met + sum(x.entries if x.kind == "param" else 1 for x in setup.wrt if x.kind != "state")
