@@ -336,11 +336,11 @@ def test_what_products_leave_over_is_kept(tmp_path: Path, monkeypatch: pytest.Mo
     """A product that the tape forgets stays in M̄ as it was measured, so that it is missed in a method."""
     problem = written(tmp_path, TWICE)
     right = [local.Mbar for local in local_derivatives(problem)]
-    plan = replace(rtrl_plan(problem.setup, False))
+    plan = replace(rtrl_plan(problem.setup))
     (start,) = {s.start for s in plan.column_spans for p in plan.step.products if s.node == p.matrix}
     plan.__dict__["step"] = replace(plan.step, products=plan.step.products[:1])
     assert start not in MeasuredSteps(problem).parts
-    monkeypatch.setattr(recursion, "rtrl_plan", lambda setup, advances: plan)
+    monkeypatch.setattr(recursion, "rtrl_plan", lambda setup: plan)
     measured = MeasuredSteps(problem)
     assert len(measured.products) == 1 and start in measured.parts
     for one, local in zip(right, measured.since(0), strict=True):

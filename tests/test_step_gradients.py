@@ -132,6 +132,6 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("bptt", "tbptt:k1=2,k2=3"):
         refused = run("grad", SPEC, "-m", method, "--per-step")
         assert 2 == refused.exit_code
-        assert "these have: ebptt, fbptt, rtrl, rtrl-dense," in refused.stderr
+        assert all(name in refused.stderr for name in ("these have: ebptt", " rtrl,", " snap,"))
     flat = run("grad", write(Path("flat.toml"), FORWARD), "-m", "backprop", "--per-step")
     assert "a network without a state has no steps" in flat.stderr

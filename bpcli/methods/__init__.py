@@ -99,7 +99,8 @@ class About:
     """A method's source, a paper with its year, and its cost for each step and sample in symbols.
 
     F are the operations of a step forwards, V the numbers that one holds, N the state's size, P the parameters that
-    reach it, c the entries of a column of the influence M, and m by n the sizes of a product's matrix. All are "" where the method's package does not say them.
+    reach it, c the entries of a column of the influence M, m by n the sizes of a product's matrix. All are "" where the
+    method's package does not say them.
     """
 
     source: str = ""

@@ -15,9 +15,9 @@ product is held fixed; of `z * h[t-1]` with a gate z, that is a nonlinearity, th
                           of h alone learns nothing from the traces of c (`eprop` does)
     LRU                   J itself: the rule is exact there
 
-Learning signals are q = ∂l(t)/∂a(t) here, where the paper feeds errors back by random weights. The immediate influence M̄ is exact
-within its step. Exact where W_rec = 0; on a leaky or vanilla RNN the same as `snap:k=1` where the diagonal of W_rec is
-zero.
+Learning signals are q = ∂l(t)/∂a(t) here, where the paper feeds errors back by random weights. The immediate influence
+M̄ is exact within its step. Exact where W_rec = 0; on a leaky or vanilla RNN the same as `snap:k=1` where the diagonal
+of W_rec is zero.
 
 Cost: 6 P operations a step on the pattern of M̄, closed under Λ, and no entry of J; a reverse pass of a step for q.
 """

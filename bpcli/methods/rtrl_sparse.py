@@ -1,4 +1,4 @@
-"""RTRL on the structural pattern of M: exact, and as cheap as J is sparse.
+"""RTRL (Williams & Zipser, 1989) on the structural pattern of M: exact, and as cheap as J is sparse.
 
     M(t) = J(t) M(t-1) + M̄(t) on the entries that ever differ from zero        (1)
     g(t) = q(t) M(t) + direct                                                  (2)

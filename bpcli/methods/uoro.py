@@ -66,7 +66,7 @@ class UORO:
         return StepGradient(g + (local.q_before * a).sum(axis=1, keepdims=True) * theta, local.direct)
 
 
-PER_STEP = ("2 N P + 2 N² + 2 N F", "8 P")
+PER_STEP = ("2 N P + 2 N² + 2 N F", "9 P")
 METHOD = Online(
     name="uoro",
     summary="unbiased random influence of rank one: the gradient is right in the mean over seeds; in plain NumPy",
@@ -74,6 +74,6 @@ METHOD = Online(
     Options=NoOptions,
     rule=UORO(),
     flops=lambda layout, options: 2.0 * layout.local_entries + 8.0 * layout.P,
-    entries=lambda layout, options: 8 * layout.P + 6 * layout.N,
+    entries=lambda layout, options: 9 * layout.P + 6 * layout.N,
     reads_jacobian=False,
 )

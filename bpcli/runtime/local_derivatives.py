@@ -53,14 +53,14 @@ class InfluenceLayout:
 
     @property
     def local_entries(self) -> int:
-        """The numbers of a sample in J, its parts and the cotangents of M̄ of a step."""
+        """The numbers of a sample in J, the products that it is put together from, and the cotangents of M̄ of a step."""
         graph, step = self.plan.graph, self.plan.step
         matrices = {p.matrix for p in step.products}
         vectors = [s.node for s in self.plan.column_spans if s.node not in matrices]
         sizes = [graph.nodes[n].size for n in (*(p.delta for p in step.products), *vectors)]
         firsts = local_plan(self.plan).firsts or ()
         sizes += [graph.nodes[n].size for first in firsts for n in (first.delta, first.vector, first.vector)]
-        return self.N * (2 * self.N + sum(sizes))
+        return self.N * (4 * self.N + sum(sizes))
 
     @cached_property
     def initial_rows(self) -> Mapping[int, int]:
