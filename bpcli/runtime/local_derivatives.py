@@ -53,7 +53,7 @@ class InfluenceLayout:
 
     @property
     def local_entries(self) -> int:
-        """The numbers of a sample in J, the products that it is put together from, and the cotangents of M̄ of a step."""
+        """The numbers of a sample in J, in what it is put together from, and in the cotangents of M̄ of a step."""
         graph, step = self.plan.graph, self.plan.step
         matrices = {p.matrix for p in step.products}
         vectors = [s.node for s in self.plan.column_spans if s.node not in matrices]
