@@ -11,6 +11,7 @@ from typing import Any
 from bpcli.checking.findings import Finding, kinked, position
 from bpcli.errors import Diagnostic, Place
 from bpcli.render import Case, Column, Document, digits, dims, words
+from bpcli.render.columns import legend
 from bpcli.spec.specification import Spec
 
 Places = Mapping[tuple[str, str], Place]
@@ -124,6 +125,7 @@ def brief_document(findings: Sequence[Finding], full: Document, quiet: bool) -> 
         rows_key=full.rows_key,
         columns=COLUMNS,
         rows=rows,
+        legend="" if quiet or not rows else legend({c.key: c.heading for c in COLUMNS}, _EXPLAINED),
         sentences=full.sentences if rows or not quiet else (),
         notes=_blames(findings) if quiet else full.notes,
         errors=full.errors,
@@ -262,6 +264,7 @@ def _blame(value: Any) -> str:
     return str(value.get("text") or value.get("cause") or "") if value else ""
 
 
+_EXPLAINED = ("z", "kernel_error", "bias")
 COLUMNS = (
     Column("spec", "spec", itemgetter("spec"), words, right=False, label=True),
     Column("method", "method", itemgetter("method"), words, right=False, label=True),

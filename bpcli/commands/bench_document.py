@@ -23,6 +23,7 @@ from bpcli.commands.shared_options import Common
 from bpcli.errors import Diagnostic, fail
 from bpcli.problem.limits import format_bytes
 from bpcli.render import Case, Column, Document, digits, seconds, words, write
+from bpcli.render.columns import legend
 
 if TYPE_CHECKING:
     from bpcli.bench.journal import Journal
@@ -147,12 +148,14 @@ def brief_document(full: Document, quiet: bool) -> Document:
     # Method options are part of the method's name.
     keys = dict.fromkeys(k for r in together for k in r["grid"] if k in r["settings"] or k == "threads")
     swept = [c for c in (_column(k, k, True) for k in keys) if _varies(together, c)]
+    explained = legend({c.key: c.heading for c in shown}, () if quiet else _EXPLAINED)
     at = 1 + max(i for i, c in enumerate(shown) if c.key in ("spec", "method", "backend"))
     return Document(
         title=full.title,
         rows_key=full.rows_key,
         columns=[*shown[:at], *swept, *shown[at:]],
         rows=rows,
+        legend=explained if rows else "",
         sentences=full.sentences if rows or not quiet else (),
         notes=_faults(full.rows) if quiet else full.notes,
         errors=full.errors,
@@ -262,6 +265,7 @@ _MEASURED = frozenset(
     | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "limit", "cosine"}
     | {"kernel_error", "bias", "variance"}
 )
+_EXPLAINED = ("spread", "predicted_bytes", "allocated_bytes", "peak_bytes", "gemm_fraction", "pareto")
 _BRIEF = (
     Column("spec", "spec", itemgetter("spec"), words, right=False, label=True),
     Column("method", "method", itemgetter("method"), words, right=False, label=True),
@@ -270,9 +274,9 @@ _BRIEF = (
     Column("time_s", "time", itemgetter("time_s"), seconds),
     Column("spread", "+-", _spread, _percent),
     Column("ratio", "of bp's", itemgetter("ratio"), _times),
-    Column("predicted_bytes", "holds", itemgetter("predicted_bytes"), _bytes),
-    Column("allocated_bytes", "allocates", itemgetter("allocated_bytes"), _bytes),
-    Column("peak_bytes", "grows by", itemgetter("peak_bytes"), _bytes),
+    Column("predicted_bytes", "predicted", itemgetter("predicted_bytes"), _bytes),
+    Column("allocated_bytes", "allocated", itemgetter("allocated_bytes"), _bytes),
+    Column("peak_bytes", "process growth", itemgetter("peak_bytes"), _bytes),
     Column("gemm_fraction", "of GEMM rate", itemgetter("gemm_fraction"), _percent),
     Column("limit", "limit", lambda row: row.get("limit"), words, right=False),
     Column("kernel_error", "kernel error", lambda row: row.get("kernel_error"), digits(2)),
@@ -281,6 +285,6 @@ _BRIEF = (
     Column("variance", "variance", lambda row: row.get("variance"), digits(2)),
     Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, words),
     Column("range", "over seeds", _range, words),
-    Column("pareto", "unbeaten", lambda row: "*" if row["pareto"] else None, words, right=False),
+    Column("pareto", "Pareto", lambda row: "*" if row["pareto"] else None, words, right=False),
     Column("check", "checked", lambda row: row["check"]["how"], words, right=False),
 )

@@ -64,12 +64,20 @@ def _formats() -> Iterator[Row]:
         yield _row(name, entry.summary)
 
 
+def _columns() -> Iterator[Row]:
+    from bpcli.render.columns import COLUMNS
+
+    for name, (unit, text) in COLUMNS.items():
+        yield _row(name, text, (unit,) if unit else ())
+
+
 CATALOGUES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "methods": _methods,
     "tasks": _tasks,
     "operations": _operations,
     "references": _references,
     "formats": _formats,
+    "columns": _columns,
 }
 
 

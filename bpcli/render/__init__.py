@@ -62,8 +62,8 @@ class Case:
 class Document:
     """The result of a command. `rows_key` names the rows in JSON ("findings", "cells"); `rows` are JSON-ready mappings.
 
-    `sentences` stand above a table, `notes` below it; `summary` is for programs. `style` takes a row to the rich style
-    of its line, "" for none, and `case` to a test; without `case` every row is a test that passes.
+    `sentences` stand above a table, `legend` and `notes` below it; `summary` is for programs. `style` takes a row to
+    the rich style of its line, "" for none, and `case` to a test; without `case` every row is a test that passes.
     """
 
     title: str
@@ -73,6 +73,7 @@ class Document:
     context: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     sentences: Sequence[str] = ()
+    legend: str = ""
     notes: Sequence[str] = ()
     errors: Sequence[Diagnostic] = ()
     style: Callable[[Mapping[str, Any]], str] = lambda row: ""

@@ -32,7 +32,7 @@ def render_table(document: Document, look: Look) -> str:
     """The main columns, or all of them when `look.verbose`."""
     blocks = ["\n".join(printable(s, 2000) for s in document.sentences)]
     if document.rows:
-        blocks.append(_columns(document, look))
+        blocks += [_columns(document, look), document.legend]
     blocks.append("\n".join(printable(n, 2000) for n in document.notes))
     blocks += [format_diagnostic(d) for d in document.errors]
     text = "\n\n".join(b for b in blocks if b)

@@ -17,6 +17,7 @@ from typing import Any
 
 from bpcli.errors import format_diagnostic, printable
 from bpcli.render import Column, Document
+from bpcli.render.columns import COLUMNS
 from bpcli.render.page.figure import Figure, svg
 
 MENU_AT_MOST = 12
@@ -71,7 +72,7 @@ def fragment(document: Document) -> str:
     columns = [c for c in document.columns if not c.wide]
     parts = [f"<p>{escape(sentence)}</p>" for sentence in document.sentences]
     if document.rows:
-        head = "".join(f"<th{_aligned(c)}>{escape(c.heading)}</th>" for c in columns)
+        head = "".join(f"<th{_aligned(c)}{_titled(c)}>{escape(c.heading)}</th>" for c in columns)
         body = "".join(
             f"<tr{_coloured(document.style(row))}>"
             + "".join(f"<td{_aligned(c)}>{escape(c.show(c.get(row)))}</td>" for c in columns)
@@ -83,6 +84,12 @@ def fragment(document: Document) -> str:
         parts.append(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in document.notes)}</ul>")
     parts += [f"<pre>{html.escape(format_diagnostic(error))}</pre>" for error in document.errors]
     return f"<div>{''.join(parts)}</div>"
+
+
+def _titled(column: Column) -> str:
+    """The meaning of a column, which a browser shows where the pointer rests on its header."""
+    known = COLUMNS.get(column.key)
+    return f' title="{escape(known.text)}"' if known else ""
 
 
 def escape(text: str) -> str:
@@ -137,7 +144,7 @@ def _table(section: Section, number: int) -> str:
     document = section.document
     columns = sorted(document.columns, key=lambda c: c.key not in section.show)
     head = "".join(
-        f'<th scope="col" aria-sort="none"{_classes(c, section)}>'
+        f'<th scope="col" aria-sort="none"{_classes(c, section)}{_titled(c)}>'
         f'<button type="button">{escape(c.heading)}</button></th>'
         for c in columns
     )
