@@ -81,7 +81,7 @@ ELSEWHERE: dict[Site, str] = {
     ("runtime.kernel_loader.prepare", "kernels"): "test_kernels_library.py",
     ("kernels.simd.chosen_path", "vectors"): "test_kernels_library.py",
     ("runtime.kernel_loader.ThreadSettings.__init__", "threads"): "test_kernels_library.py",
-    ("methods.__init__._value", "bad-option"): "methods of other packages: test_cli_methods.py",
+    ("spec.options._value", "bad-option"): "methods of other packages: test_cli_methods.py",
     ("methods._installed.load", "plug-in"): "test_methods_installed.py",
     ("methods._installed._refuse", "plug-in"): "test_methods_installed.py",
     ("backends.__init__.get", "peer-missing"): "test_backends.py",

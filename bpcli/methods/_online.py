@@ -12,7 +12,7 @@ from bpcli.errors import fail
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods.base import Cost, Definition, Gradient, OnlineRule, Recursion
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
-from bpcli.problem.draw import generator
+from bpcli.problem.draw import method_generator
 from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import InfluenceLayout, LocalDerivatives, LocalSteps, influence_layout
 from bpcli.tape.plan import phase_flops
@@ -33,15 +33,15 @@ class Steps(Protocol):
 
 
 @np.errstate(all="ignore")  # the check reports values that are not finite
-def follow(rule: OnlineRule[Any], steps: Steps, options: Any, draws: str) -> Gradient:
+def follow(rule: OnlineRule[Any], steps: Steps, options: Any, draws: str, number: int = 0) -> Gradient:
     """Run a rule from the first step to the last, and sum the gradients that it credits.
 
-    The rule has a random generator of its own, seeded by the seed of the data and the name `draws`.
+    The rule has a random generator of its own, seeded by the seed of the data, the name `draws` and the `number`.
     """
     setup = steps.setup
     influence = np.zeros((setup.batch, influence_layout(setup).P), setup.dtype)
     direct = {x.name: np.zeros(x.shape, setup.dtype) for x in setup.wrt if x.kind != "state"}
-    loss, state = 0.0, rule.start(setup, options, generator(setup.spec.data.seed, "method", draws))
+    loss, state = 0.0, rule.start(setup, options, method_generator(setup, draws, number))
     for local in steps.since(0):
         state = rule.step(state, local)
         found = rule.credit(state, local)
@@ -101,7 +101,11 @@ class Online:
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """Run the rule on local derivatives from the kernels."""
+        return self.drawn(problem, options, 0)
+
+    def drawn(self, problem: Problem, options: Any, number: int) -> Gradient:
+        """The same with other random numbers for every `number`."""
         steps = LocalSteps(problem)
-        found = follow(self.rule, steps, options, self.name)
+        found = follow(self.rule, steps, options, self.name, number)
         steps.close()
         return found

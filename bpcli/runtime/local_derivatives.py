@@ -226,6 +226,25 @@ class LocalSteps:
             if last < T:
                 trace.slide(last - first)
 
+    def start(self) -> None:
+        """Put the initial states in place, for `moved`."""
+        self._trace.start()
+
+    def moved(self, t: int, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> LocalDerivatives:
+        """Step t by itself, at parameters of its own, from the states that the call before it came to.
+
+        `inputs` are those of all steps.
+        """
+        trace = self._trace
+        trace.set_params(params)
+        trace.set_inputs({name: x[t : t + 1] for name, x in inputs.items()})
+        trace.forward(0, 1)
+        losses = trace.losses(0, 1)[0].copy()
+        self._differentiate(1)
+        found = self._at(t, t, losses)
+        trace.restore(trace.moved_on())
+        return found
+
     @np.errstate(all="ignore")
     def _differentiate(self, steps: int) -> None:
         """J, and the cotangents of M̄, of the chunk that has just been run forwards."""
@@ -256,10 +275,11 @@ class LocalSteps:
     def _at(self, t: int, first: int, losses: Array) -> LocalDerivatives:
         """The derivatives of a step of the chunk that begins at `first`."""
         plan, trace, batch, N = self.plan, self._trace, self.setup.batch, self.plan.size
-        rows, weights = (t - first) * batch, self._weights[t : t + 1]
+        row, weights = t - first, self._weights[t : t + 1]
+        rows, step = row * batch, trace.origin + row
         with np.errstate(all="ignore"):
             trace.clear()
-            trace.reverse(t, t + 1, weights, later={})
+            trace.reverse(step, step + 1, weights, later={})
             leaves = trace.finish()
         previous, new = plan.graph.previous.values(), plan.graph.new.values()
         start = int(plan.seeds.table[next(iter(previous)), BASE]) + rows * N * N

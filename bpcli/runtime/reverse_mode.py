@@ -98,9 +98,9 @@ def loss_weights(setup: Setup) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=8)
-def unrolled(setup: Setup, windows: tuple[Window, ...]) -> Unrolled:
+def unrolled(setup: Setup, windows: tuple[Window, ...], together: bool = True) -> Unrolled:
     """The `Unrolled` of a setup and windows; the plan of a gradient that is taken again is kept."""
-    return Unrolled(setup, windows)
+    return Unrolled(setup, windows, together)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,8 @@ class Unrolled:
 
     setup: Setup
     windows: Sequence[Window]
+    together: bool = True
+    """Whether windows may be batched; not where parameters move between them."""
 
     @cached_property
     def batched(self) -> BatchedWindowsPlan | None:
@@ -119,7 +121,12 @@ class Unrolled:
         held = min(setup.T, longest + (count - 1) * apart)
         if any(x.kind == "input" for x in setup.wrt):
             held = setup.T
-        if count == 1 or held > chunk_steps(held, setup.batch) or self.windows != staircase(setup.T, apart, longest):
+        if (
+            not self.together
+            or count == 1
+            or held > chunk_steps(held, setup.batch)
+            or self.windows != staircase(setup.T, apart, longest)
+        ):
             return None
         return BatchedWindowsPlan(setup.graph, frozenset(self._leaves), setup.batch, apart, longest, count, held)
 
@@ -208,6 +215,29 @@ class Unrolled:
         if done < self.setup.T:
             loss += self._advance(trace, done, Window(self.setup.T, self.setup.T, self.setup.T), weights)
         return loss, self._collect(trace, initial, disturb)
+
+    @np.errstate(all="ignore")  # the caller looks for values that are not finite
+    def descend(self, problem: Problem, move: Callable[[int, dict[str, Array]], Mapping[str, Array]]) -> float:
+        """The whole loss along parameters that move after every window.
+
+        `move` takes the steps done and the gradient of the window's losses, and returns the parameters to go on with.
+        The states of a window, and what else its steps left, are those of the parameters that they were taken with; the
+        way back multiplies by the parameters as they are.
+        """
+        trace, weights = Trace(self.plan, problem.setup.dtype, problem.arrays), self._weights
+        states = [x.name for x in self.setup.wrt if x.kind == "state"]
+        loss, done = 0.0, 0
+        trace.start()
+        for window in self.windows:
+            loss += self._advance(trace, done, window, weights)
+            done = window.stop
+            self._back(trace, window, weights)
+            initial = {name: trace.initial(name) * (window.start == 0) for name in states}
+            found = collect(self.setup, trace.finish(), initial)
+            trace.clear()
+            trace.set_params(move(done, found))
+        trace.close()
+        return loss
 
     def _batched_gradient(
         self, trace: Trace, weights: NDArray[np.float64], plan: BatchedWindowsPlan, disturb: Disturb | None, seed: float
