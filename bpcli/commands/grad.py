@@ -89,7 +89,7 @@ def grad(spec: str, method: str, out: str, common: Common) -> int:
 
     call = parse(method)
     path = single(spec)
-    _check_out(out, path, common)
+    check_npz("-o", out, path, common)
     problem = open_spec(path, common)
     announce(common)
     with progress(common) as say:
@@ -129,7 +129,7 @@ def export(spec: str, out: str, common: Common) -> int:
     from bpcli.problem.draw import draw
 
     path = single(spec)
-    _check_out(out, path, common)
+    check_npz("-o", out, path, common)
     problem = draw(open_spec(path, common).setup)
     declared = problem.setup.spec
     found = export_arrays(problem)
@@ -141,15 +141,15 @@ def export(spec: str, out: str, common: Common) -> int:
     return emit(arrays_document("Arrays", rows, context, ()), common, silent=common.quiet)
 
 
-def _check_out(out: str, spec: Path, common: Common) -> None:
-    """Raise BpError for an output file that is no .npz, cannot be written, or is the spec or an `--output`."""
+def check_npz(option: str, out: str, spec: Path, common: Common) -> None:
+    """Raise BpError for the file of an option that is no .npz, cannot be written, or is the spec or an `--output`."""
     from bpcli.problem.array_files import check_writable
 
     target = os.path.realpath(out)
     if target == os.path.realpath(spec):
-        fail("usage", f'-o "{out}" is the spec itself', help="name another file")
+        fail("usage", f'{option} "{out}" is the spec itself', help="name another file")
     if target in {os.path.realpath(path) for _, path in common.outputs}:
-        fail("usage", f'-o and --output both go to "{out}"', help="give each a path of its own")
+        fail("usage", f'{option} and --output both go to "{out}"', help="give each a path of its own")
     if not out.lower().endswith(".npz") and (os.path.isfile(out) or not os.path.exists(out)):
-        fail("usage", f'-o "{out}" does not end in .npz, the only format for arrays', help="name an .npz file")
+        fail("usage", f'{option} "{out}" does not end in .npz, the only format for arrays', help="name an .npz file")
     check_writable(out)

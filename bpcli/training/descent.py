@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,10 @@ class TrainOptions:
     online: bool = False
     fresh: bool = False
     watch: Watch = field(default_factory=Watch)
+
+    def plain(self) -> dict[str, Any]:
+        """All but what is watched, as JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "watch"}
 
 
 @dataclass(eq=False)
@@ -92,6 +97,7 @@ class Training:
                 self._step(learner, inputs, step)
             yield step + 1
 
+    @np.errstate(all="ignore")  # what is not finite ends a method
     def _step(self, learner: Learner, inputs: Mapping[str, Array], step: int) -> None:
         kept = learner.parameters.theta.copy()
         take = self._online if self.options.online else self._by_sequence
@@ -127,9 +133,8 @@ class Training:
             learner.optimizer.move(parameters.theta, g)
             return parameters.params
 
-        with np.errstate(all="ignore"):
-            loss = run_online(learner.call, problem, step, move)
-            figures |= {"loss": loss, "norm": length(total)}
+        loss = run_online(learner.call, problem, step, move)
+        figures |= {"loss": loss, "norm": length(total)}
         if self.options.watch.due(step):
             window = last_losses(learner.call, setup)
             entered = parameters_of(problem)

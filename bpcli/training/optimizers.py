@@ -53,8 +53,7 @@ class Optimizer:
 
     def move(self, theta: Array, g: Array) -> None:
         """Take a step, in place."""
-        size = length(g)
-        if self.clip is not None and size > self.clip:
+        if self.clip is not None and (size := length(g)) > self.clip:
             g = g * g.dtype.type(self.clip / size)
         self.count += 1
         theta -= theta.dtype.type(self.lr) * OPTIMIZERS[self.name](g, self.memory, self.count)

@@ -50,7 +50,8 @@ def trivial_loss(setup: Setup) -> float | None:
 def predicted(setup: Setup, target: str) -> int | None:
     """The node that the loss compares with the target; None where there is not one alone.
 
-    It is what varies, does not depend on the target, and enters what does.
+    It is what varies, does not depend on the target, and enters what does; of logarithms what they are taken of, as not
+    every vector is one.
     """
     graph = setup.graph
     if target not in graph.leaf:
@@ -59,7 +60,12 @@ def predicted(setup: Setup, target: str) -> int | None:
     above = {n for n in ancestors([graph.loss], args) if leaf in ancestors([n], args)} - {leaf}
     entering = {a for n in above for a in args[n]} - above - {leaf}
     varying = [n for n in entering if graph.nodes[n].phase is not Phase.STATIC and graph.nodes[n].op != "previous"]
-    return varying[0] if len(varying) == 1 else None
+    if len(varying) != 1:
+        return None
+    found = graph.nodes[varying[0]]
+    while found.op in ("log", "log_softmax"):
+        found = graph.nodes[found.args[0]]
+    return found.index
 
 
 def _loss(problem: Problem, inputs: dict[str, Array], node: int, values: Array) -> float:
