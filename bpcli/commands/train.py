@@ -208,7 +208,7 @@ def _options(setup: Setup, values: Mapping[str, Any], watched: Sequence[MethodCa
 
 
 def _check_watch(setup: Setup, watched: Sequence[MethodCall]) -> None:
-    """Raise BpError where every comparison would be vacuous."""
+    """Raise BpError for methods that do not apply, and where every comparison would be vacuous."""
     from bpcli.api.method_selection import applying
 
     if not watched:
@@ -217,12 +217,11 @@ def _check_watch(setup: Setup, watched: Sequence[MethodCall]) -> None:
     if setup.T == 1:
         what = "--watch: over a single step all methods compute the same"
         fail("usage", what, help="give a recurrent spec and more steps, such as --set T=20")
-    if sum(x.entries for x in setup.wrt) == 1:
-        fail("usage", "--watch: a single parameter has no direction to compare", help="train more parameters")
 
 
 def _check_calls(setup: Setup, calls: Sequence[MethodCall], options: TrainOptions, common: Common) -> None:
     """Raise BpError for methods without an online form, and for what takes more memory or time than is allowed."""
+    from bpcli.methods import exact_method, parse
     from bpcli.problem.limits import PASSES, check_cost
     from bpcli.training.online import online_refusal
 
@@ -231,7 +230,9 @@ def _check_calls(setup: Setup, calls: Sequence[MethodCall], options: TrainOption
     for call in calls:
         if options.online and (why := online_refusal(call)):
             fail("usage", f"--online: {why}", help="rtrl, tbptt:k1=1,k2=8, snap and uoro have an online form")
-    for call in (*calls, *options.watch.calls):
+    compared = options.online or options.watch.calls
+    watched = (*options.watch.calls, parse(exact_method(setup.graph))) if compared else ()
+    for call in (*calls, *watched):
         cost, steps = call.cost(setup), options.steps
         if call not in calls:
             steps = -(-steps // options.watch.every)

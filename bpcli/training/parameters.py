@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bpcli.errors import fail
 from bpcli.problem.definition import Array, Problem, Setup
 
 
@@ -31,11 +30,8 @@ class Parameters:
 
 
 def parameters_of(problem: Problem) -> Parameters:
-    """A copy of a problem's parameters, to be moved; `BpError` where `wrt` has inputs."""
+    """A copy of a problem's parameters and trained states, to be moved."""
     setup = problem.setup
-    for x in setup.wrt:
-        if x.kind == "input":
-            fail("usage", f'"{x.name}" is an input, which training leaves as it is', help="train parameters")
     theta = np.concatenate([problem.array(x).ravel() for x in setup.wrt])
     groups: dict[str, dict[str, Array]] = {"param": dict(problem.params), "state": dict(problem.state)}
     start = 0

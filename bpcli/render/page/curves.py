@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bpcli.render.page.figure import ACCENT, FAINT, INK, MUTED, Figure, at_line_ends, brief, grid, set_ticks, ticks, tidy
+from bpcli.render.page.figure import (
+    ACCENT,
+    FAINT,
+    INK,
+    MUTED,
+    Figure,
+    at_line_ends,
+    brief,
+    grid,
+    set_ticks,
+    ticks,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
