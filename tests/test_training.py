@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
-from problem_cases import open_text
+from problem_cases import LIMITS, open_text
 
 from bpcli.methods import parse
 from bpcli.problem.draw import draw, draw_inputs
+from bpcli.problem.setup import open_setup
 from bpcli.render.page.curves import points
 from bpcli.training.descent import STALE, TrainOptions, begin
 from bpcli.training.online import online_refusal
 from bpcli.training.optimizers import OPTIMIZERS, Optimizer, length
 from bpcli.training.watching import Watch, compared
 
+SPECS = Path(__file__).parents[1] / "specs"
 RNN = """\
 bp = 1
 [inputs]
@@ -128,7 +131,18 @@ def test_a_run_is_the_same_bit_by_bit_and_each_method_its_own(text, online, tmp_
     assert (other.losses != together[0].losses).all()
 
 
-ONLINE = ["rtrl", "rtrl-dense", "uoro", "snap:k=1", "tbptt:k1=1,k2=4", "tbptt:k1=3,k2=9", "bptt"]
+ONLINE = [
+    "rtrl",
+    "rtrl-dense",
+    "uoro",
+    "snap:k=1",
+    "tbptt:k1=1,k2=4",
+    "tbptt:k1=3,k2=9",
+    "tbptt:k1=4,k2=6",
+    "fbptt:tau=3",
+    "ebptt:tau=3",
+    "bptt",
+]
 
 
 @pytest.mark.parametrize("over_time", ["sum", "mean", "last"])
@@ -189,6 +203,18 @@ def test_online_rtrl_against_loops(method, tmp_path):
     assert 0.5 < learner.curve[STALE][0] < 1 - 1e-9
 
 
+@pytest.mark.parametrize("name", ["gru", "lstm", "stacked_rnn", "lru", "masked_rnn", "leaky_rnn", "indrnn"])
+def test_online_rtrl_on_other_networks(name):
+    """Compiled and plain rtrl go the same way, which is not that of their gradients by sequence."""
+    setup = open_setup(SPECS / f"{name}.toml", {"T": 6, "batch": 2}, ("params",), LIMITS)
+    lr = 0.02
+    one, other = trained(setup, ["rtrl", "rtrl-dense"], steps=2, online=True, lr=lr)
+    np.testing.assert_allclose(one.parameters.theta, other.parameters.theta, rtol=1e-8, atol=1e-11)
+    np.testing.assert_allclose(one.losses, other.losses, rtol=1e-10)
+    (apart,) = trained(setup, ["rtrl"], steps=2, lr=lr)
+    assert np.abs(apart.parameters.theta - one.parameters.theta).max() > 1e-6
+
+
 @pytest.mark.parametrize("text", [RNN, GATED])
 def test_trained_initial_states_move_too(text, tmp_path):
     """Shared by all samples, online and by sequence; rtrl and its plain twin agree."""
@@ -223,6 +249,7 @@ def test_watching_changes_nothing(tmp_path):
     (plain,) = trained(setup, ["bptt"], steps=5, fresh=True)
     (watched,) = trained(setup, ["bptt"], steps=5, fresh=True, watch=watch)
     assert (plain.parameters.theta == watched.parameters.theta).all()
+    assert (watched.curve["cosine[rtrl|tbptt:k1=1,k2=1]"][::2] < 1 - 1e-6).all()
     exact, short = (watched.curve[f"cosine[{m}]"] for m in ("rtrl", "tbptt:k1=1,k2=1"))
     assert [True, False, True, False, True] == np.isfinite(exact).tolist()
     assert (exact[::2] > 1 - 1e-12).all() and (short[::2] < 1 - 1e-6).all()

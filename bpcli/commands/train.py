@@ -245,7 +245,7 @@ def _call(training: Training, path: Path, common: Common) -> dict[str, Any]:
     from bpcli.problem.setup import digest
 
     watch = training.options.watch
-    own = {key: value for key, value in training.options.plain().items() if key not in ("steps", "until")}
+    own = {key: value for key, value in training.options.plain().items() if key != "steps"}
     settings = {key: common.overrides[key] for key in sorted(common.overrides)}
     called = {"method": [x.call.text for x in training.learners], "watch": [c.text for c in watch.calls]}
     every = {"watch-every": watch.every} if watch.calls or training.options.online else {}
@@ -372,16 +372,22 @@ def _notes(training: Training) -> tuple[str, ...]:
     from bpcli.training.online import is_stale
     from bpcli.training.watching import FIGURES, column
 
-    notes = []
+    notes, watch = [], training.options.watch
     for learner in training.learners:
         if learner.outcome == "not finite":
             why = f"its loss or gradient is not finite at step {learner.done}"
             notes.append(f"{learner.call.text} ended: {why}; try a smaller --lr, or --clip 1")
-        for call in training.options.watch.calls:
+        for call in watch.calls:
             found = {f: learner.curve[column(f, call.text)][: learner.done] for f in FIGURES}
             count = int(np.isfinite(found["cosine"]).sum())
             told = ", ".join(f"{f} {np.nanmean(v):.3g}" for f, v in found.items()) if count else "nothing to compare"
             notes.append(f"along {learner.call.text}, {call.text} against the true gradient: {told} ({count} steps)")
+        for one, other in watch.pairs():
+            between = learner.curve[column("cosine", f"{one.text}|{other.text}")][: learner.done]
+            if np.isfinite(between).any():
+                notes.append(
+                    f"along {learner.call.text}, {one.text} and {other.text}: cosine {np.nanmean(between):.3g}"
+                )
         if training.options.online:
             cosines = learner.curve[STALE][: learner.done]
             kind = "its influence is of earlier parameters, and stale; " if is_stale(learner.call) else ""

@@ -17,8 +17,8 @@ from bpcli.references.perturbation.frozen import held_setup, name_of_held
 from bpcli.runtime.evaluation import whole_loss
 from bpcli.tasks import ROLES, parse_task
 
-SAMPLES, BATCHES = 1024, 64
-"""Samples that means are taken over, in at most so many batches."""
+SAMPLES, BATCHES, ROWS = 1024, 64, 1 << 20
+"""Samples that means are taken over, in at most so many batches, and steps of all samples together."""
 LEAST = 1e-12
 """A probability of zero has no logarithm."""
 
@@ -35,7 +35,7 @@ def trivial_loss(setup: Setup) -> float | None:
     prediction = predicted(setup, target)
     if prediction is None or setup.graph.nodes[prediction].shape != setup.spec.inputs[target].shape:
         return None
-    batches = min(BATCHES, -(-SAMPLES // setup.batch))
+    batches = max(1, min(BATCHES, -(-SAMPLES // setup.batch), ROWS // (setup.T * setup.batch)))
     drawn = [draw_inputs(setup, number) for number in range(1, batches + 1)]
     means = np.mean([inputs[target].mean(axis=1, dtype=np.float64) for inputs in drawn], axis=0)
     problem = draw(setup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,8 +29,13 @@ class Watch:
         return step % self.every == 0
 
     def columns(self) -> list[str]:
-        """The names of all figures."""
-        return [column(figure, call.text) for call in self.calls for figure in FIGURES]
+        """The names of all figures: those of each method, then the cosines between two of them."""
+        own = [column(figure, call.text) for call in self.calls for figure in FIGURES]
+        return own + [column("cosine", f"{one.text}|{other.text}") for one, other in self.pairs()]
+
+    def pairs(self) -> list[tuple[MethodCall, MethodCall]]:
+        """All pairs of two methods."""
+        return list(itertools.combinations(self.calls, 2))
 
     def compare(self, gradient: Callable[[MethodCall], Array], true: Array) -> dict[str, float]:
         """The figures that can be told, by column."""
@@ -37,6 +43,9 @@ class Watch:
         for call in self.calls:
             for figure, value in compared(gradient(call), true).items():
                 found[column(figure, call.text)] = value
+        for one, other in self.pairs():
+            if figures := compared(gradient(one), gradient(other)):
+                found[column("cosine", f"{one.text}|{other.text}")] = figures["cosine"]
         return found
 
 
