@@ -17,6 +17,7 @@ _HOMES = {
     "Limits": "bpcli.problem.limits",
     "LoadedProblem": "bpcli.api.loaded",
     "Report": "bpcli.api.check_report",
+    "Trained": "bpcli.api.train_runner",
     "check_gradient": "bpcli.api.check_functions",
     "load": "bpcli.api.loaded",
 }

@@ -167,7 +167,7 @@ def test_sparks() -> None:
     """Bars on a logarithmic scale; what has no logarithm is a dot."""
     assert "█▅▁" == spark([100.0, 10.0, 1.0]).replace("▄", "▅")
     assert "▁·▁" == spark([1.0, float("nan"), 1.0])
-    assert ("", "▁" * 20) == (spark([]), spark([1.0] * 400))
+    assert ("", "▁" * 12) == (spark([]), spark([1.0] * 400))
 
 
 def test_feed_forward_networks_are_trained() -> None:

@@ -89,6 +89,7 @@ ELSEWHERE: dict[Site, str] = {
     ("problem.draw._by_task", "unknown-name"): "test_problem_draw.py",
     ("problem.draw._by_task", "shape-mismatch"): "test_problem_draw.py",
     ("tasks.__init__.role_shape", "unknown-name"): "test_tasks.py",
+    ("api.train_runner.open_training", "usage"): "the API: test_training.py",
     ("training.checkpoint.read_checkpoint", "usage 2"): "test_cli_train.py",
     ("training.checkpoint._restore", "usage"): "test_cli_train.py",
     ("problem.array_files.FileErrors.guard", "unreadable-file"): "root may read everything",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from problem_cases import LIMITS, open_text
 
+import bpcli
 from bpcli.methods import parse
 from bpcli.problem.draw import draw, draw_inputs
 from bpcli.problem.setup import open_setup
@@ -288,3 +289,21 @@ def test_points_of_a_curve():
     """Means of neighbouring steps, without those that have no logarithm."""
     assert [(1.0, 2.0), (3.0, 4.0)] == points([2.0, 0.0, 4.0])
     assert [(1.5, 2.0), (3.5, 3.0)] == points([1.0, 3.0, 2.0, 4.0] + [-1.0] * 396)[:2]
+
+
+def test_the_api_trains_as_the_command_does(tmp_path):
+    """The rows of the table of curves, the parameters by method, and refusals in words."""
+    (tmp_path / "net.toml").write_text(RNN, encoding="utf-8")
+    net = bpcli.load(tmp_path / "net.toml")
+    trained = net.train(["bptt", "uoro"], steps=4, lr=0.1, optimizer="sgd", watch="snap:k=1", watch_every=2)
+    frame = trained.to_frame()
+    assert ["bptt", "uoro"] * 4 == frame["method"].tolist() and [2, 2] == [
+        *frame["cosine[snap:k=1]"].groupby(frame["method"]).count()
+    ]
+    (learner, _) = trained.training.learners
+    assert (learner.losses == frame["loss"][::2]).all() and "bptt" in repr(trained)
+    assert {"W", "U", "V"} == set(trained.params["uoro"])
+    assert trained.runs[0]["share"] == pytest.approx(trained.runs[0]["last"] / trained.trivial_loss)
+    for wrong in ({"steps": 0}, {"lr": -1.0}, {"optimizer": "adan"}, {"data": "old"}, {"methods": "backprop"}):
+        with pytest.raises(bpcli.BpError):
+            net.train(**wrong)

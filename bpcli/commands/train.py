@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,20 +15,21 @@ import click
 
 from bpcli.commands.shared_options import Common, Refused, one_of, shared
 from bpcli.errors import fail, printable
-from bpcli.render import Column, Document, digits, words
+from bpcli.render import FORMATS, Column, Document, digits, words
 
 if TYPE_CHECKING:
-    from bpcli.methods import MethodCall
-    from bpcli.problem.definition import Setup
-    from bpcli.training.descent import Learner, Training, TrainOptions
+    from bpcli.api.train_runner import Trained
+    from bpcli.training.descent import Training
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 SOURCES = ("fresh", "fixed")
 _UNTIL = re.compile(r"\s*loss\s*<\s*(\S+)\s*")
 _BARS = "▁▂▃▄▅▆▇█"
-_BAR_COUNT = 20
-_REDRAW = 0.1
+_BAR_COUNT = 12
+_REDRAW = 0.25
 """Seconds between two states of the progress line."""
+_THINNED = 1000
+"""About so many losses are drawn as bars."""
 _INCONCLUSIVE = 4
 
 
@@ -133,26 +134,17 @@ def train(spec: str, common: Common, **values: Any) -> int:
     CSV and JSON have a row for each step and method; the loss of a step is that before its move. A method ends where
     its loss is not finite. With --strict, the exit code is 4 unless every method reached --until, or all steps.
     """
-    from bpcli.api.method_selection import applying, read
+    from bpcli.api.train_runner import TrainCall, Trained, open_training
     from bpcli.commands.output import announce, progress
     from bpcli.commands.specs import single, spec_file
-    from bpcli.methods import exact_method
-    from bpcli.training.descent import begin
 
     path = single(spec)
     _check_paths(values, path, common)
-    file = spec_file(path, replace(common, wrt=("params",)))
-    watched = read(values["watch"])
-    setup = file.open({})
-    calls = read(values["method"] or (exact_method(setup.graph),))
-    applying(setup, calls, alone=len(calls) == 1)
-    if values["save"] and len(calls) > 1:
-        fail("usage", f"--save is of one method, and {len(calls)} are trained", help="train the one to keep by itself")
-    _check_watch(setup, watched)
-    options = _options(setup, values, watched)
-    _check_calls(setup, calls, options, common)
+    own = {f.name: values[f.name] for f in fields(TrainCall) if f.name != "methods"}
     announce(common)
-    training = begin(setup, calls, options)
+    training = open_training(spec_file(path, common), TrainCall(methods=values["method"], **own))
+    if values["save"] and (count := len(training.learners)) > 1:
+        fail("usage", f"--save is of one method, and {count} are trained", help="train the one to keep by itself")
     call = _call(training, path, common)
     if values["resume"]:
         from bpcli.training.checkpoint import read_checkpoint
@@ -160,7 +152,7 @@ def train(spec: str, common: Common, **values: Any) -> int:
         read_checkpoint(values["resume"], training, call)
     with progress(common) as say:
         _run(training, values, call, say)
-    return _finish(training, values, common)
+    return _finish(Trained(training), values, common)
 
 
 def _check_paths(values: Mapping[str, Any], spec: Path, common: Common) -> None:
@@ -190,56 +182,6 @@ def _check_paths(values: Mapping[str, Any], spec: Path, common: Common) -> None:
         fail("usage", f"{' and '.join(f'--{n}' for n in given)} go to one file", help="give each a path of its own")
 
 
-def _options(setup: Setup, values: Mapping[str, Any], watched: Sequence[MethodCall]) -> TrainOptions:
-    """The options of the training; `BpError` for fresh data where there is none."""
-    from bpcli.training.descent import TrainOptions
-    from bpcli.training.optimizers import RATES
-    from bpcli.training.watching import Watch
-
-    task = setup.spec.data.task
-    if values["data"] == "fresh" and task is None:
-        what = "--data fresh: the data of this spec is given in numbers"
-        fail("usage", what, setup.spec.source.key("data"), help='leave it out, or write a task in [data]: task = "add"')
-    fresh = task not in (None, "random") if values["data"] is None else values["data"] == "fresh"
-    lr = values["lr"] or RATES[values["optimizer"]]
-    watch = Watch(tuple(watched), values["watch_every"])
-    own = {name: values[name] for name in ("steps", "optimizer", "clip", "until", "online")}
-    return TrainOptions(lr=lr, fresh=fresh, watch=watch, **own)
-
-
-def _check_watch(setup: Setup, watched: Sequence[MethodCall]) -> None:
-    """Raise BpError for methods that do not apply, and where every comparison would be vacuous."""
-    from bpcli.api.method_selection import applying
-
-    if not watched:
-        return
-    applying(setup, watched, alone=True)
-    if setup.T == 1:
-        what = "--watch: over a single step all methods compute the same"
-        fail("usage", what, help="give a recurrent spec and more steps, such as --set T=20")
-
-
-def _check_calls(setup: Setup, calls: Sequence[MethodCall], options: TrainOptions, common: Common) -> None:
-    """Raise BpError for methods without an online form, and for what takes more memory or time than is allowed."""
-    from bpcli.methods import exact_method, parse
-    from bpcli.problem.limits import PASSES, check_cost
-    from bpcli.training.online import online_refusal
-
-    if options.online and not setup.graph.recurrent:
-        fail("usage", "--online: a feed-forward network has no steps to move between", help="leave it out")
-    for call in calls:
-        if options.online and (why := online_refusal(call)):
-            fail("usage", f"--online: {why}", help="rtrl, tbptt:k1=1,k2=8, snap and uoro have an online form")
-    compared = options.online or options.watch.calls
-    watched = (*options.watch.calls, parse(exact_method(setup.graph))) if compared else ()
-    for call in (*calls, *watched):
-        cost, steps = call.cost(setup), options.steps
-        if call not in calls:
-            steps = -(-steps // options.watch.every)
-        forward = PASSES * cost.forward_steps * steps
-        check_cost(setup, call.text, cost.bytes, cost.flops * steps, common.limits(), forward)
-
-
 def _call(training: Training, path: Path, common: Common) -> dict[str, Any]:
     """What a checkpoint belongs to: all that the numbers of a run follow from."""
     from bpcli.problem.setup import digest
@@ -262,7 +204,9 @@ def _run(training: Training, values: Mapping[str, Any], call: Mapping[str, Any],
             write_checkpoint(path, training, call)
         if time.monotonic() - shown > _REDRAW:
             shown = time.monotonic()
-            curves = (f"{x.call.text} {spark(x.losses.tolist())} {x.recent():.3g}" for x in training.learners)
+            thinned = [x.losses[:: x.done // _THINNED + 1].tolist() for x in training.learners]
+            drawn = zip(training.learners, map(spark, thinned), strict=True)
+            curves = (f"{x.call.text} {bars} {x.recent():.3g}" for x, bars in drawn)
             say(f"step {done} of {training.options.steps} · {' · '.join(curves)}")
     if path:
         write_checkpoint(path, training, call)
@@ -281,51 +225,34 @@ def spark(losses: Sequence[float]) -> str:
     return "".join("·" if h is None else _BARS[h] for h in heights)
 
 
-def _finish(training: Training, values: Mapping[str, Any], common: Common) -> int:
+def _finish(trained: Trained, values: Mapping[str, Any], common: Common) -> int:
     """Write the files, and the result; the exit code."""
     from bpcli.commands.output import describe, emit
     from bpcli.problem.array_files import replace_file, write_npz
-    from bpcli.training.trivial import trivial_loss
 
-    trivial, learners = trivial_loss(training.setup), training.learners
+    training, name = trained.training, trained.training.setup.spec.name
     if values["save"]:
-        write_npz(values["save"], learners[0].parameters.saved())
+        write_npz(values["save"], training.learners[0].parameters.saved())
         common.note(f"wrote {values['save']}")
     if values["plot"]:
         from bpcli.render.page.curves import loss_curves
         from bpcli.render.page.figure import picture
 
-        figure = loss_curves(training.setup.spec.name, {x.call.text: x.losses.tolist() for x in learners}, trivial)
+        figure = loss_curves(name, {x.call.text: x.losses.tolist() for x in training.learners}, trained.trivial_loss)
         image = picture([figure], Path(values["plot"]).suffix.lower().removeprefix("."))
         replace_file(values["plot"], lambda stream: stream.write(image))
         common.note(f"wrote {values['plot']}")
-    context = describe("train", common, spec=training.setup.spec.name, **training.options.plain())
-    runs = [_summary(learner, trivial) for learner in learners]
-    document = Document(
-        "Training", "steps", _columns(learners[0]), _rows(learners), context=context,
-        summary={"trivial_loss": trivial, "runs": runs},
-    )  # fmt: skip
-    brief = replace(
-        document, columns=_BRIEF, rows=runs, sentences=_sentences(training, trivial), notes=_notes(training)
-    )
-    code = emit(document, common, brief=brief, silent=common.quiet)
+    context = describe("train", common, spec=name, **training.options.plain())
+    summary = {"trivial_loss": trained.trivial_loss, "runs": trained.runs}
+    told, notes = _sentences(training, trained.trivial_loss), _notes(training)
+    brief = Document("Training", "steps", _BRIEF, trained.runs, context=context, sentences=told, notes=notes)
+    whole = brief
+    if common.outputs or FORMATS[common.format].machine:
+        columns = [_column(key, key, words) for key in trained.columns]
+        whole = Document("Training", "steps", columns, trained.rows(), context=context, summary=summary)
+    code = emit(whole, common, brief=brief, silent=common.quiet)
     wanted = "reached" if training.options.until is not None else ""
-    return code or (_INCONCLUSIVE if common.strict and any(x.outcome != wanted for x in learners) else 0)
-
-
-def _rows(learners: Sequence[Learner]) -> list[dict[str, Any]]:
-    """A row for each step and method; a figure that there is not is None."""
-    rows = []
-    for step in range(max(x.done for x in learners)):
-        for x in (x for x in learners if step < x.done):
-            figures = {name: values[step] for name, values in x.curve.items()}
-            told = {n: None if math.isnan(v) and n not in ("loss", "norm") else float(v) for n, v in figures.items()}
-            rows.append({"step": step + 1, "method": x.call.text, **told})
-    return rows
-
-
-def _columns(learner: Learner) -> list[Column]:
-    return [_column(key, key, words) for key in ("step", "method", *learner.curve)]
+    return code or (_INCONCLUSIVE if common.strict and any(x.outcome != wanted for x in training.learners) else 0)
 
 
 def _column(key: str, heading: str, show: Callable[[Any], str], right: bool = True) -> Column:
@@ -340,16 +267,6 @@ _BRIEF = (
     _column("share", "of trivial", digits(3)),
     _column("outcome", "outcome", str, right=False),
 )
-
-
-def _summary(learner: Learner, trivial: float | None) -> dict[str, Any]:
-    """A method's run: `last` is the mean of its last ten losses, `share` that over the trivial one."""
-    last = learner.recent()
-    share = last / trivial if trivial and math.isfinite(last) else None
-    outcome = f"{learner.outcome} at step {learner.done}" if learner.outcome else "all steps"
-    first = float(learner.losses[0])
-    steps = {"method": learner.call.text, "steps": learner.done, "first": first, "last": last}
-    return {**steps, "share": share, "outcome": outcome}
 
 
 def _sentences(training: Training, trivial: float | None) -> tuple[str, ...]:
