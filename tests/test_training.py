@@ -307,3 +307,28 @@ def test_the_api_trains_as_the_command_does(tmp_path):
     for wrong in ({"steps": 0}, {"lr": -1.0}, {"optimizer": "adan"}, {"data": "old"}, {"methods": "backprop"}):
         with pytest.raises(bpcli.BpError):
             net.train(**wrong)
+
+
+LEARNED = {
+    "add": (150, 0.8), "copy": (150, 0.2), "flip_flop": (150, 0.2), "integration": (150, 0.2), "sine": (150, 0.3),
+    "adding": (2000, 0.5), "delay_nonmatch": (150, 0.1), "anbn": (150, 0.4), "lorenz": (150, 0.1), "mimic": (150, 0.1),
+}  # fmt: skip
+"""Steps of `bp train specs/tasks/NAME.toml`, and the share of the trivial loss that is left at most."""
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_task_is_learned(name):
+    """Clearly below the loss of a predictor that ignores the input, which the first step is not."""
+    steps, share = LEARNED[name]
+    trained = bpcli.load(SPECS / "tasks" / f"{name}.toml").train(steps=steps)
+    assert trained.runs[0]["share"] < share and trained.runs[0]["first"] > trained.trivial_loss
+
+
+def test_truncation_walks_the_wrong_way():
+    """Influence balancing (Tallec & Ollivier 2018): rtrl and a long window reach θ = -1/6 online, a short one flees."""
+    net = bpcli.load(SPECS / "tasks" / "influence_balancing.toml", T=1000)
+    methods = ["rtrl", "tbptt:k1=1,k2=100", "tbptt:k1=1,k2=10"]
+    trained = net.train(methods, steps=5, online=True, optimizer="sgd", lr=1e-4)
+    exact, long, short = (float(trained.params[m]["theta"]) for m in methods)
+    assert exact == pytest.approx(-1 / 6, rel=0.01) and long == pytest.approx(-1 / 6, rel=0.01)
+    assert short > 100

@@ -4,7 +4,7 @@ Strings follow each other, each with n uniform from 1 to `most`, and a sign # be
 symbol. Within the letters b it is certain to whoever has counted the letters a; within those it is not. Wiles & Elman
 (1995); Gers & Schmidhuber, IEEE Transactions on Neural Networks 12 (2001). A predictor that ignores x reaches the
 entropy of the symbols at its step: with frequencies n̄, n̄ and 1 of 2 n̄ + 1, n̄ = (most + 1) / 2, once strings are
-out of step.
+out of step. Who counts is left with the entropy of the lengths, ln(most) / (most + 2) a step.
 """
 
 from __future__ import annotations
