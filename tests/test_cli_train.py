@@ -152,8 +152,15 @@ def test_exit_codes(more: list[str], code: int) -> None:
     """4 with --strict where a method did not come to what was asked for."""
     result = run("train", "net.toml", "--steps", "8", *more)
     assert code == result.exit_code
-    assert ("1e200" in more) == ("bptt ended: its loss or gradient is not finite at step" in result.stdout)
+    assert ("1e200" in more) == ("bptt ended: its loss, gradient or parameters are not finite at step" in result.stdout)
     assert ("loss<1e9" in more) == ("reached at step 1" in result.stdout)
+
+
+def test_the_default_method_is_exact() -> None:
+    """Online it is the one that moves the parameters at every step."""
+    for more, method in (([], "bptt"), (["--online"], "rtrl")):
+        found = rows(run("train", "net.toml", "--steps", "1", "--format", "csv", *more).stdout)
+        assert [method] == [r["method"] for r in found]
 
 
 def test_curves_are_drawn() -> None:

@@ -271,6 +271,8 @@ def test_a_loss_that_is_not_finite_ends_its_method_alone(online, tmp_path):
     (learner,) = trained(setup, ["bptt" if not online else "rtrl"], lr=1e3, **options)
     assert "not finite" == learner.outcome and learner.done < 30
     assert np.isfinite(learner.parameters.theta).all()
+    (leap,) = trained(setup, ["bptt"], steps=2, lr=1e308)
+    assert ("not finite", 1) == (leap.outcome, leap.done) and np.isfinite(leap.parameters.theta).all()
     (calm,) = trained(setup, ["bptt"], lr=1e-9, **options)
     assert ("", 30) == (calm.outcome, calm.done)
 

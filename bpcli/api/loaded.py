@@ -211,7 +211,7 @@ class LoadedProblem:
         Parameters
         ----------
         methods
-            Methods such as `bptt` or `tbptt:k1=1,k2=4`; by default the exact one.
+            Methods such as `bptt` or `tbptt:k1=1,k2=4`; by default the exact one, online `rtrl`.
         steps
             Sequences (batches, when feed-forward) to train on.
         optimizer, lr, clip

@@ -49,7 +49,8 @@ def open_training(file: SpecFile, call: TrainCall) -> Training:
             fail("usage", f'{what}: unknown value "{word}"', help=nearest(word, known))
     watched = read(call.watch)
     setup = replace(file, wrt=("params",)).open({})
-    methods = read(call.methods or (exact_method(setup.graph),))
+    exact = "rtrl" if call.online and setup.graph.recurrent else exact_method(setup.graph)
+    methods = read(call.methods or (exact,))
     for calls in (methods, watched):
         applying(setup, calls, alone=True)
     if watched and setup.T == 1:

@@ -61,7 +61,7 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
     "--method",
     multiple=True,
     metavar="METHOD",
-    help="Train with a method such as tbptt:k1=1,k2=4; repeatable; default: the exact one.",
+    help="Train with a method such as tbptt:k1=1,k2=4; repeatable; default: the exact one, online rtrl.",
 )
 @click.option(
     "--optimizer",
@@ -292,7 +292,7 @@ def _notes(training: Training) -> tuple[str, ...]:
     notes, watch = [], training.options.watch
     for learner in training.learners:
         if learner.outcome == "not finite":
-            why = f"its loss or gradient is not finite at step {learner.done}"
+            why = f"its loss, gradient or parameters are not finite at step {learner.done}"
             notes.append(f"{learner.call.text} ended: {why}; try a smaller --lr, or --clip 1")
         for call in watch.calls:
             found = {f: learner.curve[column(f, call.text)][: learner.done] for f in FIGURES}

@@ -51,7 +51,7 @@ class Learner:
     """One method with its parameters, its optimizer, and figures of the steps `done`.
 
     `curve[name] (steps,)` is NaN where there is no figure. `outcome` is "" while it may go on, then "reached" or "not
-    finite"; after the latter the parameters are those before the step `done`.
+    finite": the loss, the gradient, or the parameters that it leads to; they are those before the step `done` then.
     """
 
     call: MethodCall
@@ -105,9 +105,10 @@ class Training:
         learner.done = step + 1
         for name, value in figures.items():
             learner.curve[name][step] = value
-        if not np.isfinite([figures["loss"], figures["norm"]]).all():
+        theta = learner.parameters.theta
+        if not (np.isfinite([figures["loss"], figures["norm"]]).all() and np.isfinite(theta).all()):
             learner.outcome = "not finite"
-            learner.parameters.theta[:] = kept
+            theta[:] = kept
         elif self.options.until is not None and learner.recent() < self.options.until:
             learner.outcome = "reached"
 
