@@ -97,7 +97,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(more: list[str]) -> None:
 
 def test_a_killed_run_loses_the_steps_since_its_checkpoint() -> None:
     """And is finished from there, with the output of a run that was left alone."""
-    called = [sys.executable, "-m", "bpcli", *ADD, "--steps", "300"]
+    called = [sys.executable, "-m", "bpcli", *ADD, "--steps", "120"]
     whole = subprocess.run(called, capture_output=True, check=True, text=True)
     keeping = [*called, "--checkpoint", "c.npz", "--checkpoint-every", "10"]
     with subprocess.Popen(keeping, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
