@@ -18,6 +18,7 @@ _HOMES = {
     "LoadedProblem": "bpcli.api.loaded",
     "Report": "bpcli.api.check_report",
     "StepGradients": "bpcli.methods.base",
+    "Trained": "bpcli.api.train_runner",
     "check_gradient": "bpcli.api.check_functions",
     "load": "bpcli.api.loaded",
 }

@@ -124,6 +124,7 @@ GOOD_RULE += "return l.Mbar.sum(axis=1), l.direct\n"
 KERNEL = changed(RECURRENT, "[data]", '[kernel.mine]\nfile = "k.py"\n[data]')
 TRUNCATED = changed(KERNEL, 'file = "k.py"', 'file = "k.py"\nas = "tbptt:k1=4,k2=2"')
 
+TRAIN = "train net.toml --steps 2"
 CASES: Mapping[str, tuple[Case, ...]] = {
     "the language of equations": tuple(
         Case(CHECK, net(loss))
@@ -434,6 +435,33 @@ CASES: Mapping[str, tuple[Case, ...]] = {
     ),
     "saved runs": (
         Case("merge a.json -o b.json"),
+        Case(f"{TRAIN} --until x", SPEC),
+        Case(f"{TRAIN} --until loss<nan", SPEC),
+        Case(f"{TRAIN} --lr 0", SPEC),
+        Case(f"{TRAIN} --clip inf", SPEC),
+        Case(f"{TRAIN} --optimizer adan", SPEC),
+        Case(f"{TRAIN} --data frech", SPEC),
+        Case(f"{TRAIN} -m bptt -m rtrl --save w.npz", SPEC),
+        Case(f"{TRAIN} --save w.txt", SPEC),
+        Case(f"{TRAIN} --save c.npz --checkpoint c.npz", SPEC),
+        Case(f"{TRAIN} --resume c.npz", SPEC),
+        Case(f"{TRAIN} --resume c.npz", {**SPEC, "c.npz": {"W": np.ones(2)}}),
+        Case(f"{TRAIN} --plot c.pdf", SPEC),
+        Case(f"{TRAIN} --data fresh", _data()),
+        Case(f"{TRAIN} --watch uoro --set T=1", SPEC),
+        Case(f"{TRAIN} --watch backprop", SPEC),
+        Case(f"{TRAIN} -m backprop", SPEC),
+        Case(f"{TRAIN} --online -m sqrt", SPEC),
+        Case(f"{TRAIN} --online", {"net.toml": FEED_FORWARD}),
+        Case(f"{TRAIN} --steps 1000000 --max-time 1", SPEC),
+        *(
+            Case(f"{TRAIN} --set task={task}", SPEC)
+            for task in ("cpoy", "copy:size=2", "copy:length=0", "copy:symbols=1", "flip-flop:2", "sine:low=3")
+        ),
+        Case(f"{TRAIN} --set task=lorenz:dt=1", SPEC),
+        Case(f"{TRAIN} --set task=add:lag1=0", SPEC),
+        Case(f"{TRAIN} --set task=mimic", {"net.toml": FEED_FORWARD}),
+        Case(f"{TRAIN} --set task=copy:length=5", SPEC),
         Case("merge a.json -o b.json", {"a.json": "{"}),
         Case("merge a.json -o b.json", {"a.json": "{}"}),
         Case("merge a.json -o b.json", {"a.json": json.dumps({**BENCH, "cells": [{}]})}),

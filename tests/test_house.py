@@ -39,6 +39,7 @@ FLOORS = (
     ("backends",),
     ("checking",),
     ("bench",),
+    ("training",),
     ("cluster",),
     ("api",),
     ("commands",),

@@ -249,7 +249,7 @@ def test_every_task_can_be_found():
 
 
 def _task(monkeypatch, fill) -> None:
-    module = SimpleNamespace(TASK=SimpleNamespace(name="fake", summary="", fill=fill))
+    module = SimpleNamespace(TASK=SimpleNamespace(name="fake", summary="", Options=tasks.NoTaskOptions, fill=fill))
     monkeypatch.setattr(tasks, "known_tasks", lambda: ("fake", "random"))
     monkeypatch.setattr(tasks.importlib, "import_module", lambda name: module)
 
@@ -260,7 +260,7 @@ def _task(monkeypatch, fill) -> None:
 )
 def test_a_task_fills_the_inputs_of_its_roles(text, filled, monkeypatch, tmp_path):
     """x and y_star, unless `[data]` says otherwise; a task's draws are its own, and other inputs are drawn normal."""
-    _task(monkeypatch, lambda setup, rng: {"input": rng("signal").random((setup.T, setup.batch, 2))})
+    _task(monkeypatch, lambda setup, options, rng: {"input": rng("signal").random((setup.T, setup.batch, 2))})
     text = text.replace("[data]", '[data]\ntask = "fake"') if "[data]" in text else text + '[data]\ntask = "fake"\n'
     inputs = draw(open_text(tmp_path, text, batch=500)).inputs
     assert 0 <= inputs[filled].min() < inputs[filled].max() < 1
@@ -276,7 +276,7 @@ def test_a_task_fills_the_inputs_of_its_roles(text, filled, monkeypatch, tmp_pat
 )
 def test_a_task_that_does_not_fit_is_refused(text, shape, code, monkeypatch, tmp_path):
     """A role without an input, or an input of another shape, is refused at the task's line."""
-    _task(monkeypatch, lambda setup, rng: {"input": np.zeros(shape)})
+    _task(monkeypatch, lambda setup, options, rng: {"input": np.zeros(shape)})
     setup = open_text(tmp_path, text + '[data]\ntask = "fake"\n')
     with pytest.raises(BpError) as caught:
         draw(setup)

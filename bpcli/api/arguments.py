@@ -14,6 +14,8 @@ from bpcli.errors import fail, printable
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 """A positive time in seconds."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A positive number."""
 P = ParamSpec("P")
 R = TypeVar("R")
 

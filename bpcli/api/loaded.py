@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import InstanceOf
+from pydantic import InstanceOf, PositiveInt
 
-from bpcli.api.arguments import Seconds, validated
+from bpcli.api.arguments import Positive, Seconds, validated
 from bpcli.api.check_report import Report, describe
 from bpcli.api.check_runner import Call, Results, judge_spec
 from bpcli.api.method_selection import applying, check_options
 from bpcli.api.method_selection import read as read_methods
+from bpcli.api.train_runner import TrainCall, Trained, open_training
 from bpcli.api.user_gradients import opened_method, split_rules, unknown, user_process, with_function
 from bpcli.api.user_gradients import read as read_gradients
 from bpcli.errors import BpError, fail, nearest, printable
@@ -237,6 +238,58 @@ class LoadedProblem:
             asked = asked if own is None else with_function(asked, own, as_)
             return report_on(self, Call(calls, asked, options))
 
+    @validated
+    def train(
+        self,
+        methods: Words = (),
+        *,
+        steps: PositiveInt = 1000,
+        optimizer: str = "adam",
+        lr: Positive | None = None,
+        clip: Positive | None = None,
+        until: float | None = None,
+        online: bool = False,
+        data: str | None = None,
+        watch: Words = (),
+        watch_every: PositiveInt = 1,
+    ) -> Trained:
+        """Train the parameters by gradient descent with each method, from one start, as `bp train` does.
+
+        Parameters
+        ----------
+        methods
+            Methods such as `bptt` or `tbptt:k1=1,k2=4`; by default the exact one, online `rtrl`.
+        steps
+            Sequences (batches, when feed-forward) to train on.
+        optimizer, lr, clip
+            `sgd`, `momentum` or `adam`, with a learning rate, and the norm that longer gradients are cut to.
+        until
+            End a method when the mean loss of its last ten steps is below this.
+        online
+            Move the parameters within a sequence, at every step or, of windowed methods, after every window.
+        data
+            `fresh` for new data of the task at every step, or `fixed`; by default fresh where there is a task.
+        watch, watch_every
+            Methods to compare with the true gradient along every trajectory, at every so many steps.
+
+        Raises
+        ------
+        BpError
+            If a method or option is invalid, or the training exceeds the limits.
+
+        Examples
+        --------
+        >>> trained = load("specs/vanilla_rnn.toml", task="add").train(["bptt", "uoro"], steps=3)
+        >>> trained.to_frame().pivot(index="step", columns="method", values="loss").shape
+        (3, 2)
+        """
+        own = {"clip": clip, "until": until, "online": online, "data": data, "watch_every": watch_every}
+        call = TrainCall(several(methods), steps, optimizer, lr, watch=several(watch), **own)  # type: ignore[arg-type]
+        training = open_training(self.file, call)
+        for _ in training.run():
+            pass
+        return Trained(training)
+
 
 def report_on(problem: LoadedProblem, call: Call) -> Report:
     """The report of a check of one problem; raises BpError if any method, kernel or gradient is refused."""
@@ -275,7 +328,7 @@ def load(
     limits
         Limits on bytes and seconds, and whether the spec may read files outside its own folder.
     **sizes
-        Dims and constants of the spec, `T` and `batch`.
+        Dims and constants of the spec, `T`, `batch` and `task`.
 
     Raises
     ------

@@ -26,6 +26,7 @@ from bpcli.graph.nodes import Graph
 from bpcli.methods import MethodCall, exact_method, parse
 from bpcli.methods.base import Cost, Definition, Exact, Expectation, Gradient
 from bpcli.problem.definition import Problem, Setup, Tensor
+from bpcli.problem.draw import redrawn
 from bpcli.problem.limits import Limits, array_bytes
 from bpcli.references.perturbation.kinks import analytic
 
@@ -33,8 +34,6 @@ AFFORDABLE_FLOPS, MAX_FLOPS = 1e9, 1e11
 """Cost of a check up to which every entry is judged, and up to which a sample is judged by differences too."""
 _ONE_REFERENCE = "complex-step"
 _MIN_ENTRIES, _MAX_ENTRIES = 2, 16
-_SEED_BITS = 32
-"""Seeds of further draws are so many bits longer, beyond those that are given."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,7 @@ def drawn(problem: Problem, call: MethodCall, first: Gradient, draws: int) -> tu
         return flat(setup, first), None
     found = [flat(setup, first)]
     for k in range(1, draws):
-        data = dataclasses.replace(setup.spec.data, seed=setup.spec.data.seed + (k << _SEED_BITS))
-        other = dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, data=data))
-        found.append(flat(setup, call.gradient(dataclasses.replace(problem, setup=other))))
+        found.append(flat(setup, call.gradient(redrawn(problem, k))))
     mean = np.mean(found, axis=0)
     return mean, float(sum(((g - mean) ** 2).sum() for g in found)) / (draws - 1)
 

@@ -97,7 +97,7 @@ def grad(spec: str, method: str, out: str | None, per_step: bool, common: Common
     path = single(spec)
     with opened_method(method, common.limits(), common.user_time) as call:
         if out is not None:
-            _check_out(out, path, common, (".npz", ".csv") if per_step else (".npz",))
+            check_out("-o", out, path, common, (".npz", ".csv") if per_step else (".npz",))
         problem = open_spec(path, common)
         announce(common)
         with progress(common) as say:
@@ -143,7 +143,7 @@ def export(spec: str, out: str, common: Common) -> int:
     from bpcli.problem.draw import draw
 
     path = single(spec)
-    _check_out(out, path, common)
+    check_out("-o", out, path, common)
     problem = draw(open_spec(path, common).setup)
     declared = problem.setup.spec
     found = export_arrays(problem)
@@ -155,16 +155,17 @@ def export(spec: str, out: str, common: Common) -> int:
     return emit(arrays_document("Arrays", rows, context, ()), common, silent=common.quiet)
 
 
-def _check_out(out: str, spec: Path, common: Common, suffixes: Sequence[str] = (".npz",)) -> None:
-    """Raise BpError for an output file that has another suffix, cannot be written, or is the spec or an `--output`."""
+def check_out(option: str, out: str, spec: Path, common: Common, suffixes: Sequence[str] = (".npz",)) -> None:
+    """Raise BpError for the file of an option that has another suffix, cannot be written, or is the spec or an
+    `--output`."""
     from bpcli.problem.array_files import check_writable
 
     target = os.path.realpath(out)
     if target == os.path.realpath(spec):
-        fail("usage", f'-o "{out}" is the spec itself', help="name another file")
+        fail("usage", f'{option} "{out}" is the spec itself', help="name another file")
     if target in {os.path.realpath(path) for _, path in common.outputs}:
-        fail("usage", f'-o and --output both go to "{out}"', help="give each a path of its own")
+        fail("usage", f'{option} and --output both go to "{out}"', help="give each a path of its own")
     if not out.lower().endswith(tuple(suffixes)) and (os.path.isfile(out) or not os.path.exists(out)):
         named = " or ".join(suffixes)
-        fail("usage", f'-o "{out}" does not end in {named}', help=f"name an {named} file")
+        fail("usage", f'{option} "{out}" does not end in {named}', help=f"name an {named} file")
     check_writable(out)

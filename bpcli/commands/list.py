@@ -33,10 +33,12 @@ def _methods() -> Iterator[Row]:
 
 
 def _tasks() -> Iterator[Row]:
+    from bpcli.spec.options import listed
     from bpcli.tasks import find_task, known_tasks
 
     for name in known_tasks():
-        yield _row(name, find_task(name, None).summary)
+        task = find_task(name, None)
+        yield _row(name, task.summary, listed(task.Options))
 
 
 def _operations() -> Iterator[Row]:

@@ -5,11 +5,9 @@ A method is a module found by its file name, or an entry point of the group `bpc
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import importlib.metadata
-import math
 import pkgutil
 import re
 import typing
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bpcli.errors import Place, fail, nearest
+from bpcli.spec.options import listed, read
 
 if TYPE_CHECKING:
     from bpcli.graph.nodes import Graph
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 GROUP = "bpcli.methods"
 _NOT_METHODS = frozenset({"base"})
-_NUMERAL = re.compile(r"[+-]?[0-9]{1,300}")
 
 
 @dataclass(frozen=True)
@@ -123,9 +121,9 @@ _TYPICAL = {"k": "1", "k1": "1", "k2": "8", "tau": "8", "s": "10", "p": "0.1", "
 def typical(name: str) -> MethodCall:
     """A method with usual values of the options that have no default. Raises BpError if it cannot be used."""
     method = load(name)
-    needed = [f for f in dataclasses.fields(method.Options) if _default(f) == "…"]
+    needed = [o.removesuffix("=…") for o in options_of(method) if o.endswith("=…")]
     types = typing.get_type_hints(method.Options)
-    given = [f"{f.name}={_TYPICAL.get(f.name, '4' if types[f.name] is int else '0.5')}" for f in needed]
+    given = [f"{o}={_TYPICAL.get(o, '4' if types[o] is int else '0.5')}" for o in needed]
     return parse(f"{name}:{','.join(given)}" if given else name)
 
 
@@ -175,105 +173,9 @@ def parse(text: str, place: Place | None = None) -> MethodCall:
     if name not in known_names():
         fail("unknown-method", f'unknown method "{name}"', place, help=nearest(name, known_names()))
     method = load(name)
-    return MethodCall(text, method, _options(method, tail if colon else None, place))
+    return MethodCall(text, method, read(name, method.Options, tail if colon else None, place, "methods"))
 
 
 def options_of(method: Method) -> tuple[str, ...]:
     """The method's options in order, as `name=default`, or `name=…` where there is no default."""
-    return tuple(f"{f.name}={_default(f)}" for f in dataclasses.fields(method.Options))
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return str(field.default)
-    return "…" if field.default_factory is dataclasses.MISSING else str(field.default_factory())
-
-
-def _options(method: Method, text: str | None, place: Place | None) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(method.Options)}
-    types = typing.get_type_hints(method.Options)
-    given: dict[str, Any] = {}
-    for name, value in _pairs(method.name, text, fields, place):
-        if name in given:
-            fail(
-                "repeated-option", f'option "{name}" of {method.name} is given twice', place, help="keep one of the two"
-            )
-        given[name] = _value(f"{method.name}:{name}", value, types[name], place)
-    missing = [n for n, f in fields.items() if n not in given and _default(f) == "…"]
-    if missing:
-        example = ",".join(
-            f"{n}={given.get(n, 4 if types[n] is int else 0.5)}" for n in fields if n in (*given, *missing)
-        )
-        named = " and ".join(missing)
-        fail(
-            "missing-option", f"{method.name} needs {named}", place, help=f"write {method.name}:{example}, for example"
-        )
-    try:
-        return method.Options(**given)
-    except ValueError as error:
-        fail("out-of-range", f"{method.name}: {error}", place, help=f"`bp list methods` says what {method.name} takes")
-
-
-def _pairs(method: str, text: str | None, fields: Mapping[str, object], place: Place | None) -> list[tuple[str, str]]:
-    """Names and values of the options in `text`; names are checked against `fields`."""
-    if text is None:
-        return []
-    pairs = []
-    for part in text.split(","):
-        name, equals, value = (p.strip() for p in part.partition("="))
-        if not equals and len(fields) == 1 and name:
-            name, value = next(iter(fields)), name
-        elif not equals:
-            fail(
-                "bad-option",
-                f'expected option=value after "{method}:", got "{part.strip()}"',
-                place,
-                help=_usage(method, fields),
-            )
-        elif name not in fields:
-            fail("unknown-option", f'{method} has no option "{name}"', place, help=_usage(method, fields, name))
-        pairs.append((name, value))
-    return pairs
-
-
-def _usage(method: str, fields: Mapping[str, object], name: str = "") -> str:
-    if not fields:
-        return f"{method} takes no options"
-    return nearest(name, fields) if name else f"options of {method}: {', '.join(fields)}"
-
-
-def _value(what: str, text: str, kind: Any, place: Place | None) -> Any:
-    """Convert `text` to the option's type: int, float, bool, str, a word of a Literal, or None where allowed."""
-    allowed = typing.get_args(kind)
-    if typing.get_origin(kind) is typing.Literal:
-        if text not in allowed:
-            fail("bad-option", f'{what}: unknown value "{text}"', place, help=nearest(text, map(str, allowed)))
-        return text
-    if type(None) in allowed:
-        return None if text == "none" else _value(what, text, next(a for a in allowed if a is not type(None)), place)
-    value = _READERS[kind](text)
-    if value is None:
-        example = f"write {what}={_EXAMPLES[kind]}, for example"
-        fail("wrong-type", f'{what} must be {_WORDS[kind]}, got "{text}"', place, help=example)
-    return value
-
-
-def _integer(text: str) -> int | None:
-    return int(text) if _NUMERAL.fullmatch(text) else None
-
-
-def _real(text: str) -> float | None:
-    try:
-        value = float(text.replace("_", "x"))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _truth(text: str) -> bool | None:
-    return {"true": True, "false": False}.get(text)
-
-
-_READERS: Mapping[Any, Any] = {int: _integer, float: _real, bool: _truth, str: lambda text: text or None}
-_EXAMPLES: Mapping[Any, str] = {int: "4", float: "0.5", bool: "true", str: "word"}
-_WORDS: Mapping[Any, str] = {int: "an integer", float: "a finite number", bool: "true or false", str: "a word"}
+    return listed(method.Options)

@@ -12,7 +12,7 @@ from bpcli.errors import fail
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.methods.base import Cost, Definition, Exact, Expectation, Gradient, OnlineRule, Recursion, StepGradient
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
-from bpcli.problem.draw import generator
+from bpcli.problem.draw import method_generator
 from bpcli.runtime.forward_mode import rtrl_plan
 from bpcli.runtime.local_derivatives import InfluenceLayout, LocalDerivatives, LocalSteps, influence_layout
 from bpcli.runtime.local_plan import local_plan
@@ -33,9 +33,9 @@ class Steps(Protocol):
         """The gradient by tensor, from the part through the influence (batch, P) and the direct part."""
 
 
-def drawing(setup: Setup, name: str) -> np.random.Generator:
-    """A method's source of random numbers, seeded by the seed of the data and its name."""
-    return generator(setup.spec.data.seed, "method", name)
+def drawing(setup: Setup, name: str, number: int = 0) -> np.random.Generator:
+    """A method's source of random numbers, seeded by the seed of the data, its name, and the number of the gradient."""
+    return method_generator(setup, name, number)
 
 
 def run(recursion: Recursion, steps: Steps, rng: np.random.Generator | None = None) -> Gradient:
@@ -177,10 +177,14 @@ class Online:
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
         """Run the rule on local derivatives from the kernels, or compiled code in its place."""
+        return self.drawn(problem, options, 0)
+
+    def drawn(self, problem: Problem, options: Any, number: int) -> Gradient:
+        """The same with other random numbers for every `number`."""
         if self.compiled is not None:
             return self.compiled.gradient(problem, options)
         steps = LocalSteps(problem)
-        found = follow(self.rule, steps, options, self.name)
+        found = follow(self.rule, steps, options, self.name, drawing(problem.setup, self.name, number))
         steps.close()
         return found
 

@@ -8,7 +8,7 @@ the parameters are constant; memory does not grow with T.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import ClassVar
 
@@ -73,7 +73,7 @@ class RTRL:
             run.advance(first, last)
             if last < setup.T:
                 trace.slide(last - first)
-        arrays = _collect(problem, run, direct)
+        arrays = collect_gradient(setup, run, direct)
         run.close()
         return Gradient(loss, arrays)
 
@@ -92,7 +92,7 @@ class RTRL:
                 trace.reverse(t, t + 1, weights[t : t + 1], later={})
                 direct = {n: _alone(trace.take_window(n, 1), t, setup.T) for n in inputs}
                 run.advance(t, t + 1)
-                arrays = _collect(problem, run, direct)
+                arrays = collect_gradient(setup, run, direct)
             yield Gradient(loss, arrays)
             if t + 1 < setup.T:
                 trace.slide(1)
@@ -110,7 +110,7 @@ _weights = lru_cache(maxsize=8)(loss_weights)
 """Cached for repeated gradients; read-only."""
 
 
-def _collect(problem: Problem, run: RtrlRun, direct: dict[int, list[Array]]) -> dict[str, Array]:
+def collect_gradient(setup: Setup, run: RtrlRun, direct: Mapping[int, list[Array]]) -> dict[str, Array]:
     """The gradient by tensor, in the tensor's shape: the part through the influence and the direct part."""
     plan, graph, total = run.plan, run.plan.graph, run.G.sum(axis=0)
     extra = []
@@ -118,10 +118,12 @@ def _collect(problem: Problem, run: RtrlRun, direct: dict[int, list[Array]]) -> 
         if graph.nodes[span.node].phase is Phase.STATIC:
             extra.append((span.node, scattered(plan, span, total[span.start : span.start + span.columns])))
     leaves = run.trace.finish(extra)
-    return {x.name: _shaped(problem.setup, x, leaves, run, direct) for x in problem.setup.wrt}
+    return {x.name: _shaped(setup, x, leaves, run, direct) for x in setup.wrt}
 
 
-def _shaped(setup: Setup, x: Tensor, leaves: dict[int, Array], run: RtrlRun, direct: dict[int, list[Array]]) -> Array:
+def _shaped(
+    setup: Setup, x: Tensor, leaves: dict[int, Array], run: RtrlRun, direct: Mapping[int, list[Array]]
+) -> Array:
     """The gradient of one tensor."""
     graph = setup.graph
     if x.kind == "state":

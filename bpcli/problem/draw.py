@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +21,11 @@ from bpcli.errors import Collector, Place, fail, printable
 from bpcli.problem.array_files import ArrayFile, first_index, open_arrays, read_as
 from bpcli.problem.definition import Array, FloatArray, Problem, Setup
 from bpcli.spec.specification import ArrayDecl, Spec, Weights
-from bpcli.tasks import find_task
+from bpcli.tasks import ROLES, parse_task
 
-ROLES = {"input": "x", "target": "y_star"}
-"""The inputs that a task fills where `[data]` names no others."""
+_SEED_BITS = 32
+"""Seeds of further draws are so many bits longer, beyond those that are given."""
+
 CHUNK = 1 << 16
 Stream = Literal["inputs", "params", "states", "patterns", "task", "method"]
 _STREAMS: dict[str, Stream] = {"param": "params", "state": "states"}
@@ -41,14 +43,14 @@ def draw(setup: Setup) -> Problem:
     params = {decl.name: _sparse(setup, decl, stored) for decl in setup.spec.params.values()}
     starts = {**stored, **_read_states(setup)}
     state = {decl.name: _stored_or_drawn(setup, decl, starts) for decl in setup.spec.states.values()}
-    return Problem(setup, params, _draw_inputs(setup), state)
+    return Problem(setup, params, draw_inputs(setup), state)
 
 
 def check_task(spec: Spec, collector: Collector) -> None:
     """Report a task that does not exist."""
     if spec.data.task is not None:
         with collector.gather():
-            find_task(spec.data.task, spec.source.value("data", "task"))
+            parse_task(spec.data.task, spec.source.value("data", "task"))
 
 
 def check_weights(spec: Spec, collector: Collector) -> None:
@@ -109,8 +111,29 @@ def _read_states(setup: Setup) -> dict[str, Array]:
     return {d.name: read_as(file, d.name, setup.array_shape(d), setup.dtype, place) for d in states}
 
 
-def _draw_inputs(setup: Setup) -> dict[str, Array]:
-    """Every input, from the data file, the inline values or the task."""
+@dataclass(frozen=True)
+class BatchDraws:
+    """The generators of one batch of a task; that of number 0 is the one that a check or a gradient runs on."""
+
+    seed: int
+    number: int = 0
+
+    def __call__(self, label: str) -> np.random.Generator:
+        """A generator of this batch alone."""
+        return generator(self.seed, "task", _numbered(label, self.number))
+
+    def fixed(self, label: str) -> np.random.Generator:
+        """The same for every batch."""
+        return generator(self.seed, "task", label)
+
+
+def _numbered(name: str, number: int) -> str:
+    """A name of a generator; names are identifiers, so that no two of these are equal."""
+    return f"{name} {number}" if number else name
+
+
+def draw_inputs(setup: Setup, batch: int = 0) -> dict[str, Array]:
+    """Every input, from the data file, the inline values or the task; another `batch` has other random numbers."""
     data = setup.spec.data
     shapes = {decl.name: setup.array_shape(decl) for decl in setup.spec.inputs.values()}
     if found := _data_file(setup.spec):
@@ -120,24 +143,26 @@ def _draw_inputs(setup: Setup) -> dict[str, Array]:
         values = {name: _rounded(np.array(v, dtype=np.float64), setup.dtype) for name, v in data.values.items()}
         # The same value for every step and sample.
         return {n: np.ascontiguousarray(np.broadcast_to(values[n], s)).reshape(s) for n, s in shapes.items()}
-    filled = _by_task(setup, data.task or "random", shapes)
+    filled = _by_task(setup, data.task or "random", shapes, batch)
     return {
-        name: filled[name] if name in filled else _normal(generator(data.seed, "inputs", name), shape, setup.dtype)
-        for name, shape in shapes.items()
+        n: filled[n] if n in filled else _normal(generator(data.seed, "inputs", _numbered(n, batch)), s, setup.dtype)
+        for n, s in shapes.items()
     }
 
 
-def _by_task(setup: Setup, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+def _by_task(setup: Setup, name: str, shapes: Mapping[str, tuple[int, ...]], batch: int) -> dict[str, Array]:
     """The inputs that a task fills."""
     data, place = setup.spec.data, setup.spec.source.value("data", "task")
-    task = find_task(name, place)
+    task = parse_task(name, place)
     roles = {"input": data.input or ROLES["input"], "target": data.target or ROLES["target"]}
     filled = {}
-    for role, array in task.fill(setup, lambda label: generator(data.seed, "task", label)).items():
+    for role, array in task.fill(setup, BatchDraws(data.seed, batch)).items():
         given = roles[role]
         if given not in shapes:
             advice = f'say which input it is: [data] {role} = "…"'
             fail("unknown-name", f'the task "{name}" fills "{given}", which is no input', place, help=advice)
+        if array.shape == (*shapes[given], 1):
+            array = array[..., 0]
         if array.shape != shapes[given]:
             what = f'the task "{name}" gives "{given}" the shape {array.shape}, not {shapes[given]}'
             advice = f"give the input the shape that the task fills, or name another {role}"
@@ -183,6 +208,19 @@ def generator(seed: int, stream: Stream, name: str) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}\0{stream}\0{name}".encode()).digest()
     words = np.frombuffer(digest, dtype="<u4")
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([int(word) for word in words])))
+
+
+def method_generator(setup: Setup, name: str, number: int = 0) -> np.random.Generator:
+    """The generator of a method by its name; another `number` gives independent numbers."""
+    return generator(setup.spec.data.seed, "method", _numbered(name, number))
+
+
+def redrawn(problem: Problem, number: int) -> Problem:
+    """The same arrays with a seed of their own, for methods that draw random numbers; number 0 is the problem."""
+    setup = problem.setup
+    data = dataclasses.replace(setup.spec.data, seed=setup.spec.data.seed + (number << _SEED_BITS))
+    own = dataclasses.replace(setup, spec=dataclasses.replace(setup.spec, data=data))
+    return dataclasses.replace(problem, setup=own) if number else problem
 
 
 def pattern(decl: ArrayDecl, seed: int) -> NDArray[np.int64] | None:

@@ -307,6 +307,27 @@ class LocalSteps:
             if last < T:
                 trace.slide(last - first)
 
+    def start(self) -> None:
+        """Put the initial states in place, for `moved`."""
+        self._trace.start()
+
+    def moved(self, t: int, params: Mapping[str, Array], inputs: Mapping[str, Array]) -> LocalDerivatives:
+        """Step t by itself, at parameters of its own, from the states that the call before it came to.
+
+        `inputs` are those of all steps.
+        """
+        trace = self._trace
+        trace.set_params(params)
+        trace.set_inputs({name: x[t : t + 1] for name, x in inputs.items()})
+        with np.errstate(all="ignore"):
+            trace.forward(0, 1)
+        losses = trace.losses(0, 1)[0].copy()
+        self._probing.run(1)
+        self.__dict__.pop("_matrices", None)  # the copies are of the parameters before
+        found = self._at(t, t, losses)
+        trace.restore(trace.moved_on())
+        return found
+
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
         """The gradient by tensor: its part through the influence, (batch, P), and the direct part.
 
@@ -330,10 +351,11 @@ class LocalSteps:
     def _at(self, t: int, first: int, losses: Array) -> LocalDerivatives:
         """The derivatives of a step of the chunk that begins at `first`."""
         plan, trace, batch = self.plan, self._trace, self.setup.batch
-        rows, weights = (t - first) * batch, self._weights[t : t + 1]
+        row, weights = t - first, self._weights[t : t + 1]
+        rows, step = row * batch, trace.origin + row
         with np.errstate(all="ignore"):
             trace.clear()
-            trace.reverse(t, t + 1, weights, later={})
+            trace.reverse(step, step + 1, weights, later={})
             leaves = trace.finish()
         previous, new = plan.graph.previous.values(), plan.graph.new.values()
         captured = self._probing.captured(rows, rows + batch)

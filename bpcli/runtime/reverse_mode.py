@@ -98,9 +98,9 @@ def loss_weights(setup: Setup) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=8)
-def unrolled(setup: Setup, windows: tuple[Window, ...], carried: float = 1.0) -> Unrolled:
+def unrolled(setup: Setup, windows: tuple[Window, ...], carried: float = 1.0, singly: bool = False) -> Unrolled:
     """The `Unrolled` of a setup and windows; the plan of a gradient that is taken again is kept."""
-    return Unrolled(setup, windows, carried)
+    return Unrolled(setup, windows, carried, singly)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,6 +236,29 @@ class Unrolled:
             initial = {name: trace.initial(name) for name in states} if window.start == 0 else none
             yield loss, collect(self.setup, trace.finish(), initial)
         trace.close()
+
+    @np.errstate(all="ignore")  # the caller looks for values that are not finite
+    def descend(self, problem: Problem, move: Callable[[int, dict[str, Array]], Mapping[str, Array]]) -> float:
+        """The whole loss along parameters that move after every window.
+
+        `move` takes the steps done and the gradient of the window's losses, and returns the parameters to go on with.
+        The states of a window, and what else its steps left, are those of the parameters that they were taken with; the
+        way back multiplies by the parameters as they are.
+        """
+        trace, weights = Trace(self.plan, problem.setup.dtype, problem.arrays), self._weights
+        states = [x.name for x in self.setup.wrt if x.kind == "state"]
+        loss, done = 0.0, 0
+        trace.start()
+        for window in self.windows:
+            loss += self._advance(trace, done, window, weights)
+            done = window.stop
+            self._back(trace, window, weights)
+            initial = {name: trace.initial(name) * (window.start == 0) for name in states}
+            found = collect(self.setup, trace.finish(), initial)
+            trace.clear()
+            trace.set_params(move(done, found))
+        trace.close()
+        return loss
 
     def _batched_gradient(
         self, trace: Trace, weights: NDArray[np.float64], plan: BatchedWindowsPlan, disturb: Disturb | None, seed: float

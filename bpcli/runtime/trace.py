@@ -230,13 +230,21 @@ class Trace:
         views, self._address = self._views, self._views.address
         self.V, self.C, self.F, self.room = views.V, views.C, views.F, views.room
         self.clear()
-        self._loaded = (0, 0)
-        self.inputs = {n: inputs[name].reshape(-1, size) for n, name, _, size in self._slices.inputs}
-        for name, rows in views.params:
-            rows[...] = params[name]
+        self.set_inputs(inputs)
         for place, number in self._slices.constants:
             self.V[place] = number
+        self.set_params(params)
+
+    def set_params(self, params: Arrays) -> None:
+        """Other parameters for the passes from here on; what the trace holds of earlier steps stays as it is."""
+        for name, rows in self._views.params:
+            rows[...] = params[name]
         self.run(self.schedule.static_forward)
+
+    def set_inputs(self, inputs: Arrays) -> None:
+        """Other inputs `(T, batch, *shape)` for the steps from 0 on."""
+        self.inputs = {n: inputs[name].reshape(-1, size) for n, name, _, size in self._slices.inputs}
+        self._loaded = (0, 0)
 
     def run(self, calls: Sequence[Call]) -> None:
         """Run kernels on the trace's numbers."""
@@ -283,6 +291,10 @@ class Trace:
             size, start = graph.nodes[n].size, table[n, BASE] + (step - self.origin) * table[n, STEP]
             states[name] = self.V[start : start + self.plan.extent.batch * size].reshape(-1, size).copy()
         return Snapshot(step, states)
+
+    def moved_on(self) -> Snapshot:
+        """The states after the first step of the window, to start from as if nothing had been before."""
+        return Snapshot(0, self.snapshot(self.origin + 1).states)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Restart before a snapshot's step: the window begins there, and what it held is forgotten."""

@@ -163,8 +163,8 @@ def _override(raw: dict[str, Any], overrides: Mapping[str, object], collector: C
 
 
 def _overridden_path(raw: Mapping[str, Any], declared: list[tuple[str, str]], key: str) -> KeyPath | None:
-    """The path that `key` overrides. A setting precedes a dim of that name, except T where nothing has steps."""
+    """The path that `key` overrides. A setting precedes a dim of that name, but for T without steps, and task."""
     path = next((path for path in declared if canonical(path[1]) == key), None)
-    if key in SETTINGS and not (key == "T" and path and not raw.get("state")):
+    if key in SETTINGS and not (path and (key == "task" or (key == "T" and not raw.get("state")))):
         return SETTINGS[key]
     return path

@@ -160,7 +160,7 @@ def _check_cell(key: str, cell: object, path: KeyPath, declared: Declared, conte
         if cell not in ("float64", "float32"):
             remedy = nearest(str(cell), ("float64", "float32")) if isinstance(cell, str) else "known: float32, float64"
             context.refuse("unknown-value", f"unknown dtype {describe(cell)}", path, remedy)
-    elif key in SETTINGS or key in declared.dims:
+    elif key in declared.dims or (key in SETTINGS and key != "task"):
         least, most = (0, (1 << 63) - 1) if key == "seed" else (1, MAX_SIZE)
         if not isinstance(cell, int):
             remedy = "write an integer, without quotes or a point"

@@ -23,6 +23,7 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "batch"),
     "seed": ("data", "seed"),
     "dtype": ("dtype",),
+    "task": ("data", "task"),
 }
 """The settings that `--set` and sweeps replace beside dims and constants, with their key paths."""
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bpcli.tasks import NoTaskOptions
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from bpcli.problem.definition import Setup
-    from bpcli.tasks import Draw
+    from bpcli.tasks import Draws, Role
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class Random:
 
     name: str = "random"
     summary: str = "every input standard normal"
+    Options: type[NoTaskOptions] = NoTaskOptions
 
-    def fill(self, setup: Setup, generator: Draw) -> Mapping[str, NDArray[np.floating[Any]]]:
+    def fill(self, setup: Setup, options: NoTaskOptions, draws: Draws) -> Mapping[Role, NDArray[np.floating[Any]]]:
         """No arrays."""
         return {}
 

@@ -36,8 +36,8 @@ def frozen(problem: Problem) -> Problem:
         node = graph.nodes[n]
         static = node.phase is Phase.STATIC
         group, shape = (params, node.shape) if static else (inputs, (*lead, *node.shape))
-        group[_name(n)] = np.array(found[n]).reshape(shape)
-    return Problem(_frozen(setup), params, inputs, double.state)
+        group[name_of_held(n)] = np.array(found[n]).reshape(shape)
+    return Problem(held_setup(setup, stops), params, inputs, double.state)
 
 
 def stopping(graph: Graph) -> tuple[int, ...]:
@@ -51,23 +51,24 @@ def frozen_entries(setup: Setup) -> int:
     return sum(n.size * (1 if n.phase is Phase.STATIC else setup.T * setup.batch) for n in nodes)
 
 
-def _name(node: int) -> str:
+def name_of_held(node: int) -> str:
+    """The name of the leaf that stands for a node."""
     return f"stopped {node}"
 
 
 @lru_cache(maxsize=4)
-def _frozen(setup: Setup) -> Setup:
-    """The setup with leaves in place of these operations; cached, since plans are cached by setup."""
+def held_setup(setup: Setup, held_nodes: tuple[int, ...]) -> Setup:
+    """The setup with leaves in place of some nodes; cached, since plans are cached by setup."""
     graph = setup.graph
     nodes, leaf, roots = list(graph.nodes), dict(graph.leaf), {graph.loss, *graph.new.values()}
-    for n in stopping(graph):
+    for n in held_nodes:
         op, phase = ("param", Phase.STATIC) if nodes[n].phase is Phase.STATIC else ("input", Phase.INPUT)
-        held = replace(nodes[n], op=op, args=(), phase=phase, name=_name(n))
+        held = replace(nodes[n], op=op, args=(), phase=phase, name=name_of_held(n))
         if n in roots:  # which are computed
             held = replace(held, index=len(nodes))
             nodes[n] = replace(nodes[n], op="copy", args=(held.index,))
             nodes.append(held)
         else:
             nodes[n] = held
-        leaf[_name(n)] = held.index
+        leaf[name_of_held(n)] = held.index
     return replace(setup, graph=replace(graph, nodes=tuple(nodes), leaf=leaf))

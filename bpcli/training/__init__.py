@@ -1,0 +1,1 @@
+"""Gradient descent with several methods from one start, by sequence or online, and comparisons of them on the way."""
