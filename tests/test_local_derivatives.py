@@ -20,8 +20,8 @@ from bpcli.methods.base import NoOptions, OnlineRule, StepGradient
 from bpcli.problem.definition import Problem, Setup, Tensor
 from bpcli.problem.draw import draw
 from bpcli.runtime import forward_mode
+from bpcli.runtime.jacobian import DenseJacobian
 from bpcli.runtime.local_derivatives import (
-    DenseJacobian,
     LocalDerivatives,
     influence_layout,
     local_derivatives,

@@ -24,7 +24,8 @@ from bpcli.methods.base import NoOptions
 from bpcli.methods.rtrl_block import Options
 from bpcli.problem.definition import Array, Problem
 from bpcli.runtime import sparse_plan as sizes
-from bpcli.runtime.local_derivatives import DenseJacobian, LocalDerivatives, LocalSteps, influence_layout
+from bpcli.runtime.jacobian import DenseJacobian
+from bpcli.runtime.local_derivatives import LocalDerivatives, LocalSteps, influence_layout
 from bpcli.runtime.local_plan import local_plan
 from bpcli.runtime.sparse_plan import Sparsity, sets_of, sparse_plan
 from bpcli.tape.probing import PATHS, Paths

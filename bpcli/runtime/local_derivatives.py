@@ -21,7 +21,6 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +28,12 @@ from numpy.typing import NDArray
 from bpcli.graph.nodes import Node, Phase
 from bpcli.problem.definition import Array, Problem, Setup, Tensor
 from bpcli.runtime.forward_mode import RtrlPlan, rtrl_plan
+from bpcli.runtime.jacobian import DenseJacobian, FactoredJacobian, Jacobian
 from bpcli.runtime.local_plan import Captured, Probing, local_plan
 from bpcli.runtime.reverse_mode import loss_weights
 from bpcli.runtime.trace import Trace
 from bpcli.tape.dependency import ColumnSpan
 from bpcli.tape.instructions import BASE, INNER_ROW
-from bpcli.tape.probing import Paths
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,89 +141,6 @@ class Factor:
         outer = "bin,bm->bimn" if self.turned else "bim,bn->bimn"
         whole: Array = np.einsum(outer, self.delta, self.vector).reshape(*self.delta.shape[:2], -1)
         return whole if self.entries is None else whole[:, :, self.entries]
-
-
-class Jacobian(Protocol):
-    """J of a step, and its parts by the paths that they go along."""
-
-    def dense(self) -> Array:
-        """J, (batch, N, N)."""
-
-    def times(self, a: Array) -> Array:
-        """J a of vectors (batch, N)."""
-
-    def along(self, paths: Paths) -> Array:
-        """∂a(t)/∂a(t-1) along paths of a kind, (batch, N, N)."""
-
-
-@dataclass(frozen=True, eq=False)
-class DenseJacobian:
-    """J as an array, and its parts."""
-
-    J: Array
-    parts: Mapping[Paths, Array]
-
-    def dense(self) -> Array:
-        """See `Jacobian`."""
-        return self.J
-
-    def times(self, a: Array) -> Array:
-        """See `Jacobian`."""
-        return np.asarray((self.J @ a[:, :, None])[:, :, 0])
-
-    def along(self, paths: Paths) -> Array:
-        """See `Jacobian`."""
-        return self.parts[paths]
-
-
-@dataclass(frozen=True, eq=False)
-class FactoredJacobian:
-    """J = E + Σ Δ W V (see `bpcli.runtime.local_plan`) of captured cotangents; `matrices` are those of the products.
-
-    New states were seeded with `unit`, other roots with 1.
-    """
-
-    captured: Captured
-    layout: InfluenceLayout
-    matrices: Mapping[int, Array]
-    unit: float
-
-    @cached_property
-    def _paths(self) -> Array:
-        """Elementwise paths from the states before to the new states, and to the vectors of products."""
-        return self.captured.states("elementwise")
-
-    def along(self, paths: Paths) -> Array:
-        """See `Jacobian`."""
-        found = self._paths if paths == "elementwise" else self.captured.states(paths)
-        return found[:, : self.layout.N]
-
-    @cached_property
-    def _terms(self) -> list[tuple[Array, Array, Array]]:
-        """Δ, W and V of each product."""
-        plan, found = self.captured.plan, list[tuple[Array, Array, Array]]()
-        for first in plan.firsts or ():
-            start = plan.probes["elementwise"].start(first.vector)
-            V = self._paths[:, start : start + plan.graph.nodes[first.vector].size]
-            V = V / self.unit if first.vector in plan.graph.new.values() else V
-            W = self.matrices[first.matrix]
-            found.append((self.captured.dense("deltas", first.delta), W.T if first.turned else W, V))
-        return found
-
-    def dense(self) -> Array:
-        """See `Jacobian`."""
-        J = self.along("elementwise").copy()
-        for delta, W, V in self._terms:
-            J += delta @ W @ V
-        return J
-
-    def times(self, a: Array) -> Array:
-        """See `Jacobian`."""
-        a = a[:, :, None]
-        found = self.along("elementwise") @ a
-        for delta, W, V in self._terms:
-            found += delta @ (W @ (V @ a))
-        return np.asarray(found[:, :, 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,7 +295,7 @@ class LocalSteps:
     def _jacobian(self, captured: Captured) -> Jacobian:
         """J and its parts."""
         if self._local.firsts is not None:
-            return FactoredJacobian(captured, self.layout, self._matrices, self._unit)
+            return FactoredJacobian(captured, self.layout.N, self._matrices, self._unit)
         return DenseJacobian(captured.states("deltas"), {kind: captured.states(kind) for kind in self._local.kinds})
 
     def _brought(self, n: int) -> Array:

@@ -16,8 +16,8 @@ from bpcli.checking.sources.user_protocol import Array, Message
 from bpcli.errors import printable
 from bpcli.methods.base import Exact, NoOptions, Windows
 from bpcli.problem.definition import Setup
+from bpcli.runtime.jacobian import DenseJacobian
 from bpcli.runtime.local_derivatives import (
-    DenseJacobian,
     Factor,
     InfluenceLayout,
     LocalDerivatives,

@@ -40,8 +40,8 @@ from bpcli.references.perturbation.jumps import jumps
 from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.forward_mode import rtrl_plan
+from bpcli.runtime.jacobian import DenseJacobian
 from bpcli.runtime.local_derivatives import (
-    DenseJacobian,
     Factor,
     LocalDerivatives,
     LocalSteps,
