@@ -188,11 +188,14 @@ def _leading(net: NamedGraph, targets: Sequence[int]) -> frozenset[int]:
 
 
 def seed(net: NamedGraph) -> Term:
-    """∂L/∂l(t): 1 where the losses of all steps are added."""
-    over, T = net.setup.spec.objective.over_time, net.setup.T
-    if not net.graph.recurrent or over == "sum":
+    """∂L/∂l(t): 1 where the losses of all steps are added; a name if it is needed past the last step, where it is 0."""
+    graph, over, T = net.graph, net.setup.spec.objective.over_time, net.setup.T
+    if not graph.recurrent:
         return ONE
-    return number(1.0 / T) if over == "mean" else name(Symbol("name", ("ω",)), "ω", ())
+    past = net.reaches(frozenset({graph.loss}), frozenset(graph.new.values()))
+    if over == "last" or not past.isdisjoint(graph.previous.values()):
+        return name(Symbol("name", ("ω",)), "ω", ())
+    return ONE if over == "sum" else number(1.0 / T)
 
 
 def by_key(sections: Sequence[Section]) -> Mapping[Hashable, Step]:

@@ -177,7 +177,7 @@ def _layers(net: NamedGraph) -> str:
             if net.leaf(m) and fx == x:
                 below = (fy - y) / 60
                 parts.append(f'<path d="M{fx + 50:.0f} {fy:.0f}C{x + 75:.0f} {fy:.0f} {x + 75:.0f} {y + 8:.0f} '
-                             f'{x + half:.0f} {y + 4:.0f}" fill="none" stroke="currentColor" opacity="0.5"/>'
+                             f'{x + half:.0f} {y + 4:.0f}" fill="none" stroke="currentColor" marker-end="url(#tip)"/>'
                              if below > 1 else _arrow(fx, fy - 12, (x, y + 17)))  # fmt: skip
             else:
                 start = max(24, 5 * len(_label(net, m)) + 8)

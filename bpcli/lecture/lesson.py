@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from bpcli.checking.interpreter import run_forward
 from bpcli.errors import Collector, fail, nearest
 from bpcli.graph.build import build
-from bpcli.lecture.derivation import Section, Step, feed_forward
+from bpcli.lecture.derivation import Section, Step, feed_forward, seed
 from bpcli.lecture.line_values import LineValues
 from bpcli.lecture.measured import Measured, Measurement
 from bpcli.lecture.named_graph import NamedGraph
@@ -140,7 +140,8 @@ def _sentences(net: NamedGraph) -> list[str]:
         return [f"L = {loss} of one sample; of a batch, the {batch} over samples is taken."]
     how = {"sum": "Σ_t l(t)", "mean": "1/T Σ_t l(t)", "last": "l(T)"}[over.over_time]
     text = f"L = {how} with l = {loss}, of one sample; of a batch, the {batch} over samples is taken."
-    weights = "ω is 1 at the last step and 0 before it. " if over.over_time == "last" else ""
+    weight = {"sum": "1", "mean": "1/T", "last": "1 at step T, 0 before it,"}[over.over_time]
+    weights = f"ω = ∂L/∂l is {weight} and 0 after step T. " if seed(net).kind == "name" else ""
     return [f"{text} {weights}A name alone is its value at step t."]
 
 

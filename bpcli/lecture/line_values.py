@@ -12,7 +12,15 @@ from bpcli.graph.nodes import Phase
 from bpcli.lecture.derivation import Section, Step
 from bpcli.lecture.term_values import evaluate
 from bpcli.lecture.terms import STILL, Term
-from bpcli.problem.definition import FloatArray
+from bpcli.problem.definition import FloatArray, Setup
+
+
+def loss_share(setup: Setup, t: int) -> float:
+    """∂L/∂l(t) of one sample; 0 after the last step."""
+    over, T = setup.spec.objective.over_time, setup.T
+    if not setup.graph.recurrent or over == "sum":
+        return 1.0 if t < T else 0.0
+    return float(t == T - 1) if over == "last" else 1.0 / T if t < T else 0.0
 
 
 @dataclass(eq=False)
@@ -59,11 +67,11 @@ class LineValues:
             return self.summed(term)
         if term.kind == "paths":
             return self.sums[term.key]()
-        if term.key == "ω":
-            return np.array([1.0 if t == self.T - 1 else 0.0])
         if isinstance(term.key, tuple) and term.key[0] == STILL:
             return self.still[term.key] if term.key in self.still else self.forward.values[0][term.key[1]]
         at = t + (term.symbol.lag if term.symbol else 0)
+        if term.key == "ω":
+            return np.array([loss_share(self.forward.setup, at)])
         if isinstance(term.key, int):
             return self.forward.values[min(max(at, 0), self.T - 1)][term.key]
         if 0 <= at < self.T:

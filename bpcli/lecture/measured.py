@@ -17,7 +17,7 @@ from bpcli.checking.rules import apply
 from bpcli.graph.nodes import Graph, Phase
 from bpcli.graph.operations import STOPPING
 from bpcli.lecture.derivation import Claim, Step
-from bpcli.lecture.line_values import LineValues
+from bpcli.lecture.line_values import LineValues, loss_share
 from bpcli.lecture.named_graph import NamedGraph
 from bpcli.problem.definition import FloatArray
 
@@ -110,13 +110,6 @@ class Network:
                 values.append(apply(node.op, [values[a] for a in node.args], node.numbers, node.shape))
         return values
 
-    def share(self, t: int) -> float:
-        """∂L/∂l(t) of one sample."""
-        over, T = self.forward.setup.spec.objective.over_time, self.forward.setup.T
-        if not self.graph.recurrent or over == "sum":
-            return 1.0
-        return 1.0 / T if over == "mean" else float(t == T - 1)
-
     def run(self, steps: Sequence[Sequence[FloatArray]], changes: Changes, everywhere: bool) -> list[list[FloatArray]]:
         """The values of consecutive steps, with changes at the first, or at every one."""
         found, state = list[list[FloatArray]](), dict[int, FloatArray]()
@@ -132,7 +125,7 @@ Function = Callable[[FloatArray], FloatArray]
 def along(f: Function, x: FloatArray, direction: FloatArray) -> tuple[FloatArray, FloatArray]:
     """The derivative of f at x along a direction, by central differences of three steps, and a bound on its error.
 
-    NaN where a kink is met: where the two one-sided differences keep their distance as the step shrinks.
+    NaN where a kink is met: where the distance of the two one-sided differences does not shrink with the step.
     """
     h = WIDTH * max(1.0, float(np.abs(x).max()))
     here = f(x)
@@ -140,12 +133,13 @@ def along(f: Function, x: FloatArray, direction: FloatArray) -> tuple[FloatArray
     for width in (h, h / 2, h / 4):
         after, before = f(x + width * direction), f(x - width * direction)
         central.append((after - before) / (2 * width))
-        bend.append(np.abs(after - 2 * here + before) / width)
+        bend.append((after - 2 * here + before) / width)
         size = np.maximum(size, np.maximum(np.abs(after), np.abs(before)))
     first, second = ((4 * central[k + 1] - central[k]) / 3 for k in (0, 1))
     found = (16 * second - first) / 15
     bound = 4 * np.abs(found - second) + 40 * np.finfo(float).eps * size / h
-    kink = (bend[2] > 0.6 * bend[0]) & (bend[2] > 1e-6 * np.abs(found) + bound)
+    bent = np.maximum(np.abs(bend[0] - 2 * bend[1]), np.abs(bend[1] - 2 * bend[2]))
+    kink = bent > 0.1 * np.abs(bend).max(axis=0) + 1e-7 * np.abs(found) + 400 * np.finfo(float).eps * size / h
     rough = bound > 1e-2 * (np.abs(found) + np.abs(found).max()) + 1e-9
     return np.where(kink | rough, np.nan, found), bound
 
@@ -161,7 +155,7 @@ class Measured:
     net: NamedGraph
     values: LineValues
     pairs: Sequence[tuple[int, int]] = ()
-    _whole: dict[int, Pair] = field(default_factory=dict)
+    _whole: dict[tuple[int, tuple[int, ...]], Pair] = field(default_factory=dict)
 
     @cached_property
     def network(self) -> Network:
@@ -232,10 +226,11 @@ class Measured:
         claim, T, batch = step.claim, self.values.T, self.net.setup.batch
         by = self.graph.nodes[claim.by]
         if by.phase is Phase.STATIC:
-            if by.index not in self._whole:
-                whole = partial(self._everything, by=by.index)
-                self._whole[by.index] = self._along(by.index, whole, self.single[by.index])
-            found, bound = self._whole[by.index]
+            held = self._held(by.index) if claim.kind == "influence" else ()
+            if (by.index, held) not in self._whole:
+                whole = partial(self._everything, by=by.index, held=held)
+                self._whole[by.index, held] = self._along(by.index, whole, self.single[by.index])
+            found, bound = self._whole[by.index, held]
             if claim.kind == "total":
                 still = self.values.still
                 value = still[step.key] if step.key in still else self._rows(step, [0])
@@ -261,6 +256,7 @@ class Measured:
         """A sum over pairs (t, s): a parameter is changed at step s alone, and the loss of step t is read."""
         by, T, batch = step.claim.by, self.values.T, self.net.setup.batch
         graph, base, kept = self.graph, self.values.forward.values, set(self.pairs)
+        held = {n: base[0][n] for n in self._held(by)}
         found, bound = np.zeros(()), np.zeros(())
         for s in range(T):
             read = [t for t in range(s, T) if (t, s) in kept]
@@ -268,8 +264,8 @@ class Measured:
                 continue
 
             def f(x: FloatArray, s: int = s, read: Sequence[int] = read) -> FloatArray:
-                steps = self.network.run(base[s : read[-1] + 1], {by: x}, everywhere=False)
-                losses = [steps[t - s][graph.loss] * self.network.share(t) for t in read]
+                steps = self.network.run(base[s : read[-1] + 1], {**held, by: x}, everywhere=False)
+                losses = [steps[t - s][graph.loss] * loss_share(self.net.setup, t) for t in read]
                 return np.asarray(np.sum([np.broadcast_to(one, batch) for one in losses], axis=0)[:, None])
 
             more, error = self._along(by, f, self.single[by])
@@ -277,10 +273,16 @@ class Measured:
         value = self.values.still[step.key]
         self._compare(step, np.broadcast_to(value, (batch, *value.shape[1:])), (found, bound), comparison)
 
-    def _everything(self, x: FloatArray, by: int) -> FloatArray:
+    def _held(self, by: int) -> tuple[int, ...]:
+        """The other functions of parameters that have a name: the influence of each is a line of its own."""
+        nodes = self.graph.nodes
+        return tuple(n for n in self.net.equations() if nodes[n].phase is Phase.STATIC and n != by)
+
+    def _everything(self, x: FloatArray, by: int, held: Sequence[int]) -> FloatArray:
         """(batch, 1 + states): the whole loss, then the states in order of their nodes, each of all steps."""
         batch, graph = self.net.setup.batch, self.graph
-        steps = self.network.run(self.values.forward.values, {by: x}, everywhere=True)
+        base = self.values.forward.values
+        steps = self.network.run(base, {**{n: base[0][n] for n in held}, by: x}, everywhere=True)
         columns = [self._loss(steps, 0, batch)]
         for n in sorted(graph.new.values()):
             columns += [np.broadcast_to(v[n], (batch, *v[n].shape[1:])).reshape(batch, -1) for v in steps]
@@ -288,7 +290,7 @@ class Measured:
 
     def _loss(self, steps: Sequence[Sequence[FloatArray]], first: int, rows: int) -> FloatArray:
         """(rows, 1): the losses of steps from `first` on, as they count in L."""
-        losses = [v[self.graph.loss] * self.network.share(first + k) for k, v in enumerate(steps)]
+        losses = [v[self.graph.loss] * loss_share(self.net.setup, first + k) for k, v in enumerate(steps)]
         return np.asarray(np.sum([np.broadcast_to(one, rows) for one in losses], axis=0)[:, None])
 
     def _later_losses(self, claim: Claim, t: int) -> Function:
@@ -310,8 +312,10 @@ class Measured:
         if claim.kind == "edge":
             held = [n for n in self.net.equations() if n not in (claim.of, claim.by)]
         elif claim.kind == "local":
-            held = [n for n in graph.new.values() if n != claim.by]
-        weights = np.repeat([self.network.share(t) for t in self.times], self.net.setup.batch)
+            held = [n for n in (*graph.new.values(), *self._held(claim.by)) if n != claim.by]
+        elif claim.kind == "immediate":
+            held = self._held(claim.by)
+        weights = np.repeat([loss_share(self.net.setup, t) for t in self.times], self.net.setup.batch)
 
         def f(x: FloatArray) -> FloatArray:
             rows = len(x) if graph.nodes[claim.by].phase is not Phase.STATIC else len(weights)

@@ -54,7 +54,7 @@ class Writer:
             assert left.symbol.about
             sides = (self._lone(left.symbol.about[0], first), self._lone(left.symbol.about[1], others))
             head = self._partial(*sides)
-            return [head, self.entry(right, letters)[0]]
+            return [head, self.entry(right, (first, others or "1") if len(letters) < 3 else letters)[0]]
         return [self.entry(left, letters)[0], self.entry(right, letters)[0]]
 
     def _lone(self, part: str, entry: str) -> str:
@@ -196,7 +196,8 @@ class Writer:
         scalars = [self._factor(p, write(p), p is rest[-1]) for p in rest if p.shape == ()]
         arrays = [p for p in rest if p.shape != ()]
         if len(arrays) > 1:
-            inner = [self.wrapped(write(p), POWER if between == s.times else PRODUCT) for p in arrays[:-1]]
+            tight = [POWER if between == s.times or p.kind == "quotient" else PRODUCT for p in arrays[:-1]]
+            inner = [self.wrapped(write(p), level) for p, level in zip(arrays[:-1], tight, strict=True)]
             inner.append(self.wrapped(write(arrays[-1]), POWER if between == s.times else SIGMA))
         else:
             inner = [self._factor(p, write(p), True) for p in arrays]

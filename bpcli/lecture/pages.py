@@ -263,7 +263,7 @@ h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem;border-bottom:1px solid
 .because{grid-column:1;color:var(--soft);font-size:.9rem}
 .notes{grid-column:2;grid-row:1;color:var(--soft);font-size:.85rem;text-align:right;white-space:nowrap}
 .right{color:var(--good)}.wrong{color:var(--bad);font-weight:bold}
-math{white-space:nowrap}table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:left}
+math{white-space:nowrap}mtext{font-family:math,serif}table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:left}
 del{color:var(--bad)}svg{max-width:none}
 @media (max-width:600px){.step{grid-template-columns:1fr}.notes{grid-column:1;grid-row:auto;text-align:left}}
 """

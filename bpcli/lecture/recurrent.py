@@ -84,11 +84,12 @@ class RecurrentDerivation:
     @cached_property
     def relevant(self) -> frozenset[int]:
         """The nodes whose derivatives are needed: those that depend on a target or a state and lead to the loss."""
-        found = set(self.targets) | set(self.net.graph.previous.values())
+        graph = self.net.graph
+        found = {*self.targets, *graph.previous.values(), *graph.new.values()}
         for node in self.net.nodes:
             if found & set(node.args):
                 found.add(node.index)
-        ends = frozenset({self.net.graph.loss, *self.net.graph.new.values()})
+        ends = frozenset({graph.loss, *graph.new.values()})
         return frozenset(found) & self.net.reaches(ends)
 
     @cached_property
@@ -101,9 +102,12 @@ class RecurrentDerivation:
             n = node.index
             if n in ends and n in sweep.given:
                 sweep.known[n] = self.q(n)
-            elif n in sweep.given and net.named(n) and node.phase is Phase.OUTPUT and n != graph.loss:
+            elif (
+                n in sweep.given and net.named(n) and not net.leaf(n) and node.phase is Phase.OUTPUT and n != graph.loss
+            ):
                 sweep.known[n] = delta(net, n)
-            if n not in ends and (n in sweep.given or n == graph.loss):
+            whole = node.phase is Phase.STATIC and net.named(n)  # its own arguments are a matter of parameters alone
+            if n not in ends and not whole and (n in sweep.given or n == graph.loss):
                 sweep.pull(node, sweep.total(n), self.relevant)
         return sweep
 
@@ -159,7 +163,9 @@ class RecurrentDerivation:
                 seen.add(m)
                 if not net.named(m):
                     todo += net.nodes[m].args
-            found[n] = sorted((m for m in seen if net.named(m) and net.nodes[m].phase is Phase.RECURRENT), reverse=True)
+            found[n] = sorted(
+                (m for m in seen if net.named(m) and net.nodes[m].phase is not Phase.STATIC), reverse=True
+            )
         return found
 
     def paths(self, start: int, end: int) -> tuple[list[tuple[int, ...]], int]:
@@ -230,7 +236,7 @@ class RecurrentDerivation:
             case "sum":
                 return reduce(add_matrices, args)
             case "product":
-                return chain(*args) if len(args[-1].shape) == 2 else times(*args)
+                return times(*args)
         return replace(term, args=args)
 
     def accumulated(self, new: int, before: int) -> Term:
@@ -287,12 +293,10 @@ class RecurrentDerivation:
 
     def _to(self, new: int, target: int) -> Iterable[Term]:
         """The Jacobians from a state to a node that may have no name, a matrix for each last named node."""
-        net = self.net
-        for m in [n for n in net.equations() if n <= new]:
+        net, named = self.net, self.net.named(target) and self.net.nodes[target].phase is not Phase.STATIC
+        for m in [n for n in net.equations() if target <= n <= new]:
             last = net.jacobian(m, target)
-            if net.named(target) and m == target:
-                last = ZERO
-            if last.zero or (target >= m and m != target):
+            if last.zero or (named and m != target):
                 continue
             if m == new:
                 yield last

@@ -173,7 +173,7 @@ class MathStyle:
             base = f"<msup>{letter}{above}</msup>"
         else:
             base = f"<msub>{letter}<mrow>{below}</mrow></msub>" if below else letter
-        return f"<msub><mrow><mo>(</mo>{base}<mo>)</mo></mrow><mtext>{entry}</mtext></msub>" if entry else base
+        return f"<msub>{self.bracket(base)}<mtext>{entry}</mtext></msub>" if entry else base
 
     def word(self, text: str) -> str:
         """An identifier."""
@@ -197,8 +197,9 @@ class MathStyle:
         return f"{sign}{body}"
 
     def bracket(self, body: str, pair: str = "()") -> str:
-        """Brackets that grow."""
-        return f"<mrow><mo>{pair[0]}</mo>{body}<mo>{pair[1]}</mo></mrow>"
+        """Brackets as high as a line; around fractions they grow."""
+        grow = "" if "<mfrac>" in body else ' stretchy="false"'
+        return f"<mrow><mo{grow}>{pair[0]}</mo>{body}<mo{grow}>{pair[1]}</mo></mrow>"
 
     def symbol(self, text: str) -> str:
         """An operator."""

@@ -68,6 +68,8 @@ def evaluate(term: Term, look: Look) -> FloatArray:
         return look(term)
     args = [evaluate(arg, look) for arg in term.args]
     found = np.asarray(VALUES[term.kind](args, term))
+    if found[0].size == math.prod(term.shape):
+        return found.reshape(len(found), *term.shape)
     if found.shape[1:] != term.shape:
         found = np.broadcast_to(found.reshape(len(found), *(found.shape[1:] or (1,) * len(term.shape))),
                                 (len(found), *term.shape))  # fmt: skip

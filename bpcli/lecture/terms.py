@@ -49,8 +49,9 @@ class Term:
 
     @property
     def zero(self) -> bool:
-        """Whether this is the number 0."""
-        return self.kind == "number" and self.numbers[0] == 0.0
+        """Whether this is 0, in every entry."""
+        one = self.args[0] if self.kind == "full" else self
+        return one.kind == "number" and one.numbers[0] == 0.0
 
     @property
     def one(self) -> bool:
@@ -90,15 +91,15 @@ def _widest(terms: Sequence[Term]) -> Shape:
 
 def add(*terms: Term) -> Term:
     """A sum; numbers are added to one."""
-    parts = _flat("sum", terms)
-    shape = _widest(parts)
+    shape = _widest(terms)
+    parts = _flat("sum", (term.args[0] if term.kind == "full" else term for term in terms))
     total = sum(part.numbers[0] for part in parts if part.kind == "number")
     rest = [part for part in parts if part.kind != "number"]
     if not rest:
         return full(number(total), shape)
     if total:
         rest = [number(total), *rest]
-    return full(rest[0], shape) if len(rest) == 1 else Term("sum", tuple(rest), shape)
+    return full(rest[0] if len(rest) == 1 else Term("sum", tuple(rest), _widest(rest)), shape)
 
 
 def factors(term: Term) -> tuple[float, list[Term]]:
@@ -124,8 +125,8 @@ def times(*terms: Term) -> Term:
         coefficient *= value
         rest += others
     if coefficient == 0.0:
-        return ZERO
-    rest = _over_one(rest)
+        return full(ZERO, shape)
+    coefficient, rest = _over_one(coefficient, rest)
     rest.sort(key=lambda part: part.shape != ())
     if coefficient != 1.0 or not rest:
         rest = [number(coefficient), *rest]
@@ -133,16 +134,20 @@ def times(*terms: Term) -> Term:
     return full(found, shape) if found.shape == () and shape != () else found
 
 
-def _over_one(parts: list[Term]) -> list[Term]:
-    """The factors with 1/v among them written as one quotient, where one other factor has its shape."""
+def _over_one(coefficient: float, parts: list[Term]) -> tuple[float, list[Term]]:
+    """A number in front and factors with c/v among them: one quotient with the next factor of its shape above v."""
     for part in parts:
-        if part.kind == "quotient" and part.args[0].one and len(parts) > 1:
-            rest = [other for other in parts if other is not part]
-            same = [other for other in rest if other.shape == part.shape and other.kind != "quotient"]
-            if same:
-                rest.remove(same[-1])
-                return [*rest, Term("quotient", (same[-1], part.args[1]), part.shape)]
-    return parts
+        if part.kind != "quotient" or part.args[0].kind != "number" or (len(parts) == 1 and abs(coefficient) == 1.0):
+            continue
+        coefficient *= part.args[0].numbers[0]
+        rest = [other for other in parts if other is not part]
+        same = [other for other in rest if other.shape == part.shape and other.kind != "quotient"]
+        above, sign = number(abs(coefficient)), -1.0 if coefficient < 0 else 1.0
+        if same:
+            rest.remove(same[-1])
+            above, sign = same[-1], coefficient
+        return sign, [*rest, Term("quotient", (above, part.args[1]), part.shape)]
+    return coefficient, parts
 
 
 def _difference(term: Term) -> bool:
@@ -170,6 +175,8 @@ def divide(above: Term, below: Term) -> Term:
     if under == 0.0 or over == 0.0 or not others:
         return times(number(over / under) if under else Term("quotient", (ONE, ZERO)), full(times(ONE, *some), shape))
     top, bottom = times(ONE, *some), times(ONE, *others)
+    if top.one and over / under > 0:
+        return full(Term("quotient", (number(over / under), bottom), bottom.shape), shape)
     found = Term("quotient", (top, bottom), _widest((top, bottom)))
     return full(times(number(over / under), found), shape)
 
@@ -284,7 +291,7 @@ def chain(*matrices: Term) -> Term:
     scalars, rest = list[Term](), list[Term]()
     for matrix in matrices:
         if matrix.zero:
-            return ZERO
+            return full(ZERO, shape)
         value, parts = factors(matrix)
         own = [part for part in parts if len(part.shape) == 2]
         scalars += [number(value), *(part for part in parts if part.shape == ())]
@@ -295,6 +302,9 @@ def chain(*matrices: Term) -> Term:
             if before is not None and before.kind == "diag" and part.kind in ("diag", "column"):
                 v = times(before.args[0], part.args[0])
                 rest[-1] = Term(part.kind, (v,), part.shape)
+            elif before is not None and before.kind == "row" and part.kind == "column":
+                scalars.append(dot(before.args[0], part.args[0]))
+                rest.pop()
             elif before is not None and before.kind == "row" and part.kind == "diag":
                 rest[-1] = row(times(before.args[0], part.args[0]))
             else:

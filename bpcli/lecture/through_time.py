@@ -40,16 +40,24 @@ def credit(d: RecurrentDerivation, new: int, lag: int = 0) -> Term:
     return name(Symbol("credit", d.parts(new), lag), ("c", new), d.net.nodes[new].shape)
 
 
+def _column(v: Term) -> Term:
+    """A scalar as a vector of one entry."""
+    return shaped(v, v.shape or (1,))
+
+
 def credit_section(d: RecurrentDerivation) -> Section:
     """BPTT as the recursion c(t) = q(t) + J(t+1)ᵀ c(t+1)."""
+    alive = {new for new, before in d.states.values() if new in d.local.known or before in d.local.given}
+    for _ in d.states:  # a state that feeds another one that counts, counts
+        alive |= {new for new, before in d.states.values() if any(d.paths(other, before)[1] for other in alive)}
     steps = list[Step]()
     for new, before in d.states.values():
         terms = [d.local.known[new]] if new in d.local.known else []
         if before in d.local.given:
             terms.append(d.q(before, 1))
-        for other, _ in d.states.values():
-            if d.paths(other, before)[1]:
-                terms.append(apply_matrix(transpose(d.J(other, before, 1)), credit(d, other, 1)))
+        for other in [other for other, _ in d.states.values() if other in alive and d.paths(other, before)[1]]:
+            worth = apply_matrix(transpose(d.J(other, before, 1)), _column(credit(d, other, 1)))
+            terms.append(shaped(worth, d.net.nodes[new].shape))
         if terms:
             claim = Claim(credit(d, new), add(*terms), "credit", -1, new, None, ())
             steps.append(line(claim, "own loss, and all later ones by way of the next state; c(T+1) = 0"))
@@ -59,37 +67,30 @@ def credit_section(d: RecurrentDerivation) -> Section:
 
 def node_section(d: RecurrentDerivation) -> list[Section]:
     """BPTT as it is computed: δ of every node at every step, no Jacobian ever formed, and the gradients read off."""
-    net, graph, into = d.net, d.net.graph, d.relevant
-    sweep, steps = Sweep(net), list[Step]()
-    sweep.known = {n: term for n, term in d.local.known.items() if net.nodes[n].phase is Phase.OUTPUT}
-    sweep.known[graph.loss] = seed(net)
-    ends = {new: net.graph.previous[s] for s, new in graph.new.items()}
-    loop = [n for n in net.names if n in into and net.nodes[n].phase in (Phase.RECURRENT, Phase.INPUT) and n not in
-            graph.previous.values()]  # fmt: skip
-    for n in loop:
-        sweep.known[n] = delta(net, n)
-    for node in reversed(net.nodes):
-        n = node.index
-        if n in sweep.known or n in sweep.given:
-            sweep.pull(node, sweep.total(n), into)
-    later: dict[Hashable, Term] = {p: net.term(graph.new[s]) for s, p in graph.previous.items()}
-    plain = all(net.nodes[u].phase is Phase.OUTPUT for n in d.local.known for _, _, u in d.local.given.get(n, []))
+    net, graph = d.net, d.net.graph
+    moving = {Phase.RECURRENT, Phase.INPUT}
+    loop = [n for n in net.names if n in d.relevant and net.nodes[n].phase in moving]
+    loop = [n for n in loop if n not in graph.previous.values()]
+    while True:
+        sweep = Sweep(net)
+        sweep.known = {n: term for n, term in d.local.known.items() if net.nodes[n].phase is Phase.OUTPUT}
+        sweep.known |= {graph.loss: seed(net), **{n: delta(net, n) for n in loop}}
+        for node in reversed(net.nodes):
+            if node.index in sweep.known or node.index in sweep.given:
+                sweep.pull(node, sweep.total(node.index), d.relevant)
+        alive = [n for n in loop if _contributions(d, sweep, n)]
+        if len(alive) == len(loop):
+            break
+        loop = alive  # a node that no loss depends on has no line, and gives nothing to others
+    steps = []
     for n in sorted(loop, reverse=True):
-        if net.leaf(n):
-            continue
-        own = list(sweep.given.get(n, []))
-        because = [sweep.because(n)]
-        if n in ends:
-            if plain and n in d.local.known:
-                own = [g for g in own if net.nodes[g[2]].phase is not Phase.OUTPUT]
-                own.insert(0, (d.local.known[n], "", -1))
-            after = sweep.given.get(ends[n], [])
-            own += [(shifted(term, later), "", -1) for term, _, _ in after]
-            because = ["its own loss, its uses in this step, and those of the next one"]
-        if own:
-            right = collect([term for term, _, _ in own])
-            claim = Claim(sweep.known[n], right, "total", -1, n, delta(net, n, "gradient"), indices(net.nodes[n].shape))
-            steps.append(line(claim, "; ".join(filter(None, because))))
+        if not net.leaf(n):
+            right = collect(_contributions(d, sweep, n))
+            why = "its own loss, its uses in this step, and those of the next one"
+            because = why if n in graph.new.values() else sweep.because(n)
+            letters = indices(net.nodes[n].shape)
+            claim = Claim(sweep.known[n], right, "total", -1, n, delta(net, n, "gradient"), letters)
+            steps.append(line(claim, because))
     sentences = ("The same, as it is computed: a vector for each node and step. All δ are 0 after the last step.",)
     found = [Section("Backpropagation through time: node by node", sentences, tuple(steps), "backwards")]
     return [*found, *gradient_sections(d, sweep)]
@@ -114,6 +115,21 @@ def static_steps(d: RecurrentDerivation, summed: Mapping[int, tuple[Term, str]],
             right = left
         sweep.pull(node, right, d.relevant)
     return sorted(found, key=lambda s: (net.leaf(s.claim.by), s.claim.by if net.leaf(s.claim.by) else -s.claim.by))
+
+
+def _contributions(d: RecurrentDerivation, sweep: Sweep, n: int) -> list[Term]:
+    """The parts of δ of a node: by its uses in its own step and, for a state, by those in the next one."""
+    net, graph = d.net, d.net.graph
+    given = list(sweep.given.get(n, []))
+    own = [term for term, _, _ in given]
+    state = next((s for s, new in graph.new.items() if new == n), None)
+    if state is not None:
+        direct = all(net.nodes[u].phase is Phase.OUTPUT for m in d.local.known for _, _, u in d.local.given.get(m, []))
+        if direct and n in d.local.known:
+            own = [d.local.known[n], *(term for term, _, u in given if net.nodes[u].phase is not Phase.OUTPUT)]
+        names: dict[Hashable, Term] = {p: net.term(graph.new[s]) for s, p in graph.previous.items()}
+        own += [shifted(term, names) for term, _, _ in sweep.given.get(graph.previous[state], [])]
+    return [term for term in own if not term.zero]
 
 
 def gradient_sections(d: RecurrentDerivation, sweep: Sweep) -> list[Section]:
@@ -156,10 +172,10 @@ def influence_sections(d: RecurrentDerivation) -> list[Section]:
             claim = Claim(d.M(new, s), right, "influence", new, s)
             steps.append(line(claim, "by way of the states, and within the step; M(0) = 0"))
             if new in d.local.known:
-                worth = apply_matrix(transpose(d.M(new, s)), d.local.known[new])
+                worth = apply_matrix(transpose(d.M(new, s)), _column(d.local.known[new]))
                 parts.setdefault(s, []).append(shaped(worth, shape))
             if before in d.local.given:
-                worth = apply_matrix(transpose(d.M(new, s, -1)), d.q(before))
+                worth = apply_matrix(transpose(d.M(new, s, -1)), _column(d.q(before)))
                 parts.setdefault(s, []).append(shaped(worth, shape))
     for n in d.relevant:
         if net.nodes[n].phase is Phase.STATIC and net.named(n) and n in d.local.given:

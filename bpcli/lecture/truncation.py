@@ -62,7 +62,7 @@ class Truncation:
                     parts = [np.einsum("bi,bij->bj", *_paired(c, _at(values, ("J", other, old), s)))
                              for other, c in credit.items() if ("J", other, old) in values.found]  # fmt: skip
                     if s == t and ("q", old) in values.found:
-                        parts.append(_at(values, ("q", old), t))
+                        parts.append(_at(values, ("q", old), t).reshape(-1, d.net.nodes[old].size))
                     if parts:
                         before[new] = np.sum([np.broadcast_to(p, (batch, *p.shape[1:])) for p in parts], axis=0)
                 credit = before
@@ -119,4 +119,4 @@ def _at(values: LineValues, key: tuple[object, ...], t: int) -> FloatArray:
 
 def _paired(c: FloatArray, matrix: FloatArray) -> Sequence[FloatArray]:
     rows = max(len(c), len(matrix))
-    return [np.broadcast_to(a, (rows, *a.shape[1:])) for a in (c, matrix)]
+    return [np.broadcast_to(a, (rows, *a.shape[1:])) for a in (c.reshape(len(c), -1), matrix)]
