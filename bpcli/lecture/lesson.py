@@ -13,7 +13,7 @@ from bpcli.lecture.line_values import LineValues
 from bpcli.lecture.measured import Measured, Measurement
 from bpcli.lecture.named_graph import NamedGraph
 from bpcli.lecture.recurrent import RecurrentDerivation
-from bpcli.lecture.terms import names_in
+from bpcli.lecture.terms import STILL, names_in
 from bpcli.lecture.through_time import recurrent
 from bpcli.lecture.truncation import Truncation
 from bpcli.methods import MethodCall
@@ -93,6 +93,7 @@ def compose(setup: Setup, methods: Sequence[MethodCall], node: str | None = None
         if node not in known:
             fail("unknown-name", f'--node "{node}" is no equation that the loss depends on', help=nearest(node, known))
         targets = (known[node],)
+    sentences = _sentences(net)
     kinds, truncations = _kinds(setup, methods)
     if not graph.recurrent:
         sections = feed_forward(net, targets)
@@ -103,9 +104,12 @@ def compose(setup: Setup, methods: Sequence[MethodCall], node: str | None = None
         truncation = Truncation(RecurrentDerivation(net, targets), *truncations[0])
         sections.append(truncation.section(None))
     if node is not None:
-        sections = _narrowed(sections, {("d", targets[0]), ("still", "d", targets[0])})
+        keys = {("d", targets[0]), (STILL, "d", targets[0])}
+        sections = _narrowed(sections, keys)
+        if not any(step.key in keys for section in sections for step in section.steps):
+            sentences.append(f"∂L/∂{node} = 0: no path leads from it to a loss, but for those that are constants.")
     sections = [section for section in sections if section.steps]
-    return Lesson(net, tuple(sections), tuple(_sentences(net)), truncation=truncation)
+    return Lesson(net, tuple(sections), tuple(sentences), truncation=truncation)
 
 
 def _leaf(net: NamedGraph, kind: str, name: str) -> int | None:

@@ -65,6 +65,9 @@ class LineValues:
         """The value of a name, or of a sum over steps, as seen from step t."""
         if term.kind in ("timesum", "first"):
             return self.summed(term)
+        if term.kind == "next":
+            inside = t + 1 < self.T
+            return evaluate(term.args[0], lambda inner: self.look(inner, t)) if inside else np.zeros((1, *term.shape))
         if term.kind == "paths":
             return self.sums[term.key]()
         if isinstance(term.key, tuple) and term.key[0] == STILL:

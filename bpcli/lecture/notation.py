@@ -121,6 +121,8 @@ class Writer:
                 return self.product(term, self.term, s.times)
             case "full" | "shaped":
                 return self.full(term)
+            case "next":
+                return self.term(args[0])
             case "apply" | "matmat" | "chain":
                 parts = [self.wrapped(self.term(arg), POWER if arg.kind == "product" else PRODUCT) for arg in args]
                 return s.dot.join(parts), PRODUCT
@@ -260,7 +262,7 @@ class Writer:
                 return self.signed(term.numbers[0])
             case "full":
                 return self.entry(args[0], (), depth)
-            case "shaped":
+            case "shaped" | "next":
                 return self.entry(args[0], at, depth)
             case "sum":
                 return self.sum([write(arg) for arg in args])

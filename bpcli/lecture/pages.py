@@ -177,7 +177,7 @@ def as_markdown(lesson: Lesson) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         if section.rows:
             first, *rest = section.rows
-            lines += ["", "| " + " | ".join(c.text for c in first) + " |", "|" + "---|" * len(first)]
+            lines += ["", "| " + " | ".join(_bar(c.text) for c in first) + " |", "|" + "---|" * len(first)]
             lines += ["| " + " | ".join(f"~~{c.text}~~" if c.struck else c.text for c in r) + " |" for r in rest]
     return "\n".join([*lines, "", summary(lesson), ""])
 
@@ -263,7 +263,8 @@ h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2rem;border-bottom:1px solid
 .because{grid-column:1;color:var(--soft);font-size:.9rem}
 .notes{grid-column:2;grid-row:1;color:var(--soft);font-size:.85rem;text-align:right;white-space:nowrap}
 .right{color:var(--good)}.wrong{color:var(--bad);font-weight:bold}
-math{white-space:nowrap}mtext{font-family:math,serif}table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:left}
+math{white-space:nowrap}mtext{font-family:math,serif}
+table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:left}
 del{color:var(--bad)}svg{max-width:none}
 @media (max-width:600px){.step{grid-template-columns:1fr}.notes{grid-column:1;grid-row:auto;text-align:left}}
 """

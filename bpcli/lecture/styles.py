@@ -94,8 +94,8 @@ class LatexStyle:
 
     def marked(self, mark: str, below: str, entry: str) -> str:
         """A mark with a subscript."""
-        sign = {"δ": r"\delta", "M̄": r"\bar{M}"}.get(mark, mark)
-        sign, _, lag = sign.partition("[")
+        sign, _, lag = mark.partition("[")
+        sign = {"δ": r"\delta", "M̄": r"\bar{M}"}.get(sign, sign)
         above = f"^{{({lag.rstrip(']')})}}" if lag else ""
         if not below:
             return sign + (f"_{{{entry}}}" if entry else "") + above

@@ -64,7 +64,7 @@ Look = Callable[[Term], FloatArray]
 
 def evaluate(term: Term, look: Look) -> FloatArray:
     """The value (B or 1, *shape)."""
-    if term.kind in ("name", "timesum", "first", "paths"):
+    if term.kind in ("name", "timesum", "first", "paths", "next"):
         return look(term)
     args = [evaluate(arg, look) for arg in term.args]
     found = np.asarray(VALUES[term.kind](args, term))
@@ -112,6 +112,13 @@ def _third(args: Sequence[FloatArray], term: Term) -> FloatArray:
     return np.asarray(np.einsum("bin,bm->bimn" if term.numbers else "bim,bn->bimn", D, v).reshape(samples, *term.shape))
 
 
+def _diagonal_matrix(args: Sequence[FloatArray], term: Term) -> FloatArray:
+    out = np.zeros((len(args[0]), *term.shape))
+    own = np.arange(term.shape[0])
+    out[:, own, own] = args[0]
+    return out
+
+
 def _selection(args: Sequence[FloatArray], term: Term) -> FloatArray:
     start, stop = (int(n) for n in term.numbers)
     return np.eye(term.shape[1])[None, start:stop]
@@ -137,7 +144,7 @@ VALUES: Mapping[str, Callable[[Sequence[FloatArray], Term], FloatArray]] = {
     "chain": lambda a, term: reduce(_matmul, a),
     "outer": lambda a, term: a[0][:, :, None] * a[1][:, None, :],
     "eye": lambda a, term: np.eye(term.shape[0])[None],
-    "diag": lambda a, term: a[0][:, :, None] * np.eye(term.shape[0]),
+    "diag": _diagonal_matrix,
     "column": lambda a, term: a[0][:, :, None],
     "row": lambda a, term: a[0][:, None, :],
     "shaped": lambda a, term: a[0].reshape(len(a[0]), *term.shape),

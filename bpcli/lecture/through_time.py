@@ -104,6 +104,9 @@ def static_steps(d: RecurrentDerivation, summed: Mapping[int, tuple[Term, str]],
         if node.phase is not Phase.STATIC or n not in d.relevant:
             continue
         own, reason = summed.get(n, (ZERO, ""))
+        if n == net.graph.loss:  # a loss of parameters alone
+            sweep.pull(node, Term("timesum", (seed(net),), ()), d.relevant)
+            continue
         right = collect([own, *(term for term, _, _ in sweep.given.get(n, []))])
         if right.zero:
             continue
@@ -128,7 +131,8 @@ def _contributions(d: RecurrentDerivation, sweep: Sweep, n: int) -> list[Term]:
         if direct and n in d.local.known:
             own = [d.local.known[n], *(term for term, _, u in given if net.nodes[u].phase is not Phase.OUTPUT)]
         names: dict[Hashable, Term] = {p: net.term(graph.new[s]) for s, p in graph.previous.items()}
-        own += [shifted(term, names) for term, _, _ in sweep.given.get(graph.previous[state], [])]
+        later = collect([shifted(term, names) for term, _, _ in sweep.given.get(graph.previous[state], [])])
+        own += [Term("next", (later,), later.shape)] if not later.zero else []
     return [term for term in own if not term.zero]
 
 
