@@ -301,7 +301,7 @@ def test_truncation(k2: int, left_out: int) -> None:
 
 def test_a_wrong_window_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kept sum with a term too many differs from differences of the kept pairs."""
-    from bpcli.lecture.truncation import Truncation
+    from bpcli.lecture.truncated_terms import Truncation
 
     kept = Truncation.kept
 

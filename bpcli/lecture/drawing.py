@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from bpcli.graph.nodes import Phase
 from bpcli.lecture.named_graph import NamedGraph
-from bpcli.lecture.truncation import Truncation
+from bpcli.lecture.truncated_terms import Truncation
 
 _PHASES = {
     Phase.STATIC: "once",

@@ -15,7 +15,7 @@ from bpcli.lecture.named_graph import NamedGraph
 from bpcli.lecture.recurrent import RecurrentDerivation
 from bpcli.lecture.terms import STILL, names_in
 from bpcli.lecture.through_time import recurrent
-from bpcli.lecture.truncation import Truncation
+from bpcli.lecture.truncated_terms import Truncation
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Exact, Recursion
 from bpcli.problem.definition import Array, Problem, Setup
@@ -104,7 +104,7 @@ def compose(setup: Setup, methods: Sequence[MethodCall], node: str | None = None
         truncation = Truncation(RecurrentDerivation(net, targets), *truncations[0])
         sections.append(truncation.section(None))
     if node is not None:
-        keys = {("d", targets[0]), (STILL, "d", targets[0])}
+        keys: set[Hashable] = {("d", targets[0]), (STILL, "d", targets[0])}
         sections = _narrowed(sections, keys)
         if not any(step.key in keys for section in sections for step in section.steps):
             sentences.append(f"∂L/∂{node} = 0: no path leads from it to a loss, but for those that are constants.")

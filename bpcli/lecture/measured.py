@@ -52,8 +52,13 @@ class Measurement:
 
 @dataclass
 class Comparison:
-    """Pairs of a line's numbers and their references, with bounds on the error of the references."""
+    """Pairs of a line's numbers and their references, with bounds on the error of the references.
 
+    With `strict`, a number that is not finite is wrong; a network with values that are not finite has such derivatives,
+    0 times infinity for one, where the function itself has a limit.
+    """
+
+    strict: bool = True
     value: list[FloatArray] = field(default_factory=list)
     reference: list[FloatArray] = field(default_factory=list)
     bound: list[FloatArray] = field(default_factory=list)
@@ -69,7 +74,7 @@ class Comparison:
         if not self.value:
             return None
         value, reference, bound = (np.concatenate(a) for a in (self.value, self.reference, self.bound))
-        known = np.isfinite(reference)
+        known = np.isfinite(reference) & (self.strict | np.isfinite(value))
         value, reference, bound = value[known], reference[known], bound[known]
         if not len(value):
             return None
@@ -170,6 +175,11 @@ class Measured:
         return self.net.graph
 
     @cached_property
+    def finite(self) -> bool:
+        """Whether all values of the network are."""
+        return all(bool(np.isfinite(v).all()) for values in self.values.forward.values for v in values)
+
+    @cached_property
     def times(self) -> list[int]:
         """The steps at which a single step is measured: all of them as rows of one batch, if they are not too many."""
         T, batch = self.values.T, self.net.setup.batch
@@ -190,7 +200,7 @@ class Measured:
 
     def check(self, step: Step) -> Measurement | None:
         """A line against its reference; None where it cannot be measured, on a kink for example."""
-        comparison, kind = Comparison(), step.claim.kind
+        comparison, kind = Comparison(self.finite), step.claim.kind
         with np.errstate(all="ignore"):
             if kind == "value":
                 for t in range(self.values.T):
