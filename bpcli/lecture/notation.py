@@ -98,8 +98,8 @@ class Writer:
         return s.marked(f"{mark}[{lag}]", below, entry)
 
     def number(self, value: float) -> str:
-        """½ and simple fractions as such, other numbers in six digits."""
-        return self.style.word(f"{value:g}") if self.style is not MATH else f"<mn>{value:g}</mn>"
+        """Six digits."""
+        return f"{value:g}" if self.style is not MATH else f"<mn>{value:g}</mn>"
 
     def wrapped(self, piece: Piece, level: int) -> str:
         """In brackets where it binds less tightly than it has to."""

@@ -196,12 +196,16 @@ def _formulas(writer: Writer, step: Step) -> tuple[str, str]:
 
 
 _PREAMBLE = r"""\documentclass[a4paper]{article}
-\usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage{amsmath,amssymb}
-\usepackage[normalem]{ulem}
 \usepackage[margin=2cm]{geometry}
+\newcommand{\struck}[1]{\setbox0\hbox{#1}\rlap{\rule[.6ex]{\wd0}{.5pt}}\box0}
 \setlength{\parindent}{0pt}
+\raggedright
+\binoppenalty=0
+\relpenalty=0
+\lineskiplimit=3pt
+\lineskip=3pt
 \begin{document}
 """
 _IN_TEXT = {
@@ -232,15 +236,15 @@ def as_latex(lesson: Lesson) -> str:
         for step in section.steps:
             matrix = writer.claim(step.claim.left, step.claim.right, step.claim.middle)
             entries = _formulas(writer, step)[1]
-            lines += ["", r"\begin{multline*}", r"\ ".join([matrix[0], *(f"= {side}" for side in matrix[1:])]),
-                      r"\end{multline*}"]  # fmt: skip
-            if entries:
-                lines.append(f"Entry by entry ${entries}$.")
-            if step.because and step.because != before:
-                lines.append(latex_text(step.because[:1].upper() + step.because[1:]) + ".")
-            before, check = step.because, check_of(lesson, step)
+            check = check_of(lesson, step)
             notes = [shape_text(step.shapes), cost_text(step.cost), f"{check.mark} {check.error}" if check else ""]
-            lines.append(r"\hfill{\small " + latex_text(", ".join(filter(None, notes))) + "}")
+            lines += ["", r"\medskip", f"$\\displaystyle {' = '.join(matrix)}$",
+                      r"\quad{\small " + latex_text(", ".join(filter(None, notes))) + "}"]  # fmt: skip
+            if entries:
+                lines += ["", f"\\quad ${entries}$"]
+            if step.because and step.because != before:
+                lines += ["", r"\quad{\small\itshape " + latex_text(step.because) + "}"]
+            before = step.because
         lines += _latex_rows(section.rows)
     return "\n".join([*lines, "", r"\bigskip", latex_text(summary(lesson)), r"\end{document}", ""])
 
@@ -248,7 +252,9 @@ def as_latex(lesson: Lesson) -> str:
 def _latex_rows(rows: Sequence[Sequence[Cell]]) -> list[str]:
     if not rows:
         return []
-    body = [" & ".join(f"\\sout{{{latex_text(c.text)}}}" if c.struck else latex_text(c.text) for c in r) for r in rows]
+    body = [
+        " & ".join(f"\\struck{{{latex_text(c.text)}}}" if c.struck else latex_text(c.text) for c in r) for r in rows
+    ]
     return ["", r"\medskip", f"\\begin{{tabular}}{{{'l' * len(rows[0])}}}", " \\\\\n".join(body), r"\end{tabular}"]
 
 

@@ -61,15 +61,13 @@ class TextStyle:
         return text
 
 
-def latex_name(name: str) -> str:
-    """`W_{\\mathrm{in}}`, `\\alpha`, `y^{*}`, `W_{1}`, without the star's braces doubled."""
-    base, star = (name[:-5], "^{*}") if name.endswith("_star") and len(name) > 5 else (name, "")
+def name_parts(name: str) -> tuple[str, str, str]:
+    """A name of a spec as letter, subscript and superscript: `W_in` as W and in, `W1` as W and 1, `y_star` as y and *."""
+    base, star = (name[:-5], "*") if name.endswith("_star") and len(name) > 5 else (name, "")
     head, _, tail = base.partition("_")
     if not tail and (match := re.fullmatch(r"(.*?[^0-9])([0-9]+)", head)):
         head, tail = match.groups()
-    letter = f"\\{head}" if head in GREEK else head if len(head) == 1 else f"\\mathrm{{{_escaped(head)}}}"
-    below = f"_{{\\mathrm{{{_escaped(tail)}}}}}" if tail else ""
-    return letter + below + star
+    return head, tail, star
 
 
 def _escaped(text: str) -> str:
@@ -81,16 +79,15 @@ class LatexStyle:
     """LaTeX for amsmath."""
 
     times: str = r" \odot "
-    dot: str = r"\, "
+    dot: str = r"\,\allowbreak "
 
     def plain(self, name: str, lag: str, entry: str) -> str:
         """A step is a superscript in brackets, an entry a subscript after that of the name."""
-        base = latex_name(name)
-        if lag:
-            base = f"{{{base}}}^{{({lag})}}" if "^" in base or "_" in base else f"{base}^{{({lag})}}"
-        if entry and ("_" in base or "^" in base):
-            base = f"{{{base}}}"
-        return f"{base}_{{{entry}}}" if entry else base
+        head, tail, star = name_parts(name)
+        letter = f"\\{head}" if head in GREEK else head if len(head) == 1 else f"\\mathrm{{{_escaped(head)}}}"
+        below = ",".join(filter(None, (f"\\mathrm{{{_escaped(tail)}}}" if tail else "", entry)))
+        above = star + (f"({lag})" if lag else "")
+        return letter + (f"_{{{below}}}" if below else "") + (f"^{{{above}}}" if above else "")
 
     def marked(self, mark: str, below: str, entry: str) -> str:
         """A mark with a subscript."""
@@ -100,7 +97,7 @@ class LatexStyle:
         if not below:
             return sign + (f"_{{{entry}}}" if entry else "") + above
         base = f"{sign}_{{{below}}}" + above
-        return f"\\left({base}\\right)_{{{entry}}}" if entry else base
+        return f"({base})_{{{entry}}}" if entry else base
 
     def word(self, text: str) -> str:
         """Upright, unless it is a single letter."""
@@ -112,9 +109,9 @@ class LatexStyle:
         return f"{base}_{{{entry}}}"
 
     def sup(self, base: str, exponent: str) -> str:
-        """A superscript; braces keep it off another one."""
+        """A superscript; braces keep it off another one, an empty pair even where TeX would drop the braces."""
         power = r"\top" if exponent == "T" else exponent
-        return f"{{{base}}}^{{{power}}}"
+        return f"{base}^{{{power}}}" if base.isalnum() else f"{{{{}}{base}}}^{{{power}}}"
 
     def fraction(self, above: str, below: str) -> str:
         """A fraction."""
@@ -125,8 +122,9 @@ class LatexStyle:
         return f"\\sum_{{{index}}} {body}" if index else f"\\sum {body}"
 
     def bracket(self, body: str, pair: str = "()") -> str:
-        """Brackets that grow."""
-        return f"\\left{pair[0]}{body}\\right{pair[1]}"
+        """Brackets that lines can be broken inside of; larger ones around fractions."""
+        left, right = (r"\bigl", r"\bigr") if "frac" in body else ("", "")
+        return f"{left}{pair[0]}{body}{right}{pair[1]}"
 
     def symbol(self, text: str) -> str:
         """An operator."""
@@ -147,10 +145,7 @@ class MathStyle:
 
     def plain(self, name: str, lag: str, entry: str) -> str:
         """A step is a superscript in brackets, an entry a subscript."""
-        base, star = (name[:-5], "*") if name.endswith("_star") and len(name) > 5 else (name, "")
-        head, _, tail = base.partition("_")
-        if not tail and (match := re.fullmatch(r"(.*?[^0-9])([0-9]+)", head)):
-            head, tail = match.groups()
+        head, tail, star = name_parts(name)
         below = ",".join(filter(None, (tail, entry)))
         above = star + (f"({lag})" if lag else "")
         letter = _mi(_LETTERS.get(head, head))
