@@ -62,7 +62,7 @@ class TextStyle:
 
 
 def name_parts(name: str) -> tuple[str, str, str]:
-    """A name of a spec as letter, subscript and superscript: `W_in` as W and in, `W1` as W and 1, `y_star` as y and *."""
+    """A name as letter, subscript and superscript: `W_in` as W and in, `W1` as W and 1, `y_star` as y and *."""
     base, star = (name[:-5], "*") if name.endswith("_star") and len(name) > 5 else (name, "")
     head, _, tail = base.partition("_")
     if not tail and (match := re.fullmatch(r"(.*?[^0-9])([0-9]+)", head)):
