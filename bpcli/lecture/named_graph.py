@@ -24,6 +24,7 @@ class NamedGraph:
     setup: Setup
     names: dict[int, str] = field(default_factory=dict)
     _terms: dict[int, Term] = field(default_factory=dict)
+    _jacobians: dict[tuple[int, int], Term] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         free = (f"u{k}" for k in range(1, 10**9))
@@ -124,6 +125,11 @@ class NamedGraph:
 
     def jacobian(self, n: int, target: int) -> Term:
         """∂n/∂target with every other named node held fixed, a matrix; `target` may have no name."""
+        if (n, target) not in self._jacobians:
+            self._jacobians[n, target] = self._jacobian(n, target)
+        return self._jacobians[n, target]
+
+    def _jacobian(self, n: int, target: int) -> Term:
         size, memo = self.nodes[n].size, dict[int, Term]()
         memo[n] = eye(size)
         for node in reversed(self.nodes[target + 1 : n + 1]):

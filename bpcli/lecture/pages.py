@@ -191,7 +191,7 @@ def _formulas(writer: Writer, step: Step) -> tuple[str, str]:
     claim = step.claim
     matrix = writer.claim(claim.left, claim.right, claim.middle)
     entries = writer.entries(claim.left, claim.right, claim.entries) if claim.entries else []
-    equals = " = " if writer.style is not MATH else "<mo>=</mo>"
+    equals = " = " if writer.style is not MATH else "</math> <math><mo>=</mo>"  # a line may break there
     return equals.join(matrix), equals.join(entries)
 
 

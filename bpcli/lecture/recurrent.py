@@ -146,7 +146,9 @@ class RecurrentDerivation:
             symbol = Symbol("partial", (net.names[n], net.names[m]))
             left = name(symbol, ("edge", n, m), (rows, columns))
             claim = Claim(left, matrix, "edge", n, m, None, ("i", "j"))
-            self.edges[n, m] = line(claim, "with all other named nodes held fixed")
+            because = "with all other named nodes held fixed"
+            because += "; I with a range is those rows of the identity" if _has_rows(matrix) else ""
+            self.edges[n, m] = line(claim, because)
         step = self.edges[n, m]
         return ZERO if step.claim.right.zero else step.claim.left
 
@@ -342,6 +344,10 @@ class RecurrentDerivation:
         }
         found = [s for s in self.edges.values() if s.key in uses - shown and not s.claim.right.zero]
         return sorted(found, key=lambda step: (step.claim.of, step.claim.by))
+
+
+def _has_rows(term: Term) -> bool:
+    return term.kind == "select" or any(_has_rows(arg) for arg in term.args)
 
 
 def _by(step: Step) -> int:
