@@ -11,7 +11,7 @@ from bpcli.graph.nodes import Phase
 from bpcli.lecture.derivation import Cell, Claim, Section, Step, line
 from bpcli.lecture.line_values import LineValues
 from bpcli.lecture.recurrent import RecurrentDerivation
-from bpcli.lecture.terms import STILL, Symbol, Term, name
+from bpcli.lecture.terms import STILL, Symbol, Term, add, name
 from bpcli.problem.definition import FloatArray
 from bpcli.runtime.reverse_mode import Window
 
@@ -70,9 +70,12 @@ class Truncation:
         return found
 
     def kept(self, n: int, values: LineValues) -> FloatArray:
-        """The sum (batch, *shape) of the terms that are kept."""
+        """The sum (batch, *shape) of the terms that are kept, without what the losses owe to the parameter directly."""
         terms = self.terms(n, values)
         total = np.sum([terms[pair] for pair in self.pairs()], axis=0)
+        if ("q", n) in values.found:
+            direct = [_at(values, ("q", n), t) for t in range(values.T)]
+            total = total - np.sum([one.reshape(len(one), -1) for one in direct], axis=0)
         return np.asarray(total.reshape(-1, *self.d.net.nodes[n].shape))
 
     def section(self, values: LineValues | None) -> Section:
@@ -80,8 +83,14 @@ class Truncation:
         net, steps = self.d.net, list[Step]()
         for n in self.parameters():
             left = name(Symbol("kept", (net.names[n],)), (STILL, "k", n), net.nodes[n].shape)
-            right = Term("paths", (), net.nodes[n].shape, Symbol("immediate", (net.names[n],)), ("paths", n))
-            steps.append(line(Claim(left, right, "windows", -1, n), "the pairs (t, s) that are not struck out below"))
+            parts = [Term("timesum", (self.d.q(n),), net.nodes[n].shape)] if n in self.d.local.given else []
+            if n in self.d.met:
+                symbol = Symbol("immediate", (net.names[n],))
+                parts.append(Term("paths", (), net.nodes[n].shape, symbol, ("paths", n)))
+            because = (
+                "over the pairs (t, s) that are not struck out below" if n in self.d.met else "no state in between"
+            )
+            steps.append(line(Claim(left, add(*parts), "windows", -1, n), because))
         T = net.setup.T
         left_out = T * (T + 1) // 2 - len(self.pairs())
         sentences = (
