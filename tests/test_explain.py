@@ -379,6 +379,19 @@ def test_latex(name: str, tmp_path: Path) -> None:
         assert "Overfull" not in done.stdout
 
 
+def test_names_in_other_alphabets(tmp_path: Path) -> None:
+    """LaTeX spells them; the text has them as they are."""
+    path = tmp_path / "net.toml"
+    path.write_text(
+        'bp = 1\ninputs = { "α" = [2] }\nparams = { "вес" = [2] }\n[equations]\nloss = "sum(α * вес)"\n',
+        encoding="utf-8",
+    )
+    page = PAGES["latex"](lesson(path))
+    assert page.isascii()
+    assert r"\alpha" in page
+    assert "вес" in PAGES["text"](lesson(path))
+
+
 def test_unbalanced_latex_is_noticed() -> None:
     """The test above can fail."""
     assert not balanced(r"\frac{a}{b")

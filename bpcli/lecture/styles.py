@@ -12,6 +12,7 @@ _NAMES = (
 )
 GREEK = tuple(_NAMES.split())
 _LETTERS = dict(zip(GREEK, "αβγδεζηθικλμνξπρστφχψωΓΔΘΛΞΠΣΦΨΩ", strict=True))
+_SPELLED = {letter: name for name, letter in _LETTERS.items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def name_parts(name: str) -> tuple[str, str, str]:
 
 
 def _escaped(text: str) -> str:
-    return "".join(f"\\{c}" if c in "_#%&$" else c for c in text)
+    """A name in LaTeX; Greek letters in it are spelled, of others their numbers stand."""
+    known = ("" if c.isascii() else _SPELLED.get(c, f"U{ord(c):04X}") for c in text)
+    return "".join(other or (f"\\{c}" if c in "_#%&$" else c) for c, other in zip(text, known, strict=True))
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ class LatexStyle:
     def plain(self, name: str, lag: str, entry: str) -> str:
         """A step is a superscript in brackets, an entry a subscript after that of the name."""
         head, tail, star = name_parts(name)
-        letter = f"\\{head}" if head in GREEK else head if len(head) == 1 else f"\\mathrm{{{_escaped(head)}}}"
+        head = _SPELLED.get(head, head)
+        plain = len(head) == 1 and head.isascii()
+        letter = f"\\{head}" if head in GREEK else head if plain else f"\\mathrm{{{_escaped(head)}}}"
         below = ",".join(filter(None, (f"\\mathrm{{{_escaped(tail)}}}" if tail else "", entry)))
         above = star + (f"({lag})" if lag else "")
         return letter + (f"_{{{below}}}" if below else "") + (f"^{{{above}}}" if above else "")
