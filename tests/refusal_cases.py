@@ -507,6 +507,17 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("ab net.toml --aa -g threads=1,2", SPEC),
         Case("ab net.toml --aa --head .", SPEC),
     ),
+    "derivations": (
+        Case("explain nowhere.toml"),
+        Case("explain net.toml --node aa", SPEC),
+        Case("explain net.toml --wrt WW", SPEC),
+        Case("explain net.toml -m bpt", SPEC),
+        Case("explain net.toml -m backprop", SPEC),
+        Case("explain net.toml -m uoro", SPEC),
+        Case("explain net.toml -m tbptt:k1=1,k2=2 -m fbptt:3", SPEC),
+        Case("explain net.toml --format pdf", SPEC),
+        Case("explain net.toml --numbers --max-memory 1kB", SPEC),
+    ),
 }
 
 

@@ -38,7 +38,7 @@ FLOORS = (
     ("references",),
     ("backends",),
     ("checking",),
-    ("bench",),
+    ("bench", "lecture"),
     ("training",),
     ("cluster",),
     ("api",),

@@ -54,6 +54,11 @@ atan = _by_type(atan_real, atan_complex)
     ),
     ("bpcli/checking/rules.py", '    "tanh": lambda a, n', '    "atan": lambda a, n: np.arctan(a[0]),\n'),
     ("bpcli/checking/rules.py", '    "tanh": lambda v, y, n', '    "atan": lambda v, y, n: 1.0 / (1.0 + v * v),\n'),
+    (
+        "bpcli/lecture/linear_maps.py",
+        '    "tanh": _unary',
+        '    "atan": _unary(lambda v, y, n: divide(ONE, add(ONE, _square(v))), RESCALE + "1/(1 + v²)"),\n',
+    ),
     ("bpcli/backends/array_graph.py", '    "leaky_relu": ', '    "atan": _of_one,\n'),
     ("tests/naive_dual.py", '    "tanh": ', '    "atan": lambda x: (_lib(x).atan(x), 1.0 / (1.0 + x * x)),\n'),
 )
@@ -79,6 +84,7 @@ from kernel_cases import distance, expected, gradient, problem_of
 from bpcli.cli import main
 problem = problem_of(Path(sys.argv[1]))
 print(*(distance(gradient(problem, m).arrays, expected(problem, m)) for m in ("bptt", "rtrl")))
+assert 0 == main(["explain", sys.argv[1], "--numbers"], standalone_mode=False)
 main(["check", sys.argv[1], "-m", "bptt", "--reference", "complex-step", "--quiet"])
 """
 

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(ROOT / "bpcli", checkout / "bpcli", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (home / "specs", home / "reports"):
         path.mkdir()
-    for name in ("vanilla_rnn", "gru"):
+    for name in ("vanilla_rnn", "gru", "exercise"):
         text = (ROOT / "specs" / f"{name}.toml").read_text(encoding="utf-8")
         points = re.sub(r"^\[bench[^]]*\]\n(?:[^\[\n].*\n|\n)*", "", text, flags=re.MULTILINE)
         (home / "specs" / f"{name}.toml").write_text(points, encoding="utf-8")

@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "grad": Entry("bpcli.commands.grad", "Write the loss and its gradient to a file.", "arrays"),
     "export": Entry("bpcli.commands.grad", "Write parameters, inputs and initial states to a file.", "arrays"),
+    "explain": Entry("bpcli.commands.explain_spec", "Derive the gradients of a spec, line by line."),
     "train": Entry("bpcli.commands.train", "Train a network with several gradient methods from one start.", "steps"),
     "bench": Entry("bpcli.commands.bench", "Measure time and memory of methods over a sweep.", "cells"),
     "merge": Entry("bpcli.commands.bench", "Merge saved bench runs.", "cells"),
