@@ -17,7 +17,7 @@ from bpcli.lecture.terms import STILL, names_in
 from bpcli.lecture.through_time import recurrent
 from bpcli.lecture.truncated_terms import Truncation
 from bpcli.methods import MethodCall
-from bpcli.methods.base import Exact, Recursion
+from bpcli.methods.base import Exact, Windows
 from bpcli.problem.definition import Array, Problem, Setup
 from bpcli.runtime.reverse_mode import Window
 from bpcli.spec.specification import ArrayDecl, Spec
@@ -124,7 +124,7 @@ def _kinds(setup: Setup, methods: Sequence[MethodCall]) -> tuple[list[str], list
         if refusal is not None:
             fail("method-refused", f"{method.text} does not apply to {setup.spec.name}", help=refusal)
         definition = method.definition(setup)
-        if isinstance(definition, Recursion):
+        if not isinstance(definition, Exact | Windows):
             what = f"{method.text} is an approximation of its own, which is not derived from the losses"
             fail("method-refused", what, help="exact and truncated methods are derived: bptt, rtrl, tbptt:k1=1,k2=4")
         forwards = isinstance(definition, Exact) and "online" in method.method.tags
