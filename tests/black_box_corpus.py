@@ -382,7 +382,8 @@ def _of_layer(case: Case) -> Iterator[Case]:
             if size < SIZES[-1] or case.library == "numpy":
                 yield replace(case, objective=objective, size=size)
     if case.layer in ("rnn", "dense", "attention") and case.library == "numpy":
-        yield replace(case, size=64)
+        for objective in ("mse", "cross-entropy"):
+            yield replace(case, objective=objective, size=64)
     if case.layer == "rnn" and case.library == "numpy":
         for size in (96, 128):
             yield replace(case, size=size)

@@ -244,6 +244,7 @@ def test_help_of_topics_and_commands() -> None:
     """Pages as they are written, commands as `--help` shows them, and both in a list; another word is refused."""
     from bpcli.commands.help_page import PAGES, topics
 
+    assert not {*topics()} & {*COMMANDS}
     for topic in topics():
         assert (PAGES / f"{topic}.md").read_text(encoding="utf-8") == run("help", topic).stdout
     assert run("check", "--help").stdout == run("help", "check").stdout
