@@ -8,6 +8,7 @@ from bpcli.api.train_runner import Trained as Trained
 from bpcli.checking.findings import Finding as Finding
 from bpcli.errors import BpError as BpError
 from bpcli.methods.base import Gradient as Gradient
+from bpcli.methods.base import StepGradients as StepGradients
 from bpcli.problem.limits import Limits as Limits
 
 __version__: str

@@ -67,7 +67,7 @@ def test_memory_decides() -> None:
 
 def test_bias_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A biased method appears where its bias is allowed, with the bias that it has; with 0 it does not."""
-    monkeypatch.setattr("bpcli.api.advice.RUNNERS_UP", 20)  # whichever are the fastest on this machine
+    monkeypatch.setattr("bpcli.api.advice.RUNNERS_UP", 1000)  # whichever are the fastest on this machine
     sizes = ("--set", "T=400", "--memory", "300kB")
     code, rows, _ = advice(LEAKY, *sizes, "--bias", "0.5")
     biased = [row for row in rows if not row["exact"]]
@@ -86,7 +86,7 @@ def test_bias_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_smaller_case_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a gradient takes long, the bias is that of fewer units and samples, and says so."""
-    monkeypatch.setattr("bpcli.api.advice.RUNNERS_UP", 20)
+    monkeypatch.setattr("bpcli.api.advice.RUNNERS_UP", 1000)
     file = bpcli.load(LSTM, n=256, T=200, batch=4)
     found = advise(file.file, file.setup, Demand(60_000_000, 0.9), 1)
     smaller = [c for c in found.found if not c.exact]
