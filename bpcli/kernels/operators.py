@@ -265,4 +265,5 @@ def disturb_rows(values, size, seed, least, X, p, outer, stride, no, ni, n):
                 h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
                 h ^= h >> np.uint64(31)
                 e = most * (np.int64(h >> np.uint64(11)) * 2.0**-52 - 1)
-                X[k] += e * (X[k] if abs(X[k]) >= least else X.dtype.type(least))
+                if X[k] - X[k] == 0:  # infinities stay: half of the factors would make them NaN
+                    X[k] += e * (X[k] if abs(X[k]) >= least else X.dtype.type(least))

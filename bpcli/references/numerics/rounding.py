@@ -232,10 +232,12 @@ def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -
     def disturbed(sample: int) -> Gradients:
         moved = shifted(double, shift, generator)
         found = _answers(method, moved, Disturbance(shift, sample))
-        if all(np.isfinite(found[name][np.isfinite(array)]).all() for name, array in base.items()):
+        left = {name: np.isfinite(array) & ~np.isfinite(found[name]) for name, array in base.items()}
+        if not any(at.any() for at in left.values()):
             return found
         # Out of a domain on whose edge a program is to the last bit: sqrt(1 - λ²) where λ rounds to 1.
-        return _answers(method, double, Disturbance(shift, sample, cotangents=True))
+        instead = _answers(method, double, Disturbance(shift, sample, cotangents=True))
+        return {name: np.where(at, instead[name], found[name]) for name, at in left.items()}
 
     samples = map(disturbed, range(_DISTURBED))
     return {name: _rough(each, base[name]) for name, each in mean_effect(base, samples, _DISTURBED).items()}, base
@@ -345,15 +347,25 @@ def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
     with np.errstate(all="ignore"):
         low = _from_little(every, windows, every.setup.dtype)
         here = unrolled(every.setup, windows).gradient(every)[1]
-        found = (*low.values(), *here.values(), *_influences(problem), *_cotangents_of_states(problem))
+        found = (*low.values(), *here.values(), *_influences(problem), *_by_steps(problem))
         return not all(bool(np.isfinite(a).all()) for a in found)
 
 
-def _cotangents_of_states(problem: Problem) -> Iterable[Array]:
-    """q and J of every step: the slope of sqrt at 0 is infinite, also where nothing that is differentiated moves it."""
-    if problem.setup.graph.recurrent:
-        for local in local_derivatives(problem):
-            yield from (local.q, local.q_before, local.J)
+def _by_steps(problem: Problem) -> Iterable[Array]:
+    """q and J of every step: the slope of sqrt at 0 is infinite, also where nothing that is differentiated moves it.
+
+    And the influences, where they are few: those of a chaotic network depend on the dtype.
+    """
+    setup = problem.setup
+    if not setup.graph.recurrent:
+        return
+    layout = influence_layout(setup)
+    few = setup.T * setup.batch * layout.N * layout.N * layout.P <= _DENSE
+    M = layout.initial(setup.batch, setup.dtype) if few else np.zeros(0)
+    for local in local_derivatives(problem):
+        yield from (local.q, local.q_before, local.J)
+        if few:
+            yield (M := local.J @ M + local.Mbar)
 
 
 def _influences(problem: Problem) -> list[FloatArray]:
