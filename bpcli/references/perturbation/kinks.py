@@ -40,8 +40,6 @@ FREE = -1.0
 _FACTOR = 8.0
 # Simulated rounding: largest relative disturbance in units of eps, and number of passes.
 _EPS, _SAMPLES = 4.0, 4
-# Largest ratio of these means to what the passes show at an entry itself, of which there are few.
-_OWN = 1e3
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -134,8 +132,6 @@ def near_zero(problem: Problem, operations: Iterable[Node]) -> dict[int, tuple[F
         for node, exact in double.items():
             others = [single[node], *(held[node] for held in samples)]
             spread = scale * _spread(exact, others[:1]) + _spread(exact, others[1:]) / _EPS
-            own = np.nanmax(np.abs(np.stack(others[1:]) - exact), axis=0, initial=0.0) / _EPS
-            spread = np.minimum(spread, _OWN * own)  # another entry may be huge
             at = np.abs(exact) <= np.where(np.isfinite(spread), _FACTOR * spread, 0.0)
             if problem.setup.dtype == _SINGLE:
                 at |= np.isfinite(exact) & ((single[node] > 0) != (exact > 0))
