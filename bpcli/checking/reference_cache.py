@@ -17,9 +17,10 @@ from bpcli.references import central, complex_step, get, ladder
 from bpcli.references.base import Estimate, Reference
 from bpcli.references.numerics.derivatives import rates
 from bpcli.references.numerics.differences import Neighbourhood
+from bpcli.references.numerics.overflow import overflows
 from bpcli.references.numerics.probe import FloatArray, dot, norms, probe
 from bpcli.references.numerics.recursion import recursion_estimates, recursion_rounding
-from bpcli.references.numerics.rounding import Rounding, overflows, rounding
+from bpcli.references.numerics.rounding import Rounding, rounding
 from bpcli.references.perturbation.jumps import jumps, sides
 from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime.evaluation import whole_loss

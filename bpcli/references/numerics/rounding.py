@@ -23,14 +23,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bpcli.problem.definition import Array, Problem, Setup, Tensor, cast
+from bpcli.problem.definition import Array, Problem, Setup, cast
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
-from bpcli.references.perturbation import ALONG
 from bpcli.references.perturbation.jumps import jumps, pinned
 from bpcli.references.perturbation.kinks import ALIKE, slopes_of
 from bpcli.runtime.evaluation import node_values
-from bpcli.runtime.local_derivatives import LocalSteps, influence_layout, local_derivatives
+from bpcli.runtime.local_derivatives import LocalSteps, influence_layout
 from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
 from bpcli.runtime.trace import Disturbance
 from bpcli.tape.lowering import LEAVES
@@ -283,8 +282,6 @@ _SEEDS = (2.0**1000, 2.0**700, 2.0**400, 2.0**100)
 # Seed as a power of the smallest normal number: from there only infinite factors overflow.
 _LOW = 0.9
 _NORMAL, _SUBNORMAL = (float(x) for x in (np.finfo(np.float64).tiny, np.finfo(np.float64).smallest_subnormal))
-# Allowance for cancellation in the sum of all influences.
-_MANY = 1e6
 # A size below which, and above whose inverse, forward values are extreme; how many of them, and how many operations on
 # the influence, are looked at.
 _LITTLE, _LOOKED_AT, _DENSE = 1e-150, 1e6, 1e8
@@ -328,60 +325,12 @@ def float_range(
     left = {name: ~np.isfinite(here[name]) for name in sizes}
     if not all(np.isfinite(m).all() for m in own.values()):
         # In the range of float32 sums of |J| overflow even from a tiny seed where saturated units leave exactly zero.
-        little, zero = _from_little(problem, windows, dtype), dtype != _DOUBLE
+        little, zero = from_little(problem, windows, dtype), dtype != _DOUBLE
         left = {n: left[n] | (~np.isfinite(m) & ~(zero & (here[n] == 0))) for n, m in little.items()}
     return FloatRange({name: m.astype(np.float64) for name, m in sizes.items()}, lost, left)
 
 
-def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
-    """Whether a forward value, a cotangent of a leaf or state, or an influence on a state leaves the dtype's range.
-
-    Correct rules may then give NaN or infinity, depending on the order in which they multiply by zero.
-    """
-    leaves = (
-        *(Tensor(name, "param", a.shape) for name, a in problem.params.items()),
-        *(Tensor(name, "input", a.shape) for name, a in problem.inputs.items()),
-        *(Tensor(name, "state", a.shape) for name, a in problem.state.items()),
-    )
-    every = replace(problem, setup=replace(problem.setup, wrt=leaves))
-    with np.errstate(all="ignore"):
-        low = _from_little(every, windows, every.setup.dtype)
-        here = unrolled(every.setup, windows).gradient(every)[1]
-        found = (*low.values(), *here.values(), *_influences(problem), *_by_steps(problem))
-        return not all(bool(np.isfinite(a).all()) for a in found)
-
-
-def _by_steps(problem: Problem) -> Iterable[Array]:
-    """q and J of every step: the slope of sqrt at 0 is infinite, also where nothing that is differentiated moves it.
-
-    And the influences, where they are few: those of a chaotic network depend on the dtype.
-    """
-    setup = problem.setup
-    if not setup.graph.recurrent:
-        return
-    layout = influence_layout(setup)
-    few = setup.T * setup.batch * layout.N * layout.N * layout.P <= _DENSE
-    M = layout.initial(setup.batch, setup.dtype) if few else np.zeros(0)
-    for local in local_derivatives(problem):
-        yield from (local.q, local.q_before, local.J)
-        if few:
-            yield (M := local.J @ M + local.Mbar)
-
-
-def _influences(problem: Problem) -> list[FloatArray]:
-    """Joint influence of all leaves on the states at every step: infinite where it exceeds the dtype, else 0."""
-    generator, setup = np.random.default_rng(0), problem.setup
-    wide = cast(problem, np.dtype(np.complex128))
-    moved = (
-        {n: a + ALONG * 1j * generator.uniform(0.5, 1.5, a.shape) for n, a in group.items()} for group in wide.arrays
-    )
-    states = sorted(setup.graph.new.values())
-    found = node_values(Problem(wide.setup, *moved), states) if states else {}
-    most = float(np.finfo(setup.dtype).max) / _MANY
-    return [np.where(np.abs(a.imag) / ALONG <= most, 0.0, np.inf) for a in found.values()]
-
-
-def _from_little(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> dict[str, Array]:
+def from_little(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> dict[str, Array]:
     """Magnitudes from a tiny seed: sums of |J| may overflow where gradients do not, but from there only if a factor is
     infinite."""
     return magnitude(problem, windows, dtype, seed=float(np.finfo(dtype).tiny) ** _LOW)
