@@ -165,7 +165,7 @@ def test_a_bench_of_the_packaged_network_runs_as_it_is(monkeypatch, tmp_path):
 
 
 def test_the_mean_and_the_variance_of_draws():
-    """Those of gradients by other seeds, on the same arrays; a method that is not random has neither."""
+    """Mean and variance are taken over gradients by other seeds on the same arrays; other methods have no variance."""
     problem = draw(open_setup(SPEC, {"n": 3, "T": 4}, (), Limits()))
     true, call = true_gradient(problem, Limits()), parse("kf-rtrl")
     assert true is not None
@@ -198,7 +198,7 @@ def seeded(problem: Problem, seed: int) -> Problem:
      ("kf-rtrl", "unbiased", True)],
 )  # fmt: skip
 def test_a_row_tells_kind_and_errors(method, kind, random):
-    """What a worker says of a cell: exactness at a glance, and the three errors apart."""
+    """A worker's row has the kind of the method, and kernel error, bias and variance as three numbers."""
     cell = Cell(SpecFile(str(SPEC), "net", {}, (), Limits()), "", 1, method, settings={"n": 3, "T": 4}, draws=4)
     row = Session().answer({"do": "describe", "cell": cell.to_json()})["row"]
     assert (kind, 4 if random else None) == (row["kind"], row["draws"])

@@ -24,7 +24,7 @@ def validator() -> Draft202012Validator:
 
 
 def errors(validator: Draft202012Validator, text: str) -> list[Any]:
-    """What the schema says against a spec."""
+    """The errors that the schema finds in a spec."""
     return list(validator.iter_errors(tomllib.loads(text)))
 
 

@@ -101,7 +101,7 @@ def test_right_in_the_mean(name: str, wrt: Words, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["kf-rtrl", "rkf-rtrl", "artbp:0.5"])
 def test_right_in_the_mean_for_states_and_inputs(text: str) -> None:
-    """What is not a product's is exact in every draw, or in the mean as well."""
+    """Gradients of inputs and initial states are right in the mean too."""
     problem = problem_of(SPECS / "leaky_rnn.toml", {"n": 2, "T": 3, "batch": 1}, ("params", "inputs", "state"))
     given = expectation(problem, text).given
     mean, _ = mean_over_outcomes(given, Taken(problem), bits_of(given, Taken(problem)) or 0)

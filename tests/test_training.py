@@ -228,7 +228,7 @@ def test_trained_initial_states_move_too(text, tmp_path):
 
 
 def test_methods_without_an_online_form():
-    """Those that run through a sequence more than once."""
+    """Methods that run through a sequence more than once have no online form."""
     assert [None] * len(ONLINE) == [online_refusal(parse(m)) for m in ONLINE]
     assert all(online_refusal(parse(m)) for m in ("sqrt", "revolve:s=3"))
 

@@ -48,7 +48,7 @@ def _text(value: str | None) -> str:
 
 
 def _sizes(setup: Setup) -> Mapping[str, float]:
-    """What the symbols stand for."""
+    """The values of the symbols in costs, at the sizes of a spec."""
     from bpcli.graph.nodes import Phase
     from bpcli.runtime.local_derivatives import influence_layout
     from bpcli.tape.plan import phase_flops

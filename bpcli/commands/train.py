@@ -183,7 +183,7 @@ def _check_paths(values: Mapping[str, Any], spec: Path, common: Common) -> None:
 
 
 def _call(training: Training, path: Path, common: Common) -> dict[str, Any]:
-    """What a checkpoint belongs to: all that the numbers of a run follow from."""
+    """Everything that determines the numbers of a run; a checkpoint continues only a run that agrees in it."""
     from bpcli.problem.setup import digest
 
     watch = training.options.watch

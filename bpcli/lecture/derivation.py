@@ -20,7 +20,7 @@ Order = Literal["each", "backwards", "forwards", "once"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What a line says: `left` equals `right`; of the derivative of node `of` with respect to node `by`.
+    """An equation, `left` = `right`, for the derivative of node `of` with respect to node `by`.
 
     `of` is -1 for the loss. `middle` is another way to write the left-hand side, `entries` the indices of its entries
     in index notation, none where that would say nothing new.

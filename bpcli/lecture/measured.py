@@ -321,7 +321,7 @@ class Measured:
         return f
 
     def _single_step(self, step: Step) -> Function:
-        """What a line about one step is the derivative of, as a function of the values of node `by`."""
+        """The function of node `by` whose derivative a line about one step states."""
         claim, graph = step.claim, self.graph
         held: Iterable[int] = ()
         if claim.kind == "edge":

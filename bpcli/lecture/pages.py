@@ -56,7 +56,7 @@ def letters(lesson: Lesson) -> str:
 
 
 def summary(lesson: Lesson) -> str:
-    """What the checks came to, in a sentence."""
+    """A sentence with the number of lines that were checked and of those that are wrong."""
     if not lesson.results:
         return "Lines are not evaluated; --numbers checks every one on the data."
     wrong, count = len(lesson.wrong), len(lesson.results)

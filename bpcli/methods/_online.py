@@ -121,7 +121,7 @@ class Compiled(Protocol):
         """See `Method`."""
 
     def gradient(self, problem: Problem, options: Any) -> Gradient:
-        """What the rule computes."""
+        """The gradient of the rule."""
 
 
 @dataclass(frozen=True)

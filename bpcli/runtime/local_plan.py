@@ -268,5 +268,5 @@ class Captured:
         return found
 
     def states(self, name: str) -> Array:
-        """Those of the states before, side by side: (rows, entries of the roots, N)."""
+        """The cotangents of all states at t-1, one state after the other: (rows, entries of the roots, N)."""
         return np.concatenate([self.dense(name, n) for n in self.plan.graph.previous.values()], axis=2)

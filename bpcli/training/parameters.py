@@ -24,7 +24,7 @@ class Parameters:
         return Problem(self.setup, self.params, inputs, self.state)
 
     def saved(self) -> dict[str, Array]:
-        """What `[weights] file` reads: all parameters, and the initial states that are trained."""
+        """All parameters and the trained initial states, the arrays of a `[weights] file`."""
         trained = {x.name: self.state[x.name] for x in self.setup.wrt if x.kind == "state"}
         return {**self.params, **trained}
 
