@@ -5,7 +5,8 @@ Of max and min it is the difference of the arguments, their last argument in the
 Everywhere else the network is analytic on the branch that the program took: imaginary steps stay on it, and real steps
 must not leave it. The rounding error of arguments is measured between forward passes in float32 and float64 on the same
 arrays, and between float64 passes with and without simulated rounding, as not all of it is linear in unit roundoff (the
-sine of 10¹⁶ may be anything).
+sine of 10¹⁶ may be anything). It is pooled over the entries of a node, and is not larger than an entry's own, with
+disturbed arrays too: huge entries beside it make no kink of an argument that rounding hardly moves.
 
 At a kink any slope between the two one-sided ones may be chosen. With slopes fixed, `relu(z)` becomes `m * z`, and
 `max(u, v)` becomes `m * u + r * v` with r = 1 - m. The network is then analytic; its gradient is affine in each slope,
@@ -40,6 +41,8 @@ FREE = -1.0
 _FACTOR = 8.0
 # Simulated rounding: largest relative disturbance in units of eps, and number of passes.
 _EPS, _SAMPLES = 4.0, 4
+# Rounding bound of an argument, in the largest difference that disturbed arrays and results make in its own entry.
+_OWN = 32.0
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
@@ -126,17 +129,30 @@ def near_zero(problem: Problem, operations: Iterable[Node]) -> dict[int, tuple[F
         single, double = (_values(cast(problem, dtype), arguments) for dtype in (_SINGLE, _DOUBLE))
         eps = float(np.finfo(problem.setup.dtype).eps)
         scale = eps / np.finfo(_SINGLE).eps
-        samples = [
-            _values(cast(problem, _DOUBLE), arguments, Disturbance(_EPS * eps, seed)) for seed in range(_SAMPLES)
-        ]
+        rounded = [Disturbance(_EPS * eps, seed) for seed in range(_SAMPLES)]
+        samples = [_values(cast(problem, _DOUBLE), arguments, each) for each in rounded]
+        moved = [_values(_with_leaves_moved(problem, each), arguments, each) for each in rounded]
         for node, exact in double.items():
             others = [single[node], *(held[node] for held in samples)]
             spread = scale * _spread(exact, others[:1]) + _spread(exact, others[1:]) / _EPS
-            at = np.abs(exact) <= np.where(np.isfinite(spread), _FACTOR * spread, 0.0)
+            own = np.max([np.abs(held[node] - exact) for held in moved], axis=0)
+            bound = np.fmin(_FACTOR * spread, np.where(np.isfinite(own), _OWN * own, np.inf))
+            at = np.abs(exact) <= np.where(np.isfinite(spread), bound, 0.0)
             if problem.setup.dtype == _SINGLE:
                 at |= np.isfinite(exact) & ((single[node] > 0) != (exact > 0))
             found[node] = exact, others, at
     return found
+
+
+def _with_leaves_moved(problem: Problem, disturbance: Disturbance) -> Problem:
+    """The problem in float64, each entry of its arrays off by a random relative error up to the disturbance's size.
+
+    With it, simulated rounding shows what an entry may lose by cancellation inside a product.
+    """
+    generator, size = np.random.default_rng(disturbance.seed), disturbance.size
+    double = cast(problem, _DOUBLE)
+    groups = [{n: x * (1 + generator.uniform(-size, size, x.shape)) for n, x in g.items()} for g in double.arrays]
+    return Problem(double.setup, *groups)
 
 
 def _spread(exact: FloatArray, others: Sequence[FloatArray]) -> FloatArray:
