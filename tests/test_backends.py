@@ -219,7 +219,7 @@ def test_a_gradient_that_gradcheck_rejects_is_no_row(tmp_path):
 
 def test_peers_are_found_by_their_files():
     """Shared modules of the package are no peers."""
-    assert ("jax", "torch") == backends.known_names()
+    assert ("jax", "torch", "torch_nn") == backends.known_names()
 
 
 def test_an_unknown_peer_gets_the_nearest():

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bpcli.backends import Arrays, Function, Library, Program
-from bpcli.graph.nodes import Graph, Node, Phase
+from bpcli.graph.nodes import Graph, Node, Phase, ancestors
 from bpcli.problem.definition import Setup
 
 Values = dict[int, Any]
@@ -165,16 +165,34 @@ _RULES: Mapping[str, Rule] = {
 
 def loss(library: Library, setup: Setup) -> Callable[[Arrays], Any]:
     """The objective as a function of all arrays: the loss of every step and sample, reduced over time and batch."""
-    losses, objective = _losses(library, setup), setup.spec.objective
-    over_time = {"sum": lambda x: x.sum(0), "mean": lambda x: x.mean(0), "last": lambda x: x[-1]}
+    losses = _losses(library, setup)
+    return lambda arrays: _reduced(setup, losses(arrays))
 
-    def total(arrays: Arrays) -> Any:
-        each = losses(arrays)
-        if setup.graph.recurrent:
-            each = over_time[objective.over_time](each)
-        return each.mean() if objective.over_batch == "mean" else each.sum()
+
+def readout(library: Library, setup: Setup, given: int) -> Callable[[Arrays, Any], Any]:
+    """The objective as a function of all arrays and of the values of the node `given` at all steps, `(T, batch, n)`.
+
+    The loss must depend on no other recurrent node.
+    """
+    graph = setup.graph
+    args = [() if node.index == given else node.args for node in graph.nodes]
+    needed = sorted(i for i in ancestors({graph.loss}, args) if args[i])
+    lines = _evaluation(library, graph, needed, {graph.loss})
+
+    def total(arrays: Arrays, values: Any) -> Any:
+        found = lines.run({**_leaves(library, setup, arrays), given: values})[graph.loss]
+        return _reduced(setup, library.xp.broadcast_to(found, (setup.T, setup.batch)))
 
     return total
+
+
+def _reduced(setup: Setup, losses: Any) -> Any:
+    """The loss of every step and sample, reduced over time and batch."""
+    objective = setup.spec.objective
+    if setup.graph.recurrent:
+        reductions = {"sum": lambda x: x.sum(0), "mean": lambda x: x.mean(0), "last": lambda x: x[-1]}
+        losses = reductions[objective.over_time](losses)
+    return losses.mean() if objective.over_batch == "mean" else losses.sum()
 
 
 def masks(setup: Setup) -> dict[str, NDArray[np.bool_]]:

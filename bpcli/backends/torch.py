@@ -49,7 +49,7 @@ class Torch:
         """See `Peer`; checks the gradient by differences where the method is to do that."""
         import torch
 
-        library = _library()
+        library = torch_library()
         if method in GRADCHECK:
             return _gradcheck(library, problem)
         if method == "rtrl":  # its own derivatives are those of torch.func
@@ -57,7 +57,8 @@ class Torch:
         return _gradient(problem, _reverse(library, problem.setup))
 
 
-def _library() -> Library:
+def torch_library() -> Library:
+    """PyTorch's functions."""
     import torch
     from torch.nn import functional
 
@@ -130,11 +131,16 @@ def _gradcheck(library: Library, problem: Problem) -> Callable[[], Gradient]:
     return gradient
 
 
-def _tensors(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays that are differentiated, as leaves of autograd, and all others."""
+def tensors_of(problem: Problem) -> dict[str, Any]:
+    """Copies of a problem's arrays, by name."""
     import torch
 
-    arrays = {name: torch.from_numpy(a.copy()) for group in problem.arrays for name, a in group.items()}
+    return {name: torch.from_numpy(a.copy()) for group in problem.arrays for name, a in group.items()}
+
+
+def _tensors(problem: Problem) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays that are differentiated, as leaves of autograd, and all others."""
+    arrays = tensors_of(problem)
     wrt = {t.name: arrays.pop(t.name).requires_grad_() for t in problem.setup.wrt}
     return wrt, arrays
 
