@@ -20,7 +20,7 @@ from bpcli.checking.checker import check
 from bpcli.cli import main
 from bpcli.errors import BpError
 from bpcli.methods.base import Gradient
-from bpcli.problem.definition import Problem
+from bpcli.problem.definition import Problem, Setup
 
 VANILLA = str(Path(__file__).parents[1] / "specs" / "vanilla_rnn.toml")
 ORACLE = CheckOptions("oracle", "full")
@@ -32,6 +32,9 @@ class Oracle:
     """A peer that computes naively, in float64, and then spoils its answer."""
 
     spoil: Spoil = lambda arrays: None
+
+    def refusal(self, setup: Setup, method: str) -> str | None:
+        return None
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
         assert np.float64 == problem.setup.dtype

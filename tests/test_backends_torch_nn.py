@@ -9,6 +9,8 @@ import pytest
 from kernel_cases import gradient
 
 from bpcli.backends.torch_nn import PEER, cell_of
+from bpcli.checking.check_options import CheckOptions, unjudged
+from bpcli.methods import parse
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
@@ -99,3 +101,13 @@ def test_what_is_no_cell_is_refused(name, change, tmp_path):
     setup = opened(text.replace(old, new), tmp_path)
     assert cell_of(setup.graph) is None
     assert "no cell of torch.nn" in PEER.refusal(setup, "bptt")
+
+
+@needs_torch
+def test_as_an_oracle_it_judges_its_cells_alone(tmp_path):
+    """Any other network is refused, with the reference that judges all."""
+    options = CheckOptions("torch_nn", "full")
+    calls = [parse("bptt")]
+    for name, refused in (("gru", {}), ("leaky_rnn", {"bptt": "the network is no cell of torch.nn: RNN, GRU or LSTM"})):
+        setup = opened((SPECS / f"{name}.toml").read_text(encoding="utf-8"), tmp_path)
+        assert unjudged(setup, calls, options) == refused

@@ -85,10 +85,10 @@ def describe(name: str) -> str:
     return f"the gradient by {name}, in float64, with its rounding as the bound (extra `peers`)"
 
 
-def refusal(name: str, definition: Definition) -> str | None:
+def refusal(name: str, setup: Setup, definition: Definition) -> str | None:
     """Why the oracle called `name` can't judge by a definition; None when it can."""
     if definition == Exact():
-        return None
+        return backends.get(name).refusal(setup, exact_method(setup.graph))
     return f"the reference {name} differentiates the whole loss, not parts of it"
 
 

@@ -114,14 +114,14 @@ def has_mean(setup: Setup, call: MethodCall | GradientSource) -> bool:
 
 def unjudged(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions) -> dict[str, str]:
     """The methods, by text, that the reference cannot judge, and why."""
-    reasons = {call.text: _refusal(options.reference, of_one_draw(call.definition(setup))) for call in calls}
+    reasons = {call.text: _refusal(setup, options.reference, of_one_draw(call.definition(setup))) for call in calls}
     return {text: reason for text, reason in reasons.items() if reason}
 
 
-def _refusal(reference: str, definition: Definition) -> str | None:
+def _refusal(setup: Setup, reference: str, definition: Definition) -> str | None:
     """Why a reference cannot judge by a definition; None if it can."""
     if reference in outside.known():
-        return outside.refusal(reference, definition)
+        return outside.refusal(reference, setup, definition)
     if isinstance(definition, Recursion) and reference not in (AUTO, ComplexStep.name):
         return f"the reference {reference} differentiates losses, not the steps that a recursion is made of"
     return None

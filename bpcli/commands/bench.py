@@ -58,7 +58,9 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     "--kernel", multiple=True, metavar="FILE.py:FUNC",
     help="Also measure a gradient function of yours, beside the exact method; repeatable.",
 )  # fmt: skip
-@click.option("--peer", multiple=True, metavar="PEER", help="Also measure jax, torch or torch_nn on the same cells; repeatable.")
+@click.option(
+    "--peer", multiple=True, metavar="PEER", help="Also measure jax, torch or torch_nn on the same cells; repeatable."
+)
 @click.option(
     "--budget", type=float, default=0.5, show_default=True, metavar="SECONDS", callback=finite_seconds,
     help="Time to spend on each cell; at least seven blocks of calls are timed.",
