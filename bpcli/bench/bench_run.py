@@ -16,7 +16,7 @@ from typing import Any
 
 from bpcli.bench import profiling, worker_process
 from bpcli.bench.journal import Journal
-from bpcli.bench.measurement import OURS, BenchResults, Cell, Measurement, Row
+from bpcli.bench.measurement import OURS, SLOW_SECONDS, BenchResults, Cell, Measurement, Row
 from bpcli.bench.profiling import Rates, movement
 from bpcli.bench.sweep import ROUNDS, BenchOptions, Sweep, admit, cells_of
 from bpcli.errors import BpError
@@ -181,10 +181,13 @@ class _Lane:
         return Measurement(self.cell, self.backend, self.report, self.samples, self.floor, self.rates, moved)
 
     def take(self, budget: float) -> None:
-        """Time the blocks of one round, `budget` seconds of them."""
-        calls = self.report["calls_per_block"]
-        blocks = profiling.blocks_in(budget, self.report["block_s"], ROUNDS)
-        self.samples.append(self.ask("run", calls=calls, blocks=blocks, warm=False).get("samples", []))
+        """Time the blocks of one round, `budget` seconds of them, after a call that wakes threads and fills caches.
+
+        A call that takes seconds is long enough without.
+        """
+        calls, each = self.report["calls_per_block"], self.report["block_s"]
+        asked = {"calls": calls, "blocks": profiling.blocks_in(budget, each, ROUNDS), "warm": each < SLOW_SECONDS}
+        self.samples.append(self.ask("run", **asked).get("samples", []))
 
 
 def measure_group(cells: Sequence[Cell], budget: float, monitor: Monitor) -> Iterator[tuple[Cell, list[Row] | BpError]]:

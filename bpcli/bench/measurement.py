@@ -24,6 +24,8 @@ OURS = "bp"
 """The name of bp itself among the backends of a cell."""
 PROTOCOL = 1
 """The version of the requests and answers of workers, and of the cells in them."""
+SLOW_SECONDS = 1.0
+"""A call that takes as long counts as a block: there is no calibration, and no call before a block to warm up."""
 THREADS = "threads"
 """A grid key that is a setting of the run rather than of the spec."""
 Value = int | float | str

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from bpcli import methods
 from bpcli.backends import Peer
-from bpcli.bench.measurement import OURS, THREADS, BenchResults, Cell, Value
+from bpcli.bench.measurement import OURS, SLOW_SECONDS, THREADS, BenchResults, Cell, Value
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, Place, fail, nearest
 from bpcli.methods.base import Expectation
@@ -187,7 +187,8 @@ def _admitted(cell: Cell, setup: Setup, options: BenchOptions, told: tuple[Place
     backends = (OURS, *(p.name for p in options.peers if p.refusal(setup, call.text) is None))
     once = cost.flops / FLOPS_PER_SECOND + PASSES * cost.forward_steps * SECONDS_PER_STEP
     drawn = cell.draws if isinstance(call.definition(setup), Expectation) else 1
-    seconds = len(backends) * (_START_SECONDS + _UNTIMED_CALLS * once + max(options.budget, ROUNDS * once))
+    warming = ROUNDS * once if once < SLOW_SECONDS else 0.0
+    seconds = len(backends) * (_START_SECONDS + _UNTIMED_CALLS * once + warming + max(options.budget, ROUNDS * once))
     seconds += (drawn - 1) * once
     held = int(cost.bytes) + sum(array_bytes(setup).values())
     return [dataclasses.replace(cell, backends=backends, dtype=setup.dtype.name, seconds=seconds, bytes=held)]

@@ -38,7 +38,7 @@ import numpy as np
 import bpcli
 from bpcli import backends
 from bpcli.bench import precheck, profiling
-from bpcli.bench.measurement import OURS, PROTOCOL, Cell
+from bpcli.bench.measurement import OURS, PROTOCOL, SLOW_SECONDS, Cell
 from bpcli.bench.user_kernel import UserKernel, is_user_kernel
 from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, fail
@@ -51,8 +51,6 @@ from bpcli.runtime import kernel_loader, machine
 from bpcli.runtime.evaluation import check_finite
 
 Answer = dict[str, Any]
-SLOW_SECONDS = 1.0
-"""A first call that takes as long counts as a block, and calibration is skipped."""
 
 
 class Session:
