@@ -71,7 +71,7 @@ if kernels.compiling:
         for u in range(1, unrolled):
             sums[:lanes] = [builder.fadd(a, b) for a, b in zip(sums[:lanes], sums[u * lanes :], strict=False)]
         sums = simd.loop(builder, builder.sub(k, whole), lanes, sums[:lanes], rest)
-        simd.store(builder, [simd.horizontal_sums(builder, sums)], [Y], simd.first_lanes(builder, lanes, count), add)
+        simd.store(builder, [simd.horizontal_sums(builder, sums)], [Y], count, add)
 
     def _emit_columns(builder, vector, count, k, W, ldw, X, add, Y):  # type: ignore[no-untyped-def]
         """y[j] = Σ_i W[i, j] x[i] for the first `count` columns j, at most those of VECTORS vectors."""
@@ -82,8 +82,8 @@ if kernels.compiling:
             starts = [simd.constant(v * lanes) for v in range(vectors)]
             with builder.if_else(builder.icmp_signed(">", count, starts[-1])) as (then, otherwise):
                 with then:
-                    mask = simd.first_lanes(builder, lanes, builder.sub(count, starts[-1]))
-                    masks = [None] * (vectors - 1) + [mask]
+                    wanted = [simd.rest(builder, count, v, vectors, lanes) for v in range(vectors)]
+                    masks = [None if n is None else simd.first_lanes(builder, lanes, n) for n in wanted]
                     unrolled = max(1, LATENCY // vectors)
                     whole = builder.and_(k, simd.constant(-unrolled))
 
@@ -106,14 +106,8 @@ if kernels.compiling:
                         sums[:vectors] = [builder.fadd(a, b) for a, b in zip(sums[:vectors], part, strict=True)]
                     left = builder.sub(k, whole)
                     sums = simd.loop(builder, left, 1, sums[:vectors], lambda i, s: line(builder.add(whole, i), s))
-                    for s, place in zip(sums, starts, strict=True):
-                        simd.store(
-                            builder,
-                            [s],
-                            [simd.at(builder, Y, place)],
-                            simd.first_lanes(builder, lanes, builder.sub(count, place)),
-                            add,
-                        )
+                    for s, place, left in zip(sums, starts, wanted, strict=True):
+                        simd.store(builder, [s], [simd.at(builder, Y, place)], left, add)
                 with otherwise:
                     if vectors > 1:
                         emit(vectors - 1)

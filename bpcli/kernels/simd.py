@@ -100,24 +100,56 @@ if kernels.compiling:
             return builder.load(place, align=4)
         return _masked(builder, "load", kind, kind, [place, ir.Constant(_NUMBER, 4), mask, zeros(kind)])
 
-    def store(builder, vectors, places, mask, add, addends=None):  # type: ignore[no-untyped-def]
-        """Write the lanes of `mask` to pointers to numbers, plus what is at `addends`, or there, where `add`."""
+    def by_columns(builder, columns, lanes, most, emit):  # type: ignore[no-untyped-def]
+        """Emit code that branches to `emit(most, None)` where `columns` take all lanes of `most` vectors, so that none
+        needs a mask, or else to `emit(vectors, columns)` for the fewest vectors that have so many."""
 
-        def write(values):  # type: ignore[no-untyped-def]
-            for value, place in zip(values, places, strict=True):
-                place = builder.bitcast(place, value.type.as_pointer())
-                _masked(builder, "store", value.type, ir.VoidType(), [value, place, ir.Constant(_NUMBER, 4), mask])
+        def fewest(vectors):  # type: ignore[no-untyped-def]
+            if vectors == 1:
+                emit(1, columns)
+                return
+            with builder.if_else(builder.icmp_signed(">", columns, constant((vectors - 1) * lanes))) as (then, less):
+                with then:
+                    emit(vectors, columns)
+                with less:
+                    fewest(vectors - 1)
 
-        with builder.if_else(add) as (then, otherwise):
+        with builder.if_else(builder.icmp_signed(">=", columns, constant(most * lanes))) as (then, otherwise):
             with then:
-                held = [load(builder, vectors[0].type, place, mask) for place in addends or places]
-                write([builder.fadd(h, v) for h, v in zip(held, vectors, strict=True)])
+                emit(most, None)
             with otherwise:
-                write(vectors)
+                fewest(most)
 
-    def scatter_add(builder, vectors, places, apart, mask):  # type: ignore[no-untyped-def]
-        """Gather, add and scatter the lanes of `mask`, `apart` numbers from each other; all are read before any is
-        written, so places may coincide."""
+    def rest(builder, columns, v, vectors, lanes):  # type: ignore[no-untyped-def]
+        """The lanes of vector v that `columns` take, None for all: of `vectors` the last one alone may have a rest."""
+        return builder.sub(columns, constant(v * lanes)) if columns is not None and v == vectors - 1 else None
+
+    def store(builder, vectors, places, wanted, add, addends=None):  # type: ignore[no-untyped-def]
+        """Write the first `wanted` lanes, None for all, to pointers to numbers, plus what is at `addends`, or there,
+        where `add`."""
+
+        def write(mask):  # type: ignore[no-untyped-def]
+            def put(values):  # type: ignore[no-untyped-def]
+                for value, place in zip(values, places, strict=True):
+                    to = builder.bitcast(place, value.type.as_pointer())
+                    if mask is None:
+                        builder.store(value, to, align=4)
+                    else:
+                        arguments = [value, to, ir.Constant(_NUMBER, 4), mask]
+                        _masked(builder, "store", value.type, ir.VoidType(), arguments)
+
+            with builder.if_else(add) as (then, otherwise):
+                with then:
+                    held = [load(builder, vectors[0].type, place, mask) for place in addends or places]
+                    put([builder.fadd(h, v) for h, v in zip(held, vectors, strict=True)])
+                with otherwise:
+                    put(vectors)
+
+        _by_lanes(builder, vectors[0].type.count, wanted, write)
+
+    def scatter_add(builder, vectors, places, apart, wanted):  # type: ignore[no-untyped-def]
+        """Gather, add and scatter the first `wanted` lanes, None for all, `apart` numbers from each other; all are read
+        before any is written, so places may coincide."""
         kind, lanes = vectors[0].type, vectors[0].type.count
         bits = VECTOR_BYTES * 8 // lanes
         step = broadcast(builder, ir.VectorType(_INDEX, lanes), builder.mul(apart, constant(bits // 8)))
@@ -130,9 +162,25 @@ if kernels.compiling:
             for p in places
         ]
         align = ir.Constant(_NUMBER, 4)
-        held = [_masked(builder, "gather", kind, kind, [p, align, mask, zeros(kind)], "v{}p0") for p in there]
-        for vector, p, h in zip(vectors, there, held, strict=True):
-            _masked(builder, "scatter", kind, ir.VoidType(), [builder.fadd(h, vector), p, align, mask], "v{}p0")
+
+        def write(mask):  # type: ignore[no-untyped-def]
+            on = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [1] * lanes) if mask is None else mask
+            held = [_masked(builder, "gather", kind, kind, [p, align, on, zeros(kind)], "v{}p0") for p in there]
+            for vector, p, h in zip(vectors, there, held, strict=True):
+                _masked(builder, "scatter", kind, ir.VoidType(), [builder.fadd(h, vector), p, align, on], "v{}p0")
+
+        _by_lanes(builder, lanes, wanted, write)
+
+    def _by_lanes(builder, lanes, wanted, write):  # type: ignore[no-untyped-def]
+        """Emit `write(mask)`, without a mask where all lanes are wanted: masked stores of AVX2 are slow."""
+        if wanted is None:
+            write(None)
+            return
+        with builder.if_else(builder.icmp_signed(">=", wanted, constant(lanes))) as (then, otherwise):
+            with then:
+                write(None)
+            with otherwise:
+                write(first_lanes(builder, lanes, wanted))
 
     def zeros(kind):  # type: ignore[no-untyped-def]
         """The vector of zeros."""

@@ -68,15 +68,15 @@ if kernels.compiling:
         rows = [simd.at(builder, left, builder.add(a, r)) for r in there]
         panel, depth, apart = simd.at(builder, right, p), (k, times), (step, ja, ldp, jp)
 
-        def emit(vectors):  # type: ignore[no-untyped-def]
+        def emit(vectors, columns):  # type: ignore[no-untyped-def]
             sums = _sums(builder, depth, apart, rows, panel, columns, vector, vectors)
             for v in range(vectors):
                 start = builder.add(c, builder.mul(simd.constant(v * vector.count), m))
                 places = [simd.at(builder, out, builder.add(start, r)) for r in there]
-                mask = simd.first_lanes(builder, vector.count, builder.sub(columns, simd.constant(v * vector.count)))
-                simd.scatter_add(builder, sums[v::vectors], places, m, mask)
+                wanted = simd.rest(builder, columns, v, vectors, vector.count)
+                simd.scatter_add(builder, sums[v::vectors], places, m, wanted)
 
-        _by_columns(builder, columns, vector.count, emit)
+        simd.by_columns(builder, columns, vector.count, VECTORS, emit)
 
     def _emit_tile(context, builder, signature, args):  # type: ignore[no-untyped-def]
         m, k, times, _, a, lda, step, ja, _, p, ldp, jp, columns, add, d, ldd, _, c, ldc = args
@@ -91,13 +91,13 @@ if kernels.compiling:
             return simd.at(builder, base, builder.add(start, builder.mul(there, apart)))
 
         def emit(rows):  # type: ignore[no-untyped-def]
-            def emit_columns(vectors):  # type: ignore[no-untyped-def]
+            def emit_columns(vectors, columns):  # type: ignore[no-untyped-def]
                 lines = [row(left, a, lda, r) for r in range(rows)]
                 sums = _sums(builder, depth, apart, lines, panel, columns, vector, vectors)
                 places = ([row(out, start, apart, r) for r in range(rows)] for start, apart in ((d, ldd), (c, ldc)))
                 _store(builder, sums, *places, add, columns)
 
-            _by_columns(builder, columns, vector.count, emit_columns)
+            simd.by_columns(builder, columns, vector.count, VECTORS, emit_columns)
 
         few = builder.icmp_signed("<=", m, simd.constant(ROWS // 2))
         with builder.if_else(few) as (then, otherwise):
@@ -106,21 +106,11 @@ if kernels.compiling:
             with otherwise:
                 emit(ROWS)
 
-    def _by_columns(builder, columns, lanes, emit, most=VECTORS):  # type: ignore[no-untyped-def]
-        """Emit code that branches to `emit(vectors)` for the fewest vectors with `columns` lanes, at most `most`."""
-        wanted = builder.icmp_signed(">", columns, simd.constant((most - 1) * lanes))
-        with builder.if_else(wanted) as (then, otherwise):
-            with then:
-                emit(most)
-            with otherwise:
-                if most > 1:
-                    _by_columns(builder, columns, lanes, emit, most - 1)
-
     def _sums(builder, depth, apart, rows, panel, columns, vector, vectors):  # type: ignore[no-untyped-def]
         """Σ_i rows[r][i step] panel[i]: for each row the panel's first `vectors` vectors, one after the other."""
         (k, times), (step, ja, ldp, jp) = depth, apart
-        wanted = builder.sub(columns, simd.constant((vectors - 1) * vector.count))
-        masks = [None] * (vectors - 1) + [simd.first_lanes(builder, vector.count, wanted)]
+        lanes = [simd.rest(builder, columns, v, vectors, vector.count) for v in range(vectors)]
+        masks = [None if n is None else simd.first_lanes(builder, vector.count, n) for n in lanes]
 
         def once(time, sums):  # type: ignore[no-untyped-def]
             above, beside = builder.mul(time, ja), simd.at(builder, panel, builder.mul(time, jp))
@@ -143,8 +133,7 @@ if kernels.compiling:
         vectors, lanes = len(sums) // len(rows), sums[0].type.count
         for v in range(vectors):
             old, new = ([simd.at(builder, row, simd.constant(v * lanes)) for row in each] for each in (held, rows))
-            mask = simd.first_lanes(builder, lanes, builder.sub(columns, simd.constant(v * lanes)))
-            simd.store(builder, sums[v::vectors], new, mask, add, old)
+            simd.store(builder, sums[v::vectors], new, simd.rest(builder, columns, v, vectors, lanes), add, old)
 
 
 DEPTH = 128
