@@ -126,7 +126,7 @@ class Chain:
     def __init__(
         self, problem: Problem, perturbed: Perturbed, tensors: Sequence[Tensor], each: float, entry: float
     ) -> None:
-        self.problem, self.perturbed, self.setup = problem, perturbed, problem.setup
+        self.problem, self.perturbed, self.setup = problem, perturbed, perturbed.setup  # where it is fused otherwise
         self.tensors = chain_parameters(self.setup, tensors, each, entry)
         every = terms(self.setup.graph)
         self.terms = {t.name: every[t.name] for t in self.tensors}
