@@ -430,3 +430,16 @@ def test_max_and_min_lose_no_digit_and_hide_no_nan(
     found = gradient(written(tmp_path, text), "backprop").loss
     assert np.array_equal(expected, found, equal_nan=True)
     assert not np.array_equal(np.nextafter(expected, 0.0), found)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [("float64", 1e20), ("float64", 2.9e128), ("float32", 1e10)])
+@pytest.mark.parametrize("n", [3, 300])
+def test_logsumexp_of_large_equal_entries_shares_its_gradient(tmp_path, n, dtype, large):
+    """The logarithm of their number is less than the rounding of their size."""
+    text = f"""bp = 1
+dtype = "{dtype}"
+params = {{ p = {{ shape = [{n}], value = {[large] * n} }} }}
+equations = {{ loss = "logsumexp(p)" }}
+"""
+    found = gradient(written(tmp_path, text), "backprop").arrays["p"]
+    np.testing.assert_allclose(found, np.full(n, 1 / n), rtol=1e-6 if dtype == "float32" else 1e-14)

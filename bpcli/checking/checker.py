@@ -21,6 +21,7 @@ from bpcli.checking.verdict import (
     JUMP,
     WRONG,
     Entries,
+    accept_other_orders,
     accept_zeros,
     as_direction,
     at_kink,
@@ -281,6 +282,7 @@ def decide(cache: ReferenceCache, definition: Definition, tensor: Tensor, value:
         entries = select(mask_of(places, value.shape), sharper, entries)
         if len(places := _open(entries, tensor)):
             entries = settle(entries, *cache.taylor_verdicts(definition, tensor, places, value, entries.reference))
+    entries = accept_other_orders(entries, known.terms[tensor.name])
     entries = require_power(entries, known.scale, known.lost[tensor.name])
     real, each = (
         cache.estimates(definition, tensor).central,

@@ -160,7 +160,7 @@ _VJPS: dict[tuple[str, int], Vjp] = {
     ("sum", 0): lambda c, a, y, n: np.repeat(c[:, None], a[0][0].size, axis=1),
     ("dot", 0): lambda c, a, y, n: c[:, None] * _flat(a[1]),
     ("dot", 1): lambda c, a, y, n: c[:, None] * _flat(a[0]),
-    ("logsumexp", 0): lambda c, a, y, n: c[:, None] * np.exp(_flat(a[0]) - y[:, None]),
+    ("logsumexp", 0): lambda c, a, y, n: c[:, None] * np.exp(_log_softmax(_flat(a[0]))),
     ("softmax", 0): lambda c, a, y, n: _softmax_vjp(c, y),
     ("log_softmax", 0): lambda c, a, y, n: _log_softmax_vjp(c, y),
     ("slice", 0): lambda c, a, y, n: _placed(c, a[0], *n),

@@ -41,10 +41,14 @@ _CAUSE = {cause: code for code, cause in enumerate(CAUSES)}
 # The relative error that differences alone must resolve, in entries down to 1e-6 of the largest.
 POWER = 1e-3
 SMALL = 1e-6
+# The part of it that the rounding of an entry's terms may take.
+_LITTLE = 0.1
 # The largest bound with which an entry may pass, relative to the largest gradient of all tensors.
 _TELLING = 0.1
 # A difference that is so many times less than the rounding of a correct gradient knows that the derivative is zero.
 _NOTHING = 1e-9
+# Roundings of its terms that an entry may show which is zero by cancellation, where nothing else gives it a size.
+_OF_TERMS = 1e3
 # A larger bound on nothing is due to rounding, not to the range of floats.
 _ROUNDING = 1e-100
 # Below this multiple of the smallest normal number, intermediate products may have been flushed to zero.
@@ -259,7 +263,7 @@ def accept_zeros(
 ) -> Entries:
     """Pass entries whose derivative is zero, where no size of entries tells whether their bound is a small one.
 
-    `known` are the rounding of correct gradients, the part of it due to underflow, and the rounding of the terms of
+    `known` are the rounding of correct gradients, the part of it due to underflow, and one rounding of the terms of
     entries that cancel. `real` are differences, `scale` the largest gradient of all tensors, `part` as of `small`. If
     nothing at all has a gradient, and differences show none beside the rounding of a correct one, this may be that of
     its terms, if there are any. An entry of exactly zero passes, in a tensor of zeros, where the reference is zero
@@ -270,10 +274,21 @@ def accept_zeros(
     rounding, lost, terms = known
     open_ = (entries.verdict == INCONCLUSIVE) & np.isin(entries.cause, [_CAUSE[c] for c in _POWERLESS])
     zero = (real.value == 0) & (real.kink == 0) & (entries.z <= 1)
-    of_terms = (rounding <= terms) | ((terms == 0) & (entries.value == 0))
+    of_terms = (rounding <= _OF_TERMS * terms) | ((terms == 0) & (entries.value == 0))
     cancels = zero & (np.fmax(real.bound, lost) <= _NOTHING * rounding) & of_terms & ~(rounding <= _TELLING * scale)
     exact = zero & (entries.value == 0) & (real.bound + rounding <= POWER * part * scale)
     return with_verdict(entries, open_ & (cancels | exact), PASS, "")
+
+
+def accept_other_orders(entries: Entries, terms: FloatArray) -> Entries:
+    """Pass entries that are off by some roundings of their `terms` at most, where that is little beside the entry.
+
+    A right program may add terms in another order: what cancels exactly in one rounds in the other.
+    """
+    allowed = entries.bound + FACTOR * terms
+    rounded = np.abs(entries.value - entries.reference) <= allowed
+    little = allowed <= _LITTLE * POWER * np.abs(entries.reference)
+    return with_verdict(entries, (entries.verdict == WRONG) & rounded & little, PASS, "")
 
 
 def undecided(entries: Entries) -> Mask:

@@ -154,17 +154,33 @@ def _scaled(g, F, pf, C, q, n, mode):
 
 @inner
 def _pull_logsumexp(g, x, y, c, mode):
-    """c (+)= g exp(x - y), y = logsumexp(x)."""
+    """c (+)= g softmax(x), where softmax(x) = exp(x - y) / Σ exp(x - y) for y = logsumexp(x).
+
+    The sum is 1 but for the rounding of y, which is all of log(n) where x is large.
+    """
     room = vector(stack(c), CHUNK)
+    s = c.dtype.type(0)
     for i in range(0, len(x), CHUNK):
         j = min(i + CHUNK, len(x))
         p = room[: j - i]
+        _exponentials(x[i:j], y, p)
+        s += total(p)
+    for i in range(0, len(x), CHUNK):
+        j = min(i + CHUNK, len(x))
+        p = room[: j - i]
+        if len(x) > CHUNK:  # else they are there
+            _exponentials(x[i:j], y, p)
         for k in range(i, j):
-            p[k - i] = x[k] - y
-        exp_into(p, p, 0.0)
-        for k in range(i, j):
-            d = g * p[k - i]
+            d = g * (p[k - i] / s)
             c[k] = d if mode == STORE else c[k] + d
+
+
+@inner
+def _exponentials(x, y, p):
+    """p = exp(x - y)."""
+    for k in range(len(x)):
+        p[k] = x[k] - y
+    exp_into(p, p, 0.0)
 
 
 @inner

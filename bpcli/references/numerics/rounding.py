@@ -48,8 +48,6 @@ _SATURATED = 1 / 8
 _UNDERFLOWS = 1e3
 # Roundings of the loss that a gradient which is zero by cancellation may show, at a minimum for instance.
 _CANCELLED = 1e5
-# Roundings of its terms that an entry may show which is zero by cancellation, where nothing else gives it a size.
-_OF_TERMS = 1e3
 # A bound of so many roundings, or such a part, of the largest gradients near by leaves no doubt that they are like it.
 _SURE, _AT_MOST = 1e6, 1e-2
 _LOSS = ""  # beside the names of tensors
@@ -70,7 +68,7 @@ class Rounding:
 
     `scale` is the largest entry of the gradient, averaged over the samples, or at the point itself if rounding makes
     samples unreliable, and at least the rounding of a loss that cancels. A bound beyond `scale` is uninformative.
-    `lost` is the part of the bounds due to underflow, `terms` the rounding of the terms of entries that cancel.
+    `lost` is the part of the bounds due to underflow, `terms` one rounding of the terms that each entry is a sum of.
     """
 
     gradient: Mapping[str, FloatArray]
@@ -133,8 +131,11 @@ def _rounding(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.
         if not unsure <= min(_SURE * unit_roundoff(dtype), _AT_MOST) * largest:
             # In a chaotic network samples are of any size, and no measure of the gradient at the point.
             largest = min(largest, here)
-        scale = max(largest, _CANCELLED * unit_roundoff(dtype) * float(sizes[_LOSS]))
-        terms = {name: _OF_TERMS * unit_roundoff(dtype) * m for name, m in known.magnitudes.items()}
+        # Gradients are losses per unit of what they are taken by, which may be huge.
+        natural = [float(np.max(_natural(problem, n, sizes[_LOSS]), initial=0.0)) for n in known.magnitudes]
+        of_loss = min(float(sizes[_LOSS]), max(natural, default=0.0))
+        scale = max(largest, _CANCELLED * unit_roundoff(dtype) * of_loss)
+        terms = {name: unit_roundoff(dtype) * m for name, m in known.magnitudes.items()}
         return Rounding(each, float(loss), scale, lost, terms)
 
 
@@ -231,12 +232,15 @@ def _disturbed(problem: Problem, windows: tuple[Window, ...], roundoff: float) -
     def disturbed(sample: int) -> Gradients:
         moved = shifted(double, shift, generator)
         found = _answers(method, moved, Disturbance(shift, sample))
-        left = {name: np.isfinite(array) & ~np.isfinite(found[name]) for name, array in base.items()}
-        if not any(at.any() for at in left.values()):
-            return found
-        # Out of a domain on whose edge a program is to the last bit: sqrt(1 - λ²) where λ rounds to 1.
-        instead = _answers(method, double, Disturbance(shift, sample, cotangents=True))
-        return {name: np.where(at, instead[name], found[name]) for name, at in left.items()}
+        for instead in (moved, double):
+            left = {name: np.isfinite(array) & ~np.isfinite(found[name]) for name, array in base.items()}
+            if not any(at.any() for at in left.values()):
+                break
+            # Out of a domain on whose edge a program is to the last bit: sqrt(1 - λ²) where λ rounds to 1. Or a slope
+            # of tanh that is exactly zero is zero no longer, and huge factors follow.
+            others = _answers(method, instead, Disturbance(shift, sample, cotangents=True))
+            found = {name: np.where(at, others[name], found[name]) for name, at in left.items()}
+        return found
 
     samples = map(disturbed, range(_DISTURBED))
     return {name: _rough(each, base[name]) for name, each in mean_effect(base, samples, _DISTURBED).items()}, base
