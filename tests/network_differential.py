@@ -346,7 +346,8 @@ def _jax(problem: Problem, found: Mapping[str, Arrays], unsure: Arrays, outcome:
         sizes = {t.name: float(np.abs(found[method][t.name]).max(initial=0.0)) for t in setup.wrt}
         for tensor in setup.wrt:
             ours, theirs = found[method][tensor.name], np.asarray(answer.arrays[tensor.name])
-            tolerance = of_own * sizes[tensor.name] + of_all * max(sizes.values())
+            # XLA flushes subnormal numbers to zero.
+            tolerance = of_own * sizes[tensor.name] + of_all * max(sizes.values()) + float(np.finfo(setup.dtype).tiny)
             of_rounding = 2 * unsure.get(tensor.name, np.zeros(ours.shape))
             if np.isfinite(tolerance) and _apart(tensor, ours, theirs, np.maximum(tolerance, of_rounding)):
                 outcome.fail("disagreement", f"{method} and jax, {tensor.kind}")
