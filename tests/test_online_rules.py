@@ -28,7 +28,7 @@ from bpcli.runtime.local_derivatives import (
     influence_layout,
     local_derivatives,
 )
-from bpcli.runtime.sparse_plan import Sparsity, sets_of
+from bpcli.runtime.sparse_plan import influence_pattern
 
 EVERY = ("params", "inputs", "state")
 
@@ -41,9 +41,9 @@ def test_nothing_is_outside_the_pattern(name: str) -> None:
     M, outside = layout.initial(problem.setup.batch, problem.setup.dtype), False
     for t, local in enumerate(local_derivatives(problem)):
         M = local.J @ M + local.Mbar
-        assert not ((local.Mbar != 0).any(axis=0) & ~sets_of(layout, Sparsity(1, None)).pattern()).any()
-        assert not ((M != 0).any(axis=0) & ~sets_of(layout, Sparsity(t + 2, None)).pattern()).any()
-        outside |= bool(((M != 0).any(axis=0) & ~sets_of(layout, Sparsity(1, None)).pattern()).any())
+        assert not ((local.Mbar != 0).any(axis=0) & ~influence_pattern(layout, 1)).any()
+        assert not ((M != 0).any(axis=0) & ~influence_pattern(layout, t + 2)).any()
+        outside |= bool(((M != 0).any(axis=0) & ~influence_pattern(layout, 1)).any())
     assert outside != (name == "indrnn")
 
 
@@ -63,7 +63,7 @@ def masked(problem: Problem, k: int) -> dict[str, Array]:
     """SnAp as it is written, with a dense M."""
     setup, steps = problem.setup, LocalSteps(problem)
     layout = influence_layout(setup)
-    mask, M = sets_of(layout, Sparsity(k, None)).pattern(), layout.initial(setup.batch, setup.dtype)
+    mask, M = influence_pattern(layout, k), layout.initial(setup.batch, setup.dtype)
     total = np.zeros((setup.batch, layout.P))
     direct = {x.name: np.zeros(x.shape) for x in setup.wrt if x.kind != "state"}
     for local in steps.since(0):

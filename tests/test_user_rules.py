@@ -17,14 +17,14 @@ RULES = """import os
 import numpy as np
 from bpcli.methods.base import Exact, StepGradient, Windows
 from bpcli.runtime.local_derivatives import influence_layout
-from bpcli.runtime.sparse_plan import Sparsity, sets_of
+from bpcli.runtime.sparse_plan import influence_pattern
 from bpcli.runtime.reverse_mode import Window
 
 
 class SnAp1:
     def start(self, setup, options, rng):
         layout = influence_layout(setup)
-        self.mask, M = sets_of(layout, Sparsity(1, None)).pattern(), layout.initial(setup.batch, setup.dtype)
+        self.mask, M = influence_pattern(layout, 1), layout.initial(setup.batch, setup.dtype)
         return M, M
 
     def step(self, state, local):

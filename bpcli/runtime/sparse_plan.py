@@ -229,6 +229,11 @@ def sets_of(layout: InfluenceLayout, sparsity: Sparsity) -> RowSets:
     return row_sets(base.graph, ways, initial, base.patterns, sparsity.steps, sparsity.paths)
 
 
+def influence_pattern(layout: InfluenceLayout, steps: int) -> NDArray[np.bool_]:
+    """The entries of M (N, P) that may differ from zero within some steps of a parameter's use; read off the graph."""
+    return sets_of(layout, Sparsity(steps, None)).pattern()
+
+
 @lru_cache(maxsize=8)
 def sparse_plan(setup: Setup, sparsity: Sparsity) -> SparsePlan:
     """The plan of a setup and pattern; those of gradients that are taken again are kept."""
