@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -63,11 +62,6 @@ class Browser:
         """The width of the window; narrow ones are phones."""
         phone = pixels < 600
         self.call("Emulation.setDeviceMetricsOverride", width=pixels, height=900, deviceScaleFactor=scale, mobile=phone)
-
-    def screenshot(self, path: Path, whole: bool = True) -> None:
-        """A PNG of the page, or of what of it is seen."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     def complaints(self) -> list[str]:
         """Errors and warnings of the console, exceptions, and requests for anything but the page."""

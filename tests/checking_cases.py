@@ -12,16 +12,22 @@ import naive
 import numpy as np
 from numpy.typing import NDArray
 
-from bpcli.methods import MethodCall
+from bpcli.checking.check_options import CheckOptions
+from bpcli.checking.checker import check_problem
+from bpcli.checking.findings import Finding
+from bpcli.methods import MethodCall, parse
 from bpcli.methods.base import Cost, Definition, Exact, Gradient, Windows
 from bpcli.problem.definition import Problem, Setup
+from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
+from bpcli.references import central, complex_step, ladder
 from bpcli.runtime.reverse_mode import Window
 
 SPECS = Path(__file__).parent.parent / "specs"
 OURS = {name: Path(__file__).parent / f"checking_{name}.toml" for name in ("relu", "kink")}
 LIMITS = Limits(max_memory=1 << 30)
+REFERENCES = {r.name: r for r in (complex_step.REFERENCE, central.REFERENCE, ladder.REFERENCE)}
 # Small enough for loops in Python.
 SMALL: dict[str, dict[str, object]] = {
     "vanilla_rnn": {"n": 3, "n_in": 2, "n_out": 2, "T": 4, "batch": 2},
@@ -111,3 +117,36 @@ class FakeMethod:
 def call(method: FakeMethod) -> MethodCall:
     """The method as a check takes it."""
     return MethodCall("fake", cast("Any", method), SimpleNamespace())
+
+
+def opened(folder: Path, text: str, dtype: str = "float64") -> Problem:
+    """The problem of a spec's text, to be differentiated by everything."""
+    path = folder / "spec.toml"
+    path.write_text(text, encoding="utf-8")
+    kinds = ("params", "inputs", "state") if "[state]" in text else ("params", "inputs")
+    return draw(open_setup(path, {"dtype": dtype}, kinds, LIMITS))
+
+
+def judged(problem: Problem, answer: Arrays, mode: str = "full", reference: str = "auto") -> list[Finding]:
+    """The findings on a gradient."""
+    method = FakeMethod(lambda arrays, *_: arrays.update(answer))
+    return check_problem(problem, [call(method)], CheckOptions(reference, mode=mode))  # type: ignore[arg-type]
+
+
+def compare_reference(problem: Problem, reference: str, other: Arrays) -> None:
+    """Assert that a reference is the twin's gradient within sharp bounds, and far from an `other` program's."""
+    found = REFERENCES[reference].estimate(problem, Exact().over(problem.setup), problem.setup.wrt)
+    right, apart = naive_gradient(problem), 0.0
+    for tensor, estimate in found.items():
+        assert (np.abs(estimate.value - right[tensor]) <= estimate.bound + 1e-12).all(), tensor
+        assert np.max(estimate.bound) < 1e-4, tensor
+        apart = max(apart, float(np.max(np.abs(estimate.value - other[tensor]) - estimate.bound)))
+    assert apart > 1e-2
+
+
+def not_passed(problem: Problem, mode: str) -> list[Finding]:
+    """The findings on backprop, or BPTT, RTRL and a truncation, that do not pass in a check of this mode."""
+    methods = ("bptt", "rtrl", "tbptt:k1=2,k2=3") if problem.setup.graph.recurrent else ("backprop",)
+    found = check_problem(problem, [parse(m) for m in methods], CheckOptions(mode=mode))  # type: ignore[arg-type]
+    assert found
+    return [f for f in found if f.verdict != "pass"]

@@ -18,6 +18,9 @@ from bpcli.errors import Diagnostic
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# JAX compiles a program for each network here, and runs it once or twice: its optimiser takes longer than it saves.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 kernels.compiling = not kernels.plain  # elementwise functions are tested as compiled functions of their own
 
 pytest_plugins = ["pytester"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import naive
 import numpy as np
 
-from bpcli.errors import Collector
 from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Tensor
@@ -19,7 +19,6 @@ from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import open_setup
 from bpcli.references.perturbation.perturbed import Perturbed
-from bpcli.spec.load import load
 
 Array = np.ndarray[Any, Any]
 Words = tuple[str, ...]
@@ -42,11 +41,10 @@ TRUNCATED = (
 
 def problem_of(path: Path, overrides: Mapping[str, object] = NO_OVERRIDES, wrt: Words = EVERYTHING) -> Problem:
     """The problem of a spec with those overrides that it knows; `wrt` less the kinds that it lacks."""
-    spec = load(path, {}, Collector())
-    assert spec is not None
-    known = {"batch", "dtype", "seed", *spec.dims, *spec.constants} | ({"T"} if spec.states else set())
-    kinds = {"params": spec.params, "inputs": spec.inputs, "state": spec.states}
-    chosen = tuple(word for word in wrt if kinds.get(word, True))
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))  # reading them takes a fifth of loading the spec
+    known = {"batch", "dtype", "seed", *tables.get("dims", ()), *tables.get("constants", ())}
+    known |= {"T"} if tables.get("state") else set()
+    chosen = tuple(word for word in wrt if word not in EVERYTHING or tables.get(word))
     return draw(open_setup(path, {k: v for k, v in overrides.items() if k in known}, chosen, LIMITS))
 
 

@@ -57,8 +57,8 @@ def _calls(node: ast.AST, name: str) -> Iterator[tuple[str, ast.Call]]:
 
 def _makes(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    owner = ast.unparse(call.func)
-    return (name in MAKERS or owner.endswith("collector.add")) and len(call.args) > 1
+    added = name == "add" and ast.unparse(call.func).endswith("collector.add")
+    return (name in MAKERS or added) and len(call.args) > 1
 
 
 def _code(call: ast.Call) -> str:

@@ -9,12 +9,9 @@ from pathlib import Path
 import naive_dual
 import numpy as np
 import pytest
-from checking_cases import LIMITS, Arrays, FakeMethod, call, naive_gradient
+from checking_cases import LIMITS, Arrays, judged, naive_gradient
 from naive_dual import Dual, chain
 
-from bpcli.checking.check_options import CheckOptions
-from bpcli.checking.checker import check_problem
-from bpcli.checking.findings import Finding
 from bpcli.problem.definition import Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.setup import open_setup
@@ -101,12 +98,6 @@ def gradient(monkeypatch: pytest.MonkeyPatch, problem: Problem, share: float) ->
     with monkeypatch.context() as patch:
         slopes_taken(patch, share)
         return naive_gradient(problem)
-
-
-def judged(problem: Problem, answer: Arrays, mode: str = "full", reference: str = "auto") -> list[Finding]:
-    """The findings on a gradient."""
-    method = FakeMethod(lambda arrays, *_: arrays.update(answer))
-    return check_problem(problem, [call(method)], CheckOptions(reference, mode=mode))  # type: ignore[arg-type]
 
 
 STEPS = ((1, 0), (2, 0), (2, 1), (3, 1), (6, 0), (6, 3), (6, 5))

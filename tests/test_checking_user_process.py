@@ -90,39 +90,45 @@ def by_method(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_kernel_between_right_ones(kind: str) -> None:
-    """One finding for it, with the cause and its line; those asked before and after it pass."""
-    code, cause, line = KINDS[kind]
-    write(Path("bad.py"), KERNEL.format(code=code))
-    write(Path("late.py"), GOOD.replace("grad(", "late("))
-    files = ("good.py:grad", "bad.py:bad", "late.py:late")
-    exit_code, document = check(*(a for f in files for a in ("--kernel", f)), "--user-time", "0.5")
+@pytest.mark.parametrize("harmful", [True, False])
+def test_kernels_between_right_ones(harmful: bool) -> None:
+    """One finding for each, with the cause and its line; those asked before and after it pass."""
+    kinds = [kind for kind, (_, cause, _) in KINDS.items() if harmful == bool(cause)]
+    functions = ["good.py:grad"]
+    for i, kind in enumerate(kinds):
+        write(Path(f"bad{i}.py"), KERNEL.format(code=KINDS[kind][0]).replace("bad(", f"bad{i}("))
+        write(Path(f"late{i}.py"), GOOD.replace("grad(", f"late{i}("))
+        functions += [f"bad{i}.py:bad{i}", f"late{i}.py:late{i}"]
+    exit_code, document = check(*(a for f in functions for a in ("--kernel", f)), "--user-time", "0.5")
     found = by_method(document)
-    assert [("pass", "")] * 2 == [found["kernel:grad"], found["kernel:late"]]
-    verdict, told = found["kernel:bad"]
-    assert (("wrong", 1) if cause else ("pass", 0)) == (verdict, exit_code)
-    assert told.startswith(cause) and told.endswith(f"(bad.py:{line})" if cause else "")
+    late = [f"kernel:late{i}" for i in range(len(kinds))]
+    assert dict.fromkeys(["kernel:grad", *late], ("pass", "")) == {m: found[m] for m in ("kernel:grad", *late)}
+    for i, kind in enumerate(kinds):
+        (_, cause, line), (verdict, told) = KINDS[kind], found[f"kernel:bad{i}"]
+        assert ("wrong" if cause else "pass") == verdict, kind
+        assert told.startswith(cause) and told.endswith(f"(bad{i}.py:{line})" if cause else ""), kind
+    assert int(harmful) == exit_code
     assert [] == document["errors"]
 
 
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_black_box_before_a_right_one(kind: str, part: str) -> None:
+def test_black_boxes_before_right_ones(part: str) -> None:
     """As for kernels: findings on all tensors where the gradient fails, on the loss where that does."""
-    code, cause, _ = KINDS[kind]
-    lines = BOX.splitlines()
-    lines[PARTS[part] - 1] = f"        if not calls:\n            calls.append(1)\n            {code}"
-    write(Path("bad.py"), "\n".join(lines))
-    write(Path("good.py"), BOX)
-    result = run("check", "bad.py:Box", "good.py:Box", "--user-time", "0.5", "--format", "json")
-    document = json.loads(result.stdout)
-    bad = [f for f in document["findings"] if f["spec"] == "bad.py:Box"]
-    assert [("good.py:Box", "pass")] * 2 == [(f["spec"], f["verdict"]) for f in document["findings"] if f not in bad]
-    wrong = {"loss": ["loss"], "grad": ["w", "b"]}[part] if cause else []
-    assert wrong == [f["tensor"] for f in bad if f["verdict"] == "wrong"]
-    if kind != "monkeypatch":  # it is what fails next
-        assert all(f["cause"].startswith(cause) and "bad.py:" in f["cause"] for f in bad if cause)
+    targets = []
+    for i, (code, _, _) in enumerate(KINDS.values()):
+        lines = BOX.splitlines()
+        lines[PARTS[part] - 1] = f"        if not calls:\n            calls.append(1)\n            {code}"
+        write(Path(f"bad{i}.py"), "\n".join(lines))
+        write(Path(f"good{i}.py"), BOX)
+        targets += [f"bad{i}.py:Box", f"good{i}.py:Box"]
+    document = json.loads(run("check", *targets, "--user-time", "0.5", "--format", "json").stdout)
+    for i, (kind, (_, cause, _)) in enumerate(KINDS.items()):
+        bad, good = ([f for f in document["findings"] if f["spec"] == target] for target in targets[2 * i : 2 * i + 2])
+        assert ["pass"] * 2 == [f["verdict"] for f in good], kind
+        wrong = {"loss": ["loss"], "grad": ["w", "b"]}[part] if cause else []
+        assert wrong == [f["tensor"] for f in bad if f["verdict"] == "wrong"], kind
+        if kind != "monkeypatch":  # it is what fails next
+            assert all(f["cause"].startswith(cause) and f"bad{i}.py:" in f["cause"] for f in bad if cause), kind
     assert [] == document["errors"]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_cases import RECURRENT, SMALL, SPECS, distance, expected, gradient, problem_of, small, written
+from kernel_cases import RECURRENT, SMALL, SPECS, Array, Words, distance, expected, gradient, problem_of, small, written
 
 from bpcli.bench.profiling import allocated_bytes
 from bpcli.methods import parse
@@ -70,16 +71,24 @@ def test_factors_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2 == unrolled.Unrolled(setup, parse("bptt").definition(setup).over(setup)).plan.extent.chunk
 
 
+LONGER = {**SMALL, "T": 9}
+
+
+@cache
+def uncut(spec: str, wrt: Words) -> dict[str, dict[str, Array]]:
+    """Gradients of nine steps by method, in one piece."""
+    whole = problem_of(SPECS / f"{spec}.toml", LONGER, wrt)
+    return {method: gradient(whole, method).arrays for method in METHODS}
+
+
 @pytest.mark.parametrize("name", CUTS)
 @pytest.mark.parametrize("wrt", [("params", "state"), ("params", "inputs", "state")])
 @pytest.mark.parametrize("spec", ["gru", "masked_rnn", "stacked_rnn"])
-def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, spec: str, wrt: tuple[str, ...], name: str) -> None:
+def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch, spec: str, wrt: Words, name: str) -> None:
     """Any size of pieces gives the gradient of the whole."""
-    overrides = {**SMALL, "T": 9}
-    whole = problem_of(SPECS / f"{spec}.toml", overrides, wrt)
-    gradients = {method: gradient(whole, method).arrays for method in METHODS}
+    gradients = uncut(spec, wrt)
     cut(monkeypatch, name)
-    pieces = problem_of(SPECS / f"{spec}.toml", overrides, wrt)
+    pieces = problem_of(SPECS / f"{spec}.toml", LONGER, wrt)
     for method in METHODS:
         assert distance(gradient(pieces, method).arrays, gradients[method]) < 1e-13, method
 

@@ -77,19 +77,19 @@ def product(
 
 @pytest.mark.parametrize("added", ["", "rows", "row", "inside"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize(("m", "n", "k"), SIZES)
-def test_products(m: int, n: int, k: int, dtype: type, added: str) -> None:
+def test_products(dtype: type, added: str) -> None:
     """Equal to NumPy's; with another matrix packed they are not; a row is the same bits whatever stands beside it."""
-    rng = np.random.default_rng(m + 100 * n + k)
-    W, x = rng.standard_normal((n, k)).astype(dtype), rng.standard_normal((m, k)).astype(dtype)
-    first = rng.standard_normal(n if added == "row" else (m, n)).astype(dtype) if added else None
-    inside = added == "inside"
-    found = product(W, x, first, W.T, inside)
-    expected = x.astype(np.float64) @ W.T.astype(np.float64) + (0 if first is None else first)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=8 * k * np.finfo(dtype).eps)
-    assert not np.allclose(product(W + 1, x, first, W.T + 1, inside), expected, rtol=0, atol=1e-3)
-    above = first if first is None or first.ndim == 1 else first[:2]
-    assert (found[:2] == product(W, x[:2], above, W.T, inside)).all()
+    for m, n, k in SIZES:
+        rng = np.random.default_rng(m + 100 * n + k)
+        W, x = rng.standard_normal((n, k)).astype(dtype), rng.standard_normal((m, k)).astype(dtype)
+        first = rng.standard_normal(n if added == "row" else (m, n)).astype(dtype) if added else None
+        inside = added == "inside"
+        found = product(W, x, first, W.T, inside)
+        expected = x.astype(np.float64) @ W.T.astype(np.float64) + (0 if first is None else first)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=8 * k * np.finfo(dtype).eps, err_msg=f"{m, n, k}")
+        assert not np.allclose(product(W + 1, x, first, W.T + 1, inside), expected, rtol=0, atol=1e-3), (m, n, k)
+        above = first if first is None or first.ndim == 1 else first[:2]
+        assert (found[:2] == product(W, x[:2], above, W.T, inside)).all(), (m, n, k)
 
 
 def matrix_gradient(delta: np.ndarray, vector: np.ndarray, turned: bool, apart: int) -> np.ndarray:
@@ -111,24 +111,28 @@ def matrix_gradient(delta: np.ndarray, vector: np.ndarray, turned: bool, apart: 
     return values[starts[-1] :].reshape(shape)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize(
-    ("rows", "columns", "k", "times"),
+# Rows, columns, rows of one time, and times.
+GRADIENT_SIZES = (
     [(9, n, 3, 1) for n in range(1, 50)] + [(m, 13, 3, 1) for m in range(1, 18)] + [(20, n, 16, 21) for n in (2, 3, 31)]
     # few columns, few rows, more of them than a vector's, and more than are taken as they stand
-    + [(60, 2, 130, 3), (2, 60, 130, 3), (7, 260, 5, 4), (1, 1, 1, 7)],
+    + [(60, 2, 130, 3), (2, 60, 130, 3), (7, 260, 5, 4), (1, 1, 1, 7)]
 )  # fmt: skip
-def test_matrix_gradients(rows: int, columns: int, k: int, times: int, dtype: type, turned: bool) -> None:
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_matrix_gradients(dtype: type, turned: bool) -> None:
     """Equal to NumPy's, whatever stands between the rows of one time and the next; with other rows it is not."""
-    rng = np.random.default_rng(rows + 100 * columns + k)
-    delta = rng.standard_normal((times, k, rows)).astype(dtype)
-    vector = rng.standard_normal((times, k, columns)).astype(dtype)
-    expected = 0.5 + np.einsum("tkr,tkc->rc", *(each.astype(np.float64) for each in (delta, vector)))
-    found = matrix_gradient(delta, vector, turned, 16)
-    atol = 8 * k * times * np.finfo(dtype).eps
-    np.testing.assert_allclose(found, expected.T if turned else expected, rtol=0, atol=atol)
-    assert not np.allclose(matrix_gradient(delta[::-1] + 1, vector, turned, 16), found, rtol=0, atol=1e-3)
+    for rows, columns, k, times in GRADIENT_SIZES:
+        rng = np.random.default_rng(rows + 100 * columns + k)
+        delta = rng.standard_normal((times, k, rows)).astype(dtype)
+        vector = rng.standard_normal((times, k, columns)).astype(dtype)
+        expected = 0.5 + np.einsum("tkr,tkc->rc", *(each.astype(np.float64) for each in (delta, vector)))
+        found = matrix_gradient(delta, vector, turned, 16)
+        atol, size = 8 * k * times * np.finfo(dtype).eps, (rows, columns, k, times)
+        np.testing.assert_allclose(found, expected.T if turned else expected, rtol=0, atol=atol, err_msg=str(size))
+        other = matrix_gradient(delta[::-1] + 1, vector, turned, 16)
+        assert not np.allclose(other, found, rtol=0, atol=1e-3), size
 
 
 @pytest.mark.parametrize("columns", [2, 13])

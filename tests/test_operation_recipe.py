@@ -91,7 +91,7 @@ main(["check", sys.argv[1], "-m", "bptt", "--reference", "complex-step", "--quie
 
 def learn(folder: Path, slope: str) -> None:
     """Follow the recipe in a copy of the package and of the tests' twins."""
-    shutil.copytree(HOME / "bpcli", folder / "bpcli", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(HOME / "bpcli", folder / "bpcli")  # with its bytecode, which takes longer to compile than to run
     shutil.copytree(HOME / "specs", folder / "specs")
     (folder / "tests").mkdir()
     for path in (HOME / "tests").glob("*.py"):

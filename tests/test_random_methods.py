@@ -63,8 +63,8 @@ T = 3
 
 @cache
 def two_units(name: str, wrt: Words) -> Problem:
-    """Four steps of a network of two units."""
-    return problem_of(SPECS / f"{name}.toml", {"n": 2, "T": 4, "batch": 1}, wrt)
+    """Three steps of a network of two units: the bits of a draw have at most 64 outcomes."""
+    return problem_of(SPECS / f"{name}.toml", {"n": 2, "T": 3, "batch": 1}, wrt)
 
 
 def expectation(problem: Problem, text: str) -> Expectation:

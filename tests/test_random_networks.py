@@ -142,10 +142,9 @@ WANTED: dict[str, Callable[[Setup], bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", WANTED)
-def test_every_kind_of_network_is_generated(setups: dict[int, Setup], kind: str) -> None:
+def test_every_kind_of_network_is_generated(setups: dict[int, Setup]) -> None:
     """Several times each."""
-    assert sum(map(WANTED[kind], setups.values())) >= 3
+    assert [] == [kind for kind, wanted in WANTED.items() if sum(map(wanted, setups.values())) < 3]
 
 
 def test_numbers_of_every_scale_are_generated(setups: dict[int, Setup]) -> None:

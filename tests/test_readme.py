@@ -44,12 +44,10 @@ TAKES["--local-cluster"] = "distributed"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with the files of the README, an older one beside it, and specs that are benched at one point each."""
+    """The files of the README, and specs that are benched at one point each."""
     home = tmp_path / "new"
-    for checkout in (home, tmp_path / "old"):
-        shutil.copytree(ROOT / "bpcli", checkout / "bpcli", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (home / "specs", home / "reports"):
-        path.mkdir()
+        path.mkdir(parents=True)
     for name in ("vanilla_rnn", "gru", "exercise"):
         text = (ROOT / "specs" / f"{name}.toml").read_text(encoding="utf-8")
         points = re.sub(r"^\[bench[^]]*\]\n(?:[^\[\n].*\n|\n)*", "", text, flags=re.MULTILINE)
@@ -57,10 +55,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in FILES.items():
         (home / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(home)
-    monkeypatch.setenv("PYTHONPATH", str(home))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("BP_BUDGET", "0.001")
     monkeypatch.setenv("BP_ROUNDS", "2")
     return home
+
+
+@pytest.fixture
+def checkouts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder as a checkout, and an older one beside it."""
+    for checkout in (folder, folder.parent / "old"):
+        shutil.copytree(ROOT / "bpcli", checkout / "bpcli")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 def bp(*args: str) -> subprocess.CompletedProcess[str]:
@@ -118,8 +124,9 @@ def slow(step: tuple[str, ...]) -> bool:
 @pytest.mark.parametrize(
     "step", [pytest.param(s, id=s[0], marks=[pytest.mark.slow] if slow(s) else []) for s in steps()]
 )
-def test_commands(step: tuple[str, ...], folder: Path) -> None:
+def test_commands(step: tuple[str, ...], request: pytest.FixtureRequest) -> None:
     """Each ends well."""
+    request.getfixturevalue("checkouts" if step[0].startswith("bp ab") else "folder")
     for command in step:
         words = shlex.split(command)
         for need in (needs for word, needs in TAKES.items() if any(word in w for w in words)):

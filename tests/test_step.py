@@ -7,19 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checking_cases import LIMITS, Arrays, FakeMethod, call, naive_gradient, truncation_windows
+from checking_cases import (
+    REFERENCES,
+    Arrays,
+    compare_reference,
+    judged,
+    naive_gradient,
+    not_passed,
+    opened,
+    truncation_windows,
+)
 from cli_cases import run, write
 
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check_problem
-from bpcli.checking.findings import Finding
 from bpcli.checking.verdict import JUMP
 from bpcli.methods import parse
-from bpcli.methods.base import Exact
-from bpcli.problem.definition import Problem
-from bpcli.problem.draw import draw
-from bpcli.problem.setup import open_setup
-from bpcli.references import central, complex_step, ladder
 from bpcli.references.perturbation.jumps import jumps, sides
 from bpcli.references.perturbation.kinks import analytic
 
@@ -52,15 +55,6 @@ loss = "sum((h - 0.25)**2) + dot(x, step(u, 0.5) * u)"
 batch = 3
 """
 TEXTS = {"spiking": SPIKING, "feed-forward": FEED_FORWARD}
-REFERENCES = {r.name: r for r in (complex_step.REFERENCE, central.REFERENCE, ladder.REFERENCE)}
-
-
-def opened(folder: Path, text: str, dtype: str = "float64") -> Problem:
-    """The problem of a spec's text, to be differentiated by everything."""
-    path = folder / "step.toml"
-    path.write_text(text, encoding="utf-8")
-    kinds = ("params", "inputs", "state") if "[state]" in text else ("params", "inputs")
-    return draw(open_setup(path, {"dtype": dtype}, kinds, LIMITS))
 
 
 def without_surrogate(folder: Path, text: str, dtype: str = "float64") -> Arrays:
@@ -70,25 +64,12 @@ def without_surrogate(folder: Path, text: str, dtype: str = "float64") -> Arrays
     return naive_gradient(opened(folder, text, dtype))
 
 
-def judged(problem: Problem, answer: Arrays, mode: str = "full") -> list[Finding]:
-    """The findings on a gradient."""
-    method = FakeMethod(lambda arrays, *_: arrays.update(answer))
-    return check_problem(problem, [call(method)], CheckOptions(mode=mode))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize("name", TEXTS)
 def test_references_take_the_surrogate(tmp_path: Path, name: str, reference: str) -> None:
     """Imaginary steps and differences agree with the twin, and not with a program without a surrogate."""
     problem = opened(tmp_path, TEXTS[name])
-    found = REFERENCES[reference].estimate(problem, Exact().over(problem.setup), problem.setup.wrt)
-    right, other = naive_gradient(problem), without_surrogate(tmp_path, TEXTS[name])
-    apart = 0.0
-    for tensor, estimate in found.items():
-        assert (np.abs(estimate.value - right[tensor]) <= estimate.bound + 1e-12).all(), tensor
-        assert np.max(estimate.bound) < 1e-4
-        apart = max(apart, float(np.max(np.abs(estimate.value - other[tensor]) - estimate.bound)))
-    assert apart > 1e-2
+    compare_reference(problem, reference, without_surrogate(tmp_path, TEXTS[name]))
 
 
 def test_windows_take_it_too(tmp_path: Path) -> None:
@@ -107,9 +88,7 @@ def test_windows_take_it_too(tmp_path: Path) -> None:
 def test_a_program_without_the_surrogate_is_wrong(tmp_path: Path, name: str, dtype: str, mode: str) -> None:
     """The methods pass."""
     problem = opened(tmp_path, TEXTS[name], dtype)
-    methods = ("bptt", "rtrl", "tbptt:k1=2,k2=3") if problem.setup.graph.recurrent else ("backprop",)
-    found = check_problem(problem, [parse(m) for m in methods], CheckOptions(mode=mode))  # type: ignore[arg-type]
-    assert {"pass"} == {f.verdict for f in found}, [f for f in found if f.verdict != "pass"]
+    assert [] == not_passed(problem, mode)
     assert "wrong" in {f.verdict for f in judged(problem, without_surrogate(tmp_path, TEXTS[name], dtype), mode)}
 
 

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checking_cases import LIMITS, Arrays, FakeMethod, call, naive_gradient, truncation_windows
+from checking_cases import (
+    REFERENCES,
+    Arrays,
+    compare_reference,
+    judged,
+    naive_gradient,
+    not_passed,
+    opened,
+    truncation_windows,
+)
 
 from bpcli.backends.torch import PEER as TORCH
-from bpcli.checking.check_options import CheckOptions
-from bpcli.checking.checker import check_problem
-from bpcli.methods import parse
-from bpcli.methods.base import Exact
 from bpcli.problem.definition import Problem
-from bpcli.problem.draw import draw
-from bpcli.problem.setup import open_setup
-from bpcli.references import central, complex_step, ladder
 from bpcli.references.perturbation.frozen import frozen
 from bpcli.references.perturbation.kinks import analytic, find_kinks
 from bpcli.runtime.evaluation import whole_loss
@@ -56,15 +58,6 @@ TEXTS = {
     **{name: HEAD + STATE + "[equations]\n" + text + "\n" + TAIL + "T = 5\n" for name, text in RECURRENT.items()},
     **{name: HEAD + "[equations]\n" + text + "\n" + TAIL for name, text in FEED_FORWARD.items()},
 }
-REFERENCES = {r.name: r for r in (complex_step.REFERENCE, central.REFERENCE, ladder.REFERENCE)}
-
-
-def opened(folder: Path, text: str, dtype: str = "float64") -> Problem:
-    """The problem of a spec's text, to be differentiated by everything."""
-    path = folder / "stopped.toml"
-    path.write_text(text, encoding="utf-8")
-    kinds = ("params", "inputs", "state") if "[state]" in text else ("params", "inputs")
-    return draw(open_setup(path, {"dtype": dtype}, kinds, LIMITS))
 
 
 def leaking(folder: Path, text: str, dtype: str = "float64") -> Arrays:
@@ -77,14 +70,7 @@ def leaking(folder: Path, text: str, dtype: str = "float64") -> Arrays:
 def test_references_hold_it_constant(tmp_path: Path, name: str, reference: str) -> None:
     """Their estimates are the twin's gradient within their bounds, and far from that of a program that leaks."""
     problem = opened(tmp_path, TEXTS[name])
-    found = REFERENCES[reference].estimate(problem, Exact().over(problem.setup), problem.setup.wrt)
-    right, leaks = naive_gradient(problem), leaking(tmp_path, TEXTS[name])
-    apart = 0.0
-    for tensor, estimate in found.items():
-        assert (np.abs(estimate.value - right[tensor]) <= estimate.bound + 1e-12).all(), tensor
-        assert np.max(estimate.bound) < 1e-4
-        apart = max(apart, float(np.max(np.abs(estimate.value - leaks[tensor]) - estimate.bound)))
-    assert apart > 1e-2
+    compare_reference(problem, reference, leaking(tmp_path, TEXTS[name]))
 
 
 @pytest.mark.parametrize("reference", REFERENCES)
@@ -104,13 +90,8 @@ def test_windows_hold_it_constant(tmp_path: Path, reference: str) -> None:
 def test_a_program_that_leaks_is_wrong(tmp_path: Path, name: str, dtype: str, mode: str) -> None:
     """The methods pass; the gradient of a program that forgets to stop does not."""
     problem = opened(tmp_path, TEXTS[name], dtype)
-    methods = ("bptt", "rtrl", "tbptt:k1=2,k2=3") if problem.setup.graph.recurrent else ("backprop",)
-    options = CheckOptions(mode=mode)  # type: ignore[arg-type]
-    found = check_problem(problem, [parse(m) for m in methods], options)
-    assert {"pass"} == {f.verdict for f in found}, [f for f in found if f.verdict != "pass"]
-    leaks = leaking(tmp_path, TEXTS[name], dtype)
-    spoiled = check_problem(problem, [call(FakeMethod(lambda arrays, *_: arrays.update(leaks)))], options)
-    assert "wrong" in {f.verdict for f in spoiled}
+    assert [] == not_passed(problem, mode)
+    assert "wrong" in {f.verdict for f in judged(problem, leaking(tmp_path, TEXTS[name], dtype), mode)}
 
 
 def test_kinks_behind_it_are_none(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from bpcli.commands.shared_options import Common, Refused, shared
 from bpcli.errors import fail, nearest
 
 PAGES = ("text", "markdown", "latex", "html")
-DRAWINGS = ("dot", "mermaid", "svg")
 
 
 def _page(context: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -36,14 +36,6 @@ def not_finite(given: FloatArray) -> str:
     return f"{lost} of {given.size} entries are not finite" if lost else ""
 
 
-def constant_factor(given: FloatArray, right: FloatArray, slack: FloatArray, known: Mapping[str, float]) -> str:
-    """The factor by which the whole tensor is off, by the names of `known` numbers; "" if there is none."""
-    ratio = projection(given, right)
-    if ratio is None or not explained(given, right, slack, ratio * right):
-        return ""
-    return f"the gradient is {factor_words(ratio, known, {})} times the right one"
-
-
 def factor_words(ratio: float, known: Mapping[str, float], sizes: Mapping[str, float]) -> str:
     """A factor by the names of all `known` numbers and `sizes` that it equals, else as a number.
 
