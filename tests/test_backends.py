@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from naive import backprop, bptt, loss
 from bpcli import backends
 from bpcli.backends.jax import PEER as JAX
 from bpcli.backends.torch import PEER as TORCH
+from bpcli.bench.precheck import judge_peer
 from bpcli.errors import BpError
+from bpcli.methods import parse
 from bpcli.problem.definition import Problem, Setup, cast
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
@@ -119,6 +122,63 @@ def assert_equal(peer, setup: Setup, method: str) -> None:
         assert (tensor.shape, setup.dtype) == (found.arrays[tensor.name].shape, found.arrays[tensor.name].dtype)
         scale = max(np.abs(gradients[tensor.name]).max(), 1e-300)
         np.testing.assert_allclose(found.arrays[tensor.name], gradients[tensor.name], rtol=0, atol=tolerance * scale)
+
+
+needs_jax = pytest.mark.skipif(JAX.available() is not None, reason="no jax")
+# Of each method in JAX another one that it must not equal.
+RULES = {"sqrt": "tbptt:k1=1,k2=2", "snap:k=1": "rflo", "uoro": "bptt"}
+LOOKING_BACK = """bp = 1
+[inputs]
+x = [2]
+[params]
+W = [2, 2]
+V = [2, 2]
+b = [2]
+[state]
+a = { shape = [2], init = "normal" }
+[equations]
+h = "V @ x + W @ a[t-1] + b"
+a = "0.3 * a[t-1] + 0.7 * tanh(h)"
+loss = "sum((a - a[t-1])**2) + sum(h**2)"
+[data]
+T = 5
+batch = 3
+"""
+
+
+@needs_jax
+@pytest.mark.parametrize("method", RULES)
+@pytest.mark.parametrize("name", ["vanilla_rnn", "gru", "masked_rnn", "looking back"])
+def test_a_rule_in_jax_is_that_of_bp(name, method, tmp_path):
+    """The same loss and gradient, of UORO with the same signs, and not those of another method."""
+    path = tmp_path / "back.toml"
+    path.write_text(LOOKING_BACK)
+    problem = draw(opened(path if name == "looking back" else VANILLA.with_stem(name), {**SMALL, "T": 7}, ("params",)))
+    found = JAX.gradient_function(problem, method)()
+    ours, other = (parse(m).gradient(problem) for m in (method, RULES[method]))
+    assert ours.loss == pytest.approx(found.loss, rel=1e-12)
+    apart = {m: max(float(np.abs(g.arrays[k] - found.arrays[k]).max()) for k in g.arrays) for m, g in
+             (("ours", ours), ("other", other))}  # fmt: skip
+    scale = max(np.abs(g).max() for g in ours.arrays.values())
+    assert apart["ours"] < 1e-12 * scale and apart["other"] > 1e-3 * scale
+
+
+@needs_jax
+@pytest.mark.parametrize("T", [1, 2, 9, 10])
+def test_checkpoints_of_any_number_of_steps(T):
+    """Whole segments, and a shorter one at the end."""
+    assert_equal(JAX, opened(VANILLA, {**SMALL, "T": T}), "sqrt")
+
+
+@needs_jax
+def test_a_rule_in_jax_is_judged_by_that_of_bp():
+    """A gradient that is off is wrong; where bp's own fails, the true gradient says nothing about an approximation."""
+    problem, call = draw(opened(VANILLA, SMALL, ("params",))), parse("snap:k=1")
+    found, true = JAX.gradient_function(problem, "snap:k=1")(), parse("bptt").gradient(problem)
+    off = dataclasses.replace(found, arrays={name: 1.01 * g for name, g in found.arrays.items()})
+    verdicts = [judge_peer(problem, call, g, true, ours).verdict for g, ours in
+                ((found, "pass"), (off, "pass"), (found, "wrong"))]  # fmt: skip
+    assert ["pass", "wrong", "inconclusive"] == verdicts
 
 
 @each_peer
@@ -240,6 +300,8 @@ def test_a_peer_that_is_not_installed_says_how_to_get_it(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "wrt", "dtype", "by"),
     [("bptt", ("params", "inputs"), "float64", "jax torch"), ("rtrl", ("params", "state"), "float32", "jax torch"),
+     ("snap: 1", ("params",), "float64", "jax"), ("snap:k=2", ("params",), "float64", ""),
+     ("uoro", ("params", "state"), "float64", ""), ("sqrt", ("params", "inputs"), "float32", "jax"),
      ("rtrl", ("inputs",), "float64", ""), ("tbptt:k1=1,k2=2", ("params",), "float64", ""),
      ("central", ("params",), "float64", "torch"), ("central", ("params",), "float32", ""),
      ("complex-step", ("params",), "float64", "")],
@@ -260,3 +322,15 @@ def test_one_thread_is_told_to_xla(monkeypatch, threads, told):
     assert (1 if told else None) == held
     assert told == ("multi_thread_eigen=false" in os.environ["XLA_FLAGS"])
     assert os.environ["XLA_FLAGS"].startswith("--xla_some=1")
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("name", "method", "why"),
+    [("lstm", "snap:k=1", "one state whose units"), ("stacked_rnn", "snap:k=1", "one state whose units"),
+     ("lru", "uoro", "as they are"), ("lstm", "uoro", None), ("gru", "snap:k=1", None)],
+)  # fmt: skip
+def test_networks_that_a_rule_in_jax_does_not_take(name, method, why):
+    """More states than one, or parameters behind a function, have no number for each parameter."""
+    reason = JAX.refusal(opened(VANILLA.with_stem(name), SMALL, ("params",)), method)
+    assert (reason is None) == (why is None) and (why or "") in (reason or "")

@@ -11,6 +11,8 @@ import pytest
 from bpcli.bench.measurement import BenchResults, Cell
 from bpcli.bench.sweep import BenchOptions, expand, merge, parse_axis, plan_sweep, with_options
 from bpcli.errors import BpError, Diagnostic, Place
+from bpcli.methods import parse
+from bpcli.methods.base import KINDS
 from bpcli.problem.limits import Limits
 from bpcli.problem.setup import SpecFile
 from bpcli.spec.sections import MAX_CELLS
@@ -53,6 +55,17 @@ def test_a_grid_becomes_points_with_the_methods_that_run_there(grid, methods, ex
     """Settings make points, options make methods, and a method without the option runs once."""
     points, variants, _ = expand(grid, SETTINGS, dict.fromkeys(methods, ()), OPTIONS, take)
     assert expected == [(point, [v.method for v in variants]) for point in points]
+
+
+def test_all_stands_for_the_methods_that_apply():
+    """With usual options, which the grid of the spec may sweep, and those given beside it; the exact ones first."""
+    leaky = SpecFile(str(VANILLA.with_name("leaky_rnn.toml")), "leaky", {}, (), Limits())
+    cells = plan_sweep(leaky, BenchOptions(methods=("all", "tbptt:k1=2,k2=4")), BenchResults()).cells
+    found = list(dict.fromkeys(cell.method for cell in cells if cell.settings["alpha"] == 0.5))
+    assert "bptt" == found[0] and {"rtrl", "snap:k=1", "uoro", "fbptt:tau=8", "tbptt:k1=2,k2=4"} <= set(found)
+    assert {"tbptt:k1=1,k2=1", "tbptt:k1=1,k2=4", "tbptt:k1=1,k2=16"} <= set(found) and "backprop" not in found
+    kinds = [KINDS[type(parse(m).definition(leaky.open({})))] for m in found if m != "tbptt:k1=2,k2=4"]
+    assert sorted(kinds, key=list(KINDS.values()).index) == kinds
 
 
 def test_options_in_a_method_of_the_command_line_win_over_the_grid_of_the_spec():

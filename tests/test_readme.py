@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "new"
     for path in (home / "specs", home / "reports"):
         path.mkdir(parents=True)
-    for name in ("vanilla_rnn", "gru", "exercise"):
+    for name in ("vanilla_rnn", "leaky_rnn", "gru", "exercise"):
         text = (ROOT / "specs" / f"{name}.toml").read_text(encoding="utf-8")
         points = re.sub(r"^\[bench[^]]*\]\n(?:[^\[\n].*\n|\n)*", "", text, flags=re.MULTILINE)
         (home / "specs" / f"{name}.toml").write_text(points, encoding="utf-8")
@@ -117,8 +117,8 @@ def steps() -> list[tuple[str, ...]]:
 
 
 def slow(step: tuple[str, ...]) -> bool:
-    """Whether it times two installations, or large networks."""
-    return "bp ab" in step[0] or "n=16,32,64" in step[0] or "T=200" in step[0]
+    """Whether it times two installations, large networks, or all methods."""
+    return "bp ab" in step[0] or "n=16,32,64" in step[0] or "T=200" in step[0] or "-m all" in step[0]
 
 
 @pytest.mark.parametrize(

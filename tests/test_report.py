@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from report_cases import EVIL, bench, cell, check, finding, save
 
 pytest.importorskip("matplotlib")
 
-from bpcli.render.page.figure import short, ticks, tidy
-from bpcli.render.page.plots import Dot, errors_by_step, frontier, growths, slope
+from bpcli.bench.analysis import family, slopes
+from bpcli.bench.measurement import one_error
+from bpcli.render.page.figure import _STYLE, Figure, at_line_ends, composed, place, short, ticks, tidy
+from bpcli.render.page.plots import KINDS, Dot, errors_by_step, frontier, growths, trades
 
 
 class Elements(HTMLParser):
@@ -51,7 +55,8 @@ def test_page_of_a_bench(tmp_path: Path) -> None:
     page = made(tmp_path, bench())
     assert 24 == page.count("<tr>") + page.count("<tr ") - 1
     titles = re.findall(r"<h3>(.*?)</h3>", page)
-    growth = [f"{w} against {k}" for k in ("n", "T", "k2") for w in ("Time", "Memory")]
+    growth = [f"{w} against {k}" for k in ("n", "T") for w in ("Time", "Memory")]
+    growth += [f"{w} against k2" for w in ("Error", "Time", "Memory")]
     assert ["Error against time", "Error against memory"] * 6 + growth == titles
     assert "24 rows measured, all gradients checked first." in page
     assert "tbptt k2=2 2.00" in page and "bptt 2.00" in page
@@ -191,8 +196,8 @@ def test_v_curve_is_a_v(tmp_path: Path) -> None:
     found = v_curve(draw(open_setup(Path(write(tmp_path / "net.toml", RECURRENT)), {}, (), Limits())))
     left = (found.steps > 1e-13) & (found.steps < 1e-7)
     right = (found.steps > 1e-3) & (found.steps < 0.1)
-    assert -1.0 == pytest.approx(slope(found.steps[left], found.overall[left]), abs=0.25)
-    assert 2.0 == pytest.approx(slope(found.steps[right], found.overall[right]), abs=0.1)
+    assert -1.0 == pytest.approx(power(found.steps[left], found.overall[left]), abs=0.25)
+    assert 2.0 == pytest.approx(power(found.steps[right], found.overall[right]), abs=0.1)
     assert 1e-12 < np.min(found.overall) < 1e-9
     assert "the complex step" == found.judge
 
@@ -203,12 +208,207 @@ def test_frontier() -> None:
     assert ["a", "b", "e"] == [d.name for d in frontier(dots)]
 
 
+def power(x: Any, y: Any) -> float:
+    """The exponent of the best line in log-log."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a bench as the plots take them."""
+    return [{**r, "error": one_error(r), "family": family(r)} for r in document["cells"]]
+
+
 def test_slopes_are_those_of_the_rows() -> None:
     """The alternative text has the exponents that the rows were made with."""
-    told = {f.title: f.alt for f in growths(bench()["cells"])}
-    for title, power in {"Time against n": 2, "Memory against n": 1, "Time against T": 1}.items():
-        assert f"bptt {power}.00" in told[title]
-    assert math.isclose(3.0, slope([1, 2, 4], [1, 8, 64]))
+    rows = rows_of(bench(steps=(10, 20, 40)))
+    told = {f.title: f.alt for f in growths(rows, slopes(rows))}
+    for title, exponent in {"Time against n": 2, "Memory against n": 1, "Time against T": 1}.items():
+        assert f"bptt {exponent}.00" in told[title]
+
+
+def test_slopes_are_those_of_the_sentences(tmp_path: Path) -> None:
+    """One number for one thing: the fit over all cells, which is another one than that of the points of a figure."""
+    document, rng = bench((8, 16, 32, 64), (10, 20, 40)), np.random.default_rng(5)
+    for row in document["cells"]:
+        factor = float(np.exp(0.1 * rng.standard_normal()))
+        row |= {k: row[k] * factor for k in ("time_s", "time_low_s", "time_high_s")}
+    page = made(tmp_path, document)
+    (said,) = re.findall(r"grows like this: [^<]*?; rtrl n\^\((\d\.\d\d)", page)
+    points = {r["settings"]["n"]: r["time_s"] for r in document["cells"] if r["method"] == "rtrl" and r["T"] == 40}
+    assert f"rtrl {said}" in page.partition("Time against n on logarithmic axes")[2].partition("</title>")[0]
+    assert f"{power(list(points), list(points.values())):.2f}" != said
+
+
+def test_two_points_have_no_slope() -> None:
+    """As any two lie on a line; the figure has them without a number."""
+    rows = rows_of(bench((8, 16), (10,)))
+    (time, _) = [f for f in growths(rows, slopes(rows)) if f.title.endswith("against n")]
+    assert "bptt" in time.alt and "slope" not in time.alt + time.caption
+
+
+def test_error_time_and_memory_against_an_option() -> None:
+    """The errors that are left, and the exact method as a line to compare with; nothing of it against n."""
+    rows = rows_of(bench((8,), (10,)))
+    found = {f.title: f for f in growths(rows, {})}
+    assert ["Error against k2", "Time against k2", "Memory against k2"] == list(found)
+    assert "Dotted: bptt" in found["Time against k2"].caption and "Dotted" not in found["Error against k2"].caption
+
+
+def many(count: int, seed: int, crowd: float) -> list[dict[str, Any]]:
+    """Rows of different methods whose costs and errors are close where `crowd` is small."""
+    rng, names = np.random.default_rng(seed), ["bptt", "rtrl", *(f"tbptt:k1=1,k2={k}" for k in range(1, 30))]
+    rows = []
+    for i in range(count):
+        row = {**cell("bptt", 8, 10), "method": names[i], "kind": list(KINDS)[i % 4 if i > 1 else 0]}
+        bias = 1e-16 if i < 2 else float(np.exp(crowd * rng.standard_normal()) * 0.05)
+        random = row["kind"] == "unbiased"
+        row |= {"bias": bias, "variance": 0.1 if random else None, "draws": 16 if random else None}
+        rows.append({**row, "time_s": float(np.exp(crowd * rng.standard_normal()) * 1e-3), "family": names[i]})
+    return [{**row, "error": one_error(row)} for row in rows]
+
+
+def boxes(axes: Any) -> tuple[list[Any], list[Any]]:
+    """The boxes of labels and of marks, in pixels."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # annotations know their places by now
+    labels = [Text.get_window_extent(text) for text in axes.texts]  # that of an annotation has its line in it
+    half = 2.9 * axes.figure.dpi / 72
+    spots = [
+        axes.transData.transform(line.get_xydata()) for line in axes.lines if str(line.get_gid()).startswith("tip:")
+    ]
+    marks = [Bbox.from_extents(x - half, y - half, x + half, y + half) for points in spots for x, y in points]
+    return labels, marks
+
+
+def overlaps(axes: Any) -> int:
+    """Labels that lie on a mark, on another label or outside of the figure."""
+    labels, marks = boxes(axes)
+    pairs = sum(a.overlaps(b) for i, a in enumerate(labels) for b in [*labels[:i], *marks])
+    frame = axes.figure.bbox
+    return pairs + sum(b.x0 < frame.x0 or b.x1 > frame.x1 or b.y0 < frame.y0 or b.y1 > frame.y1 for b in labels)
+
+
+@contextmanager
+def canvas(figure: Figure | None = None) -> Iterator[Any]:
+    """Axes as those of a page, empty or with a figure."""
+    import matplotlib
+
+    empty = Figure("", "", "", lambda axes: None)
+    with matplotlib.rc_context(_STYLE):
+        yield composed([figure or empty]).axes[0]
+
+
+@pytest.mark.parametrize("crowd", [0.3, 1.5])
+@pytest.mark.parametrize("count", [5, 8, 12, 16, 20])
+def test_labels_overlap_nothing(count: int, crowd: float) -> None:
+    """Of 5 to 20 points, spread or crowded: no label lies on another or on a mark, and the frontier has its names."""
+    for seed in range(2):
+        rows = many(count, seed, crowd)
+        figure = trades(rows, "")[0]
+        with canvas(figure) as axes:
+            assert 0 == overlaps(axes)
+            written = {text.get_text() for text in axes.texts}
+            best = figure.alt.partition("from the cheapest: ")[2].partition(". ")[0]
+            assert {name.strip() for name in re.findall(r"([\w= ]+) \((?:exact|error)", best)} <= written
+            assert len(written) >= min(count, 12)
+
+
+def test_twin_of_the_test_of_labels() -> None:
+    """Labels at one fixed place beside their points do overlap."""
+    with canvas() as axes:
+        axes.set_xscale("log")
+        for number, row in enumerate(many(20, 0, 0.3)):
+            axes.plot(row["time_s"], row["error"] or 1e-3, "o", gid=f"tip:x:{number}")
+            axes.annotate(row["method"], (row["time_s"], row["error"] or 1e-3), (4, 4), textcoords="offset points")
+        axes.figure.draw_without_rendering()
+        assert overlaps(axes) > 5
+
+
+def test_a_label_without_a_place_is_left_out() -> None:
+    """Rather than written over others: of 200 points in one place some have none."""
+    with canvas() as axes:
+        axes.plot([1, 2], [1, 2], "o", gid="tip:x:0")
+        place(axes, [(1.0 + 0.001 * i, 1.0, f"a method of number {i}", i == 0) for i in range(200)])
+        assert 0 == overlaps(axes) and 0 < len(axes.texts) < 200
+
+
+def test_labels_at_line_ends_are_apart() -> None:
+    """Lines that end in one point have their names one under the other."""
+
+    def draw(axes: Any) -> None:
+        axes.plot([1, 2], [1, 2], gid="tip:x:0")
+        at_line_ends(axes, [(2.0, 2.0, f"method {i}", "#1c2126") for i in range(8)])
+
+    with canvas(Figure("", "", "", draw)) as axes:
+        assert 0 == overlaps(axes) and 8 == len(axes.texts)
+
+
+def test_kinds_have_marks_of_their_own() -> None:
+    """Each kind its mark and its word in the legend; a random method a line down to the error of its mean."""
+    figure = trades(many(6, 1, 1.0), "")[0]
+    with canvas(figure) as axes:
+        assert [word for word, _ in KINDS.values()] == [text.get_text() for text in axes.get_legend().get_texts()]
+        drawn = {line.get_marker() for line in axes.lines if str(line.get_gid()).startswith("tip:")}
+        assert {mark for _, mark in KINDS.values()} == drawn
+        assert any(len(line.get_xydata()) == 2 and not line.get_gid() for line in axes.lines)
+    assert "rtrl exact" in figure.alt and "reaches to the error of the mean" in figure.caption
+
+
+def test_runs_without_kinds_have_one_mark() -> None:
+    """Those of earlier versions."""
+    rows = [{k: v for k, v in row.items() if k != "kind"} for row in many(5, 1, 1.0)]
+    with canvas(trades(rows, "")[0]) as axes:
+        assert axes.get_legend() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), "At n=32, T=20, within a bias of 0.05 (--bias), bptt is the quickest (20.5 ms, exact), "
+             "tbptt:k1=1,k2=8 holds the least (10.2 kB, bias 0.01)."),
+        (("--bias", "0.5"), "within a bias of 0.5 (--bias), bptt is the quickest (20.5 ms, exact), "
+                            "tbptt:k1=1,k2=2 holds the least (5.12 kB, bias 0.2)."),
+        (("--bias", "0"), "within a bias of 0 (--bias), bptt is the quickest and holds the least "
+                          "(20.5 ms, 20.5 kB, exact)."),
+    ],
+)  # fmt: skip
+def test_the_sentence_on_top_names_the_cheapest(given: tuple[str, ...], expected: str, tmp_path: Path) -> None:
+    """Within the bias of --bias, at the most expensive point of the sweep."""
+    page = made(tmp_path, bench(), extra=given)
+    assert expected in re.findall(r'<p class="lead">(.*?)</p>', page)[0]
+
+
+def test_a_random_method_is_within_a_bias_by_its_draw(tmp_path: Path) -> None:
+    """Its mean is of no use to somebody who takes one gradient."""
+    document = bench((8,), (10,))
+    cheap = {**cell("bptt", 8, 10), "method": "uoro", "time_s": 1e-9, "bias": 0.01, "variance": 4.0, "draws": 16}
+    document["cells"].append(cheap)
+    assert "uoro is the quickest" not in made(tmp_path, document)
+    cheap["variance"] = None
+    assert "uoro is the quickest (1 ns, bias 0.01)" in made(tmp_path, document)
+
+
+def test_bias_by_step(tmp_path: Path) -> None:
+    """A method that is right and biased has a map of where; one that is exact has none, nor one that is wrong."""
+    spec = write(tmp_path / "net.toml", RECURRENT)
+    found = [finding("W", method=m, bias=b, spec="net") for m, b in (("tbptt:k1=2,k2=2", 0.2), ("bptt", 1e-16))]
+    wrong = finding("W", "wrong", method="snap:k=1", bias=0.2, spec="net")
+    page = made(tmp_path, check(*found, wrong, specs=[spec], set={}))
+    assert 1 == page.count("Where the gradient is biased") and "net, tbptt:k1=2,k2=2." in page
+
+
+def test_the_bias_of_a_step_is_that_of_its_loss(tmp_path: Path) -> None:
+    """Of windows of one loss, by the whole sum; the first k2 steps have none, exact methods none at all."""
+    from bpcli.api.loaded import load
+    from bpcli.commands.per_step import errors
+    from bpcli.methods import parse
+
+    net = load(write(tmp_path / "net.toml", RECURRENT), T=8)
+    exact, biased = (errors(net, parse(m)) for m in ("fbptt:tau=1000", "tbptt:k1=2,k2=2"))
+    assert all(max(values) < 1e-12 for values in exact.values())
+    assert all(max(values[:2]) < 1e-12 for values in biased.values()) and max(map(max, biased.values())) > 1e-3
 
 
 @pytest.mark.parametrize(

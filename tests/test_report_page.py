@@ -21,7 +21,7 @@ COLUMN = '(name) => [...document.querySelectorAll("#t1 th")].findIndex((h) => h.
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of a bench and of a failed check, with hostile strings."""
     folder = tmp_path_factory.mktemp("page")
-    wrong = finding("W", "wrong", {"step": 3, "text": EVIL, "errors": [0.1, 0.2, "inf", 0.3]}, cause=EVIL)
+    wrong = finding("W", "wrong", {"step": 3, "text": EVIL, "errors": [0.1, 0.2, "inf", 0.3]}, cause=EVIL, cosine=0.9)
     runs = [save(folder / "bench.json", bench()), save(folder / "check.json", check(wrong, finding("b")))]
     assert 0 == run("report", *runs, "-o", str(folder / "page.html")).exit_code
     return folder / "page.html"
@@ -146,6 +146,23 @@ def test_phone(tab: Browser) -> None:
     """At 360 pixels nothing is wider than the window but the table, which scrolls in its own frame."""
     tab.width(360)
     assert 360 == tab.js("document.documentElement.scrollWidth")
+    tab.width(1100)
+
+
+@pytest.mark.parametrize("table", ["t1", "t2"])
+def test_phone_shows_what_counts(tab: Browser, table: str) -> None:
+    """At 390 pixels names, verdict or time, and the cosine are on the screen; all other columns come with the box."""
+    shown = f'[...document.querySelectorAll("#{table} th")].filter((h) => h.offsetParent !== null)'
+    tab.js(f'document.querySelector("[data-for={table}]").scrollIntoView()')
+    wide = tab.js(f"{shown}.length")
+    tab.width(390)
+    headings = tab.js(f"{shown}.map((h) => h.textContent)")
+    right = tab.js(f"Math.max(...{shown}.map((h) => h.getBoundingClientRect().right))")
+    assert {*(("method", "time") if table == "t1" else ("tensor", "verdict")), "cosine"} <= set(headings)
+    assert right <= 390
+    assert len(headings) < wide
+    tab.js(f'document.querySelector("[data-for={table}] [data-more]").click()')
+    assert len(headings) < tab.js(f"{shown}.length")
     tab.width(1100)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bpcli.methods.base import Gradient
     from bpcli.problem.definition import Problem, Setup
 
-_SHARED = frozenset({"array_graph", "oracle"})
+_SHARED = frozenset({"array_graph", "jax_rules", "oracle"})
 """Modules that are no peers."""
 Arrays = Mapping[str, Any]
 Function = Callable[..., Any]

@@ -46,7 +46,7 @@ class Evaluation:
         return known
 
 
-def _evaluation(library: Library, graph: Graph, indices: Iterable[int], read: Iterable[int]) -> Evaluation:
+def evaluation(library: Library, graph: Graph, indices: Iterable[int], read: Iterable[int]) -> Evaluation:
     """How to compute the nodes `indices`, of which those in `read` are read later.
 
     A product that is only added to something is one call with the sum.
@@ -177,10 +177,10 @@ def readout(library: Library, setup: Setup, given: int) -> Callable[[Arrays, Any
     graph = setup.graph
     args = [() if node.index == given else node.args for node in graph.nodes]
     needed = sorted(i for i in ancestors({graph.loss}, args) if args[i])
-    lines = _evaluation(library, graph, needed, {graph.loss})
+    lines = evaluation(library, graph, needed, {graph.loss})
 
     def total(arrays: Arrays, values: Any) -> Any:
-        found = lines.run({**_leaves(library, setup, arrays), given: values})[graph.loss]
+        found = lines.run({**leaves(library, setup, arrays), given: values})[graph.loss]
         return _reduced(setup, library.xp.broadcast_to(found, (setup.T, setup.batch)))
 
     return total
@@ -205,7 +205,7 @@ def masks(setup: Setup) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
-def _leaves(library: Library, setup: Setup, arrays: Arrays) -> Values:
+def leaves(library: Library, setup: Setup, arrays: Arrays) -> Values:
     """The values that are given: arrays and constants."""
     graph = setup.graph
     constants = {n.index: library.constant(setup.dtype.type(n.numbers[0])) for n in graph.nodes if n.op == "constant"}
@@ -215,12 +215,12 @@ def _leaves(library: Library, setup: Setup, arrays: Arrays) -> Values:
 def _losses(library: Library, setup: Setup) -> Callable[[Arrays], Any]:
     """The loss of every step and sample, `(T, batch)`, or `(batch,)` when feed-forward."""
     graph = setup.graph
-    lines = {phase: _evaluation(library, graph, _phase(graph, phase), _wanted(graph, phase)) for phase in Phase}
+    lines = {phase: evaluation(library, graph, _phase(graph, phase), _wanted(graph, phase)) for phase in Phase}
     scan = _scan(library, setup, lines[Phase.RECURRENT])
     lead = (setup.T, setup.batch) if graph.recurrent else (setup.batch,)
 
     def losses(arrays: Arrays) -> Any:
-        values = lines[Phase.STATIC].run(_leaves(library, setup, arrays))
+        values = lines[Phase.STATIC].run(leaves(library, setup, arrays))
         values = lines[Phase.INPUT].run(values)
         if graph.recurrent:
             values = lines[Phase.OUTPUT].run(scan(arrays, values))
@@ -283,12 +283,12 @@ def rtrl(library: Library, setup: Setup) -> Program:
     params = [t.name for t in setup.wrt if t.kind == "param"]
     states = [t.name for t in setup.wrt if t.kind == "state"]
     reaching = [name for name in params if name in _reaching(graph)]
-    weights = library.constant(_step_weights(setup))
+    weights = library.constant(step_weights(setup))
 
     def program(wrt: Arrays, rest: Arrays) -> tuple[Any, Arrays]:
         arrays = {**wrt, **rest}
         theta = {name: wrt[name] for name in params}
-        first = _pack(xp, {name: _rows(xp, graph, name, arrays[name], batch) for name in graph.previous}, 1)
+        first = pack(xp, {name: rows_of(xp, graph, name, arrays[name], batch) for name in graph.previous}, 1)
         influence = {
             name: xp.zeros((batch, first.shape[1], math.prod(theta[name].shape)), dtype=first.dtype)
             for name in reaching
@@ -333,16 +333,16 @@ def _credit(xp: Any, name: str, q: Any, influence: Arrays, direct: Arrays, state
 def _sample_step(library: Library, setup: Setup, arrays: Arrays) -> Callable[..., Any]:
     """One step of one sample: new state, weighted loss, J (N, N), M̄ (N, *shape), ∂l/∂a(t-1) (N,), ∂l/∂θ (*shape)."""
     graph = setup.graph
-    lines = _evaluation(library, graph, [n.index for n in graph.nodes if n.args], {graph.loss, *graph.new.values()})
+    lines = evaluation(library, graph, [n.index for n in graph.nodes if n.args], {graph.loss, *graph.new.values()})
     xp = library.xp
 
     def step(state: Any, theta: Arrays, inputs: Arrays, weight: Any) -> Any:
         def forward(state: Any, theta: Arrays) -> tuple[Any, Any]:
-            values = _leaves(library, setup, {**arrays, **theta, **inputs})
-            values |= {graph.previous[name]: v for name, v in _unpack(graph, state).items()}
+            values = leaves(library, setup, {**arrays, **theta, **inputs})
+            values |= {graph.previous[name]: v for name, v in unpack(graph, state).items()}
             values = lines.run(values)
-            new = {name: _rows(xp, graph, name, values[i]) for name, i in graph.new.items()}
-            return _pack(xp, new, 0), values[graph.loss] * weight
+            new = {name: rows_of(xp, graph, name, values[i]) for name, i in graph.new.items()}
+            return pack(xp, new, 0), values[graph.loss] * weight
 
         (new, cost), pullback = library.vjp(forward, state, theta)
         basis = xp.eye(state.shape[0], dtype=state.dtype)
@@ -353,7 +353,7 @@ def _sample_step(library: Library, setup: Setup, arrays: Arrays) -> Callable[...
     return step
 
 
-def _step_weights(setup: Setup) -> Any:
+def step_weights(setup: Setup) -> Any:
     """The weight of the loss of each step, `(T,)`, so that the objective is their sum over steps and samples."""
     objective = setup.spec.objective
     weights = np.ones(setup.T, dtype=setup.dtype)
@@ -373,12 +373,12 @@ def _reaching(graph: Graph) -> set[str]:
     return {name for name, index in graph.leaf.items() if index in found}
 
 
-def _rows(xp: Any, graph: Graph, name: str, value: Any, *lead: int) -> Any:
+def rows_of(xp: Any, graph: Graph, name: str, value: Any, *lead: int) -> Any:
     """A state's value with its full shape, behind the leading axes `lead`."""
     return xp.broadcast_to(value, (*lead, *graph.nodes[graph.previous[name]].shape))
 
 
-def _pack(xp: Any, states: Arrays, lead: int) -> Any:
+def pack(xp: Any, states: Arrays, lead: int) -> Any:
     """All states side by side in one vector, behind `lead` leading axes."""
     return xp.concatenate([v.reshape((*v.shape[:lead], -1)) for v in states.values()], lead)
 
@@ -390,7 +390,8 @@ def _spans(graph: Graph) -> dict[str, slice]:
     return {name: slice(stop - size, stop) for name, size, stop in zip(graph.previous, sizes, stops, strict=True)}
 
 
-def _unpack(graph: Graph, vector: Any) -> dict[str, Any]:
+def unpack(graph: Graph, vector: Any) -> dict[str, Any]:
+    """The states by name, of the vector of all, (N,)."""
     return {n: vector[span].reshape(graph.nodes[graph.previous[n]].shape) for n, span in _spans(graph).items()}
 
 

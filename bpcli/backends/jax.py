@@ -5,22 +5,27 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bpcli.backends import Arrays, Library, Program, peer_refusal
+from bpcli.backends import Arrays, Library, Program, jax_rules, peer_refusal
 from bpcli.backends.array_graph import loss, masks, rtrl
+from bpcli.methods import parse
 from bpcli.methods.base import Gradient
 from bpcli.problem.definition import Problem, Setup
 
 
 class Jax:
-    """Reverse mode through `lax.scan`, and real-time recurrent learning with the influence as the scan's carry."""
+    """Reverse mode through `lax.scan`, from checkpoints too, and online rules whose influence the scan carries."""
 
     name: ClassVar[str] = "jax"
-    summary: ClassVar[str] = "JAX: jit of value_and_grad over lax.scan, and RTRL by a vmapped vjp of the step"
-    methods: ClassVar[tuple[str, ...]] = ("backprop", "bptt", "rtrl")
+    summary: ClassVar[str] = (
+        "JAX: jit of value_and_grad over lax.scan, jax.checkpoint for sqrt, and RTRL, SnAp-1 and UORO by vmapped "
+        "derivatives of the step"
+    )
+    methods: ClassVar[tuple[str, ...]] = ("backprop", "bptt", "sqrt", "rtrl", "snap:k=1", "uoro")
 
     def available(self) -> str | None:
         """See `Peer`."""
@@ -36,7 +41,9 @@ class Jax:
 
     def refusal(self, setup: Setup, method: str) -> str | None:
         """See `Peer`."""
-        return peer_refusal(self, setup, method)
+        method = _plain(method)
+        reason = peer_refusal(self, setup, method)
+        return jax_rules.refusal(setup, method) if reason is None and method in _RULES else reason
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
         """See `Peer`."""
@@ -47,7 +54,12 @@ class Jax:
         setup, library = problem.setup, _library()
         arrays = {name: jnp.asarray(a) for group in problem.arrays for name, a in group.items()}
         wrt = {t.name: arrays.pop(t.name) for t in setup.wrt}
-        program = rtrl(library, setup) if method == "rtrl" else _reverse(library, setup)
+        method = _plain(method)
+        if method == "sqrt":
+            library = replace(library, scan=jax_rules.in_segments)
+        if method == "uoro":
+            arrays[jax_rules.SIGNS] = jnp.asarray(jax_rules.signs(setup))
+        program = {"rtrl": rtrl, **_RULES}.get(method, _reverse)(library, setup)
         compiled = jax.jit(_masked(library, setup, program))
 
         def gradient() -> Gradient:
@@ -55,6 +67,15 @@ class Jax:
             return Gradient(float(total), {name: np.asarray(g) for name, g in gradients.items()})
 
         return gradient
+
+
+_RULES = {"snap:k=1": jax_rules.snap1, "uoro": jax_rules.uoro}
+
+
+def _plain(method: str) -> str:
+    """A method as `methods` spells it: `snap:1` is `snap:k=1`."""
+    name = method.partition(":")[0].strip()
+    return f"snap:k={parse(method).options.k}" if name == "snap" else method
 
 
 def _library() -> Library:

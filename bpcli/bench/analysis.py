@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from bpcli.bench.measurement import EXACT, OURS, Row, by_spec, held_bytes, over_seeds
+from bpcli.bench.measurement import EXACT, OURS, Row, by_spec, held_bytes, one_error, over_seeds
 from bpcli.methods import by_reverse_mode
 
 MIN_VALUES = 3
 """Distinct values of a setting that a growth law needs, since any two lie on one."""
 GOOD_COSINE = 0.99
+BIAS = 0.05
+"""The bias within which the cheapest method is named, unless another one is asked for."""
+FAMILIES = 6
+"""Methods up to which each has a sentence; of more, only those on the Pareto frontier."""
 MIN_GROWTH = 1.5
 """The factor from which growth along a setting is reported."""
 MAX_MARGIN = 1.0
@@ -25,10 +29,11 @@ _CONFIDENCE = 0.95
 
 
 def frontier(rows: Sequence[Row]) -> list[bool | None]:
-    """Whether each row is Pareto-optimal in bias, memory and time at its point; None for peers and rows without these.
+    """Whether each row is Pareto-optimal in error, memory and time at its point; None for peers and rows without these.
 
     A row is dominated by another of the same spec and settings that is no worse in any figure and better in one.
-    Times differ only where their intervals do not overlap, and a bias of rounding counts as zero.
+    The error is that of one gradient, so of a single draw where it is random. Times differ only where their intervals
+    do not overlap, and an error of rounding counts as zero.
     """
     points: dict[str, list[Row]] = {}
     for row in rows:
@@ -46,7 +51,7 @@ def _point(row: Row) -> str:
 
 
 def _dominates(other: Row, row: Row) -> bool:
-    theirs, own = ((0.0 if _is_exact(r) else float(r["bias"]), held_bytes(r)) for r in (other, row))
+    theirs, own = ((0.0 if _is_exact(r) else one_error(r) or 0.0, held_bytes(r)) for r in (other, row))
     no_worse = all(a <= b for a, b in zip(theirs, own, strict=True)) and other["time_s"] <= row["time_s"]
     return no_worse and (theirs != own or other["time_high_s"] < row["time_low_s"])
 
@@ -78,12 +83,17 @@ def laws(rows: Sequence[Row]) -> list[Law]:
     """The growth laws of time and memory of each method; swept options are among the settings."""
     families: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        families.setdefault((row["spec"], _unswept_method(row), row["backend"]), []).append(row)
+        families.setdefault((row["spec"], family(row), row["backend"]), []).append(row)
     fits = [_fit(names, f, [r for r in own if r[f]]) for names, own in families.items() for f in _FIGURES]
     return [law for law in fits if law is not None]
 
 
-def _unswept_method(row: Row) -> str:
+def slopes(rows: Sequence[Row]) -> dict[tuple[str, str, str, str], float]:
+    """The exponents of the growth laws that sentences tell, by family, backend, figure and key."""
+    return {(law.method, law.backend, law.figure, k): law.exponents[k] for law in laws(rows) for k in _sure(law)}
+
+
+def family(row: Row) -> str:
     """The row's method without the options that were swept: `tbptt:k1=1` over k2."""
     name, _, options = str(row.get("base", row["method"])).partition(":")
     kept = [option for option in options.split(",") if option and option.partition("=")[0].strip() not in row["grid"]]
@@ -176,6 +186,10 @@ def _trade_offs(rows: Sequence[Row]) -> list[str]:
     settings = (f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in base["settings"].items())
     where = f"At {', '.join(settings)}, " if len(points) > 1 else ""
     best = [_best(family) for family in families.values()]
+    if len(families) > FAMILIES:
+        marked = zip(points[largest], frontier(points[largest]), strict=True)
+        kept = [row for row, on in marked if on]
+        best = [row for row in best if any(row is other for other in kept)]
     return [f"{where}{_trade_off(row, base)}" for row in best if row is not base and row["cosine"] is not None]
 
 
@@ -211,7 +225,36 @@ def _baseline(rows: Sequence[Row]) -> Row | None:
 
 
 def _is_exact(row: Row) -> bool:
-    return row["bias"] is not None and row["bias"] <= EXACT[row["dtype"]]
+    error = one_error(row)
+    return error is not None and error <= EXACT[row["dtype"]]
+
+
+@dataclass(frozen=True)
+class Cheapest:
+    """Of the methods within a bias, the quickest and the one that holds the least, at the settings of a point.
+
+    Where no method is within it, both are the row that comes nearest; `several`: the sweep has other points.
+    """
+
+    settings: dict[str, Any]
+    several: bool
+    quickest: Row
+    smallest: Row
+
+
+def cheapest(rows: Sequence[Row], bias: float = BIAS) -> Cheapest | None:
+    """The cheapest methods of bp at the most expensive point of one spec; None for fewer than two methods there."""
+    points: dict[str, list[Row]] = {}
+    for row in over_seeds([r for r in rows if _comparable(r) and not math.isnan(r["bias"])]):
+        points.setdefault(_point(row), []).append(row)
+    point = max(points.values(), key=lambda p: max((r["flops"], r["time_s"]) for r in p), default=[])
+    if len(point) < 2:
+        return None
+    near = min(one_error(r) or 0.0 for r in point)
+    good = [r for r in point if _is_exact(r) or (one_error(r) or 0.0) <= max(bias, near)]
+    quickest = min(good, key=lambda r: (r["time_s"], held_bytes(r)))
+    smallest = min(good, key=lambda r: (held_bytes(r), r["time_s"]))
+    return Cheapest(dict(point[0]["settings"]), len(points) > 1, quickest, smallest)
 
 
 def _law_sentences(rows: Sequence[Row]) -> list[str]:

@@ -7,6 +7,7 @@ their seed alone.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,6 +223,17 @@ def column_name(key: str) -> str:
 def held_bytes(row: Row) -> float:
     """Bytes that a method holds, measured where possible and at least 1."""
     return max(1.0, float(row["allocated_bytes"] or row["predicted_bytes"] or 1))
+
+
+def one_error(row: Row) -> float | None:
+    """The relative error of one gradient: the bias, or of a random method the root mean square error of its draws.
+
+    The mean of N draws is off by the bias, and a draw from that mean by the variance, which was divided by N - 1.
+    """
+    bias, variance, draws = row["bias"], row.get("variance"), row.get("draws")
+    if bias is None or not variance or not draws:
+        return None if bias is None else float(bias)
+    return math.sqrt(float(bias) ** 2 + float(variance) * (draws - 1) / draws)
 
 
 def by_spec(rows: Iterable[Row]) -> dict[str, list[Row]]:

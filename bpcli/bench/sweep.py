@@ -35,6 +35,8 @@ ROUNDS = 7
 """Rounds of timed blocks a cell: the fewest samples whose median has a 95% interval."""
 DRAWS = 16
 """Draws of a random method."""
+ALL = "all"
+"""The name among methods that stands for all that apply to the spec, with usual options that its grid may sweep."""
 MAX_THREADS = 1024
 _DATA_KEYS = ("T", "batch", "dtype", "seed")
 _START_SECONDS = 1.5
@@ -105,8 +107,9 @@ def plan_sweep(spec: SpecFile, options: BenchOptions, results: BenchResults) -> 
             what = f"threads must be an integer from 1 to {MAX_THREADS}, not {value}"
             fail("out-of-range", what, key_place.get(THREADS), help="for example -g threads=1,2")
     names = {name: _option_names(name) for name in _relevant_methods(texts, grid, settings)}
+    asked = () if places else options.methods
     settled = {
-        t: {*given_options(t, names.get(_name(t), ()))} - {*options.grid, *(own if places else ())} for t in texts
+        t: {*given_options(t, names.get(_name(t), ()))} - {*options.grid, *(() if t in asked else own)} for t in texts
     }
     try:
         points, variants, notes = expand(
@@ -198,11 +201,18 @@ def _methods(setup: Setup, options: BenchOptions) -> tuple[tuple[str, ...], dict
     """The methods to run, and where the spec names them."""
     own = tuple(m.strip() for m in setup.spec.bench.methods)
     if options.methods and not (options.spec_first and own):
-        return tuple(dict.fromkeys(options.methods)), {}
+        return tuple(dict.fromkeys(t for m in options.methods for t in _those(m, setup))), {}
     if own:
         source = setup.spec.source
-        return tuple(dict.fromkeys(own)), {m: source.value("bench", "methods", str(i)) for i, m in enumerate(own)}
+        places = {m: source.value("bench", "methods", str(i)) for i, m in enumerate(own)}
+        found = {text: place for m, place in places.items() for text in _those(m, setup)}
+        return tuple(found), found
     return methods.default_methods(setup.graph), {}
+
+
+def _those(method: str, setup: Setup) -> tuple[str, ...]:
+    """The method itself, or the methods that `all` stands for."""
+    return methods.all_methods(setup) if method.strip() == ALL else (method,)
 
 
 def _settings(spec: Spec) -> tuple[str, ...]:

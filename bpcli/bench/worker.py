@@ -98,7 +98,8 @@ class Session:
         judged = (problem, call, gradient, true)
         verdict = precheck.vouch(*judged) if backend == OURS else precheck.judge_peer(*judged, ours)
         judgement = dataclasses.asdict(verdict)
-        draws = asked.draws if backend == OURS else 1
+        # Further draws are those of bp: the first one has just been shown to be bp's.
+        draws = asked.draws
         mean, variance = precheck.drawn(problem, call, gradient, draws if verdict.verdict != "wrong" else 1)
         bias, cosine, variance = precheck.spread(mean, variance, precheck.flat(setup, true) if true else None)
         row: Answer = {

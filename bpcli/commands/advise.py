@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bpcli.commands.shared_options import Common, Refused, shared, size_option
+from bpcli.commands.shared_options import Common, Refused, relative_bias, shared, size_option
 from bpcli.render import Column, Document, digits, seconds
 
 if TYPE_CHECKING:
@@ -30,13 +30,6 @@ def _duration(context: click.Context, parameter: click.Parameter, value: str | N
     return float(found[1]) * _UNITS[found[2]]
 
 
-def _bias(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    """A relative bias, from 0."""
-    if not 0 <= value < math.inf:
-        raise Refused(f"expected a number from 0 on, got {value:g}", "0 asks for an exact method, 0.05 allows 5%")
-    return value
-
-
 @click.command()
 @click.argument("spec")
 @click.option(
@@ -44,7 +37,7 @@ def _bias(context: click.Context, parameter: click.Parameter, value: float) -> f
     help="Bytes that the method may hold beside the arrays, as 64MB.",
 )  # fmt: skip
 @click.option(
-    "--bias", type=float, default=0.0, show_default=True, metavar="NUMBER", callback=_bias,
+    "--bias", type=float, default=0.0, show_default=True, metavar="NUMBER", callback=relative_bias,
     help="Relative bias of the gradient that is allowed; 0 asks for an exact method.",
 )  # fmt: skip
 @click.option(

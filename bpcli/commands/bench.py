@@ -18,6 +18,7 @@ from bpcli.commands.shared_options import (
     finite_seconds,
     from_project,
     opened_cluster,
+    relative_bias,
     shared,
     use_threads,
 )
@@ -47,8 +48,8 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 @click.argument("target", nargs=-1)
 @click.option(
     "-m", "--method", multiple=True, metavar="METHOD",
-    help="Measure a method such as tbptt:k1=1,k2=4, a reference, `check`, a complete check, or FILE.py:RULE, an online "
-    "rule of yours; repeatable.",
+    help="Measure a method such as tbptt:k1=1,k2=4, `all` that apply, a reference, `check`, a complete check, or "
+    "FILE.py:RULE, an online rule of yours; repeatable.",
 )  # fmt: skip
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",
@@ -69,6 +70,10 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     "--draws", type=click.IntRange(1, 10000), default=16, show_default=True, metavar="N",
     help="Take the bias, cosine and variance of a random method over N draws.",
 )  # fmt: skip
+@click.option(
+    "--bias", type=float, default=0.05, show_default=True, metavar="NUMBER", callback=relative_bias,
+    help="Name the cheapest methods whose relative bias is at most this; of a random one, the error of a draw.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same call.")
 @click.option(
     "--shard", metavar="I/N", callback=_shard, help="Measure part I of N of the cells; `bp merge` joins the parts."
@@ -85,6 +90,7 @@ def bench(
     peer: tuple[str, ...],
     budget: float,
     draws: int,
+    bias: float,
     resume: bool,
     shard: tuple[int, int],
     common: Common,
@@ -118,10 +124,12 @@ def bench(
         swept = dict(map(parse_axis, grid))
         limits = common.limits()
         options = BenchOptions(method, from_project(), swept, fixed, budget, threads, peers, limits, shard, draws=draws)
-        return _bench(target, options, resume, (common, cluster))
+        return _bench(target, options, resume, (common, cluster), bias)
 
 
-def _bench(target: Sequence[str], options: BenchOptions, resume: bool, where: tuple[Common, Cluster | None]) -> int:
+def _bench(
+    target: Sequence[str], options: BenchOptions, resume: bool, where: tuple[Common, Cluster | None], bias: float
+) -> int:
     """Measure the targets, print and write the results; returns the exit code."""
     from bpcli.bench.measurement import BenchResults
     from bpcli.bench.sweep import cells_of
@@ -139,7 +147,7 @@ def _bench(target: Sequence[str], options: BenchOptions, resume: bool, where: tu
         interrupted = journal is not None and _run(sweeps, options, results, journal, where)
         if interrupted and not results.rows:  # keep the output files of an earlier run
             common = dataclasses.replace(common, outputs=())
-        _show(results, common, paths, about, cluster)
+        _show(results, common, paths, {**about, "bias": bias}, cluster)
         write_csv(files, results, common)
         if journal is not None:  # only now are the rows elsewhere on disk
             close_journal(journal, results.planned, interrupted, common)
@@ -226,11 +234,12 @@ def _run(
 def _show(
     results: BenchResults, common: Common, paths: Sequence[Path], run: Mapping[str, Any], cluster: Cluster | None
 ) -> None:
-    """Print and write the results of the run with the identity `run`."""
+    """Print and write the results of a run; `run` is its identity, and the `bias` by which it is summarised."""
     from bpcli.bench.journal import run_hash
     from bpcli.commands.bench_document import brief_document, full_document
     from bpcli.commands.output import describe, emit
 
+    identity = {k: v for k, v in run.items() if k != "bias"}
     machine = cluster.machines(results.machines) if cluster else {"machine": {**run["machine"], **results.rates}}
     about = describe(
         "bench",
@@ -239,10 +248,11 @@ def _show(
         peers=run["peers"],
         budget_s=run["budget_s"],
         draws=run["draws"],
+        bias=run["bias"],
         skipped=results.notes,
         spec_sha256=run["spec_sha256"],
-        run_sha256=run_hash(run),
-        sweep_sha256=run_hash({k: v for k, v in run.items() if k != "shard"}),
+        run_sha256=run_hash(identity),
+        sweep_sha256=run_hash({k: v for k, v in identity.items() if k != "shard"}),
         shard=run["shard"],
         **machine,
     )

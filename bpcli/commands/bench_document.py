@@ -7,8 +7,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.bench.analysis import by, frontier, laws, sentences
+from bpcli.bench.analysis import BIAS, by, cheapest, frontier, laws, sentences
 from bpcli.bench.measurement import (
+    EXACT,
     HEAD,
     TAIL,
     Row,
@@ -16,6 +17,8 @@ from bpcli.bench.measurement import (
     column_name,
     csv_keys,
     grid_keys,
+    held_bytes,
+    one_error,
     over_seeds,
     without_seed,
 )
@@ -26,6 +29,7 @@ from bpcli.render import Case, Column, Document, digits, seconds, words, write
 from bpcli.render.columns import legend
 
 if TYPE_CHECKING:
+    from bpcli.bench.analysis import Cheapest
     from bpcli.bench.journal import Journal
     from bpcli.bench.measurement import BenchResults
     from bpcli.bench.sweep import BenchOptions
@@ -132,12 +136,52 @@ def full_document(
         rows=rows,
         context=context or {},
         summary=_summary(rows),
-        sentences=sentences(rows) or ["Nothing was measured."],
+        sentences=_sentences(rows, float((context or {}).get("bias", BIAS))) or ["Nothing was measured."],
         notes=[*notes, *_faults(rows), *_rates(context or {})],
         errors=errors,
         style=lambda row: _STYLES[row["check"]["verdict"]],
         case=_case,
     )
+
+
+def _sentences(rows: Sequence[Row], bias: float) -> list[str]:
+    """The cheapest methods within a bias, unless something is wrong, which then comes first, and all that is told."""
+    told = sentences(rows)
+    specs = by_spec(rows)
+    best = {spec: found for spec, own in specs.items() if (found := cheapest(own, bias))}
+    wrong = any(r["check"]["verdict"] == "wrong" for r in rows)
+    first = [_within(found, bias, f"{spec}: " if len(specs) > 1 else "") for spec, found in best.items()]
+    return [*told[:1], *first, *told[1:]] if wrong else [*first, *told]
+
+
+def _within(found: Cheapest, bias: float, before: str) -> str:
+    """The quickest method within a bias, and the one that holds the least."""
+    at = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in found.settings.items())
+    where = f"at {at}, " if found.several and at else ""
+    quick, small = found.quickest, found.smallest
+
+    def said(head: str) -> str:
+        text = where + head
+        return before + text if before else text[0].upper() + text[1:]
+
+    if _error(quick)[0] > max(bias, EXACT[quick["dtype"]]):
+        near = f"the nearest is {quick['method']} ({_error(quick)[1]})"
+        return said(f"no method is within a bias of {bias:g} (--bias); {near}.")
+    if quick is small:
+        costs = f"{seconds(quick['time_s'])}, {_bytes(held_bytes(quick))}, {_error(quick)[1]}"
+        best = f"{quick['method']} is the quickest and holds the least ({costs})"
+    else:
+        fast = f"{quick['method']} is the quickest ({seconds(quick['time_s'])}, {_error(quick)[1]})"
+        best = f"{fast}, {small['method']} holds the least ({_bytes(held_bytes(small))}, {_error(small)[1]})"
+    return said(f"within a bias of {bias:g} (--bias), {best}.")
+
+
+def _error(row: Row) -> tuple[float, str]:
+    """The error of one gradient, and in words."""
+    error = one_error(row) or 0.0
+    if error <= EXACT[row["dtype"]]:
+        return 0.0, "exact"
+    return error, f"{'error of a draw' if row.get('variance') else 'bias'} {error:.2g}"
 
 
 def brief_document(full: Document, quiet: bool) -> Document:
@@ -271,20 +315,20 @@ _BRIEF = (
     Column("method", "method", itemgetter("method"), words, right=False, label=True),
     Column("backend", "by", itemgetter("backend"), words, right=False, label=True),
     Column("kind", "kind", lambda row: row.get("kind"), words, right=False),
-    Column("time_s", "time", itemgetter("time_s"), seconds),
-    Column("spread", "+-", _spread, _percent),
-    Column("ratio", "of bp's", itemgetter("ratio"), _times),
-    Column("predicted_bytes", "predicted", itemgetter("predicted_bytes"), _bytes),
-    Column("allocated_bytes", "allocated", itemgetter("allocated_bytes"), _bytes),
-    Column("peak_bytes", "process growth", itemgetter("peak_bytes"), _bytes),
-    Column("gemm_fraction", "of GEMM rate", itemgetter("gemm_fraction"), _percent),
-    Column("limit", "limit", lambda row: row.get("limit"), words, right=False),
     Column("kernel_error", "kernel error", lambda row: row.get("kernel_error"), digits(2)),
     Column("bias", "bias", itemgetter("bias"), digits(2)),
     Column("cosine", "cosine", itemgetter("cosine"), digits(6)),
     Column("variance", "variance", lambda row: row.get("variance"), digits(2)),
+    Column("time_s", "time", itemgetter("time_s"), seconds),
+    Column("spread", "+-", _spread, _percent),
+    Column("ratio", "of bp's", itemgetter("ratio"), _times),
+    Column("allocated_bytes", "allocated", itemgetter("allocated_bytes"), _bytes),
+    Column("pareto", "Pareto", lambda row: "*" if row["pareto"] else None, words, right=False),
+    Column("predicted_bytes", "predicted", itemgetter("predicted_bytes"), _bytes),
+    Column("peak_bytes", "process growth", itemgetter("peak_bytes"), _bytes),
+    Column("gemm_fraction", "of GEMM rate", itemgetter("gemm_fraction"), _percent),
+    Column("limit", "limit", lambda row: row.get("limit"), words, right=False),
     Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, words),
     Column("range", "over seeds", _range, words),
-    Column("pareto", "Pareto", lambda row: "*" if row["pareto"] else None, words, right=False),
     Column("check", "checked", lambda row: row["check"]["how"], words, right=False),
 )

@@ -62,6 +62,39 @@ def _exact(problem: LoadedProblem, call: MethodCall) -> tuple[StepGradients | No
         return None, (f"without bias and cosine: {error.diagnostics[0].what}",)
 
 
+def errors(problem: LoadedProblem, call: MethodCall) -> dict[str, list[float]]:
+    """Of every tensor the error of each step's gradient, relative to the exact gradient of all steps.
+
+    Raises BpError for a method without a gradient of each step, and beyond the limits.
+    """
+    import numpy as np
+
+    exact, found = problem.step_gradients(f"fbptt:{problem.setup.T}"), _of_steps(problem, call)
+    told = {}
+    for name, right in exact.arrays.items():
+        size, T = float(np.linalg.norm(right.sum(axis=0))), len(right)
+        apart = np.linalg.norm((np.asarray(found[name], np.float64) - right).reshape(T, -1), axis=1)
+        if size > 0 and name in found:
+            told[name] = (apart / size).tolist()
+    return told
+
+
+def _of_steps(problem: LoadedProblem, call: MethodCall) -> Mapping[str, Any]:
+    """The gradient of the loss of every step; where a method takes several losses back together, they go one by one."""
+    import numpy as np
+
+    from bpcli.methods.base import Windows
+    from bpcli.problem.draw import draw
+    from bpcli.runtime.reverse_mode import Unrolled, Window
+
+    setup, definition = problem.setup, call.definition(problem.setup)
+    if not isinstance(definition, Windows):
+        return problem.step_gradients(call).arrays
+    parts = [Window(w.start, t, t + 1) for w in definition.windows for t in range(w.loss_from, w.stop)]
+    each = [arrays for _, arrays in Unrolled(setup, tuple(parts), singly=True).gradients(draw(setup))]
+    return {tensor.name: np.stack([arrays[tensor.name] for arrays in each]) for tensor in setup.wrt}
+
+
 def _row(t: int, found: StepGradients, exact: StepGradients | None) -> Mapping[str, Any]:
     import numpy as np
 

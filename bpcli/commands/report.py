@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from bpcli.commands.shared_options import Common, shared
+from bpcli.commands.shared_options import Common, relative_bias, shared
 from bpcli.errors import UNADVISED, BpError, Diagnostic, Place, fail, printable
 from bpcli.render import Document
 
@@ -55,8 +55,11 @@ class Run:
         return f"{self.document.title} · {Path(self.file).name}"
 
 
-def read_run(file: str) -> Run:
-    """Read and validate a saved run. Raises BpError for any other file."""
+def read_run(file: str, bias: float | None = None) -> Run:
+    """Read and validate a saved run; `bias` replaces the one that it was summarised by.
+
+    Raises BpError for any other file.
+    """
     from bpcli.bench.saved_runs import SAVE_A_RUN, read_document
     from bpcli.checking.findings import Finding
 
@@ -67,7 +70,7 @@ def read_run(file: str) -> Run:
         errors = tuple(_diagnostic(e) for e in data.get("errors") or () if isinstance(e, dict))
         if kind == "cells":
             cells = [cell.model_dump() for cell in _validated(file, kind, data[kind], _cell())]
-            document, show = _bench(cells, errors, about)
+            document, show = _bench(cells, errors, about if bias is None else {**about, "bias": bias})
         else:
             document, show = _check(_validated(file, kind, data[kind], Finding), errors, about)
         for row in document.rows:  # format everything once, so that a bad row is refused here
@@ -177,7 +180,8 @@ def _cell() -> type[BaseModel]:
 
 def groups(run: Run) -> list[Group]:
     """The groups of figures of a run; of the points of a sweep, the most expensive come first."""
-    from bpcli.bench.measurement import by_spec
+    from bpcli.bench.analysis import family, slopes
+    from bpcli.bench.measurement import by_spec, one_error
     from bpcli.render.page import Group
     from bpcli.render.page.plots import growths, heat_maps
 
@@ -187,10 +191,10 @@ def groups(run: Run) -> list[Group]:
     found = []
     specs = by_spec(run.rows)
     for spec, rows in specs.items():
-        timed = [r for r in rows if r["time_s"] is not None]
+        timed = [{**r, "error": one_error(r), "family": family(r)} for r in rows if r["time_s"] is not None]
         before = f"{spec}: " if len(specs) > 1 else ""
         found += [Group(before + name, "trade", figures) for name, figures in _points(timed, before)]
-        if grown := growths(timed):
+        if grown := growths(timed, slopes(timed)):
             found.append(Group(spec, "growth", grown))
     return found
 
@@ -235,9 +239,13 @@ def curve(path: Path, common: Common) -> Figure:
 @click.command()
 @click.argument("run", nargs=-1, required=True, metavar="RUN...")
 @click.option("-o", "--out", metavar="PAGE.html", help="Output page.")
+@click.option(
+    "--bias", type=float, metavar="NUMBER", callback=relative_bias,
+    help="Name the cheapest methods of a bench within this relative bias; by default that of its own --bias.",
+)  # fmt: skip
 @click.option("--plot", multiple=True, metavar="FILE", help="Write the plots to one .svg or .png file; repeatable.")
 @shared("max_memory", "max_time", "allow_outside", "quiet")
-def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common: Common) -> int:
+def report(run: tuple[str, ...], out: str | None, bias: float | None, plot: tuple[str, ...], common: Common) -> int:
     """Write each RUN, saved by `bp bench` or `bp check` with --format json, to one HTML page with plots and tables.
 
     A RUN can also be a spec: the page then shows its V-curve, the error of central differences against their step. The
@@ -249,7 +257,7 @@ def report(run: tuple[str, ...], out: str | None, plot: tuple[str, ...], common:
 
     need_matplotlib()
     kinds = _plot_kinds(run, out, plot)
-    runs = [read_run(file) for file in run if not file.endswith(".toml")]
+    runs = [read_run(file, bias) for file in run if not file.endswith(".toml")]
     sections = [_section(r, common) for r in runs] + _curves([f for f in run if f.endswith(".toml")], common)
     figures = [f for s in sections for group in _first(s.groups) for f in group.figures]
     if plot and not figures:
@@ -288,26 +296,59 @@ def _plot_kinds(run: tuple[str, ...], out: str | None, plot: tuple[str, ...]) ->
 
 
 def _section(run: Run, common: Common) -> Section:
-    """A run with its figures; for a check, also the V-curves of its specs."""
+    """A run with its figures; for a check, also the bias of its methods by step, and the V-curves of its specs."""
     from bpcli.render.page import Group, Section
 
     found = groups(run)
-    if run.kind == "findings" and (curves := _of_specs(run, common)):
-        found.append(Group("", "curves", curves))
+    if run.kind == "findings":
+        curves, maps = _of_specs(run, common)
+        found += [Group("", kind, figures) for kind, figures in (("bias", maps), ("curves", curves)) if figures]
     return Section(run.name, run.document, run.show, found)
 
 
-def _of_specs(run: Run, common: Common) -> list[Figure]:
-    """The V-curves of the specs of a check, under its settings; a note for each that cannot be computed."""
+def _of_specs(run: Run, common: Common) -> tuple[list[Figure], list[Figure]]:
+    """The V-curves of the specs of a check, under its settings, and maps of the bias of its methods.
 
+    There is a note for each that cannot be computed.
+    """
     specs, changed = run.document.context.get("specs"), run.document.context.get("set")
-    figures = []
+    common = replace(common, overrides=changed if isinstance(changed, dict) else {})
+    curves: list[Figure] = []
+    maps: list[Figure] = []
     for spec in [s for s in specs if isinstance(s, str)][:CURVES_AT_MOST] if isinstance(specs, list) else []:
         try:
-            figures.append(curve(Path(spec), replace(common, overrides=changed if isinstance(changed, dict) else {})))
+            curves.append(curve(Path(spec), common))
         except BpError as error:
             common.note(f"no V-curve of {spec}: {error.diagnostics[0].what}")
-    return figures
+            continue
+        for method in _biased(run, Path(spec).stem)[: CURVES_AT_MOST - len(maps)]:
+            try:
+                maps.append(_bias_map(Path(spec), method, common))
+            except BpError as error:
+                common.note(f"no map of the bias of {method}: {error.diagnostics[0].what}")
+    return curves, maps
+
+
+def _biased(run: Run, spec: str) -> list[str]:
+    """The methods of bp that are right and biased on a spec, in the order of the findings."""
+    from bpcli.bench.measurement import EXACT
+    from bpcli.methods import known_names
+
+    rows = [r for r in run.rows if r["spec"] == spec and str(r["method"]).partition(":")[0] in known_names()]
+    wrong = {r["method"] for r in rows if r["verdict"] != "pass"}
+    found = [r["method"] for r in rows if isinstance(r["bias"], float) and r["bias"] > EXACT["float32"]]
+    return [method for method in dict.fromkeys(found) if method not in wrong]
+
+
+def _bias_map(path: Path, method: str, common: Common) -> Figure:
+    """The bias of a method by step. Raises BpError where it has none, or is too expensive."""
+    from bpcli.commands.per_step import errors
+    from bpcli.commands.specs import open_spec
+    from bpcli.methods import parse
+    from bpcli.render.page.plots import bias_map
+
+    problem = open_spec(path, common)
+    return bias_map(problem.setup.spec.name, method, errors(problem, parse(method)))
 
 
 def _curves(specs: list[str], common: Common) -> list[Section]:

@@ -110,6 +110,13 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: float | 
     return value
 
 
+def relative_bias(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """A click callback that accepts a relative bias, from 0 on."""
+    if value is not None and not 0 <= value < math.inf:
+        raise Refused(f"expected a number from 0 on, got {value:g}", "0 asks for an exact method, 0.05 allows 5%")
+    return value
+
+
 def finite_seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
     """A positive and finite number of seconds."""
     if not 0 < value < math.inf:

@@ -151,6 +151,16 @@ def default_methods(graph: Graph) -> tuple[str, ...]:
     return tuple(n for n in _tagged("default") if load(n).refusal(graph) is None)
 
 
+def all_methods(setup: Setup) -> tuple[str, ...]:
+    """All built-in methods that apply to a setup's graph, with usual options; the exact ones first, `bptt` ahead."""
+    from bpcli.methods.base import KINDS
+
+    calls = [typical(name) for name in known_names() if name not in installed()]
+    kinds = {call: KINDS[type(call.definition(setup))] for call in calls if call.refusal(setup.graph) is None}
+    first = exact_method(setup.graph)
+    return tuple(c.text for c in sorted(kinds, key=lambda c: (list(KINDS.values()).index(kinds[c]), c.text != first)))
+
+
 def by_reverse_mode() -> tuple[str, ...]:
     """The exact reverse-mode methods: the cheapest way to the true gradient, one for each kind of graph."""
     return _tagged("exact", "reverse")

@@ -22,6 +22,9 @@ from bpcli.render.page.figure import Figure, svg
 
 MENU_AT_MOST = 12
 """Words of a column up to which a menu offers them."""
+PHONE = ("verdict", "cosine")
+PHONE_WITHOUT_VERDICT = ("time_s", "bias", "cosine")
+"""The columns beside labels that a phone shows to begin with."""
 LINE_AT_MOST = 24
 """Characters of a cell that never breaks into lines."""
 _COLOURS = {"red": "#c62828", "yellow": "#b26a00"}
@@ -141,15 +144,15 @@ def _alternatives(groups: Sequence[Group], counter: Iterator[int]) -> str:
 
 
 def _table(section: Section, number: int) -> str:
-    document = section.document
+    document, hidden = section.document, _hidden(section)
     columns = sorted(document.columns, key=lambda c: c.key not in section.show)
     head = "".join(
-        f'<th scope="col" aria-sort="none"{_classes(c, section)}{_titled(c)}>'
+        f'<th scope="col" aria-sort="none"{_classes(c, hidden)}{_titled(c)}>'
         f'<button type="button">{escape(c.heading)}</button></th>'
         for c in columns
     )
     body = "".join(
-        f"<tr{_marked(document.style(row))}>{''.join(_cell(c, row, section) for c in columns)}</tr>"
+        f"<tr{_marked(document.style(row))}>{''.join(_cell(c, row, hidden) for c in columns)}</tr>"
         for row in document.rows
     )
     more = any(c.key not in section.show for c in columns)
@@ -175,21 +178,32 @@ def _menus(document: Document, columns: Sequence[Column]) -> str:
     return menus
 
 
-def _classes(column: Column, section: Section, shown: str = "") -> str:
+def _hidden(section: Section) -> Mapping[str, str]:
+    """By key of a column, the class that hides it at first: `more` everywhere, `less` on a phone."""
+    document, rows = section.document, section.document.rows
+    kept = PHONE if any(c.key == "verdict" for c in document.columns) else PHONE_WITHOUT_VERDICT
+    labels = [c for c in document.columns if c.label and c.key in section.show]
+    varied = {c.key for c in labels if len({repr(c.get(r)) for r in rows}) > 1} or {c.key for c in labels[:1]}
+    return {
+        c.key: "more" if c.key not in section.show else "less" if c.key not in {*kept, *varied} else ""
+        for c in document.columns
+    }
+
+
+def _classes(column: Column, hidden: Mapping[str, str], shown: str = "") -> str:
     long = not column.right and len(shown) > LINE_AT_MOST
-    marks = {"n": column.right, "more": column.key not in section.show, "long": long}
-    names = [name for name, holds in marks.items() if holds]
-    return f' class="{" ".join(names)}"' if names else ""
+    names = ["n" if column.right else "", hidden[column.key], "long" if long else ""]
+    return f' class="{" ".join(filter(None, names))}"' if any(names) else ""
 
 
-def _cell(column: Column, row: Mapping[str, Any], section: Section) -> str:
+def _cell(column: Column, row: Mapping[str, Any], hidden: Mapping[str, str]) -> str:
     value = column.get(row)
     shown = escape(column.show(value))
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
     if isinstance(value, Mapping) and isinstance(value.get("median"), int | float):
         number = value["median"]
     sort = "" if number is None or (math.isfinite(number) and str(number) == shown) else f' data-v="{_plain(number)}"'
-    return f"<td{_classes(column, section, shown)}{sort}>{shown}</td>"
+    return f"<td{_classes(column, hidden, shown)}{sort}>{shown}</td>"
 
 
 def _plain(number: float) -> str:

@@ -6,18 +6,20 @@ Shared by all plots: axes with ticks as people write them, and labels beside poi
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bpcli.errors import fail, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
 
 SIZE = (4.6, 3.3)
 """Inches; on the page an inch has 100 pixels, so that text keeps its size in two columns and on a phone."""
@@ -39,13 +41,28 @@ LABEL_AT_MOST = 32
 _TICKS_AT_LEAST, _TICKS_AT_MOST = 3, 8
 _STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
 """Leading digits of ticks, from the roundest."""
-Place = tuple[int, int, str, str]
-_PLACES: tuple[Place, ...] = (
-    (4, 4, "left", "bottom"), (7, 0, "left", "center"), (5, -6, "left", "top"), (-6, 0, "right", "center"),
-    (-5, 6, "right", "bottom"), (-5, -6, "right", "top"), (0, 8, "center", "bottom"), (0, -8, "center", "top"),
-    (8, 17, "left", "bottom"), (8, -17, "left", "top"), (-8, 17, "right", "bottom"), (-8, -17, "right", "top"),
+Place = tuple[float, float, str, str]
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top in pixels."""
+
+
+def _on_ring(radius: float, turn: int) -> Place:
+    """A place at a distance, in one of 24 directions, where the label leads away from its point."""
+    dx, dy = (radius * f(math.pi * turn / 12) for f in (math.cos, math.sin))
+    ha = "left" if dx > 1 else "right" if dx < -1 else "center"
+    return dx, dy, ha, "center" if abs(dx) > 1 else "bottom" if dy > 0 else "top"
+
+
+_NEAR: tuple[Place, ...] = (
+    (5, 4, "left", "bottom"), (7, 0, "left", "center"), (5, -5, "left", "top"), (-7, 0, "right", "center"),
+    (-5, 5, "right", "bottom"), (-5, -5, "right", "top"), (0, 7, "center", "bottom"), (0, -7, "center", "top"),
 )  # fmt: skip
-"""Where a label may stand around its point: offset in points, and its alignment there."""
+_RINGS = (15, 22, 30, 40, 52, 66, 82, 100, 120, 142)
+"""Distances in points of labels that a line ties to their points."""
+_PLACES = (*_NEAR, *(_on_ring(radius, turn) for radius in _RINGS for turn in range(24)))
+"""Where a label may stand: offset from its point in points, and its alignment there; beside it, then on rings."""
+_MARK = 3.6
+"""Half the width in points of a mark with its edge."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +111,43 @@ def picture(figures: Sequence[Figure], kind: str) -> bytes:
 def _drawn(figures: Sequence[Figure], kind: str, titled: bool) -> bytes:
     """All figures in one image, two in a row, free of dates and versions."""
     import matplotlib
-    from matplotlib.figure import Figure as Canvas
 
-    stream, columns = io.BytesIO(), min(2, len(figures))
-    rows = -(-len(figures) // columns)
+    stream = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
         # A letter that the font lacks, a name too long for the layout: the page has the words elsewhere too.
         warnings.simplefilter("ignore", UserWarning)
-        canvas = Canvas(figsize=(SIZE[0] * columns, (SIZE[1] + 0.3 * titled) * rows), layout="constrained")
-        cells = canvas.subplots(rows, columns, squeeze=False).reshape(-1)
-        for axes in cells[len(figures) :]:
-            axes.remove()
-        for figure, axes in zip(figures, cells, strict=False):
-            if titled:
-                axes.set_title(figure.title, loc="left", fontsize=9.5, color=INK)
-            figure.draw(axes)
+        canvas = composed(figures, titled)
         about, ground = ({"Date": None}, "none") if kind == "svg" else ({"Software": None}, PAPER)
         canvas.savefig(stream, format=kind, metadata=about, facecolor=PAPER if titled else ground, dpi=160)
     return stream.getvalue()
+
+
+def composed(figures: Sequence[Figure], titled: bool = False) -> Any:
+    """All figures on one canvas of matplotlib, two in a row."""
+    from matplotlib.figure import Figure as Canvas
+
+    columns = min(2, len(figures))
+    rows = -(-len(figures) // columns)
+    canvas = Canvas(figsize=(SIZE[0] * columns, (SIZE[1] + 0.3 * titled) * rows), layout="constrained")
+    cells = canvas.subplots(rows, columns, squeeze=False).reshape(-1)
+    for axes in cells[len(figures) :]:
+        axes.remove()
+    for figure, axes in zip(figures, cells, strict=False):
+        _draw_on(axes, figure, titled)
+    # Drawn again where all of them have come to stand, so that labels keep clear of what they stand beside.
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")
+    for figure, axes in zip(figures, cells, strict=False):
+        _draw_on(axes, figure, titled)
+    return canvas
+
+
+def _draw_on(axes: Axes, figure: Figure, titled: bool) -> None:
+    """Draw a figure on axes, in place of what was there."""
+    axes.clear()
+    figure.draw(axes)
+    if titled:
+        axes.set_title(figure.title, loc="left", fontsize=9.5, color=INK, pad=20 if axes.get_legend() else 6)
 
 
 def _tidy(root: ET.Element, number: int) -> None:
@@ -151,43 +187,129 @@ def _themed(style: str) -> str:
     return ";".join(parts).replace("'DejaVu Sans', sans-serif", "inherit")
 
 
-def place(axes: Axes, spots: Sequence[tuple[float, float, str, bool]]) -> None:
-    """Label points `(x, y, text, must)`; a label that finds no free place is left out, unless it `must` stand."""
+def place(
+    axes: Axes,
+    spots: Sequence[tuple[float, float, str, bool]],
+    curve: Sequence[tuple[float, float]] = (),
+    bars: Sequence[Sequence[tuple[float, float]]] = (),
+) -> None:
+    """Label points `(x, y, text, first)`; labels keep clear of marks, `bars`, other labels and the lines to them.
+
+    Labels that come `first` have the first choice of places. One that finds none, near or at the end of a line, is left
+    out; its tip and the table have the name. Places are preferred that `curve` does not cross, and lines that cross no
+    mark.
+    """
     canvas: Any = axes.figure
     canvas.draw_without_rendering()
-    taken = _around(axes.transData.transform([spot[:2] for spot in spots]), 3.5)
-    for x, y, text, must in sorted(spots, key=lambda s: not s[3]):
-        tried = []
+    scale, at = canvas.dpi / 72, axes.transData.transform
+    points = at([spot[:2] for spot in spots])
+    marks = [_box(x, y, 2 * _MARK * scale, 2 * _MARK * scale) for x, y in points]
+    if legend := axes.get_legend():
+        marks.append(legend.get_window_extent().extents)
+    lines = [box for bar in bars for box in _along(at(bar), scale)]
+    crossed = _along(at(curve), scale) if len(curve) > 1 else []
+    for i in sorted(range(len(spots)), key=lambda i: not spots[i][3]):
+        x, y, text, first = spots[i]
+        size, found, fewest = _size(axes, text), None, len(crossed) + 1
+        others = [*marks[:i], *marks[i + 1 :]]
         for where in _PLACES:
-            note = _write(axes, (x, y), text, where, must)
-            box = note.get_window_extent()
-            clash = sum(box.overlaps(other) for other in taken) + (0 if _inside(box, axes) else 2)
-            tried.append((clash, where, box))
-            note.remove()
-            if not clash:
+            box, tie = _label_box(points[i], where, size, scale), _tie(points[i], where, scale)
+            if not _inside(box, axes) or _hits([box], [*others, *lines]):
+                continue
+            if _hits(tie, others):  # a line over a mark is better than no label
+                found = found or (where, box, tie)
+                continue
+            if (crossings := _hits([box], crossed)) < fewest:
+                found, fewest = (where, box, tie), crossings
+            if tie or not crossings:
                 break
-        clash, where, box = min(tried, key=lambda t: t[0])
-        if must or not clash:
-            _write(axes, (x, y), text, where, must)
-            taken.append(box)
+        if found:
+            where, box, tie = found
+            _write(axes, (x, y), text, where, first, bool(tie))
+            marks.append(box)
+            lines += tie
 
 
-def _write(axes: Axes, point: tuple[float, float], text: str, where: Place, must: bool) -> Any:
+def _label_box(point: Any, where: Place, size: tuple[float, float], scale: float) -> Box:
+    """The box of a label of that size in pixels at a place."""
     dx, dy, ha, va = where
-    style: dict[str, Any] = {"ha": ha, "va": va, "color": INK if must else MUTED, "fontsize": 8.5}
-    return axes.annotate(text, point, (dx, dy), textcoords="offset points", **style)
+    across = {"left": 0.5, "center": 0.0, "right": -0.5}[ha] * size[0]
+    up = {"bottom": 0.5, "center": 0.0, "top": -0.5}[va] * size[1]
+    return _box(point[0] + dx * scale + across, point[1] + dy * scale + up, *size)
 
 
-def _inside(box: Bbox, axes: Axes) -> bool:
+def _tie(point: Any, where: Place, scale: float) -> list[Box]:
+    """The line from a mark to a label on a ring, as small boxes; none to a label beside the mark."""
+    dx, dy = where[0] * scale, where[1] * scale
+    length = math.hypot(dx, dy)
+    if length < _RINGS[0] * scale * 0.99:
+        return []
+    start = (_MARK + 1) * scale / length
+    ends = [(point[0] + f * dx, point[1] + f * dy) for f in (start, 1 - 2 * scale / length)]
+    return _along(ends, scale)
+
+
+def _along(line: Any, scale: float) -> list[Box]:
+    """Small boxes along a line through points."""
+    boxes = []
+    for (x0, y0), (x1, y1) in itertools.pairwise(line):
+        count = max(1, round(math.hypot(x1 - x0, y1 - y0) / (3 * scale)))
+        steps = [(x0 + (x1 - x0) * k / count, y0 + (y1 - y0) * k / count) for k in range(count + 1)]
+        boxes += [_box(x, y, 2 * scale, 2 * scale) for x, y in steps]
+    return boxes
+
+
+def _box(x: float, y: float, width: float, height: float) -> Box:
+    """The box around a middle."""
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _hits(boxes: Sequence[Box], others: Sequence[Box]) -> int:
+    """How many pairs overlap."""
+    if not boxes or not others:
+        return 0
+    a, b = np.array(boxes)[:, None], np.array(others)[None]
+    return int(((a[..., :2] < b[..., 2:]) & (b[..., :2] < a[..., 2:])).all(axis=-1).sum())
+
+
+def _size(axes: Axes, text: str) -> tuple[float, float]:
+    """Width and height of a label in pixels, with a margin of one."""
+    note = axes.annotate(text, (0.5, 0.5), xycoords="axes fraction", fontsize=8.5)
+    box = note.get_window_extent()
+    note.remove()
+    return box.width + 2, box.height + 2
+
+
+def _write(axes: Axes, point: tuple[float, float], text: str, where: Place, first: bool, tied: bool) -> None:
+    dx, dy, ha, va = where
+    line: Any = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 1, "shrinkB": _MARK + 1}
+    note = axes.annotate(
+        text, point, (dx, dy), textcoords="offset points", ha=ha, va=va, color=INK if first else MUTED, fontsize=8.5,
+        arrowprops={**line, "relpos": _towards(ha, va)} if tied else None,
+    )  # fmt: skip
+    note.set_in_layout(False)
+
+
+def _towards(ha: str, va: str) -> tuple[float, float]:
+    """The point of a label's box at which its line ends."""
+    return {"left": 0.0, "center": 0.5, "right": 1.0}[ha], {"bottom": 0.0, "center": 0.5, "top": 1.0}[va]
+
+
+def _inside(box: Box, axes: Axes) -> bool:
     frame = axes.bbox
-    return bool(frame.x0 <= box.x0 and box.x1 <= frame.x1 + 2 and frame.y0 + 2 <= box.y0 and box.y1 <= frame.y1 + 8)
+    return bool(frame.x0 <= box[0] and box[2] <= frame.x1 + 2 and frame.y0 + 2 <= box[1] and box[3] <= frame.y1 + 2)
 
 
-def _around(points: Any, radius: float) -> list[Bbox]:
-    """The squares around points."""
-    from matplotlib.transforms import Bbox
+def legend_above(axes: Axes, marks: Mapping[str, str]) -> None:
+    """A legend over the axes: words and their marks."""
+    from matplotlib.lines import Line2D
 
-    return [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in points]
+    style: Any = {"linestyle": "none", "markerfacecolor": PAPER, "markeredgecolor": MUTED, "markeredgewidth": 1.1}
+    handles = [Line2D([], [], marker=mark, label=word, **style) for word, mark in marks.items()]
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=len(handles), fontsize=8.5,
+        handletextpad=0.1, handlelength=1.2, columnspacing=1.0, borderpad=0.2, labelcolor=MUTED,
+    )  # fmt: skip
 
 
 def at_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

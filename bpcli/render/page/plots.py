@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from bpcli.render.page.figure import (
     at_line_ends,
     brief,
     grid,
+    legend_above,
     log_axes,
     measured_ticks,
     place,
     round_ticks,
     set_ticks,
     short,
+    ticks,
     tidy,
 )
 
@@ -36,15 +39,25 @@ LINES_AT_MOST = 8
 ROWS_AT_MOST = 24
 LEAST_ERROR = 1e-17
 """Error drawn where a difference equals the reference to the last bit: a logarithm has no zero."""
-_COSTS = (("time_s", "s", "time"), ("memory", "B", "memory"))
+_COSTS = (("time_s", "s", "time"), ("allocated_bytes", "B", "memory"))
+_ERROR = ("error", "", "error")
 _EXACT_METHODS = ("bptt", "backprop")
 _MARKERS = "os^Dv<>P"
+KINDS = {"exact": ("exact", "o"), "truncated": ("truncated", "^"), "approximate": ("approximate", "s"),
+         "unbiased": ("unbiased", "D")}  # fmt: skip
+"""The word in a legend and the mark of each kind of method."""
+_UNKNOWN = ("unknown kind", "X")
 
 
 def _cost(row: Row, key: str) -> float | None:
-    """Seconds, or bytes: as allocated, or as predicted where nothing was measured."""
-    found = (row["allocated_bytes"] or row["predicted_bytes"]) if key == "memory" else row["time_s"]
+    """Seconds, a relative error, or bytes: as allocated, or as predicted where nothing was measured."""
+    found = row["allocated_bytes"] or row["predicted_bytes"] if key == "allocated_bytes" else row[key]
     return float(found) if _positive(found) else None
+
+
+def _limit(row: Row) -> float:
+    """The error up to which a row is exact."""
+    return EXACT.get(row["dtype"], 1e-7)
 
 
 def _positive(value: Any) -> bool:
@@ -57,15 +70,23 @@ def _of_backend(name: str, backend: str) -> str:
 
 @dataclass(frozen=True)
 class Dot:
-    """A method with its price (seconds or bytes) and its relative error, 0 where it is exact."""
+    """A method with its price (seconds or bytes) and its relative error, 0 where it is exact.
+
+    The error of a random method is that of a draw, and `mean` that of the mean of several; None of others.
+    """
 
     name: str
     price: float
     error: float
+    kind: tuple[str, str] = _UNKNOWN
+    mean: float | None = None
 
 
 def trades(rows: Sequence[Row], where: str) -> list[Figure]:
-    """Error against time and memory at one point of a sweep; no figure for a single method."""
+    """Error against time and memory at one point of a sweep; no figure for a single method.
+
+    Rows have the `error` of one gradient beside the columns of a bench.
+    """
     found = ((_dots(rows, key), unit, word) for key, unit, word in _COSTS)
     return [_trade(dots, unit, word, where) for dots, unit, word in found if len(dots) > 1]
 
@@ -83,29 +104,37 @@ def _dots(rows: Sequence[Row], key: str) -> list[Dot]:
     names = short([r["method"] for r in rows])
     dots = []
     for row in rows:
-        price, error = _cost(row, key), row["bias"]
+        price, error = _cost(row, key), row["error"]
         if price and error is not None and math.isfinite(error):
-            exact = error <= EXACT.get(row["dtype"], 1e-7)
-            dots.append(Dot(_of_backend(names[row["method"]], row["backend"]), price, 0.0 if exact else float(error)))
+            name, kind = _of_backend(names[row["method"]], row["backend"]), KINDS.get(str(row.get("kind")), _UNKNOWN)
+            exact = error <= _limit(row)
+            mean = float(row["bias"]) if row["bias"] != error and not exact and _positive(row["bias"]) else None
+            dots.append(Dot(name, price, 0.0 if exact else float(error), kind, mean))
     return dots
 
 
 def _trade(dots: Sequence[Dot], unit: str, word: str, where: str) -> Figure:
     best = frontier(dots)
     named = ", ".join(f"{d.name} ({_error(d)})" for d in best)
+    random = " The line below a random method reaches to the error of the mean of its draws."
     caption = f"{where}Filled: the frontier, beaten by none in both. Lower left is better."
+    caption += random if any(d.mean for d in dots) else ""
+    kinds = ", ".join(f"{d.name} {d.kind[0]}" for d in dots if d.kind is not _UNKNOWN)
     alt = f"{len(dots)} methods by relative error and {word}. On the frontier, from the cheapest: {named}."
+    alt += f" Kinds: {kinds}." if kinds else ""
     return Figure(f"Error against {word}", caption, alt, lambda axes: _draw_trade(axes, dots, best, unit, word))
 
 
 def _error(dot: Dot) -> str:
-    return "exact" if not dot.error else f"error {dot.error:.2g}"
+    if not dot.error:
+        return "exact"
+    return f"error {dot.error:.2g}" + (f", of the mean {dot.mean:.2g}" if dot.mean else "")
 
 
 def _draw_trade(axes: Axes, dots: Sequence[Dot], best: Sequence[Dot], unit: str, word: str) -> None:
     from matplotlib.ticker import EngFormatter
 
-    biased = [d.error for d in dots if d.error]
+    biased = [e for d in dots for e in (d.error, d.mean) if e]
     top = max(biased, default=1.0)
     low = 10.0 ** math.floor(math.log10(min(biased, default=0.1)))
     floor = low / (10 ** max(0.35, 0.16 * math.log10(top / low)))
@@ -123,74 +152,103 @@ def _draw_trade(axes: Axes, dots: Sequence[Dot], best: Sequence[Dot], unit: str,
     axes.step([d.price for d in best], [height[d] for d in best], where="post", color=ACCENT, linewidth=1.1)
     for number, dot in enumerate(dots):
         on, price = dot in best, EngFormatter(unit=unit, places=2)(dot.price)
+        if dot.mean:
+            axes.plot([dot.price] * 2, [dot.mean, dot.error], "-_", color=MUTED, linewidth=0.8, markevery=[0])
         axes.plot(
-            dot.price, height[dot], "o", color=ACCENT if on else PAPER, markeredgecolor=ACCENT if on else MUTED,
+            dot.price, height[dot], dot.kind[1], color=ACCENT if on else PAPER, markeredgecolor=ACCENT if on else MUTED,
             markeredgewidth=1.1, gid=f"tip:{dot.name}: {price}, {_error(dot)}:{number}", zorder=3,
         )  # fmt: skip
-    place(axes, [(d.price, height[d], d.name, d in best) for d in dots])
+    present = dict.fromkeys(d.kind for d in dots)
+    if len(present) > 1:
+        legend_above(axes, dict(sorted(present, key=lambda k: [*KINDS.values(), _UNKNOWN].index(k))))
+    bars = [[(d.price, d.mean), (d.price, d.error)] for d in dots if d.mean]
+    place(axes, [(d.price, height[d], d.name, d in best) for d in dots], _steps(best, height), bars)
+
+
+def _steps(best: Sequence[Dot], height: Mapping[Dot, float]) -> list[tuple[float, float]]:
+    """The corners of the frontier's line."""
+    corners = [(d.price, height[d]) for d in best]
+    level = [(b[0], a[1]) for a, b in itertools.pairwise(corners)]
+    return [corner for pair in itertools.zip_longest(corners, level) for corner in pair if corner]
 
 
 def _error_ticks(axes: Axes, low: float, floor: float, biased: Sequence[float]) -> None:
     """Ticks of the errors, and the word "exact" on the line of the exact."""
     decades = range(round(math.log10(low)), math.floor(math.log10(max(biased, default=low))) + 1) if biased else ()
-    ticks = [10.0**k for k in list(decades)[:: max(1, len(decades) // 6)]]
-    if 0 < len(ticks) < 3:
-        ticks = sorted({t * s for t in ticks for s in (1, 2, 5)})
+    values = [10.0**k for k in list(decades)[:: max(1, len(decades) // 6)]]
+    if 0 < len(values) < 3:
+        values = sorted({t * s for t in values for s in (1, 2, 5)})
     top = axes.get_ylim()[1]
-    shown = [floor, *(t for t in ticks if t <= top)]
+    shown = [floor, *(t for t in values if t <= top)]
     set_ticks(axes.yaxis, shown, lambda v: "exact" if v <= floor * 1.001 else tidy(v))
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method's cost `y` (seconds or bytes) at each `x`, ascending; `slope` of the fit in log-log."""
+    """A method's `y` (seconds, bytes or errors) at each `x`, ascending; `slope` of a fit in log-log, if there is one.
+
+    A line with one x is a method that does not have the option that x is.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
-    slope: float
+    slope: float | None
 
 
-def growths(rows: Sequence[Row]) -> list[Figure]:
-    """For each number that was swept, time and memory against it, all else as in the most expensive cell."""
+Slopes = Mapping[tuple[str, str, str, str], float]
+"""Fitted exponents by family (a method without the options that are swept), backend, figure and key."""
+
+
+def growths(rows: Sequence[Row], slopes: Slopes) -> list[Figure]:
+    """For each number that was swept, time and memory against it, all else as in the most expensive cell.
+
+    Against an option of methods, such as k2, the error comes first. Rows have `error` and `family` beside the columns
+    of a bench; `slopes` are those that the sentences tell.
+    """
     figures = []
     for key in dict.fromkeys(k for r in rows for k, v in r["grid"].items() if _positive(v) and k != "seed"):
         swept = [r for r in rows if _positive(r["grid"].get(key))]
         others = _others(max(swept, key=lambda r: (r["flops"] or 0.0, r["time_s"])), key)
         where = f"At {', '.join(f'{k}={v}' for k, v in others.items())}. " if others else ""
-        for cost, unit, word in _COSTS:
-            if lines := _lines([r for r in swept if _others(r, key) == others], key, cost):
+        there = [r for r in rows if _others(r, key) == others]
+        option = all(key not in r["settings"] and key != "threads" for r in swept)
+        for cost, unit, word in (_ERROR, *_COSTS) if option else _COSTS:
+            lines = _lines([r for r in there if key in r["grid"]], key, cost, slopes)
+            if option and lines and cost != "error":
+                lines += _levels([r for r in there if key not in r["grid"]], cost)
+            if lines:
                 figures.append(_growth(lines, brief(key), unit, word, where))
     return figures
-
-
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """The exponent p of the least-squares fit y ~ x^p."""
-    u, v = [math.log(a) for a in x], [math.log(b) for b in y]
-    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
-    spread = sum((a - mean_u) ** 2 for a in u)
-    return sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True)) / spread
 
 
 def _others(row: Row, key: str) -> dict[str, Any]:
     return {k: v for k, v in row["settings"].items() if k != key}
 
 
-def _lines(rows: Sequence[Row], key: str, cost: str) -> list[Line]:
+def _lines(rows: Sequence[Row], key: str, cost: str, slopes: Slopes) -> list[Line]:
     """A line for each method with two points, at most `LINES_AT_MOST`, the dearest and the cheapest among them."""
-    points: dict[tuple[str, str], dict[float, float]] = {}
+    points: dict[tuple[str, str, str], dict[float, float]] = {}
     for row in rows:
-        if value := _cost(row, cost):
-            points.setdefault((_without(row["method"], key), row["backend"]), {})[float(row["grid"][key])] = value
-    named = short([method for method, _ in points])
+        value = _cost(row, cost)
+        if value and (cost != "error" or value > _limit(row)):
+            names = (_without(row["method"], key), row["family"], row["backend"])
+            points.setdefault(names, {})[float(row["grid"][key])] = value
+    named = short([method for method, _, _ in points])
     lines = []
-    for (method, backend), found in points.items():
+    for (method, family, backend), found in points.items():
         if len(found) > 1:
             x, y = zip(*sorted(found.items()), strict=True)
-            lines.append(Line(_of_backend(named[method], backend), x, y, slope(x, y)))
+            lines.append(Line(_of_backend(named[method], backend), x, y, slopes.get((family, backend, cost, key))))
     lines.sort(key=lambda line: line.y[-1])
     step = (len(lines) - 1) / (LINES_AT_MOST - 1)
     return lines if len(lines) <= LINES_AT_MOST else [lines[round(i * step)] for i in range(LINES_AT_MOST)]
+
+
+def _levels(rows: Sequence[Row], cost: str) -> list[Line]:
+    """The exact methods to compare with, which do not have the option."""
+    own = [r for r in rows if r["method"] in _EXACT_METHODS and r["backend"] == "bp"]
+    return [Line(r["method"], (1.0,), (value,), None) for r in own[:1] if (value := _cost(r, cost))]
 
 
 def _without(method: str, key: str) -> str:
@@ -201,11 +259,17 @@ def _without(method: str, key: str) -> str:
 
 
 def _growth(lines: Sequence[Line], key: str, unit: str, word: str, where: str) -> Figure:
-    slopes = ", ".join(f"{line.name} {_signed(line.slope)}" for line in lines)
-    caption = f"{where}The number after a name is the slope of its fit: {word} grows as {key} to that power."
-    alt = f"{word.capitalize()} against {key} on logarithmic axes. Fitted slopes: {slopes}."
+    told = [line for line in lines if line.slope is not None]
+    named = ", ".join(f"{line.name} {_signed(line.slope or 0.0)}" for line in told)
+    caption = where
+    if told:
+        caption += f"The number after a name is a slope, fitted to all cells: {word} grows as {key} to that power. "
+    if levels := [line.name for line in lines if len(line.x) == 1]:
+        caption += f"Dotted: {levels[0]}."
+    alt = f"{word.capitalize()} against {key} on logarithmic axes, of {', '.join(line.name for line in lines)}."
+    alt += f" Fitted slopes: {named}." if told else ""
     title = f"{word.capitalize()} against {key}"
-    return Figure(title, caption, alt, lambda axes: _draw_growth(axes, lines, key, unit, word))
+    return Figure(title, caption.strip(), alt, lambda axes: _draw_growth(axes, lines, key, unit, word))
 
 
 def _signed(slope: float) -> str:
@@ -214,20 +278,34 @@ def _signed(slope: float) -> str:
 
 
 def _draw_growth(axes: Axes, lines: Sequence[Line], key: str, unit: str, word: str) -> None:
-    log_axes(axes, key, word)
+    log_axes(axes, key, "relative error" if word == "error" else word)
     ends = []
-    for line, marker in zip(lines, _MARKERS, strict=False):
+    right = max(x for line in lines for x in line.x)
+    for line, marker in zip(lines, _MARKERS + _MARKERS, strict=False):
+        if len(line.x) == 1:
+            axes.axhline(line.y[0], color=ACCENT, linewidth=1.0, linestyle=(0, (2, 3)), gid=f"tip:{line.name}:level")
+            ends.append((right, line.y[0], line.name, ACCENT))
+            continue
         color, size = ACCENT if line.name in _EXACT_METHODS else MUTED, 4.5 if len(line.x) <= 12 else 2.0
-        tip = f"tip:{line.name}: slope {line.slope:.2f}:{marker}"
+        tip = f"tip:{line.name}{'' if line.slope is None else f': slope {line.slope:.2f}'}:{marker}"
+        drawn = _fit(line) if line.slope is not None else line.y
         axes.plot(line.x, line.y, marker, color=color, markersize=size, gid=tip)
-        middle = [sum(math.log(v) for v in values) / len(values) for values in (line.x, line.y)]
-        fit = [math.exp(middle[1] + line.slope * (math.log(x) - middle[0])) for x in line.x]
-        axes.plot(line.x, fit, color=color, linewidth=1.1)
-        ends.append((line.x[-1], fit[-1], f"{line.name}  {_signed(line.slope)}", color))
-    measured_ticks(axes.xaxis, [x for line in lines for x in line.x])
-    round_ticks(axes.yaxis, unit)
+        axes.plot(line.x, drawn, color=color, linewidth=1.1)
+        said = line.name if line.slope is None else f"{line.name}  {_signed(line.slope)}"
+        ends.append((line.x[-1], drawn[-1], said, color))
+    measured_ticks(axes.xaxis, [x for line in lines for x in line.x if len(line.x) > 1])
+    if word == "error":
+        set_ticks(axes.yaxis, ticks(*axes.get_ylim()), tidy)
+    else:
+        round_ticks(axes.yaxis, unit)
     grid(axes)
     at_line_ends(axes, ends)
+
+
+def _fit(line: Line) -> list[float]:
+    """The line of the fitted slope through the middle of the points."""
+    middle = [sum(math.log(v) for v in values) / len(values) for values in (line.x, line.y)]
+    return [math.exp(middle[1] + (line.slope or 0.0) * (math.log(x) - middle[0])) for x in line.x]
 
 
 Cells = Mapping[str, Mapping[int, float]]
@@ -264,6 +342,18 @@ def _float(value: Any) -> float | None:
     except ValueError:
         return None
     return abs(number) if math.isfinite(number) else math.inf
+
+
+def bias_map(spec: str, method: str, errors: Mapping[str, Sequence[float]]) -> Figure:
+    """A map of the bias of a right method, tensors by steps, from an error for each step of each tensor."""
+    cells = {brief(name): dict(enumerate(values, start=1)) for name, values in errors.items()}
+    worst = ", ".join(f"{name} at step {max(row, key=lambda t: row[t])}" for name, row in cells.items())
+    caption = (
+        f"{spec}, {method}. Distance of the gradient of each step's loss from the exact one, relative to the whole "
+        "gradient of the tensor. The stronger the colour, the larger; blank: none."
+    )
+    alt = f"Heat map of the bias of {method} on {spec}, tensors by steps. Largest: {worst}."
+    return Figure("Where the gradient is biased", caption, alt, lambda axes: _draw_heat_map(axes, cells))
 
 
 def _heat_map(spec: str, method: str, cells: Cells) -> Figure:
