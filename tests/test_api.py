@@ -192,7 +192,7 @@ def test_a_planted_kernel_is_found(where: str) -> None:
     report.of("kernel:right").raise_for_wrong()
     with pytest.raises(bpcli.GradientError, match="a factor 2 is missing") as caught:
         report.raise_for_wrong()
-    assert f"again: bp check square.toml --kernel {where.format('wrong')}" in str(caught.value)
+    assert f"reproduce: bp check square.toml --kernel {where.format('wrong')}" in str(caught.value)
 
 
 def _square() -> bpcli.LoadedProblem:
@@ -280,7 +280,7 @@ def test_a_report_is_read_only_and_shown_in_notebooks() -> None:
     right, wrong = (bpcli.Report((finding("<a&b>", "bptt", "W", v),)) for v in ("pass", "wrong"))
     with pytest.raises(FrozenInstanceError):
         right.findings[0].verdict = "wrong"  # type: ignore[misc]
-    assert "<Report: 1 gradient of 1 spec: it passes.>" == repr(right)
+    assert "<Report: 1 gradient of <a&b>: it passes.>" == repr(right)
     for report, coloured in ((right, False), (wrong, True)):
         html = report._repr_html_()
         assert coloured == ('<tr style="color' in html)

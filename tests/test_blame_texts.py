@@ -160,7 +160,7 @@ def test_what_is_true_of_all_tensors_is_said_once() -> None:
     table, findings = kernel("raises", "--wrt", "W", "--wrt", "x")
     assert ["W", "x"] == [f["tensor"] for f in findings]
     assert 2 == table.count("raises ValueError: no luck (mine.py:")
-    assert 1 == table.count("  again: bp check")
+    assert 1 == table.count("  reproduce: bp check")
     assert "kernel:raises W, x: raises ValueError" in table and "all 2" in table
 
 
@@ -192,7 +192,7 @@ def test_black_boxes_are_blamed(name: str, tensor: str, words: str) -> None:
     table, findings = box(name)
     assert words in blames(findings)[tensor]
     found = next(f for f in findings if f["tensor"] == tensor)
-    assert f"  again: {found['blame']['reproduce']}\n" in table
+    assert f"  reproduce: {found['blame']['reproduce']}\n" in table
     assert 1 == run(*found["blame"]["reproduce"].split()[1:]).exit_code
     assert [] == list(blames(box("Ridge")[1]))
 

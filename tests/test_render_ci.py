@@ -162,7 +162,7 @@ def test_a_finding_is_told_in_full(name: str) -> None:
     text = _undo(render(with_cases(findings_document(found, (), {}, ()), {}), name))
     for part in ("wrong: sign, W[0, 1] has z 1e+09", "value 1, reference 1.00", "bound 1e-12", "the sign is wrong"):
         assert part in text
-    assert "again: bp check net.toml" in text
+    assert "reproduce: bp check net.toml" in text
 
 
 def test_a_finding_without_figures() -> None:

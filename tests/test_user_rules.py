@@ -255,7 +255,7 @@ def test_where_there_is_no_state() -> None:
     assert (2, ["method-refused"]) == (code, [e["code"] for e in document["errors"]])
     code, document = check(".", "-m", "rules.py:SnAp1")
     assert (0, {"net"}) == (code, {f["spec"] for f in document["findings"]})
-    assert any("skipped rules.py:SnAp1 of flat" in note for note in document["context"]["notes"])
+    assert any("skipped rules.py:SnAp1 for flat" in note for note in document["context"]["notes"])
 
 
 def test_a_definition_must_be_one() -> None:
