@@ -213,7 +213,7 @@ REFUSALS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: _square().forward("los"), "unknown-name", 'did you mean "loss"?'),
     (lambda: _square().local_derivatives(0), "no-state", "feed-forward"),
     (lambda: bpcli.load(3), "usage", "load: spec should be a valid string, got 3"),
-    (lambda: bpcli.load("net.toml", n=[8, 16]), "usage", "[8, 16] is no setting"),
+    (lambda: bpcli.load("net.toml", n=[8, 16]), "usage", "[8, 16] is not a setting"),
     (lambda: _square().gradient(5), "usage", "gradient: method should be"),
     (lambda: _square().check(methods=[3]), "usage", "check: methods should be"),
     (lambda: _square().check(mode=3), "usage", "check: mode should be"),

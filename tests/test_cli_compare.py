@@ -240,7 +240,7 @@ def test_a_rewritten_spec_is_noted(tmp_path):
     for name, document in (("base", base), ("head", head)):
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     found = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json"))
-    assert "net is not the same text in both runs." in found.stdout.splitlines()
+    assert "net differs between the two runs." in found.stdout.splitlines()
 
 
 @pytest.mark.parametrize("option", ["set", "wrt"])
@@ -256,7 +256,7 @@ def test_other_settings_are_noted(option, tmp_path):
             (tmp_path / f"{name}.json").write_text(json.dumps(document))
         lines = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json")).stdout.splitlines()
         assert same == any("update the baseline" in line for line in lines)
-        assert same == (f"--{option} is not the same in both runs: {told}." not in lines)
+        assert same == (f"--{option} differs between the two runs: {told}." not in lines)
 
 
 def test_annotations_and_test_reports(compared, tmp_path):

@@ -33,7 +33,7 @@ def case(row: Mapping[str, Any], places: Places) -> Case:
     own = [row["method"]] if ":" in row["method"] else []  # not the name of a tensor
     why = f": {row['cause']}" if row["cause"] else ""
     at = "" if worst is None else f"{tensor}{position(worst['index'], worst.get('direction'))}"
-    how = f"{why or ':'}{',' if why else ''} {at} has z {_digits(worst['z'], 3)}" if worst else why
+    how = f"{why or ':'}{',' if why else ''} z = {_digits(worst['z'], 3)} at {at}" if worst else why
     return Case(
         suite=spec,
         name=f"{row['method']} {tensor}",
@@ -72,17 +72,17 @@ def _digits(value: Any, digits: int) -> str:
 
 Row = Mapping[str, Any]
 _WHY = {
-    "noise": "rounding of the loss limits differences at {at} to an accuracy of {bound:.2g}",
-    "no power": "no reference is more accurate at {at} than {bound:.2g}, too little to tell right from wrong",
-    "kink": "many kinks meet in {at}: the value is right only for a program that does not treat all of them alike",
-    "underflow": "{at}, or an intermediate value, loses digits near the smallest numbers of its type",
-    "overflow": "an intermediate value of {at} overflows, even in a correct program",
-    "jump": "an argument of step is zero within rounding, and {at} fits no side of that jump that could be compared",
-    "edge of the domain": "{at} is on the edge of the loss's domain, where differences of one side do not converge",
-    "steps disagree": "{at}: small steps tell another derivative than larger ones, as where a loss oscillates",
-    "references disagree": "two references disagree at {at}, so that neither can reject the gradient",
+    "noise": "the loss is too noisy: {at} is only known to ±{bound:.2g}",
+    "no power": "no reference is accurate enough at {at} to tell right from wrong: its error may be {bound:.2g}",
+    "kink": "many kinks meet at {at}: the value is right only if the program treats them differently",
+    "underflow": "{at}, or an intermediate value, underflows and loses digits",
+    "overflow": "computing {at} overflows, even in a correct program",
+    "jump": "the argument of a step function is zero to within rounding, and {at} matches neither side of the jump",
+    "edge of the domain": "{at} is at the edge of the loss's domain, where one-sided differences do not converge",
+    "steps disagree": "small and large difference steps give different derivatives at {at}: the loss may oscillate",
+    "references disagree": "two references disagree at {at}, so neither can reject the gradient",
 }
-_BLIND = "no reference is available at {at}: all steps leave the range of floats or the domain of the loss"
+_BLIND = "no reference is available at {at}: every step leaves the range of floats or the domain of the loss"
 _STYLES = {"wrong": "bold red", "inconclusive": "yellow", "pass": "green"}
 """By verdict, the worst first."""
 _RANKS = [*_STYLES]
@@ -307,7 +307,7 @@ def _vanishing(findings: Sequence[Finding]) -> list[str]:
         spec: dict.fromkeys(f.tensor for f in gone if f.spec == spec) for spec in dict.fromkeys(f.spec for f in gone)
     }
     return [
-        f"{spec}: the gradient of {', '.join(n)} is zero up to rounding, so that its check reveals little"
+        f"{spec}: the gradient of {', '.join(n)} is zero up to rounding, so checking it reveals little"
         for spec, n in named.items()
     ]
 

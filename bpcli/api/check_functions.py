@@ -110,7 +110,7 @@ def _report(fn: Callable[..., Any], inputs: tuple[Any, ...], options: Derivative
     if not rules and len(inputs) == 2 and callable(inputs[0]) and isinstance(inputs[1], Mapping):
         if wanted.also:
             what = "check_gradient: forward and order apply to functions of PyTorch, JAX or NumPy"
-            fail("usage", what, help="leave them out beside a loss and its gradient")
+            fail("usage", what, help="leave them out when checking a loss and its gradient")
         box = _box_of(fn, inputs[0], inputs[1])
         found = check_box(box, names, limits, judged.mode, judged.tolerance)
     else:

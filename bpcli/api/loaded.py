@@ -99,7 +99,7 @@ class LoadedProblem:
         equations = self.setup.graph.equation
         for name in names:
             if canonical(name) not in equations:
-                what = f'no equation that the loss depends on is called "{printable(name)}"'
+                what = f'the loss does not depend on an equation called "{printable(name)}"'
                 fail("unknown-name", what, help=nearest(name, equations))
         chosen = {name: equations[canonical(name)] for name in names or equations}
         values = node_values(self._problem, tuple(dict.fromkeys(chosen.values())))
@@ -140,7 +140,7 @@ class LoadedProblem:
             if each is None:
                 has = f"these have: {', '.join(stepwise_methods(setup.graph))}; tbptt with k1=1, ebptt with tau=1"
                 remedy = has if setup.graph.recurrent else "a network without a state has no steps"
-                fail("no-steps", f"{call.text} has no gradient of each step", help=remedy)
+                fail("no-steps", f"{call.text} has no per-step gradient", help=remedy)
             losses, arrays = np.zeros(setup.T), {name: np.zeros(shape, setup.dtype) for name, shape in shapes.items()}
             for t, found in enumerate(each):
                 losses[t] = found.loss
@@ -266,7 +266,7 @@ class LoadedProblem:
         until
             End a method when the mean loss of its last ten steps is below this.
         online
-            Move the parameters within a sequence, at every step or, of windowed methods, after every window.
+            Update parameters within a sequence: at every step or, for windowed methods, after every window.
         data
             `fresh` for new data of the task at every step, or `fixed`; by default fresh where there is a task.
         watch, watch_every
@@ -368,4 +368,4 @@ def plain_setting(value: Any) -> Any:
     try:
         return value.item() if isinstance(value, np.generic) else np.dtype(value).name
     except TypeError:
-        fail("usage", f"{printable(repr(value))} is no setting", help="give a number, or the name of a dtype")
+        fail("usage", f"{printable(repr(value))} is not a setting", help="give a number, or the name of a dtype")

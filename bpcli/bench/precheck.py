@@ -49,7 +49,7 @@ class Precheck:
     kernel_error: float | None = None
 
 
-_NO_COMPARISON = Precheck("inconclusive", "nothing", "no right gradient to compare with")
+_NO_COMPARISON = Precheck("inconclusive", "nothing", "no correct gradient to compare with")
 
 
 def true_gradient(problem: Problem, limits: Limits) -> Gradient | None:
@@ -127,7 +127,7 @@ def _compared(setup: Setup, gradient: Gradient, right: Gradient, whose: str) -> 
     if np.array_equal(found, true) or (apart is not None and apart <= tolerance(setup)):
         return Precheck("pass", how, "")
     if not true.any() and np.isfinite(found).all():
-        return Precheck("inconclusive", how, f"the gradient of {whose} is zero, so that rounding has no scale")
+        return Precheck("inconclusive", how, f"the gradient of {whose} is zero, so rounding has no scale")
     amount = "an undefined amount" if apart is None else f"{apart:.2g}"
     return Precheck("wrong", how, f"differs from {whose} by {amount}")
 

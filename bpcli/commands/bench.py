@@ -47,8 +47,8 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 @click.argument("target", nargs=-1)
 @click.option(
     "-m", "--method", multiple=True, metavar="METHOD",
-    help="Measure a method such as tbptt:k1=1,k2=4, a reference, `check`, a complete check, or FILE.py:RULE, an online "
-    "rule of yours; repeatable.",
+    help="Method, such as tbptt:k1=1,k2=4; also a reference, `check` for a complete check, or FILE.py:RULE, your "
+    "own online rule; repeatable.",
 )  # fmt: skip
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",
@@ -56,7 +56,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 )  # fmt: skip
 @click.option(
     "--kernel", multiple=True, metavar="FILE.py:FUNC",
-    help="Also measure a gradient function of yours, beside the exact method; repeatable.",
+    help="Also measure your own gradient function, next to the exact method; repeatable.",
 )  # fmt: skip
 @click.option("--peer", multiple=True, metavar="PEER", help="Also measure jax or torch on the same cells; repeatable.")
 @click.option(
@@ -65,9 +65,9 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 )  # fmt: skip
 @click.option(
     "--draws", type=click.IntRange(1, 10000), default=16, show_default=True, metavar="N",
-    help="Take the bias, cosine and variance of a random method over N draws.",
+    help="Estimate bias, cosine and variance of a random method from N draws.",
 )  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same call.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
 @click.option(
     "--shard", metavar="I/N", callback=_shard, help="Measure part I of N of the cells; `bp merge` joins the parts."
 )

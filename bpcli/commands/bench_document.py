@@ -202,11 +202,11 @@ def _case(row: Row) -> Case:
 def _rates(context: Mapping[str, Any]) -> list[str]:
     """The machine and its rates, as one line."""
     machine = context.get("machine", {})
-    rates = [f"GEMM {v / 1e9:.3g} GFLOP/s in {k.split('_')[1]}" for k, v in machine.items() if k.startswith("gemm_")]
+    rates = [f"{v / 1e9:.3g} GFLOP/s in {k.split('_')[1]}" for k, v in machine.items() if k.startswith("gemm_")]
     if not rates:
         return []
-    copy = f"copy {machine['copy_bytes_per_s'] / 1e9:.3g} GB/s"
-    return [f"{machine['cpu']}, {machine['cores']} cores: {', '.join([*rates, copy])}."]
+    copy = f"copies at {machine['copy_bytes_per_s'] / 1e9:.3g} GB/s"
+    return [f"{machine['cpu']}, {machine['cores']} cores: matrix products at {', '.join(rates)}, {copy}."]
 
 
 def _varies(rows: Sequence[Row], column: Column) -> bool:
@@ -261,7 +261,7 @@ _SHOWN: Mapping[str, Callable[[Any], str]] = {
 _LEFT = frozenset({*HEAD, "dtype", "limit", "kind"})
 _OVER_SEEDS = ("spec", "method", "backend", "threads", "settings", "seeds", "spread", "time_s", "bias", "cosine")
 _MEASURED = frozenset(
-    {"spread", "seeds", "range", "ratio", "check"}
+    {"spread", "seeds", "range", "ratio"}
     | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "limit", "cosine"}
     | {"kernel_error", "bias", "variance"}
 )
@@ -272,8 +272,8 @@ _BRIEF = (
     Column("backend", "by", itemgetter("backend"), words, right=False, label=True),
     Column("kind", "kind", lambda row: row.get("kind"), words, right=False),
     Column("time_s", "time", itemgetter("time_s"), seconds),
-    Column("spread", "+-", _spread, _percent),
-    Column("ratio", "of bp's", itemgetter("ratio"), _times),
+    Column("spread", "±", _spread, _percent),
+    Column("ratio", "vs bp", itemgetter("ratio"), _times),
     Column("predicted_bytes", "predicted", itemgetter("predicted_bytes"), _bytes),
     Column("allocated_bytes", "allocated", itemgetter("allocated_bytes"), _bytes),
     Column("peak_bytes", "process growth", itemgetter("peak_bytes"), _bytes),
@@ -284,7 +284,7 @@ _BRIEF = (
     Column("cosine", "cosine", itemgetter("cosine"), digits(6)),
     Column("variance", "variance", lambda row: row.get("variance"), digits(2)),
     Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, words),
-    Column("range", "over seeds", _range, words),
+    Column("range", "cosine over seeds", _range, words),
     Column("pareto", "Pareto", lambda row: "*" if row["pareto"] else None, words, right=False),
     Column("check", "checked", lambda row: row["check"]["how"], words, right=False),
 )

@@ -36,7 +36,7 @@ Row = Mapping[str, Any]
 @click.argument("head")
 @click.option(
     "--across-machines", is_flag=True,
-    help="Allow runs of different machines; compares deterministic figures, not times.",
+    help="Allow runs from different machines: compare deterministic figures, not times.",
 )  # fmt: skip
 @click.option(
     "--write-baseline", metavar="FILE",
@@ -169,11 +169,11 @@ def _sentences(comparison: Comparison, counts: Mapping[str, int]) -> list[str]:
     if not any(line.figure == "time_s" for line in comparison.lines):
         sentences.append("Times were not compared.")
     elif not margins:
-        sentences.append("Both runs contain the same measurements of time, so there is nothing to compare.")
+        sentences.append("Both runs contain the same time measurements, so times cannot be compared.")
     else:
         low, high = min(margins), max(margins)
         span = f"{low:.1%}" if high - low < 5e-4 else f"{low:.1%} to {high:.1%}"
-        sentences.append(f"Times that differ by less than {span} count as the same: these runs are not more precise.")
+        sentences.append(f"Times that differ by less than {span} count as equal, as these runs are no more precise.")
     if (wins := counts["LESS"]) and not comparison.reasons:
         improved = f"{wins} deterministic figure{'s' * (wins != 1)} improved"
         sentences.append(f"{improved}: update the baseline with --write-baseline.")

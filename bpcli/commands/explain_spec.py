@@ -27,7 +27,7 @@ def _page(context: click.Context, parameter: click.Parameter, value: str) -> str
 @click.option("-m", "--method", multiple=True, metavar="METHOD",
               help="Method to derive, as bptt or tbptt:k1=1,k2=4; repeatable. Default: bptt and rtrl.")  # fmt: skip
 @click.option("--numbers", is_flag=True, help="Evaluate every line on the data, and check it.")
-@click.option("--node", metavar="NAME", help="Derive the derivative with respect to this equation alone.")
+@click.option("--node", metavar="NAME", help="Derive only the derivative with respect to this equation.")
 @click.option("--format", "page", default="text", metavar="FORMAT", callback=_page,
               help="Format of stdout: text, markdown, latex or html.")  # fmt: skip
 @click.option("--dot", "drawing", flag_value="dot", help="Draw the network for Graphviz instead.")

@@ -1,7 +1,7 @@
 """Tables for people: columns under headings, with sentences above, notes and then refusals below.
 
 A table too wide for the terminal is cut between columns, and every part repeats the labels. Numbers are folded last.
-Text is wrapped to the terminal. In a file or a pipe every row, sentence and note is one line, for programs such as grep.
+Text is wrapped to the terminal. Without one every row, sentence and note is a line, for programs such as grep.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GAP = 3
 _REMARK = 20
 """Least width of a column of remarks, which wrap."""
 _PROSE = 110
-"""Width of the legend where there is no terminal."""
+"""Width of a legend at most."""
 _LABEL = 8
 """Least width of a label where labels would leave no room for a number."""
 
@@ -36,7 +36,7 @@ def render_table(document: Document, look: Look) -> str:
     """The main columns, or all of them when `look.verbose`."""
     blocks = [_lines(document.sentences, look.width)]
     if document.rows:
-        blocks += [_columns(document, look), _lines([document.legend], look.width or _PROSE)]
+        blocks += [_columns(document, look), _lines([document.legend], min(look.width or _PROSE, _PROSE))]
     blocks.append(_lines(document.notes, look.width))
     blocks += [format_diagnostic(d) for d in document.errors]
     text = "\n\n".join(b for b in blocks if b)
@@ -44,11 +44,11 @@ def render_table(document: Document, look: Look) -> str:
 
 
 def _lines(texts: Sequence[str], width: int | None) -> str:
-    """The texts, wrapped to `width` at spaces; lines that begin with one, such as commands to copy, stay as they are."""
+    """The texts, wrapped to `width`; lines that begin with a space, such as commands to copy, stay as they are."""
     shown = [printable(text, 2000) for text in texts]
     if width is None:
         return "\n".join(shown)
-    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent="")
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     return "\n".join(text if text.startswith(" ") else wrapper.fill(text) for text in shown)
 
 
