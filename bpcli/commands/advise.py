@@ -48,7 +48,7 @@ def _bias(context: click.Context, parameter: click.Parameter, value: float) -> f
     help="Largest relative bias allowed; 0 requires an exact method.",
 )  # fmt: skip
 @click.option(
-    "--per-step-time", metavar="TIME", callback=_duration, help="Time allowed for a step of all samples, such as 1ms."
+    "--per-step-time", metavar="TIME", callback=_duration, help="Time allowed per step, for all samples, such as 1ms."
 )
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "allow_outside", "format", "output", "quiet", "verbose",

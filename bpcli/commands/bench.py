@@ -92,10 +92,10 @@ def bench(
     Every cell of the sweep runs in its own process. Its gradient is checked first; a wrong gradient is not timed.
     Without TARGET, the vanilla RNN that ships with bp is measured. Methods and grid come from [bench] in the spec; -m
     replaces the methods, -g adds keys to the grid or replaces them. The rows of each spec are also written to
-    reports/bench-SPEC.csv, with options to reports/bench-SPEC-DIGEST.csv, so that only the same call replaces them, or
-    to the file of --output csv=PATH. Finished cells survive any interruption: run the same
-    command with --resume to continue. On a cluster, each worker measures one cell at a time; the specs and the files
-    they name must exist there at the same paths.
+    reports/bench-SPEC.csv or, if options are given, to reports/bench-SPEC-DIGEST.csv, which only the same call
+    replaces; --output csv=PATH names another file. Finished cells survive any interruption: repeat the command with
+    --resume to continue. On a cluster, each worker measures one cell at a time; specs and the files they name must
+    exist there at the same paths.
     """
     from bpcli.errors import fail
 
@@ -267,7 +267,7 @@ def exit_code(results: BenchResults, strict: bool) -> int:
 def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     """Merge RUNs saved by `bp bench --output json=RUN`, such as the parts of a sweep made by --shard, into one.
 
-    All must be of the same version of bp, the same machine and the same specs, and no cell may be in two of them.
+    All must come from the same version of bp, the same machine and the same specs, and no cell may be in two of them.
     """
     from bpcli.bench.measurement import BenchResults
     from bpcli.bench.saved_runs import merge as merge_runs

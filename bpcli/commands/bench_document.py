@@ -144,7 +144,7 @@ def brief_document(full: Document, quiet: bool) -> Document:
     """The main figures, aggregated over seeds, without constant columns; if `quiet`, only rows that do not pass."""
     together = over_seeds(full.rows)
     rows = [r for r in together if r["check"]["verdict"] != "pass"] if quiet else together
-    shown = [c for c in _BRIEF if c.key in ("method", "time_s") or _varies(together, c)]
+    shown = [c for c in BRIEF if c.key in ("method", "time_s") or _varies(together, c)]
     # Method options are part of the method's name.
     keys = dict.fromkeys(k for r in together for k in r["grid"] if k in r["settings"] or k == "threads")
     swept = [c for c in (_column(k, k, True) for k in keys) if _varies(together, c)]
@@ -266,7 +266,7 @@ _MEASURED = frozenset(
     | {"kernel_error", "bias", "variance"}
 )
 _EXPLAINED = ("spread", "predicted_bytes", "allocated_bytes", "peak_bytes", "gemm_fraction", "pareto")
-_BRIEF = (
+BRIEF = (
     Column("spec", "spec", itemgetter("spec"), words, right=False, label=True),
     Column("method", "method", itemgetter("method"), words, right=False, label=True),
     Column("backend", "by", itemgetter("backend"), words, right=False, label=True),
@@ -288,3 +288,4 @@ _BRIEF = (
     Column("pareto", "Pareto", lambda row: "*" if row["pareto"] else None, words, right=False),
     Column("check", "checked", lambda row: row["check"]["how"], words, right=False),
 )
+"""The columns of the table; those that say nothing about a run are left out of it."""

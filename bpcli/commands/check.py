@@ -116,7 +116,7 @@ def check(
     else backprop for a feed-forward network, bptt and rtrl for a recurrent one. With --kernel or --gradient, only
     those are checked.
     A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, a NumPy function
-    with NAME_vjp beside it, all at inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and
+    with NAME_vjp next to it, each evaluated at NAME_inputs; or an object with params (a dict of arrays), loss(params) and
     grad(params). On a cluster, the workers compute the perturbed losses of large specs; they must find the same files
     at the same paths.
     """

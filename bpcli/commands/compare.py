@@ -142,7 +142,14 @@ def brief_document(full: Document, quiet: bool) -> Document:
         if _VERDICTS[row["verdict"]][2] != "pass"
         or not (quiet or (row["verdict"] == "SAME" and row["figure"] != "time_s"))
     ]
-    shown = [c for c in full.columns if not c.wide and (c.key not in _SOMETIMES or any(c.show(c.get(r)) for r in rows))]
+    several = len({row["spec"] for row in full.rows}) > 1
+    shown = [
+        c
+        for c in full.columns
+        if not c.wide
+        and (several or c.key != "spec")
+        and (c.key not in _SOMETIMES or any(c.show(c.get(r)) for r in rows))
+    ]
     sentences = full.sentences if rows or not quiet else ()
     return replace(full, rows=rows, columns=shown, sentences=sentences, notes=() if quiet else full.notes)
 
@@ -162,7 +169,9 @@ def _sentences(comparison: Comparison, counts: Mapping[str, int]) -> list[str]:
     if not comparison.cells:
         return ["Nothing was compared: the runs have no cell in common.", *comparison.reasons]
     changed = [f"{counts[v]} {v}" for v in _VERDICTS if v != "SAME" and counts[v]]
-    cells = f"{comparison.cells} cell{'s' * (comparison.cells != 1)} compared"
+    specs = {line.spec for line in comparison.lines}
+    of = f" of {specs.pop()}" if len(specs) == 1 else ""
+    cells = f"{comparison.cells} cell{'s' * (comparison.cells != 1)}{of} compared"
     sentences = [f"{cells}: {', '.join(changed)}, {counts['SAME']} SAME." if changed else f"{cells}: no differences."]
     sentences += comparison.reasons
     margins = [line.margin for line in comparison.lines if line.margin is not None]

@@ -72,7 +72,7 @@ COLUMNS = (
 @click.argument("spec")
 @click.option(
     "-m", "--method", required=True, metavar="METHOD",
-    help="Method, as bptt or tbptt:k1=1,k2=4, or FILE.py:RULE, your own online rule.",
+    help="Method, such as bptt or tbptt:k1=1,k2=4, or FILE.py:RULE, your own online rule.",
 )  # fmt: skip
 @click.option("-o", "--out", metavar="OUT.npz", help="Output file; with --per-step also OUT.csv, one line per step.")
 @click.option("--per-step", is_flag=True, help="Show the gradient that an online method assigns to each step.")

@@ -61,7 +61,7 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
     "--method",
     multiple=True,
     metavar="METHOD",
-    help="Train with a method such as tbptt:k1=1,k2=4; repeatable; default: the exact one, online rtrl.",
+    help="Method to train with, such as tbptt:k1=1,k2=4; repeatable; default: the exact one, or rtrl online.",
 )
 @click.option(
     "--optimizer",
@@ -294,21 +294,23 @@ def _notes(training: Training) -> tuple[str, ...]:
     for learner in training.learners:
         if learner.outcome == "not finite":
             why = f"its loss, gradient or parameters are not finite at step {learner.done}"
-            notes.append(f"{learner.call.text} ended: {why}; try a smaller --lr, or --clip 1")
+            notes.append(f"{learner.call.text} stopped: {why}; try a smaller --lr, or --clip 1")
         for call in watch.calls:
             found = {f: learner.curve[column(f, call.text)][: learner.done] for f in FIGURES}
             count = int(np.isfinite(found["cosine"]).sum())
             told = ", ".join(f"{f} {np.nanmean(v):.3g}" for f, v in found.items()) if count else "nothing to compare"
-            notes.append(f"along {learner.call.text}, {call.text} against the true gradient: {told} ({count} steps)")
+            where = f"{call.text} compared with the true gradient while training with {learner.call.text}"
+            notes.append(f"{where}: {told} (mean of {count} steps)")
         for one, other in watch.pairs():
             between = learner.curve[column("cosine", f"{one.text}|{other.text}")][: learner.done]
             if np.isfinite(between).any():
-                notes.append(
-                    f"along {learner.call.text}, {one.text} and {other.text}: cosine {np.nanmean(between):.3g}"
-                )
+                where = f"{one.text} compared with {other.text} while training with {learner.call.text}"
+                notes.append(f"{where}: cosine {np.nanmean(between):.3g}")
         if training.options.online:
             cosines = learner.curve[STALE][: learner.done]
             kind = "its influence matrix stems from earlier parameters; " if is_stale(learner.call) else ""
-            told = f"{np.nanmean(cosines):.4g}" if np.isfinite(cosines).any() else "not known"
-            notes.append(f"{learner.call.text}: {kind}cosine of a sequence's last gradient with the true one: {told}")
+            told = f"{np.nanmean(cosines):.4g}" if np.isfinite(cosines).any() else "unknown"
+            notes.append(
+                f"{learner.call.text}: {kind}mean cosine of a sequence's last gradient with the true one: {told}"
+            )
     return tuple(notes)

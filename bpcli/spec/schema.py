@@ -355,7 +355,7 @@ def _refuse_missing(path: KeyPath, context: Context) -> None:
     *table, key = path
     header = context.source.outline.headers.get(tuple(table))
     place = context.source.text.place(*header) if header else context.source.key(*table)
-    remedies = {"bp": "write bp = 1 at the top", "equations": "write [equations], one equation per line, one named loss"}
+    remedies = {"bp": "write bp = 1 at the top", "equations": "write [equations], one per line, one of them named loss"}
     inside = f" in {printable('.'.join(table))}" if table else ""
     what = f'the {"table" if key == "equations" else "key"} "{key}" is missing{inside}'
     context.collector.add("missing-key", what, place, help=remedies.get(key, f"write {key} = …"))
