@@ -115,8 +115,8 @@ def check(
     Without TARGET, the specs in the folder specs/ are checked. Without -m, the methods are those named by the spec,
     else backprop for a feed-forward network, bptt and rtrl for a recurrent one. With --kernel or --gradient, only
     those are checked.
-    A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, a NumPy function
-    with NAME_vjp next to it, each evaluated at NAME_inputs; or an object with params (a dict of arrays), loss(params) and
+    A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, or a NumPy function
+    with NAME_vjp next to it, at the inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and
     grad(params). On a cluster, the workers compute the perturbed losses of large specs; they must find the same files
     at the same paths.
     """

@@ -142,14 +142,9 @@ def brief_document(full: Document, quiet: bool) -> Document:
         if _VERDICTS[row["verdict"]][2] != "pass"
         or not (quiet or (row["verdict"] == "SAME" and row["figure"] != "time_s"))
     ]
-    several = len({row["spec"] for row in full.rows}) > 1
-    shown = [
-        c
-        for c in full.columns
-        if not c.wide
-        and (several or c.key != "spec")
-        and (c.key not in _SOMETIMES or any(c.show(c.get(r)) for r in rows))
-    ]
+    empty = {c.key for c in full.columns if c.key in _SOMETIMES and not any(c.show(c.get(r)) for r in rows)}
+    empty |= {"spec"} if len({row["spec"] for row in full.rows}) == 1 else set()
+    shown = [c for c in full.columns if not c.wide and c.key not in empty]
     sentences = full.sentences if rows or not quiet else ()
     return replace(full, rows=rows, columns=shown, sentences=sentences, notes=() if quiet else full.notes)
 

@@ -25,7 +25,7 @@ def _page(context: click.Context, parameter: click.Parameter, value: str) -> str
 @click.command()
 @click.argument("spec")
 @click.option("-m", "--method", multiple=True, metavar="METHOD",
-              help="Method to derive, such as bptt or tbptt:k1=1,k2=4; repeatable. Default: bptt and rtrl.")  # fmt: skip
+              help="Method to derive, such as tbptt:k1=1,k2=4; repeatable. Default: bptt and rtrl.")  # fmt: skip
 @click.option("--numbers", is_flag=True, help="Evaluate every line on the data, and check it.")
 @click.option("--node", metavar="NAME", help="Derive only the derivative with respect to this equation.")
 @click.option("--format", "page", default="text", metavar="FORMAT", callback=_page,
