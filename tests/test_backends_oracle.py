@@ -108,7 +108,7 @@ def test_the_cost_of_an_oracle_is_that_of_a_gradient_and_its_bound(monkeypatch):
     ("methods", "code", "said"),
     [
         ([], 0, "skipped tbptt:k1=1,k2=4 for vanilla_rnn: the reference oracle differentiates the whole loss"),
-        (["-m", "bptt"], 0, "Every entry checked against oracle: vanilla_rnn"),
+        (["-m", "bptt"], 0, "Every entry checked against oracle."),
         (["-m", "bptt", "-m", "tbptt:k1=1,k2=2"], 2, "error[reference-refused]: tbptt:k1=1,k2=2: the reference oracle"),
     ],
 )

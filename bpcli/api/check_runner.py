@@ -75,13 +75,15 @@ class Results:
     def notes(self) -> list[str]:
         """Remarks on what was judged, how, and what was skipped."""
         skipped = [f"skipped {m} for {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
-        chosen = [f"{words[:1].upper()}{words[1:]}: {self._named(specs)}" for words, specs in self.chosen.items()]
+        chosen = [f"{words[:1].upper()}{words[1:]}{self._named(specs)}" for words, specs in self.chosen.items()]
         return [*self.unused, *chosen, *sizes_note(self.sizes), *skipped]
 
     def _named(self, specs: Sequence[str]) -> str:
-        """The names of specs, or their number if they are many and all of the check."""
-        every = len(specs) >= _MANY and set(specs) == {f.spec for f in self.findings}
-        return f"all {len(specs)} specs" if every else ", ".join(specs)
+        """The names of specs after a colon, or their number if they are many and all; a full stop if there is one."""
+        every = set(specs) == {f.spec for f in self.findings}
+        if every and len(specs) == 1:
+            return "."
+        return f": all {len(specs)} specs" if every and len(specs) >= _MANY else f": {', '.join(specs)}"
 
     def add_object(self, name: str, found: Sequence[tuple[Finding, Place | None]]) -> None:
         """Add the findings on the object `name`, each with the place of its gradient."""

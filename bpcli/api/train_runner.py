@@ -124,7 +124,7 @@ class Trained:
         return ["step", "method", *self.training.learners[0].curve]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each step and method; a figure that there is not is None."""
+        """A row for each step and method; missing figures are None."""
         learners, rows = self.training.learners, []
         for step in range(max(x.done for x in learners)):
             for x in (x for x in learners if step < x.done):
