@@ -205,9 +205,9 @@ def test_a_kink_is_an_interval(mode: str) -> None:
     assert {"index": [1], "value": 0.25, "low": 0.0, "high": 1.0} == {
         k: v if isinstance(v, list) else round(v, 9) for k, v in found["kink"].items()
     }
-    assert "w[1] = 0.25, right is anything from" in table
+    assert "w[1] = 0.25, any value between" in table
     (text,) = blames(box("Beyond")[1]).values()
-    assert text.startswith("w[1] = 3, should be from")
+    assert text.startswith("w[1] = 3, should be between")
 
 
 def test_a_kink_of_a_spec_is_an_interval() -> None:

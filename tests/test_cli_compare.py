@@ -224,7 +224,7 @@ def test_what_was_measured_once_has_not_changed(tmp_path):
         row.update(contaminated=True, samples_s=[2.0**i * row["time_s"] for i in range(-4, 5)])
     (tmp_path / "base.json").write_text(json.dumps(base))
     code, text = shown(base)
-    assert (0, True, True) == (code, "no differences" in text, "contain the same measurements" in text)
+    assert (0, True, True) == (code, "no differences" in text, "contain the same time measurements" in text)
     again = copy.deepcopy(base)
     again["cells"][2]["samples_s"].reverse()
     code, text = shown(again, "--format", "json")

@@ -181,7 +181,7 @@ def test_ten_lines_are_snap(name: str, slips: tuple[str, ...]) -> None:
         code, document = check(of(name), "-m", f"rules.py:{slip}", *args)
         assert 1 == code, slip
         wrong = next(f for f in document["findings"] if f["verdict"] == "wrong" and f["blame"])
-        assert "snap:k=1 on local derivatives by the complex step" in wrong["blame"]["text"]
+        assert "snap:k=1 on local derivatives measured by the complex step" in wrong["blame"]["text"]
         assert f"-m rules.py:{slip} --as snap:k=1" in wrong["blame"]["reproduce"]
 
 

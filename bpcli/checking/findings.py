@@ -99,12 +99,12 @@ def worst_entry(finding: Finding) -> str:
 
 def kinked(tensor: str, kink: Kink) -> str:
     """A value at a kink and the interval of right values."""
-    return f"{tensor}{position(kink.index)} = {kink.value:.6g}, any value {_one_sided(kink)} is right"
+    return f"{tensor}{position(kink.index)} = {kink.value:.6g}, any value {_one_sided(kink)}, is right"
 
 
 def _one_sided(kink: Kink) -> str:
     low, high = distinct_digits(kink.low, kink.high)
-    return f"between {low} and {high}, the one-sided derivatives at a kink,"
+    return f"between {low} and {high}, the one-sided derivatives at a kink"
 
 
 def position(index: tuple[int, ...] | None, direction: int | None = None) -> str:
