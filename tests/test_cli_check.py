@@ -278,6 +278,16 @@ def test_the_sentence_on_top(names: list[str], expected: str) -> None:
     assert expected == result.stdout.splitlines()[0]
 
 
+def test_the_sizes_of_several_specs_are_noted() -> None:
+    """Those of a single one are in the first sentence; a feed-forward network has no T."""
+    paths = [write(Path("a.toml"), RECURRENT), write(Path("b.toml"), RECURRENT), write(Path("flat.toml"), FORWARD)]
+    found = run("check", *paths, "--set", "batch=4").stdout
+    assert "Sizes: T = 3, batch = 4, float64 (a, b); batch = 4, float64 (flat)." in found.splitlines()
+    assert "Sizes" not in run("check", paths[0]).stdout
+    context = json.loads(run("check", paths[2], "--format", "json").stdout)["context"]
+    assert {"T": None, "batch": 4, "dtype": "float64"} == context["sizes"]["flat"]
+
+
 @pytest.mark.parametrize(
     ("count", "refused", "expected"),
     [(3, 0, ": s0, s1, s2"), (4, 0, ": all 4 specs"), (4, 1, ": all 4 specs"), (5, 0, ": all 5 specs")],
