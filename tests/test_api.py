@@ -202,7 +202,7 @@ def _square() -> bpcli.LoadedProblem:
 # A call, the code of its refusal, and words in it.
 REFUSALS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: bpcli.load("nothing.toml"), "unreadable-file", "nothing.toml"),
-    (lambda: bpcli.load("net.toml", m=3), "unknown-name", '"m" is no dim'),
+    (lambda: bpcli.load("net.toml", m=3), "unknown-name", '"m" is not a dim'),
     (lambda: bpcli.load("broken.toml"), "unknown-name", "broken.toml:11:15"),
     (lambda: bpcli.load("net.toml", n=0), "out-of-range", "dims.n must be an integer from 1"),
     (lambda: bpcli.load("net.toml", dtype="float16"), "unknown-value", "float32"),

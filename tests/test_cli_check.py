@@ -363,7 +363,7 @@ def test_a_file_that_fails_late_hides_nothing(monkeypatch: pytest.MonkeyPatch) -
 def test_a_refusal_names_its_spec() -> None:
     """Among several specs a refusal without a place says which spec it is about."""
     paths = [write(Path(name), text) for name, text in (("a.toml", RECURRENT), ("b.toml", FORWARD))]
-    assert 'b.toml: "n" is no dim' in run("check", *paths, "--set", "n=3").stderr
+    assert 'b.toml: "n" is not a dim' in run("check", *paths, "--set", "n=3").stderr
 
 
 def test_what_the_loss_does_not_use_is_noted() -> None:

@@ -140,7 +140,7 @@ def vouch(problem: Problem, call: MethodCall, gradient: Gradient, true: Gradient
     setup = problem.setup
     if isinstance(call.method, Checking):
         reverse, findings = call.method.judge(problem)
-        return _worst(findings, reverse, f"{reverse.text}, every entry, by it")
+        return _worst(findings, reverse, f"every entry of {reverse.text}, by this check")
     if check_cost(setup, [call], CheckOptions(mode="full")) <= AFFORDABLE_FLOPS:
         return _worst(check(setup, [call], CheckOptions()), call, "every entry")
     sample = _sampled(setup, call)
