@@ -386,7 +386,7 @@ def test_the_table_shows_what_changed_and_every_time(compared, tmp_path):
     found = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json"))
     lines = found.stdout.splitlines()
     assert 3 == found.exit_code
-    assert "6 cells compared: 1 MORE" in lines[0]
+    assert "6 cells of net compared: 1 MORE" in lines[0]
     assert (1, 6) == (found.stdout.count(" flops "), found.stdout.count(" time_s "))
     quiet = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json"), "-q")
     assert (1, 0) == (quiet.stdout.count(" flops "), quiet.stdout.count(" time_s "))
