@@ -110,7 +110,7 @@ def test_time_decides() -> None:
 def test_what_it_says() -> None:
     """A sentence with the reason, the command that measures it, and where nothing fits by how much."""
     told = run("advise", LEAKY, "--memory", "1MB", "--set", "n=4")
-    assert "the fastest candidate that is exact" in told.stdout
+    assert "the fastest exact candidate" in told.stdout
     (line,) = [x for x in told.stdout.splitlines() if x.startswith("  measure it: bp bench ")]
     swept = bpcli.load(LEAKY, n=4).setup
     assert "--set n=4" in line

@@ -137,13 +137,13 @@ def _chosen(found: Advice, demand: Demand, bench: list[str]) -> tuple[str, ...]:
     from bpcli.problem.limits import format_bytes
 
     best = found.found[0]
-    bias = "is exact" if best.exact else f"has a bias of {best.bias:.2g}"
+    bias = "" if demand.bias == 0 else ", and is exact" if best.exact else f", and has a bias of {best.bias:.2g}"
     memory = f"{format_bytes(best.bytes)} of the {format_bytes(demand.memory)} allowed"
     many = f"{found.fitting} of {found.considered} candidates fit in memory{_and_time(demand)}"
-    within = "with an acceptable bias" if demand.bias > 0 else "that is exact"
+    fastest = "candidate with an acceptable bias" if demand.bias > 0 else "exact candidate"
     again = shlex.join([*bench, best.call.text])
-    needs = f"{best.call.text} needs {memory} and {seconds(best.seconds)} per step, and {bias}"
-    return (f"{needs}: the fastest candidate {within} ({many}).", f"  measure it: {again}")
+    needs = f"{best.call.text} needs {memory} and {seconds(best.seconds)} per step{bias}"
+    return (f"{needs}: the fastest {fastest} ({many}).", f"  measure it: {again}")
 
 
 def _and_time(demand: Demand) -> str:
