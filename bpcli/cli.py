@@ -96,7 +96,7 @@ class LazyGroup(click.Group):
                 stream.reconfigure(errors="backslashreplace")
         try:
             if silent:
-                raise click.UsageError("stdout is closed, so that the results would be lost")
+                raise click.UsageError("stdout is closed, so the results would be lost")
             code = super().main(given, prog_name, standalone_mode=False, **extra)
             sys.stdout.flush()
         except Exception as error:

@@ -31,8 +31,8 @@ _SPECS = pytest.StashKey[frozenset[Path]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the settings of the plugin to the configuration of pytest."""
-    parser.addini("bp_specs", "glob patterns of specs to check as tests, as specs/*.toml", type="args", default=[])
-    parser.addini("bp_methods", "methods for specs that name none, as bptt rtrl", type="args", default=[])
+    parser.addini("bp_specs", "glob patterns of specs to check as tests, such as specs/*.toml", type="args", default=[])
+    parser.addini("bp_methods", "methods for specs that name none, such as bptt rtrl", type="args", default=[])
     parser.addini("bp_strict", "fail inconclusive tests instead of skipping them", type="bool", default=False)
 
 

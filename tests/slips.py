@@ -454,7 +454,7 @@ NETWORKS: Mapping[str, Network] = {
     "tied": Network("tied_autoencoder", tied),
     **{name: Network(*spec) for name, spec in SPECS.items()},
 }
-NO_CAUSE = ("entries are wrong", "alone are wrong", "alone is wrong", "a single entry is wrong", "did not show again")
+NO_CAUSE = ("entries are wrong", "alone are wrong", "alone is wrong", "a single entry is wrong", "did not recur")
 """Words that claim no cause: right where the slip is none that could be known."""
 _B = ("1/B is missing", "is batch", "= batch")
 _ONE = ("that of the first sample",)
@@ -474,16 +474,16 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "no last loss": ("the last step's loss is left out",),
         "1/T": ("divided by T", "1/T"),
         "bias of one sample": _ONE,
-        "no time": ("nothing goes back through time", "tbptt:k1=1,k2=1"),
-        "slope at output": ("taken at the output",),
+        "no time": ("nothing is propagated back through time", "tbptt:k1=1,k2=1"),
+        "slope at output": ("evaluated at the output",),
         "no slope": ("derivative of tanh is missing",),
         "slope of sigmoid": ("form of sigmoid's",),
         "no α in M": ("missing in M̄", "= 1/alpha"),
-        "no first step": ("what the first step gives",),
+        "no first step": ("the first step's contribution",),
         "h[-1]": ("the last state is used",),
         "a(t)": _NOW,
         "mixed": ("samples of the batch are mixed",),
-        "= for +=": ("= in place of +=",),
+        "= for +=": ("= instead of +=",),
         "x(t-1)": _SHIFT,
         "no leak": ("leak is missing in J", "path a[t-1] → a is left out"),
         "no α in J": ("missing in J",),
@@ -505,14 +505,14 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "c(t)": _NOW,
         "sign of f": ("path f → c has the wrong sign", "a block, are -1"),
         "no i": ("the factor i is missing",),
-        "slope at o": ("taken at the output",),
+        "slope at o": ("evaluated at the output",),
         "slope of tanh at f": ("form of tanh's",),
         "no slope of i": ("derivative of sigmoid is missing",),
         "slope of sigmoid at g": ("form of sigmoid's",),
         "i and f": ("are exchanged",),
         "x(t-1)": _SHIFT,
         "h(t)": _NOW,
-        "b = for +=": ("= in place of +=",),
+        "b = for +=": ("= instead of +=",),
         "no h[t-1]": ("path h[t-1] → gates is left out",),
         "no c[t-1]": ("path c[t-1] → c is left out", "leak is missing in J"),
         "no f": ("the factor f is missing",),
@@ -525,7 +525,7 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "no 1-z": ("is missing on the path c → h",),
         "slope of sigmoid at c": ("form of sigmoid's",),
         "no r": ("the factor r is missing",),
-        "slope at gates": ("taken at the output",),
+        "slope at gates": ("evaluated at the output",),
         "no slope of r": ("derivative of sigmoid is missing",),
         "h(t)": _NOW,
         "d_c without r": ("it is the gradient of b_c", "the factor r is missing"),
@@ -573,7 +573,7 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "residual": {
         "no 1/B": _B,
-        "slope at output above": ("taken at the output",),
+        "slope at output above": ("evaluated at the output",),
         "no skip above": ("path h2 → h3 is left out", "overwritten rather than added"),
         "no branch above": ("path h2 → h3 is left out", "is left out"),
         "W1 sees h2": NO_CAUSE,
@@ -585,11 +585,11 @@ SLIPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "diagonal": {
         "V sees a(t-1)": NO_CAUSE,
-        "slope at output": ("taken at the output",),
+        "slope at output": ("evaluated at the output",),
         "no slope": ("derivative of softplus is missing",),
         "slope of relu": NO_CAUSE,
         "u sees a(t)": _NOW,
-        "u = for +=": ("= in place of +=", "gradient is zero"),  # the initial state is zero
+        "u = for +=": ("= instead of +=", "gradient is zero"),  # the initial state is zero
         "b is mean": ("is 1/batch", "= 1/batch"),
         "no u": ("the factor u is missing",),
     },

@@ -192,7 +192,7 @@ def test_a_planted_kernel_is_found(where: str) -> None:
     report.of("kernel:right").raise_for_wrong()
     with pytest.raises(bpcli.GradientError, match="a factor 2 is missing") as caught:
         report.raise_for_wrong()
-    assert f"again: bp check square.toml --kernel {where.format('wrong')}" in str(caught.value)
+    assert f"reproduce: bp check square.toml --kernel {where.format('wrong')}" in str(caught.value)
 
 
 def _square() -> bpcli.LoadedProblem:
@@ -202,7 +202,7 @@ def _square() -> bpcli.LoadedProblem:
 # A call, the code of its refusal, and words in it.
 REFUSALS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: bpcli.load("nothing.toml"), "unreadable-file", "nothing.toml"),
-    (lambda: bpcli.load("net.toml", m=3), "unknown-name", '"m" is no dim'),
+    (lambda: bpcli.load("net.toml", m=3), "unknown-name", '"m" is not a dim'),
     (lambda: bpcli.load("broken.toml"), "unknown-name", "broken.toml:11:15"),
     (lambda: bpcli.load("net.toml", n=0), "out-of-range", "dims.n must be an integer from 1"),
     (lambda: bpcli.load("net.toml", dtype="float16"), "unknown-value", "float32"),
@@ -213,7 +213,7 @@ REFUSALS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: _square().forward("los"), "unknown-name", 'did you mean "loss"?'),
     (lambda: _square().local_derivatives(0), "no-state", "feed-forward"),
     (lambda: bpcli.load(3), "usage", "load: spec should be a valid string, got 3"),
-    (lambda: bpcli.load("net.toml", n=[8, 16]), "usage", "[8, 16] is no setting"),
+    (lambda: bpcli.load("net.toml", n=[8, 16]), "usage", "[8, 16] is not a setting"),
     (lambda: _square().gradient(5), "usage", "gradient: method should be"),
     (lambda: _square().check(methods=[3]), "usage", "check: methods should be"),
     (lambda: _square().check(mode=3), "usage", "check: mode should be"),
@@ -280,7 +280,7 @@ def test_a_report_is_read_only_and_shown_in_notebooks() -> None:
     right, wrong = (bpcli.Report((finding("<a&b>", "bptt", "W", v),)) for v in ("pass", "wrong"))
     with pytest.raises(FrozenInstanceError):
         right.findings[0].verdict = "wrong"  # type: ignore[misc]
-    assert "<Report: 1 gradient of 1 spec: it passes.>" == repr(right)
+    assert "<Report: 1 gradient of <a&b>: it passes.>" == repr(right)
     for report, coloured in ((right, False), (wrong, True)):
         html = report._repr_html_()
         assert coloured == ('<tr style="color' in html)

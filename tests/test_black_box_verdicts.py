@@ -147,7 +147,7 @@ def test_one_side_alone() -> None:
     assert "wrong" == judge(inside, lambda x: 2 * x + 3.1, [0.0, 1.0, 2.0]).verdict
     bent = judge(lambda x: (x**1.2).sum(), lambda x: 1.2 * x**0.2, [0.0, 0.0])
     assert ("inconclusive", "edge of the domain") == (bent.verdict, bent.findings[0].cause)
-    assert "differences of one side" in str(bent)
+    assert "one-sided differences" in str(bent)
 
 
 def test_an_oscillation_within_the_steps() -> None:
@@ -155,7 +155,7 @@ def test_an_oscillation_within_the_steps() -> None:
     for factor in (1.0, 2.0):
         found = judge(lambda x: np.sin(1e10 * x).sum(), lambda x, f=factor: f * 1e10 * np.cos(1e10 * x), [0.3, 1.0])
         assert ("inconclusive", "steps disagree") == (found.verdict, found.findings[0].cause)
-    assert "as where a loss oscillates" in str(found)
+    assert "the loss may oscillate" in str(found)
 
 
 @pytest.mark.parametrize("mode", ["full", "directional"])

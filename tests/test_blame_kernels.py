@@ -86,7 +86,9 @@ def test_noise_is_not_taken_for_an_error_of_some_kind() -> None:
     """A gradient that changes from call to call is not explained as a multiple of the right one."""
     (finding,) = wrong("noisy").values()
     assert finding["cause"].startswith("not deterministic")
-    assert "gives other numbers" in finding["blame"]["text"] and "times the right one" not in finding["blame"]["text"]
+    assert (
+        "gives different numbers" in finding["blame"]["text"] and "times the right one" not in finding["blame"]["text"]
+    )
 
 
 def test_what_is_rounded_to_float32_is_said_of_every_tensor() -> None:

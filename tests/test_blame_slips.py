@@ -107,7 +107,7 @@ def test_a_factor_of_the_data_is_none_of_a_decay() -> None:
         found = patterns(Numbers(given, right, slack, held, terms=terms), right)
         return [p.words for p in found or ()]
 
-    assert ["the gradient is 0.25 times the right one, but for the term of parameters alone"] == said(1.0)
+    assert ["the gradient is 0.25 times the right one, except in the term of parameters only"] == said(1.0)
     assert ["the gradient is 0.25 times the right one"] == said(0.25)
     assert [] == said(2.0)
 

@@ -160,7 +160,7 @@ def test_what_is_true_of_all_tensors_is_said_once() -> None:
     table, findings = kernel("raises", "--wrt", "W", "--wrt", "x")
     assert ["W", "x"] == [f["tensor"] for f in findings]
     assert 2 == table.count("raises ValueError: no luck (mine.py:")
-    assert 1 == table.count("  again: bp check")
+    assert 1 == table.count("  reproduce: bp check")
     assert "kernel:raises W, x: raises ValueError" in table and "all 2" in table
 
 
@@ -192,7 +192,7 @@ def test_black_boxes_are_blamed(name: str, tensor: str, words: str) -> None:
     table, findings = box(name)
     assert words in blames(findings)[tensor]
     found = next(f for f in findings if f["tensor"] == tensor)
-    assert f"  again: {found['blame']['reproduce']}\n" in table
+    assert f"  reproduce: {found['blame']['reproduce']}\n" in table
     assert 1 == run(*found["blame"]["reproduce"].split()[1:]).exit_code
     assert [] == list(blames(box("Ridge")[1]))
 
@@ -205,9 +205,9 @@ def test_a_kink_is_an_interval(mode: str) -> None:
     assert {"index": [1], "value": 0.25, "low": 0.0, "high": 1.0} == {
         k: v if isinstance(v, list) else round(v, 9) for k, v in found["kink"].items()
     }
-    assert "w[1] = 0.25, right is anything from" in table
+    assert "w[1] = 0.25, any value between" in table
     (text,) = blames(box("Beyond")[1]).values()
-    assert text.startswith("w[1] = 3, should be from")
+    assert text.startswith("w[1] = 3, should be between")
 
 
 def test_a_kink_of_a_spec_is_an_interval() -> None:

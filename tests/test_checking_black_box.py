@@ -320,4 +320,4 @@ def test_auto_takes_directions_where_entries_take_too_long(monkeypatch: pytest.M
     monkeypatch.setattr("bpcli.checking.sources.black_box.AFFORDABLE", 0.0)
     _, document = judge(LARGE, "box.py:Large", "--wrt", "W")
     assert [8] == [f["checked"] for f in document["findings"]]
-    assert ["judged along directions by central: box.py:Large"] == document["context"]["notes"]
+    assert ["Random directions checked against central differences."] == document["context"]["notes"]

@@ -342,12 +342,12 @@ def test_directions_are_no_slower_than_every_entry(name: str, sizes: dict[str, o
     taken = choose(setup, [parse("bptt")], CheckOptions(mode="directional"))
     every = choose(setup, [parse("bptt")], CheckOptions(mode="full"))
     assert mode == taken.mode and taken.flops <= every.flops
-    assert ("8 directions a tensor would take" in str(taken)) == (mode == "full") == (taken.spared > taken.flops)
+    assert ("8 directions per tensor would take" in str(taken)) == (mode == "full") == (taken.spared > taken.flops)
 
 
 def test_the_notes_say_what_was_chosen() -> None:
     """By the names of the specs."""
-    assert ["judged by darts: a, b"] == Results(chosen={"by darts": ["a", "b"]}).notes()
+    assert ["By darts: a, b"] == Results(chosen={"by darts": ["a", "b"]}).notes()
     assert [] == Results().notes()
 
 

@@ -82,7 +82,7 @@ def test_a_truncated_kernel_passes_as_what_it_is(function: str, method: str) -> 
     code, found, context = findings("--kernel", f"mine.py:{function}", "--as", method)
     assert 0 == code and {"pass"} == {f["verdict"] for f in found}
     assert all((f["bias"] > 1e-3) == (function != "exact") for f in found)
-    assert f"net: judged kernel:{function} as {method}" in context["notes"]
+    assert f"net: kernel:{function} judged as {method}" in context["notes"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_spec_says_what_its_kernel_is() -> None:
     write(Path("net.toml"), f'{SPEC}\n[kernel.ebptt_4]\nfile = "mine.py"\nas = "ebptt:4"\n')
     code, found, context = findings("--kernel", "ebptt_4")
     assert 0 == code and all(f["bias"] > 1e-3 for f in found)
-    assert "net: judged kernel:ebptt_4 as ebptt:4" in context["notes"]
+    assert "net: kernel:ebptt_4 judged as ebptt:4" in context["notes"]
     assert 1 == findings("--kernel", "ebptt_4", "--as", "bptt")[0]
 
 

@@ -50,7 +50,7 @@ def test_harmless_rewrites_pass(name: str) -> None:
     [
         ({"alpha": 1.0}, "leak-missing-in-J", "alpha = 1: the leak term is untested"),
         ({"batch": 1}, "batch-average-missing", "batch = 1: the batch average is untested"),
-        ({"T": 1}, "J-of-wrong-step", "T = 1: which step J is of is untested"),
+        ({"T": 1}, "J-of-wrong-step", "T = 1: which step J belongs to is untested"),
     ],
 )
 def test_void_faults_come_with_advice(settings: dict[str, object], fault: str, advice: str) -> None:

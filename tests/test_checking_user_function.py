@@ -247,7 +247,7 @@ def test_a_kernel_that_the_spec_declares() -> None:
     assert (0, ["kernel:mine"]) == (code, [f["method"] for f in document["findings"]])
     unasked = check(spec=RECURRENT + KERNEL.replace("good", "absent"))[1]
     assert ["bptt"] == [f["method"] for f in unasked["findings"]]
-    assert "net: the kernel mine was not run; --kernel mine judges it" in unasked["context"]["notes"]
+    assert "net: the kernel mine was not run; check it with --kernel mine" in unasked["context"]["notes"]
     assert not any("was not run" in note for note in document["context"]["notes"])
 
 

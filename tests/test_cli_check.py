@@ -157,7 +157,7 @@ def test_a_method_that_does_not_apply() -> None:
     alone = run("check", path)
     assert 2 == alone.exit_code and "backprop does not apply" in alone.stderr and "a.toml:17:20" in alone.stderr
     several = run("check", path, write(Path("b.toml"), FORWARD))
-    assert 0 == several.exit_code and "skipped backprop of a: backprop does not apply" in several.stdout
+    assert 0 == several.exit_code and "skipped backprop for a: backprop does not apply" in several.stdout
 
 
 def test_an_unknown_method_of_a_spec_has_its_place() -> None:
@@ -229,7 +229,7 @@ def test_numbers_that_json_lacks() -> None:
 
 
 def test_every_format_has_the_same_rows() -> None:
-    """A row a finding, on stdout and in files."""
+    """A row a finding, on stdout and in files, the wrong ones first."""
     names = ["good", "wrong", "unclear"]
     paths = [write(Path(f"{n}.toml"), RECURRENT) for n in names]
     files = [f"{f}={f}.out" for f in ("json", "jsonl", "csv", "markdown", "table")]
@@ -238,7 +238,7 @@ def test_every_format_has_the_same_rows() -> None:
         1 == run("check", *paths, "-m", "bptt", "-m", "rtrl", "--wrt", "params", "--wrt", "inputs", *outputs).exit_code
     )
     rows = {f: Path(f"{f}.out").read_text() for f in ("json", "jsonl", "csv", "markdown", "table")}
-    expected = [(n, m, t) for n in names for m in ("bptt", "rtrl") for t in ("W", "x")]
+    expected = [(n, m, t) for n in ("wrong", "unclear", "good") for m in ("bptt", "rtrl") for t in ("W", "x")]
     from_json = [(r["spec"], r["method"], r["tensor"]) for r in json.loads(rows["json"])["findings"]]
     from_csv = [(r["spec"], r["method"], r["tensor"]) for r in csv.DictReader(io.StringIO(rows["csv"]))]
     from_lines = [(r["spec"], r["method"], r["tensor"]) for r in map(json.loads, rows["jsonl"].splitlines())]
@@ -253,20 +253,21 @@ def test_every_format_has_the_same_rows() -> None:
 
 
 def test_the_table_for_people() -> None:
-    """Passing tensors of a method are drawn together; what does not pass has a row of its own and a blame."""
+    """Tensors that pass share a row; those that are wrong come first, and share one if they have a cause in common."""
     paths = [write(Path(f"{n}.toml"), RECURRENT) for n in ("good", "wrong")]
     lines = run("check", *paths, "--wrt", "params", "--wrt", "inputs").stdout.splitlines()
     assert "4 gradients of 2 specs: 2 pass, 2 wrong." == lines[0]
-    assert [["good", "bptt", "all", "2"], ["wrong", "bptt", "W", "4"], ["wrong", "bptt", "x", "4"]] == [
-        line.split()[:4] for line in lines[4:7]
-    ]
-    assert "wrong bptt W, x: the sign is wrong" in lines and "  again: bp check wrong.toml" in lines
+    assert ["wrong", "bptt", "all", "2", "wrong", "sign"] == lines[4].split()[:6]
+    assert ["good", "bptt", "all", "2", "pass"] == lines[5].split()[:5]
+    assert "wrong bptt W, x: the sign is wrong" in lines and "  reproduce: bp check wrong.toml" in lines
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["good"], "1 gradient of 1 spec: it passes."),
+        (["good"], "1 gradient of good (T = 3, batch = 2, float64): it passes."),
+        (["wrong"], "1 gradient of wrong (T = 3, batch = 2, float64): it is wrong."),
+        (["wrong", "wrong2"], "2 gradients of 2 specs: all are wrong."),
         (["good", "good2"], "2 gradients of 2 specs: all pass."),
         (["good", "unclear", "wrong"], "3 gradients of 3 specs: 1 passes, 1 wrong, 1 inconclusive."),
     ],
@@ -277,6 +278,16 @@ def test_the_sentence_on_top(names: list[str], expected: str) -> None:
     assert expected == result.stdout.splitlines()[0]
 
 
+def test_the_sizes_of_several_specs_are_noted() -> None:
+    """Those of a single one are in the first sentence; a feed-forward network has no T."""
+    paths = [write(Path("a.toml"), RECURRENT), write(Path("b.toml"), RECURRENT), write(Path("flat.toml"), FORWARD)]
+    found = run("check", *paths, "--set", "batch=4").stdout
+    assert "Sizes: T = 3, batch = 4, float64 (a, b); batch = 4, float64 (flat)." in found.splitlines()
+    assert "Sizes" not in run("check", paths[0]).stdout
+    context = json.loads(run("check", paths[2], "--format", "json").stdout)["context"]
+    assert {"T": None, "batch": 4, "dtype": "float64"} == context["sizes"]["flat"]
+
+
 @pytest.mark.parametrize(
     ("count", "refused", "expected"),
     [(3, 0, ": s0, s1, s2"), (4, 0, ": all 4 specs"), (4, 1, ": all 4 specs"), (5, 0, ": all 5 specs")],
@@ -285,7 +296,7 @@ def test_many_specs_judged_alike_are_counted(count: int, refused: int, expected:
     """Few are named; what was refused is none of them."""
     paths = [write(Path(f"s{i}.toml"), RECURRENT) for i in range(count)]
     result = run("check", *paths, *[f"missing{i}.toml" for i in range(refused)])
-    (line,) = (line for line in result.stdout.splitlines() if line.startswith("judged"))
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("Every entry"))
     assert line.endswith(expected)
 
 
@@ -294,7 +305,7 @@ def test_specs_judged_in_two_ways_are_named() -> None:
     names = [f"s{i}" for i in range(5)]
     findings: list[Any] = [SimpleNamespace(spec=name) for name in names]
     results = Results(findings=findings, chosen={"one way": names[:4], "another": names[4:]})
-    assert ["judged one way: s0, s1, s2, s3", "judged another: s4"] == results.notes()
+    assert ["One way: s0, s1, s2, s3", "Another: s4"] == results.notes()
 
 
 def test_quiet_and_verbose() -> None:
@@ -352,7 +363,7 @@ def test_a_file_that_fails_late_hides_nothing(monkeypatch: pytest.MonkeyPatch) -
 def test_a_refusal_names_its_spec() -> None:
     """Among several specs a refusal without a place says which spec it is about."""
     paths = [write(Path(name), text) for name, text in (("a.toml", RECURRENT), ("b.toml", FORWARD))]
-    assert 'b.toml: "n" is no dim' in run("check", *paths, "--set", "n=3").stderr
+    assert 'b.toml: "n" is not a dim' in run("check", *paths, "--set", "n=3").stderr
 
 
 def test_what_the_loss_does_not_use_is_noted() -> None:

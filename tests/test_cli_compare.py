@@ -224,7 +224,7 @@ def test_what_was_measured_once_has_not_changed(tmp_path):
         row.update(contaminated=True, samples_s=[2.0**i * row["time_s"] for i in range(-4, 5)])
     (tmp_path / "base.json").write_text(json.dumps(base))
     code, text = shown(base)
-    assert (0, True, True) == (code, "no differences" in text, "contain the same measurements" in text)
+    assert (0, True, True) == (code, "no differences" in text, "contain the same time measurements" in text)
     again = copy.deepcopy(base)
     again["cells"][2]["samples_s"].reverse()
     code, text = shown(again, "--format", "json")
@@ -240,7 +240,7 @@ def test_a_rewritten_spec_is_noted(tmp_path):
     for name, document in (("base", base), ("head", head)):
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     found = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json"))
-    assert "net is not the same text in both runs." in found.stdout.splitlines()
+    assert "net differs between the two runs." in found.stdout.splitlines()
 
 
 @pytest.mark.parametrize("option", ["set", "wrt"])
@@ -256,7 +256,7 @@ def test_other_settings_are_noted(option, tmp_path):
             (tmp_path / f"{name}.json").write_text(json.dumps(document))
         lines = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json")).stdout.splitlines()
         assert same == any("update the baseline" in line for line in lines)
-        assert same == (f"--{option} is not the same in both runs: {told}." not in lines)
+        assert same == (f"--{option} differs between the two runs: {told}." not in lines)
 
 
 def test_annotations_and_test_reports(compared, tmp_path):
@@ -386,7 +386,7 @@ def test_the_table_shows_what_changed_and_every_time(compared, tmp_path):
     found = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json"))
     lines = found.stdout.splitlines()
     assert 3 == found.exit_code
-    assert "6 cells compared: 1 MORE" in lines[0]
+    assert "6 cells of net compared: 1 MORE" in lines[0]
     assert (1, 6) == (found.stdout.count(" flops "), found.stdout.count(" time_s "))
     quiet = run("compare", str(tmp_path / "base.json"), str(tmp_path / "head.json"), "-q")
     assert (1, 0) == (quiet.stdout.count(" flops "), quiet.stdout.count(" time_s "))

@@ -51,7 +51,7 @@ def test_the_table_and_its_summary() -> None:
     """A line for each method with its loss over the trivial one; JSON has the same under `summary`."""
     called = ("train", "net.toml", "-m", "rtrl", "-m", "tbptt:k1=1,k2=1", "--online", "--steps", "3", "--lr", "0.001")
     shown, told = run(*called, "--output", "json=a.json").stdout, json.loads(Path("a.json").read_text("utf-8"))
-    assert "trivial loss" in shown and "rtrl: its influence is of earlier parameters, and stale" in shown
+    assert "trivial loss" in shown and "rtrl: its influence matrix stems from earlier parameters" in shown
     assert "tbptt:k1=1,k2=1: its influence" not in shown
     assert ["rtrl", "tbptt:k1=1,k2=1"] == [r["method"] for r in told["summary"]["runs"]]
     (first, *_) = told["summary"]["runs"]

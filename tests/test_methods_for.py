@@ -54,5 +54,5 @@ def test_what_does_not_apply() -> None:
     """The reason stands in the row; where all apply there is no such column."""
     found = rows("square")
     assert [None] == [row["reason"] for row in found.values() if row["kind"]]
-    assert "there is no state" in found["rtrl"]["reason"]
+    assert "has no state" in found["rtrl"]["reason"]
     assert "does not apply" in run("list", "methods", "--for", str(SPECS / "gru.toml")).stdout

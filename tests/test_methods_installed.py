@@ -69,7 +69,7 @@ BROKEN = {
     "raise SystemExit(1)": "SystemExit: 1",
     "x = 1": "it lacks name",
     PLUG_IN.replace('name = "twin"', 'name = "tween"'): 'calls itself "tween"',
-    PLUG_IN.replace("Options = Options", "Options = 3"): "no dataclass",
+    PLUG_IN.replace("Options = Options", "Options = 3"): "not a dataclass",
     PLUG_IN.replace("METHOD =", "MEHTOD ="): "it lacks name",
     PLUG_IN.replace("def definition", "def windows"): "it has `windows` where a `definition` is wanted",
 }

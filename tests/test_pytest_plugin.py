@@ -122,7 +122,7 @@ def test_specs_are_tests(pytester: pytest.Pytester) -> None:
     )
     result.stdout.fnmatch_lines(
         [
-            "wrong bptt W: wrong: sign, W[[]*[]] has z *",
+            "wrong bptt W: wrong: sign, z = * at W[[]*[]]",
             "  W[[]*[]]: value *, reference *, bound *",
             "  4 entries compared, *",
             "  the sign is wrong",
@@ -229,7 +229,7 @@ def test_strict(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(VERDICTS)
     result = run(pytester)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["inconclusive backprop w: inconclusive: noise, w has z *"])
+    result.stdout.fnmatch_lines(["inconclusive backprop w: inconclusive: noise, z = * at w"])
 
 
 def test_the_fixture(pytester: pytest.Pytester) -> None:
@@ -241,12 +241,12 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         [
             ">*bp_check(loss, lambda params: {*",
-            "E*GradientError: test_the_fixture.py:test_wrong.<lambda> grad w: wrong: w[[]*[]] has z *",
+            "E*GradientError: test_the_fixture.py:test_wrong.<lambda> grad w: wrong: z = * at w[[]*[]]",
             "E *value *, reference *, bound *",
             "test_the_fixture.py:10: GradientError",
             "E*wrong: raises KeyError: 'v' (test_the_fixture.py:14)*",
             'E*error[[]usage[]]: *params[[]"w"[]] is of type*',
-            "E*GradientError: *<lambda> vjp x: wrong: x[[]*[]] has z *",
+            "E*GradientError: *<lambda> vjp x: wrong: z = * at x[[]*[]]",
             "E*ignores its cotangent*",
             "E*grad loss: wrong: draws random numbers*",
         ]

@@ -160,9 +160,9 @@ def test_a_finding_is_told_in_full(name: str) -> None:
     """Value, reference, bound, z, index, cause, blame and the way to see it again are there."""
     found: list[Finding] = [finding("net", "bptt", "W", "wrong"), finding("net", "rtrl", "W", "pass")]
     text = _undo(render(with_cases(findings_document(found, (), {}, ()), {}), name))
-    for part in ("wrong: sign, W[0, 1] has z 1e+09", "value 1, reference 1.00", "bound 1e-12", "the sign is wrong"):
+    for part in ("wrong: sign, z = 1e+09 at W[0, 1]", "value 1, reference 1.00", "bound 1e-12", "the sign is wrong"):
         assert part in text
-    assert "again: bp check net.toml" in text
+    assert "reproduce: bp check net.toml" in text
 
 
 def test_a_finding_without_figures() -> None:
@@ -175,7 +175,7 @@ def test_a_finding_without_figures() -> None:
     along = replace(along, worst=replace(along.worst, index=None))
     found = outcomes(render(with_cases(findings_document([none, along], (), {}, ()), {}), "junit"))
     assert "wrong: missing" == found["bptt W"].get("message")
-    assert "wrong: V along a direction has z 1e+09" == found["bptt V"].get("message")
+    assert "wrong: z = 1e+09 at V along a direction" == found["bptt V"].get("message")
 
 
 def test_a_measured_cell_is_a_test() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bpcli.api.check_document import COLUMNS as OF_CHECKS
 from bpcli.bench.measurement import HEAD, TAIL
-from bpcli.commands.bench_document import _BRIEF as OF_BENCHES
+from bpcli.commands.bench_document import BRIEF as OF_BENCHES
 from bpcli.render.columns import COLUMNS, legend
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -139,6 +140,15 @@ def test_a_table_on_a_terminal_folds() -> None:
     """On a terminal no line is wider than it."""
     text = render(table_of([{"name": "x" * 300, "z": 1.0, "index": 0}]), "table", Look(width=40))
     assert 40 >= max(map(len, text.splitlines()))
+
+
+def test_text_is_wrapped_to_a_terminal() -> None:
+    """Sentences, legend and notes are, but not commands to copy; without a terminal sentences are a line each."""
+    long, command = " ".join(["word"] * 60), f"  reproduce: bp check {'x' * 60}"
+    document = table_of([{"name": "a", "z": 1.0, "index": 0}], notes=(long, command))
+    document = replace(document, sentences=(long,), legend=long)
+    assert [command] == [line for line in render(document, "table", Look(width=40)).splitlines() if len(line) > 40]
+    assert 2 == render(document, "table").splitlines().count(long)
 
 
 def cut(width: int, **more: object) -> list[list[str]]:

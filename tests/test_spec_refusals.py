@@ -205,13 +205,13 @@ ONE_CHANGE = [
         'x = ["m"]',
         'x = { shape = ["m"], ▸init = "zeros" }',
         "unknown-key",
-        "an input has a shape alone; its numbers come from [data]",
+        "an input has only a shape; its values come from [data]",
     ),
     (
         'x = ["m"]',
         'x = { shape = ["m"], ▸value = [0, 0] }',
         "unknown-key",
-        "an input has a shape alone; its numbers come from [data]",
+        "an input has only a shape; its values come from [data]",
     ),
     # equations
     ('h = "W @ a[t-1] + V @ x + b"', "h = ▸1.0", "wrong-type", "equations are strings, numbers too: put it in quotes"),
@@ -338,7 +338,7 @@ ONE_CHANGE = [
     ),
     # TOML
     ("m = 2", "m = ▸", "toml-syntax", "text goes in quotes; numbers need a digit before and after the point"),
-    ("m = 2", "m = 2 ▸3", "toml-syntax", "one key = value a line; tables start with [name]"),
+    ("m = 2", "m = 2 ▸3", "toml-syntax", "one key = value per line; tables start with [name]"),
     ("m = 2", "▸µ = 2", "toml-syntax", 'TOML wants quotes around such a key: "µ"'),
     ("m = 2", "m = 2\n▸n = 5", "duplicate-key", "keep one of the two"),
     ("m = 2", 'm = 2\n▸"n" = 5', "duplicate-key", "keep one of the two"),

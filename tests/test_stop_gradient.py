@@ -118,5 +118,5 @@ def test_the_frozen_network_has_the_same_loss(tmp_path: Path) -> None:
 def test_gradcheck_does_not_apply(tmp_path: Path) -> None:
     """PyTorch's differences move what is held."""
     problem = opened(tmp_path, TEXTS["a layer"])
-    assert "gradcheck's differences move what stop_gradient holds constant" == TORCH.refusal(problem.setup, "check")
+    assert "gradcheck's differences perturb what stop_gradient holds constant" == TORCH.refusal(problem.setup, "check")
     assert TORCH.refusal(opened(tmp_path, TEXTS["a layer"].replace("stop_gradient(", "(")).setup, "check") is None

@@ -181,7 +181,7 @@ def test_ten_lines_are_snap(name: str, slips: tuple[str, ...]) -> None:
         code, document = check(of(name), "-m", f"rules.py:{slip}", *args)
         assert 1 == code, slip
         wrong = next(f for f in document["findings"] if f["verdict"] == "wrong" and f["blame"])
-        assert "snap:k=1 on local derivatives by the complex step" in wrong["blame"]["text"]
+        assert "snap:k=1 on local derivatives measured by the complex step" in wrong["blame"]["text"]
         assert f"-m rules.py:{slip} --as snap:k=1" in wrong["blame"]["reproduce"]
 
 
@@ -255,7 +255,7 @@ def test_where_there_is_no_state() -> None:
     assert (2, ["method-refused"]) == (code, [e["code"] for e in document["errors"]])
     code, document = check(".", "-m", "rules.py:SnAp1")
     assert (0, {"net"}) == (code, {f["spec"] for f in document["findings"]})
-    assert any("skipped rules.py:SnAp1 of flat" in note for note in document["context"]["notes"])
+    assert any("skipped rules.py:SnAp1 for flat" in note for note in document["context"]["notes"])
 
 
 def test_a_definition_must_be_one() -> None:

@@ -47,8 +47,8 @@ def check_gradient(fn: Callable[..., Any], *inputs: Any, **options: Unpack[Deriv
     """Check the gradient of `fn` at `inputs` against differences of its values, whose noise is measured.
 
     `fn` is a function of PyTorch tensors, `MyFunction.apply`, a PyTorch module, whose parameters are checked too, a
-    function of JAX arrays, or a NumPy function with its `vjp`. Vector values, and several of them, are contracted with
-    random cotangents. `check_gradient(loss, grad, params)` checks a gradient written by hand: `loss(params)` returns a
+    function of JAX arrays, or a NumPy function with its `vjp`. Functions with several values are contracted with random
+    cotangents. `check_gradient(loss, grad, params)` checks a gradient written by hand: `loss(params)` returns a
     number, and `grad(params)` arrays like those in the dict `params`, in a dict of the same keys or in their order.
 
     All run in this process, on copies of the arrays. A function that raises an exception, changes its arguments, or
@@ -110,7 +110,7 @@ def _report(fn: Callable[..., Any], inputs: tuple[Any, ...], options: Derivative
     if not rules and len(inputs) == 2 and callable(inputs[0]) and isinstance(inputs[1], Mapping):
         if wanted.also:
             what = "check_gradient: forward and order apply to functions of PyTorch, JAX or NumPy"
-            fail("usage", what, help="leave them out beside a loss and its gradient")
+            fail("usage", what, help="leave them out when checking a loss and its gradient")
         box = _box_of(fn, inputs[0], inputs[1])
         found = check_box(box, names, limits, judged.mode, judged.tolerance)
     else:

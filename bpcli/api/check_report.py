@@ -33,8 +33,8 @@ def describe(command: str, **more: Any) -> Mapping[str, Any]:
 class Report:
     """The findings of a check, one for each method and tensor; `str` gives the table of `bp check`.
 
-    `context` has versions, machine and settings, `notes` are remarks below the table, `errors` the refusals of other
-    targets, and `places` the declarations of tensors and users' functions.
+    `context` has versions, machine and settings, `notes` are remarks below the table, `errors` are the errors of other
+    targets, and `places` has the declarations of tensors and users' functions.
 
     >>> import numpy as np
     >>> report = check_gradient(lambda p: float(p["w"] @ p["w"]), lambda p: {"w": 2 * p["w"]}, {"w": np.ones(3)})
@@ -58,7 +58,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """As of `bp check`: 2 refused, 5 nothing judged, 1 wrong, 4 inconclusive if the context is `strict`, else 0."""
+        """That of `bp check`: 2 error, 5 nothing judged, 1 wrong, 4 inconclusive if the context is `strict`, else 0."""
         if self.errors:
             return USAGE
         if not self.findings:

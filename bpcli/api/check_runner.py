@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bpcli.api.check_document import places_of
+from bpcli.api.check_document import places_of, sizes_note
 from bpcli.api.check_report import Report
 from bpcli.api.method_selection import applying, choose, judged
 from bpcli.api.user_gradients import Asked, of_spec
@@ -58,7 +58,8 @@ class Results:
 
     `unused` are notes on parts of specs that the check ignores. `chosen` maps descriptions of the kind of check to
     specs, `skipped` maps methods and reasons to the specs they were skipped for. `declared` has the names of kernels in
-    specs, `places` locates tensors and users' functions, `digests` has a hash of each spec.
+    specs, `places` locates tensors and users' functions, `digests` has a hash of each spec, and
+    `sizes` its T (None when feed-forward), batch and dtype.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -69,24 +70,27 @@ class Results:
     declared: list[str] = field(default_factory=list)
     places: dict[tuple[str, str], Place] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
         """Remarks on what was judged, how, and what was skipped."""
-        skipped = [f"skipped {m} of {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
-        chosen = [f"judged {words}: {self._named(specs)}" for words, specs in self.chosen.items()]
-        return [*self.unused, *chosen, *skipped]
+        skipped = [f"skipped {m} for {', '.join(specs)}: {reason}" for (m, reason), specs in self.skipped.items()]
+        chosen = [f"{words[:1].upper()}{words[1:]}{self._named(specs)}" for words, specs in self.chosen.items()]
+        return [*self.unused, *chosen, *sizes_note(self.sizes), *skipped]
 
     def _named(self, specs: Sequence[str]) -> str:
-        """The names of specs, or their number if they are many and all of the check."""
-        every = len(specs) >= _MANY and set(specs) == {f.spec for f in self.findings}
-        return f"all {len(specs)} specs" if every else ", ".join(specs)
+        """The names of specs after a colon, or their number if they are many and all; a full stop if there is one."""
+        every = set(specs) == {f.spec for f in self.findings}
+        if every and len(specs) == 1:
+            return "."
+        return f": all {len(specs)} specs" if every and len(specs) >= _MANY else f": {', '.join(specs)}"
 
     def add_object(self, name: str, found: Sequence[tuple[Finding, Place | None]]) -> None:
         """Add the findings on the object `name`, each with the place of its gradient."""
         self.findings += [finding for finding, _ in found]
         self.places |= {(f.spec, f.tensor): place for f, place in found if place}
         if any(f.worst is not None and f.worst.index is None for f, _ in found):
-            self.chosen.setdefault("along directions by central", []).append(name)
+            self.chosen.setdefault("random directions checked against central differences", []).append(name)
 
     def report(self, options: CheckOptions, context: Mapping[str, Any], foreign: Sequence[str] = ()) -> Report:
         """The report; `context` describes the call, `foreign` names the users' gradients."""
@@ -97,6 +101,7 @@ class Results:
             "mode": options.mode,
             **({"tolerance": options.tolerance} if options.tolerance else {}),
             "spec_sha256": self.digests,
+            "sizes": self.sizes,
             "notes": notes,
         }
         errors, places = tuple(self.errors), dict(self.places)
@@ -116,7 +121,7 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
     results.digests[name] = digest(setup, file.path)
     results.places |= places_of(spec)
     idle = [kernel for kernel in spec.kernels if kernel not in call.foreign.names]
-    results.unused += [f"{name}: the kernel {kernel} was not run; --kernel {kernel} judges it" for kernel in idle]
+    results.unused += [f"{name}: the kernel {kernel} was not run; check it with --kernel {kernel}" for kernel in idle]
     methods = _chosen(file, setup, call, results)
     if setup.graph.unused:
         results.unused.append(f"{name}: the loss does not depend on {', '.join(setup.graph.unused)}")
@@ -137,6 +142,8 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
 
         findings = explain(findings, setup, methods, again(file, call.foreign))
     results.findings += findings
+    steps = setup.T if setup.graph.recurrent else None
+    results.sizes[name] = {"T": steps, "batch": setup.batch, "dtype": setup.dtype.name}
     results.chosen.setdefault(str(taken), []).append(name)
     compared = {f.method for f in findings if f.checked}
     ruled = [
@@ -144,17 +151,17 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
     ]
     rules = [m.text for m in ruled]
     random = [m.text for m in methods if check_options.has_mean(setup, m)]
-    meant = [f"{m.text} as {m.meant.text}" for m in methods if isinstance(m, GradientSource) and m.meant]
-    results.unused += [f"{name}: judged {', '.join(meant)}"] if meant else []
+    meant = [f"{m.text} judged as {m.meant.text}" for m in methods if isinstance(m, GradientSource) and m.meant]
+    results.unused += [f"{name}: {', '.join(meant)}"] if meant else []
     if rules:
         results.unused.append(
-            f"{name}: {', '.join(rules)}: compared with the same rule on measured local derivatives; an error in the "
-            "rule itself shows only as bias"
+            f"{name} {', '.join(rules)}: compared with the same rule applied to numerically measured local "
+            "derivatives, so an error in the rule itself shows only as bias"
         )
     if random:
         results.unused.append(
-            f"{name}: {', '.join(random)}: given their random numbers, compared with the same rule on measured local "
-            "derivatives; the mean over all outcomes, or over draws where these are many, with the true gradient"
+            f"{name} {', '.join(random)}: each draw compared with the same rule applied to numerically measured local "
+            "derivatives; the mean (over all outcomes, or over a sample of draws) compared with the true gradient"
         )
 
 

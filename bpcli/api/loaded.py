@@ -99,7 +99,7 @@ class LoadedProblem:
         equations = self.setup.graph.equation
         for name in names:
             if canonical(name) not in equations:
-                what = f'no equation that the loss depends on is called "{printable(name)}"'
+                what = f'the loss does not depend on an equation called "{printable(name)}"'
                 fail("unknown-name", what, help=nearest(name, equations))
         chosen = {name: equations[canonical(name)] for name in names or equations}
         values = node_values(self._problem, tuple(dict.fromkeys(chosen.values())))
@@ -140,7 +140,7 @@ class LoadedProblem:
             if each is None:
                 has = f"these have: {', '.join(stepwise_methods(setup.graph))}; tbptt with k1=1, ebptt with tau=1"
                 remedy = has if setup.graph.recurrent else "a network without a state has no steps"
-                fail("no-steps", f"{call.text} has no gradient of each step", help=remedy)
+                fail("no-steps", f"{call.text} has no per-step gradient", help=remedy)
             losses, arrays = np.zeros(setup.T), {name: np.zeros(shape, setup.dtype) for name, shape in shapes.items()}
             for t, found in enumerate(each):
                 losses[t] = found.loss
@@ -165,7 +165,7 @@ class LoadedProblem:
 
     @validated
     def local_derivatives(self, t: int) -> LocalDerivatives:
-        """Compute J, M̄ and q of step `t`, counted from 0: what online rules are made of.
+        """Compute J, M̄ and q of step `t`, counted from 0, of which online rules are made.
 
         Raises BpError for a graph without a state, and for a step outside 0 to T - 1.
 
@@ -197,9 +197,9 @@ class LoadedProblem:
         Parameters
         ----------
         methods
-            Methods such as `bptt` or `tbptt:k1=1,k2=4`, or online rules of yours, `FILE.py:RULE`; by default those that
-            the spec names, else those for its kind. Or a function `fn(params, inputs, state)` that returns the dict of
-            gradients, and is called in this process.
+            Methods such as `bptt` or `tbptt:k1=1,k2=4`, or your own online rules, `FILE.py:RULE`; by default those that
+            the spec names, else the usual ones for its kind. Or a function `fn(params, inputs, state)` that returns the
+            dict of gradients, and is called in this process.
         reference
             `auto`, a reference (see `bp list references`), or `jax` or `torch`, if installed.
         mode
@@ -211,7 +211,7 @@ class LoadedProblem:
         gradients
             Saved gradients to check: `.npz` files with arrays `d_NAME`.
         as_
-            The method that a function, kernels, rules and saved gradients are to agree with, such as `tbptt:k1=1,k2=4`;
+            The method that functions, kernels, rules and saved gradients are meant to compute, `tbptt:k1=1,k2=4` say;
             by default the exact gradient, or what the spec says of its kernel.
         user_time
             Time limit for each call of a kernel in seconds; 60 by default.
@@ -253,7 +253,7 @@ class LoadedProblem:
         watch: Words = (),
         watch_every: PositiveInt = 1,
     ) -> Trained:
-        """Train the parameters by gradient descent with each method, from one start, as `bp train` does.
+        """Train the parameters by gradient descent with each method, from the same start, as `bp train` does.
 
         Parameters
         ----------
@@ -262,11 +262,11 @@ class LoadedProblem:
         steps
             Sequences (batches, when feed-forward) to train on.
         optimizer, lr, clip
-            `sgd`, `momentum` or `adam`, with a learning rate, and the norm that longer gradients are cut to.
+            `sgd`, `momentum` or `adam`, with a learning rate, and the norm to which gradients are clipped.
         until
-            End a method when the mean loss of its last ten steps is below this.
+            Stop a method when the mean loss of its last ten steps is below this.
         online
-            Move the parameters within a sequence, at every step or, of windowed methods, after every window.
+            Update parameters within a sequence: at every step, or after every window for windowed methods.
         data
             `fresh` for new data of the task at every step, or `fixed`; by default fresh where there is a task.
         watch, watch_every
@@ -368,4 +368,4 @@ def plain_setting(value: Any) -> Any:
     try:
         return value.item() if isinstance(value, np.generic) else np.dtype(value).name
     except TypeError:
-        fail("usage", f"{printable(repr(value))} is no setting", help="give a number, or the name of a dtype")
+        fail("usage", f"{printable(repr(value))} is not a setting", help="give a number, or the name of a dtype")

@@ -54,8 +54,8 @@ def open_training(file: SpecFile, call: TrainCall) -> Training:
     for calls in (methods, watched):
         applying(setup, calls, alone=True)
     if watched and setup.T == 1:
-        what = "watch: over a single step all methods compute the same"
-        fail("usage", what, help="take a recurrent spec and more steps, such as T=20")
+        what = "watch: over a single step, all methods compute the same gradient"
+        fail("usage", what, help="use a recurrent spec and more steps, such as T=20")
     fresh, lr = _is_fresh(setup, call.data), call.lr or RATES[call.optimizer]
     own = call.steps, call.optimizer, lr, call.clip, call.until, call.online, fresh
     options = TrainOptions(*own, Watch(watched, call.watch_every))
@@ -67,7 +67,7 @@ def _is_fresh(setup: Setup, data: str | None) -> bool:
     """Whether every step has data of its own; by default where a task other than `random` makes it."""
     task = setup.spec.data.task
     if data == "fresh" and task is None:
-        what = "data: the data of this spec is given in numbers, and never fresh"
+        what = "data: this spec gives its data as numbers, so they cannot be fresh"
         fail("usage", what, setup.spec.source.key("data"), help='leave it out, or write a task in [data]: task = "add"')
     return task not in (None, "random") if data is None else data == "fresh"
 
@@ -75,7 +75,7 @@ def _is_fresh(setup: Setup, data: str | None) -> bool:
 def _check_calls(setup: Setup, calls: Sequence[MethodCall], options: TrainOptions, limits: Limits) -> None:
     """Raise BpError for methods without an online form, and for what takes more memory or time than is allowed."""
     if options.online and not setup.graph.recurrent:
-        fail("usage", "online: a feed-forward network has no steps to move between", help="train it by batches")
+        fail("usage", "online: a feed-forward network has no time steps", help="train it without online")
     for call in calls:
         if options.online and (why := online_refusal(call)):
             fail("usage", f"online: {why}", help="rtrl, tbptt:k1=1,k2=8, snap and uoro have an online form")
@@ -124,7 +124,7 @@ class Trained:
         return ["step", "method", *self.training.learners[0].curve]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each step and method; a figure that there is not is None."""
+        """A row for each step and method; missing figures are None."""
         learners, rows = self.training.learners, []
         for step in range(max(x.done for x in learners)):
             for x in (x for x in learners if step < x.done):

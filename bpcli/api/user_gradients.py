@@ -91,8 +91,8 @@ def read(
     """
     meant = None if method is None else parse(method)
     if meant and not (kernels or gradients or rules):
-        advice = "add --kernel FILE.py:FUNC, --gradient FILE.npz or -m FILE.py:RULE; other -m judge the methods of bp"
-        fail("usage", "--as says what a gradient or a rule of yours computes, but there is none", help=advice)
+        advice = "add --kernel FILE.py:FUNC, --gradient FILE.npz or -m FILE.py:RULE; other -m are methods of bp"
+        fail("usage", "--as applies to your own gradient or rule, and none is given", help=advice)
     collector = Collector()
     given: list[GradientSource] = []
     parts = {text: IN_FILE.fullmatch(text) for text in dict.fromkeys(kernels)}

@@ -42,8 +42,8 @@ class Torch:
         if reason or method not in GRADCHECK:
             return reason
         if any(node.op in STOPPING for node in setup.graph.nodes):
-            return "gradcheck's differences move what stop_gradient holds constant"
-        return "gradcheck wants double precision" if setup.dtype != np.float64 else None
+            return "gradcheck's differences perturb what stop_gradient holds constant"
+        return "gradcheck needs double precision" if setup.dtype != np.float64 else None
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
         """See `Peer`; checks the gradient by differences where the method is to do that."""

@@ -148,10 +148,12 @@ def _counts(rows: Sequence[Row]) -> str:
     wrong = {f"{r['method']}{by(r)}" for r in rows if r["check"]["verdict"] == "wrong"}
     if wrong:
         measured = sum(r["time_s"] is not None for r in rows)
-        bad = f"the gradient of {', '.join(sorted(wrong))} is wrong and was not timed"
+        bad = f"the gradient of {', '.join(sorted(wrong))} is wrong, so it was not timed"
         return f"{measured} of {len(rows)} rows measured; {bad}."
     unsure = sum(r["check"]["verdict"] == "inconclusive" for r in rows)
-    checked = f"; the check of {unsure} was inconclusive" if unsure else ", all gradients checked first"
+    ways = {r["check"]["how"] for r in rows}
+    how = f" ({ways.pop()})" if len(ways) == 1 else ""
+    checked = f"; the check of {unsure} was inconclusive" if unsure else f", all gradients checked first{how}"
     return f"{len(rows)} row{'s' * (len(rows) > 1)} measured{checked}."
 
 
@@ -161,12 +163,13 @@ def by(row: Row) -> str:
 
 
 def _noise(rows: Sequence[Row]) -> list[str]:
-    """A warning where the control kernels moved."""
+    """A warning where the control kernels varied."""
     moved = [max(r["control_moved"].values()) for r in rows if r.get("contaminated")]
     if not moved:
         return []
-    cells = f"{len(moved)} of {len(rows)} rows" if len(moved) < len(rows) else "all rows"
-    return [f"The machine was not quiet: control kernels moved by up to {100 * max(moved):.0f}% beside {cells}."]
+    some = f" of {len(moved)} of {len(rows)} rows" if len(moved) < len(rows) else ""
+    most = f"a reference kernel timed beside each row varied by up to {100 * max(moved):.0f}%"
+    return [f"Timings{some} unreliable: {most}."]
 
 
 def _trade_offs(rows: Sequence[Row]) -> list[str]:
@@ -195,18 +198,16 @@ def _trade_offs(rows: Sequence[Row]) -> list[str]:
 
 def _trade_off(row: Row, base: Row) -> str:
     bytes_, seconds = held_bytes(row) / held_bytes(base), row["time_s"] / base["time_s"]
-    price = f"{_times(bytes_)} the memory of {base['method']} and {_times(seconds)} its time"
+    memory, time = _times(bytes_), _times(seconds)
+    apart = f"{memory} as much memory and {time} as much time"
+    price = f"needs {apart if memory != time else f'{time} as much memory and time'} as {base['method']}"
     if _is_exact(row):
-        return f"{row['method']} gives the same gradient at {price}."
-    if row["cosine"] >= GOOD_COSINE:
-        return f"{row['method']} reaches {_reached(row)} at {price}."
-    return f"{row['method']} gets no nearer than {_reached(row)}, at {price}."
-
-
-def _reached(row: Row) -> str:
-    """The cosine; of a random method that of the mean, which takes as many times the time."""
-    draws = row.get("draws")
-    return f"cosine {_cosine(row['cosine'])}" + (f" in the mean of {draws} draws, each" if draws else "")
+        return f"{row['method']} gives the same gradient; it {price}."
+    only = "" if row["cosine"] >= GOOD_COSINE else "only "
+    cosine, draws = _cosine(row["cosine"]), row.get("draws")
+    if draws:  # the cosine is that of the mean, which takes as many times the time
+        return f"{row['method']} reaches a cosine of {only}{cosine} in the mean of {draws} draws; each draw {price}."
+    return f"{row['method']} reaches a cosine of {only}{cosine}; it {price}."
 
 
 def _best(family: Sequence[Row]) -> Row:
@@ -270,10 +271,10 @@ def _law_sentences(rows: Sequence[Row]) -> list[str]:
             ranges.setdefault(key, []).append(law.ranges[key])
     over = ", ".join(f"{k} from {min(r)[0]:g} to {max(high for _, high in r):g}" for k, r in ranges.items())
     parts = [
-        f"{law.method} " + " ".join(f"{k}^({law.exponents[k]:.2f} +- {law.margins[k]:.2f})" for k in keys)
+        " ".join(f"{k}^({law.exponents[k]:.2f} ± {law.margins[k]:.2f})" for k in keys) + f" ({law.method})"
         for law, keys in found
     ]
-    return [f"Over {over} the time grows like this: {'; '.join(parts)}."]
+    return [f"For {over}, time grows as {', '.join(parts)}."]
 
 
 def _sure(law: Law) -> list[str]:
@@ -295,8 +296,8 @@ def _growth(rows: Sequence[Row]) -> list[str]:
     values = [r["settings"][key] for r in own]
     ordered = sorted(along[key].items(), key=lambda item: item[1])
     few = ordered if len(ordered) <= 4 else [ordered[0], ordered[-1]]
-    parts = ", ".join(f"{method} {_plain(ratio)}" for method, ratio in few)
-    return [f"From {key}={min(values):g} to {key}={max(values):g} the time grows by these factors: {parts}."]
+    parts = ", ".join(f"{_plain(ratio)} ({method})" for method, ratio in few)
+    return [f"From {key}={min(values):g} to {key}={max(values):g}, time grows by a factor of {parts}."]
 
 
 def _growth_along(rows: Sequence[Row], key: str) -> dict[str, float]:
@@ -332,10 +333,8 @@ def _cosine(value: float) -> str:
 
 
 def _times(ratio: float) -> str:
-    """A ratio before a noun: "1.2 times", "0.3 of", "about"."""
-    if 0.95 <= ratio < 1.05:
-        return "about"
-    return f"{_plain(ratio)} of" if ratio < 1.0 else f"{_plain(ratio)} times"
+    """A ratio before "as much": "1.2 times", "about"."""
+    return "about" if 0.95 <= ratio < 1.05 else f"{_plain(ratio)} times"
 
 
 def _plain(ratio: float) -> str:

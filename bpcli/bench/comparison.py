@@ -86,11 +86,11 @@ def compare(base: Run, head: Run, timed: bool) -> Comparison:
         what = f"{base.path} is {words[base.kind]}, {head.path} {words[head.kind]}"
         fail("incomparable", what, help="compare two runs of bp bench, or two of bp check")
     lines, both = deterministic(by_key(base.rows, base.path), by_key(head.rows, head.path))
-    notes = [f"{run.path} holds {n} refusal{'s' * (n != 1)}" for run in (base, head) if (n := len(run.errors))]
+    notes = [f"{run.path} contains {n} error{'s' * (n != 1)}" for run in (base, head) if (n := len(run.errors))]
     if timed:
         moved = _moved_rates(base, head)
         lines += _times(both, moved)
-        notes += [f"contaminated: {moved}; no time can be judged"] if moved else []
+        notes += [f"contaminated: {moved}; times cannot be compared"] if moved else []
     return Comparison(tuple(sorted(lines, key=rank)), len(both), tuple(notes), tuple(_reasons(base, head)))
 
 
@@ -126,17 +126,17 @@ def _moved_rates(base: Run, head: Run) -> str:
     for name, rate in base.machine.items():
         before, now = number(rate), number(head.machine.get(name))
         if name.endswith("_per_s") and before and now and max(before / now, now / before) > CONTROL_SHIFT:
-            moved.append(f"{name.split('_')[0]} ran at {now / before:.2f} of its rate")
+            moved.append(f"{name.split('_')[0]} ran at {now / before:.2f} times its rate")
     return ", ".join(moved)
 
 
 def _reasons(base: Run, head: Run) -> list[str]:
     rewritten = [s for s, digest in base.digests.items() if head.digests.get(s, digest) != digest]
-    found = [f"{spec} is not the same text in both runs." for spec in rewritten]
+    found = [f"{spec} differs between the two runs." for spec in rewritten]
     for option in ("set", "wrt"):
         old, new = (_given(run.context.get(option)) for run in (base, head))
         if old != new:
-            found.append(f"--{option} is not the same in both runs: {old or 'none'} and {new or 'none'}.")
+            found.append(f"--{option} differs between the two runs: {old or 'none'} and {new or 'none'}.")
     return found
 
 
@@ -158,7 +158,7 @@ def by_key(rows: Sequence[Row], where: str) -> dict[str, Row]:
         if keyed.setdefault(json.dumps([names, settings(row)], sort_keys=True), row) is not row:
             cell = " ".join(filter(None, (row["spec"], row["method"], row.get("tensor", ""))))
             cell += "".join(f" {k}={v}" for k, v in settings(row).items())
-            fail("not-a-run", f"{where} holds {cell} twice", help="compare runs that measure each cell once")
+            fail("not-a-run", f"{where} contains {cell} twice", help="compare runs that measure each cell once")
     return keyed
 
 

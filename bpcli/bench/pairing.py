@@ -91,7 +91,7 @@ def compare_environments(
     lines, _ = comparison.deterministic(base, head)
     right = [i for i, pair in enumerate(zip(*rows, strict=True)) if "wrong" not in map(verdict, pair)]
     apart = _differences(*hellos)
-    notes = [f"the environments differ beside bp: {', '.join(apart)}"] if apart else []
+    notes = [f"besides bp, the environments differ in: {', '.join(apart)}"] if apart else []
     if right:
         three = (sides.base, sides.head, sides.base)
         timed, moved = suite(lambda: workers(three, sides.threads), [works[i] for i in right], plan, say)
@@ -178,7 +178,7 @@ def _pass(open_lanes: OpenLanes, works: Sequence[Work], plan: Plan, say: Say) ->
         base, head = statistics.median(p.base for p in pairs), statistics.median(p.head for p in pairs)
         timed.append(PairedTime(base, head, evidence, said))
     notes = [
-        f"contaminated: {cell['control']}, which has none of bp's code, took {ratio:.3f} of its time in the head"
+        f"contaminated: {cell['control']}, which contains no bp code, took {ratio:.3f} times as long in the head"
         for cell, ratio in zip(CONTROLS, shifts, strict=True)
         if not 1.0 / CONTROL_SHIFT <= ratio <= CONTROL_SHIFT
     ]

@@ -49,7 +49,7 @@ class Precheck:
     kernel_error: float | None = None
 
 
-_NO_COMPARISON = Precheck("inconclusive", "nothing", "no right gradient to compare with")
+_NO_COMPARISON = Precheck("inconclusive", "nothing", "no correct gradient to compare with")
 
 
 def true_gradient(problem: Problem, limits: Limits) -> Gradient | None:
@@ -128,7 +128,7 @@ def _compared(setup: Setup, gradient: Gradient, right: Gradient, whose: str) -> 
     if np.array_equal(found, true) or (apart is not None and apart <= tolerance(setup)):
         return Precheck("pass", how, "")
     if not true.any() and np.isfinite(found).all():
-        return Precheck("inconclusive", how, f"the gradient of {whose} is zero, so that rounding has no scale")
+        return Precheck("inconclusive", how, f"the gradient of {whose} is zero, so rounding has no scale")
     amount = "an undefined amount" if apart is None else f"{apart:.2g}"
     return Precheck("wrong", how, f"differs from {whose} by {amount}")
 
@@ -141,7 +141,7 @@ def vouch(problem: Problem, call: MethodCall, gradient: Gradient, true: Gradient
     setup = problem.setup
     if isinstance(call.method, Checking):
         reverse, findings = call.method.judge(problem)
-        return _worst(findings, reverse, f"{reverse.text}, every entry, by it")
+        return _worst(findings, reverse, f"every entry of {reverse.text}, by this check")
     if check_cost(setup, [call], CheckOptions(mode="full")) <= AFFORDABLE_FLOPS:
         return _worst(check(setup, [call], CheckOptions()), call, "every entry")
     sample = _sampled(setup, call)

@@ -178,7 +178,7 @@ def merge(runs: Sequence[Run]) -> tuple[list[Row], dict[str, Any], list[str]]:
     first = runs[0]
     for run in runs[1:]:
         for what in _conflicts(first.context, run.context):
-            advice = "measure both again in the same way, or keep them apart"
+            advice = "measure both again in the same way, or keep the runs separate"
             collector.add("incompatible", f"{first.path} and {run.path} differ in {what}", help=advice)
     seen: dict[str, str] = {}
     for run in runs:
@@ -224,4 +224,4 @@ def _missing_parts(runs: Sequence[Run]) -> list[str]:
         return []
     (count,) = parts
     left = [f"{i}/{count}" for i in range(1, int(count) + 1) if f"{i}/{count}" not in shards] if count.isdigit() else []
-    return [f"not there: part {', '.join(left)} of the sweep"] if left else []
+    return [f"missing: part {', '.join(left)} of the sweep"] if left else []

@@ -56,7 +56,7 @@ class UserKernel:
     def refusal(self, setup: Setup, method: str) -> str | None:
         """See `Peer`."""
         exact = exact_method(setup.graph)
-        return None if method == exact else f"a kernel is measured beside {exact}"
+        return None if method == exact else f"a kernel is measured next to {exact}"
 
     def gradient_function(self, problem: Problem, method: str) -> Callable[[], Gradient]:
         """See `Peer`. Raises BpError where the file cannot be loaded, and at a call that fails."""

@@ -76,7 +76,7 @@ class Session:
         except BpError as error:
             refused = [{"code": d.code, "what": d.what, "help": d.help} for d in error.diagnostics]
         except MemoryError:
-            advice = "smaller sizes, a batch of fewer samples or a method that holds less"
+            advice = "use smaller sizes, a smaller batch or a method that needs less memory"
             refused = [{"code": "memory", "what": "out of memory", "help": advice}]
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
@@ -140,7 +140,7 @@ class Session:
         samples = profiling.take(self._work, calls, blocks)
         after, _ = kernel_loader.compiled()
         if after != before:
-            fail("unsteady", f"{after - before} kernels were compiled while the clock ran", help="please report it")
+            fail("unsteady", f"{after - before} kernels were compiled during timing", help="please report it")
         return {"samples": samples, "seconds": calls * sum(samples)}
 
 

@@ -92,7 +92,7 @@ class Worker:
         if self._hello is None:
             self._hello = self._read()
             if self._hello.get("protocol") != PROTOCOL:
-                self._refuse("it speaks another version of the protocol", "install a bp as recent as this one there")
+                self._refuse("it speaks another version of the protocol", "install an equally recent bp there")
             package, checkout = Path(str(self._hello["package"])), self._where.checkout if self._where else ""
             if checkout and package.resolve().parent != Path(checkout).resolve():
                 self._refuse(f"its interpreter imports bp from {package}", "name an interpreter of its own")
@@ -151,7 +151,7 @@ class Worker:
             if code == -signal.SIGKILL:
                 advice = "SIGKILL is often the system, out of memory: try smaller sizes"
             after = f", after: {said[-_EXCERPT:]}" if said else ""
-            fail("process-lost", f"the process that measured ended {how}{after}", help=advice)
+            fail("process-lost", f"the measuring process ended {how}{after}", help=advice)
         last = said.splitlines()[-1] if said else f"exit code {code}"
         if "No module named" in last:
             self._refuse(f"no bp there that can be timed ({last})", "it needs a bp that has `bp ab` itself")

@@ -59,6 +59,9 @@ class CheckOptions:
     tolerance: float = 0.0
 
 
+_IN_WORDS = {"complex-step": "the complex step", "central": "central differences", "ladder": "a ladder of differences"}
+
+
 @dataclass(frozen=True)
 class Choice:
     """The references and mode chosen. `flops` are predicted for that mode, `full_flops` for every entry.
@@ -75,14 +78,14 @@ class Choice:
 
     def __str__(self) -> str:
         """The choice in words."""
-        judge, *beside = (r.name for r in self.references)
-        what = "in every entry" if self.mode == "full" else f"along {COUNT} directions a tensor"
+        judge, *beside = (_IN_WORDS.get(r.name, r.name) for r in self.references)
+        what = "every entry" if self.mode == "full" else f"{COUNT} random directions per tensor"
         seen = " at a sample of the entries" if self.sampled else ""
-        words = f"{what} by {judge}" + (f", with {beside[0]} beside it{seen}" if beside else "")
+        words = f"{what} checked against {judge}" + (f", cross-checked by {beside[0]}{seen}" if beside else "")
         if self.mode == "directional":
-            words += f" (every entry, --mode full, would take {self.full_flops:.1g} operations)"
+            words += f" (every entry, with --mode full, would take {self.full_flops:.1g} operations)"
         if self.spared:
-            words += f" ({COUNT} directions a tensor would take {self.spared / self.flops:.1f} times as long)"
+            words += f" ({COUNT} directions per tensor would take {self.spared / self.flops:.1f} times as long)"
         return words
 
 

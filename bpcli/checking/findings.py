@@ -42,8 +42,8 @@ class Finding:
     `checked` counts the entries (or directions) compared. `kernel_error` is ‖g − ref‖ / ‖ref‖ against the method's
     definition, at a kink the distance from the nearest derivative over the largest; `bias` is ‖g − g*‖ / ‖g*‖ against
     the true gradient g*, and `cosine` the cosine with it. Both are None where g* is unknown or zero, and at a `kink`,
-    where g* is not unique. All three are None where a gradient that passes is rounding alone.
-    `cause` is "" or a word such as "noise", "not finite". `blame` explains a wrong verdict where that is possible.
+    where g* is not unique. All three are None for a gradient that passes and is mere rounding.
+    `cause` is "", or a word such as "noise" or "not finite". `blame` explains a wrong verdict where possible.
     """
 
     spec: str
@@ -99,12 +99,12 @@ def worst_entry(finding: Finding) -> str:
 
 def kinked(tensor: str, kink: Kink) -> str:
     """A value at a kink and the interval of right values."""
-    return f"{tensor}{position(kink.index)} = {kink.value:.6g}, right is anything {_one_sided(kink)}"
+    return f"{tensor}{position(kink.index)} = {kink.value:.6g}, any value {_one_sided(kink)}, is right"
 
 
 def _one_sided(kink: Kink) -> str:
     low, high = distinct_digits(kink.low, kink.high)
-    return f"from {low} to {high}, the slopes at the sides of a kink"
+    return f"between {low} and {high}, the one-sided derivatives at a kink"
 
 
 def position(index: tuple[int, ...] | None, direction: int | None = None) -> str:

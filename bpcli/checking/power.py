@@ -26,7 +26,7 @@ Outcome = Literal["caught", "void", "missed"]
 _PASSES = 12
 # Two gradients are compared, each with its rounding.
 _BOTH = 2.0
-_ZERO = "the gradient is zero or rounding alone: nothing is tested; take other parameters, data or another seed"
+_ZERO = "the gradient is zero or mere rounding, so nothing is tested; use other parameters, data or another seed"
 
 
 @dataclass(frozen=True)

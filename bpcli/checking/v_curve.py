@@ -59,7 +59,7 @@ def v_curve(problem: Problem) -> VCurve:
         if known.any():
             errors[tensor.name] = apart[:, known] / size[known]
     if not errors:
-        what = f"{setup.spec.name}: all derivatives are zero, so that no error is relative to them"
+        what = f"{setup.spec.name}: all derivatives are zero, so relative errors are undefined"
         fail("no-curve", what, help=_NO_CURVE)
     together = np.concatenate(list(errors.values()), axis=1)
     return VCurve(STEPS, {n: _median(e) for n, e in errors.items()}, _median(together), "the complex step")

@@ -45,7 +45,7 @@ _CALM: Mapping[str, Any] = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
 }
-_SAME_FILES = "workers read specs, and the files these name, at the same paths as they are here"
+_SAME_FILES = "workers must find specs, and the files they name, at the same paths as here"
 Answer = TypeVar("Answer")
 
 
@@ -224,13 +224,13 @@ class Cluster:
                 if self._places():
                     continue
             except KilledWorker:
-                what = "every worker that took this on was lost, one after the other"
+                what = "every worker that took this on was lost"
                 return (Diagnostic("worker-lost", what, help="often they are out of memory: try smaller sizes"),)
             except CancelledError:
                 pass
             except Exception as error:
                 return (Diagnostic("internal", _brief(error), help="a bug in bp: please report it"),)
-            fail("cluster-lost", "the scheduler, or all workers, are gone", help="start them again; --resume goes on")
+            fail("cluster-lost", "the scheduler, or all workers, are gone", help="start them again; --resume continues")
 
 
 @contextmanager

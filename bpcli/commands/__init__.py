@@ -23,7 +23,7 @@ class Entry:
 COMMANDS = {
     "check": Entry(
         "bpcli.commands.check",
-        "Judge gradients against references with error bounds.",
+        "Check gradients against references with error bounds.",
         "findings",
         {"passed": 0, "wrong": 0, "inconclusive": 0},
     ),
@@ -36,7 +36,7 @@ COMMANDS = {
     "report": Entry("bpcli.commands.report", "Write saved runs as an HTML page with plots."),
     "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
     "ab": Entry("bpcli.commands.compare", "Compare two installations of bp, timed in turn.", "comparisons"),
-    "advise": Entry("bpcli.commands.advise", "Advise a method for given memory, bias and time.", "methods"),
+    "advise": Entry("bpcli.commands.advise", "Recommend a method for given memory, bias and time.", "methods"),
     "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
     "schema": Entry("bpcli.commands.json_schema", "Print the JSON Schema of specs, for editors."),
     "help": Entry("bpcli.commands.help_page", "Show a page on a topic, or the options of a command."),

@@ -26,7 +26,7 @@ def _duration(context: click.Context, parameter: click.Parameter, value: str | N
         return math.inf
     found = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{0,12})?(?:e-?\d{1,2})?)\s*(|s|ms|us|µs|ns)\s*", value, re.ASCII)
     if found is None or not float(found[1]) > 0:
-        raise Refused(f'"{value}" is no positive time', "give seconds, or a number with a unit: 1ms, 50us")
+        raise Refused(f'"{value}" is not a positive time', "give seconds, or a number with a unit: 1ms, 50us")
     return float(found[1]) * _UNITS[found[2]]
 
 
@@ -34,25 +34,25 @@ def _duration(context: click.Context, parameter: click.Parameter, value: str | N
 @click.argument("spec")
 @click.option(
     "--memory", required=True, metavar="SIZE", callback=size_option,
-    help="Bytes that the method may hold beside the arrays, as 64MB.",
+    help="Memory that the method may use besides the arrays, such as 64MB.",
 )  # fmt: skip
 @click.option(
     "--bias", type=float, default=0.0, show_default=True, metavar="NUMBER", callback=relative_bias,
-    help="Relative bias of the gradient that is allowed; 0 asks for an exact method.",
+    help="Largest relative bias allowed; 0 requires an exact method.",
 )  # fmt: skip
 @click.option(
-    "--per-step-time", metavar="TIME", callback=_duration, help="Time that a step of all samples may take, as 1ms."
+    "--per-step-time", metavar="TIME", callback=_duration, help="Time allowed per step, for all samples, such as 1ms."
 )
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "allow_outside", "format", "output", "quiet", "verbose",
 )  # fmt: skip
 def advise(spec: str, memory: int, bias: float, per_step_time: float, common: Common) -> int:
-    """Advise which method to take for SPEC, and with which options, within a memory, a bias and a time for each step.
+    """Recommend a method and its options for SPEC, given limits on memory, bias and time per step.
 
-    Memory is predicted as by `bp bench`, time from operations, memory traffic and the machine's rates; both are
-    measured where a gradient is quick. The bias of truncated, approximate and random methods is the relative distance
-    of one gradient from the exact one, measured on the spec or, where that takes long, on a case of fewer units,
-    samples and steps, which is named. The exit code is 1 where nothing fits; the nearest method is named then.
+    Memory is predicted as by `bp bench`, and time from operations, memory traffic and the machine's rates; both are
+    measured if a gradient takes little time. The bias of truncated, approximate and random methods is the relative
+    error of one gradient, measured on the spec or, if that takes long, on a smaller case of it, which is shown. If
+    nothing fits, the nearest method is shown and the exit code is 1.
     """
     from bpcli.api.advice import Demand
     from bpcli.api.advice import advise as advised
@@ -79,11 +79,11 @@ def _document(found: Advice, demand: Demand, setup: Setup, spec: str, common: Co
     columns = [
         _column("method", "method", str, right=False),
         _column("advice", "advice", str, right=False),
-        _column("bytes", "holds", format_bytes),
-        _column("step_s", "time a step", seconds),
-        _column("measured", "both are", lambda value: "measured" if value else "predicted", right=False),
+        _column("bytes", "memory", format_bytes),
+        _column("step_s", "time per step", seconds),
+        _column("measured", "basis", lambda value: "measured" if value else "predicted", right=False),
         _column("bias", "bias", digits(2)),
-        _column("bias_at", "measured at", _settings, right=False),
+        _column("bias_at", "bias measured at", _settings, right=False),
     ]
     limit = None if math.isinf(demand.step_seconds) else demand.step_seconds
     context = describe(
@@ -130,14 +130,13 @@ def _chosen(found: Advice, demand: Demand, bench: list[str]) -> tuple[str, ...]:
     from bpcli.problem.limits import format_bytes
 
     best = found.found[0]
-    bias = "exact" if best.exact else f"bias {best.bias:.2g}"
-    amount = (
-        f"holds {format_bytes(best.bytes)} of {format_bytes(demand.memory)}, {seconds(best.seconds)} a step, {bias}"
-    )
+    bias = "" if demand.bias == 0 else ", and is exact" if best.exact else f", and has a bias of {best.bias:.2g}"
+    memory = f"{format_bytes(best.bytes)} of the {format_bytes(demand.memory)} allowed"
     many = f"{found.fitting} of {found.considered} candidates fit in memory{_and_time(demand)}"
-    within = " with a bias that is allowed" if demand.bias > 0 else " that are exact"
+    fastest = "candidate with an acceptable bias" if demand.bias > 0 else "exact candidate"
     again = shlex.join([*bench, best.call.text])
-    return (f"{best.call.text}: {amount}; the fastest of those{within} ({many}).", f"measure it: {again}")
+    needs = f"{best.call.text} needs {memory} and {seconds(best.seconds)} per step{bias}"
+    return (f"{needs}: the fastest {fastest} ({many}).", f"  measure it: {again}")
 
 
 def _and_time(demand: Demand) -> str:
@@ -150,15 +149,15 @@ def _none(found: Advice, demand: Demand) -> tuple[str, ...]:
 
     near = found.nearest
     if near is None:
-        return ("no method applies",)
+        return ("No method applies.",)
     if near.bytes <= demand.memory and near.bias is not None and near.bias > demand.bias:
         return (
-            f"nothing fits: {found.fitting} of {found.considered} candidates fit in memory{_and_time(demand)}, but the "
-            f"least biased, {near.call.text}, has a bias of {near.bias:.2g}, {demand.bias:g} is allowed.",
+            f"Nothing fits: {found.fitting} of {found.considered} candidates fit in memory{_and_time(demand)}, but the "
+            f"least biased, {near.call.text}, has a bias of {near.bias:.2g} ({demand.bias:g} allowed).",
         )
     lacks = []
     if near.bytes > demand.memory:
-        lacks.append(f"holds {format_bytes(near.bytes)}, {format_bytes(demand.memory)} are allowed")
+        lacks.append(f"needs {format_bytes(near.bytes)} of memory ({format_bytes(demand.memory)} allowed)")
     if near.seconds > demand.step_seconds:
-        lacks.append(f"takes {seconds(near.seconds)} a step, {seconds(demand.step_seconds)} are allowed")
-    return (f"nothing fits; the nearest, {near.call.text}, {' and '.join(lacks) or 'has an unknown bias'}.",)
+        lacks.append(f"takes {seconds(near.seconds)} per step ({seconds(demand.step_seconds)} allowed)")
+    return (f"Nothing fits: the nearest method, {near.call.text}, {' and '.join(lacks) or 'has an unknown bias'}.",)

@@ -48,8 +48,8 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 @click.argument("target", nargs=-1)
 @click.option(
     "-m", "--method", multiple=True, metavar="METHOD",
-    help="Measure a method such as tbptt:k1=1,k2=4, `all` that apply, a reference, `check`, a complete check, or "
-    "FILE.py:RULE, an online rule of yours; repeatable.",
+    help="Method, such as tbptt:k1=1,k2=4; also `all` for every method that applies, a reference, `check` for a "
+    "complete check, or FILE.py:RULE, your own online rule; repeatable.",
 )  # fmt: skip
 @click.option(
     "-g", "--grid", multiple=True, metavar="KEY=V1,V2,…",
@@ -57,7 +57,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 )  # fmt: skip
 @click.option(
     "--kernel", multiple=True, metavar="FILE.py:FUNC",
-    help="Also measure a gradient function of yours, beside the exact method; repeatable.",
+    help="Also measure your own gradient function, next to the exact method; repeatable.",
 )  # fmt: skip
 @click.option(
     "--peer", multiple=True, metavar="PEER", help="Also measure jax, torch or torch_nn on the same cells; repeatable."
@@ -68,13 +68,13 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
 )  # fmt: skip
 @click.option(
     "--draws", type=click.IntRange(1, 10000), default=16, show_default=True, metavar="N",
-    help="Take the bias, cosine and variance of a random method over N draws.",
+    help="Estimate bias, cosine and variance of a random method from N draws.",
 )  # fmt: skip
 @click.option(
     "--bias", type=float, default=0.05, show_default=True, metavar="NUMBER", callback=relative_bias,
-    help="Name the cheapest methods whose relative bias is at most this; of a random one, the error of a draw.",
+    help="Name the cheapest methods within this relative bias; for a random method, the error of one draw counts.",
 )  # fmt: skip
-@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same call.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
 @click.option(
     "--shard", metavar="I/N", callback=_shard, help="Measure part I of N of the cells; `bp merge` joins the parts."
 )
@@ -100,10 +100,10 @@ def bench(
     Every cell of the sweep runs in its own process. Its gradient is checked first; a wrong gradient is not timed.
     Without TARGET, the vanilla RNN that ships with bp is measured. Methods and grid come from [bench] in the spec; -m
     replaces the methods, -g adds keys to the grid or replaces them. The rows of each spec are also written to
-    reports/bench-SPEC.csv, with options to reports/bench-SPEC-DIGEST.csv, so that only the same call replaces them, or
-    to the file of --output csv=PATH. Finished cells survive any interruption: run the same
-    command with --resume to continue. On a cluster, each worker measures one cell at a time; the specs and the files
-    they name must exist there at the same paths.
+    reports/bench-SPEC.csv or, if options are given, to reports/bench-SPEC-DIGEST.csv, which only the same call
+    replaces; --output csv=PATH names another file. Finished cells survive any interruption: repeat the command with
+    --resume to continue. On a cluster, each worker measures one cell at a time; specs and the files they name must
+    exist there at the same paths.
     """
     from bpcli.errors import fail
 
@@ -279,7 +279,7 @@ def exit_code(results: BenchResults, strict: bool) -> int:
 def merge(run: tuple[str, ...], out: str, common: Common) -> int:
     """Merge RUNs saved by `bp bench --output json=RUN`, such as the parts of a sweep made by --shard, into one.
 
-    All must be of the same version of bp, the same machine and the same specs, and no cell may be in two of them.
+    All must come from the same version of bp, the same machine and the same specs, and no cell may be in two of them.
     """
     from bpcli.bench.measurement import BenchResults
     from bpcli.bench.saved_runs import merge as merge_runs

@@ -188,7 +188,7 @@ def brief_document(full: Document, quiet: bool) -> Document:
     """The main figures, aggregated over seeds, without constant columns; if `quiet`, only rows that do not pass."""
     together = over_seeds(full.rows)
     rows = [r for r in together if r["check"]["verdict"] != "pass"] if quiet else together
-    shown = [c for c in _BRIEF if c.key in ("method", "time_s") or _varies(together, c)]
+    shown = [c for c in BRIEF if c.key in ("method", "time_s") or _varies(together, c)]
     # Method options are part of the method's name.
     keys = dict.fromkeys(k for r in together for k in r["grid"] if k in r["settings"] or k == "threads")
     swept = [c for c in (_column(k, k, True) for k in keys) if _varies(together, c)]
@@ -246,11 +246,11 @@ def _case(row: Row) -> Case:
 def _rates(context: Mapping[str, Any]) -> list[str]:
     """The machine and its rates, as one line."""
     machine = context.get("machine", {})
-    rates = [f"GEMM {v / 1e9:.3g} GFLOP/s in {k.split('_')[1]}" for k, v in machine.items() if k.startswith("gemm_")]
+    rates = [f"{v / 1e9:.3g} GFLOP/s in {k.split('_')[1]}" for k, v in machine.items() if k.startswith("gemm_")]
     if not rates:
         return []
-    copy = f"copy {machine['copy_bytes_per_s'] / 1e9:.3g} GB/s"
-    return [f"{machine['cpu']}, {machine['cores']} cores: {', '.join([*rates, copy])}."]
+    copy = f"copies at {machine['copy_bytes_per_s'] / 1e9:.3g} GB/s"
+    return [f"{machine['cpu']}, {machine['cores']} cores: matrix products at {', '.join(rates)}, {copy}."]
 
 
 def _varies(rows: Sequence[Row], column: Column) -> bool:
@@ -305,12 +305,12 @@ _SHOWN: Mapping[str, Callable[[Any], str]] = {
 _LEFT = frozenset({*HEAD, "dtype", "limit", "kind"})
 _OVER_SEEDS = ("spec", "method", "backend", "threads", "settings", "seeds", "spread", "time_s", "bias", "cosine")
 _MEASURED = frozenset(
-    {"spread", "seeds", "range", "ratio", "check"}
+    {"spread", "seeds", "range", "ratio"}
     | {"allocated_bytes", "peak_bytes", "predicted_bytes", "gemm_fraction", "limit", "cosine"}
     | {"kernel_error", "bias", "variance"}
 )
 _EXPLAINED = ("spread", "predicted_bytes", "allocated_bytes", "peak_bytes", "gemm_fraction", "pareto")
-_BRIEF = (
+BRIEF = (
     Column("spec", "spec", itemgetter("spec"), words, right=False, label=True),
     Column("method", "method", itemgetter("method"), words, right=False, label=True),
     Column("backend", "by", itemgetter("backend"), words, right=False, label=True),
@@ -320,8 +320,8 @@ _BRIEF = (
     Column("cosine", "cosine", itemgetter("cosine"), digits(6)),
     Column("variance", "variance", lambda row: row.get("variance"), digits(2)),
     Column("time_s", "time", itemgetter("time_s"), seconds),
-    Column("spread", "+-", _spread, _percent),
-    Column("ratio", "of bp's", itemgetter("ratio"), _times),
+    Column("spread", "±", _spread, _percent),
+    Column("ratio", "vs bp", itemgetter("ratio"), _times),
     Column("allocated_bytes", "allocated", itemgetter("allocated_bytes"), _bytes),
     Column("pareto", "Pareto", lambda row: "*" if row["pareto"] else None, words, right=False),
     Column("predicted_bytes", "predicted", itemgetter("predicted_bytes"), _bytes),
@@ -329,6 +329,7 @@ _BRIEF = (
     Column("gemm_fraction", "of GEMM rate", itemgetter("gemm_fraction"), _percent),
     Column("limit", "limit", lambda row: row.get("limit"), words, right=False),
     Column("seeds", "seeds", lambda row: len(row.get("seeds", [])) or None, words),
-    Column("range", "over seeds", _range, words),
+    Column("range", "cosine over seeds", _range, words),
     Column("check", "checked", lambda row: row["check"]["how"], words, right=False),
 )
+"""The columns of the table; those that say nothing about a run are left out of it."""

@@ -60,38 +60,38 @@ def _tolerance(context: click.Context, parameter: click.Parameter, value: float)
     "--method",
     multiple=True,
     metavar="METHOD",
-    help="Method, such as tbptt:k1=1,k2=4, or FILE.py:RULE, an online rule of yours; repeatable.",
+    help="Method, such as tbptt:k1=1,k2=4, or FILE.py:RULE, your own online rule; repeatable.",
 )
 @click.option(
     "--kernel", multiple=True, metavar="FILE.py:FUNC",
-    help="Check a function of yours, or a [kernel.NAME] of the spec; repeatable.",
+    help="Check your own gradient function, or a [kernel.NAME] of the spec; repeatable.",
 )  # fmt: skip
 @click.option(
     "--gradient", multiple=True, metavar="FILE.npz",
-    help="Check a saved gradient, with the array names of `bp grad`; repeatable.",
+    help="Check a gradient saved with the array names of `bp grad`; repeatable.",
 )  # fmt: skip
 @click.option(
     "--as", "meant", metavar="METHOD",
-    help="Judge gradients and rules of yours as this method, such as tbptt:k1=1,k2=4, not as the exact gradient.",
+    help="Method that your gradient or rule is meant to compute, such as tbptt:k1=1,k2=4; default: exact.",
 )  # fmt: skip
 @click.option(
     "--reference", metavar="NAME", default="auto", callback=_reference,
-    help="Reference to judge by; see `bp list references`.",
+    help="Reference to compare with; see `bp list references`.",
 )  # fmt: skip
 @click.option(
     "--mode", metavar="MODE", default="auto", callback=one_of(_modes),
     help="full (every entry), directional (random directions), or auto (by the predicted cost).",
 )  # fmt: skip
-@click.option("--forward", is_flag=True, help="Check the forward mode (JVP) of a function too.")
+@click.option("--forward", is_flag=True, help="Also check the forward mode (JVP) of a function.")
 @click.option(
     "--order", metavar="N", default="1", callback=one_of(lambda: ("1", "2")),
-    help="2: check the derivative of a function's gradient too.",
+    help="2 also checks the second derivative of a function.",
 )  # fmt: skip
 @click.option(
     "--tolerance", metavar="NUMBER", type=float, default=0.0, callback=_tolerance,
-    help="Pass gradients that are off by this much, relative to the largest entry of their tensor; 0 by default.",
+    help="Accept errors up to this size, relative to the largest entry of the tensor; default: 0.",
 )  # fmt: skip
-@click.option("--power", is_flag=True, help="Instead of checking, plant known faults and show which ones are found.")
+@click.option("--power", is_flag=True, help="Instead of checking, plant known faults and show which ones are revealed.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
     "scheduler", "local_cluster", "format", "output", "quiet", "verbose", "strict",
@@ -115,8 +115,8 @@ def check(
     Without TARGET, the specs in the folder specs/ are checked. Without -m, the methods are those named by the spec,
     else backprop for a feed-forward network, bptt and rtrl for a recurrent one. With --kernel or --gradient, only
     those are checked.
-    A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, a NumPy function
-    with NAME_vjp beside it, all at inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and
+    A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, or a NumPy function
+    with NAME_vjp next to it, at the inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and
     grad(params). On a cluster, the workers compute the perturbed losses of large specs; they must find the same files
     at the same paths.
     """
@@ -187,7 +187,7 @@ def _refuse_combinations(boxes: Sequence[str], given: Mapping[str, object], powe
     """Raise BpError for options that do not apply to objects, and for gradients beside --power."""
     for option, value in given.items():
         if boxes and value:
-            advice = "an object or function has a gradient of its own, and is judged by differences of its own values"
+            advice = "an object or function brings its own gradient, which is compared with differences of its values"
             fail(
                 "usage",
                 f'{option} applies to specs, not to an object or function ("{printable(boxes[0])}")',
@@ -195,7 +195,7 @@ def _refuse_combinations(boxes: Sequence[str], given: Mapping[str, object], powe
             )
     for option in ("--kernel", "--gradient"):
         if power and given[option]:
-            advice = "--power examines the spec; check the gradient in a call of its own"
+            advice = "--power examines the spec; check the gradient in a separate call"
             fail("usage", f"{option} does not go with --power", help=advice)
 
 

@@ -36,7 +36,7 @@ Row = Mapping[str, Any]
 @click.argument("head")
 @click.option(
     "--across-machines", is_flag=True,
-    help="Allow runs of different machines; compares deterministic figures, not times.",
+    help="Allow runs from different machines: compare deterministic figures, not times.",
 )  # fmt: skip
 @click.option(
     "--write-baseline", metavar="FILE",
@@ -142,7 +142,9 @@ def brief_document(full: Document, quiet: bool) -> Document:
         if _VERDICTS[row["verdict"]][2] != "pass"
         or not (quiet or (row["verdict"] == "SAME" and row["figure"] != "time_s"))
     ]
-    shown = [c for c in full.columns if not c.wide and (c.key not in _SOMETIMES or any(c.show(c.get(r)) for r in rows))]
+    empty = {c.key for c in full.columns if c.key in _SOMETIMES and not any(c.show(c.get(r)) for r in rows)}
+    empty |= {"spec"} if len({row["spec"] for row in full.rows}) == 1 else set()
+    shown = [c for c in full.columns if not c.wide and c.key not in empty]
     sentences = full.sentences if rows or not quiet else ()
     return replace(full, rows=rows, columns=shown, sentences=sentences, notes=() if quiet else full.notes)
 
@@ -162,18 +164,20 @@ def _sentences(comparison: Comparison, counts: Mapping[str, int]) -> list[str]:
     if not comparison.cells:
         return ["Nothing was compared: the runs have no cell in common.", *comparison.reasons]
     changed = [f"{counts[v]} {v}" for v in _VERDICTS if v != "SAME" and counts[v]]
-    cells = f"{comparison.cells} cell{'s' * (comparison.cells != 1)} compared"
+    specs = {line.spec for line in comparison.lines}
+    of = f" of {specs.pop()}" if len(specs) == 1 else ""
+    cells = f"{comparison.cells} cell{'s' * (comparison.cells != 1)}{of} compared"
     sentences = [f"{cells}: {', '.join(changed)}, {counts['SAME']} SAME." if changed else f"{cells}: no differences."]
     sentences += comparison.reasons
     margins = [line.margin for line in comparison.lines if line.margin is not None]
     if not any(line.figure == "time_s" for line in comparison.lines):
         sentences.append("Times were not compared.")
     elif not margins:
-        sentences.append("Both runs contain the same measurements of time, so there is nothing to compare.")
+        sentences.append("Both runs contain the same time measurements, so times cannot be compared.")
     else:
         low, high = min(margins), max(margins)
         span = f"{low:.1%}" if high - low < 5e-4 else f"{low:.1%} to {high:.1%}"
-        sentences.append(f"Times that differ by less than {span} count as the same: these runs are not more precise.")
+        sentences.append(f"Times that differ by less than {span} count as equal, as these runs are no more precise.")
     if (wins := counts["LESS"]) and not comparison.reasons:
         improved = f"{wins} deterministic figure{'s' * (wins != 1)} improved"
         sentences.append(f"{improved}: update the baseline with --write-baseline.")

@@ -24,9 +24,9 @@ def _page(context: click.Context, parameter: click.Parameter, value: str) -> str
 @click.command()
 @click.argument("spec")
 @click.option("-m", "--method", multiple=True, metavar="METHOD",
-              help="Method to derive, as bptt or tbptt:k1=1,k2=4; repeatable. Default: bptt and rtrl.")  # fmt: skip
+              help="Method to derive, such as tbptt:k1=1,k2=4; repeatable. Default: bptt and rtrl.")  # fmt: skip
 @click.option("--numbers", is_flag=True, help="Evaluate every line on the data, and check it.")
-@click.option("--node", metavar="NAME", help="Derive the derivative with respect to this equation alone.")
+@click.option("--node", metavar="NAME", help="Derive only the derivative with respect to this equation.")
 @click.option("--format", "page", default="text", metavar="FORMAT", callback=_page,
               help="Format of stdout: text, markdown, latex or html.")  # fmt: skip
 @click.option("--dot", "drawing", flag_value="dot", help="Draw the network for Graphviz instead.")
@@ -38,9 +38,9 @@ def explain(
 ) -> int:
     """Derive the gradients of SPEC line by line: the chain rule, from the losses backwards.
 
-    Of a recurrent network q, J and M̄ are derived, then backpropagation through time and real-time recurrent
-    learning. With --numbers every line is evaluated and compared with differences of the network itself: ✓ and the
-    error stand beside it, and the exit code is 1 if any line is wrong.
+    For a recurrent network, q, J and M̄ are derived, then backpropagation through time and real-time recurrent
+    learning. With --numbers every line is evaluated, compared with differences of the network itself, and marked ✓ or
+    ✗ with its error; the exit code is 1 if any line is wrong.
     """
     from bpcli.commands.specs import open_spec, single
     from bpcli.lecture.drawing import dot, mermaid, svg

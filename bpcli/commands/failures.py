@@ -52,7 +52,7 @@ def translate(error: Exception) -> BpError:
     if isinstance(error, click.ClickException):
         return BpError([Diagnostic("usage", _sentence(error.format_message()), help="`bp --help` lists the commands")])
     if isinstance(error, MemoryError):
-        advice = "use smaller sizes, a smaller batch or a method that holds less; --max-memory refuses large runs early"
+        advice = "use smaller sizes, a smaller batch or a method that needs less memory; --max-memory refuses such runs"
         return BpError([Diagnostic("memory", "out of memory", help=advice)])
     if isinstance(error, OSError):
         advice = "check that the file or folder exists and is accessible, and that the disk is not full"

@@ -72,10 +72,10 @@ COLUMNS = (
 @click.argument("spec")
 @click.option(
     "-m", "--method", required=True, metavar="METHOD",
-    help="Method, as bptt or tbptt:k1=1,k2=4, or FILE.py:RULE, an online rule of yours.",
+    help="Method, such as bptt or tbptt:k1=1,k2=4, or FILE.py:RULE, your own online rule.",
 )  # fmt: skip
-@click.option("-o", "--out", metavar="OUT.npz", help="Output file; with --per-step also OUT.csv, a line a step.")
-@click.option("--per-step", is_flag=True, help="The gradient that an online method credits to each step.")
+@click.option("-o", "--out", metavar="OUT.npz", help="Output file; with --per-step also OUT.csv, one line per step.")
+@click.option("--per-step", is_flag=True, help="Show the gradient that an online method assigns to each step.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
     "format", "output", "quiet", "verbose",

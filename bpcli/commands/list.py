@@ -14,6 +14,7 @@ from bpcli.render import FORMATS, Column, Document
 Row = Mapping[str, Any]
 
 _HEADINGS = {"kind": "catalogue", "name": "name", "options": "options", "tags": "kind", "summary": "summary"}
+_OF_COLUMNS = {**_HEADINGS, "name": "name in CSV", "options": "unit", "tags": "heading", "summary": "meaning"}
 
 
 def _row(name: str, summary: str, options: Sequence[str] = (), tags: Sequence[str] = ()) -> Row:
@@ -67,10 +68,13 @@ def _formats() -> Iterator[Row]:
 
 
 def _columns() -> Iterator[Row]:
+    from bpcli.api import check_document
+    from bpcli.commands import bench_document
     from bpcli.render.columns import COLUMNS
 
+    headings = {c.key: c.heading for c in (*bench_document.BRIEF, *check_document.COLUMNS)}
     for name, (unit, text) in COLUMNS.items():
-        yield _row(name, text, (unit,) if unit else ())
+        yield _row(name, text, (unit,) if unit else (), (headings.get(name, name),))
 
 
 CATALOGUES: Mapping[str, Callable[[], Iterator[Row]]] = {
@@ -88,12 +92,13 @@ def catalogue(what: str | None) -> Document:
     names = (what,) if what else CATALOGUES
     rows = [{"kind": name, **row} for name in names for row in CATALOGUES[name]()]
     empty = {k for k in _HEADINGS if not any(row[k] for row in rows)} | ({"kind"} if what else set())
-    columns = [_column(key, hidden=key in empty) for key in _HEADINGS]
+    headings = _OF_COLUMNS if what == "columns" else _HEADINGS
+    columns = [_column(key, heading, hidden=key in empty) for key, heading in headings.items()]
     return Document("Catalogue", "entries", columns, rows, context={"command": "list", "what": what})
 
 
-def _column(key: str, hidden: bool) -> Column:
-    return Column(key, _HEADINGS[key], lambda row: row[key], _words, right=False, wide=hidden)
+def _column(key: str, heading: str, hidden: bool) -> Column:
+    return Column(key, heading, lambda row: row[key], _words, right=False, wide=hidden)
 
 
 def _words(value: str | Sequence[str]) -> str:
@@ -107,12 +112,13 @@ def _words(value: str | Sequence[str]) -> str:
 )
 @shared("set", "dtype", "wrt", "max_memory", "allow_outside", "format", "output")
 def list(what: str | None, spec: str | None, common: Common) -> int:
-    """List the methods, tasks, operations, references and output formats of bp, or one of these catalogues.
+    """List methods, tasks, operations, references, output formats and columns, or one of these catalogues.
 
-    With --for SPEC, the methods for a spec at its sizes: their kind (exact, windows, recursion, or expectation: right
-    in the mean over random numbers), their cost for each step and sample in symbols, and the operations and bytes of a
-    gradient. F are the operations of a step forwards, V the numbers that one holds, N the size of the state, P the
-    parameters that reach it, c the entries in a column of the influence.
+    With --for SPEC, list the methods with their kind for that spec (exact, windows, recursion or, for methods that are
+    correct on average over random numbers, expectation), their cost per step and sample in symbols, and the operations
+    and bytes of a gradient. F is the number of operations of a forward step, V the number of values it holds, N the
+    size of the state, P the number of parameters that reach it, and c the number of entries in a column of the
+    influence.
     """
     from bpcli.commands.output import emit
 

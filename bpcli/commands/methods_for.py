@@ -25,12 +25,12 @@ def document(spec: str, common: Common) -> Document:
     columns = [
         _column("method", "method", str, right=False),
         _column("kind", "kind", _text, right=False),
-        _column("time", "time a step", _text, right=False),
+        _column("time", "time per step", _text, right=False),
         _column("memory", "memory", _text, right=False),
         _column("flops", "flops", digits(3)),
-        _column("bytes", "holds", lambda value: "" if value is None else format_bytes(value)),
+        _column("bytes", "predicted", lambda value: "" if value is None else format_bytes(value)),
         _column("source", "source", _text, right=False),
-        _column("reason", "does not apply, as", _text, right=False),
+        _column("reason", "why not", _text, right=False),
     ]
     rows = [*_rows(setup)]
     if all(row["reason"] is None for row in rows):

@@ -34,7 +34,7 @@ def document(problem: LoadedProblem, call: MethodCall, common: Common) -> Docume
     columns += [_norm(name) for name in names]
     if exact is not None:
         columns += [_column("bias", "bias", digits(3)), _column("cosine", "cosine", digits(6))]
-    sentence = f"loss = {found.losses.sum():.15g}, of {len(rows)} steps"
+    sentence = f"loss = {found.losses.sum():.15g} over {len(rows)} steps"
     return Document("Gradient of each step", "steps", columns, rows, context, sentences=(sentence,), notes=note)
 
 
@@ -59,7 +59,7 @@ def _exact(problem: LoadedProblem, call: MethodCall) -> tuple[StepGradients | No
     try:
         return problem.step_gradients(cheapest), ()
     except BpError as error:
-        return None, (f"without bias and cosine: {error.diagnostics[0].what}",)
+        return None, (f"no bias and cosine: {error.diagnostics[0].what}",)
 
 
 def errors(problem: LoadedProblem, call: MethodCall) -> dict[str, list[float]]:

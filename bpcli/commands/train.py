@@ -61,7 +61,7 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
     "--method",
     multiple=True,
     metavar="METHOD",
-    help="Train with a method such as tbptt:k1=1,k2=4; repeatable; default: the exact one, online rtrl.",
+    help="Method to train with, such as tbptt:k1=1,k2=4; repeatable; default: the exact one, or rtrl online.",
 )
 @click.option(
     "--optimizer",
@@ -84,17 +84,17 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
     metavar="N",
     help="Sequences (batches, when feed-forward) to train on; default: 1000.",
 )
-@click.option("--clip", type=float, metavar="NORM", callback=_positive, help="Cut longer gradients to this norm.")
+@click.option("--clip", type=float, metavar="NORM", callback=_positive, help="Clip gradients to this norm.")
 @click.option(
     "--until",
     metavar="loss<BOUND",
     callback=_until,
-    help="End a method when the mean loss of its last ten steps is below BOUND.",
+    help="Stop a method when the mean loss of its last ten steps is below BOUND.",
 )
 @click.option(
     "--online",
     is_flag=True,
-    help="Move the parameters within a sequence, at every step or, of windowed methods, after every window.",
+    help="Update parameters within a sequence: at every step or, for windowed methods, after every window.",
 )
 @click.option(
     "--data",
@@ -113,26 +113,26 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
     type=click.IntRange(1),
     default=1,
     metavar="N",
-    help="Compare at every N-th step from the first; default: 1.",
+    help="Compare at every N-th step, starting with the first; default: 1.",
 )
 @click.option("--plot", metavar="FILE.svg", help="Write the loss curves to an .svg or .png file.")
 @click.option("--save", metavar="W.npz", help="Write the trained parameters, for [weights] file.")
-@click.option("--checkpoint", metavar="C.npz", help="Write a checkpoint to go on from, again and again.")
+@click.option("--checkpoint", metavar="C.npz", help="Write checkpoints to this file, to resume from.")
 @click.option(
     "--checkpoint-every",
     type=click.IntRange(1),
     default=100,
     metavar="N",
-    help="Steps between two checkpoints; default: 100.",
+    help="Steps between checkpoints; default: 100.",
 )
-@click.option("--resume", metavar="C.npz", help="Go on from a checkpoint, and write further ones to it.")
+@click.option("--resume", metavar="C.npz", help="Resume from a checkpoint, and write later ones to it.")
 @shared("set", "dtype", "seed", "threads", "max_memory", "max_time", "allow_outside",
     "format", "output", "quiet", "strict")  # fmt: skip
 def train(spec: str, common: Common, **values: Any) -> int:
-    """Train the parameters of SPEC by gradient descent with each METHOD, from one start and on the same data.
+    """Train the parameters of SPEC by gradient descent with each METHOD, from the same start and on the same data.
 
-    CSV and JSON have a row for each step and method; the loss of a step is that before its move. A method ends where
-    its loss is not finite. With --strict, the exit code is 4 unless every method reached --until, or all steps.
+    CSV and JSON have a row for each step and method; the loss of a step is the one before its update. A method stops
+    when its loss is not finite. With --strict, the exit code is 4 unless every method reaches --until, or all steps.
     """
     from bpcli.api.train_runner import TrainCall, Trained, open_training
     from bpcli.commands.output import announce, progress
@@ -144,7 +144,8 @@ def train(spec: str, common: Common, **values: Any) -> int:
     announce(common)
     training = open_training(spec_file(path, common), TrainCall(methods=values["method"], **own))
     if values["save"] and (count := len(training.learners)) > 1:
-        fail("usage", f"--save is of one method, and {count} are trained", help="train the one to keep by itself")
+        advice = "train the method to keep on its own"
+        fail("usage", f"--save needs a single method, and {count} are trained", help=advice)
     call = _call(training, path, common)
     if values["resume"]:
         from bpcli.training.checkpoint import read_checkpoint
@@ -264,7 +265,7 @@ _BRIEF = (
     _column("steps", "steps", str),
     _column("first", "first loss", digits(4)),
     _column("last", "last loss", digits(4)),
-    _column("share", "of trivial", digits(3)),
+    _column("share", "relative to trivial", digits(3)),
     _column("outcome", "outcome", str, right=False),
 )
 
@@ -273,11 +274,11 @@ def _sentences(training: Training, trivial: float | None) -> tuple[str, ...]:
     """The data, and the trivial loss."""
     setup, options = training.setup, training.options
     task = setup.spec.data.task
-    source = f"fresh data of {task} at every step" if options.fresh else "the data of the spec at every step"
+    source = f"fresh data of the task {task} at every step" if options.fresh else "the data of the spec at every step"
     how = "online, " if options.online else ""
     said = [f"{setup.spec.name}: {how}{options.optimizer} with lr = {options.lr:g}, {source}"]
     if trivial is not None:
-        said.append(f"trivial loss {trivial:.4g}: the best that a predictor reaches which ignores the input")
+        said.append(f"trivial loss {trivial:.4g}: the best loss of a predictor that ignores the input")
     return tuple(said)
 
 
@@ -293,21 +294,23 @@ def _notes(training: Training) -> tuple[str, ...]:
     for learner in training.learners:
         if learner.outcome == "not finite":
             why = f"its loss, gradient or parameters are not finite at step {learner.done}"
-            notes.append(f"{learner.call.text} ended: {why}; try a smaller --lr, or --clip 1")
+            notes.append(f"{learner.call.text} stopped: {why}; try a smaller --lr, or --clip 1")
         for call in watch.calls:
             found = {f: learner.curve[column(f, call.text)][: learner.done] for f in FIGURES}
             count = int(np.isfinite(found["cosine"]).sum())
             told = ", ".join(f"{f} {np.nanmean(v):.3g}" for f, v in found.items()) if count else "nothing to compare"
-            notes.append(f"along {learner.call.text}, {call.text} against the true gradient: {told} ({count} steps)")
+            where = f"{call.text} compared with the true gradient while training with {learner.call.text}"
+            notes.append(f"{where}: {told} (mean of {count} steps)")
         for one, other in watch.pairs():
             between = learner.curve[column("cosine", f"{one.text}|{other.text}")][: learner.done]
             if np.isfinite(between).any():
-                notes.append(
-                    f"along {learner.call.text}, {one.text} and {other.text}: cosine {np.nanmean(between):.3g}"
-                )
+                where = f"{one.text} compared with {other.text} while training with {learner.call.text}"
+                notes.append(f"{where}: cosine {np.nanmean(between):.3g}")
         if training.options.online:
             cosines = learner.curve[STALE][: learner.done]
-            kind = "its influence is of earlier parameters, and stale; " if is_stale(learner.call) else ""
-            told = f"{np.nanmean(cosines):.4g}" if np.isfinite(cosines).any() else "not known"
-            notes.append(f"{learner.call.text}: {kind}cosine of a sequence's last gradient with the true one: {told}")
+            kind = "its influence matrix stems from earlier parameters; " if is_stale(learner.call) else ""
+            told = f"{np.nanmean(cosines):.4g}" if np.isfinite(cosines).any() else "unknown"
+            notes.append(
+                f"{learner.call.text}: {kind}mean cosine of a sequence's last gradient with the true one: {told}"
+            )
     return tuple(notes)

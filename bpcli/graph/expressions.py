@@ -97,7 +97,7 @@ def _look_up_previous(scope: Scope, name: str, place: Place) -> int | None:
     if name in scope.spec.refused:
         return None
     if name in scope.names():
-        what = f'only states have an earlier value, "{name}" is none'
+        what = f'only states have an earlier value, and "{name}" is not a state'
         states = ", ".join(scope.spec.states)
         help_ = f"states: {states}" if states else "declare it in [state] to make it one"
         scope.collector.add("lag", what, place, help=help_)
@@ -154,8 +154,8 @@ def _power(builder: NodeBuilder, base: int | None, exponent: int | None, expr: B
         return None
     value = builder.value(exponent)
     if value is None:
-        what = "an exponent is an expression of numbers, constants and dims alone"
-        help_ = "where both vary write `exp(v * log(u))` for u**v"
+        what = "an exponent may contain only numbers, constants and dims"
+        help_ = "if both vary, write `exp(v * log(u))` for u**v"
         builder.collector.add("not-constant", what, expr.right.place, help=help_)
         return None
     return base if value == 1 else builder.apply("power", (base,), expr.place, (value,))
@@ -203,8 +203,8 @@ def _sum(builder: NodeBuilder, value: int, place: Place) -> int | None:
 def _leaky_relu(builder: NodeBuilder, expr: Call, args: Sequence[int]) -> int | None:
     slope = builder.value(args[1])
     if slope is None:
-        what = "the slope of leaky_relu is an expression of numbers, constants and dims alone"
-        help_ = "for a slope that is learned write `relu(v) - s * relu(-v)`"
+        what = "the slope of leaky_relu may contain only numbers, constants and dims"
+        help_ = "for a learned slope, write `relu(v) - s * relu(-v)`"
         builder.collector.add("not-constant", what, expr.args[1].place, help=help_)
         return None
     return builder.apply("leaky_relu", (args[0],), expr.place, (slope,))
@@ -227,8 +227,8 @@ def _step(builder: NodeBuilder, expr: Call, args: Sequence[int]) -> int | None:
     value = builder.apply("step", (v,), place)
     k = builder.value(args[1]) if len(args) > 1 else 0.0
     if k is None:
-        what = "the slope of step is an expression of numbers, constants and dims alone"
-        help_ = "for a surrogate with a slope g of your own write `step(v) + stop_gradient(g) * (v - stop_gradient(v))`"
+        what = "the slope of step may contain only numbers, constants and dims"
+        help_ = "for a surrogate with your own slope g, write `step(v) + stop_gradient(g) * (v - stop_gradient(v))`"
         builder.collector.add("not-constant", what, expr.args[1].place, help=help_)
         return None
     if k == 0 or value is None or builder.value(v) is not None:
@@ -260,8 +260,8 @@ def _cut(scope: Scope, expr: Item | Slice) -> int | None:
         scope.builder.check("slice", [scope.builder.abstract(vector)], place, (0.0, 1.0))
         return None
     if isinstance(expr, Item) and isinstance(expr.index, Ref) and expr.index.name in (*scope.leaf, *scope.previous):
-        what = f'"{expr.index.name}" is no dim: an index is made of numbers and dims'
-        help_ = "an entry that data choose is `dot(onehot, v)`, with the one-hot vector an input"
+        what = f'"{expr.index.name}" is not a dim: an index consists of numbers and dims'
+        help_ = "for an entry chosen by data, write `dot(onehot, v)` with the one-hot vector as an input"
         collector.add("not-constant", what, place, help=help_)
         return None
     if isinstance(expr, Item):

@@ -98,7 +98,7 @@ class NodeBuilder:
         phase = max(arg.phase for arg in args)
         if len(shape) > 1 and phase is not Phase.STATIC:
             what = f"{describe(shape)} that varies with samples or time is a known limit of version 1"
-            help_ = f"a matrix may depend on parameters and constants alone; {BRACKETS}"
+            help_ = f"a matrix may depend only on parameters and constants; {BRACKETS}"
             self.collector.add("known-limit", what, place, help=help_)
             return None
         return AbstractValue(shape, phase)

@@ -12,11 +12,11 @@ from math import prod
 
 Shape = tuple[int, ...]
 Numbers = tuple[float, ...]
-_TO_A_VECTOR = "make a vector of it with `W @ v`, or a scalar with `sum` or `mean`"
+_TO_A_VECTOR = "turn it into a vector with `W @ v`, or a scalar with `sum` or `mean`"
 _NO_PARTS = "leave the brackets out, or take the part of a vector before it is multiplied or summed"
 _OF_A_MATRIX = (
     "cut the product, `(W @ v)[0:2]`, or declare the parts as parameters of their own; "
-    "a row that data choose is `E.T @ onehot`, with the one-hot vector an input"
+    "for a row chosen by data, write `E.T @ onehot` with the one-hot vector as an input"
 )
 BRACKETS = "to multiply the result of `@` write brackets: `u * (W @ v)`"
 
@@ -207,7 +207,7 @@ NOTHING, ARGS, OUT = frozenset[str](), frozenset({"args"}), frozenset({"out"})
 BOTH = ARGS | OUT
 ONE, TWO, TEN = _entries(1.0), _entries(2.0), _entries(10.0)
 _MAX, _MIN = (
-    f"the {most} of u and v, entry by entry; where equal, the derivative is v's" for most in ("larger", "smaller")
+    f"the {most} of u and v, entry by entry; where equal, the derivative is that of v" for most in ("larger", "smaller")
 )
 _STEP = "1 where v > 0, else 0; its derivative is 0, or the surrogate k * max(0, 1 - |v|) of step(v, k)"
 _LEAKY = "leaky_relu(v, s) = v if v > 0 else s * v, s a constant; its derivative at 0 is s"
@@ -244,7 +244,7 @@ _ROWS = (
     Operation("erf", _same, TEN, ARGS, "error function, 2/sqrt(pi) times the integral of exp(-s**2) to v", math.erf),
     Operation("max", _elementwise, ONE, ARGS, _MAX, analytic=False),
     Operation("min", _elementwise, ONE, ARGS, _MIN, analytic=False),
-    Operation("stop_gradient", _same, ONE, NOTHING, "v, and a constant in every derivative", _identity),
+    Operation("stop_gradient", _same, ONE, NOTHING, "v, treated as a constant in every derivative", _identity),
     Operation("step", _same, ONE, NOTHING, _STEP, _step),
 )
 """In the order of opcodes, which compiled kernels know: new rows go to the end."""

@@ -25,7 +25,7 @@ def chosen_path(features: Mapping[str, bool], wish: str) -> str:
     """The path that BP_VECTORS asks for, or the widest. Raises BpError where the processor lacks it."""
     paths = vector_paths(features)
     if wish and wish not in paths:
-        what = f'BP_VECTORS is "{wish}", which is no vector path of this processor'
+        what = f'BP_VECTORS is "{wish}", which this processor does not support'
         fail("vectors", what, help=f"set it to {' or '.join(paths)}, or unset it for {paths[0]}")
     return wish or paths[0]
 

@@ -91,7 +91,8 @@ def compose(setup: Setup, methods: Sequence[MethodCall], node: str | None = None
     if node is not None:
         known = {net.names[n]: n for n in net.equations() if n != graph.loss}
         if node not in known:
-            fail("unknown-name", f'--node "{node}" is no equation that the loss depends on', help=nearest(node, known))
+            what = f'--node "{node}" is not an equation that the loss depends on'
+            fail("unknown-name", what, help=nearest(node, known))
         targets = (known[node],)
     sentences = _sentences(net)
     kinds, truncations = _kinds(setup, methods)

@@ -64,7 +64,7 @@ def summary(lesson: Lesson) -> str:
     text = f"{count} lines on the data, each against differences of the network itself: "
     text += f"{wrong} wrong, marked ✗." if wrong else "all agree."
     if zero:
-        text += f" {zero} are zero on both sides, which shows little."
+        text += f" {zero} are zero on both sides, which says little."
     if lesson.left_out:
         text += f" {lesson.left_out} more could not be measured, next to a kink, and are left out."
     return text

@@ -134,7 +134,7 @@ class RecurrentDerivation:
         none = [f"q_{s}" for s, (new, _) in self.states.items() if new not in sweep.known]
         sentences = ["q is the derivative of the step's own loss, with all states held fixed at t and at t-1."]
         if none:
-            sentences.append(f"{', '.join(none)} = 0: the loss does not look there.")
+            sentences.append(f"{', '.join(none)} = 0: the loss does not depend on it directly.")
         return Section("q(t): the loss of one step", tuple(sentences), (*steps, *sorted(later, key=_by)))
 
     def edge(self, n: int, m: int) -> Term:
@@ -321,7 +321,7 @@ class RecurrentDerivation:
                 middle = right if plain is not right and right.kind != "name" else None
                 claim = Claim(self.Mbar(new, s), plain, "immediate", new, s, middle, order)
                 steps.append(line(claim, _THIRD if len(net.nodes[s].shape) == 2 else _SECOND))
-        sentence = "M̄ = ∂a(t)/∂w with a(t-1) held fixed: what a parameter does within one step."
+        sentence = "M̄ = ∂a(t)/∂w with a(t-1) held fixed: the effect of a parameter within one step."
         return Section("M̄(t): parameters within one step", (sentence,), tuple(steps))
 
     def influenced(self, new: int, s: int) -> bool:

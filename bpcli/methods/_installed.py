@@ -39,7 +39,7 @@ def load(point: importlib.metadata.EntryPoint) -> Method:
         _refuse(point, error)
     if fault:
         advice = f"bpcli/methods/base.py says what a method has; {_origin(point)} should be mended, or uninstalled"
-        fail("plug-in", f'the method "{printable(name)}" of {_origin(point)} is no method: {fault}', help=advice)
+        fail("plug-in", f'the method "{printable(name)}" of {_origin(point)} is not a method: {fault}', help=advice)
     return cast("Method", _Guarded(method.name, method.summary, frozenset(method.tags), method.Options, method, point))
 
 
@@ -110,7 +110,7 @@ def _fault(method: Any, name: str) -> str:
     if method.name != name:
         return f'it calls itself "{printable(str(method.name))}"'
     if not dataclasses.is_dataclass(method.Options) or not isinstance(method.Options, type):
-        return "its Options are no dataclass"
+        return "its Options are not a dataclass"
     uncalled = [part for part in _PARTS if not callable(getattr(method, part))]
     return f"{', '.join(uncalled)} can't be called" if uncalled else ""
 

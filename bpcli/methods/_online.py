@@ -150,7 +150,7 @@ class Online:
 
     def refusal(self, graph: Graph) -> str | None:
         """The graph needs a state."""
-        return self.unfit(graph) if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
+        return self.unfit(graph) if graph.recurrent else "the network has no state; `backprop` applies"
 
     def definition(self, setup: Setup, options: Any) -> Definition:
         """See `Method`."""

@@ -41,7 +41,7 @@ class Gradient:
 class StepGradients:
     """The gradient of every step, in time: `losses (T,)`, with their weights, and `arrays[name] (T, *shape)`.
 
-    They sum up to the total loss and to the gradient, but for rounding.
+    They add up to the total loss and the gradient, up to rounding.
     """
 
     losses: NDArray[np.float64]

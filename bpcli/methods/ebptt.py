@@ -1,4 +1,4 @@
-"""Epochwise BPTT (Williams & Peng 1990): consecutive epochs of tau steps, each backpropagated to its own start.
+"""Epochwise BPTT (Williams & Peng 1990): consecutive blocks of tau steps, each backpropagated to its own start.
 
 No loss reaches back into an earlier epoch, so the last one is shorter where tau does not divide T.
 """
@@ -29,7 +29,7 @@ def epochs(T: int, tau: int) -> tuple[Window, ...]:
 PER_STEP = ("3 F", "tau V")
 METHOD = Unrolling(
     name="ebptt",
-    summary="consecutive epochs of tau steps, each backpropagated to its own start",
+    summary="consecutive blocks of tau steps, each backpropagated to its own start",
     tags=frozenset({"biased", "online", "recurrent", "reverse"}),
     Options=Options,
     defined=lambda T, options: Windows(epochs(T, options.tau)),

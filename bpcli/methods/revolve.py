@@ -87,7 +87,7 @@ def _back(first: int, count: int, s: int) -> Iterator[Action]:
 PER_STEP = ("(3 + advances / T) F", "s N + steps V")
 METHOD = Checkpointed(
     name="revolve",
-    summary="bptt with s snapshots by the optimal binomial schedule: any memory, a few more forward passes",
+    summary="bptt with s snapshots by the optimal binomial schedule: any memory, for a few more forward passes",
     Options=Options,
     schedule=schedule,
     counts=counts,

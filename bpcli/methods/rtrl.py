@@ -33,7 +33,7 @@ class RTRL:
 
     def refusal(self, graph: Graph) -> str | None:
         """The graph needs a state."""
-        return None if graph.recurrent else "there is no state to have an influence on; `backprop` applies"
+        return None if graph.recurrent else "the network has no state; `backprop` applies"
 
     def definition(self, setup: Setup, options: NoOptions) -> Exact:
         """The total derivative."""

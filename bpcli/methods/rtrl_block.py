@@ -40,7 +40,7 @@ class Options:
 PER_STEP = ("2 N F + 2 N P (1 + N / h)", "N P + h N²")
 METHOD = patterned(
     name="rtrl-block",
-    summary="rtrl in blocks of h steps, with N reverse passes each: O(n^3) a step at h = n",
+    summary="rtrl in blocks of h steps, with N reverse passes each: O(n^3) per step at h = n",
     tags=frozenset({"exact", "online", "recurrent"}),
     Options=Options,
     sparsity=lambda options: Sparsity(None, None, options.h),

@@ -69,7 +69,7 @@ class UORO:
 PER_STEP = ("2 N P + 2 N² + 2 N F", "9 P")
 METHOD = Online(
     name="uoro",
-    summary="unbiased random influence of rank one: the gradient is right in the mean over seeds; in plain NumPy",
+    summary="unbiased random influence of rank one: correct on average over seeds; in plain NumPy",
     tags=frozenset({"online", "random", "recurrent", "unbiased"}),
     Options=NoOptions,
     rule=UORO(),

@@ -65,7 +65,7 @@ class FileErrors:
         try:
             yield
         except OSError as error:
-            self.bad(f"cannot be read: {error.strerror or error}", "check its name and its rights", "unreadable-file")
+            self.bad(f"cannot be read: {error.strerror or error}", "check its name and permissions", "unreadable-file")
         except _DAMAGE as error:
             self.bad(f"{doing}: {printable(str(error)) or type(error).__name__}", "write or copy the file again")
 
@@ -119,7 +119,7 @@ class ArrayFile(ABC):
     @contextmanager
     def _data(self, name: str) -> Iterator[tuple[IO[bytes], Layout]]:
         if name not in self._entries:
-            held = nearest(name, self._entries, "the file holds no arrays: write it anew")
+            held = nearest(name, self._entries, "the file contains no arrays: write it again")
             advice = held.replace("known: ", "the file holds: ")
             self._errors.bad(f'no array "{printable(name)}"', advice, "missing-array")
         with self._errors.guard(f'array "{printable(name)}" is damaged'):

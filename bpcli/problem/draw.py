@@ -160,7 +160,7 @@ def _by_task(setup: Setup, name: str, shapes: Mapping[str, tuple[int, ...]], bat
         given = roles[role]
         if given not in shapes:
             advice = f'say which input it is: [data] {role} = "…"'
-            fail("unknown-name", f'the task "{name}" fills "{given}", which is no input', place, help=advice)
+            fail("unknown-name", f'the task "{name}" fills "{given}", which is not an input', place, help=advice)
         if array.shape == (*shapes[given], 1):
             array = array[..., 0]
         if array.shape != shapes[given]:

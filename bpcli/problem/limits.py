@@ -87,7 +87,7 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?)?b?\s*", text, re.ASCII | re.IGNORECASE)
     size = int(float(found[1]) * _UNITS[(found[2] or "").lower()]) if found else 0
     if size < 1:
-        what = f'"{printable(text)}" is no amount of memory'
+        what = f'"{printable(text)}" is not an amount of memory'
         fail("bad-size", what, help="give bytes, or a number with a unit: 500MB, 2GiB")
     return size
 

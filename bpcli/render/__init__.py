@@ -139,13 +139,13 @@ class Format:
 
 
 FORMATS = {
-    "csv": Format("a line of column names, then a row a line", "data"),
+    "csv": Format("a line of column names, then one line per row", "data"),
     "github": Format("annotations for GitHub Actions, the worst ten first", "ci"),
     "json": Format("one object with context, the rows (findings, cells, …), errors and summary", "data"),
-    "jsonl": Format('an object a line: the rows, then {"error": …} for each refusal', "data"),
-    "junit": Format("JUnit XML, a test a row, for test reports", "ci"),
+    "jsonl": Format('one object per line: the rows, then {"error": …} for each error', "data"),
+    "junit": Format("JUnit XML, one test per row, for test reports", "ci"),
     "markdown": Format("a table for a page or a comment", "ci"),
-    "table": Format("columns for people, in colour on a terminal", "table", machine=False),
+    "table": Format("columns for reading, in colour on a terminal", "table", machine=False),
 }
 
 

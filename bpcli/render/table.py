@@ -1,11 +1,13 @@
 """Tables for people: columns under headings, with sentences above, notes and then refusals below.
 
 A table too wide for the terminal is cut between columns, and every part repeats the labels. Numbers are folded last.
+Text is wrapped to the terminal. Without one every row, sentence and note is a line, for programs such as grep.
 """
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,21 +24,32 @@ _BOX = Box("    \n    \n -  \n    \n    \n    \n    \n    \n", ascii=True)
 """A line of dashes under the headings and nothing else; ASCII, which any terminal and any log can show."""
 _GAP = 3
 """Characters between two columns."""
-_REMARK = 24
+_REMARK = 20
 """Least width of a column of remarks, which wrap."""
+_PROSE = 110
+"""Width of a legend at most."""
 _LABEL = 8
 """Least width of a label where labels would leave no room for a number."""
 
 
 def render_table(document: Document, look: Look) -> str:
     """The main columns, or all of them when `look.verbose`."""
-    blocks = ["\n".join(printable(s, 2000) for s in document.sentences)]
+    blocks = [_lines(document.sentences, look.width)]
     if document.rows:
-        blocks += [_columns(document, look), document.legend]
-    blocks.append("\n".join(printable(n, 2000) for n in document.notes))
+        blocks += [_columns(document, look), _lines([document.legend], min(look.width or _PROSE, _PROSE))]
+    blocks.append(_lines(document.notes, look.width))
     blocks += [format_diagnostic(d) for d in document.errors]
     text = "\n\n".join(b for b in blocks if b)
     return text + "\n" if text else ""
+
+
+def _lines(texts: Sequence[str], width: int | None) -> str:
+    """The texts, wrapped to `width`; lines that begin with a space, such as commands to copy, stay as they are."""
+    shown = [printable(text, 2000) for text in texts]
+    if width is None:
+        return "\n".join(shown)
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(text if text.startswith(" ") else wrapper.fill(text) for text in shown)
 
 
 def _columns(document: Document, look: Look) -> str:

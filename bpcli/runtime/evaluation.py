@@ -126,9 +126,7 @@ def _refuse(problem: Problem, trace: Trace, t: int) -> None:
         values = trace.value(node.index, node.size * (1 if node.phase is Phase.STATIC else setup.batch))
         if not np.isfinite(values).all():
             when = f" at step {t + 1}" if graph.recurrent else ""
-            what = (
-                f"the loss is not finite where the check starts: the first value that is not is {_called(node)}{when}"
-            )
+            what = f"the loss is not finite where the check starts: the first non-finite value is {_called(node)}{when}"
             fail("not-finite", what, node.place, help=_SMALLER)
     fail("not-finite", "the loss is not finite where the check starts", graph.nodes[graph.loss].place, help=_SMALLER)
 

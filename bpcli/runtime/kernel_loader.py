@@ -75,7 +75,7 @@ def prepare(requests: Iterable[Request]) -> None:
     if not todo:
         return
     named = "a kernel" if len(todo) == 1 else f"{len(todo)} kernels"
-    announce(f"compiling {named}, once on this machine; this takes about half a minute")
+    announce(f"compiling {named}: once per machine, about half a minute")
     doubles = [r for r in todo if r[1] == _DOUBLE]
     others = [r for r in todo if r[1] != _DOUBLE]
     groups = [doubles, others] if cores() > 1 else [todo]

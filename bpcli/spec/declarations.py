@@ -57,7 +57,7 @@ def _is_name(name: str, path: KeyPath, context: Context) -> bool:
     shown = printable(path[1], 60)
     if not name.isidentifier():
         remedy = "a name starts with a letter or _ and goes on with letters, digits and _"
-        context.refuse_key("bad-name", f'"{shown}" is no name', path, remedy)
+        context.refuse_key("bad-name", f'"{shown}" is not a valid name', path, remedy)
         return False
     if reason := reserved(name):
         remedy = f'use another name, such as "{name}_"'
@@ -81,7 +81,7 @@ _MAX_AXES = 2
 def number(value: object, path: KeyPath, dtype: str, context: Context) -> float | None:
     """`value` as a float that is finite in `dtype`; None where it is refused."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        what = f"a number is wanted here, not {describe(value)}"
+        what = f"expected a number, not {describe(value)}"
         context.refuse("wrong-type", what, path, "write a number, without quotes")
         return None
     try:
@@ -119,7 +119,7 @@ def _read(value: object, path: KeyPath, dtype: str, context: Context, axes: int)
     if context.full:
         return None
     if axes == _MAX_AXES:
-        context.refuse("wrong-type", "a number is wanted here, not an array", path, "a matrix is a list of rows")
+        context.refuse("wrong-type", "expected a number, not an array", path, "a matrix is a list of rows")
         return None
     items = [_read(item, (*path, str(i)), dtype, context, axes + 1) for i, item in enumerate(value)]
     read = tuple(item for item in items if item is not None)
@@ -217,7 +217,7 @@ class Declarer:
         if table.value is not None:
             for key in ("init", "scale"):
                 if key in table.model_fields_set:
-                    what = f'"value" and "{key}" exclude each other'
+                    what = f'"value" and "{key}" cannot be used together'
                     self.context.refuse_key("conflict", what, (*path, key), "keep one of the two")
             return "value"
         if init in _MATRIX_INITS and len(shape) != 2:

@@ -142,11 +142,11 @@ class _Reader:
         return self.alien(node)
 
     def alien(self, node: ast.expr) -> Expr:
-        what, remedy = "this is not in the language of equations", CONTENTS
+        what, remedy = "this is not part of the equation language", CONTENTS
         if isinstance(node, ast.Tuple):
-            what, remedy = "a comma stands outside a call", "join vectors with concat(u, v)"
+            what, remedy = "a comma outside a call", "join vectors with concat(u, v)"
         elif isinstance(node, ast.Slice):
-            what, remedy = "a slice stands where a number belongs", "slices are written v[start:stop]"
+            what, remedy = "a slice where a number is expected", "slices are written v[start:stop]"
         return self.refuse("not-in-language", what, self.first(node), remedy)
 
     def name(self, node: ast.Name, lag: int) -> Expr:
@@ -172,14 +172,14 @@ class _Reader:
                 self.refuse("not-whole", f'"{token.text}" is not for integer expressions', token, remedy)
             elif token.text == "//" and not integers:
                 remedy = "divide with /; // is for shapes and the bounds of slices"
-                self.refuse("not-in-language", '"//" is not in the language of equations', token, remedy)
+                self.refuse("not-in-language", '"//" is not part of the equation language', token, remedy)
             terms.append(_Term(token.text, read(operation.right), self.place(token)))
         return _joined(terms)
 
     def transpose(self, node: ast.Attribute) -> Expr:
         token = self.tokens[self.index(node.end_col_offset) - 1]
         if node.attr != "T":
-            what = f'".{token.text}" is not in the language of equations'
+            what = f'".{token.text}" is not part of the equation language'
             return self.refuse("not-in-language", what, token, "the only attribute is .T, the transpose")
         return Transpose(self.real(node.value), self.place(token))
 
@@ -266,8 +266,8 @@ class _Reader:
                 return self.chain(node, integers=True)
             case ast.UnaryOp():
                 remedy = "sizes are at least 1, and entries count from the start, from 0"
-                return self.refuse("not-whole", "nothing is negative here", self.first(node), remedy)
-        what, remedy = "an integer expression is wanted here", "use + - * //, numbers and dims"
+                return self.refuse("not-whole", "negative numbers are not allowed here", self.first(node), remedy)
+        what, remedy = "expected an integer expression", "use + - * //, numbers and dims"
         return self.refuse("not-whole", what, self.first(node), remedy)
 
 
@@ -369,7 +369,7 @@ def evaluate(
                 return None
             value = {"+": left + right, "-": left - right, "*": left * right, "//": left // (right or 1)}[op]
         case _:
-            what = "an integer expression is wanted here"
+            what = "expected an integer expression"
             collector.add("not-whole", what, place, help="use + - * //, numbers, dims")
             return None
     if abs(value) <= _MAX_INTEGER:

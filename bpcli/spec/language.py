@@ -29,7 +29,7 @@ VARIADIC = ("concat",)
 OPTIONAL: Mapping[str, int] = MappingProxyType({"step": 2})
 """Functions with arguments that may be left out, with the most that they take."""
 _MASK = "a mask is an input, or a parameter with trainable = false, that multiplies: `m * v`"
-_ONE_HOT = "a row that data choose is a product: `E.T @ onehot`, with the one-hot vector an input"
+_ONE_HOT = "for a row chosen by data, write `E.T @ onehot` with the one-hot vector as an input"
 IDIOMS: Mapping[str, str] = MappingProxyType(
     dict.fromkeys(("silu", "swish"), "write `v * sigmoid(v)`")
     | dict.fromkeys(("detach", "stop_grad", "stopgrad", "no_grad"), "write `stop_gradient(v)`")
@@ -94,7 +94,7 @@ _ALIEN_HELP = {
     "³": "a power is written with **3",
     "×": "a product is written with *",
     "·": "a product is written with * or dot(u, v)",
-    "−": "write the minus of the keyboard",
+    "−": "write the ASCII minus sign, -",
     "%": "the operators are + - * / ** @",
     "=": "write only what is to the right of the equals sign; arguments have no names",
     "#": "a comment goes after the closing quote of the equation",
@@ -193,7 +193,7 @@ class _Scanner:
         if token in ("'", '"'):
             self.refuse("not-in-language", "an equation has no strings", at, at + 1, "write names without quotes")
             return len(self.text)
-        what = f'"{token}" is not in the language of equations'
+        what = f'"{token}" is not part of the equation language'
         self.refuse("not-in-language", what, at, at + len(token), _ALIEN_HELP.get(token, CONTENTS))
         return len(self.text) if token in "#{" else at + len(token)
 
@@ -253,14 +253,14 @@ class _Alternation:
             self.refuse(token, f'"{token.text}" closes nothing', f'leave it out, or open it with "{partner}"')
             return
         if self.operand_due and self.before and self.before.text not in "(:":
-            self.refuse(token, f'nothing stands between "{self.before.text}" and "{token.text}"', "write an operand")
+            self.refuse(token, f'there is nothing between "{self.before.text}" and "{token.text}"', "write an operand")
         self.open.pop()
         self.operand_due = False
 
     def operator(self, token: Token) -> None:
         in_brackets = bool(self.open) and self.open[-1].text == "["
         if token.text == ":" and not in_brackets:
-            self.refuse(token, '":" stands outside a slice', "slices are written v[start:stop]", "not-in-language")
+            self.refuse(token, '":" outside a slice', "slices are written v[start:stop]", "not-in-language")
         elif self.operand_due and token.text == "," and in_brackets:
             self.refuse(token, "a slice has one range", "slices are of vectors, v[start:stop]", "not-in-language")
         elif self.operand_due and token.text == "+":
@@ -268,5 +268,5 @@ class _Alternation:
         elif self.operand_due and token.text in ("*", "**") and self.before and self.before.text in "(,":
             self.refuse(token, "arguments are not unpacked", "write them one by one", "not-in-language")
         elif self.operand_due and token.text not in "-:":
-            self.refuse(token, f'nothing stands before "{token.text}"', "write an operand before it")
+            self.refuse(token, f'there is nothing before "{token.text}"', "write an operand before it")
         self.operand_due = True

@@ -127,7 +127,7 @@ def parse_assignment(text: str) -> tuple[str, int | float | str]:
     """
     key, sign, value = (part.strip() for part in text.partition("="))
     if not (key and sign and value):
-        fail("usage", f'"{printable(text)}" is no KEY=VALUE', help="write --set n=64")
+        fail("usage", f'"{printable(text)}" is not KEY=VALUE', help="write --set n=64")
     return canonical(key), parse_value(value)
 
 
@@ -149,7 +149,7 @@ def _override(raw: dict[str, Any], overrides: Mapping[str, object], collector: C
         path = _overridden_path(raw, declared, canonical(key))
         if path is None:
             known = [*SETTINGS, *(name for _, name in declared)]
-            what = f'"{printable(key)}" is no dim, constant or setting of this spec'
+            what = f'"{printable(key)}" is not a dim, constant or setting of this spec'
             collector.add("unknown-name", what, None, help=nearest(key, known))
             continue
         table = raw

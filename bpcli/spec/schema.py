@@ -355,7 +355,7 @@ def _refuse_missing(path: KeyPath, context: Context) -> None:
     *table, key = path
     header = context.source.outline.headers.get(tuple(table))
     place = context.source.text.place(*header) if header else context.source.key(*table)
-    remedies = {"bp": "write bp = 1 at the top", "equations": "write [equations], one equation a line, one called loss"}
+    remedies = {"bp": "write bp = 1 at the top", "equations": "write [equations], one per line, one of them named loss"}
     inside = f" in {printable('.'.join(table))}" if table else ""
     what = f'the {"table" if key == "equations" else "key"} "{key}" is missing{inside}'
     context.collector.add("missing-key", what, place, help=remedies.get(key, f"write {key} = …"))
@@ -369,6 +369,6 @@ def _refuse_unknown_key(path: KeyPath, context: Context) -> None:
         model = {**models, **ARRAYS, "weights": Weights, "kernel": Kernel}[table[0]]
     remedy = nearest(key, [field.alias or name for name, field in model.model_fields.items()])
     if model is Input:
-        remedy = "an input has a shape alone; its numbers come from [data]"
+        remedy = "an input has only a shape; its values come from [data]"
     where = f"[{printable('.'.join(table))}]" if table else "a spec"
     context.refuse_key("unknown-key", f'unknown key "{printable(key)}" in {where}', path, remedy)

@@ -57,7 +57,7 @@ def weights(table: schema.Weights | None, declared: Declared, context: Context) 
     known = [*declared.params, *(state.name for state in declared.states.values() if state.trainable)]
     for name in table.map:
         if not context.full and canonical(name) not in known and canonical(name) not in declared.refused:
-            what = f'"{printable(name)}" is no parameter'
+            what = f'"{printable(name)}" is not a parameter'
             context.refuse_key("unknown-name", what, ("weights", "map", name), nearest(name, known))
     return Weights(table.file, {canonical(name): held for name, held in table.map.items()})
 
@@ -66,7 +66,7 @@ def data(table: schema.Data, declared: Declared, context: Context) -> Data:
     """`[data]`; the task is "random" where no source is given."""
     sources = [key for key in ("task", "file", "values") if getattr(table, key) is not None]
     for key in sources[1:]:
-        what = f'"{key}" and "{sources[0]}" exclude each other'
+        what = f'"{key}" and "{sources[0]}" cannot be used together'
         context.refuse_key("conflict", what, ("data", key), "[data] has one of task, file and values")
     if not declared.recurrent and table.T is not None:
         _refuse_without_steps("T", ("data", "T"), context)

@@ -202,7 +202,7 @@ def _syntax_help(what: str, place: Place) -> str:
         return "close the bracket of the list before this key"
     if what.startswith("invalid value"):
         return "text goes in quotes; numbers need a digit before and after the point"
-    return "one key = value a line; tables start with [name]"
+    return "one key = value per line; tables start with [name]"
 
 
 def _refuse_long_integer(text: Text, found: Outline, collector: Collector) -> None:

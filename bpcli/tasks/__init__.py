@@ -98,7 +98,7 @@ def role_shape(setup: Setup, role: Role) -> tuple[int, ...]:
     data = setup.spec.data
     name = (data.input if role == "input" else data.target) or ROLES[role]
     if name not in setup.spec.inputs:
-        what = f'the task "{data.task}" fills "{name}", which is no input'
+        what = f'the task "{data.task}" fills "{name}", which is not an input'
         fail("unknown-name", what, task_place(setup), help=f'say which input it is: [data] {role} = "…"')
     return setup.spec.inputs[name].shape
 

@@ -43,7 +43,7 @@ class Add:
 
     name: str = "add"
     summary: str = (
-        "probability of a coin that two earlier flips bias (Pitis 2016; Marschall et al. 2020); x [2], y* [2]"
+        "probability of a coin biased by two earlier flips (Pitis 2016; Marschall et al. 2020); x [2], y* [2]"
     )
     Options: type[AddOptions] = AddOptions
 

@@ -41,7 +41,7 @@ class Copy:
     """Memory of exact symbols over a delay; one-hot vectors, the blank and the sign to go last."""
 
     name: str = "copy"
-    summary: str = "say symbols again after a delay (Hochreiter & Schmidhuber 1997); x [symbols + 2], y* [symbols + 1]"
+    summary: str = "repeat symbols after a delay (Hochreiter & Schmidhuber 1997); x [symbols + 2], y* [symbols + 1]"
     Options: type[CopyOptions] = CopyOptions
 
     def fill(self, setup: Setup, options: CopyOptions, draws: Draws) -> Mapping[Role, NDArray[np.floating[Any]]]:

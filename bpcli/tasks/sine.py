@@ -41,7 +41,7 @@ class Sine:
     """An oscillator whose period is set from outside."""
 
     name: str = "sine"
-    summary: str = "a sine wave of the frequency that the input asks for (after Sussillo & Barak 2013); x [1], y* [1]"
+    summary: str = "a sine wave whose frequency the input sets (after Sussillo & Barak 2013); x [1], y* [1]"
     Options: type[SineOptions] = SineOptions
 
     def fill(self, setup: Setup, options: SineOptions, draws: Draws) -> Mapping[Role, NDArray[np.floating[Any]]]:

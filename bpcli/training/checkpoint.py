@@ -46,11 +46,11 @@ def _numbers(file: ArrayFile, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
 def read_checkpoint(path: str, training: Training, call: Mapping[str, Any]) -> None:
     """Put the learners where the checkpoint left them.
 
-    Raises BpError for a file that is no checkpoint, and for one of another call, naming what differs.
+    Raises BpError for a file that is not a checkpoint, and for one of another call, naming what differs.
     """
     file = open_arrays(Path(path), None)
     if _CALL not in file.names():
-        fail("usage", f'"{printable(path)}" is no checkpoint', help="name a file that bp train --checkpoint wrote")
+        fail("usage", f'"{printable(path)}" is not a checkpoint', help="name a file that bp train --checkpoint wrote")
     written = json.loads(file.read(_CALL, _DOUBLE).astype(np.uint8).tobytes())
     differing = [key for key in call if written.get(key) != call[key]]
     if differing:

@@ -46,7 +46,7 @@ class Diagnosis:
         if name in evidence.unsteady:
             return _unsteady(evidence, name, self.search.in_time)
         if (lost := not_finite(evidence.right[name])) and evidence.explained(name, evidence.right[name]):
-            return [Cause(f"{lost} by the right rules either: a value on the way leaves the range of floats")]
+            return [Cause(f"{lost} with the correct rules either: an intermediate value leaves the range of floats")]
         return [_joined(e.of[name]) for e in self._overall] or self._of_tensor(name) or self._last(name)
 
     @cached_property
@@ -150,4 +150,4 @@ def _unsteady(evidence: Evidence, name: str, in_time: Callable[[], bool]) -> lis
         if in_time() and _fits(evidence, (fault.name,), fault.wrong, (name,)):
             every = _fits(evidence, (fault.name,), fault.wrong, tuple(evidence.answers[0]))
             (whole if every else alone).append(Cause(fault.what, fault, key=(fault.name,), hooks=fault.wrong))
-    return whole or alone or [Cause("called again with the same arrays it gives other numbers")]
+    return whole or alone or [Cause("a second call with the same arrays gives different numbers")]

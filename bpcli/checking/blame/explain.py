@@ -36,12 +36,12 @@ _REDRAWN = 3
 # The case on which truncations are compared with an answer of many steps.
 _FEWER_STEPS = 24
 _MESSAGES = {
-    "changes its arguments": "the method writes into the arrays that it is given",
-    "missing": "the answer has no gradient of that name",
-    "wrong shape": "the gradient has another shape than its array",
-    "wrong type": "the gradient is not of the spec's dtype",
+    "changes its arguments": "the method modifies its input arrays",
+    "missing": "no gradient of that name was returned",
+    "wrong shape": "the gradient has a different shape from its array",
+    "wrong type": "the gradient does not have the spec's dtype",
 }
-_OTHER_STEPS = "{} on local derivatives by the complex step gives another gradient"
+_OTHER_STEPS = "{} on local derivatives measured by the complex step gives a different gradient"
 Blame = tuple[dict[str, object], list[Cause]]
 
 
@@ -149,9 +149,9 @@ def _blame(finding: Finding, diagnosis: Diagnosis | None, in_time: Callable[[], 
     if message := _message(finding.cause):
         return {**fields, "cause": message}, []
     if finding.tensor == LOSS:
-        return {**fields, "cause": "the loss that comes with the gradient is not that of the spec"}, []
+        return {**fields, "cause": "the loss returned with the gradient is not the spec's loss"}, []
     if diagnosis is None or finding.tensor not in diagnosis.search.evidence.wrong:
-        cause = finding.cause or "the error did not show again in a case small enough to look into"
+        cause = finding.cause or "the error did not recur in a case small enough to analyse"
         return {**fields, "cause": cause}, []
     evidence, fitting = diagnosis.search.evidence, diagnosis.causes(finding.tensor)
     step, sample = None, None

@@ -135,7 +135,7 @@ def _of_data(numbers: Numbers, base: Arrays, whole: Sequence[str]) -> str:
         numbers.explained(n, ratio * (base[n] - numbers.terms[n]) + numbers.terms[n]) for n in whole
     ):
         return ""
-    return f"the gradient is {numbers.ratio(ratio)} times the right one, but for the term of parameters alone"
+    return f"the gradient is {numbers.ratio(ratio)} times the right one, except in the term of parameters only"
 
 
 def _share(ratio: float) -> str:

@@ -107,7 +107,7 @@ class Search:
         """The explanations by a truncated method and a pattern in what it leaves."""
         found = []
         for name in truncation.near(self.evidence, self._matches) if self.comparable else ():
-            cause = Cause(f"this is {name} but for another slip", method=name)
+            cause = Cause(f"this is {name} apart from a further error", method=name)
             pattern = patterns(self.evidence.numbers, self.evidence.of_method(name))
             if pattern is not None and len(pattern) == 1:
                 own, left = (Cause(pattern[0].words),), pattern[0].tensors

@@ -55,7 +55,7 @@ def proportional(given: FloatArray, right: FloatArray, slack: FloatArray, theta:
     share = projection(given - right, theta) if theta.shape == given.shape else None
     if share is None or not explained(given, right, slack, right + share * theta):
         return ""
-    return f"the error is {share:.6g} times {name} itself, as of a decay that does not fit"
+    return f"the error is {share:.6g} times {name} itself, as from a wrong weight decay"
 
 
 def projection(given: FloatArray, on: FloatArray) -> float | None:
@@ -96,4 +96,5 @@ def extent(off: NDArray[np.bool_]) -> str:
     if off.ndim and len(rows) < len(off) and rows[-1] - rows[0] + 1 == len(rows):
         blocks = len(off) // len(rows) if len(off) % len(rows) == rows[0] % len(rows) == 0 else 0
         return f"rows {rows[0]} to {rows[-1]} alone are wrong" + (f", one of {blocks} equal blocks" if blocks else "")
-    return f"{int(off.sum())} of {off.size} entries are wrong, without a pattern that is known"
+    count = f"all {off.size}" if off.all() else f"{int(off.sum())} of {off.size}"
+    return f"{count} entries are wrong; no known mistake fits"

@@ -112,21 +112,21 @@ def _written_to_copies(problem: Problem, arrays: Arrays, call: int) -> dict[str,
 
 def _averaged(setup: Setup) -> str:
     if setup.spec.objective.over_batch == "sum":
-        return 'over_batch = "sum": there is no batch average; take "mean" to test it'
-    return "batch = 1: the batch average is untested; take batch = 3"
+        return 'over_batch = "sum": there is no batch average; use "mean" to test it'
+    return "batch = 1: the batch average is untested; use batch = 3"
 
 
 def _over_time(setup: Setup) -> str:
     if not setup.graph.recurrent:
         return "the network has no state: there is no average over time"
     if setup.spec.objective.over_time != "mean":
-        return f'over_time = "{setup.spec.objective.over_time}": there is no average over time; take "mean" to test it'
-    return "T = 1: the average over time is untested; take T = 4"
+        return f'over_time = "{setup.spec.objective.over_time}": there is no average over time; use "mean" to test it'
+    return "T = 1: the average over time is untested; use T = 4"
 
 
 def _losses(setup: Setup) -> str:
     if setup.graph.recurrent and setup.spec.objective.over_time == "last":
-        return 'over_time = "last": there are no intermediate losses; take "sum" to test them'
+        return 'over_time = "last": there are no intermediate losses; use "sum" to test them'
     return advise("the intermediate losses are constant", steps="more than one loss")(setup)
 
 
@@ -229,21 +229,21 @@ def _not_reset(reverse: ReversePass) -> States:
     return end
 
 
-_ZERO = advise("the gradient is zero: take other values or data")
+_ZERO = advise("the gradient is zero: use other values or data")
 _TWINS = advise("no two tensors have the same shape and different gradients")
 
 _SAME_WEIGHTS = _weighted(lambda w, forward: (w[::-1] + 0.0)[::-1])
 _PAIRWISE = Hooks(gather=lambda e, given: np.asarray(given[::-1].sum(axis=0, keepdims=True)))
 
 _ROWS: tuple[tuple[str, str, str, Advice, Hooks, Hooks], ...] = (
-    ("batch-average-missing", "1/B is missing: the sum over the batch is taken for the average", "q",
+    ("batch-average-missing", "1/B is missing: the batch is summed instead of averaged", "q",
      _averaged, _weighted(_times_batch), _SAME_WEIGHTS),
     ("batch-average-twice", "1/B is applied twice", "q",
      advise("the gradient is zero", batch="the batch average"),
      _weighted(lambda w, forward: w / forward.setup.batch), _SAME_WEIGHTS),
-    ("time-average-missing", "1/T is missing: the sum over time is taken for the average", "q",
+    ("time-average-missing", "1/T is missing: the steps are summed instead of averaged", "q",
      _over_time, _weighted(_times_steps), _SAME_WEIGHTS),
-    ("averaged-over-time", "the gradient is divided by T, which the objective does not say", "q",
+    ("averaged-over-time", "the gradient is divided by T, although the objective sums over time", "q",
      advise("the gradient is zero", steps="the sum over time"),
      _weighted(lambda w, forward: w / forward.setup.T), _SAME_WEIGHTS),
     ("final-loss-dropped", "the last step's loss is left out", "q",
@@ -251,14 +251,14 @@ _ROWS: tuple[tuple[str, str, str, Advice, Hooks, Hooks], ...] = (
      _without_losses(slice(-1, None)), _SAME_WEIGHTS),
     ("intermediate-losses-dropped", "all losses but the last are left out", "q",
      _losses, _without_losses(slice(0, -1)), _SAME_WEIGHTS),
-    ("first-step-missing", "what the first step gives to the parameters is left out", "M̄",
-     advise("the first step gives nothing", steps="a first step among others"),
+    ("first-step-missing", "the first step's contribution to the parameters is left out", "M̄",
+     advise("the first step contributes nothing", steps="a first step among others"),
      _without_step(lambda t, T: t == 0), _PAIRWISE),
-    ("last-step-missing", "what the last step gives to the parameters is left out", "M̄",
-     advise("the last step gives nothing", steps="a last step among others"),
+    ("last-step-missing", "the last step's contribution to the parameters is left out", "M̄",
+     advise("the last step contributes nothing", steps="a last step among others"),
      _without_step(lambda t, T: t == T - 1), _PAIRWISE),
     ("float32-accumulator", "the gradient is summed in float32", "",
-     lambda setup: 'dtype = "float32": a float32 accumulator is what is expected; take dtype = "float64"',
+     lambda setup: 'dtype = "float32": a float32 accumulator is expected; use dtype = "float64"',
      Hooks(gather=_single), _PAIRWISE),
     ("sign", "the sign is wrong", "", _ZERO, _each(lambda a: -a), _each(lambda a: 0.0 - (0.0 - a))),
     ("doubled", "everything counts twice", "", _ZERO, _each(lambda a: 2 * a), _each(lambda a: (a + a) / 2)),
@@ -272,7 +272,7 @@ _ROWS: tuple[tuple[str, str, str, Advice, Hooks, Hooks], ...] = (
      _TWINS, Hooks(answer=_shared_buffer), Hooks(answer=_reversed_twice)),
     ("buffer-not-cleared", "the buffer is not cleared: a second call adds to the first", "",
      _ZERO, _multiplied(lambda call: call + 1), _multiplied(lambda call: call + 1 - call)),
-    ("writes-to-arguments", "the gradient is written into the arrays that it is of", "",
+    ("writes-to-arguments", "the gradient is written over the arrays it is computed for", "",
      _ZERO, Hooks(answer=_written), Hooks(answer=_written_to_copies)),
 )  # fmt: skip
 
@@ -282,14 +282,14 @@ _SAME_STEP = Hooks(at=lambda factor, t: t)
 
 FAULTS = (
     *(Fault(*row) for row in _ROWS),
-    Fault("state-now-for-before", "a(t) is used where a(t-1) is due", "M̄",
+    Fault("state-now-for-before", "a(t) is used where a(t-1) is needed", "M̄",
           advise(_NO_STATE, steps="a(t-1)"),
           on_edges(_reads_state, _now), on_edges(_reads_state, _before)),
-    Fault("initial-state-dropped", "the initial state is taken for zero in the gradient", "M̄",
+    Fault("initial-state-dropped", "the gradient treats the initial state as zero", "M̄",
           advise('the initial state is zero; give it init = "normal"', steps="the initial state"),
           on_edges(_reads_state, _without_start), on_edges(_reads_state, _before)),
     Fault("initial-state-path", "the path to the initial state is dropped", "J",
-          advise("the initial state is not differentiated; take wrt = [\"params\", \"state\"]", steps="a(0)"),
+          advise("the initial state is not differentiated; use wrt = [\"params\", \"state\"]", steps="a(0)"),
           Hooks(carry=_start_dropped), Hooks(carry=_in_two)),
     Fault("leak-missing-in-J", "the leak is missing in J", "J",
           advise(_NO_LEAK, steps="the leak", constant="the leak term"),
@@ -305,24 +305,24 @@ FAULTS = (
     Fault("off-diagonal-J", "J is replaced by its diagonal", "J",
           advise("J is diagonal, or acts too seldom: units do not reach each other", steps="J"),
           Hooks(carry=partial(_by_rows, diagonal=True)), Hooks(carry=partial(_by_rows, diagonal=False))),
-    Fault("J-of-wrong-step", "J(t-1) is used where J(t) is due", "J",
-          advise("the state's update is linear, so J is the same at every step", steps="which step J is of"),
+    Fault("J-of-wrong-step", "J(t-1) is used where J(t) is needed", "J",
+          advise("the state's update is linear, so J is the same at every step", steps="which step J belongs to"),
           _EARLIER_J, _SAME_STEP),
-    Fault("stale-q", "q(t-1) is used where q(t) is due", "q",
-          advise("∂l(t)/∂a(t) is the same at every step, as with a linear loss", steps="which step q is of"),
+    Fault("stale-q", "q(t-1) is used where q(t) is needed", "q",
+          advise("∂l(t)/∂a(t) is the same at every step, as with a linear loss", steps="which step q belongs to"),
           _STALE_Q, _SAME_STEP),
-    Fault("input-one-step-off", "x(t-1) is used where x(t) is due", "M̄",
-          advise("the inputs are the same at every step, or enter no product", steps="which step an input is of"),
+    Fault("input-one-step-off", "x(t-1) is used where x(t) is needed", "M̄",
+          advise("the inputs are the same at every step, or enter no product", steps="which step an input belongs to"),
           on_edges(_reads_input, _earlier_input),
           on_edges(_reads_input, lambda e: e.vjp([np.array(a) for a in e.args]))),
-    Fault("hidden-truncation", "nothing goes back beyond the middle of the sequence", "J",
+    Fault("hidden-truncation", "nothing is propagated back beyond the middle of the sequence", "J",
           advise("early steps have no influence on later losses", steps="the path back through time"),
           Hooks(carry=_cut), Hooks(carry=_in_two)),
-    Fault("no-path-through-time", "nothing goes back through time at all", "J",
+    Fault("no-path-through-time", "nothing is propagated back through time", "J",
           advise("earlier steps have no influence on later losses", steps="the path back through time"),
           Hooks(carry=lambda reverse, t, credit: _zeros(reverse.jacobian(t, credit))), Hooks(carry=_in_two)),
-    Fault("influence-not-reset", "the influence is not reset between sequences: one starts with that of another", "M̄",
-          advise("the influence of a whole sequence back on its start is nothing", batch="more than one sequence",
+    Fault("influence-not-reset", "the influence is not reset between sequences: each one starts with the last's", "M̄",
+          advise("the start of a sequence has no influence on its end", batch="more than one sequence",
                  steps="the influence"),
           Hooks(end=_not_reset), Hooks(end=lambda reverse: _zeros(_not_reset(reverse)))),
 )  # fmt: skip

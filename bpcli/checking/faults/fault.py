@@ -101,14 +101,14 @@ def advise(text: str, *, batch: str = "", steps: str = "", constant: str = "") -
 
     def advice(setup: Setup) -> str:
         if batch and setup.batch == 1:
-            return f"batch = 1: {batch} is untested; take batch = 3"
+            return f"batch = 1: {batch} is untested; use batch = 3"
         if steps and not setup.graph.recurrent:
             return f"the network has no state: {steps} does not exist here"
         if steps and setup.T == 1:
-            return f"T = 1: {steps} is untested; take T = 4"
+            return f"T = 1: {steps} is untested; use T = 4"
         flat = [f"{name} = {value:g}" for name, value in setup.spec.constants.items() if value in (0.0, 1.0)]
         if constant and flat:
-            return f"{', '.join(flat)}: {constant} is untested; take 0.5"
+            return f"{', '.join(flat)}: {constant} is untested; use 0.5"
         return text
 
     return advice

@@ -51,8 +51,9 @@ def _floored(e: Edge) -> FloatArray:
 
 def _missing(op: str, advice: str) -> Fault:
     """The fault that the slope of a function is omitted."""
-    return Fault(f"{op}-slope-missing", f"the derivative of {op} is missing: its cotangent goes through as it is", "",
-                 advise(advice), on_edges(_op(op), lambda e: e.cotangent), on_edges(_op(op), _recomputed))  # fmt: skip
+    what = f"the derivative of {op} is missing: the cotangent passes through unchanged"
+    return Fault(f"{op}-slope-missing", what, "", advise(advice),
+                 on_edges(_op(op), lambda e: e.cotangent), on_edges(_op(op), _recomputed))  # fmt: skip
 
 
 def _in_masked_branch(e: Edge) -> FloatArray:
@@ -200,11 +201,11 @@ def of_parameters(e: Edge) -> bool:
 
 
 FAULTS = (
-    Fault("weight-untransposed", "W is used where Wᵀ is due", "",
-          advise("no square matrix passes a cotangent on (with any other this fault is an error of shapes); make two "
+    Fault("weight-untransposed", "W is used where Wᵀ is needed", "",
+          advise("no square matrix passes a cotangent on (with any other, shapes would not match); make two "
                  "dims equal, n above 1"),
           on_edges(lambda e: _square(e, 1), _untransposed), on_edges(lambda e: _product(e, 1), _entrywise)),
-    Fault("outer-product-transposed", "a gradient is transposed: v δᵀ in place of δ vᵀ", "",
+    Fault("outer-product-transposed", "a gradient is transposed: v δᵀ instead of δ vᵀ", "",
           advise("no square matrix is trained; make two dims equal, n above 1"),
           on_edges(lambda e: _square(e, 0), lambda e: e.vjp().swapaxes(1, 2)),
           on_edges(lambda e: _product(e, 0), _outer)),
@@ -214,10 +215,10 @@ FAULTS = (
     Fault("bias-unreduced", "the gradient of a bias is that of the first sample, not summed over the batch", "M̄",
           advise("nothing trainable is added to a varying value: no bias", batch="the sum over samples"),
           Hooks(gather=_first_sample), Hooks(gather=_one_by_one)),
-    Fault("samples-mixed", "samples of the batch are mixed: the cotangent of one meets the values of another", "M̄",
+    Fault("samples-mixed", "samples of the batch are mixed up: cotangents of one meet values of another", "M̄",
           advise("no matrix product, or all samples have the same values", batch="which sample is which"),
           on_edges(lambda e: _product(e, 0), _mixed), on_edges(lambda e: _product(e, 0), _reordered)),
-    Fault("race", "a race: part of the sum over the batch is lost, another one at each call", "",
+    Fault("race", "a race: part of the sum over the batch is lost, a different part in each call", "",
           advise("no parameter", batch="the sum over samples"),
           Hooks(gather=_half), Hooks(gather=_two_halves)),
     Fault("fan-out-overwritten", "the cotangents of a value that is used twice are overwritten rather than added", "",
@@ -226,17 +227,17 @@ FAULTS = (
     Fault("tied-weight-once", "a parameter that is used twice gets the gradient of one use alone", "",
           advise("no parameter is used twice within a step"),
           Hooks(add=_once), _OTHER_ORDER),
-    Fault("weight-decay-dropped", "a term of parameters alone is left out of the gradient", "q",
-          advise("the loss has no term of parameters alone, such as weight decay"),
+    Fault("weight-decay-dropped", "a loss term that depends only on parameters is left out of the gradient", "q",
+          advise("the loss has no term that depends only on parameters, such as weight decay"),
           on_edges(of_parameters, lambda e: 0.0 * e.vjp()), on_edges(of_parameters, lambda e: e.vjp() * 1.0)),
-    Fault("slope-at-output", "the derivative is taken at the output rather than at the preactivation", "",
+    Fault("slope-at-output", "the derivative is evaluated at the output rather than at the preactivation", "",
           advise("the functions used here have the same slope at both, or none is used"),
           on_edges(_op(*_OWN_SLOPE), _at_output), on_edges(_op(*_OWN_SLOPE), _recomputed)),
-    Fault("slope-floored", f"the slope of a saturated unit is held at {_FLOOR:g} or more", "",
-          advise("no unit of tanh, sigmoid or softplus saturates; take a larger scale for weights or inputs"),
+    Fault("slope-floored", f"the slope of a saturated unit is clamped to {_FLOOR:g} or more", "",
+          advise("no tanh, sigmoid or softplus unit saturates; use a larger scale for weights or inputs"),
           on_edges(_op(*_SQUASHING), _floored), on_edges(_op(*_SQUASHING), _from_output)),
     _missing("tanh", "no tanh"), _missing("sigmoid", "no sigmoid"),
-    Fault("nan-in-masked-branch", "the branch that is not taken turns the cotangent into NaN", "",
+    Fault("nan-in-masked-branch", "the branch not taken turns the cotangent into NaN", "",
           advise("no relu, leaky_relu or abs has an argument below zero; use one, or larger inputs"),
           on_edges(_op(*_BRANCHING), _in_masked_branch),
           on_edges(_op(*_BRANCHING), lambda e: np.where(e.args[0] > 0, e.vjp(), e.vjp()))),
@@ -249,14 +250,14 @@ FAULTS = (
     Fault("denominator-ignored", "the denominator of a quotient is treated as a constant", "",
           advise("nothing divides by a varying value"),
           on_edges(lambda e: e.node.op == "divide" and e.slot == 1, _zero), on_edges(_op("divide"), _same)),
-    Fault("subtrahend-sign", "what is subtracted gets the sign of what is added", "",
+    Fault("subtrahend-sign", "a subtracted term gets the sign of an added one", "",
           advise("nothing varying is subtracted"),
           on_edges(lambda e: e.node.op == "subtract" and e.slot == 1, lambda e: -e.vjp()),
           on_edges(_op("subtract"), _same)),
     Fault("exponent-dropped", "the exponent is missing in the derivative of a power", "",
           advise("no power, such as a square in the loss"),
           on_edges(_op("power"), _exponent_dropped), on_edges(_op("power"), _as_product)),
-    Fault("gate-misplaced", "the cotangent of a slice is put back one entry off, into the next block", "",
+    Fault("gate-misplaced", "the cotangent of a slice is put back one entry too far, into the next block", "",
           advise("no slice of a vector of two or more"),
           on_edges(_op("slice"), _moved), on_edges(_op("slice"), _scattered)),
     Fault("softmax-cross-term", "the cross term of softmax or log_softmax is dropped", "",

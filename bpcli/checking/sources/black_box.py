@@ -351,7 +351,7 @@ def refuse_long(name: str, seconds: float, each: float, limits: Limits) -> None:
     """Raise BpError if a check of `seconds`, with `each` second for a loss, would exceed the time limit."""
     if seconds > limits.max_time:
         what = f"{name} would take about {format_duration(seconds)}, {format_duration(each)} a loss"
-        advice = "choose fewer tensors with --wrt, make it smaller, take --mode directional, or raise --max-time"
+        advice = "choose fewer tensors with --wrt, make it smaller, use --mode directional, or raise --max-time"
         fail("too-long", f"{what}; the limit is {format_duration(limits.max_time)}", help=advice)
 
 

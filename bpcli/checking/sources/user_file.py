@@ -167,7 +167,7 @@ def load(path: Path, shown: str, host: Host, place: Place | None = None) -> User
     """Run the file at `path` as a module. Raises BpError at `place` if it is missing, or at its line if it fails."""
     source = read_source(path, shown, place)
     if importlib.util.spec_from_file_location("user", path) is None:
-        fail("bad-file", f'"{printable(shown)}" is no Python file', place, help="name a file that ends in .py")
+        fail("bad-file", f'"{printable(shown)}" is not a Python file', place, help="name a file that ends in .py")
     file = UserFile(path, shown, source, host)
     if (refusal := _refusal(file)) is not None and host.restart(str(path)):
         refusal = _refusal(file)

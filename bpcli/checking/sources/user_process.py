@@ -65,7 +65,7 @@ class Process:
         if self._child is not None:
             return
         if os.name != "posix":
-            what = "functions and objects in Python files run in a process of their own, which takes Linux or macOS"
+            what = "functions and objects in Python files run in a process of their own, which needs Linux or macOS"
             fail("unsupported", what, help="run bp under WSL, or judge a saved gradient with --gradient FILE.npz")
         (source, answer), (question, sink) = os.pipe(), os.pipe()
         shared, self._trace = _memory_file(), _memory_file()

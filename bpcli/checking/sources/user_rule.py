@@ -83,7 +83,7 @@ class FileRule:
         about, place = self._ask("rule", (), "")[0], self.file.place(self.line_of(""))
         shown = f"{printable(self.file.shown)}:{printable(self.name)}"
         if lacking := [part for part in FUNCTIONS if part not in about["has"]]:
-            fail("usage", f"{shown} is no online rule: it lacks {', '.join(lacking)}", place, help=_WRITE)
+            fail("usage", f"{shown} is not an online rule: it lacks {', '.join(lacking)}", place, help=_WRITE)
         if not (about["none"] or about["function"] or about["text"] is not None):
             advice = 'for example definition = "snap:k=1"'
             fail("usage", f"the definition of {shown} is neither a text nor a function", place, help=advice)
