@@ -25,6 +25,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from bpcli.graph.nodes import Graph, Node, Phase, ancestors
+from bpcli.graph.rewriting import Rewrite, Rewriting, rewritten
 from bpcli.methods._online import drawing
 from bpcli.methods._patterned import patterned
 from bpcli.methods.base import NoOptions
@@ -53,35 +54,26 @@ def with_feedback(setup: Setup) -> tuple[Setup, Mapping[str, Array]]:
     for n in sorted({setup.graph.nodes[p].args[0] for p in readouts(setup.graph)}):
         shape = setup.graph.nodes[n].shape
         matrices[feedback_of(n)] = (rng.standard_normal(shape) / math.sqrt(shape[1])).astype(setup.dtype)
-    return replace(setup, graph=_rewritten(setup.graph)), matrices
+    return replace(setup, graph=rewritten(setup.graph, _split(frozenset(readouts(setup.graph))))), matrices
 
 
-def _rewritten(graph: Graph) -> Graph:
+def _split(reads: frozenset[int]) -> Rewrite:
     """Equation (4) for every read-out."""
-    nodes, at, leaf, reads = list[Node](), dict[int, int](), dict[str, int](), set(readouts(graph))
 
-    def add(node: Node, **changes: object) -> int:
-        nodes.append(replace(node, index=len(nodes), **changes))  # type: ignore[arg-type]
-        return len(nodes) - 1
-
-    for node in graph.nodes:
-        args = tuple(at[k] for k in node.args)
+    def split(made: Rewriting, node: Node, args: tuple[int, ...]) -> int:
         if node.index not in reads:
-            at[node.index] = add(node, args=args)
-            continue
+            return made.add(node, args)
         W, h = args
         name = feedback_of(node.args[0])
-        if name not in leaf:
-            leaf[name] = add(nodes[W], op="param", args=(), numbers=(), name=name)
-        still = add(nodes[h], op="stop_gradient", args=(h,), numbers=(), name="", phase=Phase.OUTPUT)
-        read = add(node, args=(W, still), name="")
-        back = add(node, args=(leaf[name], h), name="")
-        held = add(node, op="stop_gradient", args=(back,), name="")
-        nothing = add(node, op="subtract", args=(back, held), name="")
-        at[node.index] = add(node, op="add", args=(read, nothing))
-    groups = ({name: at[n] for name, n in g.items()} for g in (graph.leaf, graph.equation, graph.previous, graph.new))
-    own, equation, previous, new = groups
-    return Graph(tuple(nodes), {**own, **leaf}, equation, previous, new, at[graph.loss], graph.unused)
+        if name not in made.params:
+            made.params[name] = made.add(made.nodes[W], (), op="param", numbers=(), name=name)
+        still = made.add(made.nodes[h], (h,), op="stop_gradient", numbers=(), name="", phase=Phase.OUTPUT)
+        read = made.add(node, (W, still), name="")
+        back = made.add(node, (made.params[name], h), name="")
+        held = made.add(node, (back,), op="stop_gradient", name="")
+        return made.add(node, (read, made.add(node, (back, held), op="subtract", name="")), op="add")
+
+    return split
 
 
 def unfit(graph: Graph) -> str | None:
