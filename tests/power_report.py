@@ -61,20 +61,30 @@ def blamed(path: Path, planted: Planted) -> tuple[str, str]:
 def in_methods(names: list[str]) -> None:
     """Plant faults in all methods that apply to a recurrent spec, at a size of three units and four steps."""
     report, total = ROOT / "reports" / "method-power.csv", Counter[str]()
+    for name in RECURRENT:
+        if names and name not in names:
+            continue
+        rows = list[list[object]]()
+        for call in every_method(small(name).setup.graph):
+            passes, found = rule_faults.planted(small(name), call)
+            for one in found:
+                tensors = "" if one.outcome != "caught" else "yes" if one.wrong == one.changed else "no"
+                rows.append([name, call.text, one.fault, one.outcome, tensors, passes])
+                total[one.outcome] += 1
+            total["right ones accused"] += not passes
+        _replace(report, name, rows)
+        print(name, dict(total), flush=True)
+
+
+def _replace(report: Path, spec: str, rows: list[list[object]]) -> None:
+    """Put rows in place of those of a spec."""
+    kept = list[list[str]]()
+    if report.exists():
+        with open(report, newline="", encoding="utf-8") as file:
+            kept = [row for row in list(csv.reader(file))[1:] if row[0] != spec]
+    head = ("spec", "method", "fault", "outcome", "tensors", "right_passes")
     with open(report, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("spec", "method", "fault", "outcome", "tensors", "right_passes"))
-        for name in RECURRENT:
-            if names and name not in names:
-                continue
-            for call in every_method(small(name).setup.graph):
-                passes, found = rule_faults.planted(small(name), call)
-                for one in found:
-                    tensors = "" if one.outcome != "caught" else "yes" if one.wrong == one.changed else "no"
-                    writer.writerow((name, call.text, one.fault, one.outcome, tensors, passes))
-                    total[one.outcome] += 1
-                total["right ones accused"] += not passes
-            print(name, dict(total), flush=True)
+        csv.writer(file, lineterminator="\n").writerows([head, *sorted([*kept, *rows], key=lambda row: row[0])])
 
 
 def main(names: list[str]) -> None:
