@@ -18,6 +18,7 @@ from bpcli.bench.profiling import allocated_bytes
 from bpcli.checking.check_options import CheckOptions
 from bpcli.checking.checker import check_problem
 from bpcli.checking.findings import Finding
+from bpcli.errors import BpError
 from bpcli.methods import MethodCall, eprop_random, load, parse
 from bpcli.methods._online import Online, follow
 from bpcli.methods.base import NoOptions
@@ -328,7 +329,7 @@ def test_memory_is_as_predicted(text: str) -> None:
 )
 def test_options_out_of_range(text: str, message: str) -> None:
     """Rates that diverge, and decays that grow."""
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(BpError, match=message):
         parse(text)
 
 
