@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from bpcli.graph.nodes import Graph
-from bpcli.methods import MethodCall, parse
+from bpcli.methods import MethodCall, built_in, parse
 from bpcli.problem.definition import Array, Problem
 from bpcli.problem.draw import draw
 from bpcli.problem.limits import Limits
@@ -33,6 +33,12 @@ SCALES = (1e-6, 1e-4, 1e-2, 1e2, 1e4, 1e6)
 SIZES = (1, 2, 3, 5, 8, 16, 32, 64)
 WIDTHS = ("n", "m", "n1", "n2", "n_hidden", "n_mid", "n_code")
 ALL = ("params", "inputs", "state")
+# Options that make a method of the catalogue differ from others in four steps, where it has options.
+SETTINGS = {
+    "artbp": "artbp:p=0.3", "dni": "dni:rate=0.5", "ebptt": "ebptt:tau=3", "fbptt": "fbptt:tau=2",
+    "forward": "forward:k=1", "kernl": "kernl:rate=0.5", "ok": "ok:r=1", "revolve": "revolve:s=2",
+    "rtrl-block": "rtrl-block:h=3", "snap": "snap:k=1", "tbptt": "tbptt:k1=2,k2=3",
+}  # fmt: skip
 # Rewritten losses: a large constant beside a small part of it, and all of it large or small.
 LOSSES = {
     "ordinary": "",
@@ -56,13 +62,14 @@ class Case:
     loss: str = "ordinary"
     reference: Literal["auto", "central", "ladder"] = "auto"
     mode: Literal["auto", "directional"] = "auto"
+    every_method: bool = False
 
     def __str__(self) -> str:
         """All of it, in one line: it names the case in a journal."""
         sizes = ",".join(f"{name}={size}" for name, size in self.sizes)
         scales = f"params×{self.params:g} inputs×{self.inputs:g}"
         where = f"{self.group}: {self.spec} {self.dtype} seed={self.seed} {sizes or 'as it is'}"
-        return f"{where} {scales} {self.loss} {self.reference} {self.mode}"
+        return f"{where} {scales} {self.loss} {self.reference} {self.mode}{' every method' * self.every_method}"
 
 
 def cases() -> Iterator[Case]:
@@ -86,6 +93,24 @@ def cases() -> Iterator[Case]:
             for size in SIZES if widths else ():
                 seeds = range(20, 23 if size >= 32 else 21)
                 yield from (Case(name, dtype, "sizes", s, tuple((w, size) for w in widths)) for s in seeds)
+    for dtype in DTYPES:
+        for name in SPECS:
+            if "[state]" in SPECS[name].read_text(encoding="utf-8"):
+                yield from _of_every_method(name, dtype)
+
+
+def _of_every_method(name: str, dtype: str) -> Iterator[Case]:
+    """A recurrent spec by all methods that apply to it, in four steps of three units."""
+    case = Case(name, dtype, "every method", sizes=(*((w, 3) for w in _widths(name)), ("T", 4), ("batch", 2)))
+    case = replace(case, every_method=True)
+    if name in KINKED:
+        yield from (replace(case, group="every method, kinks", seed=seed) for seed in (0, 1))
+        return
+    yield from (replace(case, seed=seed) for seed in (0, 1))
+    scaled = replace(case, group="every method, scaled", seed=2)
+    yield from (replace(scaled, params=scale) for scale in (1e-4, 1e-2, 8.0, 1e2))
+    yield from (replace(scaled, inputs=scale) for scale in (0.0, 1e-4, 1e4))
+    yield from (replace(scaled, loss=loss) for loss in LOSSES if loss != "ordinary")
 
 
 def problem(case: Case) -> Problem:
@@ -102,6 +127,12 @@ def problem(case: Case) -> Problem:
 def exact_methods(graph: Graph) -> list[MethodCall]:
     """The methods that give the true gradient."""
     return [parse(text) for text in (("bptt", "rtrl") if graph.recurrent else ("backprop",))]
+
+
+def every_method(graph: Graph) -> list[MethodCall]:
+    """The methods of the catalogue that apply to a graph."""
+    calls = (parse(SETTINGS.get(name, name)) for name in built_in())
+    return [call for call in calls if call.refusal(graph) is None]
 
 
 def _kinds(name: str) -> tuple[str, ...]:

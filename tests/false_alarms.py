@@ -2,12 +2,15 @@
 
 `python tests/false_alarms.py` takes some minutes; stopped, it goes on from its journal, which is to be deleted after a
 change to what is judged or to what judges. `--part 1/2` and `--part 2/2` share
-the work between processes; whichever comes last writes `reports/false-alarms.csv`, a line per group and dtype.
+the work between processes; whichever comes last writes `reports/false-alarms.csv`, a line per group and dtype. With
+`--only WORD` it replaces the lines of the groups that hold the word.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import os
 import sys
 import time
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import script_journal
-from corpus import ROOT, Case, cases, exact_methods, problem
+from corpus import ROOT, Case, cases, every_method, exact_methods, problem
 
 from bpcli import __version__
 from bpcli.checking.check_options import CheckOptions
@@ -29,7 +32,7 @@ COLUMNS = (
     "largest_z", "wrong", "inconclusive", "not_finite", "version",
 )  # fmt: skip
 # Groups in which nothing may be left open: numbers of ordinary size.
-ORDINARY = ("ordinary", "sizes", "directions")
+ORDINARY = ("ordinary", "sizes", "directions", "every method")
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -39,7 +42,8 @@ def run(case: Case) -> dict[str, Any]:
     try:
         given = problem(case)
         options = CheckOptions(case.reference, case.mode)
-        findings = check_problem(given, exact_methods(given.setup.graph), options)
+        methods = (every_method if case.every_method else exact_methods)(given.setup.graph)
+        findings = check_problem(given, methods, options)
     except BpError as error:
         return {**line, "refused": error.diagnostics[0].what}
     # Where the method itself overflows, what it gives is no right gradient.
@@ -63,7 +67,7 @@ def _along(finding: Finding) -> bool:
 
 
 def report(lines: list[dict[str, Any]], complete: bool) -> bool:
-    """Print the sums, and write the table where the corpus is `complete`.
+    """Print the sums, and where the groups are `complete`, replace their rows in the table.
 
     Returns whether there was no false alarm, and nothing left open where none may be.
     """
@@ -72,8 +76,8 @@ def report(lines: list[dict[str, Any]], complete: bool) -> bool:
         groups[line["group"], line["dtype"]].append(line)
     rows = [_row(*key, members) for key, members in sorted(groups.items())]
     if complete:
-        text = "\n".join(",".join(map(str, row)) for row in [COLUMNS, *rows]) + "\n"
         target = ROOT / "reports" / "false-alarms.csv"
+        text = _table(rows, target)
         temporary = target.with_suffix(".part")
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, target)
@@ -86,6 +90,18 @@ def report(lines: list[dict[str, Any]], complete: bool) -> bool:
         for odd in line.get("odd", []):
             print(line["case"], *odd)
     return sums["wrong"] == 0 and left == 0
+
+
+def _table(rows: list[tuple[Any, ...]], old: Path) -> str:
+    """The text of the table: these rows, and those of groups that were not asked for."""
+    own, known = {row[0] for row in rows}, {case.group for case in cases()}
+    kept = []
+    if old.exists():
+        with old.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in list(csv.reader(file))[1:] if row[0] in known - own]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *sorted([*map(list, rows), *kept], key=lambda r: r[:2])])
+    return text.getvalue()
 
 
 def _row(group: str, dtype: str, members: list[dict[str, Any]]) -> tuple[Any, ...]:
@@ -114,7 +130,7 @@ def main() -> int:
             if line.get("odd"):
                 print(line["case"], line["odd"], file=sys.stderr)
     lines = script_journal.lines_of(asked.journal, wanted)
-    return 0 if report(lines, len(lines) == len(wanted) and not asked.only) else 1
+    return 0 if report(lines, len(lines) == len(wanted)) else 1
 
 
 if __name__ == "__main__":

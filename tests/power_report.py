@@ -1,6 +1,7 @@
 """Plants every fault in every spec, judges and blames, and prints the counts: `python tests/power_report.py [SPEC …]`.
 
-Rows go to reports/power.csv. Takes some ten minutes for all specs.
+Rows go to reports/power.csv, those of faults in the rules of online methods and in windows to
+reports/method-power.csv. Takes some ten minutes for all specs; `--methods` plants the latter alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+
+import rule_faults
+from corpus import every_method
+from kernel_cases import RECURRENT, small
 
 from bpcli.checking.blame.explain import Reproducer, explain
 from bpcli.checking.check_options import CheckOptions
@@ -53,6 +58,35 @@ def blamed(path: Path, planted: Planted) -> tuple[str, str]:
     return cause, "yes" if cause.startswith(fault.what) or spoken else "second" if fault.what in cause else "no"
 
 
+def in_methods(names: list[str]) -> None:
+    """Plant faults in all methods that apply to a recurrent spec, at a size of three units and four steps."""
+    report, total = ROOT / "reports" / "method-power.csv", Counter[str]()
+    for name in RECURRENT:
+        if names and name not in names:
+            continue
+        rows = list[list[object]]()
+        for call in every_method(small(name).setup.graph):
+            passes, found = rule_faults.planted(small(name), call)
+            for one in found:
+                tensors = "" if one.outcome != "caught" else "yes" if one.wrong == one.changed else "no"
+                rows.append([name, call.text, one.fault, one.outcome, tensors, passes])
+                total[one.outcome] += 1
+            total["right ones accused"] += not passes
+        _replace(report, name, rows)
+        print(name, dict(total), flush=True)
+
+
+def _replace(report: Path, spec: str, rows: list[list[object]]) -> None:
+    """Put rows in place of those of a spec."""
+    kept = list[list[str]]()
+    if report.exists():
+        with open(report, newline="", encoding="utf-8") as file:
+            kept = [row for row in list(csv.reader(file))[1:] if row[0] != spec]
+    head = ("spec", "method", "fault", "outcome", "tensors", "right_passes")
+    with open(report, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *sorted([*kept, *rows], key=lambda row: row[0])])
+
+
 def main(names: list[str]) -> None:
     """Run and print."""
     rows, total, right = [], Counter[str](), Counter[str]()
@@ -85,4 +119,7 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    asked = [word for word in sys.argv[1:] if word != "--methods"]
+    in_methods(asked)
+    if "--methods" not in sys.argv:
+        main(asked)

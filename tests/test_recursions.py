@@ -77,7 +77,8 @@ def test_measured_steps_are_the_kernels(tmp_path: Path, name: str) -> None:
     problem = written(tmp_path, TEXTS[name]) if name in TEXTS else small(name)
     measured = MeasuredSteps(problem)
     for local, other in zip(local_derivatives(problem), measured.since(0), strict=True):
-        for one, two in ((getattr(x, n) for x in (local, other)) for n in ("J", "Mbar", "q", "q_before", "losses")):
+        names = ("J", "Mbar", "q", "q_before", "losses", "a")
+        for one, two in ((getattr(x, n) for x in (local, other)) for n in names):
             np.testing.assert_allclose(one, two, rtol=0, atol=1e-13)
         for kind in PATHS:
             one, two = local.jacobian.along(kind), other.jacobian.along(kind)

@@ -65,9 +65,8 @@ def _sizes(setup: Setup) -> Mapping[str, float]:
 
 
 def kind_of(call: MethodCall, setup: Setup) -> str:
-    """The kind of a method's definition: exact, windows, recursion; expectation where it is random."""
-    definition = call.definition(setup)
-    return "expectation" if "random" in call.method.tags else type(definition).__name__.lower()
+    """The kind of a method's definition: exact, windows, recursion, expectation."""
+    return type(call.definition(setup)).__name__.lower()
 
 
 def _rows(setup: Setup) -> Iterator[Mapping[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -132,7 +132,8 @@ class Online:
     the tags have "unbiased". Of the influence's layout and the options, `flops` are the rule's operations per step and
     sample, `entries` the numbers that it holds per sample, and `shared` those that it holds once; `reads_jacobian`: J
     is put together for it. `unfit(graph)` says why a graph with a state is none for the rule; None when it is. With
-    `compiled`, that computes the gradient, and the rule defines it.
+    `compiled`, that computes the gradient, and the rule defines it. `rewrite(setup)` is the network that it runs on,
+    with the parameters that this one has besides; None stands for the setup itself.
     """
 
     name: str
@@ -147,6 +148,14 @@ class Online:
     unfit: Callable[[Graph], str | None] = lambda graph: None
     reads_jacobian: bool = True
     compiled: Compiled | None = None
+    rewrite: Callable[[Setup], tuple[Setup, Mapping[str, Array]]] | None = None
+
+    def network(self, problem: Problem) -> Problem:
+        """The problem that the rule runs on."""
+        if self.rewrite is None:
+            return problem
+        setup, constants = self.rewrite(problem.setup)
+        return replace(problem, setup=setup, params={**problem.params, **constants})
 
     def refusal(self, graph: Graph) -> str | None:
         """The graph needs a state."""
@@ -156,12 +165,14 @@ class Online:
         """See `Method`."""
         if self.defined:
             return self.defined(setup, options)
-        own = Recursion(setup, self.rule, options, self.name)
-        return Expectation(Exact(), own) if "unbiased" in self.tags else own
+        own, constants = self.rewrite(setup) if self.rewrite else (setup, {})
+        given = Recursion(own, self.rule, options, self.name, constants=constants)
+        return Expectation(Exact(), given) if "unbiased" in self.tags else given
 
     def cost(self, setup: Setup, options: Any) -> Cost:
         """The rule's own cost, and per step and sample one single-step reverse pass for q, as many as it has colours
         for M̄, and the work of N for J."""
+        setup = self.rewrite(setup)[0] if self.rewrite else setup
         if self.compiled is not None:
             return self.compiled.cost(setup, options)
         plan, layout = local_plan(rtrl_plan(setup)), influence_layout(setup)
@@ -181,6 +192,7 @@ class Online:
 
     def drawn(self, problem: Problem, options: Any, number: int) -> Gradient:
         """The same with other random numbers for every `number`."""
+        problem = self.network(problem)
         if self.compiled is not None:
             return self.compiled.gradient(problem, options)
         steps = LocalSteps(problem)
@@ -190,6 +202,6 @@ class Online:
 
     def step_gradients(self, problem: Problem, options: Any) -> Iterator[Gradient]:
         """The gradient that the rule credits to each step."""
-        steps = LocalSteps(problem)
+        steps = LocalSteps(self.network(problem))
         yield from follow_each(self.rule, steps, options, self.name)
         steps.close()

@@ -7,9 +7,11 @@ local derivatives J and q of a step,
 
 of which the mean over all cuts is that of BPTT, as a derivative that crosses r steps is there with probability
 (1 − p)^r. What a loss owes to the state before its own step crosses too. Cuts are the same for all samples. As much is
-held as the longest piece between two cuts has. The operations are those of BPTT, but the reverse pass takes a step at a
-time, which in small networks takes longer than its arithmetic. A large p has a large variance: the weights grow like
-(1 − p)^-r.
+held as the longest piece between two cuts has. A large p has a large variance: the weights grow like (1 − p)^-r.
+
+The pieces are windows of BPTT in a network with the same values, whose states enter a step weighted on the way back,
+
+    a(t-1)   becomes   stop_gradient(a(t-1)) + (a(t-1) − stop_gradient(a(t-1))) / (1 − p).       (2)
 
 The definition of a draw is the same in forward mode: M(t-1) is weighted like λ(t) before it enters step t.
 """
@@ -18,11 +20,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 
-from bpcli.graph.nodes import Graph
+from bpcli.graph.nodes import Graph, Node, Phase
+from bpcli.graph.rewriting import Rewrite, Rewriting, rewritten
 from bpcli.methods._online import drawing
 from bpcli.methods.base import Cost, Exact, Expectation, Gradient, NoOptions, Recursion, StepGradient
 from bpcli.methods.rtrl_dense import DenseRTRL, Influence
@@ -101,15 +105,40 @@ class ARTBP:
 
     def gradient(self, problem: Problem, options: Cutting) -> Gradient:
         """One forward pass, with a reverse pass from every cut."""
-        return Gradient(*_pieces(problem.setup, options).gradient(problem))
+        setup, pieces = problem.setup, _pieces(problem.setup, options)
+        loss, arrays = pieces.gradient(replace(problem, setup=pieces.setup))
+        # No way between steps leads to an initial state, but one through (2).
+        kept = {x.name: setup.dtype.type(1 - options.p) for x in setup.wrt if x.kind == "state"}
+        return Gradient(loss, {name: kept[name] * a if name in kept else a for name, a in arrays.items()})
 
 
 def _pieces(setup: Setup, options: Cutting) -> Unrolled:
-    """The steps between cuts, with the weight of the ways between them."""
+    """The steps between cuts of the network (2)."""
     at = np.flatnonzero(cuts(setup.T, options, drawing(setup, ARTBP.name))) + 1
     ends = [0, *at.tolist(), setup.T]
     windows = tuple(Window(start, start, stop) for start, stop in itertools.pairwise(ends))
-    return unrolled(setup, windows, 1 / (1 - options.p))
+    return unrolled(_weighted(setup, 1 / (1 - options.p)), windows)
+
+
+@lru_cache(maxsize=8)
+def _weighted(setup: Setup, weight: float) -> Setup:
+    """The network (2)."""
+    return setup if weight == 1 else replace(setup, graph=rewritten(setup.graph, _weighting(weight)))
+
+
+def _weighting(weight: float) -> Rewrite:
+    """Equation (2) for every state."""
+
+    def weigh(made: Rewriting, node: Node, args: tuple[int, ...]) -> int:
+        n = made.add(node, args)
+        if node.op != "previous":
+            return n
+        w = made.add(node, (), op="constant", shape=(), numbers=(weight,), name="", phase=Phase.STATIC)
+        still = made.add(node, (n,), op="stop_gradient", name="")
+        moving = made.add(node, (n, still), op="subtract", name="")
+        return made.add(node, (still, made.add(node, (w, moving), op="multiply", name="")), op="add", name="")
+
+    return weigh
 
 
 PER_STEP = ("3 F", "V / p")

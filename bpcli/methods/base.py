@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -105,8 +105,9 @@ class Recursion:
     """The gradient that `rule` computes from the local derivatives of `setup` in float64.
 
     The rule's approximation is part of the definition, not an error. `draws` names the generator of its random numbers.
-    `project(setup, options, arrays, rng)`, if given, makes the gradient of the rule's. Recursions are equal if they
-    share one rule and one setup (by identity) and have equal options.
+    `project(setup, options, arrays, rng)`, if given, makes the gradient of the rule's. `constants` are parameters of
+    `setup` that the problem does not have. Recursions are equal if they share one rule and one setup (by identity) and
+    have equal options.
     """
 
     setup: Setup
@@ -114,6 +115,7 @@ class Recursion:
     options: Any
     draws: str
     project: Projection | None = None
+    constants: Mapping[str, Array] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Recursion) or self.rule is not other.rule or self.setup is not other.setup:

@@ -149,7 +149,8 @@ class LocalDerivatives:
 
     `J (batch, N, N)` of a `jacobian`, `q` and `q_before (batch, N)` as above, `factors` of M̄, `direct` by the name of a
     tensor: in its shape and summed over samples for a parameter, `(batch, *shape)` of this step for an input. `losses
-    (batch,)` are not weighted, `weights (batch,)` are the ∂L/∂l(t) that are in q, q_before and direct.
+    (batch,)` are not weighted, `weights (batch,)` are the ∂L/∂l(t) that are in q, q_before and direct. `a (batch, N)`
+    are the states after the step.
     """
 
     t: int
@@ -161,6 +162,7 @@ class LocalDerivatives:
     direct: Mapping[str, Array]
     losses: Array
     weights: Array
+    a: Array
 
     @cached_property
     def J(self) -> Array:
@@ -285,6 +287,7 @@ class LocalSteps:
             {x.name: self._direct(x, leaves, t - first) for x in self.setup.wrt if x.kind != "state"},
             losses,
             weights[0],
+            np.concatenate(list(trace.snapshot(step + 1).states.values()), axis=1),
         )
 
     @cached_property

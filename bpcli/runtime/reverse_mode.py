@@ -98,22 +98,20 @@ def loss_weights(setup: Setup) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=8)
-def unrolled(setup: Setup, windows: tuple[Window, ...], carried: float = 1.0, singly: bool = False) -> Unrolled:
+def unrolled(setup: Setup, windows: tuple[Window, ...], singly: bool = False) -> Unrolled:
     """The `Unrolled` of a setup and windows; the plan of a gradient that is taken again is kept."""
-    return Unrolled(setup, windows, carried, singly)
+    return Unrolled(setup, windows, singly)
 
 
 @dataclass(frozen=True, eq=False)
 class Unrolled:
     """The gradient of a setup restricted to windows, in ascending order of `stop`; sizes are known before it runs.
 
-    Cotangents of states are multiplied by `carried` on the way from a step to the one before it. Short windows are
-    batched unless it is to give the gradient of each (`singly`).
+    Short windows are batched unless it is to give the gradient of each (`singly`).
     """
 
     setup: Setup
     windows: Sequence[Window]
-    carried: float = 1.0
     singly: bool = False
 
     @cached_property
@@ -131,8 +129,6 @@ class Unrolled:
             or held > chunk_steps(held, setup.batch)
             or self.windows != staircase(setup.T, apart, longest)
         ):
-            return None
-        if self.carried != 1:
             return None
         return BatchedWindowsPlan(setup.graph, frozenset(self._leaves), setup.batch, apart, longest, count, held)
 
@@ -291,7 +287,7 @@ class Unrolled:
         return loss
 
     def _back(self, trace: Trace, window: Window, weights: NDArray[np.float64]) -> None:
-        last, most = window.stop, self.plan.extent.chunk if self.carried == 1 else 1
+        last, most = window.stop, self.plan.extent.chunk
         while last > window.start:
             first = max(window.start, last - most)
             part = weights[first:last]
@@ -299,8 +295,6 @@ class Unrolled:
                 part = part.copy()
                 part[: window.loss_from - first] = 0
             trace.reverse(first, last, part, fresh=last == window.stop)
-            if self.carried != 1 and first > window.start:
-                trace.scale_states(self.carried)
             last = first
 
     def _collect(

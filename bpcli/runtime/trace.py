@@ -416,13 +416,6 @@ class Trace:
         base = self.plan.cotangents.table[node.index, BASE]
         return self.C[base : base + self.plan.extent.batch * node.size].reshape(-1, node.size).copy()
 
-    def scale_states(self, factor: float) -> None:
-        """Multiply the cotangents of the states before the first step of the chunk last taken backwards."""
-        for n in self.plan.graph.previous.values():
-            base, entries = self.plan.cotangents.table[n, BASE], self.plan.extent.batch * self.plan.graph.nodes[n].size
-            if base >= 0:
-                self.C[base : base + entries] *= factor
-
     def close(self) -> None:
         """Release the memory to the next trace; nothing can be read any more."""
         MEMORY.release(self._views)

@@ -92,6 +92,7 @@ def _by_influence(problem: Problem, move: Move) -> float:
 @np.errstate(all="ignore")  # the caller looks for values that are not finite
 def _by_rule(method: Online, call: MethodCall, problem: Problem, number: int, move: Move) -> float:
     """Step by step with a rule in NumPy."""
+    problem = method.network(problem)
     setup, steps = problem.setup, LocalSteps(problem)
     state = method.rule.start(setup, call.options, method_generator(setup, method.name, number))
     params, loss = problem.params, 0.0
@@ -101,6 +102,6 @@ def _by_rule(method: Online, call: MethodCall, problem: Problem, number: int, mo
         state = method.rule.step(state, local)
         credited = method.rule.credit(state, local)
         loss += float((local.losses * local.weights).sum())
-        params = move(t + 1, steps.gradient(credited.influence, credited.direct))
+        params = {**params, **move(t + 1, steps.gradient(credited.influence, credited.direct))}
     steps.close()
     return loss

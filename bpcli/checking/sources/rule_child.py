@@ -95,7 +95,7 @@ class RuleRun:
 def sent(local: LocalDerivatives) -> _Answer:
     """Local derivatives as a message and its arrays."""
     paths = [local.jacobian.along(kind) for kind in PATHS]
-    steps = (local.J, *paths, local.q, local.q_before, local.losses, local.weights)
+    steps = (local.J, *paths, local.q, local.q_before, local.losses, local.weights, local.a)
     arrays: list[np.ndarray[Any, np.dtype[Any]]] = [*steps, *local.direct.values()]
     lines = []
     for factor in local.factors:
@@ -109,14 +109,14 @@ def received(message: Message, arrays: Sequence[Array], layout: InfluenceLayout)
     """The local derivatives that `sent` made a message of, in copies that the rule may keep."""
     rest: Iterator[Array] = (np.array(a) for a in arrays)
     jacobian = DenseJacobian(next(rest), {kind: next(rest) for kind in PATHS})
-    q, q_before, losses, weights = (next(rest) for _ in range(4))
+    q, q_before, losses, weights, a = (next(rest) for _ in range(5))
     direct = {name: next(rest) for name in message["direct"]}
     factors = []
     for start, stop, turned, has_vector, has_entries in message["factors"]:
         delta = next(rest)
         vector = next(rest) if has_vector else None
         factors.append(Factor(slice(start, stop), delta, vector, turned, next(rest) if has_entries else None))
-    return LocalDerivatives(message["t"], layout, jacobian, q, q_before, tuple(factors), direct, losses, weights)
+    return LocalDerivatives(message["t"], layout, jacobian, q, q_before, tuple(factors), direct, losses, weights, a)
 
 
 def pickled(*values: object) -> list[Array]:

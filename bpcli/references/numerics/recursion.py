@@ -76,9 +76,9 @@ class _Disturbed:
         for local in self.steps.since(start):
             factors = tuple(replace(f, delta=self._off(f.delta)) for f in local.factors)
             direct = {name: self._off(values) for name, values in local.direct.items()}
-            J, q, q_before = (self._off(values) for values in (local.J, local.q, local.q_before))
+            J, q, q_before, a = (self._off(values) for values in (local.J, local.q, local.q_before, local.a))
             jacobian = DenseJacobian(J, {kind: self._off(local.jacobian.along(kind)) for kind in PATHS})
-            yield replace(local, jacobian=jacobian, q=q, q_before=q_before, factors=factors, direct=direct)
+            yield replace(local, jacobian=jacobian, q=q, q_before=q_before, factors=factors, direct=direct, a=a)
 
     def gradient(self, influence: Array, direct: Mapping[str, Array]) -> dict[str, Array]:
         return self.steps.gradient(influence, direct)
@@ -130,8 +130,9 @@ def recursion_flops(recursion: Recursion) -> float:
 
 
 def _double(problem: Problem, recursion: Recursion) -> Problem:
-    """The problem in float64 with all tensors of the recursion, of which it may have a part."""
-    return cast(replace(problem, setup=replace(recursion.setup, dtype=problem.setup.dtype)), _DOUBLE)
+    """The problem in float64 with all tensors and constants of the recursion; of tensors it may have a part."""
+    setup, params = replace(recursion.setup, dtype=problem.setup.dtype), {**problem.params, **recursion.constants}
+    return cast(replace(problem, setup=setup, params=params), _DOUBLE)
 
 
 @np.errstate(all="ignore")
@@ -241,7 +242,7 @@ def _cut(setup: Setup, rows: Mapping[int, Values], shared: Mapping[int, Values],
 class MeasuredSteps:
     """The local derivatives of all steps of a problem, in float64.
 
-    `J (T, batch, N, N)`, `q` and `q_before (T, batch, N)`; `products` with the factors D (T, batch, N, m) and x
+    `J (T, batch, N, N)`, `q`, `q_before` and `a (T, batch, N)`; `products` with the factors D (T, batch, N, m) and x
     (T, batch, n) of their terms of M̄; `parts[start] (T, batch, N, columns)` are columns of M̄ from `start` on, for an
     input those of step t alone, of a matrix what its products leave over, if anything; `direct` by tensor (T, *shape),
     for an input (T, batch, *shape).
@@ -265,7 +266,9 @@ class MeasuredSteps:
         self._measure_step(_cut(self.setup, rows, self._params | roots, self._new))
         self._measure_products(rows, self._params | roots)
         self._measure_paths(rows)
-        self._measure_loss(_cut(self.setup, rows | {n: self._rows(values[n]) for n in self._new}, self._params))
+        states = {n: self._rows(values[n]) for n in self._new}
+        self.a = np.concatenate(list(states.values()), axis=1).reshape(*self.losses.shape, -1)
+        self._measure_loss(_cut(self.setup, rows | states, self._params))
 
     def _rows(self, values: Values) -> Values:
         """A node's values at every step and sample, (T · batch, size)."""
@@ -373,6 +376,7 @@ class MeasuredSteps:
                 direct,
                 self.losses[t],
                 self._weights[t],
+                self.a[t],
             )
 
     def _factors(self, t: int) -> Iterator[Factor]:
