@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 DTYPES = ("float64", "float32")
 # Files that specs are made of; no --output may replace one, whether or not this call reads it.
-_INPUT_SUFFIXES = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors")
+_INPUT_SUFFIXES = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True)

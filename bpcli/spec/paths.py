@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 from bpcli.errors import Collector, Place, nearest, printable
 
-ARRAYS = (".npz", ".safetensors")
+ARRAYS = (".npz", ".safetensors", ".pt", ".pth")
 
 
 def resolve(
@@ -55,6 +55,8 @@ def _inside(file: str, target: Path, folder: Path) -> bool:
 
 
 def _similar(path: Path, suffixes: tuple[str, ...]) -> str:
+    if Path(str(path).replace("\\", "/")).exists():
+        return "folders are separated by slashes in a spec, on every system"
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.suffix in suffixes]
     except (OSError, ValueError):
