@@ -1,4 +1,4 @@
-"""Array files: `.npz`, `.safetensors` and PyTorch's checkpoints read, `.npz` written; output files written whole or not.
+"""Array files: `.npz`, `.safetensors` and PyTorch's checkpoints read, `.npz` written; output files written whole.
 
 Reading executes nothing, and allocates no more than the file holds, whatever its header claims. Headers are parsed as
 literals and checked against the size of the file; nothing is unpickled. numpy's own reader of `.npy` headers would read
