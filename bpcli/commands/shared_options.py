@@ -263,7 +263,7 @@ def opened_cluster(common: Common, peers: tuple[str, ...] = ()) -> Iterator[Clus
         fail("usage", "--scheduler and --local-cluster name two clusters", help="give one of them")
     if importlib.util.find_spec("distributed") is None:
         what = "--scheduler and --local-cluster need the package distributed, which is not installed"
-        fail("missing-extra", what, help='pip install "bp[distributed]"')
+        fail("missing-extra", what, help='pip install "bp-check[distributed]"')
     from bpcli.cluster import connect
     from bpcli.runtime.machine import cores
 

@@ -22,7 +22,7 @@ _SAVE = 'save the weights alone: torch.save(model.state_dict(), "weights.pt")'
 def stored_tensors(path: Path, refuse: Refuse) -> dict[str, Any]:
     """The tensors of a checkpoint, on the CPU, by their names: keys of nested dicts and lists joined by dots."""
     if importlib.util.find_spec("torch") is None:
-        install = "pip install 'bp-check[torch]', or save an .npz: numpy.savez(\"weights.npz\", W=W.numpy())"
+        install = 'pip install "bp-check[torch]", or save an .npz: numpy.savez("weights.npz", W=W.numpy())'
         refuse("reading it takes PyTorch, which is not installed", install, "missing-extra")
     import torch
 
