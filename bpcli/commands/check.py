@@ -184,10 +184,12 @@ def _check_log(log: str, others: Sequence[str], options: CheckOptions, common: C
                 file, gradient = opened(logged, Path(folder), common.limits())
                 asked = replace(call, foreign=Asked((gradient,), (), process))
                 judge_spec(file, file.open({}), asked, results)
+                # The spec is gone when someone looks for it.
+                results.places = {k: logged.place if k[0] == file.name else p for k, p in results.places.items()}
             except Exception as error:
                 results.errors += translate(error).diagnostics
     again = shlex.join(["bp", "check", "--gradbench", log])
-    results.findings = [replace(f, blame=replace(f.blame, reproduce=again)) if f.blame else f for f in results.findings]
+    results.findings = [replace(f, blame={**f.blame, "reproduce": again}) if f.blame else f for f in results.findings]
     return _show(results, call, common, [], [log])
 
 

@@ -134,7 +134,7 @@ def open_arrays(path: Path, place: Place | None) -> ArrayFile:
     """The file behind `path`, its directory of arrays read; `BpError` at `place` when it is no array file."""
     errors = FileErrors(path.name, place)
     if not path.is_file():
-        errors.bad("not a regular file", f"name a file that ends in {_KNOWN}", "unreadable-file")
+        errors.bad("not a regular file", f"name one of: {_KNOWN}", "unreadable-file")
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return _NpzFile(path, errors, _npz_members(path, errors))

@@ -43,7 +43,7 @@ def resolve(
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         what = f'"{shown}" is {kind}, not a regular file'
-        collector.add("unreadable-file", what, place, help=f"name a file that ends in {' or '.join(suffixes)}")
+        collector.add("unreadable-file", what, place, help=f"name one of: {', '.join(suffixes)}")
         return None
     return target
 
