@@ -521,6 +521,7 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("ab net.toml --aa -g threads=1,2", SPEC),
         Case("ab net.toml --aa --head .", SPEC),
     ),
+    "notation of other tools": (Case(f"{CHECK} -m bptt,rtrl", SPEC),),
     "checkpoints and patterns": (
         Case(CHECK, net('W = { shape = ["n", "n"], density = "file" }', 'W = ["n", "n"]')),
         Case(CHECK, net('W = { shape = ["n", "n"], density = "flie" }', 'W = ["n", "n"]')),

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cli_cases import run
 
-from bpcli.api.gradbench import EVALS
+from bpcli.api.gradbench_evals import EVALS
 
 RNG = np.random.default_rng(7)
 

@@ -99,7 +99,7 @@ ELSEWHERE: dict[Site, str] = {
     ("problem.torch_checkpoint.stored_tensors", "bad-file 5"): TORCH,
     ("problem.array_files._TorchFile._open", ""): TORCH,
     ("problem.array_files._TorchFile._open", "bad-dtype"): TORCH,
-    ("api.gradbench.eval_of", "unknown-module"): GRADBENCH,
+    ("api.gradbench_evals.eval_of", "unknown-module"): GRADBENCH,
     ("commands.gradbench._evaluated", "unknown-function"): GRADBENCH,
     ("commands.gradbench._function", "method-refused"): GRADBENCH,
     ("problem.array_files.FileErrors.guard", "unreadable-file"): "root may read everything",

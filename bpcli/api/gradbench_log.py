@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpcli.api.gradbench import EVALS, at, eval_of, parse_input, workload_of
+from bpcli.api.gradbench_evals import EVALS, at, eval_of, parse_input, workload_of
 from bpcli.checking.sources.gradient_source import SavedGradient, saved_gradient
 from bpcli.errors import BpError, Place, fail, printable
 from bpcli.problem.array_files import write_npz

@@ -124,8 +124,7 @@ def check(
     those are checked.
     A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, a NumPy function
     with NAME_vjp beside it, all at inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and
-    grad(params). On a cluster, the workers compute the perturbed losses of large specs; they must find the same files
-    at the same paths.
+    grad(params). On a cluster, workers compute the perturbed losses of large specs; they need the same files.
     """
     from bpcli.api.check_runner import Call, Results
     from bpcli.api.method_selection import check_options

@@ -16,7 +16,7 @@ from bpcli.commands.shared_options import Common, shared
 from bpcli.errors import Place
 
 if TYPE_CHECKING:
-    from bpcli.api.gradbench import Eval
+    from bpcli.api.gradbench_evals import Eval
     from bpcli.problem.definition import Problem
 
 _STDIN = "stdin"
@@ -66,7 +66,7 @@ def _respond(kind: str, message: dict[str, Any], method: str | None, common: Com
 
 def _defined(message: dict[str, Any], common: Common) -> dict[str, Any]:
     """Whether there are equations for a module; the kernels are compiled here, so that no evaluation waits."""
-    from bpcli.api.gradbench import eval_of
+    from bpcli.api.gradbench_evals import eval_of
     from bpcli.commands.output import prepare
 
     eval_of(message["module"])
@@ -77,7 +77,7 @@ def _defined(message: dict[str, Any], common: Common) -> dict[str, Any]:
 
 def _evaluated(message: dict[str, Any], method: str | None, common: Common) -> dict[str, Any]:
     """The output of a function, run as often and as long as the input asks."""
-    from bpcli.api.gradbench import eval_of, parse_input, workload_of
+    from bpcli.api.gradbench_evals import eval_of, parse_input, workload_of
     from bpcli.errors import fail
     from bpcli.problem.draw import draw
     from bpcli.problem.setup import open_setup

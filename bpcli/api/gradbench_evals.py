@@ -190,7 +190,8 @@ def _lstm(given: Sequence) -> Workload:
     characters = _array(given.sequence, (len(given.sequence), b), "sequence")
     if not layers or len(given.main_params) % 2 or len(characters) < 2:
         raise ValueError("a layer has two rows of main_params, and a sequence two characters or more")
-    params, equations, below = {}, [], "E0 * x"
+    params: dict[str, Array] = {}
+    equations, below = [], "E0 * x"
     for i in range(layers):
         params |= {f"W{i}": main[2 * i], f"B{i}": main[2 * i + 1]}
         weighted = [f"W{i}[{s}] * {{}} + B{i}[{s}]" for s in ("0:b", "b:2*b", "2*b:3*b", "3*b:4*b")]
