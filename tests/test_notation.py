@@ -18,7 +18,7 @@ EQUATIONS = {
     "W @ a(t-1) + V @ x + b": "a[t-1]",
     "W @ a[t-1] + V @ x(t) + b": "x, or x[t]",
     "W @ a_{t-1} + V @ x + b": "a[t-1]",
-    "W @ a[-1] + V @ x + b": "a[t-1]",
+    "W @ a[-1] + V @ x + b": "[t-1]",
     "W @ a_prev + V @ x + b": "a[t-1]",
     "W @ prev_a + V @ x + b": "a[t-1]",
     "W @ a_tm1 + V @ x + b": "a[t-1]",

@@ -267,7 +267,7 @@ class _Reader:
             case ast.BinOp():
                 return self.chain(node, integers=True)
             case ast.UnaryOp():
-                remedy = "entries count from the start, from 0; the value one step earlier is written a[t-1]"
+                remedy = "sizes are at least 1, and entries count from the start, from 0; a step earlier is [t-1]"
                 return self.refuse("not-whole", "nothing is negative here", self.first(node), remedy)
         what, remedy = "an integer expression is wanted here", "use + - * //, numbers and dims"
         return self.refuse("not-whole", what, self.first(node), remedy)
