@@ -47,7 +47,10 @@ class LazyGroup(click.Group):
         if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             from bpcli.errors import fail, nearest
 
-            fail("usage", f'bp has no command "{args[0]}"', help=nearest(args[0], COMMANDS))
+            advice = nearest(args[0], COMMANDS)
+            if args[0] == "version":
+                advice = "`bp --version` prints the version"
+            fail("usage", f'bp has no command "{args[0]}"', help=advice)
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and not ctx.resilient_parsing and not {"-h", "--help"} & set(rest):
             from bpcli.commands.settings import defaults

@@ -107,6 +107,20 @@ def _function(inputs: str) -> dict[str, Content]:
     return {"f.py": f"import numpy as np\n{rules}f_inputs = {inputs}\n"}
 
 
+def _sparse(W: np.ndarray) -> dict[str, Content]:
+    files = _weights(W=W)
+    text = str(files["net.toml"]).replace('W = ["n", "n"]', 'W = { shape = ["n", "n"], density = "file" }')
+    return {**files, "net.toml": text}
+
+
+def _log(module: str, given: object, output: object) -> str:
+    function = {"lstm": "jacobian"}.get(module, "gradient")
+    asked = {"id": 1, "kind": "evaluate", "module": module, "function": function, "input": given}
+    lines = [{"message": asked}, {"response": {"id": 1, "success": True, "output": output}}]
+    return "\n".join(map(json.dumps, lines))
+
+
+_LSTM = ("main_params", "extra_params", "state", "sequence")
 CHECK = "check net.toml"
 SPEC: dict[str, Content] = {"net.toml": RECURRENT}
 BENCH = {"schema_version": 1, "context": {"command": "bench"}}
@@ -506,6 +520,25 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("ab net.toml --base . ", SPEC),
         Case("ab net.toml --aa -g threads=1,2", SPEC),
         Case("ab net.toml --aa --head .", SPEC),
+    ),
+    "notation of other tools": (Case(f"{CHECK} -m bptt,rtrl", SPEC),),
+    "checkpoints and patterns": (
+        Case(CHECK, net('W = { shape = ["n", "n"], density = "file" }', 'W = ["n", "n"]')),
+        Case(CHECK, net('W = { shape = ["n", "n"], density = "flie" }', 'W = ["n", "n"]')),
+        Case(CHECK, _sparse(np.zeros((4, 4)))),
+        Case(CHECK, _weights(more='prefix = "rnn."\n')),
+        Case(CHECK, _weights(more='map = { W = "W_hh" }\n', **{"rnn.W_hh": np.ones((4, 4))})),
+        Case(CHECK, net('[weights]\nfile = "w.pt"\nprefix = 3\n[data]', "[data]")),
+    ),
+    "gradbench": (
+        Case("check --gradbench a.jsonl"),
+        Case("check net.toml --gradbench a.jsonl", SPEC),
+        Case("check --gradbench a.jsonl", {"a.jsonl": "{"}),
+        Case("check --gradbench a.jsonl", {"a.jsonl": "3"}),
+        Case("check --gradbench a.jsonl", {"a.jsonl": "{}"}),
+        Case("check --gradbench a.jsonl", {"a.jsonl": _log("lse", {"x": []}, [])}),
+        Case("check --gradbench a.jsonl", {"a.jsonl": _log("lse", {"x": [1.0]}, [1.0, 2.0])}),
+        Case("check --gradbench a.jsonl", {"a.jsonl": _log("lstm", {n: [[1.0]] for n in _LSTM}, [1.0])}),
     ),
     "derivations": (
         Case("explain nowhere.toml"),

@@ -294,7 +294,7 @@ def test_a_peer_that_is_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BpError, match="JAX is not installed") as caught:
         backends.get("jax")
-    assert "bp[peers]" in caught.value.diagnostics[0].help
+    assert "bp-check[peers]" in caught.value.diagnostics[0].help
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_missing_program_is_told_once(monkeypatch):
     result = CliRunner().invoke(main, ["check", VANILLA, VANILLA, "--reference", "jax"])
     assert 2 == result.exit_code
     assert 1 == result.stderr.count("JAX is not installed")
-    assert "bp[peers]" in result.stderr
+    assert "bp-check[peers]" in result.stderr
 
 
 def test_an_oracle_is_for_specs():

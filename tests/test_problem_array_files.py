@@ -302,10 +302,10 @@ def test_a_missing_array_is_answered_with_what_the_file_holds(tmp_path):
 
 
 def test_other_formats_and_folders_are_refused(tmp_path):
-    """Only the two formats are read, and only regular files."""
-    (tmp_path / "w.pt").write_bytes(b"x")
+    """Only formats that are known are read, and only regular files."""
+    (tmp_path / "w.h5").write_bytes(b"x")
     (tmp_path / "w.npz").mkdir()
-    assert "unknown-format" == refusal(tmp_path / "w.pt")[0]
+    assert "unknown-format" == refusal(tmp_path / "w.h5")[0]
     assert "unreadable-file" == refusal(tmp_path / "w.npz")[0]
     assert "unreadable-file" == refusal(tmp_path / "none.npz")[0]
 

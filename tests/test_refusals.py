@@ -17,6 +17,7 @@ from bpcli.errors import Diagnostic, nearest
 HERE = Path(__file__).parent
 GUARD = "a guard: whatever leads there is refused before"
 CLUSTER, PAIR, JOURNAL = "test_cluster.py", "test_cli_ab.py", "test_bench_journal.py"
+TORCH, GRADBENCH = "test_torch_checkpoints.py", "test_gradbench.py"
 KERNEL = "test_bench_run.py, in a process that measures"
 ELSEWHERE: dict[Site, str] = {
     ("bench.journal.Journal.__init__", "unwritable"): "root may write everywhere",
@@ -90,6 +91,17 @@ ELSEWHERE: dict[Site, str] = {
     ("api.train_runner.open_training", "usage"): "the API: test_training.py",
     ("training.checkpoint.read_checkpoint", "usage 2"): "test_cli_train.py",
     ("training.checkpoint._restore", "usage"): "test_cli_train.py",
+    ("problem.torch_checkpoint.stored_tensors", "missing-extra"): TORCH,
+    ("problem.torch_checkpoint.stored_tensors", "bad-file"): TORCH,
+    ("problem.torch_checkpoint.stored_tensors", "bad-file 2"): TORCH,
+    ("problem.torch_checkpoint.stored_tensors", "bad-file 3"): TORCH,
+    ("problem.torch_checkpoint.stored_tensors", "bad-file 4"): TORCH,
+    ("problem.torch_checkpoint.stored_tensors", "bad-file 5"): TORCH,
+    ("problem.array_files._TorchFile._open", ""): TORCH,
+    ("problem.array_files._TorchFile._open", "bad-dtype"): TORCH,
+    ("api.gradbench_evals.eval_of", "unknown-module"): GRADBENCH,
+    ("commands.gradbench._evaluated", "unknown-function"): GRADBENCH,
+    ("commands.gradbench._function", "method-refused"): GRADBENCH,
     ("problem.array_files.FileErrors.guard", "unreadable-file"): "root may read everything",
     ("problem.array_files.read_as", "shape-mismatch"): "takes a file that changes: test_problem_draw.py",
     ("runtime.evaluation._refuse", "not-finite 2"): GUARD,

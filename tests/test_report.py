@@ -156,7 +156,7 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         importlib.util, "find_spec", lambda name, *more: None if name == "matplotlib" else real(name, *more)
     )
     result = run("report", save(tmp_path / "run.json", bench()), "-o", str(tmp_path / "page.html"))
-    assert 2 == result.exit_code and 'pip install "bp[report]"' in result.stderr
+    assert 2 == result.exit_code and 'pip install "bp-check[report]"' in result.stderr
 
 
 @pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.SVG", b"<?xml")])

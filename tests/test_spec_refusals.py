@@ -110,7 +110,12 @@ ONE_CHANGE = [
     ('b = ["n"]', "b = [▸4.0]", "wrong-type", "write b = [4], for example"),
     ('b = ["n"]', 'b = [▸"n-4"]', "out-of-range", "change the dims in it"),
     ('b = ["n"]', 'b = ["n▸/2"]', "not-whole", "integers are divided with //"),
-    ('b = ["n"]', 'b = ["▸-n"]', "not-whole", "sizes are at least 1, and entries count from the start, from 0"),
+    (
+        'b = ["n"]',
+        'b = ["▸-n"]',
+        "not-whole",
+        "sizes are at least 1, and entries count from the start, from 0; a step earlier is [t-1]",
+    ),
     ('b = ["n"]', 'b = ["▸tanh(n)"]', "not-whole", "use + - * //, numbers and dims"),
     ('b = ["n"]', 'b = [▸["n"]]', "wrong-type", "write b = [4], for example"),
     ('b = ["n"]', 'b = ▸"n"', "wrong-type", "write b = [4], for example"),
@@ -266,7 +271,12 @@ ONE_CHANGE = [
     ),
     ("[data]", "▸[weights]\n[data]", "missing-key", "write file = …"),
     ("[data]", "[weights]\nfile = ▸3\n[data]", "wrong-type", 'write file = "weights.npz", for example'),
-    ("[data]", '▸[weights]\n▸path = "w.npz"\n[data]', "missing-key unknown-key", "write file = … | known: file, map"),
+    (
+        "[data]",
+        '▸[weights]\n▸path = "w.npz"\n[data]',
+        "missing-key unknown-key",
+        "write file = … | known: file, map, prefix",
+    ),
     (
         "[data]",
         "▸[weights]\nmap = ▸3\n[data]",

@@ -62,7 +62,7 @@ def get(name: str) -> Peer:
         fail("unknown-peer", f'unknown peer "{name}"', help=nearest(name, known_names()))
     peer = cast("Peer", importlib.import_module(f"{__name__}.{name}").PEER)
     if reason := peer.available():
-        fail("peer-missing", f'peer "{name}" can\'t run: {reason}', help='pip install "bp[peers]"')
+        fail("peer-missing", f'peer "{name}" can\'t run: {reason}', help='pip install "bp-check[peers]"')
     return peer
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "report": Entry("bpcli.commands.report", "Write saved runs as an HTML page with plots."),
     "compare": Entry("bpcli.commands.compare", "Compare two saved runs.", "comparisons"),
     "ab": Entry("bpcli.commands.compare", "Compare two installations of bp, timed in turn.", "comparisons"),
+    "gradbench": Entry("bpcli.commands.gradbench", "Answer evals of GradBench on stdin and stdout."),
     "advise": Entry("bpcli.commands.advise", "Recommend a method for given memory, bias and time.", "methods"),
     "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
     "schema": Entry("bpcli.commands.json_schema", "Print the JSON Schema of specs, for editors."),

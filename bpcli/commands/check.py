@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from bpcli.errors import BpError, Diagnostic, fail, printable
 
 if TYPE_CHECKING:
     from bpcli.api.check_runner import Call, Results
+    from bpcli.checking.check_options import CheckOptions
     from bpcli.checking.sources.functions import Wanted
     from bpcli.checking.sources.user_process import Process
     from bpcli.cluster.connect import Cluster
@@ -71,6 +74,9 @@ def _tolerance(context: click.Context, parameter: click.Parameter, value: float)
     help="Check a gradient saved with the array names of `bp grad`; repeatable.",
 )  # fmt: skip
 @click.option(
+    "--gradbench", metavar="LOG.jsonl", help="Check the gradients in a log of GradBench, of any tool.",
+)  # fmt: skip
+@click.option(
     "--as", "meant", metavar="METHOD",
     help="Method that your gradient or rule is meant to compute, such as tbptt:k1=1,k2=4; default: exact.",
 )  # fmt: skip
@@ -101,6 +107,7 @@ def check(
     method: tuple[str, ...],
     kernel: tuple[str, ...],
     gradient: tuple[str, ...],
+    gradbench: str | None,
     meant: str | None,
     reference: str,
     mode: str,
@@ -126,6 +133,9 @@ def check(
     from bpcli.checking.sources.functions import Wanted
     from bpcli.commands.specs import find
 
+    options = check_options(reference, mode, tolerance)
+    if gradbench is not None:
+        return _check_log(gradbench, [*target, *method, *kernel, *gradient], options, common)
     boxes, targets, refused = _split_objects(target)
     flags = {f"--{k}": k in common.overrides for k in ("dtype", "seed")}
     given = {"--kernel": kernel, "--gradient": gradient, "--as": meant, "--power": power}
@@ -139,7 +149,6 @@ def check(
     refused += [*missing, *asked.refused]
     if gradient and len(paths) > 1:
         fail("usage", f"--gradient needs one spec, not {len(paths)}", help="name the spec of the saved gradient")
-    options = check_options(reference, mode, tolerance)
     if power:
         from bpcli.commands.fault_power import plant
 
@@ -154,6 +163,34 @@ def check(
         _judge(paths, boxes, hooked(call, common, cluster), common, results, wanted)
     results.errors += unknown(asked, results.declared)
     return _show(results, call, common, paths, boxes)
+
+
+def _check_log(log: str, others: Sequence[str], options: CheckOptions, common: Common) -> int:
+    """Judge the gradients in a log of GradBench, each on a spec of its own, and report them together."""
+    from bpcli.api.check_runner import Call, Results, judge_spec
+    from bpcli.api.gradbench_log import logged_gradients, opened
+    from bpcli.api.user_gradients import Asked
+    from bpcli.commands.failures import translate
+
+    if others:
+        what = f'--gradbench judges a log alone, not "{printable(others[0])}" too'
+        fail("usage", what, help="leave out targets, methods and other gradients")
+    found, notes = logged_gradients(Path(log))
+    results, process = Results(unused=notes), _process(common, False)
+    call = hooked(Call((), Asked((), (), process), options), common, None)
+    for logged in found:
+        with tempfile.TemporaryDirectory(prefix="bp-gradbench-") as folder:
+            try:
+                file, gradient = opened(logged, Path(folder), common.limits())
+                asked = replace(call, foreign=Asked((gradient,), (), process))
+                judge_spec(file, file.open({}), asked, results)
+                # The spec is gone when someone looks for it.
+                results.places = {k: logged.place if k[0] == file.name else p for k, p in results.places.items()}
+            except Exception as error:
+                results.errors += translate(error).diagnostics
+    again = shlex.join(["bp", "check", "--gradbench", log])
+    results.findings = [replace(f, blame={**f.blame, "reproduce": again}) if f.blame else f for f in results.findings]
+    return _show(results, call, common, [], [log])
 
 
 def _process(common: Common, needed: bool) -> Process:

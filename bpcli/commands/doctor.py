@@ -19,7 +19,11 @@ from bpcli.render import Column, Document
 Lines = Iterator[tuple[str, str, str]]
 
 _OLDEST_PYTHON = (3, 11)
-_PACKAGES = ("numpy", "scipy", "numba", "pydantic", "tree-sitter", "tree-sitter-toml", "rich", "click", "threadpoolctl")
+PACKAGES = (
+    "click", "llvmlite", "numba", "numpy", "pandas", "pydantic", "rich", "scipy", "threadpoolctl", "tree-sitter",
+    "tree-sitter-toml",
+)  # fmt: skip
+"""What bp depends on, as `pyproject.toml` has it."""
 _LITTLE_MEMORY = 500_000_000
 _SPEC = "vanilla_rnn"
 
@@ -30,7 +34,7 @@ def _python() -> Lines:
 
 
 def _packages() -> Lines:
-    for package in _PACKAGES:
+    for package in PACKAGES:
         try:
             yield package, "ok", metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -79,9 +79,10 @@ def _usage(error: click.UsageError) -> Diagnostic:
     seek = f"`{path} --help` lists its options and arguments"
     if isinstance(error, click.NoSuchOption):
         known = [o for p in error.ctx.command.get_params(error.ctx) for o in p.opts if o[0] == "-"] if error.ctx else []
-        return Diagnostic(
-            "usage", f'{path} has no option "{error.option_name}"', help=nearest(error.option_name, known)
-        )
+        advice = nearest(error.option_name, known)
+        if (name := error.option_name.lstrip("-")) in ("T", "batch", "n") and "--set" in known:
+            advice = f"write --set {name}=5, for example"
+        return Diagnostic("usage", f'{path} has no option "{error.option_name}"', help=advice)
     if isinstance(error, click.MissingParameter):
         return Diagnostic("usage", f"{path} needs {_names(error.param)}", help=seek)
     if isinstance(error, click.BadParameter):

@@ -23,13 +23,13 @@ def _title(path: Path) -> str:
 
 
 @click.command()
-@click.argument("topic", required=False, callback=one_of(lambda: [*topics(), *COMMANDS]))
+@click.argument("topic", required=False, callback=one_of(lambda: ["bp", *topics(), *COMMANDS]))
 @click.pass_context
 def help(context: click.Context, topic: str | None) -> int:
     """Show the page on TOPIC, or the options of a command; without TOPIC, list both."""
     group = context.parent
     assert group is not None and isinstance(group.command, click.Group)
-    if topic is None:
+    if topic in (None, "bp"):
         click.echo(group.get_help() + "\n")
         formatter = group.make_formatter()
         with formatter.section("Topics of bp help"):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 DTYPES = ("float64", "float32")
 # Files that specs are made of; no --output may replace one, whether or not this call reads it.
-_INPUT_SUFFIXES = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors")
+_INPUT_SUFFIXES = (".toml", ".py", ".pyw", ".npz", ".npy", ".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def opened_cluster(common: Common, peers: tuple[str, ...] = ()) -> Iterator[Clus
         fail("usage", "--scheduler and --local-cluster name two clusters", help="give one of them")
     if importlib.util.find_spec("distributed") is None:
         what = "--scheduler and --local-cluster need the package distributed, which is not installed"
-        fail("missing-extra", what, help='pip install "bp[distributed]"')
+        fail("missing-extra", what, help='pip install "bp-check[distributed]"')
     from bpcli.cluster import connect
     from bpcli.runtime.machine import cores
 

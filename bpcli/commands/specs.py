@@ -165,9 +165,13 @@ def _has_key(path: Path, keys: tuple[str, ...]) -> bool:
 
 
 def _alike(path: Path) -> str:
-    """Help for a path that does not exist: the nearest name in its folder."""
+    """Help for a path that does not exist: the same with slashes, or the nearest in its folder."""
+    slashed = Path(str(path).replace("\\", "/"))
+    if slashed.exists() and slashed != path:
+        return f'folders are separated by slashes here: write "{slashed}"'
+    folder = slashed.parent
     try:
-        names = [p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix == ".toml"]
+        names = [str(p) for p in folder.iterdir() if p.is_dir() or p.suffix == ".toml"]
     except (OSError, ValueError):
-        return f'there is no folder "{path.parent}"'
-    return nearest(path.name, names, f'there is no spec in "{path.parent}"')
+        return f'there is no folder "{folder}"'
+    return nearest(str(slashed), names, f'there is no spec in "{folder}"')

@@ -8,6 +8,7 @@ A function returns None where an argument is in error, which has been reported.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -24,6 +25,8 @@ COMPOSED: Mapping[str, str] = {
     "clip": "clip(v, lo, hi) = min(max(v, lo), hi); its derivative at lo and hi is 0",
 }
 """The functions without an operation of their own, with their definitions."""
+
+_EARLIER = re.compile(r"(?:prev|previous|old|last)_(.+)|(.+?)(?:_prev|_previous|_old|_last|_?tm1|_t_?1)")
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,20 @@ def _look_up(scope: Scope, ref: Ref) -> int | None:
         node = scope.defined.get(name)
         return scope.previous.get(name) if node is None else node
     if name not in spec.refused:
-        scope.collector.add("unknown-name", f'unknown name "{name}"', ref.place, help=nearest(name, scope.names()))
+        scope.collector.add("unknown-name", f'unknown name "{name}"', ref.place, help=_spelling(scope, name))
     return None
+
+
+def _spelling(scope: Scope, name: str) -> str:
+    """Help for an unknown name, which may be a known one with the step, or a transpose, in its name."""
+    earlier = _EARLIER.fullmatch(name)
+    if earlier and (state := earlier[1] or earlier[2]) in scope.spec.states:
+        return f"the value one step earlier is written {state}[t-1]"
+    if name.endswith("_t") and name[:-2] in scope.names():
+        return f"the value of this step is written {name[:-2]}"
+    if name.endswith("T") and name[:-1].rstrip("_") in scope.spec.params:
+        return f"a transpose is written {name[:-1].rstrip('_')}.T"
+    return nearest(name, scope.names())
 
 
 def _look_up_previous(scope: Scope, name: str, place: Place) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
+import json
 import pkgutil
 import re
 import typing
@@ -180,10 +181,30 @@ def parse(text: str, place: Place | None = None) -> MethodCall:
     text = text.strip()
     name, colon, tail = text.partition(":")
     name = name.strip()
+    if several := _several(text):
+        words = " ".join(f"-m {m}" for m in several) if place is None else f"methods = {json.dumps(several)}"
+        fail("unknown-method", f'"{text}" is more than one method', place, help=f"write {words}")
     if name not in known_names():
-        fail("unknown-method", f'unknown method "{name}"', place, help=nearest(name, known_names()))
+        first, _, options = name.partition(",")
+        advice = nearest(name, known_names())
+        if options and first in known_names():
+            advice = f"options follow a colon: {first}:{options}"
+        fail("unknown-method", f'unknown method "{name}"', place, help=advice)
     method = load(name)
     return MethodCall(text, method, read(name, method.Options, tail if colon else None, place, "methods"))
+
+
+def _several(text: str) -> list[str]:
+    """The methods of a list, separated by commas, semicolons or blanks; nothing where it is no list of methods."""
+    found: list[str] = []
+    for part in filter(None, re.split(r"[,;\s]+", text)):
+        if part.partition(":")[0] in known_names():
+            found.append(part)
+        elif found and "=" in part:  # an option of the method before
+            found[-1] += f",{part}"
+        else:
+            return []
+    return found if len(found) > 1 else []
 
 
 def options_of(method: Method) -> tuple[str, ...]:

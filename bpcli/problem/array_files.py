@@ -1,4 +1,4 @@
-"""Array files: `.npz` and `.safetensors` read, `.npz` written; and output files, written whole or not at all.
+"""Array files: `.npz`, `.safetensors` and PyTorch's checkpoints read, `.npz` written; output files written whole.
 
 Reading executes nothing, and allocates no more than the file holds, whatever its header claims. Headers are parsed as
 literals and checked against the size of the file; nothing is unpickled. numpy's own reader of `.npy` headers would read
@@ -33,10 +33,14 @@ from numpy.typing import NDArray
 
 from bpcli.errors import Place, fail, nearest, printable
 from bpcli.problem.definition import Array, Problem
+from bpcli.problem.torch_checkpoint import SUFFIXES, entry_type, stored_tensors, tensor_bytes
 
 CHUNK_BYTES = 1 << 20
 NPY_HEADER_LIMIT = 10_000
+MOST_DENSE = 1 << 24
+"""Bytes of a tensor that a checkpoint may hold in fewer: as a sparse one, or a view that repeats entries."""
 SAFETENSORS_HEADER_LIMIT = 100_000_000
+_KNOWN = ".npz, .safetensors, .pt, .pth"
 Decode = Callable[[bytes], NDArray[Any]]
 _MOST_AXES = 32
 _MAGIC = b"\x93NUMPY"
@@ -130,14 +134,17 @@ def open_arrays(path: Path, place: Place | None) -> ArrayFile:
     """The file behind `path`, its directory of arrays read; `BpError` at `place` when it is no array file."""
     errors = FileErrors(path.name, place)
     if not path.is_file():
-        errors.bad("not a regular file", "name an .npz or .safetensors file", "unreadable-file")
+        errors.bad("not a regular file", f"name one of: {_KNOWN}", "unreadable-file")
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return _NpzFile(path, errors, _npz_members(path, errors))
     if suffix == ".safetensors":
         with errors.guard("not a readable .safetensors file"):
             return _SafetensorsFile(path, errors, *_safetensors_header(path))
-    errors.bad("not an array file", "known: .npz, .safetensors", "unknown-format")
+    if suffix in SUFFIXES:
+        with errors.guard("not a readable checkpoint"):
+            return _TorchFile(path, errors, stored_tensors(path, errors.bad))
+    errors.bad("not an array file", f"known: {_KNOWN}", "unknown-format")
 
 
 def read_as(
@@ -327,6 +334,28 @@ class _SafetensorsFile(ArrayFile):
         with self._path.open("rb") as stream:
             stream.seek(self._start + begin)
             yield stream, layout
+
+
+_TORCH_DTYPES = {
+    "bfloat16": "BF16",
+    **{f"float{8 * size}": f"F{8 * size}" for size in (2, 4, 8)},
+    **{f"{word}{8 * size}": f"{word[0].upper()}{8 * size}" for word in ("int", "uint") for size in (1, 2, 4, 8)},
+}
+
+
+class _TorchFile(ArrayFile):
+    """A checkpoint of PyTorch; the entries are its tensors."""
+
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], Layout]]:
+        tensor = self._entries[name]
+        code = entry_type(tensor)
+        if tensor.numel() * tensor.element_size() > max(self._path.stat().st_size, MOST_DENSE):
+            what = f'"{printable(name)}" repeats entries of a smaller tensor'
+            self._errors.bad(what, "save it with .contiguous(), and a sparse one with .to_dense()")
+        if code not in _TORCH_DTYPES:
+            what = f'"{printable(name)}" holds numbers of type {code}'
+            self._errors.bad(what, "save it as real floats or integers: tensor.float()", "bad-dtype")
+        yield io.BytesIO(tensor_bytes(tensor)), Layout(tuple(tensor.shape), *_SAFETENSORS_DTYPES[_TORCH_DTYPES[code]])
 
 
 def export_arrays(problem: Problem) -> dict[str, Array]:

@@ -56,12 +56,17 @@ def check_task(spec: Spec, collector: Collector) -> None:
 def check_weights(spec: Spec, collector: Collector) -> None:
     """Report every parameter that the weights file lacks or holds in another shape; reads headers alone."""
     if spec.weights is None:
+        for decl in spec.params.values():
+            if decl.sparse_in_file and not spec.source.written("weights", "file"):
+                what = f'"{decl.name}" has density = "file", and there is no file'
+                collector.add("bad-density", what, decl.place, help="give the file: [weights] file = …")
         return
     with collector.gather():
         place = _weights_place(spec)
         file = open_arrays(Path(spec.weights.file), place)
         for decl, held in _names_in_file(spec, spec.weights, file):
             with collector.gather():
+                _check_held(decl, held, file, place)
                 shape = file.shape(held)
                 if shape != decl.shape:
                     alias = "" if held == decl.name else f' (as "{printable(held)}")'
@@ -72,6 +77,16 @@ def check_weights(spec: Spec, collector: Collector) -> None:
                     collector.add("shape-mismatch", what, place, help=remedy)
 
 
+def _check_held(decl: ArrayDecl, held: str, file: ArrayFile, place: Place) -> None:
+    """Refuse a parameter that the file holds under a longer name alone."""
+    longer = [name for name in file.names() if name.endswith(f".{held}")]
+    if held not in file.names() and longer:
+        what = f'the weights file holds no "{printable(held)}", but "{printable(longer[0])}"'
+        prefix = printable(longer[0].removesuffix(held))
+        advice = f'write prefix = "{prefix}" in [weights], or map = {{ {decl.name} = "{printable(longer[0])}" }}'
+        fail("missing-array", what, place, help=advice)
+
+
 def _weights_place(spec: Spec) -> Place:
     return spec.source.value("weights", "file")
 
@@ -80,7 +95,25 @@ def _names_in_file(spec: Spec, weights: Weights, file: ArrayFile) -> list[tuple[
     """The arrays to read, with their names in the file: parameters, and trainable states that the file or map names."""
     names = {*file.names(), *weights.map}
     states = [d for d in spec.states.values() if d.trainable and d.name in names]
-    return [(decl, weights.map.get(decl.name, decl.name)) for decl in (*spec.params.values(), *states)]
+    return [(decl, weights.name_in_file(decl.name)) for decl in (*spec.params.values(), *states)]
+
+
+def with_patterns(setup: Setup) -> Setup:
+    """`setup` with the patterns of matrices that are sparse in the weights file. `BpError` where one is all zeros."""
+    spec = setup.spec
+    sparse = [decl for decl in spec.params.values() if decl.sparse_in_file]
+    if not sparse or spec.weights is None:
+        return setup
+    place, params = _weights_place(spec), dict(spec.params)
+    file = open_arrays(Path(spec.weights.file), place)
+    for decl in sparse:
+        array = read_as(file, spec.weights.name_in_file(decl.name), decl.shape, setup.dtype, place)
+        kept = np.flatnonzero(array).astype(np.int64)
+        if not kept.size:
+            what = f'"{decl.name}" is all zeros in the weights file, so that nothing of it is left'
+            fail("bad-density", what, decl.place, help="leave out density")
+        params[decl.name] = dataclasses.replace(decl, density=kept.size / decl.size, kept=kept.tobytes())
+    return dataclasses.replace(setup, spec=dataclasses.replace(spec, params=params))
 
 
 def _read_weights(setup: Setup) -> dict[str, Array]:
@@ -193,7 +226,8 @@ def _sparse(setup: Setup, decl: ArrayDecl, stored: Mapping[str, Array]) -> Array
     if (decl.name in stored or decl.init == "value") and astray.any():
         place = _weights_place(setup.spec) if decl.name in stored else _value_place(setup, decl)
         what = f'"{decl.name}" is not zero{first_index(astray)}, an entry that density = {decl.density} leaves out'
-        advice = "write zeros there, or leave out density; the pattern depends on the seed"
+        advice = "the pattern depends on the seed: write zeros there, or leave out density"
+        advice += ', or write density = "file", which keeps what is not zero' * (decl.name in stored)
         fail("outside-pattern", what, place, help=advice)
     array[left_out] = 0.0
     return array
@@ -225,6 +259,8 @@ def redrawn(problem: Problem, number: int) -> Problem:
 
 def pattern(decl: ArrayDecl, seed: int) -> NDArray[np.int64] | None:
     """Sorted flat indices of the round(density * size) entries that exist; None where the array is dense."""
+    if decl.kept is not None:
+        return None if decl.density == 1.0 else np.frombuffer(decl.kept, np.int64)
     if decl.density is None or decl.density == 1.0:
         return None
     count = round(decl.density * decl.size)

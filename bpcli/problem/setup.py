@@ -20,7 +20,7 @@ from bpcli.errors import Collector, Place, fail, nearest, printable
 from bpcli.graph.build import build
 from bpcli.problem.array_files import ArrayFile, open_arrays
 from bpcli.problem.definition import Setup, Tensor
-from bpcli.problem.draw import check_task, check_weights, pattern
+from bpcli.problem.draw import check_task, check_weights, pattern, with_patterns
 from bpcli.problem.limits import Limits, check_arrays
 from bpcli.spec.language import canonical
 from bpcli.spec.load import load
@@ -55,8 +55,10 @@ def open_setup(path: str | Path, overrides: Mapping[str, object], wrt: Sequence[
     dtype: np.dtype[np.floating] = np.dtype(spec.dtype)
     setup = Setup(spec, graph, sizes.T, sizes.batch, dtype, (), sizes.shared)
     check_arrays(setup, limits)
-    # Density patterns are drawn once their sizes are known to be allowed.
-    tensors = (Tensor(d.name, d.kind, setup.array_shape(d), pattern(d, spec.data.seed)) for d in chosen)
+    # Density patterns are drawn, or read, once their sizes are known to be allowed.
+    setup = with_patterns(setup)
+    declared = _declarations(setup.spec)
+    tensors = (Tensor(d.name, d.kind, setup.array_shape(d), pattern(declared[d.name], spec.data.seed)) for d in chosen)
     return dataclasses.replace(setup, wrt=tuple(tensors))
 
 
@@ -117,7 +119,11 @@ def _members(spec: Spec, word: str, place: Place | None, collector: Collector) -
         return set()
     if decl is None:
         what = f'cannot differentiate with respect to "{printable(word)}"'
-        collector.add("unknown-wrt", what, place, help=nearest(word, (*WRT_KINDS, *_declarations(spec))))
+        known, several = (*WRT_KINDS, *_declarations(spec)), [part.strip() for part in word.split(",")]
+        remedy = nearest(word, known)
+        if len(several) > 1 and set(several) <= set(known):
+            remedy = f"give each by itself: {' '.join(f'--wrt {part}' for part in several)}"
+        collector.add("unknown-wrt", what, place, help=remedy)
         return set()
     if decl.kind == "param" and not decl.trainable:
         what = f'"{word}" is declared with trainable = false'

@@ -6,6 +6,7 @@ Dims, constants, arrays and equations share one name space.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from bpcli.spec.schema import describe
 from bpcli.spec.source import Context, KeyPath
 from bpcli.spec.specification import FLOAT32_MAX, MAX_SIZE, ArrayDecl, Kind, Nested
 
+_TIMED = re.compile(r"(\w+)\s*[(\[]\s*t\s*[)\]]")
 _NOUNS = {
     "dims": "a dim",
     "constants": "a constant",
@@ -57,6 +59,8 @@ def _is_name(name: str, path: KeyPath, context: Context) -> bool:
     shown = printable(path[1], 60)
     if not name.isidentifier():
         remedy = "a name starts with a letter or _ and goes on with letters, digits and _"
+        if timed := _TIMED.fullmatch(name):
+            remedy = f"an equation gives the value of this step: write {timed[1]} = …"
         context.refuse_key("bad-name", f'"{shown}" is not a valid name', path, remedy)
         return False
     if reason := reserved(name):
@@ -183,6 +187,7 @@ class Declarer:
             table.trainable,
             density,
             self.per_sample(path, init, table),
+            isinstance(table, schema.Param) and table.density == "file",
         )
 
     def shape(self, path: KeyPath, entries: list[int | str], kind: Kind) -> tuple[int, ...] | None:
@@ -255,8 +260,9 @@ class Declarer:
         return float(given)
 
     def density(self, path: KeyPath, table: schema.Param | schema.State, shape: tuple[int, ...]) -> float | None:
-        """The density as given; None where there is none or it is refused."""
-        density = table.density if isinstance(table, schema.Param) else None
+        """The density as given, 1 where the weights file decides; None where there is none or it is refused."""
+        given = table.density if isinstance(table, schema.Param) else None
+        density = 1.0 if given == "file" else given
         if density is None or len(shape) == 2:
             return density
         what = f'"density" is for matrices, "{printable(path[1])}" is {_RANKS[len(shape)]}'

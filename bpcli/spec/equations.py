@@ -196,6 +196,8 @@ class _Reader:
         if name not in FUNCTIONS and len(node.args) == 1 and _is_step(node.args[0]):
             what = f'"{name}" is called like a function of time'
             remedy = f"the value one step earlier is written {name}[t-1], with brackets, and the value now {name}"
+            if isinstance(node.args[0], ast.Name):
+                remedy = f"the value of this step is written {name}, or {name}[t], with brackets"
             return self.refuse("not-in-language", what, token, remedy)
         arguments = tuple(self.real(argument) for argument in node.args)
         return self.function(name, token, arguments)
@@ -265,7 +267,7 @@ class _Reader:
             case ast.BinOp():
                 return self.chain(node, integers=True)
             case ast.UnaryOp():
-                remedy = "sizes are at least 1, and entries count from the start, from 0"
+                remedy = "sizes are at least 1, and entries count from the start, from 0; a step earlier is [t-1]"
                 return self.refuse("not-whole", "negative numbers are not allowed here", self.first(node), remedy)
         what, remedy = "expected an integer expression", "use + - * //, numbers and dims"
         return self.refuse("not-whole", what, self.first(node), remedy)

@@ -89,7 +89,7 @@ _OPERATOR = re.compile(r"\*\*|//|[-+*/@()\[\],:.]")
 _COMPOUND = re.compile(r"[-+*/@%&|^]=|//=|\*\*=|<<=?|>>=?|[=!<>:]=|->|&&|\|\|")
 _NO_BRANCHES = "there are no {}; max, min, clip, relu, leaky_relu and abs have kinks"
 _ALIEN_HELP = {
-    "^": "a power is written with **",
+    "^": "a power is written with **, a transpose W.T",
     "²": "a power is written with **2",
     "³": "a power is written with **3",
     "×": "a product is written with *",
@@ -100,7 +100,9 @@ _ALIEN_HELP = {
     "#": "a comment goes after the closing quote of the equation",
     "\\": "a line may break anywhere in a multi-line string, without a backslash",
     ";": "one equation a line",
-    "{": "group with parentheses",
+    "{": "group with parentheses; the value one step earlier is written a[t-1]",
+    "⊙": "a product entry by entry is written with *",
+    "∘": "a product entry by entry is written with *",
     **dict.fromkeys(("==", "!=", "<=", ">=", "<", ">"), _NO_BRANCHES.format("comparisons")),
 }
 _KEYWORD_HELP = {
@@ -191,7 +193,8 @@ class _Scanner:
         match = _COMPOUND.match(self.text, at)
         token = match[0] if match else self.text[at]
         if token in ("'", '"'):
-            self.refuse("not-in-language", "an equation has no strings", at, at + 1, "write names without quotes")
+            remedy = "write names without quotes, and a transpose as W.T"
+            self.refuse("not-in-language", "an equation has no strings", at, at + 1, remedy)
             return len(self.text)
         what = f'"{token}" is not part of the equation language'
         self.refuse("not-in-language", what, at, at + len(token), _ALIEN_HELP.get(token, CONTENTS))
@@ -228,7 +231,7 @@ class _Alternation:
         if token.kind != "operator":
             if not self.operand_due:
                 what = f'an operator is missing before "{token.text[:40]}"'
-                self.refuse(token, what, "a product is written with * or @")
+                self.refuse(token, what, "a product is written W @ v, or u * v entry by entry")
             self.operand_due = False
         elif token.text in "([":
             self.opening(token)

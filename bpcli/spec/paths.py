@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 
 from bpcli.errors import Collector, Place, nearest, printable
 
-ARRAYS = (".npz", ".safetensors")
+ARRAYS = (".npz", ".safetensors", ".pt", ".pth")
 
 
 def resolve(
@@ -43,7 +43,7 @@ def resolve(
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
         what = f'"{shown}" is {kind}, not a regular file'
-        collector.add("unreadable-file", what, place, help=f"name a file that ends in {' or '.join(suffixes)}")
+        collector.add("unreadable-file", what, place, help=f"name one of: {', '.join(suffixes)}")
         return None
     return target
 
@@ -55,6 +55,8 @@ def _inside(file: str, target: Path, folder: Path) -> bool:
 
 
 def _similar(path: Path, suffixes: tuple[str, ...]) -> str:
+    if Path(str(path).replace("\\", "/")).exists():
+        return "folders are separated by slashes in a spec, on every system"
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.suffix in suffixes]
     except (OSError, ValueError):

@@ -61,7 +61,7 @@ class Param(Initialised):
     """A parameter."""
 
     trainable: bool = True
-    density: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    density: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | Literal["file"] | None = None
 
 
 class Objective(_Table):
@@ -76,6 +76,7 @@ class Weights(_Table):
     """Parameter values from a file."""
 
     file: NonEmpty
+    prefix: str = ""
     map: dict[str, NonEmpty] = {}
 
 
@@ -210,9 +211,10 @@ _EXPECTED: Mapping[KeyPath, tuple[str, str]] = {
     ("*", "*", "init"): ("a string, the name of an init", '"normal"'),
     ("*", "*", "trainable"): ("true or false", "false"),
     ("*", "*", "per_sample"): ("true or false", "true"),
-    ("*", "*", "density"): ("a number above 0 and at most 1", "0.1"),
+    ("*", "*", "density"): ('a number above 0 and at most 1, or "file"', "0.1"),
     ("objective", "*"): (_TEXT, '"loss"'),
     ("weights", "file"): (_TEXT, '"weights.npz"'),
+    ("weights", "prefix"): ("a string", '"model."'),
     ("weights", "map"): ("a table of our name = name in the file", '{ W = "name in the file" }'),
     ("weights", "map", "*"): (_TEXT, '"name in the file"'),
     ("data", "*"): (_TEXT, '"x"'),

@@ -59,7 +59,7 @@ def weights(table: schema.Weights | None, declared: Declared, context: Context) 
         if not context.full and canonical(name) not in known and canonical(name) not in declared.refused:
             what = f'"{printable(name)}" is not a parameter'
             context.refuse_key("unknown-name", what, ("weights", "map", name), nearest(name, known))
-    return Weights(table.file, {canonical(name): held for name, held in table.map.items()})
+    return Weights(table.file, {canonical(name): held for name, held in table.map.items()}, table.prefix)
 
 
 def data(table: schema.Data, declared: Declared, context: Context) -> Data:

@@ -111,7 +111,8 @@ class ArrayDecl:
     `init` is None for inputs, else one of zeros ones identity orthogonal glorot normal uniform value; `value` holds the
     numbers where it is "value". `trainable` is False for constant arrays, and True for a state whose initial value is
     a parameter. `density` is the fraction of a matrix's entries that exist. With `per_sample` every sample has an
-    initial state of its own.
+    initial state of its own. With `sparse_in_file` the entries that exist are those that are not zero in the weights
+    file; `kept` has their flat indices, as bytes of int64, once it is read.
     """
 
     name: str
@@ -124,6 +125,8 @@ class ArrayDecl:
     trainable: bool = False
     density: float | None = None
     per_sample: bool = False
+    sparse_in_file: bool = False
+    kept: bytes | None = None
 
     @property
     def size(self) -> int:
@@ -152,10 +155,18 @@ class Objective:
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of parameter values; `map` takes a parameter's name to that of its array in the file."""
+    """A file of parameter values; `map` takes a parameter's name to that of its array in the file.
+
+    `prefix` comes before all names in the file.
+    """
 
     file: str
     map: Mapping[str, str]
+    prefix: str = ""
+
+    def name_in_file(self, name: str) -> str:
+        """The name of a parameter's array in the file."""
+        return self.prefix + self.map.get(name, name)
 
 
 @dataclass(frozen=True)

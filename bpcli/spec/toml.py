@@ -23,6 +23,7 @@ MAX_DEPTH = 32
 _PARSER = Parser(Language(tree_sitter_toml.language()))
 _ENDLESS_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{MAX_DEPTH + 1},}}""")
 _KEYS = ("bare_key", "quoted_key", "dotted_key")
+_TIMED = re.compile(r"\s*(\w+)\s*[(\[]\s*t\s*[)\]]\s*=")
 _NO_VALUES = ("comment", "ERROR")
 
 
@@ -194,6 +195,8 @@ def _syntax_help(what: str, place: Place) -> str:
     token = re.match(r"[^\s=]*", after)
     if what.startswith("invalid statement") and token and not token[0].isascii():
         return f'TOML wants quotes around such a key: "{token[0]}"'
+    if timed := _TIMED.match(place.quote):
+        return f"an equation gives the value of this step: write {timed[1]} = …"
     if what.startswith(("unescaped", "illegal character")):
         return "write a text with backslashes or line breaks as a TOML literal or multi-line string"
     if what.startswith("cannot"):

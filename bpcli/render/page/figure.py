@@ -84,7 +84,7 @@ def need_matplotlib() -> None:
 
     if importlib.util.find_spec("matplotlib") is None:
         what = "bp report draws with matplotlib, which is not installed"
-        fail("missing-extra", what, help='pip install "bp[report]"')
+        fail("missing-extra", what, help='pip install "bp-check[report]"')
 
 
 def svg(figure: Figure, number: int) -> str:
