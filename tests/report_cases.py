@@ -57,6 +57,26 @@ def check(*findings: dict[str, Any], **context: Any) -> dict[str, Any]:
     return {"schema_version": 1, "context": context, "findings": list(findings), "errors": [], "summary": {}}
 
 
+def training(
+    methods: tuple[str, ...] = ("bptt", "uoro"), watched: tuple[str, ...] = ("rflo", "snap:k=1"), **more: Any
+) -> dict[str, Any]:
+    """A training of forty steps, every second of which is compared."""
+    steps = []
+    for step, method in itertools.product(range(1, 41), methods):
+        known = step % 2 == 1
+        row: dict[str, Any] = {"step": step, "method": method, "loss": 1.0 / step, "norm": 1.0}
+        for name in watched:
+            row |= {f"{f}[{name}]": v if known else None for f, v in (("cosine", 0.5), ("ratio", 2.0), ("signs", 0.75))}
+        row |= {f"cosine[{a}|{b}]": 0.25 if known else None for a, b in itertools.combinations(watched, 2)}
+        steps.append(row)
+    runs = [
+        {"method": m, "steps": 40, "first": 1.0, "last": 0.025, "share": 0.05, "outcome": "all steps"} for m in methods
+    ]
+    context = {"command": "train", "spec": "net", "optimizer": "adam", "lr": 0.01, "fresh": True, "task": "add", **more}
+    summary = {"trivial_loss": 0.5, "runs": runs}
+    return {"schema_version": 1, "context": context, "steps": steps, "errors": [], "summary": summary}
+
+
 def save(path: Path, document: Any) -> str:
     """A document as a file; its path as text."""
     path.write_text(json.dumps(document), encoding="utf-8")

@@ -42,6 +42,7 @@ FLOORS = (
     ("training",),
     ("cluster",),
     ("api",),
+    ("papers",),
     ("commands",),
     ("cli", "pytest_plugin"),
 )

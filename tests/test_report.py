@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_cases import RECURRENT, run, write
-from report_cases import EVIL, bench, cell, check, finding, save
+from report_cases import EVIL, bench, cell, check, finding, save, training
 
 pytest.importorskip("matplotlib")
 
@@ -62,6 +62,38 @@ def test_page_of_a_bench(tmp_path: Path) -> None:
     assert "tbptt k2=2 2.00" in page and "bptt 2.00" in page
 
 
+def test_page_of_a_training(tmp_path: Path) -> None:
+    """A row for each method, losses of all, and along each trajectory the cosines and their matrix."""
+    page = made(tmp_path, training())
+    titles = re.findall(r"<h3>(.*?)</h3>", page)
+    along = [f"{what} along {m}" for m in ("bptt", "uoro") for what in ("Alignment", "Cosines")]
+    assert ["Loss against step", *along] == titles and 3 == page.count("<tr>")
+    assert "Training of net" in page and "fresh data of add at every step" in page
+    assert "along bptt, rflo against the true gradient: cosine 0.5, ratio 2, signs 0.75 (20 steps)" in page
+    assert ">0.25</text>" in re.sub(r"<text[^>]*>", "<text>", page)
+
+
+def test_page_of_a_training_without_comparisons(tmp_path: Path) -> None:
+    """Losses alone, also where some are infinite; one watched method has no matrix."""
+    plain = training(watched=())
+    plain["steps"][-1]["loss"] = "inf"
+    assert ["Loss against step"] == re.findall(r"<h3>(.*?)</h3>", made(tmp_path, plain))
+    one = re.findall(r"<h3>(.*?)</h3>", made(tmp_path, training(("bptt",), ("uoro",))))
+    assert ["Loss against step", "Alignment along bptt"] == one
+
+
+@pytest.mark.parametrize("harm", ["summary", "method", "cosine"])
+def test_a_training_of_another_form_is_refused(tmp_path: Path, harm: str) -> None:
+    """Without its summary, with a step of an unknown method, with a cosine that is a word."""
+    document = training()
+    if harm == "summary":
+        del document["summary"]["runs"]
+    else:
+        document["steps"][0]["method" if harm == "method" else "cosine[rflo]"] = "?"
+    result = run("report", save(tmp_path / "run.json", document), "-o", str(tmp_path / "page.html"))
+    assert (2, True) == (result.exit_code, "not-a-run" in result.stderr)
+
+
 def test_page_stands_alone(tmp_path: Path) -> None:
     """No element loads anything, ids are unique, links stay on the page, every figure has its words."""
     page = made(tmp_path, bench((8, 16)), check(finding("W", "wrong", {"step": 3, "text": "x"})))
@@ -82,7 +114,7 @@ def test_every_string_is_escaped(tmp_path: Path) -> None:
     rows["errors"] = [{"code": EVIL, "message": EVIL, "file": EVIL, "line": 1, "column": 1, "help": EVIL}]
     rows["cells"][-1]["check"]["verdict"] = "wrong"
     bad = finding(EVIL, "wrong", {"step": 1, "text": EVIL, "reproduce": EVIL}, spec=EVIL, method=EVIL, cause=EVIL)
-    page = made(tmp_path, rows, check(bad, notes=[EVIL]))
+    page = made(tmp_path, rows, check(bad, notes=[EVIL]), training((EVIL,), (EVIL, "uoro"), task=EVIL))
     names = Elements(page).names
     assert (1, 0) == (names.count("script"), names.count("img"))
     assert "evil" in page and "<img src=x" not in page

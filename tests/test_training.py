@@ -17,7 +17,7 @@ from bpcli.render.page.curves import points
 from bpcli.training.descent import STALE, TrainOptions, begin
 from bpcli.training.online import online_refusal
 from bpcli.training.optimizers import OPTIMIZERS, Optimizer, length
-from bpcli.training.watching import Watch, compared
+from bpcli.training.watching import Watch, between, compared, watch_interval, watched_in
 
 SPECS = Path(__file__).parents[1] / "specs"
 RNN = """\
@@ -287,6 +287,26 @@ def test_a_method_ends_where_its_mean_loss_is_below(tmp_path):
     assert ("reached", next(k for k, m in enumerate(means, 1) if m < bound)) == (learner.outcome, learner.done)
 
 
+def test_rules_in_numpy_are_compared_more_rarely():
+    """Unless one of them is trained, which takes as long."""
+    bptt, uoro, snap, kf = (parse(m) for m in ("bptt", "uoro", "snap:k=1", "kf-rtrl"))
+    assert (1, 10, 20) == tuple(watch_interval([bptt], watched) for watched in ([snap], [uoro, snap], [uoro, kf]))
+    assert 1 == watch_interval([bptt, kf], [uoro])
+
+
+def test_cosines_between_watched_methods(tmp_path):
+    """In the mean over the steps that were compared, in any order; None for what was not."""
+    setup = open_text(tmp_path, RNN)
+    watch = Watch((parse("rflo"), parse("snap:k=1")), 2)
+    (learner,) = trained(setup, ["bptt"], steps=5, watch=watch)
+    curve = {name: values.tolist() for name, values in learner.curve.items()}
+    assert ["rflo", "snap:k=1"] == watched_in(curve)
+    mean = np.nanmean(learner.curve["cosine[rflo|snap:k=1]"])
+    assert pytest.approx(mean) == between(curve, "snap:k=1", "rflo") == between(curve, "rflo", "snap:k=1")
+    assert pytest.approx(np.nanmean(learner.curve["cosine[rflo]"])) == between(curve, "true", "rflo")
+    assert 1.0 == between(curve, "true", "true") and between(curve, "rflo", "uoro") is None
+
+
 def test_points_of_a_curve():
     """Means of neighbouring steps, without those that have no logarithm."""
     assert [(1.0, 2.0), (3.0, 4.0)] == points([2.0, 0.0, 4.0])
@@ -328,7 +348,7 @@ def test_every_task_is_learned(name):
 
 def test_truncation_walks_the_wrong_way():
     """Influence balancing (Tallec & Ollivier 2018): rtrl and a long window reach θ = -1/6 online, a short one flees."""
-    net = bpcli.load(SPECS / "tasks" / "influence_balancing.toml", T=1000)
+    net = bpcli.load(SPECS / "papers" / "influence_balancing.toml", T=1000)
     methods = ["rtrl", "tbptt:k1=1,k2=100", "tbptt:k1=1,k2=10"]
     trained = net.train(methods, steps=2, online=True, optimizer="sgd", lr=1e-4)
     exact, long, short = (float(trained.params[m]["theta"]) for m in methods)

@@ -251,7 +251,7 @@ class LoadedProblem:
         online: bool = False,
         data: str | None = None,
         watch: Words = (),
-        watch_every: PositiveInt = 1,
+        watch_every: PositiveInt | None = None,
     ) -> Trained:
         """Train the parameters by gradient descent with each method, from the same start, as `bp train` does.
 

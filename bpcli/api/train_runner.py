@@ -18,7 +18,7 @@ from bpcli.training.descent import Learner, Training, TrainOptions, begin
 from bpcli.training.online import online_refusal
 from bpcli.training.optimizers import OPTIMIZERS, RATES
 from bpcli.training.trivial import trivial_loss
-from bpcli.training.watching import Watch
+from bpcli.training.watching import Watch, watch_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ class TrainCall:
     online: bool = False
     data: str | None = None
     watch: Sequence[str] = ()
-    watch_every: int = 1
+    watch_every: int | None = None
 
 
 def open_training(file: SpecFile, call: TrainCall) -> Training:
@@ -58,7 +58,7 @@ def open_training(file: SpecFile, call: TrainCall) -> Training:
         fail("usage", what, help="use a recurrent spec and more steps, such as T=20")
     fresh, lr = _is_fresh(setup, call.data), call.lr or RATES[call.optimizer]
     own = call.steps, call.optimizer, lr, call.clip, call.until, call.online, fresh
-    options = TrainOptions(*own, Watch(watched, call.watch_every))
+    options = TrainOptions(*own, Watch(watched, call.watch_every or watch_interval(methods, watched)))
     _check_calls(setup, methods, options, file.limits)
     return begin(setup, methods, options)
 

@@ -18,6 +18,8 @@ from bpcli.errors import BpError, Collector, Diagnostic, Place, fail, printable
 SCHEMA_VERSION = 1
 SAVE_A_RUN = "save a run by `bp bench --output json=RUN.json` or `bp check --output json=RUN.json`"
 """Help for files that are not saved runs of this version of bp."""
+TRAINING = "steps"
+"""The key of the rows of a training."""
 _MAX_BYTES = 1 << 30
 _TEXTS = ("spec", "method", "backend", "tensor", "dtype")
 _VERDICTS = ("pass", "wrong", "inconclusive")
@@ -66,18 +68,21 @@ class Run:
 def read(path: str) -> Run:
     """The run of a bench or a check saved at `path`. Raises BpError for any other file."""
     kind, document = read_document(path)
+    if kind == TRAINING:
+        fail("not-a-run", f'"{printable(path)}" is a training, and holds no gradients to compare', help=SAVE_A_RUN)
     if faults := [f for i, row in enumerate(document[kind]) if (f := _fault(row, kind, f"{kind}[{i}]"))]:
         raise BpError([Diagnostic("not-a-run", f"{path}: {fault}", help=SAVE_A_RUN) for fault in faults[:10]])
     return Run(path, kind, document)
 
 
 def read_document(path: str) -> tuple[str, Mapping[str, Any]]:
-    """The JSON document of a saved run, and the key of its rows, "cells" or "findings"; the rows are not validated.
+    """The JSON document of a saved run, and the key of its rows: "cells", "findings", or "steps" of a training.
 
+    The rows are not validated.
     Raises BpError for any other file, with the place of an error in JSON.
     """
     document = _parse(path, _text(path))
-    kind = next((k for k in ("cells", "findings") if isinstance(document.get(k), list)), None)
+    kind = next((k for k in ("cells", "findings", TRAINING) if isinstance(document.get(k), list)), None)
     if kind is None or "schema_version" not in document:
         fail("not-a-run", f'"{printable(path)}" is not a saved run of bp', help=SAVE_A_RUN)
     if document["schema_version"] != SCHEMA_VERSION:

@@ -31,6 +31,7 @@ COMMANDS = {
     "export": Entry("bpcli.commands.grad", "Write parameters, inputs and initial states to a file.", "arrays"),
     "explain": Entry("bpcli.commands.explain_spec", "Derive the gradients of a spec, line by line."),
     "train": Entry("bpcli.commands.train", "Train a network with several gradient methods from one start.", "steps"),
+    "reproduce": Entry("bpcli.commands.reproduce", "Compute published results, and show both.", "figures"),
     "bench": Entry("bpcli.commands.bench", "Measure time and memory of methods over a sweep.", "cells"),
     "merge": Entry("bpcli.commands.bench", "Merge saved bench runs.", "cells"),
     "report": Entry("bpcli.commands.report", "Write saved runs as an HTML page with plots."),

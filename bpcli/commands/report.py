@@ -5,9 +5,11 @@ Runs are validated and turned back into documents, with the figures that they al
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -34,19 +36,21 @@ _KINDS = ("svg", "png")
 
 @dataclass(frozen=True)
 class Run:
-    """One saved run: the document of its validated rows, of `kind` "cells" or "findings".
+    """One saved run: the document of its validated rows, of `kind` "cells" or "findings", or "steps" of a training.
 
-    `show` has the keys of the columns that the page shows initially.
+    `show` has the keys of the columns that the page shows initially. The rows of a training are its methods; `curves`
+    has their figures of every step, by method.
     """
 
     file: str
     kind: str
     document: Document
     show: frozenset[str]
+    curves: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> Sequence[Row]:
-        """The cells or findings."""
+        """The cells, findings, or methods of a training."""
         return self.document.rows
 
     @property
@@ -60,10 +64,11 @@ def read_run(file: str, bias: float | None = None) -> Run:
 
     Raises BpError for any other file.
     """
-    from bpcli.bench.saved_runs import SAVE_A_RUN, read_document
+    from bpcli.bench.saved_runs import SAVE_A_RUN, TRAINING, read_document
     from bpcli.checking.findings import Finding
 
     kind, data = read_document(file)
+    curves: dict[str, dict[str, list[float]]] = {}
     try:
         context = data.get("context")
         about = context if isinstance(context, dict) else {}
@@ -71,6 +76,9 @@ def read_run(file: str, bias: float | None = None) -> Run:
         if kind == "cells":
             cells = [cell.model_dump() for cell in _validated(file, kind, data[kind], _cell())]
             document, show = _bench(cells, errors, about if bias is None else {**about, "bias": bias})
+        elif kind == TRAINING:
+            document, curves = _training(file, data, errors, about)
+            show = frozenset(c.key for c in document.columns)
         else:
             document, show = _check(_validated(file, kind, data[kind], Finding), errors, about)
         for row in document.rows:  # format everything once, so that a bad row is refused here
@@ -79,7 +87,7 @@ def read_run(file: str, bias: float | None = None) -> Run:
         # Rows have more than is validated, in the form of the version of bp that wrote them.
         what = f'"{printable(file)}": its {kind} are not in the format of this bp ({type(error).__name__}: {error})'
         fail("not-a-run", what, help=SAVE_A_RUN)
-    return Run(file, kind, document, show)
+    return Run(file, kind, document, show, curves)
 
 
 def _bench(
@@ -104,6 +112,31 @@ def _check(
     full = findings_document(findings, errors, context, notes)
     shown = frozenset(c.key for c in full.columns if not c.wide and any(c.show(c.get(r)) for r in full.rows))
     return full, shown
+
+
+def _training(
+    file: str, data: Mapping[str, Any], errors: Sequence[Diagnostic], context: Mapping[str, Any]
+) -> tuple[Document, dict[str, dict[str, list[float]]]]:
+    """A training with a row for each method, and the figures of every step by method."""
+    from bpcli.commands.train_document import RUN_COLUMNS, alignment, sentences
+
+    steps = [step.model_dump() for step in _validated(file, "steps", data["steps"], _step())]
+    runs = [run.model_dump() for run in _validated(file, "runs", data["summary"]["runs"], _method_run())]
+    trivial = data["summary"]["trivial_loss"]
+    curves: dict[str, dict[str, list[float]]] = {run["method"]: {} for run in runs}
+    for step in steps:
+        for name, value in step.items():
+            if name not in ("step", "method"):
+                curves[step["method"]].setdefault(name, []).append(math.nan if value is None else float(value))
+    spec = str(context["spec"])
+    told = sentences({**context, "spec": spec}, None if trivial is None else float(trivial))
+    notes = [note for method, curve in curves.items() for note in alignment(method, curve)]
+    rows = [{"spec": spec, "trivial": trivial, **run} for run in runs]
+    lines = [note for note in notes if note.startswith("along")]
+    document = Document(
+        "Training", "runs", RUN_COLUMNS, rows, context=context, sentences=told, notes=lines, errors=errors
+    )
+    return document, curves
 
 
 def _diagnostic(error: Mapping[str, Any]) -> Diagnostic:
@@ -178,6 +211,36 @@ def _cell() -> type[BaseModel]:
     return Cell
 
 
+def _step() -> type[BaseModel]:
+    """A step of a training; all figures beside these are numbers or None."""
+    from pydantic import BaseModel, ConfigDict
+
+    class Step(BaseModel):
+        model_config = ConfigDict(extra="allow")
+        __pydantic_extra__: dict[str, float | None]
+        step: int
+        method: str
+        loss: float
+        norm: float
+
+    return Step
+
+
+def _method_run() -> type[BaseModel]:
+    """A method of a training."""
+    from pydantic import BaseModel
+
+    class MethodRun(BaseModel):
+        method: str
+        steps: int
+        first: float
+        last: float
+        share: float | None
+        outcome: str
+
+    return MethodRun
+
+
 def groups(run: Run) -> list[Group]:
     """The groups of figures of a run; of the points of a sweep, the most expensive come first."""
     from bpcli.bench.analysis import family, slopes
@@ -185,6 +248,8 @@ def groups(run: Run) -> list[Group]:
     from bpcli.render.page import Group
     from bpcli.render.page.plots import growths, heat_maps
 
+    if run.curves:
+        return _of_training(run)
     if run.kind == "findings":
         maps = heat_maps(run.rows)
         return [Group("", "blame", maps)] if maps else []
@@ -196,6 +261,25 @@ def groups(run: Run) -> list[Group]:
         found += [Group(before + name, "trade", figures) for name, figures in _points(timed, before)]
         if grown := growths(timed, slopes(timed)):
             found.append(Group(spec, "growth", grown))
+    return found
+
+
+def _of_training(run: Run) -> list[Group]:
+    """The losses of all methods, and the alignment along the trajectory of each."""
+    from bpcli.render.page import Group
+    from bpcli.render.page.curves import alignment_curves, cosine_matrix, loss_curves
+    from bpcli.training.watching import TRUE, between, column_of, watched_in
+
+    spec, trivial = run.rows[0]["spec"], run.rows[0]["trivial"]
+    losses = {method: curve["loss"] for method, curve in run.curves.items()}
+    found = [Group("", "losses", [loss_curves(spec, losses, trivial)])]
+    for method, curve in run.curves.items():
+        if names := watched_in(curve):
+            figures = [alignment_curves(method, {n: curve[column_of("cosine", n)] for n in names})]
+            if len(names) > 1:
+                pairs = itertools.product((TRUE, *names), repeat=2)
+                figures.append(cosine_matrix(method, {(a, b): between(curve, a, b) for a, b in pairs}))
+            found.append(Group(f"along {method}", "alignment", figures))
     return found
 
 
@@ -246,10 +330,11 @@ def curve(path: Path, common: Common) -> Figure:
 @click.option("--plot", multiple=True, metavar="FILE", help="Write the plots to one .svg or .png file; repeatable.")
 @shared("max_memory", "max_time", "allow_outside", "quiet")
 def report(run: tuple[str, ...], out: str | None, bias: float | None, plot: tuple[str, ...], common: Common) -> int:
-    """Write each RUN, saved by `bp bench` or `bp check` with --format json, to one HTML page with plots and tables.
+    """Write each RUN, saved by `bp bench`, `bp check` or `bp train` with --format json, to one HTML page.
 
     A RUN can also be a spec: the page then shows its V-curve, the error of central differences against their step. The
-    specs of a saved check are shown too, if their files can be read. The page is self-contained and works offline.
+    specs of a saved check are shown too, if their files can be read. The page has plots and tables, is self-contained
+    and works offline.
     """
     from bpcli.problem.array_files import replace_file
     from bpcli.render.page import page
@@ -375,7 +460,8 @@ def _first(groups: Sequence[Group]) -> list[Group]:
 def _title(runs: list[Run]) -> str:
     """The title of the page, which names up to three specs."""
     specs = list(dict.fromkeys(r["spec"] for run in runs for r in run.rows))
-    return f"Gradients of {', '.join(specs)}" if 0 < len(specs) <= 3 else "Gradients"
+    what = "Training" if all(run.kind == "steps" for run in runs) and runs else "Gradients"
+    return f"{what} of {', '.join(specs)}" if 0 < len(specs) <= 3 else what
 
 
 def _subtitle(runs: list[Run]) -> str:

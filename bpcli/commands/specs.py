@@ -65,7 +65,7 @@ def packaged_spec(name: str) -> Path:
     """The path of a bundled spec such as `vanilla_rnn`, in the installed package or in its source tree."""
     package = Path(bpcli.__file__).resolve().parent
     folders = [f for f in (package / "specs", package.parent / "specs") if f.is_dir()]
-    paths = {p.stem: p for f in reversed(folders) for p in f.glob("*.toml")}
+    paths = {p.stem: p for f in reversed(folders) for p in f.rglob("*.toml")}
     if name not in paths:
         fail("no-such-file", f'bp ships no spec "{name}"', help=nearest(name, paths))
     return paths[name]

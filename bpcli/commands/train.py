@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import click
 
 from bpcli.commands.shared_options import Common, Refused, one_of, shared
 from bpcli.errors import fail, printable
-from bpcli.render import FORMATS, Column, Document, digits, words
+from bpcli.render import FORMATS, Document, words
 
 if TYPE_CHECKING:
     from bpcli.api.train_runner import Trained
@@ -28,6 +28,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 _BAR_COUNT = 12
 _REDRAW = 0.25
 """Seconds between two states of the progress line."""
+_NEXT_LINE = 30.0
+"""Seconds between two lines where there is no terminal."""
 _THINNED = 1000
 """About so many losses are drawn as bars."""
 _INCONCLUSIVE = 4
@@ -111,9 +113,8 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
 @click.option(
     "--watch-every",
     type=click.IntRange(1),
-    default=1,
     metavar="N",
-    help="Compare at every N-th step, starting with the first; default: 1.",
+    help="Compare at every N-th step, starting with the first; default: 1, or 10 for each watched method in plain NumPy.",
 )
 @click.option("--plot", metavar="FILE.svg", help="Write the loss curves to an .svg or .png file.")
 @click.option("--save", metavar="W.npz", help="Write the trained parameters, for [weights] file.")
@@ -135,7 +136,7 @@ def train(spec: str, common: Common, **values: Any) -> int:
     when its loss is not finite. With --strict, the exit code is 4 unless every method reaches --until, or all steps.
     """
     from bpcli.api.train_runner import TrainCall, Trained, open_training
-    from bpcli.commands.output import announce, progress
+    from bpcli.commands.output import announce
     from bpcli.commands.specs import single, spec_file
 
     path = single(spec)
@@ -151,8 +152,7 @@ def train(spec: str, common: Common, **values: Any) -> int:
         from bpcli.training.checkpoint import read_checkpoint
 
         read_checkpoint(values["resume"], training, call)
-    with progress(common) as say:
-        _run(training, values, call, say)
+    _run(training, values, call, common)
     return _finish(Trained(training), values, common)
 
 
@@ -195,22 +195,37 @@ def _call(training: Training, path: Path, common: Common) -> dict[str, Any]:
     return {"spec": digest(training.setup, str(path)), "set": settings, **called, **every, **own}
 
 
-def _run(training: Training, values: Mapping[str, Any], call: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Take all steps, with checkpoints and progress on the way."""
+def _run(training: Training, values: Mapping[str, Any], call: Mapping[str, Any], common: Common) -> None:
+    """Take all steps, with checkpoints and progress on the way: on a terminal a line that is redrawn, else one every
+    half minute."""
+    from bpcli.commands.output import lively, progress
     from bpcli.training.checkpoint import write_checkpoint
 
-    path, every, shown = values["checkpoint"] or values["resume"], values["checkpoint_every"], 0.0
-    for done in training.run():
-        if path and done % every == 0:
-            write_checkpoint(path, training, call)
-        if time.monotonic() - shown > _REDRAW:
-            shown = time.monotonic()
-            thinned = [x.losses[:: x.done // _THINNED + 1].tolist() for x in training.learners]
-            drawn = zip(training.learners, map(spark, thinned), strict=True)
-            curves = (f"{x.call.text} {bars} {x.recent():.3g}" for x, bars in drawn)
-            say(f"step {done} of {training.options.steps} · {' · '.join(curves)}")
+    path, every = values["checkpoint"] or values["resume"], values["checkpoint_every"]
+    redraw = _REDRAW if lively() else _NEXT_LINE
+    before = max(learner.done for learner in training.learners)
+    with progress(common) as draw:
+        say = draw if lively() else common.note
+        start = shown = time.monotonic()
+        for done in training.run():
+            if path and done % every == 0:
+                write_checkpoint(path, training, call)
+            if (now := time.monotonic()) - shown > redraw:
+                shown = now
+                left = (now - start) / (done - before) * (training.options.steps - done)
+                say(_state(training, done, left))
     if path:
         write_checkpoint(path, training, call)
+
+
+def _state(training: Training, done: int, left: float) -> str:
+    """The steps done, the time left, and the losses of each method as bars."""
+    from bpcli.commands.output import duration
+
+    thinned = [x.losses[:: x.done // _THINNED + 1].tolist() for x in training.learners]
+    drawn = zip(training.learners, map(spark, thinned), strict=True)
+    curves = (f"{x.call.text} {bars} {x.recent():.3g}" for x, bars in drawn)
+    return f"step {done} of {training.options.steps}, {duration(left)} left · {' · '.join(curves)}"
 
 
 def spark(losses: Sequence[float]) -> str:
@@ -229,6 +244,7 @@ def spark(losses: Sequence[float]) -> str:
 def _finish(trained: Trained, values: Mapping[str, Any], common: Common) -> int:
     """Write the files, and the result; the exit code."""
     from bpcli.commands.output import describe, emit
+    from bpcli.commands.train_document import RUN_COLUMNS, column, sentences
     from bpcli.problem.array_files import replace_file, write_npz
 
     training, name = trained.training, trained.training.setup.spec.name
@@ -243,69 +259,34 @@ def _finish(trained: Trained, values: Mapping[str, Any], common: Common) -> int:
         image = picture([figure], Path(values["plot"]).suffix.lower().removeprefix("."))
         replace_file(values["plot"], lambda stream: stream.write(image))
         common.note(f"wrote {values['plot']}")
-    context = describe("train", common, spec=name, **training.options.plain())
+    task = training.setup.spec.data.task
+    context = describe("train", common, spec=name, task=task, **training.options.plain())
     summary = {"trivial_loss": trained.trivial_loss, "runs": trained.runs}
-    told, notes = _sentences(training, trained.trivial_loss), _notes(training)
-    brief = Document("Training", "steps", _BRIEF, trained.runs, context=context, sentences=told, notes=notes)
+    told, notes = sentences(context, trained.trivial_loss), _notes(training)
+    brief = Document("Training", "steps", RUN_COLUMNS, trained.runs, context=context, sentences=told, notes=notes)
     whole = brief
     if common.outputs or FORMATS[common.format].machine:
-        columns = [_column(key, key, words) for key in trained.columns]
+        columns = [column(key, key, words) for key in trained.columns]
         whole = Document("Training", "steps", columns, trained.rows(), context=context, summary=summary)
     code = emit(whole, common, brief=brief, silent=common.quiet)
     wanted = "reached" if training.options.until is not None else ""
     return code or (_INCONCLUSIVE if common.strict and any(x.outcome != wanted for x in training.learners) else 0)
 
 
-def _column(key: str, heading: str, show: Callable[[Any], str], right: bool = True) -> Column:
-    return Column(key, heading, lambda row: row[key], show, right)
-
-
-_BRIEF = (
-    _column("method", "method", str, right=False),
-    _column("steps", "steps", str),
-    _column("first", "first loss", digits(4)),
-    _column("last", "last loss", digits(4)),
-    _column("share", "relative to trivial", digits(3)),
-    _column("outcome", "outcome", str, right=False),
-)
-
-
-def _sentences(training: Training, trivial: float | None) -> tuple[str, ...]:
-    """The data, and the trivial loss."""
-    setup, options = training.setup, training.options
-    task = setup.spec.data.task
-    source = f"fresh data of the task {task} at every step" if options.fresh else "the data of the spec at every step"
-    how = "online, " if options.online else ""
-    said = [f"{setup.spec.name}: {how}{options.optimizer} with lr = {options.lr:g}, {source}"]
-    if trivial is not None:
-        said.append(f"trivial loss {trivial:.4g}: the best loss of a predictor that ignores the input")
-    return tuple(said)
-
-
 def _notes(training: Training) -> tuple[str, ...]:
-    """Comparisons in the mean, and the influence that is stale."""
+    """Methods that ended, comparisons in the mean, and the influence that is stale."""
     import numpy as np
 
+    from bpcli.commands.train_document import alignment
     from bpcli.training.descent import STALE
     from bpcli.training.online import is_stale
-    from bpcli.training.watching import FIGURES, column
 
-    notes, watch = [], training.options.watch
+    notes = []
     for learner in training.learners:
         if learner.outcome == "not finite":
             why = f"its loss, gradient or parameters are not finite at step {learner.done}"
             notes.append(f"{learner.call.text} stopped: {why}; try a smaller --lr, or --clip 1")
-        for call in watch.calls:
-            found = {f: learner.curve[column(f, call.text)][: learner.done] for f in FIGURES}
-            count = int(np.isfinite(found["cosine"]).sum())
-            told = ", ".join(f"{f} {np.nanmean(v):.3g}" for f, v in found.items()) if count else "nothing to compare"
-            where = f"{call.text} compared with the true gradient while training with {learner.call.text}"
-            notes.append(f"{where}: {told} (mean of {count} steps)")
-        for one, other in watch.pairs():
-            between = learner.curve[column("cosine", f"{one.text}|{other.text}")][: learner.done]
-            if np.isfinite(between).any():
-                where = f"{one.text} compared with {other.text} while training with {learner.call.text}"
-                notes.append(f"{where}: cosine {np.nanmean(between):.3g}")
+        notes += alignment(learner.call.text, {n: v[: learner.done].tolist() for n, v in learner.curve.items()})
         if training.options.online:
             cosines = learner.curve[STALE][: learner.done]
             kind = "its influence matrix stems from earlier parameters; " if is_stale(learner.call) else ""

@@ -198,7 +198,8 @@ def _by_task(setup: Setup, name: str, shapes: Mapping[str, tuple[int, ...]], bat
             array = array[..., 0]
         if array.shape != shapes[given]:
             what = f'the task "{name}" gives "{given}" the shape {array.shape}, not {shapes[given]}'
-            advice = f"give the input the shape that the task fills, or name another {role}"
+            steps = len(shapes[given]) - len(setup.spec.inputs[given].shape)
+            advice = f"declare {given} with the shape {[*array.shape[steps:]]}, or name another {role}"
             fail("shape-mismatch", what, place, help=advice)
         filled[given] = _rounded(array, setup.dtype)
     return filled
