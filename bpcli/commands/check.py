@@ -32,6 +32,8 @@ def _modes() -> tuple[str, ...]:
 
 def _reference(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """A click callback that accepts "auto", a reference, or an installed peer."""
+    if context.resilient_parsing:  # completing a line, which must be quick
+        return value
     from bpcli.api.method_selection import check_options, known_references
 
     one_of(known_references)(context, parameter, value)
@@ -44,6 +46,8 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
 
 def _tolerance(context: click.Context, parameter: click.Parameter, value: float) -> float:
     """A click callback that accepts a relative error."""
+    if context.resilient_parsing:
+        return value
     from bpcli.api.method_selection import check_options
 
     try:
