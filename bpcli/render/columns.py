@@ -42,6 +42,8 @@ COLUMNS: Mapping[str, Meaning] = {
     "ratio": Meaning("", "time relative to that of bp, measured in turn"),
     "compile_s": Meaning("s", "time to compile or load kernels before the first call"),
     "predicted_bytes": Meaning("bytes", "memory that the method holds, by its formula"),
+    "total_bytes": Meaning("bytes", "that memory, and the arrays of the spec"),
+    "predicted_s": Meaning("s", "time of one gradient, or of the whole check, at a usual rate of operations"),
     "allocated_bytes": Meaning("bytes", "memory that one gradient allocated, at its peak"),
     "peak_bytes": Meaning("bytes", "by how much the process grew"),
     "forward_steps": Meaning("", "steps that are run forwards, replays included"),
