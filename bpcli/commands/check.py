@@ -120,11 +120,10 @@ def check(
 
     Without TARGET, the specs in the folder specs/ are checked. Without -m, the methods are those named by the spec,
     else backprop for a feed-forward network, bptt and rtrl for a recurrent one. With --kernel or --gradient, only
-    those are checked.
-    A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, a NumPy function
-    with NAME_vjp beside it, all at inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and
-    grad(params). On a cluster, the workers compute the perturbed losses of large specs; they must find the same files
-    at the same paths.
+    those are checked. A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module,
+    a NumPy function with NAME_vjp beside it, all at inputs NAME_inputs; or an object with params (a dict of arrays),
+    loss(params) and grad(params). On a cluster, the workers compute the perturbed losses of large specs; they must
+    find the same files at the same paths.
     """
     from bpcli.api.check_runner import Call, Results
     from bpcli.api.method_selection import check_options

@@ -46,14 +46,14 @@ def new(name: str | None, cell: str, task: str, kind: str, force: bool, common: 
     default. `bp check NAME` passes, with --kernel mine for the gradient function too, and so does the test. Change them
     from there. No file is replaced without --force.
     """
-    from bpcli.commands.scaffold import Plan, files
+    from bpcli.commands.scaffold import Scaffold, files
     from bpcli.errors import fail
     from bpcli.problem.array_files import check_writable, replace_file
 
     _refuse_combination(cell, task)
     folder, stem = _place(name or (cell if task == "random" else f"{cell}_{task.replace('-', '_')}"))
     target = f"{stem}.toml" if (name or "").endswith(".toml") else stem
-    texts = {folder / file: text for file, text in files(Plan(stem, cell, task, kind, target)).items()}
+    texts = {folder / file: text for file, text in files(Scaffold(stem, cell, task, kind, target)).items()}
     same = {path for path, text in texts.items() if path.is_file() and path.read_bytes() == text.encode()}
     if (taken := [path for path in texts if os.path.lexists(path) and path not in same]) and not force:
         listed = ", ".join(f'"{path}"' for path in taken)

@@ -62,7 +62,7 @@ _TOTALS = {"sum": "losses.sum() / batch", "mean": "losses.mean() / batch", "last
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scaffold:
     """What to write: the name of the spec's file without its suffix, a cell, a task and one of `KINDS`.
 
     `target` names the spec on the command line, from the folder that it is called in.
@@ -96,7 +96,7 @@ def module_name(stem: str) -> str:
     return name if name.isidentifier() and not keyword.iskeyword(name) else f"net_{name}"
 
 
-def files(plan: Plan) -> dict[str, str]:
+def files(plan: Scaffold) -> dict[str, str]:
     """The text of each file, by its name: the spec, its schema, the gradient function and the test."""
     from bpcli.commands.json_schema import schema_text
 
@@ -125,7 +125,7 @@ def _filled(template: str, words: Mapping[str, str]) -> str:
     return re.sub(r"\n{4,}", "\n\n\n", Template(text).substitute(words)).strip("\n") + "\n"
 
 
-def _words(plan: Plan, cell: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, str]:
+def _words(plan: Scaffold, cell: Mapping[str, Any], task: Mapping[str, Any]) -> dict[str, str]:
     """What all templates are filled with."""
     module = f"{module_name(plan.stem)}_kernel"
     arguments = "params, inputs, state, sizes" if "constants" in cell else "params, inputs, state"
@@ -144,7 +144,7 @@ def _words(plan: Plan, cell: Mapping[str, Any], task: Mapping[str, Any]) -> dict
     }
 
 
-def _spec(words: Mapping[str, str], cell: Mapping[str, Any], plan: Plan) -> str:
+def _spec(words: Mapping[str, str], cell: Mapping[str, Any], plan: Scaffold) -> str:
     """The text of the spec."""
     from bpcli.tasks import find_task
 
