@@ -112,7 +112,7 @@ def show_check_plan(
         rows += [*own, {**own[0], "method": _CHECK, **dict(zip(PREDICTED, figures, strict=True))}]
         sentences.append(f"{setup.spec.name}: {forecast.taken}.")
     total = sum(forecast.seconds for forecast in forecasts)
-    sentences.append(f"About {duration(total)} in all, of which the checks of methods are the rows called {_CHECK}.")
+    sentences.append(f"About {duration(total)} in all; a row called {_CHECK} is for all methods and the references.")
     columns = [_text("spec"), _text("method"), *map(_text, _SETTINGS[:-1]), *_figures()]
     paths = [forecast.setup.spec.name for forecast in forecasts]
     return _show(rows, columns, sentences if forecasts else (), errors, notes, (common, paths))
