@@ -38,6 +38,10 @@ class LazyGroup(click.Group):
         for parameter in command.params:
             if isinstance(parameter, click.Option) and parameter.envvar is None:
                 parameter.envvar = f"BP_{option_name(parameter).upper()}"
+        if ctx.resilient_parsing:
+            from bpcli.commands.completion import attach
+
+            attach(command)
         return command
 
     def resolve_command(
@@ -87,6 +91,10 @@ class LazyGroup(click.Group):
         """Run and exit; without `standalone_mode`, return the exit code and propagate errors."""
         given = sys.argv[1:] if args is None else list(args)
         gc.set_threshold(100_000, 20, 20)  # imported objects stay alive; collecting them takes a tenth
+        if os.environ.get("_BP_COMPLETE"):
+            from bpcli.commands.completion import register
+
+            register()
         if not standalone_mode:
             return super().main(given, prog_name, standalone_mode=False, **extra)
         silent = sys.stdout is None

@@ -553,6 +553,15 @@ CASES: Mapping[str, tuple[Case, ...]] = {
         Case("explain net.toml --format pdf", SPEC),
         Case("explain net.toml --numbers --max-memory 1kB", SPEC),
     ),
+    "new specs": (
+        Case("new net.toml", SPEC),
+        Case("new net --cell mlp --task copy"),
+        Case("new net --cell gro"),
+        Case("new net --output torch"),
+        Case("new no+name"),
+        Case("new net.toml/net", SPEC),
+        Case("completion sh"),
+    ),
 }
 
 

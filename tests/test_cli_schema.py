@@ -12,6 +12,7 @@ from kernel_cases import SPECS
 
 from bpcli.cli import main
 
+SHIPPED = SPECS / "bp.schema.json"
 SMALL = 'bp = 1\n[params]\nw = [2]\n[equations]\nloss = "sum(w)"\n'
 
 
@@ -28,10 +29,24 @@ def errors(validator: Draft202012Validator, text: str) -> list[Any]:
     return list(validator.iter_errors(tomllib.loads(text)))
 
 
-@pytest.mark.parametrize("path", sorted(SPECS.glob("*.toml")), ids=lambda path: path.stem)
+def schema_of(spec: Path) -> Path:
+    """The file that the first line of a spec names, as Taplo and the editors that use it read the line."""
+    line = spec.read_text(encoding="utf-8").partition("\n")[0]
+    assert line.startswith("#:schema ./") or line.startswith("#:schema ../")
+    return (spec.parent / line.removeprefix("#:schema ")).resolve()
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.rglob("*.toml")), ids=lambda path: path.stem)
 def test_every_spec_that_ships_is_valid(validator: Draft202012Validator, path: Path) -> None:
-    """Short forms of arrays, tables and grids included."""
-    assert [] == errors(validator, path.read_text(encoding="utf-8"))
+    """Short forms of arrays, tables and grids included; its first line tells editors where the schema is."""
+    text = path.read_text(encoding="utf-8")
+    assert [] == errors(validator, text)
+    assert SHIPPED == schema_of(path)
+
+
+def test_the_schema_that_ships_is_current() -> None:
+    """`bp schema -o specs/bp.schema.json` writes it anew."""
+    assert CliRunner().invoke(main, ["schema"]).stdout == SHIPPED.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

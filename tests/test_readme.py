@@ -109,7 +109,7 @@ def steps() -> list[tuple[str, ...]]:
     """The commands, those that read what another one wrote in one step with it."""
     found: list[tuple[str, ...]] = []
     for command in COMMANDS:
-        if command.startswith("bp compare") and found:
+        if command.startswith(("bp compare", "bp check net ")) and found:
             found[-1] = (*found[-1], command)
         else:
             found.append((command,))

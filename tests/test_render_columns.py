@@ -5,12 +5,13 @@ from __future__ import annotations
 from bpcli.api.check_document import COLUMNS as OF_CHECKS
 from bpcli.bench.measurement import HEAD, TAIL
 from bpcli.commands.bench_document import BRIEF as OF_BENCHES
+from bpcli.commands.planning import PREDICTED
 from bpcli.render.columns import COLUMNS, legend
 
 
 def test_every_column_has_a_meaning() -> None:
     """None is left out, and none is explained that no result has."""
-    assert {*HEAD, *TAIL} | {c.key for c in (*OF_CHECKS, *OF_BENCHES)} == set(COLUMNS)
+    assert {*HEAD, *TAIL} | {c.key for c in (*OF_CHECKS, *OF_BENCHES)} | {*PREDICTED} == set(COLUMNS)
     assert [] == [name for name in COLUMNS if name.endswith("_s") and COLUMNS[name].unit != "s"]
     assert [] == [name for name in COLUMNS if name.endswith("_bytes") and COLUMNS[name].unit != "bytes"]
 

@@ -20,7 +20,7 @@ from bpcli.errors import Diagnostic, Place
 from bpcli.methods import MethodCall, advice
 from bpcli.methods.base import Recursion
 from bpcli.problem.definition import Setup
-from bpcli.problem.limits import PASSES, check_cost
+from bpcli.problem.limits import PASSES, array_bytes, check_cost, predicted_seconds
 from bpcli.problem.setup import SpecFile, digest
 from bpcli.references.perturbation.perturbed import Executor
 from bpcli.runtime import kernel_loader
@@ -34,12 +34,24 @@ _MANY = 4
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """The predicted cost of checking a spec: `bytes` with the arrays, and `seconds`."""
+
+    setup: Setup
+    methods: tuple[MethodCall | GradientSource, ...]
+    taken: check_options.Choice
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Call:
     """The request of a check: the methods, the users' gradients, which replace the methods of the spec, and options.
 
     If `weak`, methods of the spec take precedence over `methods`. If `alone`, a method that does not apply to the spec
     is refused, else it is skipped. `note` receives remarks, and `prepare` compiles the kernels. `executor` gives the
-    executor for the losses of a spec, None for this process.
+    executor for the losses of a spec, None for this process. `begin` receives the forecast of each spec before anything
+    is computed, and may leave it out by returning False; `told` receives the findings on each method as they come.
     """
 
     methods: tuple[MethodCall, ...]
@@ -50,6 +62,8 @@ class Call:
     note: Callable[[str], None] = lambda text: None
     prepare: Callable[[], None] = lambda: kernel_loader.prepare(kernel_loader.CHECKING)
     executor: Callable[[SpecFile, Setup], Executor | None] = lambda file, setup: None
+    begin: Callable[[Forecast], bool] = lambda forecast: True
+    told: Callable[[Sequence[Finding]], None] = lambda found: None
 
 
 @dataclass
@@ -132,19 +146,31 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
         return
     held = check_options.check_bytes(setup, methods, call.options)
     taken = check_options.choose(setup, methods, call.options)
-    check_cost(setup, "the check", held, taken.flops, file.limits, _SWEEPS * len(setup.wrt) * setup.T)
+    steps = _SWEEPS * len(setup.wrt) * setup.T
+    check_cost(setup, "the check", held, taken.flops, file.limits, steps)
+    total = held + sum(array_bytes(setup).values())
+    if not call.begin(Forecast(setup, methods, taken, total, predicted_seconds(taken.flops, steps))):
+        return
     if taken.mode != "full":
         call.note(f"{name}: {taken}")
     call.prepare()  # only now, so that refusals do not wait for the compiler
-    findings = checker.check(setup, methods, call.options, call.executor(file, setup))
+    findings = checker.check(setup, methods, call.options, call.executor(file, setup), call.told)
     if any(f.verdict == "wrong" for f in findings):  # imported only when needed, as it is large
         from bpcli.checking.blame.explain import explain
 
         findings = explain(findings, setup, methods, again(file, call.foreign))
     results.findings += findings
-    steps = setup.T if setup.graph.recurrent else None
-    results.sizes[name] = {"T": steps, "batch": setup.batch, "dtype": setup.dtype.name}
+    length = setup.T if setup.graph.recurrent else None
+    results.sizes[name] = {"T": length, "batch": setup.batch, "dtype": setup.dtype.name}
     results.chosen.setdefault(str(taken), []).append(name)
+    _note_definitions(setup, methods, findings, results)
+
+
+def _note_definitions(
+    setup: Setup, methods: Sequence[MethodCall | GradientSource], findings: Sequence[Finding], results: Results
+) -> None:
+    """Note which methods were compared with something else than the true gradient."""
+    name = setup.spec.name
     compared = {f.method for f in findings if f.checked}
     ruled = [
         m for m in methods if m.text in compared and isinstance(d := m.definition(setup), Recursion) and _own(m, d)

@@ -21,7 +21,7 @@ from bpcli.checking.check_as_method import parse_measurable
 from bpcli.errors import BpError, Place, fail, nearest
 from bpcli.methods.base import Expectation
 from bpcli.problem.definition import Setup
-from bpcli.problem.limits import FLOPS_PER_SECOND, PASSES, SECONDS_PER_STEP, Limits, array_bytes, check_cost
+from bpcli.problem.limits import PASSES, Limits, array_bytes, check_cost, predicted_seconds
 from bpcli.problem.setup import SpecFile, digest
 from bpcli.spec.language import canonical
 from bpcli.spec.load import parse_value
@@ -188,7 +188,7 @@ def _admitted(cell: Cell, setup: Setup, options: BenchOptions, told: tuple[Place
         located = [dataclasses.replace(d, what=f"{d.what}{where}") for d in error.diagnostics]
         raise BpError(located, error.exit_code) from None
     backends = (OURS, *(p.name for p in options.peers if p.refusal(setup, call.text) is None))
-    once = cost.flops / FLOPS_PER_SECOND + PASSES * cost.forward_steps * SECONDS_PER_STEP
+    once = predicted_seconds(cost.flops, PASSES * cost.forward_steps)
     drawn = cell.draws if isinstance(call.definition(setup), Expectation) else 1
     warming = ROUNDS * once if once < SLOW_SECONDS else 0.0
     seconds = len(backends) * (_START_SECONDS + _UNTIMED_CALLS * once + warming + max(options.budget, ROUNDS * once))

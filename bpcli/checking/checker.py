@@ -62,15 +62,20 @@ Judge = Callable[[ReferenceCache, Definition, Tensor, FloatArray, Finding], Find
 
 
 def check(
-    setup: Setup, calls: Sequence[MethodCall | GradientSource], options: CheckOptions, executor: Executor | None = None
+    setup: Setup,
+    calls: Sequence[MethodCall | GradientSource],
+    options: CheckOptions,
+    executor: Executor | None = None,
+    told: Callable[[Sequence[Finding]], None] = lambda found: None,
 ) -> list[Finding]:
     """Judge the gradients of `calls`: a finding per method and tensor with entries, and one for a loss that is wrong.
 
     A gradient source other than a method has findings for unknown keys too, and one for its loss if it gives one.
-    Methods must apply to the graph. The `executor` computes losses where that pays. Raises BpError when the loss is not
+    Methods must apply to the graph. The `executor` computes losses where that pays. `told` receives the findings on
+    each method as they come. Raises BpError when the loss is not
     finite, or the reference does not apply.
     """
-    return check_problem(draw(setup), calls, options, executor)
+    return check_problem(draw(setup), calls, options, executor, told)
 
 
 def check_problem(
@@ -78,6 +83,7 @@ def check_problem(
     calls: Sequence[MethodCall | GradientSource],
     options: CheckOptions,
     executor: Executor | None = None,
+    told: Callable[[Sequence[Finding]], None] = lambda found: None,
 ) -> list[Finding]:
     """`check` on arrays that exist already."""
     setup = problem.setup
@@ -93,6 +99,7 @@ def check_problem(
         wrong = any(f.verdict == "wrong" for f in found)
         if wrong and isinstance(call, GradientSource) and call.restart():
             found = _check_call(cache, call, tensors, judge_tensor)
+        told(found)
         findings += found
     return findings
 

@@ -39,8 +39,10 @@ COMMANDS = {
     "ab": Entry("bpcli.commands.compare", "Compare two installations of bp, timed in turn.", "comparisons"),
     "gradbench": Entry("bpcli.commands.gradbench", "Answer evals of GradBench on stdin and stdout."),
     "advise": Entry("bpcli.commands.advise", "Recommend a method for given memory, bias and time.", "methods"),
-    "list": Entry("bpcli.commands.list", "List methods, tasks, operations, references and formats.", "entries"),
+    "new": Entry("bpcli.commands.new", "Write a spec to start from, with a gradient function and a test."),
+    "list": Entry("bpcli.commands.list", "List methods, tasks, cells, operations, references and formats.", "entries"),
     "schema": Entry("bpcli.commands.json_schema", "Print the JSON Schema of specs, for editors."),
+    "completion": Entry("bpcli.commands.completion", "Print the script by which a shell completes bp."),
     "help": Entry("bpcli.commands.help_page", "Show a page on a topic, or the options of a command."),
     "doctor": Entry("bpcli.commands.doctor", "Examine the installation.", "checks"),
 }

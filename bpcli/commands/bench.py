@@ -74,6 +74,7 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     "--bias", type=float, default=0.05, show_default=True, metavar="NUMBER", callback=relative_bias,
     help="Name the cheapest methods within this relative bias; for a random method, the error of one draw counts.",
 )  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Measure nothing; show cells with predicted memory, operations and time.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command.")
 @click.option(
     "--shard", metavar="I/N", callback=_shard, help="Measure part I of N of the cells; `bp merge` joins the parts."
@@ -91,6 +92,7 @@ def bench(
     budget: float,
     draws: int,
     bias: float,
+    dry_run: bool,
     resume: bool,
     shard: tuple[int, int],
     common: Common,
@@ -124,11 +126,15 @@ def bench(
         swept = dict(map(parse_axis, grid))
         limits = common.limits()
         options = BenchOptions(method, from_project(), swept, fixed, budget, threads, peers, limits, shard, draws=draws)
-        return _bench(target, options, resume, (common, cluster), bias)
+        return _bench(target, options, (resume, dry_run), (common, cluster), bias)
 
 
 def _bench(
-    target: Sequence[str], options: BenchOptions, resume: bool, where: tuple[Common, Cluster | None], bias: float
+    target: Sequence[str],
+    options: BenchOptions,
+    how: tuple[bool, bool],
+    where: tuple[Common, Cluster | None],
+    bias: float,
 ) -> int:
     """Measure the targets, print and write the results; returns the exit code."""
     from bpcli.bench.measurement import BenchResults
@@ -136,11 +142,15 @@ def _bench(
     from bpcli.commands.bench_document import close_journal, csv_files, open_journal, write_csv
     from bpcli.commands.specs import find_or_packaged
 
-    common, cluster = where
+    (resume, dry_run), (common, cluster) = how, where
     results = BenchResults()
     paths, results.errors = find_or_packaged(target, common)
     options = dataclasses.replace(options, alone=len(paths) == 1)
     sweeps = planned(paths, options, common, results)
+    if dry_run:
+        from bpcli.commands.planning import show_bench_plan
+
+        return show_bench_plan(sweeps, options, results, common, paths)
     files = csv_files((sweep.spec.name for sweep in sweeps), options, common)
     about = _identity(sweeps, options, cluster)
     with open_journal(about, resume, common) if cells_of(sweeps, options.shard) else nullcontext() as journal:
@@ -208,12 +218,19 @@ def _run(
     @contextmanager
     def progress(cells: Sequence[Cell]) -> Iterator[Callable[[Cell], None]]:
         from bpcli.commands.output import prepare, remaining
+        from bpcli.commands.planning import bench_notes
 
         if cells and (cluster is None or cluster.local):  # remote workers compile their own
             prepare(common)
+        show = bench_notes(cells, results, common)
         places = {cell.index: place for place, cell in enumerate(cells)}
         with remaining([c.seconds for c in cells], [c.label for c in cells], common) as done:
-            yield lambda cell: done(places[cell.index])
+
+            def finish(cell: Cell) -> None:
+                done(places[cell.index])
+                show(cell)
+
+            yield finish
 
     measure = measure_cells
     if cluster is not None:

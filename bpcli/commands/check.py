@@ -35,6 +35,8 @@ def _modes() -> tuple[str, ...]:
 
 def _reference(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """A click callback that accepts "auto", a reference, or an installed peer."""
+    if context.resilient_parsing:  # completing a line, which must be quick
+        return value
     from bpcli.api.method_selection import check_options, known_references
 
     one_of(known_references)(context, parameter, value)
@@ -47,6 +49,8 @@ def _reference(context: click.Context, parameter: click.Parameter, value: str) -
 
 def _tolerance(context: click.Context, parameter: click.Parameter, value: float) -> float:
     """A click callback that accepts a relative error."""
+    if context.resilient_parsing:
+        return value
     from bpcli.api.method_selection import check_options
 
     try:
@@ -97,6 +101,7 @@ def _tolerance(context: click.Context, parameter: click.Parameter, value: float)
     "--tolerance", metavar="NUMBER", type=float, default=0.0, callback=_tolerance,
     help="Accept errors up to this size, relative to the largest entry of the tensor; default: 0.",
 )  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Check nothing; show predicted memory, operations and time of each spec.")
 @click.option("--power", is_flag=True, help="Instead of checking, plant known faults and show which ones are revealed.")
 @shared(
     "set", "dtype", "seed", "wrt", "threads", "max_memory", "max_time", "user_time", "allow_outside",
@@ -114,6 +119,7 @@ def check(
     forward: bool,
     order: str,
     tolerance: float,
+    dry_run: bool,
     power: bool,
     common: Common,
 ) -> int:
@@ -138,7 +144,7 @@ def check(
         return _check_log(gradbench, [*target, *method, *kernel, *gradient], options, common)
     boxes, targets, refused = _split_objects(target)
     flags = {f"--{k}": k in common.overrides for k in ("dtype", "seed")}
-    given = {"--kernel": kernel, "--gradient": gradient, "--as": meant, "--power": power}
+    given = {"--kernel": kernel, "--gradient": gradient, "--as": meant, "--power": power, "--dry-run": dry_run}
     flags["--set"] = any(f"--{k}" not in flags for k in common.overrides)
     alone = {} if targets else {"-m": method, **flags}
     _refuse_combinations(boxes, {**given, "--reference": reference not in _OF_OBJECTS, **alone}, power)
@@ -159,6 +165,8 @@ def check(
     call = Call(methods, asked, options, from_project(), alone=len(paths) == 1 and not refused + boxes)
     results = Results(errors=list(refused))
     wanted = Wanted(common.wrt, options.mode, forward, int(order), options.tolerance)
+    if dry_run:
+        return _plan(paths, hooked(call, common, None), common, results)
     with opened_cluster(common) as cluster:
         _judge(paths, boxes, hooked(call, common, cluster), common, results, wanted)
     results.errors += unknown(asked, results.declared)
@@ -275,14 +283,17 @@ def _judge(
     from bpcli.api.user_gradients import judge
     from bpcli.commands.failures import translate
     from bpcli.commands.output import progress
+    from bpcli.commands.planning import LongCheck
     from bpcli.commands.specs import names, open_spec
 
     with progress(common) as say:
         for number, (path, name) in enumerate(names(paths).items(), start=1):
-            say(f"{path} ({number} of {len(paths)})")
+            where = f"{path} ({number} of {len(paths)})"
+            say(where)
+            hooks = LongCheck(common, say, where)
             try:
                 problem = open_spec(path, common, name)
-                judge_spec(problem.file, problem.setup, call, results)
+                judge_spec(problem.file, problem.setup, replace(call, begin=hooks.begin, told=hooks.told), results)
             except Exception as error:
                 results.errors += [d if call.alone else d.about(str(path)) for d in translate(error).diagnostics]
         for box in boxes:
@@ -293,6 +304,28 @@ def _judge(
                 results.unused += notes
             except Exception as error:
                 results.errors += translate(error).diagnostics
+
+
+def _plan(paths: Sequence[Path], call: Call, common: Common, results: Results) -> int:
+    """Show what the checks of specs would take; returns the exit code."""
+    from bpcli.api.check_runner import Forecast, judge_spec
+    from bpcli.commands.failures import translate
+    from bpcli.commands.planning import show_check_plan
+    from bpcli.commands.specs import names, open_spec
+
+    forecasts: list[Forecast] = []
+
+    def keep(forecast: Forecast) -> bool:
+        forecasts.append(forecast)
+        return False
+
+    for path, name in names(paths).items():
+        try:
+            problem = open_spec(path, common, name)
+            judge_spec(problem.file, problem.setup, replace(call, begin=keep), results)
+        except Exception as error:
+            results.errors += [d if call.alone else d.about(str(path)) for d in translate(error).diagnostics]
+    return show_check_plan(forecasts, results.errors, results.notes(), common)
 
 
 def _show(results: Results, call: Call, common: Common, paths: Sequence[Path], boxes: Sequence[str]) -> int:

@@ -24,6 +24,11 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": _DIALECT, **schema, "title": "A spec of bp"}
 
 
+def schema_text() -> str:
+    """The schema as the text of its file."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
 @click.command()
 @click.option("-o", "--out", metavar="SCHEMA.json", help="Output file; without it, the schema is printed.")
 @shared("quiet")
@@ -34,7 +39,7 @@ def schema(out: str | None, common: Common) -> int:
     """
     from bpcli.problem.array_files import check_writable, replace_file
 
-    text = json.dumps(json_schema(), indent=2) + "\n"
+    text = schema_text()
     if out is None:
         click.echo(text, nl=False)
         return 0

@@ -42,6 +42,13 @@ def _tasks() -> Iterator[Row]:
         yield _row(name, task.summary, listed(task.Options))
 
 
+def _cells() -> Iterator[Row]:
+    from bpcli.commands.scaffold import known_cells, read_cell
+
+    for name in known_cells():
+        yield _row(name, read_cell(name)["summary"])
+
+
 def _operations() -> Iterator[Row]:
     from bpcli.graph.expressions import COMPOSED
     from bpcli.graph.operations import OPERATIONS
@@ -80,6 +87,7 @@ def _columns() -> Iterator[Row]:
 CATALOGUES: Mapping[str, Callable[[], Iterator[Row]]] = {
     "methods": _methods,
     "tasks": _tasks,
+    "cells": _cells,
     "operations": _operations,
     "references": _references,
     "formats": _formats,

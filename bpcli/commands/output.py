@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ from bpcli.render import FORMATS, Document, Look, render, write
 
 if TYPE_CHECKING:
     from bpcli.commands.shared_options import Common
+
+
+Say = Callable[[str | Callable[[], str]], None]
+"""Takes a status, or a function that gives it whenever it is shown."""
+QUIET_SECONDS = 30.0
+"""Without a terminal, the status is written this often."""
 
 
 def describe(command: str, common: Common, **more: Any) -> Mapping[str, Any]:
@@ -129,16 +136,52 @@ def prepare(common: Common) -> None:
 
 
 @contextmanager
-def progress(common: Common) -> Iterator[Callable[[str], None]]:
-    """A function that replaces the status line on stderr; it does nothing when quiet or without a terminal."""
-    if common.quiet or not lively():
+def progress(common: Common) -> Iterator[Say]:
+    """A function that sets the status on stderr: the last line of a terminal, elsewhere a line every half minute.
+
+    It does nothing when quiet.
+    """
+    if common.quiet:
         yield lambda text: None
+        return
+    if not lively():
+        start = time.monotonic()
+        with _repeated(QUIET_SECONDS, lambda text: common.note(f"{duration(time.monotonic() - start)}: {text}")) as say:
+            yield say
         return
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status("") as status:
-        yield lambda text: status.update(Text(printable(text)))
+    with (
+        Console(stderr=True).status("") as status,
+        _repeated(1.0, lambda text: status.update(Text(printable(text)))) as say,
+    ):
+
+        def now(text: str | Callable[[], str]) -> None:
+            say(text)
+            status.update(Text(printable(text if isinstance(text, str) else text())))
+
+        yield now
+
+
+@contextmanager
+def _repeated(pause: float, show: Callable[[str], None]) -> Iterator[Say]:
+    """A function that sets a status, shown from a thread after every `pause` seconds."""
+    latest: list[str | Callable[[], str]] = []
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(pause):
+            for text in latest[-1:]:
+                show(text if isinstance(text, str) else text())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield latest.append
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
@@ -150,14 +193,17 @@ def remaining(weights: Sequence[float], labels: Sequence[str], common: Common) -
     start, done = time.monotonic(), set[int]()
     with progress(common) as say:
 
-        def count(number: int) -> None:
-            done.add(number)
-            expected = sum(weights[i] for i in done)
-            left = (time.monotonic() - start) / expected * (sum(weights) - expected)
-            say(f"{len(done)} of {len(weights)} cells, {duration(left)} left; last: {labels[number]}")
+        def tell(end: float, last: str) -> None:
+            count = f"{len(done)} of {len(weights)} cells"
+            say(lambda: f"{count}, about {duration(max(0.0, end - time.monotonic()))} left{last}")
 
-        say(f"0 of {len(weights)} cells, about {duration(sum(weights))}")
-        yield count
+        def finish(number: int) -> None:
+            done.add(number)
+            expected, now = sum(weights[i] for i in done), time.monotonic()
+            tell(now + (now - start) / expected * (sum(weights) - expected), f"; last: {labels[number]}")
+
+        tell(start + sum(weights), "")
+        yield finish
 
 
 def duration(seconds: float) -> str:

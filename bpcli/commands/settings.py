@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bpcli.spec.source import Text
 
 # Options of a single run, like required ones; a default for them would surprise.
-_PERSONAL = frozenset({"set", "out", "help", "version", "save", "checkpoint", "resume"})
+_PERSONAL = frozenset({"set", "out", "help", "version", "save", "checkpoint", "resume", "force", "dry_run"})
 _TABLE = ("tool", "bp")
 
 

@@ -78,7 +78,7 @@ def one_of(known: Callable[[], Collection[str]]) -> Callable[[click.Context, cli
     """A click callback that accepts the words of `known()` and suggests the nearest for any other."""
 
     def check(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-        if value is not None and value not in known():
+        if value is not None and not context.resilient_parsing and value not in known():
             raise Refused(f'unknown value "{value}"', nearest(value, known()))
         return value
 

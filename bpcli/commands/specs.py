@@ -62,10 +62,11 @@ def find_or_packaged(targets: Sequence[str], common: Common) -> tuple[list[Path]
 
 
 def packaged_spec(name: str) -> Path:
-    """The path of a bundled spec such as `vanilla_rnn`, in the installed package or in its source tree."""
+    """The path of a bundled spec such as `vanilla_rnn` or `tasks/copy`, in the installed package or its source tree."""
     package = Path(bpcli.__file__).resolve().parent
     folders = [f for f in (package / "specs", package.parent / "specs") if f.is_dir()]
-    paths = {p.stem: p for f in reversed(folders) for p in f.rglob("*.toml")}
+    found = ((p.relative_to(f).with_suffix("").as_posix(), p) for f in reversed(folders) for p in f.rglob("*.toml"))
+    paths = dict(found)
     if name not in paths:
         fail("no-such-file", f'bp ships no spec "{name}"', help=nearest(name, paths))
     return paths[name]

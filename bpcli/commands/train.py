@@ -114,7 +114,7 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
     "--watch-every",
     type=click.IntRange(1),
     metavar="N",
-    help="Compare at every N-th step, starting with the first; default: 1, or 10 for each watched method in plain NumPy.",
+    help="Compare at every N-th step, from the first; default: 1, or 10 for each watched method in plain NumPy.",
 )
 @click.option("--plot", metavar="FILE.svg", help="Write the loss curves to an .svg or .png file.")
 @click.option("--save", metavar="W.npz", help="Write the trained parameters, for [weights] file.")

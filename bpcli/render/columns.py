@@ -42,6 +42,8 @@ COLUMNS: Mapping[str, Meaning] = {
     "ratio": Meaning("", "time divided by that of bp, both timed in turn"),
     "compile_s": Meaning("s", "time to compile or load kernels before the first call"),
     "predicted_bytes": Meaning("bytes", "memory predicted by the method's formula"),
+    "total_bytes": Meaning("bytes", "predicted memory, including the arrays of the spec"),
+    "predicted_s": Meaning("s", "predicted time of one gradient, or of the check, at a typical rate of operations"),
     "allocated_bytes": Meaning("bytes", "peak memory allocated for one gradient"),
     "peak_bytes": Meaning("bytes", "growth of the process's memory"),
     "forward_steps": Meaning("", "time steps run forwards, including recomputed ones"),
