@@ -99,7 +99,9 @@ def install_check(monkeypatch: pytest.MonkeyPatch, verdict: Callable[[str], Verd
     """A check that gives each tensor the verdict of `verdict(spec name)`; returns the list of its calls."""
     calls: list[Any] = []
 
-    def check(setup: Any, chosen: Sequence[Any], options: Any, elsewhere: Any = None) -> list[Finding]:
+    def check(
+        setup: Any, chosen: Sequence[Any], options: Any, elsewhere: Any = None, told: Any = None
+    ) -> list[Finding]:
         calls.append((setup, [c.text for c in chosen], options))
         found = []
         for call in chosen:

@@ -435,7 +435,7 @@ def test_the_csv_goes_where_it_is_told(verdicts, tmp_path):
 def test_the_table_is_for_people(verdicts):
     """Units, what differs between rows, and sentences on top."""
     out = bench().stdout
-    assert "6 rows measured, all gradients checked first." in out
+    assert "6 rows measured, all gradients checked first" in out
     heading = next(line for line in out.splitlines() if line.lstrip().startswith("method"))
     assert ["method", "n"] == heading.split()[:2] and {"bias", "time", "allocated"} <= set(heading.split())
     assert "GFLOP/s" in out

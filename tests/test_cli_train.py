@@ -152,7 +152,9 @@ def test_exit_codes(more: list[str], code: int) -> None:
     """4 with --strict where a method did not come to what was asked for."""
     result = run("train", "net.toml", "--steps", "8", *more)
     assert code == result.exit_code
-    assert ("1e200" in more) == ("bptt ended: its loss, gradient or parameters are not finite at step" in result.stdout)
+    assert ("1e200" in more) == (
+        "bptt stopped: its loss, gradient or parameters are not finite at step" in result.stdout
+    )
     assert ("loss<1e9" in more) == ("reached at step 1" in result.stdout)
 
 

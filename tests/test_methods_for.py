@@ -55,4 +55,4 @@ def test_what_does_not_apply() -> None:
     found = rows("square")
     assert [None] == [row["reason"] for row in found.values() if row["kind"]]
     assert "has no state" in found["rtrl"]["reason"]
-    assert "does not apply" in run("list", "methods", "--for", str(SPECS / "gru.toml")).stdout
+    assert "why not" in run("list", "methods", "--for", str(SPECS / "gru.toml")).stdout

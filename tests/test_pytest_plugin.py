@@ -23,7 +23,7 @@ import bpcli.checking.checker as run
 
 real = run.check
 
-def check(setup, calls, options, elsewhere=None):
+def check(setup, calls, options, elsewhere=None, told=None):
     found = real(setup, calls, options)
     changes = {"wrong": {"cause": "sign", "blame": {"text": "the sign is wrong", "reproduce": "bp check again"}},
                "inconclusive": {"cause": "noise"}}
@@ -126,7 +126,7 @@ def test_specs_are_tests(pytester: pytest.Pytester) -> None:
             "  W[[]*[]]: value *, reference *, bound *",
             "  4 entries compared, *",
             "  the sign is wrong",
-            "  again: bp check again",
+            "  reproduce: bp check again",
             " --> specs/wrong.toml:3:1",
         ]
     )

@@ -258,11 +258,14 @@ def test_the_loss_has_a_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("judged")
-def test_the_readme_shows_both_formats() -> None:
-    """The step for GitHub Actions in the README runs as it stands, and leaves annotations and a report."""
-    step = re.search(r"- run: (bp check .*--format github.*)", (ROOT / "README.md").read_text(encoding="utf-8"))
+def test_the_action_has_both_formats() -> None:
+    """The command of the action for GitHub runs as it stands, and leaves annotations and a report."""
+    action = (ROOT / ".github" / "actions" / "bp-check" / "action.yml").read_text(encoding="utf-8")
+    step = re.search(r"run: (bp check .*--format github.*)", action)
     assert step
+    given = {"$TARGETS": "specs", "$ARGS": "", "$REPORT": "check.xml", "$RUNNER_TEMP": "."}
+    command = re.sub(r"\$[A-Z_]+", lambda name: given[name[0]], step[1])
     write(Path("specs", "wrong.toml"), RECURRENT)
-    result = run(*shlex.split(step[1])[1:])
+    result = run(*shlex.split(command)[1:])
     assert 1 == result.exit_code and result.stdout.startswith("::error file=specs/wrong.toml,line=3,")
     assert "failure" == outcomes(Path("check.xml").read_text())["bptt W"].tag

@@ -20,7 +20,9 @@ def test_every_paper_is_listed() -> None:
     listed = json.loads(run("reproduce", "--format", "json").stdout)["papers"]
     assert list(known_papers()) == [row["name"] for row in listed]
     for row in listed:
-        assert row["source"] and row["seconds"] > 0 and packaged_spec(find_paper(row["name"]).spec).is_file()
+        assert (
+            row["source"] and row["seconds"] > 0 and packaged_spec(f"papers/{find_paper(row['name']).spec}").is_file()
+        )
 
 
 def test_quick_results_come_out() -> None:
@@ -37,7 +39,7 @@ def test_quick_results_come_out() -> None:
 def test_influence_balancing_begins_as_published() -> None:
     """The steady derivative, and the longest window with the wrong sign."""
     paper = find_paper("influence-balancing")
-    found = list(itertools.islice(paper.figures(packaged_spec(paper.spec)), 2))
+    found = list(itertools.islice(paper.figures(packaged_spec(f"papers/{paper.spec}")), 2))
     assert [(-6, True), (40, True)] == [(f.published, f.agrees) for f in found]
 
 

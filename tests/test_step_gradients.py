@@ -85,7 +85,7 @@ def test_in_python() -> None:
     for name, values in whole.arrays.items():
         assert (T, *values.shape) == found.arrays[name].shape
         np.testing.assert_allclose(found.arrays[name].sum(axis=0), values, atol=1e-13)
-    with pytest.raises(bpcli.BpError, match="no gradient of each step"):
+    with pytest.raises(bpcli.BpError, match="has no per-step gradient"):
         net.step_gradients("bptt")
     small = bpcli.load(SPEC, T=T, limits=bpcli.Limits(max_memory=90_000))
     small.gradient("rtrl")
@@ -132,6 +132,6 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("bptt", "tbptt:k1=2,k2=3"):
         refused = run("grad", SPEC, "-m", method, "--per-step")
         assert 2 == refused.exit_code
-        assert all(name in refused.stderr for name in ("these have: ebptt", " rtrl,", " snap,"))
+        assert all(name in refused.stderr for name in ("these have: dni", " rtrl,", " snap,"))
     flat = run("grad", write(Path("flat.toml"), FORWARD), "-m", "backprop", "--per-step")
     assert "a network without a state has no steps" in flat.stderr

@@ -125,13 +125,11 @@ def check(
 ) -> int:
     """Check the gradients of each TARGET, a spec or a folder of specs, against references with error bounds.
 
-    Without TARGET, the specs in the folder specs/ are checked. Without -m, the methods are those named by the spec,
-    else backprop for a feed-forward network, bptt and rtrl for a recurrent one. With --kernel or --gradient, only
-    those are checked.
-    A TARGET can also be FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, or a NumPy function
-    with NAME_vjp next to it, at the inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and
-    grad(params). On a cluster, the workers compute the perturbed losses of large specs; they must find the same files
-    at the same paths.
+    Without TARGET, the specs in specs/ are checked. Without -m, the methods are those named by the spec, else backprop,
+    or bptt and rtrl for a recurrent network; with --kernel or --gradient, only those are checked. A TARGET can also be
+    FILE.py:NAME: a function of PyTorch or JAX, an autograd.Function, a module, or a NumPy function with NAME_vjp next
+    to it, at the inputs NAME_inputs; or an object with params (a dict of arrays), loss(params) and grad(params). On a
+    cluster, the workers compute the perturbed losses of large specs; they must find the same files at the same paths.
     """
     from bpcli.api.check_runner import Call, Results
     from bpcli.api.method_selection import check_options
@@ -143,10 +141,8 @@ def check(
     if gradbench is not None:
         return _check_log(gradbench, [*target, *method, *kernel, *gradient], options, common)
     boxes, targets, refused = _split_objects(target)
-    flags = {f"--{k}": k in common.overrides for k in ("dtype", "seed")}
     given = {"--kernel": kernel, "--gradient": gradient, "--as": meant, "--power": power, "--dry-run": dry_run}
-    flags["--set"] = any(f"--{k}" not in flags for k in common.overrides)
-    alone = {} if targets else {"-m": method, **flags}
+    alone = {} if targets else {"-m": method, **_settings(common)}
     _refuse_combinations(boxes, {**given, "--reference": reference not in _OF_OBJECTS, **alone}, power)
     _refuse_on_specs(targets or not boxes, {"--forward": forward, "--order": order != "1"})
     paths, missing = find(targets, common) if targets or not (boxes or refused) else ([], [])
@@ -162,8 +158,8 @@ def check(
     methods, unread = _methods(method)
     refused += unread
     paths, boxes = ([], []) if unread else (paths, boxes)
-    call = Call(methods, asked, options, from_project(), alone=len(paths) == 1 and not refused + boxes)
     results = Results(errors=list(refused))
+    call = Call(methods, asked, options, from_project(), alone=len(paths) == 1 and not refused + boxes)
     wanted = Wanted(common.wrt, options.mode, forward, int(order), options.tolerance)
     if dry_run:
         return _plan(paths, hooked(call, common, None), common, results)
@@ -171,6 +167,12 @@ def check(
         _judge(paths, boxes, hooked(call, common, cluster), common, results, wanted)
     results.errors += unknown(asked, results.declared)
     return _show(results, call, common, paths, boxes)
+
+
+def _settings(common: Common) -> dict[str, bool]:
+    """The options that change a spec, and whether they are given."""
+    flags = {f"--{k}": k in common.overrides for k in ("dtype", "seed")}
+    return {**flags, "--set": any(f"--{k}" not in flags for k in common.overrides)}
 
 
 def _check_log(log: str, others: Sequence[str], options: CheckOptions, common: Common) -> int:

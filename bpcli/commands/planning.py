@@ -75,7 +75,8 @@ def bench_notes(cells: Sequence[Cell], results: BenchResults, common: Common) ->
         for row in results.found.get(cell.index, ()):
             who = "" if row["backend"] == "bp" else f" by {row['backend']}"
             took = "not timed" if row["time_s"] is None else seconds(row["time_s"])
-            common.note(f"{cell.label}{who}: {took}, {format_bytes(row['predicted_bytes'])}, {row['check']['verdict']}")
+            held = "" if row["predicted_bytes"] is None else f"{format_bytes(row['predicted_bytes'])}, "
+            common.note(f"{cell.label}{who}: {took}, {held}{row['check']['verdict']}")
 
     return show
 

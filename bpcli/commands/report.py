@@ -6,7 +6,6 @@ Runs are validated and turned back into documents, with the figures that they al
 from __future__ import annotations
 
 import itertools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,6 +65,7 @@ def read_run(file: str, bias: float | None = None) -> Run:
     """
     from bpcli.bench.saved_runs import SAVE_A_RUN, TRAINING, read_document
     from bpcli.checking.findings import Finding
+    from bpcli.commands.train_document import saved_training
 
     kind, data = read_document(file)
     curves: dict[str, dict[str, list[float]]] = {}
@@ -77,7 +77,7 @@ def read_run(file: str, bias: float | None = None) -> Run:
             cells = [cell.model_dump() for cell in _validated(file, kind, data[kind], _cell())]
             document, show = _bench(cells, errors, about if bias is None else {**about, "bias": bias})
         elif kind == TRAINING:
-            document, curves = _training(file, data, errors, about)
+            document, curves = saved_training(data, errors, about)
             show = frozenset(c.key for c in document.columns)
         else:
             document, show = _check(_validated(file, kind, data[kind], Finding), errors, about)
@@ -112,31 +112,6 @@ def _check(
     full = findings_document(findings, errors, context, notes)
     shown = frozenset(c.key for c in full.columns if not c.wide and any(c.show(c.get(r)) for r in full.rows))
     return full, shown
-
-
-def _training(
-    file: str, data: Mapping[str, Any], errors: Sequence[Diagnostic], context: Mapping[str, Any]
-) -> tuple[Document, dict[str, dict[str, list[float]]]]:
-    """A training with a row for each method, and the figures of every step by method."""
-    from bpcli.commands.train_document import RUN_COLUMNS, alignment, sentences
-
-    steps = [step.model_dump() for step in _validated(file, "steps", data["steps"], _step())]
-    runs = [run.model_dump() for run in _validated(file, "runs", data["summary"]["runs"], _method_run())]
-    trivial = data["summary"]["trivial_loss"]
-    curves: dict[str, dict[str, list[float]]] = {run["method"]: {} for run in runs}
-    for step in steps:
-        for name, value in step.items():
-            if name not in ("step", "method"):
-                curves[step["method"]].setdefault(name, []).append(math.nan if value is None else float(value))
-    spec = str(context["spec"])
-    told = sentences({**context, "spec": spec}, None if trivial is None else float(trivial))
-    notes = [note for method, curve in curves.items() for note in alignment(method, curve)]
-    rows = [{"spec": spec, "trivial": trivial, **run} for run in runs]
-    lines = [note for note in notes if note.startswith("along")]
-    document = Document(
-        "Training", "runs", RUN_COLUMNS, rows, context=context, sentences=told, notes=lines, errors=errors
-    )
-    return document, curves
 
 
 def _diagnostic(error: Mapping[str, Any]) -> Diagnostic:
@@ -209,36 +184,6 @@ def _cell() -> type[BaseModel]:
         ratio: Ratio | None
 
     return Cell
-
-
-def _step() -> type[BaseModel]:
-    """A step of a training; all figures beside these are numbers or None."""
-    from pydantic import BaseModel, ConfigDict
-
-    class Step(BaseModel):
-        model_config = ConfigDict(extra="allow")
-        __pydantic_extra__: dict[str, float | None]
-        step: int
-        method: str
-        loss: float
-        norm: float
-
-    return Step
-
-
-def _method_run() -> type[BaseModel]:
-    """A method of a training."""
-    from pydantic import BaseModel
-
-    class MethodRun(BaseModel):
-        method: str
-        steps: int
-        first: float
-        last: float
-        share: float | None
-        outcome: str
-
-    return MethodRun
 
 
 def groups(run: Run) -> list[Group]:

@@ -74,7 +74,7 @@ def _rows(papers: Sequence[Paper], common: Common) -> Iterator[Row]:
         common.note(f"{paper.name}: about {duration(paper.seconds)} on one core")
         with progress(common) as say:
             say(f"{paper.name} …")
-            for found in paper.figures(packaged_spec(paper.spec)):
+            for found in paper.figures(packaged_spec(f"papers/{paper.spec}")):
                 say(f"{paper.name}: {found.figure} {_figure(found.ours)}")
                 row = {**_about(paper), **asdict(found), "outcome": _OUTCOMES[found.agrees]}
                 del row["agrees"]

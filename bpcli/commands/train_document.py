@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bpcli.render import Column, digits
+from bpcli.render import Column, Document, digits
 
 if TYPE_CHECKING:
+    from bpcli.errors import Diagnostic
     from bpcli.training.watching import Curve
 
 
@@ -69,3 +71,36 @@ def _matrix(method: str, names: Sequence[str], curve: Mapping[str, Curve]) -> It
             value = between(curve, one, other)
             cells.append(("" if value is None else f"{value:.3f}").rjust(max(6, len(other))))
         yield "  ".join([one.ljust(width), *cells])
+
+
+def saved_training(
+    data: Mapping[str, Any], errors: Sequence[Diagnostic], context: Mapping[str, Any]
+) -> tuple[Document, dict[str, dict[str, list[float]]]]:
+    """The document of a saved training, with a row for each method, and the figures of every step by method.
+
+    Raises the errors of Python for data of another form.
+    """
+    trivial, curves = _number(data["summary"]["trivial_loss"]), dict[str, dict[str, list[float]]]()
+    rows = []
+    for run in data["summary"]["runs"]:
+        figures = {key: _number(run[key]) for key in ("first", "last", "share")}
+        rows.append({"spec": str(context["spec"]), "trivial": trivial, "method": str(run["method"]), **figures})
+        rows[-1] |= {"steps": int(run["steps"]), "outcome": str(run["outcome"])}
+        curves[run["method"]] = {"loss": [], "norm": []}
+    for step in data["steps"]:
+        for name, value in step.items():
+            if name not in ("step", "method"):
+                known = _number(value)
+                curves[step["method"]].setdefault(name, []).append(math.nan if known is None else known)
+    notes = [note for method, curve in curves.items() for note in alignment(method, curve)]
+    told = sentences({**context, "spec": str(context["spec"])}, trivial)
+    lines = [note for note in notes if "compared with the true gradient" in note]
+    document = Document(
+        "Training", "runs", RUN_COLUMNS, rows, context=context, sentences=told, notes=lines, errors=errors
+    )
+    return document, curves
+
+
+def _number(value: Any) -> float | None:
+    """A figure of JSON, where what is not finite is a word."""
+    return None if value is None else float(value)

@@ -187,7 +187,7 @@ def parse(text: str, place: Place | None = None) -> MethodCall:
     if name not in known_names():
         first, _, options = name.partition(",")
         advice = nearest(name, known_names())
-        if options and first in known_names():
+        if "=" in options and first in known_names():
             advice = f"options follow a colon: {first}:{options}"
         fail("unknown-method", f'unknown method "{name}"', place, help=advice)
     method = load(name)
