@@ -132,11 +132,16 @@ def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, 
     total = sum(array_bytes(setup).values()) + int(method_bytes)
     if total > limits.most_memory:
         _refuse_size(f"{printable(method_text)} and the arrays need {_amount(total)}", place, limits)
-    seconds = flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP
+    seconds = predicted_seconds(flops, steps)
     if seconds > limits.max_time:
         what = f"{printable(method_text)} would take about {format_duration(seconds)}"
         limit = f", the limit is {format_duration(limits.max_time)}"
         fail("too-long", what + limit, place, help="make it smaller, choose a cheaper method, or raise --max-time")
+
+
+def predicted_seconds(flops: float, steps: float) -> float:
+    """Seconds for so many operations, and steps of the recurrence, as of `check_cost`."""
+    return flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP
 
 
 def _largest(setup: Setup) -> tuple[str, Place]:

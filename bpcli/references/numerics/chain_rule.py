@@ -152,6 +152,11 @@ Quotients = Callable[[FloatArray, slice, slice], Sequence[FloatArray]]
 U numbers of a step."""
 
 
+def chain_steps(batch: int, units: int, states: int, windows: int) -> int:
+    """Steps that are taken at a time, given the numbers of a step, of its states and of windows at a time."""
+    return max(1, MOST_ENTRIES // (batch * units * max(states, (2 + SAMPLES) * windows)))
+
+
 class Chain:
     """Derivatives of those of `tensors` for which the chain rule is less work than perturbed entries.
 
@@ -253,8 +258,7 @@ class Chain:
 
     def _stretches(self, steps: Steps, shifts: Shifts, kinds: int, quotients: Quotients) -> Iterator[Stretch]:
         """Stretches of steps from the last one back, without those that are in no window."""
-        each = self.setup.batch * sum(steps.sizes) * max(steps.N, (2 + SAMPLES) * self.slots.count)
-        most = max(1, MOST_ENTRIES // each)
+        most = chain_steps(self.setup.batch, sum(steps.sizes), steps.N, self.slots.count)
         for first, last, parts in steps.backwards(shifts):
             for stop in range(last, first, -most):
                 start = max(first, stop - most)
