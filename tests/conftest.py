@@ -30,6 +30,14 @@ KERNELS = [(name, np.dtype(dtype)) for dtype in ("float64", "float32") for name 
 KERNELS += [("forward", np.dtype(np.complex128)), ("thread_pool", np.dtype(np.float64))]
 
 
+@pytest.fixture
+def free_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directions take no time, so that the mode "directional" judges them in small networks too."""
+    from bpcli.checking import check_options
+
+    monkeypatch.setattr(check_options, "_OF_DIRECTION", -1e12)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker of tests that compile kernels afresh."""
     config.addinivalue_line("markers", "slow: takes minutes; runs last, and only where BP_SLOW=1 is set")

@@ -61,6 +61,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, oracle: Spoil) -> None:
     monkeypatch.setattr(backends, "get", lambda name: Oracle(oracle))
 
 
+@pytest.mark.usefixtures("free_directions")
 @pytest.mark.parametrize("mode", ["full", "directional"])
 @pytest.mark.parametrize(
     ("oracle", "method", "expected"),

@@ -245,6 +245,7 @@ def test_a_slope_at_a_kink_is_no_part_of_what_is_wrong(gradient: str, words: str
     assert words in text
 
 
+@pytest.mark.usefixtures("free_directions")
 def test_directions_have_numbers() -> None:
     """In the table and in JSON, beside an entry that has an index."""
     args = ["check", str(SPECS / "square.toml"), "--mode"]

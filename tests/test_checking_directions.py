@@ -15,6 +15,7 @@ from bpcli.methods import parse
 from bpcli.problem.definition import Problem
 
 DIRECTIONAL = CheckOptions(mode="directional")
+pytestmark = pytest.mark.usefixtures("free_directions")
 
 
 @pytest.mark.parametrize("reference", ["auto", "central", "complex-step", "ladder"])

@@ -112,6 +112,7 @@ CASES = [
 DIRECTIONAL = [Case("relu", 6, 3, units=2), Case("abs", 3, 1, batch=3), Case("leaky_relu", 3, 0, dtype="float32")]
 
 
+@pytest.mark.usefixtures("free_directions")
 @pytest.mark.parametrize(
     ("case", "mode"), [*((c, "full") for c in CASES), *((c, "directional") for c in DIRECTIONAL)], ids=str
 )
@@ -134,6 +135,7 @@ def test_the_slope_at_a_kink_is_the_programs_own(
         assert {"pass", "wrong"} >= {f.verdict for f in found}
 
 
+@pytest.mark.usefixtures("free_directions")
 @pytest.mark.parametrize("reference", ["auto", "central"])
 @pytest.mark.parametrize(
     ("case", "mode"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checking_cases import SPECS
 from cli_cases import RECURRENT, run, write
 
 import bpcli
@@ -172,6 +173,52 @@ def test_an_approximate_online_method_is_named() -> None:
     np.savez("g.npz", **saved)
     (found,) = (f for f in json.loads(run(*asked).stdout)["findings"] if f["tensor"] == "W")
     assert "this is" not in found["blame"]["cause"]
+
+
+LEAKY = """import numpy as np
+
+def leaky(leak, params, inputs, state):
+    W, x = params["W"], inputs["x"]
+    a, trace, g = state["a"] + 0 * x[0], 0, np.zeros_like(W)
+    for t in range(len(x)):
+        h = np.tanh(a @ W.T + x[t])
+        trace = leak * trace + (0.3 * (1 - h**2))[:, :, None] * a[:, None]
+        a = 0.7 * a + 0.3 * h
+        g += trace.mean(axis=0)
+    return {"W": g}
+
+def rflo(*arrays):
+    return leaky(0.7, *arrays)
+
+def rflo_of_another_leak(*arrays):
+    return leaky(0.69, *arrays)
+"""
+
+
+def test_a_kernel_of_an_approximate_rule_is_named() -> None:
+    """RFLO, which e-prop is on a leaky network, passes as such; with another leak it is neither."""
+    write(
+        Path("net.toml"), SPEC.replace('a = "tanh(W @ a[t-1] + x)"', 'a = "0.7 * a[t-1] + 0.3 * tanh(W @ a[t-1] + x)"')
+    )
+    write(Path("mine.py"), LEAKY)
+    asked = ("check", "net.toml", "--wrt", "params", "--format", "json", "--kernel")
+    (found,) = json.loads(run(*asked, "mine.py:rflo").stdout)["findings"]
+    assert "this is rflo; if that is meant, add --as rflo (eprop is the same here)" == found["blame"]["cause"]
+    assert 0 == run(*asked, "mine.py:rflo", "--as", "rflo").exit_code
+    (found,) = json.loads(run(*asked, "mine.py:rflo_of_another_leak").stdout)["findings"]
+    assert "this is" not in found["blame"]["cause"]
+    assert 1 == run(*asked, "mine.py:rflo_of_another_leak", "--as", "rflo").exit_code
+
+
+@pytest.mark.parametrize(("spec", "method"), [("gru", "eprop"), ("masked_rnn", "snap:k=2")])
+def test_an_approximation_of_a_gated_or_sparse_network_is_named(spec: str, method: str) -> None:
+    """By its own name, as it is no other method there."""
+    path = str(SPECS / f"{spec}.toml")
+    run("grad", path, "-m", method, "-o", "g.npz", "--wrt", "params")
+    asked = ("check", path, "--gradient", "g.npz", "--wrt", "params", "--format", "json")
+    said = {f["blame"]["cause"] for f in json.loads(run(*asked).stdout)["findings"] if f["verdict"] == "wrong"}
+    assert {f"this is {method}; if that is meant, add --as {method}"} == said
+    assert 0 == run(*asked, "--as", method).exit_code
 
 
 def test_a_long_sequence() -> None:

@@ -52,6 +52,7 @@ def test_what_is_wrong_with_a_file(spoil: Callable[[Arrays], Arrays], expected: 
     assert (int(any(v == "wrong" for v, _ in wrong.values())), wrong) == (code, outcomes(document))
 
 
+@pytest.mark.usefixtures("free_directions")
 @pytest.mark.parametrize("mode", ["full", "directional"])
 def test_tolerance(mode: str) -> None:
     """A gradient that is off by less of its largest entry passes, and one that is off by more does not."""

@@ -11,8 +11,10 @@ from kernel_cases import FEED_FORWARD, RECURRENT, SPECS, distance, gradient, pro
 from bpcli import references
 from bpcli.methods import parse
 from bpcli.methods.base import Exact
+from bpcli.methods.ebptt import epochs
 from bpcli.problem.definition import Problem
 from bpcli.references.numerics import chain_rule as chain
+from bpcli.references.numerics.adjoints import WindowSlots, carry
 from bpcli.references.numerics.chain_rule import Chain
 from bpcli.references.numerics.derivatives import Derivatives
 from bpcli.references.perturbation import one_step as steps
@@ -20,15 +22,14 @@ from bpcli.references.perturbation.kinks import find_kinks
 from bpcli.references.perturbation.one_step import cut
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.preactivations import (
-    Link,
     chain_parameters,
     differentiated_nodes,
-    pull_back,
     reaches_state,
     state_links,
     terms,
 )
 from bpcli.runtime.copies import layout_of
+from bpcli.runtime.reverse_mode import Window, staircase
 
 ALWAYS = 1e9
 METHODS = [
@@ -136,8 +137,8 @@ def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few entries that are shifted themselves tell, and then all are."""
     problem = small("vanilla_rnn")
     expected = gradient(problem, "bptt").arrays
-    right = chain.pull_back
-    monkeypatch.setattr(chain, "pull_back", lambda *args: right(*args) * 1.01)
+    right = chain.pulling
+    monkeypatch.setattr(chain, "pulling", lambda *args: right(*args) * 1.01)
     assert distance(through(problem, "bptt", complex).imaginary(), expected) > 1e-4
     for reference in ("complex-step", "central"):
         found = references.get(reference).estimate(problem, Exact().over(problem.setup), problem.setup.wrt)
@@ -146,11 +147,39 @@ def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_unknown_spreads_by_products() -> None:
     """A state that is multiplied with an unknown slope is unknown, one that is multiplied with zero is not."""
-    matrix = np.array([[1.0, 0.0], [2.0, 3.0]])
-    slope = np.array([[[np.nan, 1.0], [1.0, 1.0]]])  # (batch, size, columns)
-    for turned in (False, True):
-        found = pull_back(Link(0, 0, turned), matrix.T if turned else matrix, slope)
-        np.testing.assert_array_equal([[[np.nan, 3.0], [3.0, 3.0]]], found)
+    slopes, source = np.array([[[[1.0, 0.0], [2.0, 3.0]]]]), np.zeros((1, 1, 2, 1, 2))  # (steps, batch, U, N or …)
+    credit = np.array([[[[np.nan, 1.0]], [[1.0, 1.0]]]])  # (batch, N, W, columns)
+    for fresh, expected in ((False, [[np.nan, 1.0], [np.nan, 5.0]]), (True, [[0.0, 0.0], [0.0, 0.0]])):
+        found = carry(slopes, source, credit, np.array([[fresh]]), np.eye(2))
+        np.testing.assert_array_equal(expected, found.found[0, 0, :, 0])
+        np.testing.assert_array_equal(expected, found.before[0, :, 0])
+    swapped = carry(slopes[..., ::-1], source, credit, np.array([[False]]), np.eye(2))
+    np.testing.assert_array_equal([[1.0, 1.0], [np.nan, 5.0]], swapped.found[0, 0, :, 0])
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        (Window(0, 0, 11),),
+        staircase(11, 1, 4),
+        staircase(11, 3, 5),
+        tuple(epochs(11, 4)),
+        (Window(0, 2, 3), Window(6, 6, 7), Window(2, 5, 9)),
+    ],
+)
+def test_windows_in_slots(windows: tuple[Window, ...]) -> None:
+    """No two windows are in one slot at a time, no slot is without need, and a slot is fresh where a window ends."""
+    slots = WindowSlots(windows)
+    inside = np.array([[w.start <= t < w.stop for w in windows] for t in range(11)])
+    assert slots.count == inside.sum(axis=1).max()
+    for first, last in ((0, 11), (3, 8), (10, 11)):
+        masks, here = slots.masks(first, last), inside[first:last]
+        counted = np.array([[w.loss_from <= t < w.stop for w in windows] for t in range(first, last)])
+        np.testing.assert_array_equal(here.sum(axis=1), masks.on.sum(axis=1))
+        np.testing.assert_array_equal(counted.sum(axis=1), masks.counted.sum(axis=1))
+        ends = [sum(w.stop == t + 1 for w in windows) for t in range(first, last)]
+        np.testing.assert_array_equal(ends, (masks.fresh & masks.on).sum(axis=1))
+        assert masks.fresh[~masks.on].all()
 
 
 def test_a_product_that_a_sum_follows_in_another_equation(tmp_path: Path) -> None:
@@ -320,7 +349,7 @@ def test_copies_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "layout_of", layout_of.__wrapped__)
     monkeypatch.setattr(steps, "MOST_ENTRIES", 1000)
     found = through(small("lstm"), "bptt", complex).steps
-    for _, parts in found.backwards(dict.fromkeys(found.nodes, np.array([1e-40j]))):
+    for _, _, parts in found.backwards(dict.fromkeys(found.nodes, np.array([1e-40j]))):
         list(parts)
     stretch, blocks = cut(found.setup, dict.fromkeys(found.nodes, 1))
     assert stretch < found.setup.T and len({(node, len(some)) for node, some in blocks}) == len(found._kept)

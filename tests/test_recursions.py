@@ -89,6 +89,7 @@ def test_measured_steps_are_the_kernels(tmp_path: Path, name: str) -> None:
     assert distance(found.arrays, gradient(problem, "bptt").arrays) < 1e-12
 
 
+@pytest.mark.usefixtures("free_directions")
 @pytest.mark.parametrize(("dtype", "mode"), [("float64", "full"), ("float32", "full"), ("float64", "directional")])
 @pytest.mark.parametrize("name", RECURRENT)
 def test_an_approximation_passes_with_its_bias(name: str, dtype: str, mode: Mode) -> None:
@@ -108,6 +109,7 @@ def test_wrong_local_derivatives_are_caught(name: str, how: str) -> None:
     assert "wrong" in {f.verdict for f in judged(problem, SPOILED[how])}
 
 
+@pytest.mark.usefixtures("free_directions")
 def test_directions_catch_them_too() -> None:
     """Where directions are wrong, entries are judged against the same recursion."""
     findings = judged(small("leaky_rnn"), SPOILED["stale q"], "directional")

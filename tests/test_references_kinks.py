@@ -69,6 +69,7 @@ values = {{ x = [0.0] }}
 """
 
 
+@pytest.mark.usefixtures("free_directions")
 @pytest.mark.parametrize("name", DIFFERENCES)
 @pytest.mark.parametrize(
     ("term", "low", "high"),

@@ -82,6 +82,7 @@ def test_windows_take_it_too(tmp_path: Path) -> None:
         assert (np.abs(found.value - whole["W"]) > 10 * found.bound).any()
 
 
+@pytest.mark.usefixtures("free_directions")
 @pytest.mark.parametrize("mode", ["full", "directional"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", TEXTS)

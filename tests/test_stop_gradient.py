@@ -84,6 +84,7 @@ def test_windows_hold_it_constant(tmp_path: Path, reference: str) -> None:
         assert (np.abs(found[tensor].value - whole[tensor]) > 10 * found[tensor].bound).any()
 
 
+@pytest.mark.usefixtures("free_directions")
 @pytest.mark.parametrize("mode", ["full", "directional"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", TEXTS)

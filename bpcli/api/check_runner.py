@@ -28,8 +28,6 @@ from bpcli.runtime import kernel_loader
 if TYPE_CHECKING:
     from bpcli.checking.blame.explain import Reproducer
 
-# Sweeps over time per tensor: differences at fourteen shifts, the complex step, and rounding.
-_SWEEPS = 16
 _MANY = 4
 
 
@@ -146,10 +144,9 @@ def judge_spec(file: SpecFile, setup: Setup, call: Call, results: Results) -> No
         return
     held = check_options.check_bytes(setup, methods, call.options)
     taken = check_options.choose(setup, methods, call.options)
-    steps = _SWEEPS * len(setup.wrt) * setup.T
-    check_cost(setup, "the check", held, taken.flops, file.limits, steps)
+    check_cost(setup, "the check", held, taken.flops, file.limits, taken.steps)
     total = held + sum(array_bytes(setup).values())
-    if not call.begin(Forecast(setup, methods, taken, total, predicted_seconds(taken.flops, steps))):
+    if not call.begin(Forecast(setup, methods, taken, total, predicted_seconds(taken.flops, taken.steps))):
         return
     if taken.mode != "full":
         call.note(f"{name}: {taken}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from bpcli import methods, references
-from bpcli.checking.check_options import CheckOptions, check_bytes, check_cost
+from bpcli.checking.check_options import CheckOptions, check_bytes, choose
 from bpcli.checking.checker import check_problem
 from bpcli.checking.findings import Finding
 from bpcli.checking.reference_cache import AUTO
@@ -20,7 +20,6 @@ from bpcli.problem.definition import Problem, Setup
 from bpcli.runtime.evaluation import whole_loss
 
 CHECK = "check"
-_SWEEPS = 16  # passes over time per tensor: references run perturbed copies in batches
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,11 @@ class Checking:
     def cost(self, setup: Setup, options: Any) -> Cost:
         """Predicted cost for every entry, with the largest number of evaluations that the references may take."""
         call = parse(exact_method(setup.graph))
-        flops = check_cost(setup, [call], self.options)
+        chosen = choose(setup, [call], self.options)
+        flops = chosen.flops
         if self.name != CHECK:
             flops = references.get(self.name).cost(setup, Exact().over(setup))
-        return Cost(flops, check_bytes(setup, [call], self.options), _SWEEPS * len(setup.wrt) * setup.T)
+        return Cost(flops, check_bytes(setup, [call], self.options), chosen.steps)
 
     def judge(self, problem: Problem) -> tuple[MethodCall, list[Finding]]:
         """Reverse mode, and the findings of the check on it."""

@@ -16,12 +16,14 @@ from bpcli.graph.nodes import Phase
 from bpcli.methods import MethodCall
 from bpcli.methods.base import Definition, Exact, Expectation, Recursion, of_one_draw
 from bpcli.problem.definition import Setup, Tensor
-from bpcli.problem.limits import array_bytes
+from bpcli.problem.limits import array_bytes, predicted_seconds
 from bpcli.references.base import ChainPlan, Reference, copy_count
-from bpcli.references.central import Central
+from bpcli.references.central import EVALUATIONS, Central
 from bpcli.references.complex_step import ComplexStep
-from bpcli.references.numerics.chain_rule import AT_ONCE, SAMPLES
+from bpcli.references.numerics.adjoints import WindowSlots
+from bpcli.references.numerics.chain_rule import AT_ONCE, SAMPLES, chain_steps
 from bpcli.references.numerics.derivatives import COMPARED, SIGNED
+from bpcli.references.numerics.differences import along_evaluations
 from bpcli.references.numerics.expectation import DRAWS
 from bpcli.references.numerics.noise import EVALUATIONS as NOISE_EVALUATIONS
 from bpcli.references.numerics.probe import COUNT, ROWS
@@ -33,14 +35,18 @@ from bpcli.references.perturbation.perturbed import BLOCK_ENTRIES
 from bpcli.references.perturbation.preactivations import differentiated_nodes
 from bpcli.references.perturbation.tangent import has_tangent
 from bpcli.runtime.copies import layout_of, reach
-from bpcli.runtime.reverse_mode import Window, unrolled
+from bpcli.runtime.reverse_mode import Window, merged, unrolled
 from bpcli.tape.plan import make_plan
 
 Mode = Literal["auto", "full", "directional"]
 
 AFFORDABLE = 2e11
 """Predicted flops up to which "auto" judges every entry, about ten seconds' worth."""
-_QUICK = 3e7  # predicted flops, some tenths of a second, up to which "directional" judges directions at any cost
+# Time beside arithmetic as measured, in steps of `limits.SECONDS_PER_STEP`: sweeps over time for a tensor whose entries
+# are perturbed, and for all that are differentiated through preactivations; for a tensor, whatever the number of steps;
+# and for an evaluation along a direction, whatever the number of steps, and for each of them.
+_SWEEPS, _BY_CHAIN, _ONCE = 16, 6, 400
+_OF_DIRECTION, _OF_STEP = 25, 1 / 20
 _CALLS = 2  # of every method
 
 
@@ -66,7 +72,8 @@ _IN_WORDS = {"complex-step": "the complex step", "central": "central differences
 class Choice:
     """The references and mode chosen. `flops` are predicted for that mode, `full_flops` for every entry.
 
-    `spared` are predicted for directions that were asked for, where every entry takes less; else 0.
+    `steps` stand for what takes time beside arithmetic, in all passes over time (see `limits.check_cost`). Where
+    directions were asked for and every entry takes less time, they would take `spared` times as long; else 0.
     """
 
     mode: Literal["full", "directional"]
@@ -74,6 +81,7 @@ class Choice:
     sampled: bool
     flops: float
     full_flops: float
+    steps: int
     spared: float = 0.0
 
     def __str__(self) -> str:
@@ -85,7 +93,7 @@ class Choice:
         if self.mode == "directional":
             words += f" (every entry, with --mode full, would take {self.full_flops:.1g} operations)"
         if self.spared:
-            words += f" ({COUNT} directions per tensor would take {self.spared / self.flops:.1f} times as long)"
+            words += f" ({COUNT} directions per tensor would take {self.spared:.1f} times as long)"
         return words
 
 
@@ -103,11 +111,33 @@ def choose(setup: Setup, calls: Sequence[MethodCall | GradientSource], options: 
     full += 0.0 if Exact() in definitions else used[0].cost(setup, Exact().over(setup))
     windowed = (definitions - recursions) | {Exact()}
     along = asked + sum(r.cost_along(setup, d.over(setup), COUNT) for r in used for d in windowed)
-    least = {AUTO: max(AFFORDABLE, along), "directional": along if along > _QUICK else 0.0}.get(options.mode, math.inf)
-    if full > least:
-        return Choice("directional", references_for(setup, options.reference, "directional"), False, along, full)
+    steps, steps_along = _steps(setup, used, len(windowed)), _steps_along(setup)
+    spared = predicted_seconds(along, steps_along) / predicted_seconds(full, steps)
+    if full > max(AFFORDABLE, along) if options.mode == AUTO else options.mode == "directional" and spared < 1:
+        used = references_for(setup, options.reference, "directional")
+        return Choice("directional", used, False, along, full, steps_along)
     sampled = any(isinstance(r, Central) and copy_count(setup, r.sample) < copy_count(setup) for r in used)
-    return Choice("full", used, sampled, full, full, along if options.mode == "directional" else 0.0)
+    return Choice("full", used, sampled, full, full, steps, spared if options.mode == "directional" else 0.0)
+
+
+def _steps(setup: Setup, used: Sequence[Reference], definitions: int) -> int:
+    """The steps of a `Choice` of every entry, for so many definitions of windows."""
+    perturbed = max(_perturbed_tensors(setup, r) for r in used)
+    by_chain = _BY_CHAIN * definitions if perturbed < len(setup.wrt) else 0
+    return setup.T * (_SWEEPS * perturbed + by_chain) + _ONCE * len(setup.wrt)
+
+
+def _steps_along(setup: Setup) -> int:
+    """The steps of a `Choice` of directions."""
+    evaluations = along_evaluations(COUNT, EVALUATIONS) * len(setup.wrt)
+    return int(evaluations * (_OF_DIRECTION + _OF_STEP * setup.T))
+
+
+def _perturbed_tensors(setup: Setup, reference: Reference) -> int:
+    """The number of tensors whose entries a reference perturbs one by one."""
+    if isinstance(reference, ComplexStep) or (isinstance(reference, Central) and reference.uses_chain(setup)):
+        return len(reference.chain_plan(setup, Exact().over(setup)).rest.wrt)
+    return len(setup.wrt)
 
 
 def has_mean(setup: Setup, call: MethodCall | GradientSource) -> bool:
@@ -142,8 +172,9 @@ _LADDER, _OF_LOSSES, _OF_ROWS = 6, 5, 3
 # Arrays per node and step: by differences the values and the shifts of four copies, twice; by tangents the factors and
 # the complex passes that they come from.
 _OF_SHIFTS, _OF_FACTORS = 10, 12
-# Arrays for one-step sensitivities, for the cotangents of states, and for gradients as they are assembled.
-_OF_SENSITIVITIES, _OF_CREDIT, _OF_ASSEMBLED = 3, 6, 3
+# Arrays for changes of states by numbers, per shift, and for their slopes; for one-step sensitivities, for the
+# cotangents of states, and for gradients as they are assembled.
+_OF_CHANGES, _OF_SLOPES, _OF_SENSITIVITIES, _OF_CREDIT, _OF_ASSEMBLED = 3, 3, 4, 2, 3
 # Arrays of an estimate; arrays of the rounding bound and the sums it is made of.
 _OF_ESTIMATE, _OF_ROUNDING = 4, 4
 # Arrays of a value that stop_gradient holds constant: with the pass that it comes from, and as rows of copies.
@@ -229,9 +260,11 @@ def _chain(setup: Setup, windows: Sequence[Window], by: ChainPlan, exact: bool) 
     moving = sum(n.size for n in setup.graph.nodes if n.phase is not Phase.STATIC)
     units = sum(size[n] for n in nodes)
     known = every * (2 * moving + (_OF_SHIFTS * units if not exact else _OF_FACTORS * moving if real else 0))
-    open_ = max(sum(1 for w in windows if w.start <= t < w.stop) for t in range(setup.T))
+    open_ = WindowSlots(merged(windows)).count
     states = sum(size[n] for n in setup.graph.previous.values())
-    along = setup.batch * open_ * columns * (_OF_SENSITIVITIES * (shifts + 1) * units + _OF_CREDIT * states)
+    rows = setup.batch * min(stretch, chain_steps(setup.batch, units, states, open_))
+    along = rows * units * states * (_OF_CHANGES * shifts + _OF_SLOPES)
+    along += rows * open_ * columns * (_OF_SENSITIVITIES * units + _OF_CREDIT * states)
     slopes = every * columns * sum(size[z] for z in by.zs)
     results = max(t.entries for t in by.tensors)
     made = _OF_ASSEMBLED * min(columns * results, max(results, AT_ONCE)) + _OF_ESTIMATE * sum(

@@ -139,8 +139,8 @@ def check_cost(setup: Setup, method_text: str, method_bytes: int, flops: float, 
         fail("too-long", what + limit, place, help="make it smaller, choose a cheaper method, or raise --max-time")
 
 
-def predicted_seconds(flops: float, steps: int = 0) -> float:
-    """Seconds for so many operations, and `steps` of the recurrence in all passes over it."""
+def predicted_seconds(flops: float, steps: float = 0) -> float:
+    """Seconds for so many operations, and `steps` of the recurrence, as of `check_cost`."""
     return flops / FLOPS_PER_SECOND + steps * SECONDS_PER_STEP
 
 

@@ -233,7 +233,7 @@ TARGET = 1e-4
 _ENOUGH = 5e-4
 _SAMPLE_AT_LEAST = 16
 # Evaluations per entry: two of the pilot and two rounds of six; and per entry of a spot check.
-_EVALUATIONS, _COMPARISONS = 14, 6
+EVALUATIONS, _COMPARISONS = 14, 6
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Central:
         executor: Executor | None = None,
     ) -> Mapping[str, Estimate]:
         """See `Reference`. Only forward passes are used, no derivative rule."""
-        quick = ChainOptions(_ENOUGH, self.offset, _EVALUATIONS) if self.uses_chain(problem.setup) else None
+        quick = ChainOptions(_ENOUGH, self.offset, EVALUATIONS) if self.uses_chain(problem.setup) else None
         around = Neighbourhood(problem, windows, executor)
         return sweep(around, tensors, self._differentiate(), self.sample, quick)
 
@@ -273,21 +273,21 @@ class Central:
             chain = self.chain_plan(setup, windows)
             evaluations = _COMPARISONS * COMPARED * len(chain.tensors)
             flops, setup = chain.flops, chain.rest
-        evaluations += _EVALUATIONS * copy_count(setup, self.sample) + entry_noise(setup)
+        evaluations += EVALUATIONS * copy_count(setup, self.sample) + entry_noise(setup)
         return flops + evaluations * forward_flops(setup, windows)
 
     def chain_plan(self, setup: Setup, windows: Sequence[Window]) -> ChainPlan:
         """Plan of the chain rule over steps, where it is allowed."""
-        return chain_plan(setup, windows, len(SIGNED), _EVALUATIONS, 2 + SAMPLES)
+        return chain_plan(setup, windows, len(SIGNED), EVALUATIONS, 2 + SAMPLES)
 
     def cost_along(self, setup: Setup, windows: Sequence[Window], count: int) -> float:
         """See `Reference`."""
-        return along_flops(setup, windows, count, _EVALUATIONS)
+        return along_flops(setup, windows, count, EVALUATIONS)
 
     def within(self, setup: Setup, flops: float) -> Central:
         """This reference, limited to a sample of entries if a full sweep exceeds `flops` operations."""
         windows = Exact().over(setup)
-        each = _EVALUATIONS * forward_flops(setup, windows) * len(setup.wrt)
+        each = EVALUATIONS * forward_flops(setup, windows) * len(setup.wrt)
         sampled = replace(self, sample=max(_SAMPLE_AT_LEAST, int(flops / each)))
         return self if self.cost(setup, windows) <= max(flops, sampled.cost(setup, windows)) else sampled
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,36 @@ from bpcli.runtime.trace import Disturbance, Trace
 from bpcli.tape.instructions import BASE, INNER_ROW, STEP
 from bpcli.tape.lowering import LEAVES
 
+# Steps from which on they are summed in lanes.
+_MANY = 512
+
 
 @np.errstate(all="ignore")  # callers look for losses that are not finite
 def total_of(losses: Values, weights: FloatArray) -> Values:
-    """The weighted sum (copies, rows) over steps, compensated (Kahan), so that it adds no noise of its own."""
-    total, lost = np.zeros(losses.shape[1:], losses.dtype), np.zeros(losses.shape[1:], losses.dtype)
-    for step, weight in zip(losses, weights, strict=True):
-        term = step * weight - lost
+    """The weighted sum (copies, rows) over steps, compensated (Kahan), so that it adds no noise of its own.
+
+    Many steps are summed in lanes side by side, and then the lanes, with what these have lost to rounding.
+    """
+    steps = len(losses)
+    if steps <= _MANY:
+        return _compensated(loss * weight for loss, weight in zip(losses, weights, strict=True))[0]
+    lanes = math.isqrt(steps)
+    even = steps // lanes * lanes
+    blocks = (losses[t : t + lanes] * weights[t : t + lanes, None] for t in range(0, even, lanes))
+    total, lost = _compensated(blocks)
+    rest = losses[even:] * weights[even:, None]
+    return _compensated(np.concatenate([total, -lost, rest]))[0]
+
+
+def _compensated(terms: Iterable[Values]) -> tuple[Values, Values]:
+    """The sum of terms of one shape, and by how much it is too large."""
+    total = lost = np.zeros(())
+    for each in terms:
+        term = each - lost
         new = total + term
         lost = (new - total) - term
         total = new
-    return total
+    return total, lost
 
 
 def node_values(

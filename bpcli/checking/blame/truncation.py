@@ -1,4 +1,5 @@
-"""The name of a gradient that equals a truncated method's: `tbptt:k1=…,k2=…` or `ebptt:…`, with k1 and k2 up to T.
+"""The name of a gradient that equals a truncated method's, `tbptt:k1=…,k2=…` or `ebptt:…` with k1 and k2 up to T, or an
+approximate online method's.
 
 Give every step its own copy θ_s of the parameters: the gradient is the sum of ∂l(t)/∂θ_s over s <= t, and a truncation
 the sum over some of these pairs. They are computed once, along a few random directions, and summed for every
@@ -24,7 +25,7 @@ from bpcli.runtime.reverse_mode import Window, staircase
 _WORK = 6e7
 _DIRECTIONS = 3
 # Approximations that others write under another name, and the operations that one may take.
-_ONLINE = ("snap:k=1",)
+_ONLINE = ("snap:k=1", "rflo", "eprop", "snap:k=2")
 _FLOPS = 1e9
 # Relative to the error along a direction; a sum that is closer is compared entry by entry.
 _CLOSE = 1e-6

@@ -245,8 +245,9 @@ def check_box(
 ) -> list[Finding]:
     """Judge `grad` of the tensors `wrt` (all if empty), and whether `loss` is reproducible and finite.
 
-    The mode "full" judges every entry. "directional" judges directions, and where these do not pass every entry if that
-    is affordable, else those that a bisection finds. "auto" chooses by the predicted time. A gradient that is off by
+    The mode "full" judges every entry. "directional" judges directions, unless every entry takes less time, and where
+    these do not pass every entry if that is affordable, else those that a bisection finds. "auto" judges every entry
+    if that is affordable. A gradient that is off by
     `tolerance` at most, relative to the largest entry of its tensor, passes. Raises BpError for an unknown name, or if
     the check would exceed the time limit.
     """
@@ -342,7 +343,7 @@ def _try_loss(box: BlackBox, tensors: Sequence[Tensor]) -> tuple[str, float]:
 def _choose_directions(box: BlackBox, tensors: Sequence[Tensor], limits: Limits, mode: Mode, each: float) -> bool:
     """Whether to judge directions. Raises BpError if the check would exceed the time limit."""
     entries, along = (each * sum(losses_taken(t, along) for t in tensors) for along in (False, True))
-    directional = mode == "directional" or (mode == "auto" and entries > max(AFFORDABLE, along))
+    directional = mode != "full" and entries > (max(AFFORDABLE, along) if mode == "auto" else along)
     refuse_long(box.name, along if directional else entries, each, limits)
     return directional
 

@@ -207,7 +207,8 @@ def _pulled(function: Contracted, wanted: Wanted, limits: Limits) -> list[Findin
     mode = _mode(function.box, wanted, len(labels))
     modes = {label: mode if label == labels[0] or wanted.mode != "auto" else "directional" for label in labels}
     if len(labels) > 1 and (one := _seconds_of_loss(function.box)) is not None:
-        losses = sum(_losses(function.box, wanted, way == "directional") for way in modes.values())
+        entries, along = (_losses(function.box, wanted, way) for way in (False, True))
+        losses = sum(min(entries, along) if way == "directional" else entries for way in modes.values())
         refuse_long(function.name, losses * one, one, limits)  # of all cotangents, before any is judged
     each = {
         label: check_contraction(function, label, wanted.wrt, limits, modes[label], wanted.tolerance)

@@ -18,31 +18,33 @@ products of |J|, without end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bpcli.problem.definition import Problem, Tensor, cast
-from bpcli.references.numerics.derivatives import SIGNED, Derivatives, where_finite
+from bpcli.references.numerics.adjoints import SlotMasks, WindowSlots, carry, running_sum
+from bpcli.references.numerics.derivatives import SIGNED, Derivatives, Mask, where_finite
 from bpcli.references.numerics.noise import UNIT_ROUNDOFF
 from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation import STEP
-from bpcli.references.perturbation.one_step import Shifts, Steps
+from bpcli.references.perturbation.one_step import MOST_ENTRIES, Shifts, StepChanges, Steps
 from bpcli.references.perturbation.perturbed import Perturbed
 from bpcli.references.perturbation.preactivations import (
     assemble,
     chain_parameters,
     differentiated_nodes,
-    pull_back,
+    pulling,
     reaches_state,
     state_links,
     terms,
 )
 from bpcli.references.perturbation.tangent import tangents
 from bpcli.runtime.evaluation import node_values
-from bpcli.runtime.reverse_mode import Window, merged
+from bpcli.runtime.reverse_mode import merged
 
 AT_ONCE = 1 << 18
 """Numbers of gradients that are assembled at a time."""
@@ -59,8 +61,8 @@ _OF_PAIR = ((16 + 1 / 4) / 9 / 2) ** 0.5
 
 SAMPLES = 8
 """Samples of the noise."""
-# Fourth difference from shifts by `SIGNED` steps, normalised to the noise of one loss by the root of 1+1+16+16+36.
-_FOURTH = np.array([-4.0, -4.0, 1.0, 1.0]) / 70.0**0.5
+# Norm of a fourth difference, the root of 1+1+16+16+36.
+_FOURTH = 70.0**0.5
 # Weight of the average noise of all steps against the noise seen at one step, in samples.
 _USUAL = 4.0
 
@@ -76,32 +78,37 @@ class StepNoise:
         self.starts, self.counts = np.cumsum([0, *steps.sizes[:-1]]), np.array(steps.sizes)
         self.whole, self.usual, self.count = 0.0, 0.0, 0
 
-    def of(self, t: int, weights: FloatArray, change: FloatArray, credit: FloatArray) -> FloatArray:
-        """Standard deviations (batch, U, W) of a step's losses with `weights (batch, W)` plus its states with adjoints
-        `credit (batch, N, W)`, from their changes (batch, 4, U, W).
+    def of(self, stretch: Stretch, fourth: FloatArray, credit: FloatArray) -> FloatArray:
+        """Standard deviations (steps, batch, U, W) of the losses of steps plus their states with adjoints `credit
+        (steps, batch, N, W)`, from fourth differences (steps, batch, U, W); stretches come from the last one back.
 
         The noise is at least one rounding of each term, and is smoothed over steps relative to that; a number that is
         noisier than others of its node keeps its own noise.
         """
-        counted, valued = weights * self.steps.losses[t][:, None], credit * self.steps.after[t][..., None]
-        fourth = (_FOURTH @ change.reshape(len(change), 4, -1)).reshape(len(change), *change.shape[2:])
+        span, weights = stretch.span, stretch.weights
+        counted, valued = weights * self.steps.losses[span][:, :, None], credit * self.steps.after[span][..., None]
         # Squares of very small or large losses are out of range.
-        unit = max(np.abs(part).max(initial=0.0) for part in (counted, valued, fourth))
-        unit = unit if 0 < unit < np.inf else 1.0
-        least = UNIT_ROUNDOFF**2 * ((counted / unit) ** 2 + np.sum((valued / unit) ** 2, axis=1))
-        squares = (fourth / unit) ** 2
-        seen = (np.add.reduceat(squares, self.starts, axis=1) / self.counts[:, None]).max(axis=1)
+        parts = (part.reshape(len(part), -1) for part in (counted, valued, fourth))
+        unit = np.max([np.abs(part).max(axis=1, initial=0.0) for part in parts], axis=0)
+        unit = np.where((unit > 0) & (unit < np.inf), unit, 1.0)
+        of_pair, of_number = unit[:, None, None], unit[:, None, None, None]
+        least = UNIT_ROUNDOFF**2 * ((counted / of_pair) ** 2 + np.sum((valued / of_number) ** 2, axis=2))
+        squares = (fourth / of_number) ** 2
+        seen = (np.add.reduceat(squares, self.starts, axis=2) / self.counts[:, None]).max(axis=2)
         seen = np.fmax(seen, least)
-        self.usual += float(np.log(np.where((least > 0) & np.isfinite(seen), seen / least, 1.0)).sum())
-        self.count += least.size
-        many, usual = self.counts.max(), np.exp(self.usual / self.count)
+        logs = np.log(np.where((least > 0) & np.isfinite(seen), seen / least, 1.0)).sum(axis=(1, 2))
+        sums, counts = (running_sum(a, b) for a, b in ((logs, self.usual), (stretch.terms, self.count)))
+        self.usual, self.count = float(sums[0]), int(counts[0])
+        usual = np.exp(sums / np.maximum(counts, 1))[:, None, None]
+        many = self.counts.max()
         variance = (many * seen + _USUAL * usual * least) / (many + _USUAL)
-        self.whole = float(np.hypot(self.whole, 2 * unit * np.sqrt(variance.sum())))
-        return np.asarray(unit * np.sqrt(np.fmax(squares, variance[:, None])))
+        each = 2 * unit * np.sqrt(variance.sum(axis=(1, 2)))
+        self.whole = float(np.hypot(self.whole, np.hypot.reduce(each)))
+        return np.asarray(of_number * np.sqrt(np.fmax(squares, variance[:, :, None])))
 
-    def sample(self, shape: tuple[int, ...]) -> FloatArray:
-        """Samples (*shape, SAMPLES) of noise of standard deviation 1."""
-        return np.asarray((self.random.random((*shape, SAMPLES)) - 0.5) * 12**0.5)
+    def sample(self, steps: int, *shape: int) -> FloatArray:
+        """Samples (steps, *shape, SAMPLES) of noise of standard deviation 1, those of the last step first drawn."""
+        return np.asarray((self.random.random((steps, *shape, SAMPLES))[::-1] - 0.5) * 12**0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +119,42 @@ class ChainDerivatives:
     noise: float
 
 
-Combine = Callable[[int, FloatArray, FloatArray, FloatArray], FloatArray]
-"""Derivatives (batch, U, W, columns) at step t from its loss weights (batch, W), its changes (batch, shifts, U, W,
-columns) and the adjoints λ (batch, N, W, columns)."""
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Some steps and what numbers in them change, by differences of K kinds.
+
+    `states (K, steps, batch, U, N)` are slopes of the states after each step, `losses (K, steps, batch, U)` those of
+    its loss, which counts with `weights (steps, batch, W)` in the windows. `lost (steps, batch, U)` marks numbers that
+    meet a kink.
+    """
+
+    span: slice
+    masks: SlotMasks
+    weights: FloatArray
+    states: FloatArray
+    losses: FloatArray
+    lost: Mask
+
+    @property
+    def terms(self) -> NDArray[np.int64]:
+        """By step, the number of pairs of a sample and a window."""
+        return np.asarray(self.masks.on.sum(axis=1) * self.weights.shape[1])
+
+    def of_loss(self, kind: int) -> FloatArray:
+        """Slopes (steps, batch, U, W) of the losses of the windows; NaN where a kink is met."""
+        found = self.losses[kind][..., None] * self.weights[:, :, None]
+        on = self.masks.on[:, None, None]
+        return np.where(on, np.where(self.lost[..., None], np.nan, found), 0.0)
+
+
+Quotients = Callable[[FloatArray, slice, slice], Sequence[FloatArray]]
+"""The differences of K kinds, from changes (steps, batch, shifts, numbers, size) of a stretch of steps, for some of the
+U numbers of a step."""
+
+
+def chain_steps(batch: int, units: int, states: int, windows: int) -> int:
+    """Steps that are taken at a time, given the numbers of a step, of its states and of windows at a time."""
+    return max(1, MOST_ENTRIES // (batch * units * max(states, (2 + SAMPLES) * windows)))
 
 
 class Chain:
@@ -134,7 +174,7 @@ class Chain:
         self.steps = Steps(perturbed, differentiated_nodes(self.setup.graph, self.zs))
         self.links = state_links(self.setup.graph, self.zs)
         self.lasts = any(reaches_state(self.setup.graph, z) for z in self.zs)
-        self.windows = merged(perturbed.windows)
+        self.slots = WindowSlots(merged(perturbed.windows))
         self.weights = perturbed.weights
 
     @np.errstate(all="ignore")  # what is not finite is no derivative, and found to be none by who asked
@@ -148,11 +188,13 @@ class Chain:
         else:
             nodes = [other.nodes[n] for n in self.steps.nodes]
             steps, shift, size = Steps(other.perturbed, nodes), np.ones(1), 1.0
-
-        def combine(t: int, weights: FloatArray, change: FloatArray, credit: FloatArray) -> FloatArray:
-            return change[:, 0] / size
-
-        slopes = self._backward_pass(steps, dict.fromkeys(steps.nodes, shift), 1, combine)
+        slopes, credit = self._nothing(1), self._no_credit(1)
+        shifts = dict.fromkeys(steps.nodes, shift)
+        for stretch in self._stretches(steps, shifts, 1, lambda change, span, some: (change[:, :, 0] / size,)):
+            source, fresh = stretch.of_loss(0)[..., None], stretch.masks.fresh
+            carried = carry(stretch.states[0], source, credit, fresh, self._pulling)
+            credit = carried.before
+            self._keep(slopes, stretch.span, carried.found)
         return {t.name: self._assembled(t, slopes, slice(1))[0] for t in self.tensors}
 
     @np.errstate(all="ignore")
@@ -180,67 +222,94 @@ class Chain:
         at = np.concatenate([self.steps.value(n) for n in self.steps.nodes], axis=2)[:, :, None]
         each = np.concatenate([np.full(self.setup.graph.nodes[n].size, sizes[n]) for n in self.steps.nodes])
         sides = (at + SIGNED[:, None] * each) - at  # the shifts that there really are, (T, batch, 4, U)
-        nears, fars = ((sides[:, :, k] - sides[:, :, k + 1])[..., None, None] for k in (0, 2))
+        nears, fars = ((sides[:, :, k] - sides[:, :, k + 1])[..., None] for k in (0, 2))
 
-        def combine(t: int, weights: FloatArray, change: FloatArray, credit: FloatArray) -> FloatArray:
-            near, far = nears[t], fars[t]
-            found = (change[:, 0] - change[:, 1]) / near
-            level = noise.of(t, weights, change[..., 0], credit[..., 0])
-            # One sample for all windows, as a state that several go through is rounded once.
-            found[..., 2:] += noise.sample((*found.shape[:2], 1)) * (2 * _OF_PAIR * level[..., None] / near)
-            # The difference of the two pairs, and what λ differs by: exaggerated where a pair is wider than its bend.
-            here, there = found[..., 0], (change[:, 2, ..., 1] - change[:, 3, ..., 1]) / far[..., 0]
-            own = (change[:, 2, ..., 0] - change[:, 3, ..., 0]) / far[..., 0] - here
-            bent = ~(np.abs(own) <= _BENT * np.abs(here) + _SPREAD * level / np.abs(near[..., 0]))
-            found[..., 1] = there + np.where(bent, _UNKNOWN * own, 0.0)
-            return np.asarray(found)
+        def quotients(change: FloatArray, span: slice, some: slice) -> Sequence[FloatArray]:
+            up, down, higher, lower = np.moveaxis(change, 2, 0)
+            near, far = ((a - b) / wide[span, :, some] for a, b, wide in ((up, down, nears), (higher, lower, fars)))
+            return near, far, (higher + lower - 4 * (up + down)) / _FOURTH
 
         shifts = {n: SIGNED * h for n, h in sizes.items()}
-        slopes = self._backward_pass(self.steps, shifts, 2 + SAMPLES, combine)
+        slopes, credits = self._nothing(2 + SAMPLES), [self._no_credit(k) for k in (1, 1, SAMPLES)]
+        for stretch in self._stretches(self.steps, shifts, 3, quotients):
+            found, credits = self._of_stretch(stretch, noise, nears[stretch.span], credits)
+            self._keep(slopes, stretch.span, found)
         return {t.name: self._extrapolated(t, slopes) for t in self.tensors}, noise.whole
 
-    def _backward_pass(self, steps: Steps, shifts: Shifts, columns: int, combine: Combine) -> dict[int, FloatArray]:
-        """Backward pass through all steps: derivatives (columns, T, batch, size) by preactivation, windows summed.
+    def _of_stretch(
+        self, stretch: Stretch, noise: StepNoise, near: FloatArray, credits: Sequence[FloatArray]
+    ) -> tuple[FloatArray, list[FloatArray]]:
+        """Derivatives (steps, batch, U, W, 2 + SAMPLES) of the numbers of a stretch, and the adjoints before it, of
+        three kinds: derivatives, their differences from those of larger steps, and samples of their noise."""
+        (inner, outer, fourth), fresh = stretch.states, stretch.masks.fresh
+        first = carry(inner, stretch.of_loss(0)[..., None], credits[0], fresh, self._pulling)
+        here, credit = first.found[..., 0], first.credit[..., 0]
+        level = noise.of(stretch, fourth @ credit + stretch.of_loss(2), credit)
+        # One sample for all windows, as a state that several go through is rounded once.
+        samples = noise.sample(*here.shape[:3], 1) * (2 * _OF_PAIR * level / near)[..., None]
+        third = carry(inner, samples, credits[2], fresh, self._pulling)
+        # The difference of the two pairs, and what λ differs by: exaggerated where a pair is wider than its bend.
+        own = outer @ credit + stretch.of_loss(1) - here
+        bent = ~(np.abs(own) <= _BENT * np.abs(here) + _SPREAD * level / np.abs(near))
+        source = stretch.of_loss(1) + np.where(bent, _UNKNOWN * own, 0.0)
+        second = carry(outer, source[..., None], credits[1], fresh, self._pulling)
+        found = np.concatenate([first.found, second.found, third.found], axis=-1)
+        return found, [first.before, second.before, third.before]
 
-        The first two columns of λ include the derivatives of losses, the others carry noise samples.
-        """
-        setup, graph = self.setup, self.setup.graph
-        slopes = {z: np.zeros((columns, setup.T, setup.batch, graph.nodes[z].size)) for z in self.zs}
-        at, end = {}, 0  # of each node's numbers among those of a step
+    def _stretches(self, steps: Steps, shifts: Shifts, kinds: int, quotients: Quotients) -> Iterator[Stretch]:
+        """Stretches of steps from the last one back, without those that are in no window."""
+        most = chain_steps(self.setup.batch, sum(steps.sizes), steps.N, self.slots.count)
+        for first, last, parts in steps.backwards(shifts):
+            for stop in range(last, first, -most):
+                start = max(first, stop - most)
+                masks = self.slots.masks(start, stop)
+                if not masks.on.any():
+                    continue
+                span = slice(start, stop)
+                weights = np.asarray(self.weights[span, :, None] * masks.counted[:, None])
+                yield Stretch(span, masks, weights, *self._slopes(steps, parts, span, kinds, quotients))
+
+    def _slopes(
+        self, steps: Steps, parts: Iterable[StepChanges], span: slice, kinds: int, quotients: Quotients
+    ) -> tuple[FloatArray, FloatArray, Mask]:
+        """The slopes of states and losses of a `Stretch`, and the numbers that meet a kink."""
+        shape = (span.stop - span.start, self.setup.batch, sum(steps.sizes))
+        states, losses = np.zeros((kinds, *shape, steps.N)), np.zeros((kinds, *shape))
+        lost, end = np.zeros(shape, np.bool_), 0
+        for part in parts:
+            some = slice(end, end := end + part.shape[1])
+            inside = slice(span.start - part.first, span.stop - part.first)
+            for own, change in part.of_states(span.start, span.stop):
+                for k, found in enumerate(quotients(change, span, some)):
+                    states[k][:, :, some, own] = found
+            if part.losses is not None:
+                for k, found in enumerate(quotients(part.losses[inside][..., None], span, some)):
+                    losses[k][:, :, some] = found[..., 0]
+            if part.met is not None:
+                lost[:, :, some] = part.met[:, inside].transpose(1, 2, 0)
+        return states, losses, lost
+
+    def _nothing(self, columns: int) -> dict[int, FloatArray]:
+        """Zeros (columns, T, batch, size) by preactivation."""
+        setup, nodes = self.setup, self.setup.graph.nodes
+        return {z: np.zeros((columns, setup.T, setup.batch, nodes[z].size)) for z in self.zs}
+
+    def _no_credit(self, columns: int) -> FloatArray:
+        """Adjoints (batch, N, W, columns) of zero."""
+        return np.zeros((self.setup.batch, self.steps.N, self.slots.count, columns))
+
+    def _keep(self, slopes: Mapping[int, FloatArray], span: slice, found: FloatArray) -> None:
+        """Enter the derivatives `found (steps, batch, U, W, columns)`, windows summed, of preactivations."""
+        each, end = np.moveaxis(found.sum(axis=3), 3, 0), 0
         for n in self.steps.nodes:
-            at[n] = slice(end, end := end + graph.nodes[n].size)
-        carried: dict[Window, FloatArray] = {}
-        nothing = np.zeros((setup.batch, steps.N, columns))
-        for t, parts in steps.backwards(shifts):
-            windows = [w for w in self.windows if w.start <= t < w.stop]
-            if not windows:
-                carried = {}
-                continue
-            credit = np.stack([carried.get(w, nothing) for w in windows], axis=2)
-            weights = self._loss_weights(t, windows)
-            changes = [part.weighted(t, credit, weights) for part in parts]
-            found = combine(t, weights, np.concatenate(changes, axis=2), credit)
-            if self.lasts:
-                before = [self._credit_before(state, found, at) for state in graph.previous.values()]
-                together = np.concatenate(before, axis=1)
-                carried = {w: together[:, :, k] for k, w in enumerate(windows)}
-            for z in self.zs:
-                slopes[z][:, t] = found[:, at[z]].sum(axis=2).transpose(2, 0, 1)
-        return slopes
+            some = slice(end, end := end + self.setup.graph.nodes[n].size)
+            if n in slopes:
+                slopes[n][:, span] = each[..., some]
 
-    def _credit_before(self, state: int, found: FloatArray, at: Mapping[int, slice]) -> FloatArray:
-        """Adjoint λ (batch, size, W, columns) of a state before a step, from derivatives of the step's numbers."""
-        if state in at:
-            return found[:, at[state]]
-        total = np.zeros((len(found), self.setup.graph.nodes[state].size, *found.shape[2:]))
-        for link in self.links[state]:
-            shape = self.setup.graph.nodes[link.matrix].shape
-            total += pull_back(link, self._values[link.matrix].reshape(shape), found[:, at[link.z]])
-        return total
-
-    def _loss_weights(self, t: int, windows: Sequence[Window]) -> FloatArray:
-        """Weights (batch, W) of the losses of step t in each window."""
-        return np.asarray(self.weights[t][:, None] * [w.loss_from <= t for w in windows])
+    @cached_property
+    def _pulling(self) -> FloatArray | None:
+        """The matrix (N, U) from a step's numbers to the states before it; None if no number lasts."""
+        return pulling(self.setup.graph, self.links, self.steps.nodes, self._values) if self.lasts else None
 
     @cached_property
     def _values(self) -> Mapping[int, FloatArray]:

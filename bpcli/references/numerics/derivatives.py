@@ -130,8 +130,10 @@ class SpotCheck:
             value, truncation, size = pairs(change[:4] * (signed[:4, :, None] / shift[:4]), step)
             tiny = (change[4] - change[5]) / (shift[4] - shift[5])
             room = known.bound + truncation + UNIT_ROUNDOFF * NOISE_FACTOR * size
-            near = np.abs(value - known.value) <= room + NOISE_FACTOR * self.noise / step
-            nearer = np.abs(tiny - known.value) <= room + NOISE_FACTOR * self.noise / (PILOT * step)
+            # Of many steps the total is rounded by more than the noise of single steps amounts to.
+            noise = NOISE_FACTOR * (self.noise + UNIT_ROUNDOFF * np.abs(base).sum())
+            near = np.abs(value - known.value) <= room + noise / step
+            nearer = np.abs(tiny - known.value) <= room + noise / (PILOT * step)
             return bool((near & nearer).all())
 
 

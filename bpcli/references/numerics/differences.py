@@ -178,10 +178,14 @@ def _known(
     return found
 
 
+def along_evaluations(count: int, evaluations: int) -> int:
+    """Evaluations of the loss in `sweep_along` for a tensor: those of the noise, and so many for each direction."""
+    return NOISE_ROWS * NOISE_EVALUATIONS + evaluations * count
+
+
 def along_flops(setup: Setup, windows: Sequence[Window], count: int, evaluations: int) -> float:
     """Predicted operations of `sweep_along`, `count` directions per tensor with so many `evaluations` each."""
-    each = NOISE_ROWS * NOISE_EVALUATIONS + evaluations * count
-    return each * len(setup.wrt) * forward_flops(setup, windows)
+    return along_evaluations(count, evaluations) * len(setup.wrt) * forward_flops(setup, windows)
 
 
 @np.errstate(all="ignore")  # the check reports values that are not finite

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 
-from bpcli.problem.definition import Array, Problem, Tensor, cast
+from bpcli.problem.definition import Array, Problem, cast
 from bpcli.references.numerics.probe import FloatArray
-from bpcli.references.numerics.rounding import from_little
+from bpcli.references.numerics.rounding import from_little, of_leaves
 from bpcli.references.perturbation import ALONG
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.local_derivatives import influence_layout, local_derivatives
@@ -26,12 +25,7 @@ def overflows(problem: Problem, windows: tuple[Window, ...]) -> bool:
 
     Correct rules may then give NaN or infinity, depending on the order in which they multiply by zero.
     """
-    leaves = (
-        *(Tensor(name, "param", a.shape) for name, a in problem.params.items()),
-        *(Tensor(name, "input", a.shape) for name, a in problem.inputs.items()),
-        *(Tensor(name, "state", a.shape) for name, a in problem.state.items()),
-    )
-    every = replace(problem, setup=replace(problem.setup, wrt=leaves))
+    every = of_leaves(problem, problem.inputs)
     with np.errstate(all="ignore"):
         low = from_little(every, windows, every.setup.dtype)
         here = unrolled(every.setup, windows).gradient(every)[1]

@@ -18,19 +18,19 @@ value overflows, a correct gradient may be anything.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bpcli.problem.definition import Array, Problem, Setup, cast
+from bpcli.problem.definition import Array, Problem, Setup, Tensor, cast
 from bpcli.references.numerics.derivatives import Mask
 from bpcli.references.numerics.probe import FloatArray
 from bpcli.references.perturbation.jumps import jumps, pinned
 from bpcli.references.perturbation.kinks import ALIKE, slopes_of
 from bpcli.runtime.evaluation import node_values
 from bpcli.runtime.local_derivatives import LocalSteps, influence_layout
-from bpcli.runtime.reverse_mode import Unrolled, Window, unrolled
+from bpcli.runtime.reverse_mode import Unrolled, Window, staircase, unrolled
 from bpcli.runtime.trace import Disturbance
 from bpcli.tape.lowering import LEAVES
 
@@ -285,6 +285,8 @@ PASSES = 4
 _SEEDS = (2.0**1000, 2.0**700, 2.0**400, 2.0**100)
 # Seed as a power of the smallest normal number: from there only infinite factors overflow.
 _LOW = 0.9
+# Sums of finite factors over twice so many steps are in range from there.
+_FEW = 8
 _NORMAL, _SUBNORMAL = (float(x) for x in (np.finfo(np.float64).tiny, np.finfo(np.float64).smallest_subnormal))
 # A size below which, and above whose inverse, forward values are extreme; how many of them, and how many operations on
 # the influence, are looked at.
@@ -327,7 +329,7 @@ def float_range(
         single = cast(problem, dtype)
         own, here = magnitude(problem, windows, dtype), unrolled(single.setup, windows).gradient(single)[1]
     left = {name: ~np.isfinite(here[name]) for name in sizes}
-    if not all(np.isfinite(m).all() for m in own.values()):
+    if not _finite(own):
         # In the range of float32 sums of |J| overflow even from a tiny seed where saturated units leave exactly zero.
         little, zero = from_little(problem, windows, dtype), dtype != _DOUBLE
         left = {n: left[n] | (~np.isfinite(m) & ~(zero & (here[n] == 0))) for n, m in little.items()}
@@ -336,8 +338,32 @@ def float_range(
 
 def from_little(problem: Problem, windows: tuple[Window, ...], dtype: np.dtype[np.floating]) -> dict[str, Array]:
     """Magnitudes from a tiny seed: sums of |J| may overflow where gradients do not, but from there only if a factor is
-    infinite."""
-    return magnitude(problem, windows, dtype, seed=float(np.finfo(dtype).tiny) ** _LOW)
+    infinite.
+
+    Over many steps sums of finite factors may overflow from there too. Where those over a few steps do not, from any
+    leaf, no factor is infinite, and the magnitudes are limited to the largest number.
+    """
+    seed, setup = float(np.finfo(dtype).tiny) ** _LOW, problem.setup
+    found = magnitude(problem, windows, dtype, seed)
+    if setup.graph.recurrent and setup.T > 2 * _FEW and not _finite(found):
+        inputs = {x.name for x in setup.wrt if x.kind == "input"}
+        if _finite(magnitude(of_leaves(problem, inputs), staircase(setup.T, _FEW, 2 * _FEW), dtype, seed)):
+            return {name: np.nan_to_num(m) for name, m in found.items()}
+    return found
+
+
+def _finite(arrays: Mapping[str, Array]) -> bool:
+    return all(np.isfinite(a).all() for a in arrays.values())
+
+
+def of_leaves(problem: Problem, inputs: Collection[str]) -> Problem:
+    """The problem, with all parameters and states, and some of the `inputs`, to differentiate."""
+    leaves = (
+        *(Tensor(name, "param", a.shape) for name, a in problem.params.items()),
+        *(Tensor(name, "input", a.shape) for name, a in problem.inputs.items() if name in inputs),
+        *(Tensor(name, "state", a.shape) for name, a in problem.state.items()),
+    )
+    return replace(problem, setup=replace(problem.setup, wrt=leaves))
 
 
 def _of_cotangents(

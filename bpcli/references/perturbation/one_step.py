@@ -6,7 +6,7 @@ Each step starts from the states that the network has there, so that all steps a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,31 +42,14 @@ class StepChanges:
     states: Sequence[tuple[slice, Values]]
     met: NDArray[np.bool_] | None
 
-    def weighted(self, t: int, credit: FloatArray, weights: FloatArray) -> FloatArray:
-        """Change (batch, shifts, numbers, W, columns) at step t of the states weighted by the adjoints `credit (batch,
-        N, W, columns)` plus, in the first two columns, the losses weighted by `weights (batch, W)`.
-
-        Of complex copies the imaginary part. NaN where a kink is met, at this step or at a later one (NaN in `credit`).
-        """
-        batch, N, windows, columns = credit.shape
-        shape = (batch, *self.shape, windows, columns)
-        # A state that meets a kink later matters only to numbers that change it.
-        lost = np.isnan(credit[..., 0]).astype(float) if self.met is not None else None
-        flat = credit.reshape(batch, N, windows * columns)
-        flat = flat if lost is None else np.where(np.isnan(flat), 0.0, flat)
-        worth, moved = np.zeros(shape), np.zeros((*shape[:3], windows), bool)
+    def of_states(self, first: int, last: int) -> Iterator[tuple[slice, FloatArray]]:
+        """Changes (steps, batch, shifts, numbers, size) of the states that differ, of complex copies the imaginary
+        parts, with their places, for the steps from `first` to `last`."""
         for own, values in self.states:
-            part, after = values[:, t - self.first].transpose(1, 0, 2), self.steps.after[t, :, None, own]
-            part, after = (part.imag, after.imag) if part.dtype.kind == "c" else (part, after)
-            # Products before the difference: no copy of the states is needed, and rounding is no worse.
-            worth += (part @ flat[:, own] - after @ flat[:, own]).reshape(shape)
-            if lost is not None:
-                moved |= ((part != 0).astype(float) @ lost[:, own] > 0).reshape(moved.shape)
-        if self.losses is not None:
-            worth[..., :2] += (self.losses[t - self.first, ..., None] * weights[:, None, None])[..., None]
-        if self.met is not None:
-            worth[moved | self.met[:, t - self.first].T[:, None, :, None]] = np.nan
-        return worth
+            some = values[:, first - self.first : last - self.first].transpose(1, 2, 0, 3)
+            after = self.steps.after[first:last, :, None, own]
+            change = some.imag - after.imag if some.dtype.kind == "c" else some - after
+            yield own, change.reshape(*change.shape[:2], *self.shape, -1)
 
 
 class Steps:
@@ -104,19 +87,19 @@ class Steps:
         none = np.zeros((self.setup.T, self.setup.batch, 0), self.own.trace.V.dtype)
         return np.concatenate([none, *(self.own.held[n][1:] for n in self.graph.previous.values())], axis=2)
 
-    def backwards(self, shifts: Shifts) -> Iterator[tuple[int, Iterator[StepChanges]]]:
-        """Yield the steps from the last one on, each with the results of all changed numbers in blocks."""
+    def backwards(self, shifts: Shifts) -> Iterator[tuple[int, int, Iterable[StepChanges]]]:
+        """Yield stretches of steps, their first and their end, from the last one back, with the results of all changed
+        numbers in blocks.
+
+        Where a node takes several blocks, a stretch is a single step, and each result is valid until the next one.
+        """
         stretch, blocks = cut(self.setup, {n: len(some) for n, some in shifts.items()})
         for last in range(self.setup.T, 0, -stretch):
             first = max(0, last - stretch)
             # The last stretch overlaps steps that are done, so that all have one length.
             steps = slice(first, first + stretch)
             every = (self._changed(n, numbers, shifts[n], steps) for n, numbers in blocks)
-            if len(blocks) == len(self.nodes):
-                held = list(every)
-                yield from ((t, iter(held)) for t in range(last - 1, first - 1, -1))
-            else:
-                yield first, every
+            yield first, last, list(every) if len(blocks) == len(self.nodes) else every
 
     def _changed(self, node: int, numbers: NDArray[np.int64], deltas: NDArray[Any], steps: slice) -> StepChanges:
         """Change numbers of one node, each by all `deltas`."""

@@ -23,6 +23,8 @@ from bpcli.problem.definition import Setup, Tensor
 from bpcli.tape.lowering import Fusion, active_nodes, fuse, matrix_of
 
 FloatArray = NDArray[np.float64]
+# Rows that are summed at a time.
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -151,34 +153,52 @@ def chain_parameters(setup: Setup, tensors: Sequence[Tensor], each: float, entry
 def assemble(
     some: Sequence[Term], shape: tuple[int, ...], slopes: Mapping[int, FloatArray], values: Mapping[int, FloatArray]
 ) -> FloatArray:
-    """Gradients (K, *shape) of a parameter from `slopes[z] (K, T, batch, size)` and `values` (T, batch, size)."""
-    total = np.zeros(())
+    """Gradients (K, *shape) of a parameter from `slopes[z] (K, T, batch, size)` and `values` (T, batch, size).
+
+    Sums over many rows are compensated, so that they add no more rounding than those over a few.
+    """
+    total = lost = np.zeros(())
     for term in some:
         slope = slopes[term.z]
         delta = slope.reshape(len(slope), -1, slope.shape[-1])
-        if term.vector < 0:
-            total = total + delta.sum(axis=1).reshape(-1, *shape)
-            continue
-        vectors = values[term.vector].reshape(delta.shape[1], -1)
-        if term.elementwise:
-            product = (delta * vectors).sum(axis=1)
-            total = total + product.reshape(len(slope), -1, *shape).sum(axis=1)
-            continue
-        product = delta.swapaxes(1, 2) @ vectors
-        total = total + (product.swapaxes(1, 2) if term.transposed else product)
+        vectors = values[term.vector].reshape(delta.shape[1], -1) if term.vector >= 0 else None
+        for start in range(0, delta.shape[1], _ROWS):
+            rows = slice(start, start + _ROWS)
+            part = _product(term, delta[:, rows], None if vectors is None else vectors[rows], shape) - lost
+            new = total + part
+            lost, total = (new - total) - part, new
     return np.asarray(total)
 
 
-def pull_back(link: Link, matrix: FloatArray, slope: FloatArray) -> FloatArray:
-    """The derivative (batch, n, …) of a state through a product, from `slope (batch, size, …)` of the preactivation.
+def _product(term: Term, delta: FloatArray, vectors: FloatArray | None, shape: tuple[int, ...]) -> FloatArray:
+    """The part (K, *shape) of a gradient from slopes (K, rows, size) and the vectors (rows, size) in these rows."""
+    if vectors is None:
+        return np.asarray(delta.sum(axis=1).reshape(-1, *shape))
+    if term.elementwise:
+        return np.asarray((delta * vectors).sum(axis=1).reshape(len(delta), -1, *shape).sum(axis=1))
+    product = delta.swapaxes(1, 2) @ vectors
+    return np.asarray(product.swapaxes(1, 2) if term.transposed else product)
 
-    NaN where a NaN slope is multiplied by a number other than zero.
+
+def pulling(
+    graph: Graph, links: Mapping[int, Sequence[Link]], nodes: Sequence[int], values: Mapping[int, FloatArray]
+) -> FloatArray:
+    """The matrix (N, U) that makes derivatives of the states before a step of those of its numbers, of all `nodes`.
+
+    States among the nodes have their own, others those of the products that read them, given the `values` of matrices.
     """
-    pulling, flat = matrix if link.transposed else matrix.T, slope.reshape(*slope.shape[:2], -1)
-    lost = np.isnan(flat)
-    if lost.any():
-        found = pulling @ np.where(lost, 0.0, flat)
-        found[(pulling != 0).astype(np.float64) @ lost.astype(np.float64) > 0] = np.nan
-    else:
-        found = pulling @ flat
-    return np.asarray(found.reshape(len(slope), -1, *slope.shape[2:]))
+    sizes = {n: graph.nodes[n].size for n in (*nodes, *graph.previous.values())}
+    at, end = {}, 0
+    for n in nodes:
+        at[n] = slice(end, end := end + sizes[n])
+    rows = []
+    for state in graph.previous.values():
+        own = np.zeros((sizes[state], end))
+        if state in at:
+            own[:, at[state]] = np.eye(sizes[state])
+        else:
+            for link in links[state]:
+                matrix = values[link.matrix].reshape(graph.nodes[link.matrix].shape)
+                own[:, at[link.z]] += matrix if link.transposed else matrix.T
+        rows.append(own)
+    return np.concatenate(rows) if rows else np.zeros((0, end))
