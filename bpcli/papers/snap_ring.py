@@ -1,4 +1,4 @@
-"""SnAp-n on a ring of six units (braintrace's P3; Menick et al., "Practical real time recurrent learning", ICLR 2021).
+"""SnAp-n on a ring of six units (Menick et al., "Practical real time recurrent learning", ICLR 2021).
 
 n counts steps beyond the first, in which a parameter reaches its own unit: SnAp-n there is `snap:k=n+1` here.
 """
@@ -40,7 +40,7 @@ def _deviations(spec: Path, seed: int) -> list[float]:
 PAPER = Paper(
     name="snap-ring",
     title="SnAp-n on a ring",
-    source="Menick et al., ICLR 2021; braintrace, P3",
+    source="Menick et al., ICLR 2021",
     spec="snap_ring",
     seconds=1,
     by_hand="bp check SPEC -m snap:k=1 -m snap:k=3 -m snap:k=6",

@@ -1,4 +1,4 @@
-"""The mean of UORO over draws against BPTT (braintrace's P4; Tallec & Ollivier, ICLR 2018)."""
+"""The mean of UORO over draws against BPTT (Tallec & Ollivier, ICLR 2018)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _by_sample(problem: Problem, rule: OnlineRule[Any], options: object) -> Arra
 PAPER = Paper(
     name="uoro-draws",
     title="The mean of UORO",
-    source="Tallec & Ollivier, ICLR 2018; braintrace, P4",
+    source="Tallec & Ollivier, ICLR 2018",
     spec="uoro_draws",
     seconds=2,
     by_hand="bp bench SPEC -m uoro -m snap:k=1 --draws 64",
