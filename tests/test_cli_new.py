@@ -58,9 +58,8 @@ def test_every_cell_with_every_task(cell: str, task: str) -> None:
 def test_functions(kind: str, cell: str) -> None:
     """Every cell, with the squared loss and, where there is time, cross-entropy and one that counts the last step."""
     pytest.importorskip(LIBRARIES[kind])
-    tasks = (
-        ("random", "copy", "adding") if recurrent(cell) and kind != "jax-kernel" else ("random",)
-    )  # JAX compiles each
+    # JAX compiles each.
+    tasks = ("random", "copy", "adding") if recurrent(cell) and kind != "jax-kernel" else ("random",)
     for task in tasks:
         assert 0 == run("new", "net", "--cell", cell, "--task", task, "--output", kind, "--force").exit_code
         report = bpcli.load("net/net.toml", **sizes_of(cell)).check(function(Path("net/net_kernel.py")))
