@@ -286,7 +286,9 @@ def test_directions(monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[s
 
 def test_few_entries_take_less_time_than_directions() -> None:
     """They are judged where directions were asked for."""
-    code, document = judge(LARGE.replace("50", "2"), "box.py:Large", "--mode", "directional")
+    code, document = judge(
+        LARGE.replace("2_500", "4").replace("50, 50", "2, 2"), "box.py:Large", "--mode", "directional"
+    )
     assert (0, {"W": 4, "b": 3}) == (code, {f["tensor"]: f["checked"] for f in document["findings"]})
 
 

@@ -210,14 +210,16 @@ def test_a_kernel_of_an_approximate_rule_is_named() -> None:
     assert 1 == run(*asked, "mine.py:rflo_of_another_leak", "--as", "rflo").exit_code
 
 
-@pytest.mark.parametrize(("spec", "method"), [("gru", "eprop"), ("masked_rnn", "snap:k=2")])
-def test_an_approximation_of_a_gated_or_sparse_network_is_named(spec: str, method: str) -> None:
-    """By its own name, as it is no other method there."""
+@pytest.mark.parametrize(
+    ("spec", "method", "same"), [("gru", "rflo", " (eprop is the same here)"), ("masked_rnn", "snap:k=2", "")]
+)
+def test_an_approximation_of_a_gated_or_sparse_network_is_named(spec: str, method: str, same: str) -> None:
+    """By its own name, and by that of another method which it is there too."""
     path = str(SPECS / f"{spec}.toml")
     run("grad", path, "-m", method, "-o", "g.npz", "--wrt", "params")
     asked = ("check", path, "--gradient", "g.npz", "--wrt", "params", "--format", "json")
     said = {f["blame"]["cause"] for f in json.loads(run(*asked).stdout)["findings"] if f["verdict"] == "wrong"}
-    assert {f"this is {method}; if that is meant, add --as {method}"} == said
+    assert {f"this is {method}; if that is meant, add --as {method}{same}"} == said
     assert 0 == run(*asked, "--as", method).exit_code
 
 
