@@ -284,14 +284,6 @@ def test_directions(monkeypatch: pytest.MonkeyPatch, text: str, expected: dict[s
     assert code == any(verdict == "wrong" for verdict, _ in expected.values())
 
 
-def test_few_entries_take_less_time_than_directions() -> None:
-    """They are judged where directions were asked for."""
-    code, document = judge(
-        LARGE.replace("2_500", "4").replace("50, 50", "2, 2"), "box.py:Large", "--mode", "directional"
-    )
-    assert (0, {"W": 4, "b": 3}) == (code, {f["tensor"]: f["checked"] for f in document["findings"]})
-
-
 @pytest.mark.parametrize(
     ("wrong", "index", "cause"),
     [
